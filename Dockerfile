@@ -1,0 +1,52 @@
+# The image of the daemon: one binary, no shell, no root, nothing written to the file system.
+#
+#   docker build -t ringfence:0.1.0 .
+#   install -d -o 65532 -g 65532 /run/ringfence
+#   docker run --read-only --cap-drop ALL --security-opt no-new-privileges -v /run/ringfence:/run/ringfence \
+#       ringfence:0.1.0 serve --listen unix:/run/ringfence/ringfence.sock --listen 127.0.0.1:50051
+#
+# Plain `serve` listens on the container's own loopback, which a published port does not reach. To be reached over TCP
+# it needs `--listen 0.0.0.0:50051 --set server.insecure_listen=true`, and then anyone who reaches the port runs code.
+
+# Both are Debian 12: the binary wants a glibc at least as new as the one it was linked against. Mirrors, digests and
+# machines without a registry give their own (.ci/manifests does).
+ARG BUILD_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${RUNTIME_IMAGE} AS runtime
+ARG VERSION=unreleased
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="ringfence" \
+      org.opencontainers.image.description="A gRPC daemon that runs untrusted WebAssembly under hard limits" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Numeric, because runAsNonRoot cannot judge a name.
+USER 65532:65532
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/bin/ringfence"]
+CMD ["serve"]
+# By the default listener, so a container that sets its own keeps this one beside it, or runs with --no-healthcheck.
+# Kubernetes ignores it (deploy/README.md), and so does an image in OCI format: buildah wants --format docker.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["/usr/bin/ringfence", "health", "--server", "127.0.0.1:50051"]
+
+# `--target prebuilt` takes a file `ringfence` from a build context that needs nothing else. Before the build stage, so
+# that a builder which goes through every stage up to its target compiles nothing.
+FROM runtime AS prebuilt
+COPY --chmod=0555 ringfence /usr/bin/ringfence
+
+FROM ${BUILD_IMAGE} AS build
+# "dist" (fat LTO, stripped) or "release": profiles whose output cargo puts into a folder of the same name.
+ARG PROFILE=dist
+WORKDIR /src
+COPY . .
+# The caches keep wasmtime from being compiled again after every change of a source file. A cache mount is no part of
+# the image, so the binary has to leave it in the same step.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --profile "$PROFILE" --locked --bin ringfence \
+    && cp "target/$PROFILE/ringfence" /ringfence
+
+FROM runtime
+COPY --from=build --chmod=0555 /ringfence /usr/bin/ringfence

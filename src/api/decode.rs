@@ -1,0 +1,311 @@
+//! From the wire to a [`RunSpec`]: every field is taken or refused, none is passed over.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost_types::Duration as ProtoDuration;
+use tonic::metadata::MetadataMap;
+
+use super::proto;
+use crate::limits::{Delivery, OutputPolicy, Requested};
+use crate::policy::Policy;
+use crate::refusal::{Reason, Refusal, quote};
+use crate::request::{self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunSpec};
+
+/// What an answer needs to get home before its caller gives up: the smaller of this and a tenth of the caller's time.
+const WAY_HOME: Duration = Duration::from_millis(100);
+
+/// A run's spec, its limits granted.
+///
+/// # Errors
+/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`, `MODULE_TOO_LARGE`, `POLICY_DENIED`, naming the field.
+pub fn spec(
+    spec: Option<proto::RunSpec>,
+    policy: &Policy,
+    delivery: Delivery,
+) -> Result<RunSpec, Refusal> {
+    let spec = spec.ok_or_else(|| Refusal::invalid("spec", "is missing"))?;
+    let proto::RunSpec {
+        module,
+        entry_point,
+        args,
+        env,
+        stdin,
+        working_dir,
+        mounts,
+        resources,
+        security,
+        timeout,
+        labels,
+    } = spec;
+    let Reach {
+        wasi,
+        host_functions,
+        network,
+        clock,
+    } = reach(security.unwrap_or_default(), policy)?;
+    let spec = RunSpec {
+        module: module_ref(module, policy)?,
+        entry_point: match entry_point {
+            name if name.is_empty() => None,
+            name => Some(request::entry_point("spec.entry_point", name)?),
+        },
+        args: request::args("spec.args", args, policy.max_args)?,
+        env: request::env("spec.env", &env, policy.max_env)?,
+        stdin: request::stdin("spec.stdin", stdin, policy.max_stdin)?,
+        working_dir: match working_dir.as_str() {
+            "" => None,
+            dir => Some(GuestPath::parse("spec.working_dir", dir)?),
+        },
+        mounts: mount_list(mounts)?,
+        limits: policy.ceilings.grant(
+            &requested(resources.unwrap_or_default(), timeout)?,
+            delivery,
+        )?,
+        wasi,
+        host_functions: host_functions.into_iter().collect(),
+        network,
+        clock,
+        labels: Labels::new("spec.labels", labels)?,
+    };
+    needs_wasi(&spec)?;
+    Ok(spec)
+}
+
+/// What [`load`] gives.
+pub struct Load {
+    /// The module.
+    pub wasm: Bytes,
+    /// Its name for people.
+    pub name: String,
+    /// Compile it for metered execution too.
+    pub metered: bool,
+    /// Metadata.
+    pub labels: Labels,
+}
+
+/// A module to keep.
+///
+/// # Errors
+/// `SPEC_INVALID`, `MODULE_TOO_LARGE`.
+pub fn load(message: proto::LoadModuleRequest, policy: &Policy) -> Result<Load, Refusal> {
+    let proto::LoadModuleRequest {
+        source,
+        name,
+        metered,
+        labels,
+    } = message;
+    let wasm = match source {
+        Some(proto::load_module_request::Source::Wasm(wasm)) => {
+            request::module_bytes("wasm", wasm, policy.max_module)?
+        }
+        None => return Err(Refusal::invalid("source", "is missing; allowed is: wasm")),
+    };
+    if name.len() > MAX_LABEL_BYTES || name.chars().any(char::is_control) {
+        return Err(Refusal::invalid(
+            "name",
+            format!("is over {MAX_LABEL_BYTES} bytes or has a control character"),
+        ));
+    }
+    Ok(Load {
+        wasm,
+        name,
+        metered,
+        labels: Labels::new("labels", labels)?,
+    })
+}
+
+/// When a caller that said how long it waits gives up, less what the answer needs to get home.
+///
+/// # Errors
+/// `MALFORMED_REQUEST` for a header that says no time.
+pub fn until(metadata: &MetadataMap, received: Instant) -> Result<Option<Instant>, Refusal> {
+    let Some(value) = metadata.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let malformed = || {
+        let shown = value.to_str().map(quote).unwrap_or_default();
+        Refusal::new(
+            Reason::MalformedRequest,
+            format!(
+                "the header grpc-timeout, \"{shown}\", is not up to 8 digits and one of H M S m u n"
+            ),
+        )
+    };
+    let text = value.to_str().map_err(|_| malformed())?;
+    let (digits, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(malformed)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let n: u64 = digits.parse().map_err(|_| malformed())?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return Err(malformed()),
+    };
+    // One too far off to be told is none.
+    Ok(received.checked_add(timeout - (timeout / 10).min(WAY_HOME)))
+}
+
+fn module_ref(
+    module: Option<proto::run_spec::Module>,
+    policy: &Policy,
+) -> Result<ModuleRef, Refusal> {
+    use proto::run_spec::Module;
+    match module {
+        Some(Module::Wasm(wasm)) => Ok(ModuleRef::Inline(request::module_bytes(
+            "spec.wasm",
+            wasm,
+            policy.max_module,
+        )?)),
+        Some(Module::Digest(digest)) => {
+            Ok(ModuleRef::Loaded(Digest::parse("spec.digest", &digest)?))
+        }
+        None => Err(Refusal::invalid(
+            "spec.module",
+            "is missing; allowed are: wasm, digest",
+        )),
+    }
+}
+
+fn mount_list(mounts: Vec<proto::Mount>) -> Result<Vec<Mount>, Refusal> {
+    request::mounts(
+        "spec.mounts",
+        mounts.into_iter().map(|mount| {
+            let proto::Mount {
+                host_path,
+                guest_path,
+                read_only,
+            } = mount;
+            (host_path, guest_path, read_only)
+        }),
+    )
+}
+
+fn requested(
+    resources: proto::Resources,
+    timeout: Option<ProtoDuration>,
+) -> Result<Requested, Refusal> {
+    let proto::Resources {
+        memory_pages,
+        fuel_limit,
+        stack_size,
+        output_limit,
+        output_policy,
+    } = resources;
+    // On the wire zero means the default; inside, what was not said is none.
+    Ok(Requested {
+        memory_pages: memory_pages.filter(|n| *n > 0),
+        fuel: fuel_limit.filter(|n| *n > 0),
+        stack: stack_size.filter(|n| *n > 0),
+        output: output_limit.filter(|n| *n > 0),
+        output_policy: match proto::OutputPolicy::try_from(output_policy) {
+            Ok(proto::OutputPolicy::Unspecified | proto::OutputPolicy::Stop) => OutputPolicy::Stop,
+            Ok(proto::OutputPolicy::Truncate) => OutputPolicy::Truncate,
+            Err(_) => {
+                return Err(Refusal::invalid(
+                    "spec.resources.output_policy",
+                    format!("{output_policy} is unknown; allowed are: STOP (1), TRUNCATE (2)"),
+                ));
+            }
+        },
+        timeout: match timeout {
+            Some(timeout) => Some(duration("spec.timeout", timeout)?).filter(|t| !t.is_zero()),
+            None => None,
+        },
+    })
+}
+
+fn duration(field: &str, duration: ProtoDuration) -> Result<Duration, Refusal> {
+    let ProtoDuration { seconds, nanos } = duration;
+    let told = format!("{seconds} s and {nanos} ns");
+    if seconds < 0 || nanos < 0 {
+        return Err(Refusal::invalid(field, format!("{told} is negative")).with("asked", told));
+    }
+    match (u64::try_from(seconds), u32::try_from(nanos)) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
+        _ => Err(Refusal::invalid(field, format!("{told} is no duration"))),
+    }
+}
+
+struct Reach {
+    wasi: bool,
+    host_functions: Vec<String>,
+    network: bool,
+    clock: bool,
+}
+
+fn reach(security: proto::Security, policy: &Policy) -> Result<Reach, Refusal> {
+    let proto::Security {
+        enable_wasi,
+        allowed_host_functions,
+        enable_network,
+        enable_clock,
+    } = security;
+    if enable_wasi == Some(true) && !policy.wasi {
+        return Err(Refusal::denied(
+            "spec.security.enable_wasi",
+            "policy.wasi",
+            "WASI is not granted",
+        ));
+    }
+    if enable_clock == Some(true) && !policy.clock {
+        return Err(Refusal::denied(
+            "spec.security.enable_clock",
+            "policy.clock",
+            "the real clock is not granted",
+        ));
+    }
+    Ok(Reach {
+        wasi: enable_wasi.unwrap_or(policy.wasi),
+        host_functions: allowed_host_functions,
+        network: enable_network,
+        clock: enable_clock.unwrap_or(policy.clock),
+    })
+}
+
+/// Without WASI there is nobody to hand these to.
+fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
+    if spec.wasi {
+        return Ok(());
+    }
+    let given = [
+        ("spec.env", !spec.env.is_empty()),
+        ("spec.stdin", !spec.stdin.is_empty()),
+        ("spec.mounts", !spec.mounts.is_empty()),
+        ("spec.working_dir", spec.working_dir.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(Refusal::invalid(
+            field,
+            "needs WASI, which security.enable_wasi turns off",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Keeps a request's charge for as long as any of its bytes are held.
+pub fn charged(bytes: Bytes, charge: Option<super::intake::Charge>) -> Bytes {
+    struct Held {
+        bytes: Bytes,
+        _charge: super::intake::Charge,
+    }
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    match charge {
+        Some(charge) if !bytes.is_empty() => Bytes::from_owner(Held {
+            bytes,
+            _charge: charge,
+        }),
+        _ => bytes,
+    }
+}

@@ -1,0 +1,235 @@
+//! From what happened to the wire.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::proto;
+use crate::limits::OutputPolicy;
+use crate::outcome::{CancelCause, Ended, Frame, Outcome, Trap, Value};
+use crate::request::{Digest, RunId};
+use crate::run::{Exported, Granted, Imported, Kept, Running};
+
+/// How a run ended.
+pub fn result(run: &Running, ended: Ended) -> proto::RunResult {
+    let Ended {
+        outcome,
+        trap,
+        duration,
+        cpu_time,
+        fuel_consumed,
+        memory_used,
+        memory_denied,
+        values,
+        stdout,
+        stderr,
+    } = ended;
+    proto::RunResult {
+        run_id: run.id.to_string(),
+        module_digest: run.digest.to_string(),
+        outcome: self::outcome(outcome).into(),
+        exit_code: outcome.exit_code(),
+        cancel_cause: cancel_cause(outcome).into(),
+        trap: trap.map(self::trap),
+        duration: Some(self::duration(duration)),
+        cpu_time: Some(self::duration(cpu_time)),
+        fuel_consumed,
+        memory_used,
+        memory_denied,
+        granted: Some(granted(&run.granted)),
+        stdout_bytes: stdout.bytes,
+        stderr_bytes: stderr.bytes,
+        stdout_truncated: stdout.truncated,
+        stderr_truncated: stderr.truncated,
+        values: values.into_iter().map(value).collect(),
+    }
+}
+
+/// A whole answer to Run.
+pub fn response(run: &Running, ended: Ended) -> proto::RunResponse {
+    let [stdout, stderr] = run.captured();
+    proto::RunResponse {
+        result: Some(result(run, ended)),
+        stdout,
+        stderr,
+    }
+}
+
+/// An event of a stream.
+pub fn event(
+    id: &RunId,
+    seq: u64,
+    at: SystemTime,
+    event: proto::stream_event::Event,
+) -> proto::StreamEvent {
+    proto::StreamEvent {
+        run_id: id.to_string(),
+        seq,
+        time: Some(at.into()),
+        event: Some(event),
+    }
+}
+
+/// The first event of a stream.
+pub fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
+    proto::RunStarted {
+        module_digest: digest.to_string(),
+        granted: Some(self::granted(granted)),
+    }
+}
+
+/// A module that is kept.
+pub fn loaded(kept: Kept) -> proto::LoadModuleResponse {
+    let Kept {
+        digest,
+        inspection,
+        stored,
+        cached,
+        compiled_in,
+    } = kept;
+    let kind = if inspection.component {
+        proto::ModuleKind::Component
+    } else {
+        proto::ModuleKind::Core
+    };
+    proto::LoadModuleResponse {
+        module: Some(proto::ModuleInfo {
+            digest: digest.to_string(),
+            name: stored.name,
+            name_section: inspection.name.clone(),
+            kind: kind.into(),
+            exports: inspection.exports.iter().map(export).collect(),
+            imports: inspection.imports.iter().map(import).collect(),
+            size: stored.wasm.len() as u64,
+            memory_minimum_pages: inspection.memory_minimum_pages,
+            labels: stored
+                .labels
+                .iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            last_used: Some(stored.last_used.into()),
+            cached_in: vec!["memory".to_owned()],
+        }),
+        cached,
+        compile_duration: Some(duration(compiled_in)),
+    }
+}
+
+/// Bytes of one output stream, as an event.
+pub fn output(stream: crate::outcome::Stream, bytes: Bytes) -> proto::stream_event::Event {
+    match stream {
+        crate::outcome::Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
+        crate::outcome::Stream::Stderr => proto::stream_event::Event::Stderr(bytes),
+    }
+}
+
+/// A length of time.
+pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
+    // One that does not fit is longer than the universe is old.
+    duration.try_into().unwrap_or_default()
+}
+
+fn export(export: &Exported) -> proto::Export {
+    let Exported {
+        name,
+        kind,
+        signature,
+    } = export;
+    proto::Export {
+        name: name.clone(),
+        kind: (*kind).to_owned(),
+        r#type: signature.clone(),
+    }
+}
+
+fn import(import: &Imported) -> proto::Import {
+    let Imported { module, name, kind } = import;
+    proto::Import {
+        module: module.clone(),
+        name: name.clone(),
+        kind: (*kind).to_owned(),
+    }
+}
+
+fn granted(granted: &Granted) -> proto::Resources {
+    let limits = &granted.limits;
+    proto::Resources {
+        memory_pages: Some(granted.memory_pages),
+        fuel_limit: limits.fuel,
+        stack_size: Some(limits.stack.bytes()),
+        output_limit: limits.output,
+        output_policy: match limits.output_policy {
+            OutputPolicy::Stop => proto::OutputPolicy::Stop,
+            OutputPolicy::Truncate => proto::OutputPolicy::Truncate,
+        }
+        .into(),
+    }
+}
+
+fn outcome(outcome: Outcome) -> proto::Outcome {
+    match outcome {
+        Outcome::Exited(_) => proto::Outcome::Exited,
+        Outcome::Trapped => proto::Outcome::Trapped,
+        Outcome::MemoryExceeded(_) => proto::Outcome::MemoryExceeded,
+        Outcome::FuelExhausted => proto::Outcome::FuelExhausted,
+        Outcome::StackOverflow => proto::Outcome::StackOverflow,
+        Outcome::TimedOut => proto::Outcome::TimedOut,
+        Outcome::OutputExceeded => proto::Outcome::OutputExceeded,
+        Outcome::Cancelled(_) => proto::Outcome::Cancelled,
+    }
+}
+
+fn cancel_cause(outcome: Outcome) -> proto::CancelCause {
+    match outcome {
+        Outcome::Cancelled(CancelCause::CallerGone) => proto::CancelCause::CallerGone,
+        Outcome::Cancelled(CancelCause::ReaderStalled) => proto::CancelCause::ReaderStalled,
+        Outcome::Cancelled(CancelCause::Draining) => proto::CancelCause::Draining,
+        Outcome::Exited(_)
+        | Outcome::Trapped
+        | Outcome::MemoryExceeded(_)
+        | Outcome::FuelExhausted
+        | Outcome::StackOverflow
+        | Outcome::TimedOut
+        | Outcome::OutputExceeded => proto::CancelCause::Unspecified,
+    }
+}
+
+fn trap(trap: Trap) -> proto::Trap {
+    let Trap {
+        code,
+        message,
+        backtrace,
+    } = trap;
+    proto::Trap {
+        code: code.to_owned(),
+        message,
+        backtrace: backtrace.into_iter().map(frame).collect(),
+    }
+}
+
+fn frame(frame: Frame) -> proto::Frame {
+    let Frame {
+        func_index,
+        func_name,
+        module_name,
+        module_offset,
+    } = frame;
+    proto::Frame {
+        func_index,
+        func_name,
+        module_name,
+        module_offset,
+    }
+}
+
+fn value(value: Value) -> proto::Value {
+    use proto::value::Value as Wire;
+    proto::Value {
+        value: Some(match value {
+            Value::I32(v) => Wire::I32(v),
+            Value::I64(v) => Wire::I64(v),
+            Value::F32(v) => Wire::F32(v),
+            Value::F64(v) => Wire::F64(v),
+        }),
+    }
+}

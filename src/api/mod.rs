@@ -1,0 +1,28 @@
+//! The gRPC edge: decode, call `run`, encode. Wire types stop here.
+
+pub(crate) mod codec;
+mod decode;
+mod encode;
+mod intake;
+mod listen;
+mod service;
+mod status;
+mod stream;
+
+/// The generated API, `ringfence.v1`.
+#[expect(
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod proto {
+    tonic::include_proto!("ringfence.v1");
+
+    /// The descriptors that reflection serves.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+pub use intake::{Intake, IntakeSettings};
+pub use listen::{Address, BindError, Bound, ListenSettings, bind};
+pub use service::{Phase, SandboxApi};

@@ -1,0 +1,187 @@
+//! `SandboxService`: thin. Decode, hand over, encode.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::intake::Charge;
+use super::proto::sandbox_service_server::SandboxService;
+use super::stream::Events;
+use super::{decode, encode, proto, status};
+use crate::limits::Delivery;
+use crate::refusal::Refusal;
+use crate::request::{ModuleRef, RunId};
+use crate::run::{Asked, Runner, Running};
+use crate::sandbox::WASMTIME_VERSION;
+
+/// Where the daemon is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not warm yet.
+    Starting,
+    /// Takes runs.
+    Serving,
+    /// Ending.
+    Draining,
+}
+
+/// The service.
+pub struct SandboxApi {
+    runner: Arc<Runner>,
+    phase: watch::Receiver<Phase>,
+    started: Instant,
+}
+
+impl SandboxApi {
+    /// Over `runner`, telling of `phase`.
+    pub fn new(runner: Arc<Runner>, phase: watch::Receiver<Phase>) -> Self {
+        Self {
+            runner,
+            phase,
+            started: Instant::now(),
+        }
+    }
+
+    /// Decodes and starts a run.
+    async fn start<T>(
+        &self,
+        request: Request<T>,
+        spec: impl FnOnce(T) -> Option<proto::RunSpec>,
+        delivery: Delivery,
+    ) -> Result<Running, Status> {
+        let received = Instant::now();
+        let id = RunId::new(self.runner.instance());
+        let asked = || -> Result<Asked, Refusal> {
+            let until = decode::until(request.metadata(), received)?;
+            let charge = request.extensions().get::<Charge>().cloned();
+            let policy = self.runner.policy();
+            let mut spec = decode::spec(spec(request.into_inner()), policy, delivery)?;
+            spec.stdin = decode::charged(spec.stdin, charge.clone());
+            if let ModuleRef::Inline(wasm) = spec.module {
+                spec.module = ModuleRef::Inline(decode::charged(wasm, charge));
+            }
+            Ok(Asked {
+                id: id.clone(),
+                spec,
+                delivery,
+                until,
+            })
+        };
+        let asked = match asked() {
+            Ok(asked) => asked,
+            Err(refusal) => {
+                self.runner.refused(&id, &refusal);
+                return Err(status::of_run(&refusal, &id));
+            }
+        };
+        self.runner
+            .start(asked)
+            .await
+            .map_err(|refusal| status::of_run(&refusal, &id))
+    }
+}
+
+#[tonic::async_trait]
+impl SandboxService for SandboxApi {
+    type RunStreamStream = Events;
+
+    async fn run(
+        &self,
+        request: Request<proto::RunRequest>,
+    ) -> Result<Response<proto::RunResponse>, Status> {
+        let spec = |proto::RunRequest { spec }| spec;
+        let run = self.start(request, spec, Delivery::Captured).await?;
+        let ended = run.finished().await;
+        let ended = ended.map_err(|refusal| status::of_run(&refusal, &run.id))?;
+        let mut response = Response::new(encode::response(&run, ended));
+        add_run_id(&mut response, &run.id);
+        Ok(response)
+    }
+
+    async fn run_stream(
+        &self,
+        request: Request<proto::RunStreamRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let spec = |proto::RunStreamRequest { spec }| spec;
+        let run = self.start(request, spec, Delivery::Streamed).await?;
+        let id = run.id.clone();
+        let mut response = Response::new(Events::new(run));
+        add_run_id(&mut response, &id);
+        Ok(response)
+    }
+
+    async fn load_module(
+        &self,
+        request: Request<proto::LoadModuleRequest>,
+    ) -> Result<Response<proto::LoadModuleResponse>, Status> {
+        let charge = request.extensions().get::<Charge>().cloned();
+        let load = decode::load(request.into_inner(), self.runner.policy());
+        let decode::Load {
+            wasm,
+            name,
+            metered,
+            labels,
+        } = load.map_err(|refusal| status::from(&refusal))?;
+        let wasm = decode::charged(wasm, charge);
+        let kept = self.runner.keep(wasm, name, labels, metered).await;
+        let kept = kept.map_err(|refusal| status::from(&refusal))?;
+        Ok(Response::new(encode::loaded(kept)))
+    }
+
+    async fn health(
+        &self,
+        _request: Request<proto::HealthRequest>,
+    ) -> Result<Response<proto::HealthResponse>, Status> {
+        let (runs_in_flight, runs_queued, run_capacity) = self.runner.load();
+        let sandbox = self.runner.sandbox();
+        let status = match *self.phase.borrow() {
+            Phase::Starting => proto::ServingStatus::NotServing,
+            Phase::Serving => proto::ServingStatus::Serving,
+            Phase::Draining => proto::ServingStatus::Draining,
+        };
+        Ok(Response::new(proto::HealthResponse {
+            status: status.into(),
+            runtime: Some(proto::RuntimeInfo {
+                name: "wasmtime".to_owned(),
+                version: WASMTIME_VERSION.to_owned(),
+                features: features(sandbox.features()),
+            }),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.runner.instance().to_owned(),
+            runs_in_flight,
+            runs_queued,
+            run_capacity,
+            uptime: Some(encode::duration(self.started.elapsed())),
+            pool_mode: sandbox.pool_mode().to_owned(),
+            compile_mode: "in-process".to_owned(),
+            hardening: "none".to_owned(),
+        }))
+    }
+}
+
+fn add_run_id<T>(response: &mut Response<T>, id: &RunId) {
+    if let Some(value) = status::run_id_value(id) {
+        response.metadata_mut().insert(status::RUN_ID, value);
+    }
+}
+
+/// What the runtime can do, in the API's vocabulary.
+fn features(proposals: &[String]) -> Vec<String> {
+    const ALWAYS: [&str; 8] = [
+        "wasi_snapshot_preview1",
+        "wasi_unstable",
+        "wasi_cli_run",
+        "memory_limits",
+        "fuel",
+        "compilation_cache",
+        "context_cancellation",
+        "streaming",
+    ];
+    ALWAYS
+        .into_iter()
+        .map(str::to_owned)
+        .chain(proposals.iter().map(|name| format!("wasm:{name}")))
+        .collect()
+}

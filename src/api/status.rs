@@ -1,0 +1,99 @@
+//! The only maker of `tonic::Status`: refusals in the terms of gRPC, with `google.rpc` details.
+
+use std::collections::HashMap;
+
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::proto::RunError;
+use crate::refusal::{Reason, Refusal};
+use crate::request::RunId;
+
+/// The metadata key of a run's id.
+pub const RUN_ID: &str = "ringfence-run-id";
+/// The domain of `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "ringfence";
+/// Bytes of a message at the most. With the details, an error stays under the 4 KiB that clients accept.
+const MAX_MESSAGE: usize = 1024;
+
+/// The gRPC code of a reason.
+pub fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::SpecInvalid
+        | Reason::LimitAboveMaximum
+        | Reason::EntryPointNotFound
+        | Reason::EntryPointSignature
+        | Reason::MalformedRequest
+        | Reason::ModuleTooLarge
+        | Reason::ModuleInvalid
+        | Reason::CompilationFailed => Code::InvalidArgument,
+        Reason::MemoryBelowModuleMinimum | Reason::FeatureNotEnabled => Code::FailedPrecondition,
+        Reason::ImportNotAllowed | Reason::PolicyDenied => Code::PermissionDenied,
+        Reason::ModuleNotFound => Code::NotFound,
+        Reason::QueueFull | Reason::WaitExpired | Reason::MessageTooLarge | Reason::StoreFull => {
+            Code::ResourceExhausted
+        }
+        Reason::NotStarted => Code::DeadlineExceeded,
+        Reason::ShuttingDown | Reason::RuntimeUnavailable => Code::Unavailable,
+        Reason::Internal => Code::Internal,
+    }
+}
+
+/// A refusal as a gRPC status.
+pub fn from(refusal: &Refusal) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
+    if let Some(field) = refusal.field() {
+        details.add_bad_request_violation(field, message(refusal));
+    }
+    if let Some(delay) = refusal.retry() {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(code(refusal.reason()), message(refusal), details)
+}
+
+/// A refusal of a run, with the run's id.
+pub fn of_run(refusal: &Refusal, id: &RunId) -> Status {
+    let mut status = from(refusal);
+    if let Some(value) = run_id_value(id) {
+        status.metadata_mut().insert(RUN_ID, value);
+    }
+    status
+}
+
+/// A refusal as the terminal event of a stream.
+pub fn event(refusal: &Refusal) -> RunError {
+    RunError {
+        code: code(refusal.reason()).into(),
+        reason: refusal.reason().as_str().to_owned(),
+        message: message(refusal),
+        metadata: metadata(refusal),
+    }
+}
+
+/// A run's id as a metadata value.
+pub fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
+    // An id is hexadecimal digits and a checked instance name.
+    id.as_str().parse().ok()
+}
+
+fn metadata(refusal: &Refusal) -> HashMap<String, String> {
+    let field = refusal
+        .field()
+        .map(|field| ("field".to_owned(), field.to_owned()));
+    refusal
+        .metadata()
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .chain(field)
+        .collect()
+}
+
+fn message(refusal: &Refusal) -> String {
+    let message = refusal.message();
+    if message.len() <= MAX_MESSAGE {
+        return message.to_owned();
+    }
+    format!("{}…", &message[..message.floor_char_boundary(MAX_MESSAGE)])
+}

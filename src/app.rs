@@ -1,0 +1,308 @@
+//! The composition root: builds everything from the configuration, binds, returns what it bound. No rules.
+
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::api::proto::sandbox_service_server::SandboxServiceServer;
+use crate::api::{self, Address, Bound, Intake, IntakeSettings, ListenSettings, Phase, SandboxApi};
+use crate::config::{self, Config, Known, Overrides, PagemapScan, Problems};
+use crate::limits::PAGE;
+use crate::policy::Policy;
+use crate::run::{self, Runner};
+use crate::sandbox::{self, Sandbox};
+use crate::store::Store;
+
+/// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
+const MAX_STREAMS: u32 = 100;
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_LOCAL_RESETS: usize = 64;
+const MAX_HEADER_LIST: u32 = 8 << 10;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
+/// What cancelled runs may take to end, and then answers to get out, once the grace is over.
+const LAST_WAIT: Duration = Duration::from_millis(900);
+/// The services whose health is told, the empty name being the whole daemon.
+const SERVICES: [&str; 2] = ["", "ringfence.v1.SandboxService"];
+
+/// A daemon that is bound but does not serve yet.
+pub struct App {
+    runner: Arc<Runner>,
+    bound: Bound,
+    listen: ListenSettings,
+    intake: Intake,
+    reflection: bool,
+    drain_delay: Duration,
+    drain_grace: Duration,
+}
+
+/// Why a daemon cannot start, or went down.
+#[derive(Debug)]
+pub struct AppError(String);
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for AppError {}
+
+fn failed(what: &str) -> impl Fn(&dyn fmt::Display) -> AppError {
+    move |error| AppError(format!("{what}: {error}"))
+}
+
+/// Reads and checks the configuration; the second value warns of what was left out.
+///
+/// # Errors
+/// As [`config::load`].
+pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Problems> {
+    let known = Known {
+        features: &sandbox::FEATURE_NAMES,
+        host_functions: &sandbox::HOST_FUNCTION_NAMES,
+    };
+    config::load(overrides, &known)
+}
+
+/// Builds the daemon and binds its listeners.
+///
+/// # Errors
+/// Whatever keeps it from serving.
+pub async fn build(config: &Config) -> Result<App, AppError> {
+    let policy = Arc::new(Policy::from(config));
+    let sandbox = Sandbox::start(&sandbox_settings(config))
+        .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
+    let runner = Arc::new(Runner::new(
+        instance(config),
+        policy,
+        sandbox,
+        Store::new(config.store.budget.0),
+        run::Settings {
+            slots: config.admission.slots,
+            queue: config.admission.queue,
+            max_wait: config.admission.max_wait.0,
+            stall_timeout: config.runs.stall_timeout.0,
+        },
+    ));
+    let server = &config.server;
+    let listen = ListenSettings {
+        socket_mode: server.socket_mode.0,
+        max_connections: server.max_connections,
+        handshake_timeout: server.handshake_timeout.0,
+    };
+    let bound = api::bind(&config.listen, &listen)
+        .await
+        .map_err(|error| AppError(error.to_string()))?;
+    Ok(App {
+        runner,
+        bound,
+        listen,
+        intake: Intake::new(IntakeSettings {
+            max_message: server.max_message.0,
+            max_module: config.compile.max_module.0,
+            inflight: server.inflight_request_bytes.0,
+        }),
+        reflection: server.reflection,
+        drain_delay: server.drain_delay.0,
+        drain_grace: server.drain_grace.0,
+    })
+}
+
+fn sandbox_settings(config: &Config) -> sandbox::Settings {
+    let engine = &config.engine;
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let memory = u64::from(config.policy.max_memory_pages) * PAGE;
+    sandbox::Settings {
+        guest_threads: match engine.guest_threads {
+            0 => cores(),
+            n => n as usize,
+        },
+        pool_slots: match engine.pool_slots {
+            0 => config.admission.slots,
+            n => n,
+        },
+        epoch_interval: engine.epoch_interval.0,
+        pagemap_scan: match engine.pagemap_scan {
+            PagemapScan::Auto => None,
+            PagemapScan::On => Some(true),
+            PagemapScan::Off => Some(false),
+        },
+        features: engine.features.clone(),
+        cache_budget: engine.cache_budget.0,
+        // At most 4 GiB, on a 64-bit host.
+        max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
+        compile_concurrency: config.compile.concurrency,
+        compile_queue: config.compile.queue,
+    }
+}
+
+fn instance(config: &Config) -> String {
+    if !config.server.instance.is_empty() {
+        return config.server.instance.clone();
+    }
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let plain: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c))
+        .take(64)
+        .collect();
+    if plain.is_empty() {
+        "ringfence".to_owned()
+    } else {
+        plain
+    }
+}
+
+impl App {
+    /// What is listened on, ports found.
+    pub fn addrs(&self) -> &[Address] {
+        self.bound.addresses()
+    }
+
+    /// Instances that pools hold now; for tests of what runs leave behind.
+    pub fn probe(&self) -> Probe {
+        Probe(Arc::clone(&self.runner))
+    }
+
+    /// Serves until `shutdown` resolves, then drains: runs in flight finish within the grace, then they are cancelled.
+    ///
+    /// # Errors
+    /// Where the daemon cannot run anything, or its transport fails.
+    pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
+        let api = SandboxApi::new(Arc::clone(&self.runner), phases);
+        let told = failed("reflection does not start");
+        let (v1, v1alpha) = match self.reflection {
+            true => (
+                Some(reflection().build_v1().map_err(|error| told(&error))?),
+                Some(reflection().build_v1alpha().map_err(|error| told(&error))?),
+            ),
+            false => (None, None),
+        };
+        let router = server()
+            .layer(self.intake)
+            // The intake layer caps messages: tonic's own cap answers in other terms.
+            .add_service(SandboxServiceServer::new(api).max_decoding_message_size(usize::MAX))
+            .add_service(health_service)
+            .add_optional_service(v1)
+            .add_optional_service(v1alpha);
+        for address in self.bound.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        let (connections, accepting) = self.bound.accept(&self.listen);
+        let (end, ended) = oneshot::channel::<()>();
+        let serve = router.serve_with_incoming_shutdown(connections, async {
+            // Dropped or told: either ends it.
+            let _ = ended.await;
+        });
+        let runner = self.runner;
+        let live = async {
+            runner
+                .warm()
+                .await
+                .map_err(|refusal| failed("the engine does not run")(&refusal))?;
+            phase.send_replace(Phase::Serving);
+            set_health(&health, ServingStatus::Serving).await;
+            tracing::info!("serving");
+            shutdown.await;
+            phase.send_replace(Phase::Draining);
+            set_health(&health, ServingStatus::NotServing).await;
+            tokio::time::sleep(self.drain_delay).await;
+            drain(&runner, self.drain_grace).await;
+            drop(end);
+            Ok(())
+        };
+        let result = serve_beside(serve, live).await;
+        drop(accepting);
+        tracing::info!("ended");
+        result
+    }
+}
+
+/// Serves beside `live`; when that is over, what is still on its way out gets a last moment.
+async fn serve_beside(
+    serve: impl Future<Output = Result<(), tonic::transport::Error>>,
+    live: impl Future<Output = Result<(), AppError>>,
+) -> Result<(), AppError> {
+    let mut serve = std::pin::pin!(serve);
+    let told = failed("serving failed");
+    tokio::select! {
+        served = &mut serve => served.map_err(|error| told(&error)),
+        lived = live => {
+            lived?;
+            // A connection that never spoke would hold it up for ever.
+            match tokio::time::timeout(LAST_WAIT, serve).await {
+                Ok(served) => served.map_err(|error| told(&error)),
+                Err(_) => Ok(()),
+            }
+        }
+    }
+}
+
+/// Refuses new runs, waits for those in flight, and after the grace ends them.
+async fn drain(runner: &Runner, grace: Duration) {
+    runner.close();
+    if tokio::time::timeout(grace, runner.idle()).await.is_err() {
+        let (in_flight, ..) = runner.load();
+        tracing::warn!(
+            in_flight,
+            "the drain grace is over; cancelling what still runs"
+        );
+        runner.cancel_all();
+        if tokio::time::timeout(LAST_WAIT, runner.idle())
+            .await
+            .is_err()
+        {
+            tracing::error!("some runs did not end");
+        }
+    }
+}
+
+fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .http2_max_header_list_size(MAX_HEADER_LIST)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// A builder of the reflection services, over our descriptors and those of health.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(api::proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// What tests look at beside the API.
+pub struct Probe(Arc<Runner>);
+
+impl Probe {
+    /// Instances that pools hold now.
+    pub fn pooled_instances(&self) -> u64 {
+        self.0.sandbox().pooled_instances()
+    }
+}

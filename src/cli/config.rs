@@ -1,0 +1,46 @@
+//! `ringfence config`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{ConfigArgs, Failure, complain, print};
+use crate::app;
+
+/// Check or show the configuration.
+#[derive(Debug, Args)]
+pub(super) struct ConfigCommand {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Check the configuration; every error is told at once
+    Check(ConfigArgs),
+    /// Print the configuration that is in force: defaults, file, environment and flags together
+    Show(ConfigArgs),
+}
+
+impl ConfigCommand {
+    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+        let (args, show) = match self.what {
+            What::Check(args) => (args, false),
+            What::Show(args) => (args, true),
+        };
+        let (config, warnings) =
+            app::load_config(&args.overrides()).map_err(|problems| Failure {
+                code: 1,
+                message: problems.to_string(),
+            })?;
+        for warning in warnings {
+            complain(&warning);
+        }
+        if show {
+            let text = toml::to_string(&config).map_err(|error| Failure::new(error.to_string()))?;
+            print(text.as_bytes())
+        } else {
+            print(b"the configuration is valid\n")
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `ringfence serve`
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{ConfigArgs, Failure, runtime};
+use crate::{app, shutdown, telemetry};
+
+/// Start the daemon.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Listen there: "host:port" or "unix:/path"; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+}
+
+impl Serve {
+    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+        let mut overrides = self.config.overrides();
+        if !self.listen.is_empty() {
+            let list: Vec<String> = self.listen.iter().map(|addr| format!("{addr:?}")).collect();
+            overrides
+                .set
+                .push(("listen".to_owned(), format!("[{}]", list.join(","))));
+        }
+        let (config, warnings) =
+            app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
+        let log = telemetry::start(&config.telemetry).map_err(Failure::new)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let runtime = runtime()?;
+        let result = runtime.block_on(async {
+            let app = app::build(&config).await?;
+            tokio::select! {
+                result = app.serve_until(signalled()) => result,
+                () = log.report_drops() => Ok(()),
+            }
+        });
+        // Idle connections and guests' file system calls may still hold threads.
+        runtime.shutdown_background();
+        result.map_err(|error| Failure::new(error.to_string()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn signalled() {
+    if let Err(error) = shutdown::requested().await {
+        tracing::error!(%error, "signals cannot be listened for; only SIGKILL ends this daemon");
+        std::future::pending().await
+    }
+}

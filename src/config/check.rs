@@ -1,0 +1,393 @@
+//! What a configuration must satisfy beyond its types. Every violation is told, not just the first.
+
+use std::fmt;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use super::schema::{Config, Size, Time};
+use crate::limits::{MIN_STACK, StackClass};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// The key, dotted.
+    pub key: String,
+    /// What it says.
+    pub value: String,
+    /// What it may say.
+    pub allowed: String,
+}
+
+/// Everything that is wrong, at least one thing.
+#[derive(Clone, Debug)]
+pub struct Problems(pub Vec<Problem>);
+
+/// The names that other rooms know and a configuration may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// WebAssembly proposals that can be turned on.
+    pub features: &'static [&'static str],
+    /// Host functions that can be granted.
+    pub host_functions: &'static [&'static str],
+}
+
+impl Problems {
+    pub(super) fn one(
+        key: impl fmt::Display,
+        value: impl fmt::Display,
+        allowed: impl fmt::Display,
+    ) -> Self {
+        Self(vec![Problem {
+            key: key.to_string(),
+            value: value.to_string(),
+            allowed: allowed.to_string(),
+        }])
+    }
+
+    pub(super) fn from_figment(error: figment::Error) -> Self {
+        Self(
+            error
+                .into_iter()
+                .map(|error| {
+                    let source = match (
+                        &error.metadata,
+                        error.metadata.as_ref().and_then(|m| m.source.as_ref()),
+                    ) {
+                        (_, Some(source)) => format!(" ({source})"),
+                        (Some(metadata), None) => format!(" ({})", metadata.name),
+                        (None, None) => String::new(),
+                    };
+                    Problem {
+                        key: error.path.join("."),
+                        value: String::new(),
+                        allowed: format!("{}{source}", error.kind),
+                    }
+                })
+                .collect(),
+        )
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            key,
+            value,
+            allowed,
+        } = self;
+        match (key.as_str(), value.as_str()) {
+            ("", "") => write!(f, "{allowed}"),
+            (_, "") => write!(f, "{key}: {allowed}"),
+            (_, _) => write!(f, "{key} = {value}: allowed is {allowed}"),
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration is not valid")?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Collects problems; each method checks one kind of rule.
+#[derive(Default)]
+struct Checker(Vec<Problem>);
+
+impl Checker {
+    fn require(
+        &mut self,
+        holds: bool,
+        key: impl fmt::Display,
+        value: impl fmt::Display,
+        allowed: impl fmt::Display,
+    ) {
+        if !holds {
+            self.0.extend(Problems::one(key, value, allowed).0);
+        }
+    }
+
+    fn between<T: PartialOrd + fmt::Display>(&mut self, key: &str, value: T, low: T, high: T) {
+        let holds = low <= value && value <= high;
+        self.require(holds, key, &value, format!("from {low} to {high}"));
+    }
+
+    fn known(&mut self, key: &str, names: &[String], known: &[&str]) {
+        for name in names {
+            let holds = known.contains(&name.as_str());
+            self.require(holds, key, name, known.join(", "));
+        }
+    }
+}
+
+/// Checks all that types cannot say.
+pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
+    let mut c = Checker::default();
+    listeners(&mut c, config);
+    server(&mut c, config);
+    engine(&mut c, config, known);
+    limits(&mut c, config);
+    grants(&mut c, config, known);
+    if c.0.is_empty() {
+        Ok(())
+    } else {
+        Err(Problems(c.0))
+    }
+}
+
+fn listeners(c: &mut Checker, config: &Config) {
+    const ALLOWED: &str = "\"host:port\" or \"unix:/absolute/path\"";
+    c.require(
+        !config.listen.is_empty(),
+        "listen",
+        "[]",
+        "at least one address",
+    );
+    for address in &config.listen {
+        if let Some(path) = address.strip_prefix("unix:") {
+            // sun_path holds 108 bytes with its terminator.
+            let holds = path.starts_with('/') && path.len() > 1 && path.len() < 100;
+            c.require(
+                holds,
+                "listen",
+                address,
+                format!("{ALLOWED} of at most 99 bytes"),
+            );
+            continue;
+        }
+        match address.to_socket_addrs() {
+            Err(_) => c.require(false, "listen", address, ALLOWED),
+            Ok(mut addrs) => {
+                let open = addrs.any(|addr| !is_loopback(addr.ip()));
+                c.require(
+                    !open || config.server.insecure_listen,
+                    "listen",
+                    address,
+                    "loopback or a unix socket, since nobody is authenticated there (server.insecure_listen = true listens all the same)",
+                );
+            }
+        }
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+fn server(c: &mut Checker, config: &Config) {
+    let server = &config.server;
+    let ok = server.instance.len() <= 64
+        && server
+            .instance
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    c.require(
+        ok,
+        "server.instance",
+        &server.instance,
+        "at most 64 of letters, digits, '-', '.', '_'",
+    );
+    c.between(
+        "server.drain_grace",
+        server.drain_grace,
+        Time(Duration::ZERO),
+        minutes(60),
+    );
+    c.between(
+        "server.drain_delay",
+        server.drain_delay,
+        Time(Duration::ZERO),
+        minutes(10),
+    );
+    c.between(
+        "server.handshake_timeout",
+        server.handshake_timeout,
+        millis(100),
+        minutes(5),
+    );
+    c.between("server.max_connections", server.max_connections, 1, 100_000);
+    c.between(
+        "server.max_message",
+        server.max_message,
+        Size(64 << 10),
+        Size(1 << 30),
+    );
+    let largest = server.max_message.max(config.compile.max_module);
+    c.require(
+        server.inflight_request_bytes > largest,
+        "server.inflight_request_bytes",
+        server.inflight_request_bytes,
+        format!("more than one message of server.max_message or compile.max_module ({largest})"),
+    );
+    let stdin_fits = config.policy.max_stdin.0 + config.policy.max_args.0 + config.policy.max_env.0
+        < server.max_message.0;
+    c.require(
+        stdin_fits,
+        "server.max_message",
+        server.max_message,
+        "more than policy.max_stdin, policy.max_args and policy.max_env together",
+    );
+}
+
+fn engine(c: &mut Checker, config: &Config, known: &Known) {
+    let engine = &config.engine;
+    c.between("engine.guest_threads", engine.guest_threads, 0, 1024);
+    c.between("engine.pool_slots", engine.pool_slots, 0, 10_000);
+    c.between(
+        "engine.epoch_interval",
+        engine.epoch_interval,
+        millis(1),
+        millis(100),
+    );
+    c.between(
+        "engine.cache_budget",
+        engine.cache_budget,
+        Size(1 << 20),
+        Size(1 << 40),
+    );
+    c.known("engine.features", &engine.features, known.features);
+    c.between("admission.slots", config.admission.slots, 1, 10_000);
+    let slots = config.admission.slots;
+    c.require(
+        engine.pool_slots == 0 || engine.pool_slots >= slots,
+        "engine.pool_slots",
+        engine.pool_slots,
+        format!("0, or at least admission.slots ({slots})"),
+    );
+    c.between("admission.queue", config.admission.queue, 0, 1_000_000);
+    c.between(
+        "admission.max_wait",
+        config.admission.max_wait,
+        Time(Duration::ZERO),
+        minutes(10),
+    );
+    c.between("compile.concurrency", config.compile.concurrency, 1, 64);
+    c.between("compile.queue", config.compile.queue, 1, 10_000);
+    c.between(
+        "compile.max_module",
+        config.compile.max_module,
+        Size(1 << 10),
+        Size(1 << 30),
+    );
+    c.between(
+        "store.budget",
+        config.store.budget,
+        Size(1 << 20),
+        Size(1 << 44),
+    );
+    c.between(
+        "runs.stall_timeout",
+        config.runs.stall_timeout,
+        millis(100),
+        minutes(60),
+    );
+}
+
+fn limits(c: &mut Checker, config: &Config) {
+    let (defaults, policy) = (&config.defaults, &config.policy);
+    c.between(
+        "policy.max_memory_pages",
+        policy.max_memory_pages,
+        1,
+        65_536,
+    );
+    c.between(
+        "defaults.memory_pages",
+        defaults.memory_pages,
+        1,
+        policy.max_memory_pages,
+    );
+    c.between(
+        "policy.max_timeout",
+        policy.max_timeout,
+        millis(1),
+        minutes(24 * 60),
+    );
+    c.between(
+        "defaults.timeout",
+        defaults.timeout,
+        millis(1),
+        policy.max_timeout,
+    );
+    let classes = StackClass::ALL.map(|class| Size(u64::from(class.bytes())));
+    c.require(
+        classes.contains(&policy.max_stack_size),
+        "policy.max_stack_size",
+        policy.max_stack_size,
+        classes.map(|size| size.to_string()).join(", "),
+    );
+    c.between(
+        "defaults.stack_size",
+        defaults.stack_size,
+        Size(u64::from(MIN_STACK)),
+        policy.max_stack_size,
+    );
+    // What one answer may carry: two streams in a message that a client must hold whole.
+    c.between(
+        "policy.max_output",
+        policy.max_output,
+        Size(1),
+        Size(1 << 30),
+    );
+    c.between(
+        "defaults.output_limit",
+        defaults.output_limit,
+        Size(1),
+        policy.max_output,
+    );
+    c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
+    c.between("policy.max_args", policy.max_args, Size(0), Size(16 << 20));
+    c.between("policy.max_env", policy.max_env, Size(0), Size(16 << 20));
+    let max_fuel = if policy.max_fuel == 0 {
+        u64::MAX
+    } else {
+        policy.max_fuel
+    };
+    c.between("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
+}
+
+fn grants(c: &mut Checker, config: &Config, known: &Known) {
+    c.known(
+        "policy.host_functions",
+        &config.policy.host_functions,
+        known.host_functions,
+    );
+    for mount in &config.policy.mounts {
+        let plain = mount.host.is_absolute()
+            && mount.host.components().all(|part| {
+                matches!(
+                    part,
+                    std::path::Component::RootDir | std::path::Component::Normal(_)
+                )
+            });
+        c.require(
+            plain && mount.host.is_dir(),
+            "policy.mounts.host",
+            mount.host.display(),
+            "an absolute path without \".\" or \"..\" to a directory that exists",
+        );
+    }
+    let filter = config
+        .telemetry
+        .log_level
+        .parse::<tracing_subscriber::filter::Targets>();
+    c.require(
+        filter.is_ok() && !config.telemetry.log_level.trim().is_empty(),
+        "telemetry.log_level",
+        &config.telemetry.log_level,
+        "error, warn, info, debug, trace or directives such as \"info,ringfence=debug\"",
+    );
+}
+
+fn minutes(n: u64) -> Time {
+    Time(Duration::from_secs(60 * n))
+}
+
+fn millis(n: u64) -> Time {
+    Time(Duration::from_millis(n))
+}

@@ -1,0 +1,97 @@
+//! The only reader of files and environment: defaults < file < environment < flags.
+//!
+//! [`load`] gives a [`Config`] that is whole and consistent, or every semantic error at once. No behaviour lives here.
+
+mod check;
+mod schema;
+mod units;
+
+use std::path::PathBuf;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+
+pub use check::{Known, Problem, Problems};
+pub use schema::*;
+
+/// The defaults, with a line on each: what `config/ringfence.toml` says.
+pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// A file to read over the defaults.
+    pub file: Option<PathBuf>,
+    /// Keys and values over all else, in order.
+    pub set: Vec<(String, String)>,
+    /// Whether environment variables are read.
+    pub environment: bool,
+}
+
+/// Reads and checks the configuration. The second value warns of what was left out.
+///
+/// # Errors
+/// What is wrong, with the key, the value and what is allowed. Semantic errors are all told at once.
+pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>), Problems> {
+    let mut figment = Figment::from(Toml::string(DEFAULTS));
+    if let Some(file) = &overrides.file {
+        if !file.is_file() {
+            return Err(Problems::one(
+                "--config",
+                file.display(),
+                "a readable TOML file",
+            ));
+        }
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    let mut warnings = Vec::new();
+    if overrides.environment {
+        // Kubernetes injects such variables for a Service whose name starts with "ringfence".
+        warnings = std::env::vars_os()
+            .filter_map(|(key, _)| key.into_string().ok())
+            .filter(|key| is_service_link(key))
+            .map(|key| format!("environment variable {key} looks like a Kubernetes service link and was skipped (set enableServiceLinks: false)"))
+            .collect();
+        figment = figment.merge(
+            Env::prefixed("RINGFENCE_")
+                .filter(|key| {
+                    !is_service_link(&format!("RINGFENCE_{}", key.as_str().to_uppercase()))
+                })
+                .split("__"),
+        );
+    }
+    for (key, value) in &overrides.set {
+        figment = figment.merge(Serialized::default(key, units::parse_flag(value)));
+    }
+    let config: Config = figment.extract().map_err(Problems::from_figment)?;
+    check::check(&config, known)?;
+    Ok((config, warnings))
+}
+
+/// Whether a variable is one that Kubernetes makes of a Service: `X_SERVICE_HOST`, `X_PORT_80_TCP_ADDR` and the like.
+fn is_service_link(key: &str) -> bool {
+    if !key.starts_with("RINGFENCE_") || key.contains("__") {
+        return false;
+    }
+    let ends_with_port = |rest: &str| {
+        rest.is_empty()
+            || rest.strip_prefix('_').is_some_and(|rest| {
+                let mut parts = rest.split('_');
+                parts
+                    .next()
+                    .is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()))
+                    && parts
+                        .next()
+                        .is_some_and(|p| matches!(p, "TCP" | "UDP" | "SCTP"))
+                    && parts
+                        .next()
+                        .is_none_or(|p| matches!(p, "PROTO" | "PORT" | "ADDR"))
+                    && parts.next().is_none()
+            })
+    };
+    key.ends_with("_SERVICE_HOST")
+        || key.contains("_SERVICE_PORT")
+        || key
+            .match_indices("_PORT")
+            .any(|(at, found)| ends_with_port(&key[at + found.len()..]))
+}

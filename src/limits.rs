@@ -1,0 +1,247 @@
+//! Ask, ceiling, grant: what a caller requests, what the operator allows, what a run gets.
+
+use std::time::Duration;
+
+use crate::refusal::{Reason, Refusal};
+
+/// Bytes of one page of linear memory.
+pub const PAGE: u64 = 65_536;
+/// The smallest stack that may be asked for, in bytes.
+pub const MIN_STACK: u32 = 64 * 1024;
+
+/// What a caller asks for. `None` is "not said"; the wire's zero never gets here.
+#[derive(Clone, Debug, Default)]
+pub struct Requested {
+    /// Pages of linear memory.
+    pub memory_pages: Option<u32>,
+    /// Fuel.
+    pub fuel: Option<u64>,
+    /// Bytes of stack.
+    pub stack: Option<u32>,
+    /// Bytes of output, each stream.
+    pub output: Option<u64>,
+    /// What happens at the output limit.
+    pub output_policy: OutputPolicy,
+    /// Wall time.
+    pub timeout: Option<Duration>,
+}
+
+/// What happens when a guest writes more than its output limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputPolicy {
+    /// The run ends.
+    #[default]
+    Stop,
+    /// The rest is dropped and the guest goes on.
+    Truncate,
+}
+
+/// How output is delivered; the two have different defaults and ceilings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Captured in memory and answered whole.
+    Captured,
+    /// Streamed as it is written.
+    Streamed,
+}
+
+/// The sizes of stack that engines exist for. The size is a property of an engine, so asks are rounded up to a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StackClass {
+    /// 256 KiB.
+    K256,
+    /// 512 KiB.
+    K512,
+    /// 1 MiB.
+    M1,
+    /// 4 MiB.
+    M4,
+    /// 16 MiB.
+    M16,
+}
+
+impl StackClass {
+    /// Every class, smallest first.
+    pub const ALL: [Self; 5] = [Self::K256, Self::K512, Self::M1, Self::M4, Self::M16];
+
+    /// Bytes of guest call stack.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::K256 => 256 << 10,
+            Self::K512 => 512 << 10,
+            Self::M1 => 1 << 20,
+            Self::M4 => 4 << 20,
+            Self::M16 => 16 << 20,
+        }
+    }
+
+    /// The smallest class of at least `bytes`.
+    pub fn at_least(bytes: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.bytes() >= bytes)
+    }
+}
+
+/// The operator's defaults and ceilings.
+#[derive(Clone, Debug)]
+pub struct Ceilings {
+    /// Pages beyond the module's minimum where none are asked for.
+    pub default_memory_pages: u32,
+    /// The most pages.
+    pub max_memory_pages: u32,
+    /// Wall time where none is asked for.
+    pub default_timeout: Duration,
+    /// The longest wall time.
+    pub max_timeout: Duration,
+    /// Stack where none is asked for, in bytes.
+    pub default_stack: u32,
+    /// The largest stack, in bytes; the size of a class.
+    pub max_stack: u32,
+    /// Captured output where none is asked for, in bytes, each stream.
+    pub default_output: u64,
+    /// The most captured output, in bytes, each stream.
+    pub max_output: u64,
+    /// The most streamed output, and what a stream gets where none is asked for. `None`: not limited.
+    pub max_stream_output: Option<u64>,
+    /// Fuel where none is asked for and `require_fuel` is set.
+    pub default_fuel: u64,
+    /// The most fuel. `None`: not limited.
+    pub max_fuel: Option<u64>,
+    /// Whether every run is metered.
+    pub require_fuel: bool,
+}
+
+/// What a run gets, but for memory, which depends on its module too: see [`Limits::memory_pages`].
+#[derive(Clone, Debug)]
+pub struct Limits {
+    asked_pages: Option<u32>,
+    default_pages: u32,
+    max_pages: u32,
+    /// Fuel; `None`: not metered.
+    pub fuel: Option<u64>,
+    /// Call stack.
+    pub stack: StackClass,
+    /// Bytes of each output stream; `None`: not limited.
+    pub output: Option<u64>,
+    /// What happens at `output`.
+    pub output_policy: OutputPolicy,
+    /// Wall time.
+    pub timeout: Duration,
+}
+
+impl Ceilings {
+    /// Grants what is asked for, or refuses the first ask that is over its ceiling.
+    ///
+    /// # Errors
+    /// `LIMIT_ABOVE_MAXIMUM` with both numbers; `SPEC_INVALID` for a stack under [`MIN_STACK`].
+    pub fn grant(&self, asked: &Requested, delivery: Delivery) -> Result<Limits, Refusal> {
+        if let Some(pages) = asked.memory_pages
+            && pages > self.max_memory_pages
+        {
+            return Err(Refusal::above(
+                "spec.resources.memory_pages",
+                pages,
+                self.max_memory_pages,
+            ));
+        }
+        let timeout = asked.timeout.unwrap_or(self.default_timeout);
+        if timeout > self.max_timeout {
+            return Err(Refusal::above(
+                "spec.timeout",
+                humantime::format_duration(timeout),
+                humantime::format_duration(self.max_timeout),
+            ));
+        }
+        Ok(Limits {
+            asked_pages: asked.memory_pages,
+            default_pages: self.default_memory_pages,
+            max_pages: self.max_memory_pages,
+            fuel: self.grant_fuel(asked.fuel)?,
+            stack: self.grant_stack(asked.stack)?,
+            output: self.grant_output(asked.output, delivery)?,
+            output_policy: asked.output_policy,
+            timeout,
+        })
+    }
+
+    /// The stack of a run that does not ask for one.
+    pub fn default_stack_class(&self) -> StackClass {
+        // The configuration is checked: the default is at most the ceiling, which is a class.
+        StackClass::at_least(self.default_stack).unwrap_or(StackClass::M16)
+    }
+
+    fn grant_fuel(&self, asked: Option<u64>) -> Result<Option<u64>, Refusal> {
+        match (asked, self.max_fuel) {
+            (Some(fuel), Some(max)) if fuel > max => {
+                Err(Refusal::above("spec.resources.fuel_limit", fuel, max))
+            }
+            (Some(fuel), _) => Ok(Some(fuel)),
+            (None, _) if self.require_fuel => Ok(Some(self.default_fuel)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    fn grant_stack(&self, asked: Option<u32>) -> Result<StackClass, Refusal> {
+        const FIELD: &str = "spec.resources.stack_size";
+        let bytes = asked.unwrap_or(self.default_stack);
+        if bytes < MIN_STACK {
+            return Err(Refusal::invalid(
+                FIELD,
+                format!("{bytes} is under the minimum of {MIN_STACK}"),
+            )
+            .with("asked", bytes)
+            .with("allowed", MIN_STACK));
+        }
+        match StackClass::at_least(bytes) {
+            Some(class) if bytes <= self.max_stack => Ok(class),
+            _ => Err(Refusal::above(FIELD, bytes, self.max_stack)),
+        }
+    }
+
+    fn grant_output(&self, asked: Option<u64>, delivery: Delivery) -> Result<Option<u64>, Refusal> {
+        let (default, max) = match delivery {
+            Delivery::Captured => (Some(self.default_output), Some(self.max_output)),
+            Delivery::Streamed => (self.max_stream_output, self.max_stream_output),
+        };
+        match (asked, max) {
+            (Some(bytes), Some(max)) if bytes > max => {
+                Err(Refusal::above("spec.resources.output_limit", bytes, max))
+            }
+            (Some(bytes), _) => Ok(Some(bytes)),
+            (None, _) => Ok(default),
+        }
+    }
+}
+
+impl Limits {
+    /// The pages that the run gets for a module whose memories declare `minimum` pages together.
+    ///
+    /// An ask is granted as it is. Without one the run gets the default on top of the minimum, as far as the ceiling
+    /// goes.
+    ///
+    /// # Errors
+    /// `MEMORY_BELOW_MODULE_MINIMUM` where the ask or the ceiling is under the minimum.
+    pub fn memory_pages(&self, minimum: u64) -> Result<u32, Refusal> {
+        let below = |what: &str, pages: u32| {
+            Refusal::new(
+                Reason::MemoryBelowModuleMinimum,
+                format!("{what} of {pages} pages is under the {minimum} that the module declares"),
+            )
+            .at("spec.resources.memory_pages")
+            .with("asked", pages)
+            .with("minimum", minimum)
+        };
+        if let Some(pages) = self.asked_pages {
+            return if u64::from(pages) < minimum {
+                Err(below("the ask", pages))
+            } else {
+                Ok(pages)
+            };
+        }
+        match u32::try_from(minimum) {
+            Ok(minimum) if minimum <= self.max_pages => Ok(minimum
+                .saturating_add(self.default_pages)
+                .min(self.max_pages)),
+            _ => Err(below("the ceiling", self.max_pages)),
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Why a request was refused: a stable reason, the facts, and a sentence for people.
+//!
+//! Everything that happens before a guest's first instruction and keeps it from running is a [`Refusal`]. What a
+//! guest does after that is data, never a refusal.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The most names of a list that a refusal spells out; the rest is a count.
+const LISTED: usize = 8;
+/// The most characters of one quoted value. With [`LISTED`] it keeps an error under the 4 KiB that clients accept.
+const QUOTED: usize = 120;
+
+/// Why, in terms that programs can rely on. The API documents each; `api::status` maps them to gRPC codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A field is missing, malformed or contradicts another.
+    SpecInvalid,
+    /// A limit was asked for that is above the operator's ceiling.
+    LimitAboveMaximum,
+    /// The module has no such export, or it is not a function.
+    EntryPointNotFound,
+    /// The arguments do not match the entry point's parameters.
+    EntryPointSignature,
+    /// The request is not the message that the method takes.
+    MalformedRequest,
+    /// The module is larger than `compile.max_module`.
+    ModuleTooLarge,
+    /// The bytes are not a WebAssembly module.
+    ModuleInvalid,
+    /// The module is valid but could not be compiled.
+    CompilationFailed,
+    /// The module's memories do not fit the run's.
+    MemoryBelowModuleMinimum,
+    /// The module needs a WebAssembly proposal that the operator has not turned on.
+    FeatureNotEnabled,
+    /// The module imports something that the run may not have.
+    ImportNotAllowed,
+    /// The operator's policy does not grant what was asked for.
+    PolicyDenied,
+    /// No such module.
+    ModuleNotFound,
+    /// Too many wait already.
+    QueueFull,
+    /// No slot came free within `admission.max_wait`.
+    WaitExpired,
+    /// The message is over the method's cap.
+    MessageTooLarge,
+    /// The module store's budget is used up.
+    StoreFull,
+    /// The caller's deadline passed before the run could start.
+    NotStarted,
+    /// The daemon is ending.
+    ShuttingDown,
+    /// The runtime cannot execute now.
+    RuntimeUnavailable,
+    /// The daemon failed; the log tells how, under the incident id.
+    Internal,
+}
+
+impl Reason {
+    /// Every reason, for tests and documentation.
+    pub const ALL: [Self; 21] = [
+        Self::SpecInvalid,
+        Self::LimitAboveMaximum,
+        Self::EntryPointNotFound,
+        Self::EntryPointSignature,
+        Self::MalformedRequest,
+        Self::ModuleTooLarge,
+        Self::ModuleInvalid,
+        Self::CompilationFailed,
+        Self::MemoryBelowModuleMinimum,
+        Self::FeatureNotEnabled,
+        Self::ImportNotAllowed,
+        Self::PolicyDenied,
+        Self::ModuleNotFound,
+        Self::QueueFull,
+        Self::WaitExpired,
+        Self::MessageTooLarge,
+        Self::StoreFull,
+        Self::NotStarted,
+        Self::ShuttingDown,
+        Self::RuntimeUnavailable,
+        Self::Internal,
+    ];
+
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SpecInvalid => "SPEC_INVALID",
+            Self::LimitAboveMaximum => "LIMIT_ABOVE_MAXIMUM",
+            Self::EntryPointNotFound => "ENTRY_POINT_NOT_FOUND",
+            Self::EntryPointSignature => "ENTRY_POINT_SIGNATURE",
+            Self::MalformedRequest => "MALFORMED_REQUEST",
+            Self::ModuleTooLarge => "MODULE_TOO_LARGE",
+            Self::ModuleInvalid => "MODULE_INVALID",
+            Self::CompilationFailed => "COMPILATION_FAILED",
+            Self::MemoryBelowModuleMinimum => "MEMORY_BELOW_MODULE_MINIMUM",
+            Self::FeatureNotEnabled => "FEATURE_NOT_ENABLED",
+            Self::ImportNotAllowed => "IMPORT_NOT_ALLOWED",
+            Self::PolicyDenied => "POLICY_DENIED",
+            Self::ModuleNotFound => "MODULE_NOT_FOUND",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::WaitExpired => "WAIT_EXPIRED",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::StoreFull => "STORE_FULL",
+            Self::NotStarted => "NOT_STARTED",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::RuntimeUnavailable => "RUNTIME_UNAVAILABLE",
+            Self::Internal => "INTERNAL",
+        }
+    }
+}
+
+/// A request that was refused, and why.
+#[derive(Clone, Debug)]
+pub struct Refusal(Box<Facts>);
+
+#[derive(Clone, Debug)]
+struct Facts {
+    reason: Reason,
+    message: String,
+    field: Option<String>,
+    metadata: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// Refuses for `reason`; `message` says what is wrong and what is allowed, for people.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self(Box::new(Facts {
+            reason,
+            message: message.into(),
+            field: None,
+            metadata: Vec::new(),
+            retry_after: None,
+        }))
+    }
+
+    /// A field that is missing, malformed or contradicts another.
+    pub fn invalid(field: impl Into<String>, message: impl fmt::Display) -> Self {
+        let field = field.into();
+        Self::new(Reason::SpecInvalid, format!("{field}: {message}")).at(field)
+    }
+
+    /// A limit above the operator's ceiling.
+    pub fn above(
+        field: impl Into<String>,
+        asked: impl fmt::Display,
+        allowed: impl fmt::Display,
+    ) -> Self {
+        let field = field.into();
+        Self::new(
+            Reason::LimitAboveMaximum,
+            format!("{field}: {asked} is above the maximum of {allowed}"),
+        )
+        .at(field)
+        .with("asked", asked)
+        .with("allowed", allowed)
+    }
+
+    /// The operator's policy does not grant what `field` asks for; `rule` is the policy's key.
+    pub fn denied(
+        field: impl Into<String>,
+        rule: &'static str,
+        message: impl fmt::Display,
+    ) -> Self {
+        let field = field.into();
+        Self::new(
+            Reason::PolicyDenied,
+            format!("{field}: {message} (policy rule `{rule}`)"),
+        )
+        .at(field)
+        .with("rule", rule)
+    }
+
+    /// A failure of the daemon itself. `cause` goes to the log under a fresh incident id; the caller gets the id only.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        let incident = uuid::Uuid::now_v7().simple().to_string();
+        tracing::error!(%incident, cause = %printable(&cause.to_string()), "internal failure");
+        Self::new(
+            Reason::Internal,
+            format!("internal failure; the daemon's log has it under incident {incident}"),
+        )
+        .with("incident", incident)
+    }
+
+    /// Names the field at fault.
+    #[must_use]
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.0.field = Some(field.into());
+        self
+    }
+
+    /// Adds a fact.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
+        self.0.metadata.push((key, quote(&value.to_string())));
+        self
+    }
+
+    /// Says when a retry may help.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.0.retry_after = Some(delay);
+        self
+    }
+
+    /// The stable reason.
+    pub fn reason(&self) -> Reason {
+        self.0.reason
+    }
+
+    /// For people.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The field at fault, where one is.
+    pub fn field(&self) -> Option<&str> {
+        self.0.field.as_deref()
+    }
+
+    /// The facts, besides the field.
+    pub fn metadata(&self) -> &[(&'static str, String)] {
+        &self.0.metadata
+    }
+
+    /// When a retry may help.
+    pub fn retry(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.reason.as_str(), self.0.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The first few of `names`, then how many more there are.
+pub fn list<I>(names: I) -> String
+where
+    I: IntoIterator,
+    I::Item: fmt::Display,
+{
+    let mut out = String::new();
+    let mut more = 0;
+    for (i, name) in names.into_iter().enumerate() {
+        if i >= LISTED {
+            more += 1;
+            continue;
+        }
+        if i > 0 {
+            out.push_str(", ");
+        }
+        out.push_str(&quote(&name.to_string()));
+    }
+    if more > 0 {
+        out.push_str(&format!(" and {more} more"));
+    }
+    out
+}
+
+/// `text` shortened to what one value may take in an error, control characters escaped.
+pub fn quote(text: &str) -> String {
+    let mut out: String = printable(text).chars().take(QUOTED).collect();
+    if out.len() < text.len() && text.chars().count() > QUOTED {
+        out.push('…');
+    }
+    out
+}
+
+/// `text` with control characters escaped, so that a guest's names cannot forge a log line or drive a terminal.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Besides control characters: the bidirectional overrides and line separators that change how a line reads.
+        let forges = c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if forges {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}

@@ -1,0 +1,395 @@
+//! What a caller asks for, already well-formed: a [`RunSpec`] and its newtypes.
+//!
+//! Every constructor refuses what its field may not hold, and says which field it was. Nothing here knows the wire or
+//! the runtime.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::limits::Limits;
+use crate::refusal::{Reason, Refusal, quote};
+
+/// The most labels of a run or a module.
+pub const MAX_LABELS: usize = 32;
+/// The most bytes of a label's key, and of its value.
+pub const MAX_LABEL_BYTES: usize = 128;
+/// The most mounts of a run.
+pub const MAX_MOUNTS: usize = 32;
+/// The most bytes of a path or a name in a spec; Linux takes no longer path.
+pub const MAX_PATH_BYTES: usize = 4096;
+
+/// The SHA-256 of a module's bytes as received.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Reads "sha256:" and 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// `SPEC_INVALID` for anything else.
+    pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
+        let malformed = || {
+            Refusal::invalid(
+                field,
+                format!(
+                    "\"{}\" is not \"sha256:\" and 64 hexadecimal digits",
+                    quote(text)
+                ),
+            )
+        };
+        let hex = text.strip_prefix("sha256:").ok_or_else(malformed)?;
+        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(malformed());
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| malformed())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| malformed())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A run's id: time-ordered and unguessable (UUIDv7), with the instance that holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunId(String);
+
+impl RunId {
+    /// A fresh one of `instance`.
+    pub fn new(instance: &str) -> Self {
+        Self(format!("{}.{instance}", uuid::Uuid::now_v7().simple()))
+    }
+
+    /// As on the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The module of a run.
+#[derive(Clone)]
+pub enum ModuleRef {
+    /// Sent with the run.
+    Inline(Bytes),
+    /// Loaded before.
+    Loaded(Digest),
+}
+
+/// What to run and within which bounds.
+#[derive(Clone)]
+pub struct RunSpec {
+    /// The module.
+    pub module: ModuleRef,
+    /// The exported function to call; `None`: the module's command.
+    pub entry_point: Option<String>,
+    /// The command line.
+    pub args: Vec<String>,
+    /// The environment.
+    pub env: Vec<(String, String)>,
+    /// Standard input.
+    pub stdin: Bytes,
+    /// The guest directory that relative paths start from; `None`: "/".
+    pub working_dir: Option<GuestPath>,
+    /// Host directories that the guest sees.
+    pub mounts: Vec<Mount>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Provide the WASI imports.
+    pub wasi: bool,
+    /// Host functions that it may import.
+    pub host_functions: BTreeSet<String>,
+    /// Permit the granted sockets.
+    pub network: bool,
+    /// The real clock, not the deterministic one.
+    pub clock: bool,
+    /// Metadata.
+    pub labels: Labels,
+}
+
+/// A host directory that the guest sees.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    /// Its index in the spec, to name it.
+    pub index: usize,
+    /// On the daemon's machine; absolute, without "." or "..".
+    pub host: PathBuf,
+    /// What the guest sees.
+    pub guest: GuestPath,
+    /// Deny writes.
+    pub read_only: bool,
+}
+
+/// An absolute path in the guest, without ".", ".." or repeated slashes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GuestPath(String);
+
+impl GuestPath {
+    /// Reads an absolute path.
+    ///
+    /// # Errors
+    /// `SPEC_INVALID` where it is not absolute, has a NUL byte or a ".." part, or is too long.
+    pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
+        check_text(field, text, MAX_PATH_BYTES)?;
+        if !text.starts_with('/') {
+            let message = format!("\"{}\" is not an absolute path", quote(text));
+            return Err(Refusal::invalid(field, message));
+        }
+        let mut path = String::with_capacity(text.len());
+        for part in text.split('/').filter(|p| !p.is_empty() && *p != ".") {
+            if part == ".." {
+                let message = format!("\"{}\" has a \"..\" part", quote(text));
+                return Err(Refusal::invalid(field, message));
+            }
+            path.push('/');
+            path.push_str(part);
+        }
+        if path.is_empty() {
+            path.push('/');
+        }
+        Ok(Self(path))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// This path relative to `root`; `None` where it is not at or under it.
+    pub fn beneath(&self, root: &Self) -> Option<&str> {
+        if root.0 == "/" {
+            return Some(&self.0[1..]);
+        }
+        let rest = self.0.strip_prefix(&root.0)?;
+        if rest.is_empty() {
+            return Some("");
+        }
+        rest.strip_prefix('/')
+    }
+}
+
+/// The name of an exported function.
+///
+/// # Errors
+/// `SPEC_INVALID` where it has a NUL byte or is too long.
+pub fn entry_point(field: &str, text: String) -> Result<String, Refusal> {
+    check_text(field, &text, MAX_PATH_BYTES)?;
+    Ok(text)
+}
+
+/// A command line of at most `max` bytes, terminators included.
+///
+/// # Errors
+/// `SPEC_INVALID` for a NUL byte, `LIMIT_ABOVE_MAXIMUM` over the cap.
+pub fn args(field: &str, args: Vec<String>, max: u64) -> Result<Vec<String>, Refusal> {
+    check_list(field, &args, max)?;
+    Ok(args)
+}
+
+/// An environment of at most `max` bytes, terminators included.
+///
+/// # Errors
+/// `SPEC_INVALID` for an entry without "=", an empty or repeated key, a NUL byte; `LIMIT_ABOVE_MAXIMUM` over the cap.
+/// Values are never quoted in an error.
+pub fn env(field: &str, entries: &[String], max: u64) -> Result<Vec<(String, String)>, Refusal> {
+    check_list(field, entries, max)?;
+    let mut seen = HashSet::with_capacity(entries.len());
+    entries
+        .iter()
+        .enumerate()
+        .map(|(i, entry)| {
+            let at = || format!("{field}[{i}]");
+            let (key, value) = entry
+                .split_once('=')
+                .ok_or_else(|| Refusal::invalid(at(), "has no \"=\"; allowed is KEY=value"))?;
+            if key.is_empty() {
+                return Err(Refusal::invalid(at(), "has an empty key"));
+            }
+            if !seen.insert(key) {
+                let message = format!("the key \"{}\" is there twice", quote(key));
+                return Err(Refusal::invalid(at(), message));
+            }
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Mounts with absolute, plain host paths and distinct guest paths.
+///
+/// # Errors
+/// `SPEC_INVALID`, naming the mount and its field.
+pub fn mounts(
+    field: &str,
+    mounts: impl IntoIterator<Item = (String, String, bool)>,
+) -> Result<Vec<Mount>, Refusal> {
+    let mut out: Vec<Mount> = Vec::new();
+    for (index, (host, guest, read_only)) in mounts.into_iter().enumerate() {
+        if index >= MAX_MOUNTS {
+            return Err(Refusal::above(field, "more", MAX_MOUNTS));
+        }
+        let host_field = format!("{field}[{index}].host_path");
+        check_text(&host_field, &host, MAX_PATH_BYTES)?;
+        let host = PathBuf::from(host);
+        if !is_plain(&host) {
+            return Err(Refusal::invalid(
+                host_field,
+                "is not an absolute path without \".\" or \"..\" parts",
+            ));
+        }
+        let guest_field = format!("{field}[{index}].guest_path");
+        let guest = GuestPath::parse(&guest_field, &guest)?;
+        if out.iter().any(|mount| mount.guest == guest) {
+            let message = format!("\"{}\" is mounted twice", quote(guest.as_str()));
+            return Err(Refusal::invalid(guest_field, message));
+        }
+        out.push(Mount {
+            index,
+            host,
+            guest,
+            read_only,
+        });
+    }
+    Ok(out)
+}
+
+fn is_plain(path: &Path) -> bool {
+    // `components` hides "." in the middle and repeated slashes, neither of which can lead anywhere else.
+    path.is_absolute()
+        && path
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+}
+
+/// Metadata of a run or a module.
+#[derive(Clone, Debug, Default)]
+pub struct Labels(BTreeMap<String, String>);
+
+impl Labels {
+    /// Takes labels that keep the rules.
+    ///
+    /// # Errors
+    /// `SPEC_INVALID` over 32, for a key or value over 128 bytes or with control characters, for an empty key, and
+    /// for the reserved prefix "ringfence.".
+    pub fn new(
+        field: &str,
+        labels: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Refusal> {
+        let mut out = BTreeMap::new();
+        for (key, value) in labels {
+            let bad = if key.is_empty() {
+                Some("has an empty key")
+            } else if key.starts_with("ringfence.") {
+                Some("has a key with the reserved prefix \"ringfence.\"")
+            } else if key.len() > MAX_LABEL_BYTES || value.len() > MAX_LABEL_BYTES {
+                Some("has a key or value over 128 bytes")
+            } else if key.chars().chain(value.chars()).any(char::is_control) {
+                Some("has a key or value with a control character")
+            } else {
+                None
+            };
+            if let Some(bad) = bad {
+                return Err(Refusal::invalid(field, bad).with("key", &key));
+            }
+            out.insert(key, value);
+            if out.len() > MAX_LABELS {
+                return Err(Refusal::invalid(
+                    field,
+                    format!("there are more than {MAX_LABELS}"),
+                ));
+            }
+        }
+        Ok(Self(out))
+    }
+
+    /// One value.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+}
+
+/// Takes standard input of at most `max` bytes.
+///
+/// # Errors
+/// `LIMIT_ABOVE_MAXIMUM` over the cap.
+pub fn stdin(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
+    if bytes.len() as u64 > max {
+        return Err(Refusal::above(field, bytes.len(), max));
+    }
+    Ok(bytes)
+}
+
+/// Takes a module's bytes: some, and at most `max`.
+///
+/// # Errors
+/// `SPEC_INVALID` where there are none, `MODULE_TOO_LARGE` over the cap.
+pub fn module_bytes(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
+    if bytes.is_empty() {
+        return Err(Refusal::invalid(field, "is empty"));
+    }
+    if bytes.len() as u64 > max {
+        return Err(Refusal::new(
+            Reason::ModuleTooLarge,
+            format!(
+                "the module of {} bytes is above the maximum of {max}",
+                bytes.len()
+            ),
+        )
+        .at(field)
+        .with("asked", bytes.len())
+        .with("allowed", max));
+    }
+    Ok(bytes)
+}
+
+fn check_text(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
+    if text.contains('\0') {
+        return Err(Refusal::invalid(field, "has a NUL byte"));
+    }
+    if text.len() > max {
+        return Err(Refusal::above(field, text.len(), max));
+    }
+    Ok(())
+}
+
+fn check_list(field: &str, list: &[String], max: u64) -> Result<(), Refusal> {
+    let total: u64 = list.iter().map(|item| item.len() as u64 + 1).sum();
+    if total > max {
+        return Err(Refusal::above(field, total, max));
+    }
+    match list.iter().position(|item| item.contains('\0')) {
+        Some(i) => Err(Refusal::invalid(format!("{field}[{i}]"), "has a NUL byte")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,76 @@
+//! The runs that hold a slot now, so that they can be counted, waited for and ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::outcome::CancelCause;
+use crate::request::RunId;
+use crate::sandbox::{Stop, StopReason};
+
+/// The runs in flight.
+#[derive(Debug)]
+pub struct InFlight {
+    runs: Mutex<HashMap<RunId, Arc<Stop>>>,
+    count: watch::Sender<usize>,
+}
+
+/// A run in flight, counted until this is dropped.
+#[derive(Debug)]
+pub struct Flight {
+    id: RunId,
+    all: Arc<InFlight>,
+}
+
+impl InFlight {
+    /// None yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            runs: Mutex::default(),
+            count: watch::Sender::new(0),
+        })
+    }
+
+    /// Counts a run.
+    pub fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> Flight {
+        let mut runs = self.lock();
+        runs.insert(id.clone(), stop);
+        self.count.send_replace(runs.len());
+        drop(runs);
+        Flight {
+            id,
+            all: Arc::clone(self),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    /// Asks every one to end.
+    pub fn cancel_all(&self, cause: CancelCause) {
+        for stop in self.lock().values() {
+            stop.request(StopReason::Cancelled(cause));
+        }
+    }
+
+    /// Resolves when there is none.
+    pub async fn none_left(&self) {
+        // The sender lives as long as self.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Stop>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut runs = self.all.lock();
+        runs.remove(&self.id);
+        self.all.count.send_replace(runs.len());
+    }
+}

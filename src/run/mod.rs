@@ -1,0 +1,458 @@
+//! A run, from a well-formed spec to its end: compile -> admit -> execute.
+//!
+//! Compiling comes before a slot is taken, so that a queue of slow compilations never holds the slots that compiled
+//! modules could use.
+
+mod admission;
+mod inflight;
+mod record;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use self::admission::{Admission, Permit, not_started, shutting_down};
+use self::inflight::InFlight;
+use self::record::Record;
+use crate::limits::{Delivery, Limits, Requested};
+use crate::outcome::{CancelCause, Ended, Outcome};
+use crate::policy::Policy;
+use crate::refusal::{Reason, Refusal};
+use crate::request::{Digest, Labels, ModuleRef, RunId, RunSpec};
+use crate::sandbox::{
+    self, Entry, Inspection, Item, Loaded, Output, Prepared, Sandbox, Stop, StopReason,
+    Surroundings, Variant,
+};
+use crate::store::{Store, Stored};
+
+pub use crate::sandbox::{Chunk, Exported, Imported};
+
+/// How a runner is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Runs at once.
+    pub slots: u32,
+    /// Runs that may wait.
+    pub queue: u32,
+    /// How long one may wait.
+    pub max_wait: Duration,
+    /// How long a guest may wait for a reader that takes nothing.
+    pub stall_timeout: Duration,
+}
+
+/// Everything that a run needs, shared by all.
+pub struct Runner {
+    instance: String,
+    policy: Arc<Policy>,
+    sandbox: Sandbox,
+    store: Store,
+    admission: Admission,
+    inflight: Arc<InFlight>,
+    stall_timeout: Duration,
+}
+
+/// A run that was asked for.
+pub struct Asked {
+    /// Its id.
+    pub id: RunId,
+    /// What to run.
+    pub spec: RunSpec,
+    /// How its output is delivered.
+    pub delivery: Delivery,
+    /// When its caller gives up.
+    pub until: Option<Instant>,
+}
+
+/// A run that has started. Its caller owns it: dropping it before the end cancels the run.
+pub struct Running {
+    /// Its id.
+    pub id: RunId,
+    /// What it runs.
+    pub digest: Digest,
+    /// What it got.
+    pub granted: Granted,
+    output: Arc<Output>,
+    stop: Arc<Stop>,
+}
+
+/// What a run got.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// Pages of linear memory.
+    pub memory_pages: u32,
+    /// The rest.
+    pub limits: Limits,
+}
+
+/// A module that [`Runner::keep`] took.
+pub struct Kept {
+    /// Its digest.
+    pub digest: Digest,
+    /// What it is.
+    pub inspection: Arc<Inspection>,
+    /// As it is stored.
+    pub stored: Stored,
+    /// Whether nothing had to be compiled.
+    pub cached: bool,
+    /// Time spent compiling.
+    pub compiled_in: Duration,
+}
+
+/// A run whose module is ready; it needs a slot.
+struct Ready {
+    digest: Digest,
+    loaded: Arc<Loaded>,
+    entry: Entry,
+    memory_pages: u32,
+}
+
+impl Runner {
+    /// Of `instance`.
+    pub fn new(
+        instance: String,
+        policy: Arc<Policy>,
+        sandbox: Sandbox,
+        store: Store,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            instance,
+            policy,
+            sandbox,
+            store,
+            admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
+            inflight: InFlight::new(),
+            stall_timeout: settings.stall_timeout,
+        }
+    }
+
+    /// The name of this daemon among its replicas.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// What the operator allows.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What executes the guests.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// Runs in flight, runs that wait, slots.
+    pub fn load(&self) -> (u32, u32, u32) {
+        let in_flight = u32::try_from(self.inflight.count()).unwrap_or(u32::MAX);
+        (
+            in_flight,
+            self.admission.queued(),
+            self.admission.capacity(),
+        )
+    }
+
+    /// Records a run that was refused before it was a well-formed one.
+    pub fn refused(&self, id: &RunId, refusal: &Refusal) {
+        Record::new(id.clone()).refused(refusal);
+    }
+
+    /// Starts a run.
+    ///
+    /// # Errors
+    /// Whatever keeps it from its first instruction.
+    pub async fn start(&self, asked: Asked) -> Result<Running, Refusal> {
+        let mut record = Record::new(asked.id.clone());
+        let ready = match before(asked.until, self.compile(&asked.spec, &mut record)).await {
+            Ok(ready) => ready,
+            Err(refusal) => {
+                record.refused(&refusal);
+                return Err(refusal);
+            }
+        };
+        let permit = match self.admission.admit(asked.until).await {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                record.refused(&refusal);
+                return Err(refusal);
+            }
+        };
+        self.execute(asked, ready, permit, record)
+    }
+
+    /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
+    async fn compile(&self, spec: &RunSpec, record: &mut Record) -> Result<Ready, Refusal> {
+        sandbox::check_grants(spec, &self.policy.grants)?;
+        let variant = Variant {
+            metered: spec.limits.fuel.is_some(),
+            stack: spec.limits.stack,
+        };
+        let (digest, wasm) = match &spec.module {
+            ModuleRef::Inline(wasm) => (Digest::of(wasm), Some(wasm.clone())),
+            ModuleRef::Loaded(digest) => (*digest, None),
+        };
+        record.module(digest);
+        let wasm = match wasm {
+            Some(wasm) => wasm,
+            None => self
+                .store
+                .take(digest)
+                .ok_or_else(|| module_not_found(digest))?,
+        };
+        let (loaded, (entry, memory_pages)) = match self.sandbox.cached(digest, variant) {
+            Some(loaded) => {
+                let settled = settle(&loaded.inspection, spec)?;
+                (loaded, settled)
+            }
+            None => {
+                // Whatever refuses the run refuses it before anything is compiled.
+                let inspection = self.sandbox.inspect(wasm.clone()).await?;
+                let settled = settle(&inspection, spec)?;
+                let (loaded, _) = self.sandbox.load(digest, variant, wasm, inspection).await?;
+                (loaded, settled)
+            }
+        };
+        Ok(Ready {
+            digest,
+            loaded,
+            entry,
+            memory_pages,
+        })
+    }
+
+    fn execute(
+        &self,
+        asked: Asked,
+        ready: Ready,
+        permit: Permit,
+        record: Record,
+    ) -> Result<Running, Refusal> {
+        let Asked {
+            id,
+            spec,
+            delivery,
+            until,
+        } = asked;
+        let stop = Arc::new(Stop::default());
+        let limits = &spec.limits;
+        let output = Arc::new(Output::new(limits.output, limits.output_policy, delivery));
+        let around = Surroundings {
+            grants: &self.policy.grants,
+            output: Arc::clone(&output),
+            stop: Arc::clone(&stop),
+            stall: self.stall_timeout,
+            until,
+        };
+        let prepared =
+            sandbox::prepare(ready.loaded, &spec, ready.memory_pages, ready.entry, around);
+        let prepared: Prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(refusal) => {
+                record.refused(&refusal);
+                return Err(refusal);
+            }
+        };
+        let flight = self.inflight.enter(id.clone(), Arc::clone(&stop));
+        // The slot is free, and the record written, before anybody learns of the end.
+        self.sandbox
+            .spawn(prepared, Arc::clone(&output), move |result| {
+                record.ended(result);
+                drop(flight);
+                drop(permit);
+            });
+        Ok(Running {
+            id,
+            digest: ready.digest,
+            granted: Granted {
+                memory_pages: ready.memory_pages,
+                limits: spec.limits,
+            },
+            output,
+            stop,
+        })
+    }
+
+    /// Validates, compiles and keeps a module.
+    ///
+    /// # Errors
+    /// Those of the module, and `STORE_FULL`.
+    pub async fn keep(
+        &self,
+        wasm: Bytes,
+        name: String,
+        labels: Labels,
+        metered: bool,
+    ) -> Result<Kept, Refusal> {
+        if self.admission.is_closed() {
+            return Err(shutting_down());
+        }
+        let digest = Digest::of(&wasm);
+        let default = self.policy.ceilings.require_fuel;
+        let stack = self.policy.ceilings.default_stack_class();
+        let mut variants = vec![Variant {
+            metered: default,
+            stack,
+        }];
+        if metered && !default {
+            variants.push(Variant {
+                metered: true,
+                stack,
+            });
+        }
+        let mut inspection = None;
+        let (mut cached, mut compiled_in) = (true, Duration::ZERO);
+        for variant in variants {
+            let (loaded, ready) = match self.sandbox.cached(digest, variant) {
+                Some(loaded) => (loaded, true),
+                None => {
+                    let known = match inspection.clone() {
+                        Some(known) => known,
+                        None => self.sandbox.inspect(wasm.clone()).await?,
+                    };
+                    self.sandbox
+                        .load(digest, variant, wasm.clone(), known)
+                        .await?
+                }
+            };
+            if !ready {
+                cached = false;
+                compiled_in += loaded.compiled_in;
+            }
+            inspection = Some(Arc::clone(&loaded.inspection));
+        }
+        let inspection = inspection.ok_or_else(|| Refusal::internal("no variant to compile"))?;
+        let stored = self.store.keep(digest, &wasm, name, labels)?;
+        Ok(Kept {
+            digest,
+            inspection,
+            stored,
+            cached,
+            compiled_in,
+        })
+    }
+
+    /// Compiles and runs a module that does nothing, so that the first caller does not wait for what every run needs.
+    ///
+    /// # Errors
+    /// Where the engine cannot run even that.
+    pub async fn warm(&self) -> Result<(), Refusal> {
+        const NOTHING: &[u8] = br#"(module (memory 1) (func (export "_start")))"#;
+        let spec = RunSpec {
+            module: ModuleRef::Inline(Bytes::from_static(NOTHING)),
+            entry_point: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            stdin: Bytes::new(),
+            working_dir: None,
+            mounts: Vec::new(),
+            limits: self
+                .policy
+                .ceilings
+                .grant(&Requested::default(), Delivery::Captured)?,
+            wasi: self.policy.wasi,
+            host_functions: Default::default(),
+            network: false,
+            clock: self.policy.clock,
+            labels: Labels::default(),
+        };
+        let id = RunId::new(&self.instance);
+        let run = self
+            .start(Asked {
+                id,
+                spec,
+                delivery: Delivery::Captured,
+                until: None,
+            })
+            .await?;
+        match run.finished().await?.outcome {
+            Outcome::Exited(0) => Ok(()),
+            outcome => Err(Refusal::new(
+                Reason::RuntimeUnavailable,
+                format!("a module that does nothing ended with {outcome:?}"),
+            )),
+        }
+    }
+
+    /// Takes no runs any more; those that wait are refused.
+    pub fn close(&self) {
+        self.admission.close();
+    }
+
+    /// Ends every run in flight.
+    pub fn cancel_all(&self) {
+        self.inflight.cancel_all(CancelCause::Draining);
+    }
+
+    /// Resolves when no run is in flight.
+    pub async fn idle(&self) {
+        self.inflight.none_left().await;
+    }
+}
+
+/// Settles what a module says about a run of it: its imports are granted, its entry point fits, its memory has room.
+fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refusal> {
+    sandbox::check_imports(inspection, spec)?;
+    let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
+    let pages = spec.limits.memory_pages(inspection.memory_minimum_pages)?;
+    Ok((entry, pages))
+}
+
+fn module_not_found(digest: Digest) -> Refusal {
+    Refusal::new(
+        Reason::ModuleNotFound,
+        format!("no module {digest} is loaded here"),
+    )
+    .at("spec.digest")
+    .with("digest", digest)
+}
+
+/// `work`, unless the caller's deadline passes first.
+async fn before<T>(
+    until: Option<Instant>,
+    work: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    match until {
+        None => work.await,
+        Some(until) => tokio::time::timeout_at(until.into(), work)
+            .await
+            .unwrap_or_else(|_| Err(not_started())),
+    }
+}
+
+impl Running {
+    /// The next thing that happens; `None` after the end.
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.output.poll_next(cx)
+    }
+
+    /// How it ended, for a run whose output is captured.
+    ///
+    /// # Errors
+    /// A failure of the daemon.
+    pub async fn finished(&self) -> Result<Ended, Refusal> {
+        loop {
+            match poll_fn(|cx| self.poll_next(cx)).await {
+                // Captured output comes with the end: there is nothing else to wait for.
+                Some(Item::Chunk(_)) => {}
+                Some(Item::End(end)) => return *end,
+                None => return Err(Refusal::internal("a run ended twice")),
+            }
+        }
+    }
+
+    /// What was captured, once it has ended.
+    pub fn captured(&self) -> [Bytes; 2] {
+        self.output.captured()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After the end neither does anything.
+        self.stop
+            .request(StopReason::Cancelled(CancelCause::CallerGone));
+        self.output.close();
+    }
+}

@@ -1,0 +1,403 @@
+//! Engines: one for each variant in use, its pool and its linkers; and the thread that advances their epochs.
+//!
+//! Metering is compiled in, so metered and unmetered code are two artefacts. The stack's size is an engine's property
+//! at run time and does not change the artefact: every stack class deserialises the same one.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
+    WasmBacktraceDetails, WasmFeatures,
+};
+
+use super::host::{self, Clock, State};
+use crate::limits::StackClass;
+
+/// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
+const HOST_STACK: usize = 1 << 20;
+/// Frames in a backtrace.
+const MAX_FRAMES: usize = 20;
+/// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.
+const KEEP_RESIDENT: usize = 1 << 20;
+const KEEP_STACK: usize = 64 << 10;
+/// What one run may take of a pool. A module or component that needs more runs in an on-demand engine, so that a pool
+/// of n slots never fails one of n runs.
+const MEMORIES_PER_RUN: u32 = 2;
+const TABLES_PER_RUN: u32 = 4;
+const CORE_INSTANCES_PER_RUN: u32 = 20;
+/// Elements of a pooled table; the largest interpreters have about 12,000.
+const TABLE_ELEMENTS: usize = 1 << 16;
+
+/// The proposals that an operator can turn on.
+pub const FEATURES: [(&str, WasmFeatures); 7] = [
+    (
+        "gc",
+        WasmFeatures::GC
+            .union(WasmFeatures::GC_TYPES)
+            .union(WasmFeatures::FUNCTION_REFERENCES),
+    ),
+    ("function-references", WasmFeatures::FUNCTION_REFERENCES),
+    (
+        "exceptions",
+        WasmFeatures::EXCEPTIONS.union(WasmFeatures::GC_TYPES),
+    ),
+    ("threads", WasmFeatures::THREADS),
+    ("memory64", WasmFeatures::MEMORY64),
+    ("custom-page-sizes", WasmFeatures::CUSTOM_PAGE_SIZES),
+    ("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
+];
+
+/// The names in [`FEATURES`].
+pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
+    let mut names = [""; FEATURES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = FEATURES[i].0;
+        i += 1;
+    }
+    names
+};
+
+/// How engines are made.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Instances that one pool holds.
+    pub slots: u32,
+    /// The most bytes of one linear memory.
+    pub max_memory: usize,
+    /// Reset memories by PAGEMAP_SCAN.
+    pub pagemap_scan: bool,
+    /// Proposals that are on.
+    pub features: WasmFeatures,
+}
+
+/// The proposals that are on: the defaults less what untrusted code does not need, plus `names`.
+pub fn features(names: &[String]) -> WasmFeatures {
+    let off = WasmFeatures::GC
+        | WasmFeatures::GC_TYPES
+        | WasmFeatures::FUNCTION_REFERENCES
+        | WasmFeatures::EXCEPTIONS
+        | WasmFeatures::LEGACY_EXCEPTIONS
+        | WasmFeatures::THREADS
+        | WasmFeatures::MEMORY64;
+    let on = FEATURES
+        .iter()
+        .filter(|(name, _)| names.iter().any(|asked| asked == name))
+        .fold(WasmFeatures::empty(), |all, (_, feature)| all | *feature);
+    (WasmFeatures::WASM3 - off) | WasmFeatures::COMPONENT_MODEL | on
+}
+
+/// Which engine runs a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Whether fuel is counted.
+    pub metered: bool,
+    /// The stack.
+    pub stack: StackClass,
+}
+
+/// An engine with all that a module may import.
+pub struct Linked {
+    /// The engine.
+    pub engine: Engine,
+    core: [wasmtime::Linker<State>; 2],
+    component: [wasmtime::component::Linker<State>; 2],
+}
+
+impl Linked {
+    fn new(engine: Engine) -> wasmtime::Result<Self> {
+        Ok(Self {
+            core: [
+                host::core_linker(&engine, Clock::Real)?,
+                host::core_linker(&engine, Clock::Stepped)?,
+            ],
+            component: [
+                host::component_linker(&engine, Clock::Real)?,
+                host::component_linker(&engine, Clock::Stepped)?,
+            ],
+            engine,
+        })
+    }
+
+    /// What a core module may import.
+    pub fn core(&self, clock: Clock) -> &wasmtime::Linker<State> {
+        &self.core[clock as usize]
+    }
+
+    /// What a component may import.
+    pub fn component(&self, clock: Clock) -> &wasmtime::component::Linker<State> {
+        &self.component[clock as usize]
+    }
+}
+
+/// The engines of one variant: the pooled one where the host has room for its pool, and the one for what does not fit.
+struct Pair {
+    pooled: Option<Arc<Linked>>,
+    on_demand: OnceLock<Arc<Linked>>,
+}
+
+/// All engines, made when first needed.
+pub struct Engines {
+    settings: EngineSettings,
+    pairs: Mutex<HashMap<Variant, Arc<Pair>>>,
+    compilers: [Engine; 2],
+    ticker: Ticker,
+}
+
+impl Engines {
+    /// With epochs that advance each `interval` while a run is active.
+    pub fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
+        let compiler = |metered| {
+            let variant = Variant {
+                metered,
+                stack: StackClass::K512,
+            };
+            Engine::new(&config(&settings, variant))
+        };
+        Ok(Self {
+            compilers: [compiler(false)?, compiler(true)?],
+            settings,
+            pairs: Mutex::default(),
+            ticker: Ticker::start(interval),
+        })
+    }
+
+    /// The engine that compiles for execution, metered or not.
+    pub fn compiler(&self, metered: bool) -> &Engine {
+        &self.compilers[usize::from(metered)]
+    }
+
+    /// Proposals that are on.
+    pub fn features(&self) -> WasmFeatures {
+        self.settings.features
+    }
+
+    /// Whether memories are reset by PAGEMAP_SCAN.
+    pub fn pagemap_scan(&self) -> bool {
+        self.settings.pagemap_scan
+    }
+
+    /// The pooled engine of a variant; `None` where the host has no room for its pool.
+    pub fn pooled(&self, variant: Variant) -> wasmtime::Result<Option<Arc<Linked>>> {
+        Ok(self.pair(variant)?.pooled.clone())
+    }
+
+    /// The on-demand engine of a variant.
+    pub fn on_demand(&self, variant: Variant) -> wasmtime::Result<Arc<Linked>> {
+        let pair = self.pair(variant)?;
+        if let Some(linked) = pair.on_demand.get() {
+            return Ok(Arc::clone(linked));
+        }
+        let linked = self.link(&config(&self.settings, variant))?;
+        // Two callers may race; the loser's engine holds nothing yet.
+        Ok(Arc::clone(pair.on_demand.get_or_init(|| linked)))
+    }
+
+    /// Counts a run as active until the guard is dropped.
+    pub fn active(&self) -> Active {
+        self.ticker.active()
+    }
+
+    /// Instances that pools hold now, over all variants.
+    pub fn pooled_instances(&self) -> u64 {
+        lock(&self.pairs)
+            .values()
+            .filter_map(|pair| pair.pooled.as_ref()?.engine.pooling_allocator_metrics())
+            .map(|metrics| metrics.core_instances())
+            .sum()
+    }
+
+    fn pair(&self, variant: Variant) -> wasmtime::Result<Arc<Pair>> {
+        let mut pairs = lock(&self.pairs);
+        if let Some(pair) = pairs.get(&variant) {
+            return Ok(Arc::clone(pair));
+        }
+        let mut pooled_config = config(&self.settings, variant);
+        pooled_config
+            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&self.settings)));
+        // A limit on address space, some hosts and some containers refuse the reservation.
+        let pooled = match self.link(&pooled_config) {
+            Ok(linked) => Some(linked),
+            Err(error) => {
+                tracing::warn!(?variant, slots = self.settings.slots, %error,
+                    "no room for an instance pool; instances are allocated on demand, which is slower");
+                None
+            }
+        };
+        let pair = Arc::new(Pair {
+            pooled,
+            on_demand: OnceLock::new(),
+        });
+        pairs.insert(variant, Arc::clone(&pair));
+        Ok(pair)
+    }
+
+    fn link(&self, config: &Config) -> wasmtime::Result<Arc<Linked>> {
+        let linked = Arc::new(Linked::new(Engine::new(config)?)?);
+        self.ticker.add(&linked.engine);
+        Ok(linked)
+    }
+}
+
+/// What every engine of a variant has in common; by default it allocates on demand.
+fn config(settings: &EngineSettings, variant: Variant) -> Config {
+    let mut config = Config::new();
+    let stack = variant.stack.bytes() as usize;
+    for feature in WasmFeatures::WASM3.iter() {
+        config.wasm_features(feature, settings.features.contains(feature));
+    }
+    for (_, feature) in FEATURES {
+        for feature in feature.iter() {
+            config.wasm_features(feature, settings.features.contains(feature));
+        }
+    }
+    config
+        .consume_fuel(variant.metered)
+        .epoch_interruption(true)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack + HOST_STACK)
+        .async_stack_zeroing(true)
+        .memory_init_cow(true)
+        .shared_memory(false)
+        .concurrency_support(false)
+        .parallel_compilation(false)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(MAX_FRAMES))
+        // Debug sections are a guest's bytes, and large ones: nothing parses them.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    config
+}
+
+fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
+    let slots = settings.slots;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots.saturating_mul(CORE_INSTANCES_PER_RUN))
+        .total_memories(slots.saturating_mul(MEMORIES_PER_RUN))
+        .total_tables(slots.saturating_mul(TABLES_PER_RUN))
+        .total_stacks(slots)
+        .total_gc_heaps(if settings.features.contains(WasmFeatures::GC_TYPES) {
+            slots
+        } else {
+            0
+        })
+        .max_memories_per_module(MEMORIES_PER_RUN)
+        .max_tables_per_module(TABLES_PER_RUN)
+        .max_memories_per_component(MEMORIES_PER_RUN)
+        .max_tables_per_component(TABLES_PER_RUN)
+        .max_core_instances_per_component(CORE_INSTANCES_PER_RUN)
+        .max_memory_size(settings.max_memory)
+        .table_elements(TABLE_ELEMENTS)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(KEEP_STACK)
+        .async_stack_keep_resident(KEEP_STACK)
+        .pagemap_scan(if settings.pagemap_scan {
+            Enabled::Yes
+        } else {
+            Enabled::No
+        });
+    pool
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is under these locks is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The thread that advances the epochs of all engines while runs are active, and sleeps while none is.
+struct Ticker {
+    shared: Arc<Ticks>,
+    thread: Thread,
+    handle: Option<JoinHandle<()>>,
+}
+
+struct Ticks {
+    engines: Mutex<Vec<Engine>>,
+    /// Runs now; [`ENDED`] says that the thread is to end.
+    active: AtomicUsize,
+}
+
+const ENDED: usize = usize::MAX;
+
+/// An active run.
+pub struct Active {
+    shared: Arc<Ticks>,
+}
+
+impl Ticker {
+    fn start(interval: Duration) -> Self {
+        let shared = Arc::new(Ticks {
+            engines: Mutex::default(),
+            active: AtomicUsize::new(0),
+        });
+        let ticks = Arc::clone(&shared);
+        #[expect(
+            clippy::expect_used,
+            reason = "a host that cannot start one thread at start runs nothing"
+        )]
+        let handle = std::thread::Builder::new()
+            .name("epoch".to_owned())
+            .spawn(move || tick(&ticks, interval))
+            .expect("the epoch thread starts");
+        Self {
+            shared,
+            thread: handle.thread().clone(),
+            handle: Some(handle),
+        }
+    }
+
+    fn add(&self, engine: &Engine) {
+        lock(&self.shared.engines).push(engine.clone());
+    }
+
+    fn active(&self) -> Active {
+        if self.shared.active.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.thread.unpark();
+        }
+        Active {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.shared.active.store(ENDED, Ordering::SeqCst);
+        self.thread.unpark();
+        if let Some(handle) = self.handle.take() {
+            // It only returns.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        // After the end the count no longer matters, but it must not leave ENDED.
+        let _ = self
+            .shared
+            .active
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                (n != ENDED).then(|| n.saturating_sub(1))
+            });
+    }
+}
+
+fn tick(ticks: &Ticks, interval: Duration) {
+    loop {
+        match ticks.active.load(Ordering::SeqCst) {
+            0 => std::thread::park(),
+            ENDED => return,
+            _ => {
+                std::thread::sleep(interval);
+                for engine in lock(&ticks.engines).iter() {
+                    engine.increment_epoch();
+                }
+            }
+        }
+    }
+}

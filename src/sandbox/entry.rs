@@ -1,0 +1,205 @@
+//! Which function a run calls, and with what.
+
+use wasmparser::ValType;
+
+use super::inspect::{Export, Inspection, Signature};
+use crate::outcome::Value;
+use crate::refusal::{Reason, Refusal, quote};
+
+/// The command of a core module.
+const START: &str = "_start";
+/// What a reactor wants called before anything else.
+const INITIALIZE: &str = "_initialize";
+
+/// A call that fits its module.
+#[derive(Debug)]
+pub struct Entry {
+    /// The exported function; unused for a component.
+    pub name: String,
+    /// Call `_initialize` before it.
+    pub initialize: bool,
+    /// Its parameters.
+    pub params: Vec<Value>,
+    /// How many results it has.
+    pub results: usize,
+}
+
+impl Entry {
+    /// The call of `asked`, or of the module's command, with `args` as its parameters where it has any.
+    ///
+    /// # Errors
+    /// `ENTRY_POINT_NOT_FOUND`, `ENTRY_POINT_SIGNATURE`.
+    pub fn resolve(
+        inspection: &Inspection,
+        asked: Option<&str>,
+        args: &[String],
+    ) -> Result<Self, Refusal> {
+        if inspection.component {
+            return Self::component(inspection, asked);
+        }
+        let name = asked.unwrap_or(START);
+        let signature = match inspection.export(name) {
+            Export::Function(signature) => signature,
+            Export::Other => return Err(not_found(name, "is not a function")),
+            Export::Missing => return Err(not_found(name, "is not exported by the module")),
+        };
+        check_results(name, signature)?;
+        let initialize = match inspection.export(INITIALIZE) {
+            Export::Function(signature) if name != START && name != INITIALIZE => {
+                if !signature.params.is_empty() || !signature.results.is_empty() {
+                    return Err(mismatch(INITIALIZE, signature, "takes and returns nothing"));
+                }
+                true
+            }
+            Export::Function(_) | Export::Other | Export::Missing => false,
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            initialize,
+            params: parameters(name, signature, args)?,
+            results: signature.results.len(),
+        })
+    }
+
+    fn component(inspection: &Inspection, asked: Option<&str>) -> Result<Self, Refusal> {
+        if let Some(asked) = asked {
+            return Err(not_found(
+                asked,
+                "cannot be called: a component is run by its wasi:cli/run only",
+            ));
+        }
+        if !inspection.runs {
+            return Err(not_found(
+                "wasi:cli/run",
+                "is not exported by the component",
+            ));
+        }
+        Ok(Self {
+            name: String::new(),
+            initialize: false,
+            params: Vec::new(),
+            results: 0,
+        })
+    }
+
+    /// Whether it takes and returns nothing, as a command does.
+    pub fn is_plain(&self) -> bool {
+        self.params.is_empty() && self.results == 0
+    }
+
+    /// The command line that the guest sees: `args`, unless those were its parameters.
+    pub fn command_line<'a>(&self, args: &'a [String]) -> &'a [String] {
+        if self.params.is_empty() { args } else { &[] }
+    }
+}
+
+fn not_found(name: &str, why: &str) -> Refusal {
+    let name = quote(name);
+    Refusal::new(
+        Reason::EntryPointNotFound,
+        format!("entry point \"{name}\" {why}"),
+    )
+    .at("spec.entry_point")
+    .with("asked", name)
+}
+
+fn mismatch(name: &str, signature: &Signature, allowed: &str) -> Refusal {
+    let (name, signature) = (quote(name), quote(&signature.to_string()));
+    Refusal::new(
+        Reason::EntryPointSignature,
+        format!("entry point \"{name}\" has the type {signature}; allowed is one that {allowed}"),
+    )
+    .at("spec.entry_point")
+    .with("signature", signature)
+}
+
+fn is_number(ty: &ValType) -> bool {
+    matches!(
+        ty,
+        ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64
+    )
+}
+
+fn check_results(name: &str, signature: &Signature) -> Result<(), Refusal> {
+    if signature
+        .results
+        .iter()
+        .chain(&signature.params)
+        .all(is_number)
+    {
+        Ok(())
+    } else {
+        Err(mismatch(name, signature, "has only i32, i64, f32 and f64"))
+    }
+}
+
+fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<Value>, Refusal> {
+    let types = &signature.params;
+    if types.is_empty() {
+        return Ok(Vec::new());
+    }
+    if types.len() != args.len() {
+        let message = format!(
+            "entry point \"{}\" takes {} parameters, {} were given",
+            quote(name),
+            types.len(),
+            args.len()
+        );
+        return Err(Refusal::new(Reason::EntryPointSignature, message)
+            .at("spec.args")
+            .with("asked", args.len())
+            .with("allowed", types.len()));
+    }
+    types
+        .iter()
+        .zip(args)
+        .enumerate()
+        .map(|(i, (ty, arg))| {
+            number(*ty, arg).ok_or_else(|| {
+                let message = format!("argument {i}, \"{}\", is not an {ty}", quote(arg));
+                Refusal::new(Reason::EntryPointSignature, message)
+                    .at(format!("spec.args[{i}]"))
+                    .with("allowed", ty)
+            })
+        })
+        .collect()
+}
+
+/// Reads a number: integers decimal or 0x hexadecimal, signed or unsigned.
+fn number(ty: ValType, text: &str) -> Option<Value> {
+    match ty {
+        ValType::I32 => integer(text, 32).map(|bits| Value::I32((bits as u32).cast_signed())),
+        ValType::I64 => integer(text, 64).map(|bits| Value::I64(bits.cast_signed())),
+        ValType::F32 => text.parse().ok().map(Value::F32),
+        ValType::F64 => text.parse().ok().map(Value::F64),
+        ValType::V128 | ValType::Ref(_) => None,
+    }
+}
+
+/// The two's complement of an integer that fits `bits`, signed or unsigned.
+fn integer(text: &str, bits: u32) -> Option<u64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let magnitude = match digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"))
+    {
+        // `from_str_radix` would take another sign.
+        Some(hex) if hex.starts_with(['+', '-']) => return None,
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None if digits.starts_with(['+', '-']) => return None,
+        None => digits.parse().ok()?,
+    };
+    let max = if bits == 64 {
+        u64::MAX
+    } else {
+        (1 << bits) - 1
+    };
+    if negative {
+        (magnitude <= 1 << (bits - 1)).then(|| magnitude.wrapping_neg() & max)
+    } else {
+        (magnitude <= max).then_some(magnitude)
+    }
+}

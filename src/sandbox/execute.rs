@@ -1,0 +1,312 @@
+//! One run, from a loaded module to its end: arm a fresh store, instantiate, call, tell what happened.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Engine, Instance, Store, UpdateDeadline, Val};
+use wasmtime_wasi::p2::bindings::CommandPre;
+
+use super::clock::SteppedClock;
+use super::entry::Entry;
+use super::host::{Clock, State};
+use super::meter::{Meter, OnCpu};
+use super::modules::{Linkage, Loaded};
+use super::mounts;
+use super::stdio::{GuestOutput, Output};
+use super::stop::{Stop, StopReason, Stopped};
+use super::trap;
+use super::wasi;
+use crate::limits::PAGE;
+use crate::outcome::{Ended, Outcome, Stream, Trap, Value};
+use crate::policy::Grants;
+use crate::refusal::Refusal;
+use crate::request::RunSpec;
+
+/// Bytes that host calls may copy for a guest at once; much lower breaks large writes.
+const HOSTCALL_FUEL: usize = 16 << 20;
+/// A metered guest gives way after this much fuel, which also bounds how far a reading of its fuel may be off.
+const FUEL_INTERVAL: u64 = 1_000_000;
+/// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
+/// epoch. One that waits in a host call is dropped after this.
+const STOP_GRACE: Duration = Duration::from_millis(10);
+
+/// A run whose module, entry point, mounts and limits are settled: nothing is left that could refuse it.
+pub struct Prepared {
+    loaded: Arc<Loaded>,
+    entry: Entry,
+    clock: Clock,
+    state: State,
+    fuel: Option<u64>,
+    timeout: Duration,
+    /// Ends the run however long its own timeout is.
+    until: Option<Instant>,
+    output: Arc<Output>,
+}
+
+/// What a run takes beyond its spec.
+pub struct Surroundings<'a> {
+    /// What the operator grants.
+    pub grants: &'a Grants,
+    /// Where output goes.
+    pub output: Arc<Output>,
+    /// Asks it to end.
+    pub stop: Arc<Stop>,
+    /// How long a reader may take nothing while the guest waits.
+    pub stall: Duration,
+    /// Ends the run however long its own timeout is.
+    pub until: Option<Instant>,
+}
+
+/// Settles all that can refuse a run.
+///
+/// # Errors
+/// Those of its entry point, imports and mounts.
+pub fn prepare(
+    loaded: Arc<Loaded>,
+    spec: &RunSpec,
+    pages: u32,
+    entry: Entry,
+    around: Surroundings<'_>,
+) -> Result<Prepared, Refusal> {
+    let clock = if spec.clock {
+        Clock::Real
+    } else {
+        Clock::Stepped
+    };
+    loaded.linkage(clock)?;
+    let opened = mounts::open(
+        &around.grants.mounts,
+        &spec.mounts,
+        spec.working_dir.as_ref(),
+    )?;
+    let stream = |stream| GuestOutput {
+        output: Arc::clone(&around.output),
+        stream,
+        stop: Arc::clone(&around.stop),
+        stall: around.stall,
+    };
+    let stepped = SteppedClock::default();
+    let args = entry.command_line(&spec.args);
+    let wasi = wasi::context(
+        spec,
+        args,
+        &opened,
+        &around.grants.network,
+        stream(Stream::Stdout),
+        stream(Stream::Stderr),
+        &stepped,
+    )?;
+    Ok(Prepared {
+        loaded,
+        entry,
+        clock,
+        state: State {
+            wasi,
+            stepped,
+            // On a 64-bit host, which this is, pages of 64 KiB counted by a u32 fit.
+            meter: Meter::new(usize::try_from(u64::from(pages) * PAGE).unwrap_or(usize::MAX)),
+            stop: Arc::clone(&around.stop),
+            stderr: stream(Stream::Stderr),
+            labels: spec.labels.clone(),
+        },
+        fuel: spec.limits.fuel,
+        timeout: spec.limits.timeout,
+        until: around.until,
+        output: around.output,
+    })
+}
+
+impl Prepared {
+    /// Runs it to its end. When this returns its store is gone.
+    pub async fn execute(self) -> Ended {
+        let start = Instant::now();
+        let deadline = [start.checked_add(self.timeout), self.until]
+            .into_iter()
+            .flatten()
+            .min();
+        let stop = Arc::clone(&self.state.stop);
+        let mut store = arm(self.loaded.engine(), self.state, self.fuel, deadline);
+        let (finished, cpu_time) = {
+            let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
+            let mut call = OnCpu::new(call);
+            let finished = tokio::select! {
+                biased;
+                result = &mut call => Some(result),
+                () = overdue(&stop, deadline) => None,
+            };
+            (finished, call.spent())
+        };
+        let duration = start.elapsed();
+        let denied = store.data().meter.denied();
+        let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
+        let [stdout, stderr] = self.output.written();
+        Ended {
+            outcome,
+            trap,
+            duration,
+            cpu_time,
+            fuel_consumed: self
+                .fuel
+                .map(|fuel| fuel.saturating_sub(store.get_fuel().unwrap_or_default())),
+            memory_used: store.data().meter.peak(),
+            memory_denied: denied,
+            values,
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// The one place where a store gets its limits: memory, tables, handles, fuel, time.
+fn arm(
+    engine: &Engine,
+    state: State,
+    fuel: Option<u64>,
+    deadline: Option<Instant>,
+) -> Store<State> {
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| &mut state.meter);
+    store.set_hostcall_fuel(HOSTCALL_FUEL);
+    if let Some(fuel) = fuel {
+        // Both fail only in an engine that does not count fuel; a metered run is given one that does.
+        let metered = store
+            .set_fuel(fuel)
+            .and_then(|()| store.fuel_async_yield_interval(Some(FUEL_INTERVAL)));
+        debug_assert!(metered.is_ok());
+    }
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |context| {
+        let stop = &context.data().stop;
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            stop.request(StopReason::TimedOut);
+        }
+        if stop.reason().is_some() {
+            return Err(Stopped.into());
+        }
+        Ok(UpdateDeadline::YieldCustom(
+            1,
+            Box::pin(tokio::task::yield_now()),
+        ))
+    });
+    store
+}
+
+/// Resolves when a run that has to stop did not do so by itself.
+async fn overdue(stop: &Stop, deadline: Option<Instant>) {
+    let late = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop.requested() => {}
+        () = late => stop.request(StopReason::TimedOut),
+    }
+    tokio::time::sleep(STOP_GRACE).await;
+}
+
+/// How a call ended: by itself, with values, or with an exit code of a component.
+enum Returned {
+    Values(Vec<Value>),
+    Code(u32),
+}
+
+async fn call(
+    store: &mut Store<State>,
+    loaded: &Loaded,
+    clock: Clock,
+    entry: &Entry,
+) -> wasmtime::Result<Returned> {
+    let linkage = loaded
+        .linkage(clock)
+        .map_err(|refusal| wasmtime::Error::msg(refusal.to_string()))?;
+    match linkage {
+        Linkage::Component(pre) => call_component(store, pre).await.map(Returned::Code),
+        Linkage::Core(pre) => {
+            let instance = pre.instantiate_async(&mut *store).await?;
+            call_core(store, &instance, entry)
+                .await
+                .map(Returned::Values)
+        }
+    }
+}
+
+async fn call_component(
+    store: &mut Store<State>,
+    pre: &CommandPre<State>,
+) -> wasmtime::Result<u32> {
+    let command = pre.instantiate_async(&mut *store).await?;
+    let result = command.wasi_cli_run().call_run(store).await?;
+    Ok(if result.is_ok() { 0 } else { 1 })
+}
+
+async fn call_core(
+    store: &mut Store<State>,
+    instance: &Instance,
+    entry: &Entry,
+) -> wasmtime::Result<Vec<Value>> {
+    if entry.initialize {
+        let initialize = instance.get_typed_func::<(), ()>(&mut *store, "_initialize")?;
+        initialize.call_async(&mut *store, ()).await?;
+    }
+    if entry.is_plain() {
+        let function = instance.get_typed_func::<(), ()>(&mut *store, &entry.name)?;
+        function.call_async(&mut *store, ()).await?;
+        return Ok(Vec::new());
+    }
+    let function = instance
+        .get_func(&mut *store, &entry.name)
+        .ok_or_else(|| wasmtime::Error::msg("the entry point is gone"))?;
+    let params: Vec<Val> = entry.params.iter().copied().map(to_val).collect();
+    let mut results = vec![Val::I32(0); entry.results];
+    function
+        .call_async(&mut *store, &params, &mut results)
+        .await?;
+    Ok(results.iter().filter_map(from_val).collect())
+}
+
+fn conclude(
+    finished: Option<wasmtime::Result<Returned>>,
+    stop: Option<StopReason>,
+    denied: bool,
+) -> (Outcome, Option<Trap>, Vec<Value>) {
+    match finished {
+        Some(Ok(Returned::Values(values))) => (trap::exited(0, denied), None, values),
+        Some(Ok(Returned::Code(code))) => (trap::exited(code, denied), None, Vec::new()),
+        Some(Err(error)) => {
+            let (outcome, trap) = trap::classify(&error, stop, denied);
+            (outcome, trap, Vec::new())
+        }
+        // Dropped in a host call: only a stop request does that.
+        None => {
+            let reason = stop.unwrap_or(StopReason::TimedOut);
+            (trap::stopped(reason), None, Vec::new())
+        }
+    }
+}
+
+fn to_val(value: Value) -> Val {
+    match value {
+        Value::I32(v) => Val::I32(v),
+        Value::I64(v) => Val::I64(v),
+        Value::F32(v) => Val::F32(v.to_bits()),
+        Value::F64(v) => Val::F64(v.to_bits()),
+    }
+}
+
+fn from_val(value: &Val) -> Option<Value> {
+    // The entry point's type was checked: its results are numbers.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "only numbers pass the entry point's check"
+    )]
+    match *value {
+        Val::I32(v) => Some(Value::I32(v)),
+        Val::I64(v) => Some(Value::I64(v)),
+        Val::F32(v) => Some(Value::F32(f32::from_bits(v))),
+        Val::F64(v) => Some(Value::F64(f64::from_bits(v))),
+        _ => None,
+    }
+}

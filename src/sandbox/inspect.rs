@@ -1,0 +1,485 @@
+//! What a module is, read from its bytes before anything is compiled: kind, imports, exports, memories, and whether
+//! it is valid under the proposals that are on.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+
+use wasmparser::{
+    ComponentExternalKind, Encoding, ExternalKind, FuncType, KnownCustom, Name, Parser, Payload,
+    TypeRef, ValType, Validator,
+};
+use wasmtime::{Engine, WasmFeatures};
+
+use super::engine::FEATURES;
+use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES};
+use crate::refusal::{Reason, Refusal, printable, quote};
+
+/// The most exports, and imports, that a listing names.
+const LISTED: usize = 1000;
+/// The interface that a component exports to be run.
+const CLI_RUN: &str = "wasi:cli/run@0.2.";
+/// The packages of WASI 0.2 that are offered.
+const WASI_PACKAGES: [&str; 6] = [
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:filesystem/",
+    "wasi:io/",
+    "wasi:random/",
+    "wasi:sockets/",
+];
+
+/// What a module is.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Whether it is a component.
+    pub component: bool,
+    /// Its own name, printable.
+    pub name: String,
+    /// The sum of its memories' minimums, in pages.
+    pub memory_minimum_pages: u64,
+    /// Exports, at most 1,000.
+    pub exports: Vec<Exported>,
+    /// Imports, at most 1,000.
+    pub imports: Vec<Imported>,
+    /// Functions that it exports, by name, with their types; a component's are not among them.
+    pub functions: Vec<(String, Signature)>,
+    /// Names of exports that are no functions.
+    others: HashSet<String>,
+    /// Whether it imports anything of WASI.
+    pub imports_wasi: bool,
+    /// Host functions that it imports.
+    pub imports_host: BTreeSet<String>,
+    /// A component: whether it exports `wasi:cli/run`.
+    pub runs: bool,
+}
+
+/// A function's type.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// Parameters.
+    pub params: Vec<ValType>,
+    /// Results.
+    pub results: Vec<ValType>,
+}
+
+/// One export.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Printable.
+    pub name: String,
+    /// What it is.
+    pub kind: &'static str,
+    /// A core function's type.
+    pub signature: String,
+}
+
+/// One import.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// Printable; empty for a component's.
+    pub module: String,
+    /// Printable.
+    pub name: String,
+    /// What it is.
+    pub kind: &'static str,
+}
+
+/// What can be imported and which proposals are on.
+#[derive(Debug)]
+pub struct Rules {
+    /// Proposals.
+    pub features: WasmFeatures,
+    /// Functions for core modules, as (module, name).
+    pub offered: HashSet<(String, String)>,
+}
+
+/// The binary form of `bytes`: themselves, or what their text says.
+///
+/// # Errors
+/// `MODULE_INVALID` where they are neither.
+pub fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
+    if bytes.starts_with(b"\0asm") {
+        return Ok(Cow::Borrowed(bytes));
+    }
+    if Engine::detect_precompiled(bytes).is_some() {
+        return Err(invalid(
+            "native code compiled elsewhere is not accepted",
+            None,
+        ));
+    }
+    wat::parse_bytes(bytes).map_err(|error| {
+        let is_text = std::str::from_utf8(bytes).is_ok();
+        // The first line says what is wrong; the others draw the source, which is the caller's to look at.
+        let text = error.to_string();
+        let what = text.lines().next().unwrap_or_default();
+        if is_text {
+            let at = text
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("--> <anon>:"));
+            let at = at
+                .map(|at| format!(" at line:column {at}"))
+                .unwrap_or_default();
+            invalid(&format!("not WebAssembly text: {}{at}", quote(what)), None)
+        } else {
+            invalid("neither a WebAssembly binary nor text", Some(0))
+        }
+    })
+}
+
+fn invalid(message: &str, offset: Option<usize>) -> Refusal {
+    let refusal = match offset {
+        Some(offset) => Refusal::new(
+            Reason::ModuleInvalid,
+            format!("the module is not valid at offset {offset}: {message}"),
+        )
+        .with("offset", offset),
+        None => Refusal::new(
+            Reason::ModuleInvalid,
+            format!("the module is not valid: {message}"),
+        ),
+    };
+    refusal.at("module")
+}
+
+/// Validates `wasm`, binary, and reads what it is.
+///
+/// # Errors
+/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with the proposals, `IMPORT_NOT_ALLOWED` with the imports
+/// that nothing here offers.
+pub fn inspect(wasm: &[u8], rules: &Rules) -> Result<Inspection, Refusal> {
+    validate(wasm, rules.features)?;
+    let mut reader = Reader::default();
+    reader
+        .read(wasm)
+        .map_err(|error| invalid(&quote(error.message()), Some(error.offset())))?;
+    reader.finish(rules)
+}
+
+fn validate(wasm: &[u8], features: WasmFeatures) -> Result<(), Refusal> {
+    let passes = |features| Validator::new_with_features(features).validate_all(wasm);
+    if passes(features).is_ok() {
+        return Ok(());
+    }
+    if let Err(error) = passes(WasmFeatures::all()) {
+        return Err(invalid(&quote(error.message()), Some(error.offset())));
+    }
+    // Valid with everything on: the proposals that it cannot do without are those it needs.
+    let mut needs: Vec<String> = Vec::new();
+    let missing = |feature: WasmFeatures| !features.contains(feature);
+    for (name, feature) in FEATURES
+        .into_iter()
+        .filter(|(_, feature)| missing(*feature))
+    {
+        if passes(features | feature).is_ok() {
+            needs = vec![name.to_owned()];
+            break;
+        }
+        if passes(WasmFeatures::all() - (feature - features)).is_err() {
+            needs.push(name.to_owned());
+        }
+    }
+    if needs.is_empty() {
+        needs = WasmFeatures::all()
+            .iter_names()
+            .filter(|(_, feature)| missing(*feature))
+            .filter(|(_, feature)| passes(WasmFeatures::all() - *feature).is_err())
+            .map(|(name, _)| name.to_ascii_lowercase().replace('_', "-"))
+            .collect();
+    }
+    Err(not_enabled(&needs))
+}
+
+fn not_enabled(names: &[String]) -> Refusal {
+    let names = crate::refusal::list(names);
+    Refusal::new(
+        Reason::FeatureNotEnabled,
+        format!("the module needs a WebAssembly proposal that is not enabled here: {names}"),
+    )
+    .at("module")
+    .with("feature", names)
+}
+
+/// Collects what the sections say.
+#[derive(Default)]
+struct Reader {
+    component: bool,
+    depth: usize,
+    name: String,
+    types: Vec<Option<FuncType>>,
+    functions: Vec<u32>,
+    imports: Vec<(String, String, &'static str)>,
+    exports: Vec<(String, &'static str, Option<u32>)>,
+    memory_pages: u64,
+    shared_memory: bool,
+}
+
+impl Reader {
+    fn read(&mut self, wasm: &[u8]) -> wasmparser::Result<()> {
+        for payload in Parser::new(0).parse_all(wasm) {
+            let payload = payload?;
+            match payload {
+                Payload::Version { encoding, .. } => {
+                    self.depth += 1;
+                    self.component |= self.depth == 1 && encoding == Encoding::Component;
+                }
+                Payload::End(_) => self.depth -= 1,
+                Payload::MemorySection(memories) => {
+                    for memory in memories {
+                        let memory = memory?;
+                        self.memory_pages = self.memory_pages.saturating_add(memory.initial);
+                        self.shared_memory |= memory.shared;
+                    }
+                }
+                payload if self.depth == 1 => self.read_outermost(payload)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn read_outermost(&mut self, payload: Payload<'_>) -> wasmparser::Result<()> {
+        // Sections that say nothing about what the module is are passed over; validation has read them.
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "sections that say nothing of interest"
+        )]
+        match payload {
+            Payload::TypeSection(types) => {
+                for group in types {
+                    self.types.extend(group?.into_types().map(
+                        |ty| match ty.composite_type.inner {
+                            wasmparser::CompositeInnerType::Func(func) => Some(func),
+                            _ => None,
+                        },
+                    ));
+                }
+            }
+            Payload::ImportSection(imports) => {
+                for import in imports.into_imports() {
+                    let import = import?;
+                    self.import(import.module, import.name, import.ty);
+                }
+            }
+            Payload::FunctionSection(functions) => {
+                for ty in functions {
+                    self.functions.push(ty?);
+                }
+            }
+            Payload::ExportSection(exports) => {
+                for export in exports {
+                    let export = export?;
+                    let index = matches!(export.kind, ExternalKind::Func | ExternalKind::FuncExact)
+                        .then_some(export.index);
+                    self.exports
+                        .push((export.name.to_owned(), core_kind(export.kind), index));
+                }
+            }
+            Payload::ComponentImportSection(imports) => {
+                for import in imports {
+                    let import = import?;
+                    let kind = component_kind(import.ty.kind());
+                    self.imports
+                        .push((String::new(), import.name.name.to_owned(), kind));
+                }
+            }
+            Payload::ComponentExportSection(exports) => {
+                for export in exports {
+                    let export = export?;
+                    let kind = component_kind(export.kind);
+                    self.exports.push((export.name.name.to_owned(), kind, None));
+                }
+            }
+            Payload::CustomSection(custom) => {
+                if let KnownCustom::Name(names) = custom.as_known() {
+                    // A name section is free-form: one that cannot be read names nothing.
+                    for name in names.into_iter().map_while(Result::ok) {
+                        if let Name::Module { name, .. } = name {
+                            self.name = quote(name);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn import(&mut self, module: &str, name: &str, ty: TypeRef) {
+        let kind = match ty {
+            TypeRef::Func(index) | TypeRef::FuncExact(index) => {
+                // Imported functions come first in the index space.
+                self.functions.push(index);
+                "func"
+            }
+            TypeRef::Table(_) => "table",
+            TypeRef::Memory(memory) => {
+                self.shared_memory |= memory.shared;
+                "memory"
+            }
+            TypeRef::Global(_) => "global",
+            TypeRef::Tag(_) => "tag",
+        };
+        self.imports
+            .push((module.to_owned(), name.to_owned(), kind));
+    }
+
+    fn signature(&self, function: u32) -> Option<Signature> {
+        let ty = *self.functions.get(function as usize)?;
+        let func = self.types.get(ty as usize)?.as_ref()?;
+        Some(Signature {
+            params: func.params().to_vec(),
+            results: func.results().to_vec(),
+        })
+    }
+
+    fn finish(self, rules: &Rules) -> Result<Inspection, Refusal> {
+        if self.shared_memory {
+            return Err(not_enabled(&["shared-memory".to_owned()]));
+        }
+        let refused: Vec<String> = self
+            .imports
+            .iter()
+            .filter(|import| !self.is_offered(import, rules))
+            .map(|(module, name, _)| dotted(module, name))
+            .collect();
+        if !refused.is_empty() {
+            return Err(import_not_allowed(&refused, "is offered by this daemon"));
+        }
+        let functions: Vec<_> = self
+            .exports
+            .iter()
+            .filter_map(|(name, _, index)| Some((name.clone(), self.signature((*index)?)?)))
+            .collect();
+        Ok(Inspection {
+            component: self.component,
+            memory_minimum_pages: self.memory_pages,
+            runs: self
+                .exports
+                .iter()
+                .any(|(name, ..)| name.starts_with(CLI_RUN)),
+            imports_wasi: self.imports.iter().any(|(module, name, _)| {
+                WASI_MODULES.contains(&module.as_str())
+                    || (module.is_empty() && name.starts_with("wasi:"))
+            }),
+            imports_host: self
+                .imports
+                .iter()
+                .map(|(module, name, _)| dotted(module, name))
+                .filter(|name| HOST_FUNCTION_NAMES.contains(&name.as_str()))
+                .collect(),
+            others: self
+                .exports
+                .iter()
+                .filter(|(_, _, index)| index.is_none())
+                .map(|(name, ..)| name.clone())
+                .collect(),
+            exports: self
+                .exports
+                .iter()
+                .take(LISTED)
+                .map(|(name, kind, index)| Exported {
+                    name: printable(name),
+                    kind,
+                    signature: index
+                        .and_then(|index| self.signature(index))
+                        .map(|signature| signature.to_string())
+                        .unwrap_or_default(),
+                })
+                .collect(),
+            imports: self
+                .imports
+                .iter()
+                .take(LISTED)
+                .map(|(module, name, kind)| Imported {
+                    module: printable(module),
+                    name: printable(name),
+                    kind,
+                })
+                .collect(),
+            name: self.name,
+            functions,
+        })
+    }
+
+    fn is_offered(&self, (module, name, kind): &(String, String, &str), rules: &Rules) -> bool {
+        if self.component {
+            // Types and resources come along with the interfaces that need them.
+            return WASI_PACKAGES
+                .iter()
+                .any(|package| name.starts_with(package))
+                && name.contains("@0.2.");
+        }
+        *kind == "func" && rules.offered.contains(&(module.clone(), name.clone()))
+    }
+}
+
+impl Inspection {
+    /// What the module exports under `name`.
+    pub fn export(&self, name: &str) -> Export<'_> {
+        match self.functions.iter().find(|(function, _)| function == name) {
+            Some((_, signature)) => Export::Function(signature),
+            None if self.others.contains(name) => Export::Other,
+            None => Export::Missing,
+        }
+    }
+}
+
+/// What stands behind an export's name.
+pub enum Export<'a> {
+    /// A function.
+    Function(&'a Signature),
+    /// Something else.
+    Other,
+    /// Nothing.
+    Missing,
+}
+
+impl std::fmt::Display for Signature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |types: &[ValType]| {
+            let types: Vec<String> = types.iter().map(ToString::to_string).collect();
+            types.join(", ")
+        };
+        write!(f, "({}) -> ({})", list(&self.params), list(&self.results))
+    }
+}
+
+/// Refuses imports; `what` ends the sentence "none of these ...".
+pub fn import_not_allowed(names: &[String], what: &str) -> Refusal {
+    let names = crate::refusal::list(names);
+    Refusal::new(
+        Reason::ImportNotAllowed,
+        format!("the module imports what not {what}: {names}"),
+    )
+    .at("module")
+    .with("imports", names)
+}
+
+fn dotted(module: &str, name: &str) -> String {
+    if module.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{module}.{name}")
+    }
+}
+
+fn core_kind(kind: ExternalKind) -> &'static str {
+    match kind {
+        ExternalKind::Func | ExternalKind::FuncExact => "func",
+        ExternalKind::Table => "table",
+        ExternalKind::Memory => "memory",
+        ExternalKind::Global => "global",
+        ExternalKind::Tag => "tag",
+    }
+}
+
+fn component_kind(kind: ComponentExternalKind) -> &'static str {
+    match kind {
+        ComponentExternalKind::Module => "module",
+        ComponentExternalKind::Func => "func",
+        ComponentExternalKind::Value => "value",
+        ComponentExternalKind::Type => "type",
+        ComponentExternalKind::Instance => "instance",
+        ComponentExternalKind::Component => "component",
+    }
+}

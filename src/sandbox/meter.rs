@@ -1,0 +1,167 @@
+//! What a run uses: linear memory and tables by [`Meter`], processor time by [`OnCpu`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use wasmtime::ResourceLimiter;
+
+/// The most elements of all tables of a run together: 8 MiB of host memory.
+const MAX_TABLE_ELEMENTS: usize = 1 << 20;
+/// The most core instances of a run; an interpreter as a component takes about 40.
+const MAX_INSTANCES: usize = 200;
+/// The most linear memories of a run.
+const MAX_MEMORIES: usize = 32;
+/// The most tables of a run.
+const MAX_TABLES: usize = 64;
+
+/// Limits the linear memories of a run, all together, and counts what it held at the most.
+///
+/// A growth over the limit is denied as the WebAssembly specification says, by -1; whether one was is remembered, so
+/// that a run which did not cope is told apart from one that did.
+#[derive(Debug)]
+pub struct Meter {
+    limit: usize,
+    held: usize,
+    peak: usize,
+    table_elements: usize,
+    /// What the growth now under way adds, to take back if the host cannot provide it.
+    pending: usize,
+    denied: bool,
+}
+
+impl Meter {
+    /// Of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            held: 0,
+            peak: 0,
+            table_elements: 0,
+            pending: 0,
+            denied: false,
+        }
+    }
+
+    /// The most bytes held at once.
+    pub fn peak(&self) -> u64 {
+        self.peak.max(self.held) as u64
+    }
+
+    /// Whether a growth was denied.
+    pub fn denied(&self) -> bool {
+        self.denied
+    }
+}
+
+impl ResourceLimiter for Meter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.peak = self.peak.max(self.held);
+        self.pending = 0;
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            // Over the module's own maximum: fails by itself, and is no denial of ours.
+            return Ok(true);
+        }
+        let added = desired.saturating_sub(current);
+        match self.held.checked_add(added) {
+            Some(held) if held <= self.limit => {
+                self.held = held;
+                self.pending = added;
+                Ok(true)
+            }
+            _ => {
+                self.denied = true;
+                Ok(false)
+            }
+        }
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.held -= self.pending;
+        self.denied |= self.pending > 0;
+        self.pending = 0;
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(true);
+        }
+        let total = self.table_elements + desired.saturating_sub(current);
+        if total > MAX_TABLE_ELEMENTS {
+            self.denied = true;
+            return Ok(false);
+        }
+        self.table_elements = total;
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
+    }
+}
+
+/// A future that adds up the processor time of the threads that poll it.
+pub struct OnCpu<F> {
+    inner: F,
+    spent: Duration,
+}
+
+impl<F> OnCpu<F> {
+    /// Around `inner`.
+    pub fn new(inner: F) -> Self {
+        Self {
+            inner,
+            spent: Duration::ZERO,
+        }
+    }
+
+    /// Processor time of all polls so far.
+    pub fn spent(&self) -> Duration {
+        self.spent
+    }
+}
+
+impl<F: Future + Unpin> Future for OnCpu<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let before = thread_time();
+        let polled = Pin::new(&mut self.inner).poll(cx);
+        self.spent += thread_time().saturating_sub(before);
+        polled
+    }
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // The clock counts up from the thread's start: neither part is ever negative.
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
+}

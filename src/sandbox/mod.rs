@@ -1,0 +1,312 @@
+//! All that knows wasmtime: compile a module, settle a run, execute it.
+//!
+//! ```text
+//! bytes -> inspect -> compile -> Loaded -> prepare -> Prepared -> spawn -> Ended
+//! ```
+//!
+//! A guest gets a fresh store, executes on the guest threads, and its store is gone before its end is told.
+
+mod clock;
+mod compiler;
+mod engine;
+mod entry;
+mod execute;
+mod host;
+mod inspect;
+mod meter;
+mod modules;
+mod mounts;
+mod stdio;
+mod stop;
+mod trap;
+mod wasi;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::runtime::{Builder, Runtime};
+use wasmtime::PoolingAllocationConfig;
+
+use self::compiler::Compiler;
+use self::engine::{EngineSettings, Engines};
+use self::inspect::Rules;
+use self::modules::Modules;
+use crate::limits::StackClass;
+use crate::outcome::Ended;
+use crate::policy::Grants;
+use crate::refusal::Refusal;
+use crate::request::{Digest, RunSpec};
+
+pub use self::engine::{FEATURE_NAMES, Variant};
+pub use self::entry::Entry;
+pub use self::execute::{Prepared, Surroundings, prepare};
+pub use self::host::HOST_FUNCTION_NAMES;
+pub use self::inspect::{Exported, Imported, Inspection};
+pub use self::modules::Loaded;
+pub use self::stdio::{Chunk, Item, Output};
+pub use self::stop::{Stop, StopReason};
+
+/// The runtime's version.
+pub const WASMTIME_VERSION: &str = "48.0.8";
+/// How much guest threads yield to the threads that serve: a tenth of their weight.
+const GUEST_NICE: i32 = 10;
+/// Threads that do guests' blocking file system calls.
+const BLOCKING_THREADS: usize = 64;
+
+/// How a sandbox is made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Threads that execute guests.
+    pub guest_threads: usize,
+    /// Instances that one pool holds.
+    pub pool_slots: u32,
+    /// How often guests are interrupted.
+    pub epoch_interval: Duration,
+    /// Reset memories by PAGEMAP_SCAN; `None`: where it is there and safe.
+    pub pagemap_scan: Option<bool>,
+    /// Proposals beyond the defaults, of [`FEATURE_NAMES`].
+    pub features: Vec<String>,
+    /// Bytes of compiled modules held in memory.
+    pub cache_budget: u64,
+    /// The most bytes of one linear memory.
+    pub max_memory: usize,
+    /// Modules compiled at once.
+    pub compile_concurrency: u32,
+    /// Modules that may wait to be compiled.
+    pub compile_queue: u32,
+}
+
+/// The engine with its modules and threads.
+pub struct Sandbox {
+    engines: Arc<Engines>,
+    modules: Modules,
+    features: Vec<String>,
+    /// Taken only when it is dropped.
+    guests: Option<Runtime>,
+}
+
+impl Sandbox {
+    /// Starts the threads and makes the engine that most runs use.
+    ///
+    /// # Errors
+    /// Where the host refuses threads, or the engine its settings.
+    pub fn start(settings: &Settings) -> wasmtime::Result<Self> {
+        let pagemap_scan = choose_pagemap_scan(settings.pagemap_scan);
+        let engines = Arc::new(Engines::new(
+            EngineSettings {
+                slots: settings.pool_slots,
+                max_memory: settings.max_memory,
+                pagemap_scan,
+                features: engine::features(&settings.features),
+            },
+            settings.epoch_interval,
+        )?);
+        let rules = Rules {
+            features: engines.features(),
+            offered: host::offered(engines.compiler(false))?,
+        };
+        let compiler = Compiler::new(settings.compile_concurrency, settings.compile_queue, rules)?;
+        let modules = Modules::new(Arc::clone(&engines), compiler, settings.cache_budget);
+        let guests = Builder::new_multi_thread()
+            .worker_threads(settings.guest_threads)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("guest")
+            .on_thread_start(|| {
+                // Raising one's own nice value is always permitted; were it not, serving would merely be less smooth.
+                let _ = rustix::process::setpriority_process(None, GUEST_NICE);
+            })
+            .enable_all()
+            .build()?;
+        let sandbox = Self {
+            engines,
+            modules,
+            features: settings.features.clone(),
+            guests: Some(guests),
+        };
+        tracing::info!(
+            pool_mode = sandbox.pool_mode(),
+            slots = settings.pool_slots,
+            guest_threads = settings.guest_threads,
+            "engine ready"
+        );
+        Ok(sandbox)
+    }
+
+    /// How instances get their memory in the engine that most runs use.
+    pub fn pool_mode(&self) -> &'static str {
+        let variant = Variant {
+            metered: false,
+            stack: StackClass::K512,
+        };
+        match self.engines.pooled(variant) {
+            Ok(Some(_)) if self.engines.pagemap_scan() => "pooled+pagemap_scan",
+            Ok(Some(_)) => "pooled",
+            Ok(None) | Err(_) => "on-demand",
+        }
+    }
+
+    /// Proposals that are on beyond the defaults.
+    pub fn features(&self) -> &[String] {
+        &self.features
+    }
+
+    /// Instances that pools hold now.
+    pub fn pooled_instances(&self) -> u64 {
+        self.engines.pooled_instances()
+    }
+
+    /// The module where it is ready in `variant`.
+    pub fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
+        self.modules.cached(digest, variant)
+    }
+
+    /// Validates `wasm` and reads what it is, without compiling it.
+    ///
+    /// # Errors
+    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `QUEUE_FULL`.
+    pub async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
+        self.modules.inspect(wasm).await
+    }
+
+    /// The module in `variant`, compiled where it is not ready; the second value says whether it was.
+    ///
+    /// # Errors
+    /// `COMPILATION_FAILED`, `QUEUE_FULL`.
+    pub async fn load(
+        &self,
+        digest: Digest,
+        variant: Variant,
+        wasm: Bytes,
+        inspection: Arc<Inspection>,
+    ) -> Result<(Arc<Loaded>, bool), Refusal> {
+        self.modules.get(digest, variant, wasm, inspection).await
+    }
+
+    /// Executes a run on the guest threads. When it has ended and its store is gone, `ended` is called, and then the
+    /// end is told to whoever reads `output`.
+    pub fn spawn(
+        &self,
+        prepared: Prepared,
+        output: Arc<Output>,
+        ended: impl FnOnce(&Result<Ended, Refusal>) + Send + 'static,
+    ) {
+        let active = self.engines.active();
+        let run = async move {
+            let result = AssertUnwindSafe(prepared.execute())
+                .catch_unwind()
+                .await
+                .map_err(|panic| Refusal::internal(panic_message(panic.as_ref())));
+            drop(active);
+            ended(&result);
+            output.finish(result);
+        };
+        if let Some(guests) = &self.guests {
+            // Ends by itself: at its own end, its deadline, or when its reader leaves.
+            guests.spawn(run);
+        }
+    }
+}
+
+/// Refuses a run whose module imports what the run may not have.
+///
+/// # Errors
+/// `IMPORT_NOT_ALLOWED`, naming the imports.
+pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refusal> {
+    if inspection.imports_wasi && !spec.wasi {
+        let wasi: Vec<String> = inspection
+            .imports
+            .iter()
+            .filter(|import| import.module.starts_with("wasi_") || import.name.starts_with("wasi:"))
+            .map(|import| match import.module.as_str() {
+                "" => import.name.clone(),
+                module => format!("{module}.{}", import.name),
+            })
+            .collect();
+        return Err(inspect::import_not_allowed(
+            &wasi,
+            "granted to a run without WASI (security.enable_wasi)",
+        ));
+    }
+    let refused: Vec<String> = inspection
+        .imports_host
+        .difference(&spec.host_functions)
+        .cloned()
+        .collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(inspect::import_not_allowed(
+        &refused,
+        "named in security.allowed_host_functions",
+    ))
+}
+
+/// Refuses what no grant covers, besides mounts, which are checked when they are opened.
+///
+/// # Errors
+/// `POLICY_DENIED`, naming the rule; `SPEC_INVALID` for a host function that is not offered at all.
+pub fn check_grants(spec: &RunSpec, grants: &Grants) -> Result<(), Refusal> {
+    const FIELD: &str = "spec.security.allowed_host_functions";
+    for name in &spec.host_functions {
+        if !HOST_FUNCTION_NAMES.contains(&name.as_str()) {
+            let message = format!(
+                "\"{}\" is not offered; there are: {}",
+                crate::refusal::quote(name),
+                HOST_FUNCTION_NAMES.join(", ")
+            );
+            return Err(Refusal::invalid(FIELD, message));
+        }
+        if !grants.host_functions.contains(name) {
+            let message = format!("{name} is not granted");
+            return Err(Refusal::denied(FIELD, "policy.host_functions", message));
+        }
+    }
+    if spec.network && grants.network.is_empty() {
+        return Err(Refusal::denied(
+            "spec.security.enable_network",
+            "policy.network",
+            "no address is granted",
+        ));
+    }
+    Ok(())
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(guests) = self.guests.take() {
+            // May happen on a runtime's own thread, where waiting is not allowed.
+            guests.shutdown_background();
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    format!("host code panicked in a run: {text}")
+}
+
+/// Whether to reset memories by PAGEMAP_SCAN. It is quicker, but with swap on a kernel may keep a swapped-out page of
+/// one guest for the next (wasmtime pull request 14357).
+fn choose_pagemap_scan(asked: Option<bool>) -> bool {
+    let available = PoolingAllocationConfig::is_pagemap_scan_available();
+    let swap_off = std::fs::read_to_string("/proc/swaps")
+        .is_ok_and(|swaps| swaps.lines().skip(1).all(|line| line.trim().is_empty()));
+    let chosen = match asked {
+        Some(asked) => asked && available,
+        None => available && swap_off,
+    };
+    if asked == Some(true) && !available {
+        tracing::warn!(
+            "engine.pagemap_scan is on, but this kernel has no PAGEMAP_SCAN (Linux 6.7)"
+        );
+    }
+    tracing::info!(chosen, available, swap_off, "pagemap_scan");
+    chosen
+}

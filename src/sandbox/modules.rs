@@ -1,0 +1,309 @@
+//! Compiled modules, cached by digest and variant within a byte budget.
+//!
+//! Identical loads share one compilation, which goes on when its first caller leaves.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use wasmtime::component::Component;
+use wasmtime::{InstancePre, Module};
+use wasmtime_wasi::p2::bindings::CommandPre;
+
+use super::compiler::{Artifact, Compiler};
+use super::engine::{Engines, Linked, Variant};
+use super::host::{Clock, State};
+use super::inspect::{Inspection, import_not_allowed};
+use crate::refusal::{Reason, Refusal, quote};
+use crate::request::Digest;
+
+/// What a module costs besides its code, in bytes: tables, metadata, linkage.
+const OVERHEAD: usize = 64 << 10;
+
+/// A module ready to be instantiated in one variant of the engine.
+pub struct Loaded {
+    /// What it is.
+    pub inspection: Arc<Inspection>,
+    /// How long its compilation took; zero where an artefact of it was there already.
+    pub compiled_in: Duration,
+    linked: Arc<Linked>,
+    code: Code,
+}
+
+enum Code {
+    Core {
+        module: Module,
+        /// By clock.
+        linked: [OnceLock<InstancePre<State>>; 2],
+    },
+    Component {
+        component: Component,
+        /// By clock.
+        linked: [OnceLock<CommandPre<State>>; 2],
+    },
+}
+
+/// A module with its imports resolved.
+pub enum Linkage<'a> {
+    /// A core module.
+    Core(&'a InstancePre<State>),
+    /// A component.
+    Component(&'a CommandPre<State>),
+}
+
+impl Loaded {
+    /// The engine that runs it.
+    pub fn engine(&self) -> &wasmtime::Engine {
+        &self.linked.engine
+    }
+
+    /// The module with its imports resolved against those of `clock`.
+    ///
+    /// # Errors
+    /// `IMPORT_NOT_ALLOWED` for an import of another type than what is offered under its name.
+    pub fn linkage(&self, clock: Clock) -> Result<Linkage<'_>, Refusal> {
+        let mismatch = |error: wasmtime::Error| {
+            let names = [quote(&format!("{error:#}"))];
+            import_not_allowed(&names, "is offered by this daemon")
+        };
+        match &self.code {
+            Code::Core { module, linked } => {
+                let slot = &linked[clock as usize];
+                if let Some(pre) = slot.get() {
+                    return Ok(Linkage::Core(pre));
+                }
+                let linker = self.linked.core(clock);
+                let pre = linker.instantiate_pre(module).map_err(mismatch)?;
+                Ok(Linkage::Core(slot.get_or_init(|| pre)))
+            }
+            Code::Component { component, linked } => {
+                let slot = &linked[clock as usize];
+                if let Some(pre) = slot.get() {
+                    return Ok(Linkage::Component(pre));
+                }
+                let linker = self.linked.component(clock);
+                let pre = linker
+                    .instantiate_pre(component)
+                    .and_then(CommandPre::new)
+                    .map_err(mismatch)?;
+                Ok(Linkage::Component(slot.get_or_init(|| pre)))
+            }
+        }
+    }
+
+    fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
+        match &self.code {
+            Code::Core { module, .. } => module.serialize(),
+            Code::Component { component, .. } => component.serialize(),
+        }
+    }
+
+    /// What it takes of the cache's budget, in KiB.
+    fn weight(&self) -> u32 {
+        let image = match &self.code {
+            Code::Core { module, .. } => module.image_range(),
+            Code::Component { component, .. } => component.image_range(),
+        };
+        let bytes = (image.end as usize - image.start as usize).saturating_add(OVERHEAD);
+        u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    digest: Digest,
+    variant: Variant,
+}
+
+type Compiling = Shared<BoxFuture<'static, Result<Arc<Loaded>, Refusal>>>;
+
+/// The cache.
+pub struct Modules {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engines: Arc<Engines>,
+    compiler: Compiler,
+    loaded: moka::sync::Cache<Key, Arc<Loaded>>,
+    compiling: Mutex<HashMap<Key, Compiling>>,
+}
+
+impl Modules {
+    /// Of `budget` bytes.
+    pub fn new(engines: Arc<Engines>, compiler: Compiler, budget: u64) -> Self {
+        let loaded = moka::sync::Cache::builder()
+            .max_capacity(budget >> 10)
+            .eviction_policy(moka::policy::EvictionPolicy::lru())
+            .weigher(|_: &Key, loaded: &Arc<Loaded>| loaded.weight())
+            .build();
+        Self {
+            inner: Arc::new(Inner {
+                engines,
+                compiler,
+                loaded,
+                compiling: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The module where it is ready in `variant`.
+    pub fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
+        self.inner.loaded.get(&Key { digest, variant })
+    }
+
+    /// Validates `wasm` and reads what it is.
+    ///
+    /// # Errors
+    /// As [`Compiler::inspect`].
+    pub async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
+        self.inner.compiler.inspect(wasm).await.map(Arc::new)
+    }
+
+    /// The module in `variant`, compiled from `wasm` where it is not ready; whether it was is the second value.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub async fn get(
+        &self,
+        digest: Digest,
+        variant: Variant,
+        wasm: Bytes,
+        inspection: Arc<Inspection>,
+    ) -> Result<(Arc<Loaded>, bool), Refusal> {
+        let key = Key { digest, variant };
+        let compiling = {
+            let mut all = self.inner.compiling();
+            // Under the lock, which the end of a compilation takes too: it is either here or there.
+            if let Some(loaded) = self.inner.loaded.get(&key) {
+                return Ok((loaded, true));
+            }
+            all.entry(key)
+                .or_insert_with(|| Inner::start(&self.inner, key, wasm, inspection))
+                .clone()
+        };
+        compiling.await.map(|loaded| (loaded, false))
+    }
+}
+
+impl Inner {
+    fn compiling(&self) -> MutexGuard<'_, HashMap<Key, Compiling>> {
+        self.compiling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(inner: &Arc<Self>, key: Key, wasm: Bytes, inspection: Arc<Inspection>) -> Compiling {
+        let this = Arc::clone(inner);
+        let work = async move {
+            let result = this.load(key, wasm, inspection).await;
+            let mut compiling = this.compiling();
+            if let Ok(loaded) = &result {
+                this.loaded.insert(key, Arc::clone(loaded));
+            }
+            compiling.remove(&key);
+            result
+        };
+        // A task of its own, so that it goes on when the caller that started it leaves.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "awaited by every caller through the shared future; ends by itself"
+        )]
+        let task = tokio::spawn(work);
+        async move {
+            task.await
+                .unwrap_or_else(|error| Err(Refusal::internal(format_args!("compiling: {error}"))))
+        }
+        .boxed()
+        .shared()
+    }
+
+    async fn load(
+        &self,
+        key: Key,
+        wasm: Bytes,
+        inspection: Arc<Inspection>,
+    ) -> Result<Arc<Loaded>, Refusal> {
+        let artifact = match self.sibling(key) {
+            Some(artifact) => artifact,
+            None => {
+                let engine = self.engines.compiler(key.variant.metered).clone();
+                self.compiler
+                    .compile(engine, wasm, inspection.component)
+                    .await?
+            }
+        };
+        let loaded = self
+            .map(key.variant, &artifact, inspection)
+            .map_err(|error| {
+                Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
+            })?;
+        // It would be dropped as soon as it is inserted, and compiled again for every run.
+        let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
+        if u64::from(loaded.weight()) > budget {
+            return Err(Refusal::new(
+                Reason::CompilationFailed,
+                "the compiled module alone is larger than engine.cache_budget",
+            )
+            .at("module"));
+        }
+        Ok(loaded)
+    }
+
+    /// The artefact of the same code in another stack class, where one is ready.
+    fn sibling(&self, key: Key) -> Option<Artifact> {
+        crate::limits::StackClass::ALL
+            .into_iter()
+            .find_map(|stack| {
+                let variant = Variant {
+                    stack,
+                    ..key.variant
+                };
+                let loaded = self.loaded.get(&Key { variant, ..key })?;
+                loaded.serialize().ok().map(Artifact::of)
+            })
+    }
+
+    fn map(
+        &self,
+        variant: Variant,
+        artifact: &Artifact,
+        inspection: Arc<Inspection>,
+    ) -> wasmtime::Result<Arc<Loaded>> {
+        // What is too large for a slot of the pool fails here and runs on demand.
+        if let Some(linked) = self.engines.pooled(variant)?
+            && let Ok(loaded) = Self::map_into(linked, artifact, &inspection)
+        {
+            return Ok(Arc::new(loaded));
+        }
+        let linked = self.engines.on_demand(variant)?;
+        Self::map_into(linked, artifact, &inspection).map(Arc::new)
+    }
+
+    fn map_into(
+        linked: Arc<Linked>,
+        artifact: &Artifact,
+        inspection: &Arc<Inspection>,
+    ) -> wasmtime::Result<Loaded> {
+        let code = if inspection.component {
+            Code::Component {
+                component: artifact.component(&linked.engine)?,
+                linked: Default::default(),
+            }
+        } else {
+            Code::Core {
+                module: artifact.module(&linked.engine)?,
+                linked: Default::default(),
+            }
+        };
+        Ok(Loaded {
+            inspection: Arc::clone(inspection),
+            compiled_in: artifact.took,
+            linked,
+            code,
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! Why a run must end, told once, heard by the guest at its next epoch and by its driver at once.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::outcome::CancelCause;
+
+/// Why a run must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Its wall time is over.
+    TimedOut,
+    /// Somebody outside ends it.
+    Cancelled(CancelCause),
+}
+
+/// A run's stop request: the first reason given stays.
+#[derive(Debug, Default)]
+pub struct Stop {
+    reason: AtomicU8,
+    requested: Notify,
+}
+
+impl Stop {
+    /// Asks the run to end; a later reason changes nothing.
+    pub fn request(&self, reason: StopReason) {
+        let code = match reason {
+            StopReason::TimedOut => 1,
+            StopReason::Cancelled(CancelCause::CallerGone) => 2,
+            StopReason::Cancelled(CancelCause::ReaderStalled) => 3,
+            StopReason::Cancelled(CancelCause::Draining) => 4,
+        };
+        let first = self
+            .reason
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        if first.is_ok() {
+            self.requested.notify_one();
+        }
+    }
+
+    /// Why it was asked to end, if it was.
+    pub fn reason(&self) -> Option<StopReason> {
+        match self.reason.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(StopReason::TimedOut),
+            2 => Some(StopReason::Cancelled(CancelCause::CallerGone)),
+            3 => Some(StopReason::Cancelled(CancelCause::ReaderStalled)),
+            _ => Some(StopReason::Cancelled(CancelCause::Draining)),
+        }
+    }
+
+    /// Resolves when it is asked to end. For one waiter, the run's driver.
+    pub async fn requested(&self) {
+        if self.reason().is_none() {
+            self.requested.notified().await;
+        }
+    }
+}
+
+/// The error that ends a guest which was asked to stop. The reason stands in its [`Stop`].
+#[derive(Debug)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped by the host")
+    }
+}
+
+impl std::error::Error for Stopped {}

@@ -1,0 +1,132 @@
+//! What an error that ended a guest means, looked at in a fixed order so that no cause hides behind another.
+
+use wasmtime::{Error, ThrownException, Trap as Code, WasmBacktrace};
+use wasmtime_wasi::{I32Exit, ResourceTableError};
+
+use super::stdio::OutputExceeded;
+use super::stop::{StopReason, Stopped};
+use crate::outcome::{Frame, Outcome, Trap};
+use crate::refusal::{printable, quote};
+
+/// What `error` means for a run that was asked to stop for `stop`, or not, and that was `denied` memory, or not.
+pub fn classify(error: &Error, stop: Option<StopReason>, denied: bool) -> (Outcome, Option<Trap>) {
+    if let Some(reason) = stop
+        && error.is::<Stopped>()
+    {
+        return (stopped(reason), None);
+    }
+    if error.is::<OutputExceeded>() {
+        return (
+            Outcome::OutputExceeded,
+            Some(describe(error, "output_limit")),
+        );
+    }
+    if let Some(I32Exit(code)) = error.downcast_ref() {
+        return (exited(code.cast_unsigned(), denied), None);
+    }
+    let (outcome, code) = match error.downcast_ref::<Code>() {
+        Some(Code::OutOfFuel) => (Outcome::FuelExhausted, "out_of_fuel"),
+        Some(Code::StackOverflow) => (Outcome::StackOverflow, "stack_overflow"),
+        trap => {
+            let code = trap.map_or_else(|| host_code(error), |trap| trap_code(*trap));
+            let outcome = if denied {
+                Outcome::MemoryExceeded(None)
+            } else {
+                Outcome::Trapped
+            };
+            (outcome, code)
+        }
+    };
+    (outcome, Some(describe(error, code)))
+}
+
+/// What a stop request means.
+pub fn stopped(reason: StopReason) -> Outcome {
+    match reason {
+        StopReason::TimedOut => Outcome::TimedOut,
+        StopReason::Cancelled(cause) => Outcome::Cancelled(cause),
+    }
+}
+
+/// What an exit with `code` means.
+pub fn exited(code: u32, denied: bool) -> Outcome {
+    if denied && code != 0 {
+        Outcome::MemoryExceeded(Some(code))
+    } else {
+        Outcome::Exited(code)
+    }
+}
+
+/// A fault that the WebAssembly specification knows no trap for: what a guest did to a host call.
+fn host_code(error: &Error) -> &'static str {
+    if error.is::<ThrownException>() {
+        "uncaught_exception"
+    } else if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
+        "handle_limit"
+    } else if error.is::<wiggle::GuestError>() {
+        "host_pointer"
+    } else {
+        "host_call"
+    }
+}
+
+fn trap_code(trap: Code) -> &'static str {
+    // wasmtime's enum is not exhaustive, so a new trap is "other" until it gets a row here.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "not exhaustive upstream")]
+    match trap {
+        Code::UnreachableCodeReached => "unreachable",
+        Code::MemoryOutOfBounds => "memory_out_of_bounds",
+        Code::TableOutOfBounds => "table_out_of_bounds",
+        Code::IndirectCallToNull => "indirect_call_to_null",
+        Code::BadSignature => "bad_signature",
+        Code::HeapMisaligned => "heap_misaligned",
+        Code::IntegerOverflow => "integer_overflow",
+        Code::IntegerDivisionByZero => "integer_divide_by_zero",
+        Code::BadConversionToInteger => "bad_conversion_to_integer",
+        Code::StackOverflow => "stack_overflow",
+        Code::OutOfFuel => "out_of_fuel",
+        Code::NullReference => "null_reference",
+        Code::ArrayOutOfBounds => "array_out_of_bounds",
+        Code::AllocationTooLarge => "allocation_too_large",
+        Code::CastFailure => "cast_failure",
+        Code::AtomicWaitNonSharedMemory => "atomic_wait_non_shared",
+        Code::CannotEnterComponent
+        | Code::CannotLeaveComponent
+        | Code::CannotBlockSyncTask
+        | Code::InvalidChar
+        | Code::StringOutOfBounds
+        | Code::ListOutOfBounds
+        | Code::InvalidDiscriminant
+        | Code::UnalignedPointer => "component",
+        _ => "other",
+    }
+}
+
+fn describe(error: &Error, code: &'static str) -> Trap {
+    let message = match error.downcast_ref::<Code>() {
+        Some(trap) => trap.to_string(),
+        None => quote(&error.root_cause().to_string()),
+    };
+    let frames = error
+        .downcast_ref::<WasmBacktrace>()
+        .map(WasmBacktrace::frames)
+        .unwrap_or_default();
+    Trap {
+        code,
+        message,
+        backtrace: frames
+            .iter()
+            .map(|frame| Frame {
+                func_index: frame.func_index(),
+                func_name: frame.func_name().map(shown).unwrap_or_default(),
+                module_name: frame.module().name().map(shown).unwrap_or_default(),
+                module_offset: frame.module_offset().map(|offset| offset as u64),
+            })
+            .collect(),
+    }
+}
+
+/// A guest's name, demangled where it is mangled, fit to be shown.
+fn shown(name: &str) -> String {
+    quote(&printable(name))
+}

@@ -1,0 +1,89 @@
+//! A run's WASI context: nothing inherited, everything from its spec.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p2::pipe::MemoryInputPipe;
+use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
+
+use super::clock::SteppedClock;
+use super::mounts::Opened;
+use super::stdio::GuestOutput;
+use crate::policy::NetworkGrant;
+use crate::refusal::Refusal;
+use crate::request::RunSpec;
+
+/// The most resources (open files, directories, sockets, streams, pollables) of a run at once.
+const MAX_RESOURCES: usize = 256;
+/// The most bytes that one call for randomness gives. It cannot be interrupted.
+const MAX_RANDOM: u64 = 64 * 1024;
+
+/// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters.
+pub fn context(
+    spec: &RunSpec,
+    args: &[String],
+    mounts: &[Opened],
+    network: &[NetworkGrant],
+    stdout: GuestOutput,
+    stderr: GuestOutput,
+    stepped: &SteppedClock,
+) -> Result<WasiP1Ctx, Refusal> {
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .allow_blocking_current_thread(false)
+        .max_random_size(MAX_RANDOM)
+        .args(args)
+        .envs(&spec.env)
+        .stdin(MemoryInputPipe::new(spec.stdin.clone()))
+        .stdout(stdout)
+        .stderr(stderr)
+        .allow_ip_name_lookup(false);
+    if !spec.clock {
+        builder.wall_clock(stepped.clone());
+        builder.monotonic_clock(stepped.clone());
+    }
+    if let Some(dir) = &spec.working_dir {
+        builder.initial_cwd(dir.as_str());
+    }
+    for mount in mounts {
+        let perms = if mount.read_only {
+            FsPerms::ReadOnly
+        } else {
+            FsPerms::ReadWrite
+        };
+        builder
+            .preopened_dir(mount.path(), &mount.guest, perms)
+            .map_err(|error| Refusal::internal(format_args!("opening a mount: {error}")))?;
+    }
+    if spec.network {
+        allow(&mut builder, network);
+    } else {
+        builder.allow_tcp(false).allow_udp(false);
+    }
+    let mut context = builder.build_p1();
+    context.ctx().table.set_max_capacity(MAX_RESOURCES);
+    Ok(context)
+}
+
+fn allow(builder: &mut WasiCtxBuilder, grants: &[NetworkGrant]) {
+    use wasmtime_wasi::sockets::SocketAddrUse;
+    let grants: Arc<[NetworkGrant]> = grants.into();
+    builder
+        .allow_tcp(true)
+        .allow_udp(true)
+        .socket_addr_check(move |addr: SocketAddr, usage| {
+            let allowed = match usage {
+                // What a client's socket needs before it connects.
+                SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {
+                    addr.port() == 0 && addr.ip().is_unspecified()
+                }
+                // Nothing may be served.
+                SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => false,
+                SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+                    grants.iter().any(|grant| grant.covers(addr))
+                }
+            };
+            Box::pin(async move { allowed })
+        });
+}
