@@ -40,6 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = Config::new();
     // Modules, input and output are handed on without a copy.
     config.bytes(["."]);
+    // Most events are output: they need not be as large as a result.
+    config.boxed(".ringfence.v1.StreamEvent.event.exit");
     tonic_prost_build::configure()
         .codec_path("crate::api::codec::Codec")
         .compile_fds_with_config(descriptors, config)?;

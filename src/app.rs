@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -78,12 +79,27 @@ pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Probl
 /// # Errors
 /// Whatever keeps it from serving.
 pub async fn build(config: &Config) -> Result<App, AppError> {
-    let policy = Arc::new(Policy::from(config));
+    let bound = api::bind(&config.listen, &listen_settings(config))
+        .await
+        .map_err(|error| AppError(error.to_string()))?;
+    compose(config, bound)
+}
+
+/// Builds a daemon that listens nowhere and has one connection, whose other end is the second value.
+///
+/// # Errors
+/// Whatever keeps it from serving.
+pub fn build_paired(config: &Config) -> Result<(App, UnixStream), AppError> {
+    let (bound, client) = api::pair().map_err(|error| AppError(error.to_string()))?;
+    Ok((compose(config, bound)?, client))
+}
+
+fn compose(config: &Config, bound: Bound) -> Result<App, AppError> {
     let sandbox = Sandbox::start(&sandbox_settings(config))
         .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
-    let runner = Arc::new(Runner::new(
+    let runner = Runner::new(
         instance(config),
-        policy,
+        Arc::new(Policy::from(config)),
         sandbox,
         Store::new(config.store.budget.0),
         run::Settings {
@@ -92,20 +108,12 @@ pub async fn build(config: &Config) -> Result<App, AppError> {
             max_wait: config.admission.max_wait.0,
             stall_timeout: config.runs.stall_timeout.0,
         },
-    ));
+    );
     let server = &config.server;
-    let listen = ListenSettings {
-        socket_mode: server.socket_mode.0,
-        max_connections: server.max_connections,
-        handshake_timeout: server.handshake_timeout.0,
-    };
-    let bound = api::bind(&config.listen, &listen)
-        .await
-        .map_err(|error| AppError(error.to_string()))?;
     Ok(App {
-        runner,
+        runner: Arc::new(runner),
         bound,
-        listen,
+        listen: listen_settings(config),
         intake: Intake::new(IntakeSettings {
             max_message: server.max_message.0,
             max_module: config.compile.max_module.0,
@@ -115,6 +123,14 @@ pub async fn build(config: &Config) -> Result<App, AppError> {
         drain_delay: server.drain_delay.0,
         drain_grace: server.drain_grace.0,
     })
+}
+
+fn listen_settings(config: &Config) -> ListenSettings {
+    ListenSettings {
+        socket_mode: config.server.socket_mode.0,
+        max_connections: config.server.max_connections,
+        handshake_timeout: config.server.handshake_timeout.0,
+    }
 }
 
 fn sandbox_settings(config: &Config) -> sandbox::Settings {

@@ -52,15 +52,13 @@ pub enum Reason {
     NotStarted,
     /// The daemon is ending.
     ShuttingDown,
-    /// The runtime cannot execute now.
-    RuntimeUnavailable,
     /// The daemon failed; the log tells how, under the incident id.
     Internal,
 }
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -80,7 +78,6 @@ impl Reason {
         Self::StoreFull,
         Self::NotStarted,
         Self::ShuttingDown,
-        Self::RuntimeUnavailable,
         Self::Internal,
     ];
 
@@ -106,7 +103,6 @@ impl Reason {
             Self::StoreFull => "STORE_FULL",
             Self::NotStarted => "NOT_STARTED",
             Self::ShuttingDown => "SHUTTING_DOWN",
-            Self::RuntimeUnavailable => "RUNTIME_UNAVAILABLE",
             Self::Internal => "INTERNAL",
         }
     }

@@ -12,7 +12,7 @@ use crate::refusal::{Reason, Refusal, quote};
 
 /// Encodes `T`, decodes `U`.
 #[derive(Debug)]
-pub struct Codec<T, U>(PhantomData<(T, U)>);
+pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for Codec<T, U> {
     fn default() -> Self {
@@ -40,7 +40,7 @@ where
 }
 
 /// Encodes as tonic does.
-pub struct ProstEncoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Encoder)
+pub(crate) struct ProstEncoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Encoder)
 where
     T: Message + Send + 'static,
     U: Message + Default + Send + 'static;
@@ -63,7 +63,7 @@ where
 }
 
 /// Decodes as tonic does, but calls a malformed message by its name.
-pub struct MappedDecoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Decoder)
+pub(crate) struct MappedDecoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Decoder)
 where
     T: Message + Send + 'static,
     U: Message + Default + Send + 'static;

@@ -19,7 +19,7 @@ const WAY_HOME: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`, `MODULE_TOO_LARGE`, `POLICY_DENIED`, naming the field.
-pub fn spec(
+pub(super) fn spec(
     spec: Option<proto::RunSpec>,
     policy: &Policy,
     delivery: Delivery,
@@ -73,7 +73,7 @@ pub fn spec(
 }
 
 /// What [`load`] gives.
-pub struct Load {
+pub(super) struct Load {
     /// The module.
     pub wasm: Bytes,
     /// Its name for people.
@@ -88,7 +88,7 @@ pub struct Load {
 ///
 /// # Errors
 /// `SPEC_INVALID`, `MODULE_TOO_LARGE`.
-pub fn load(message: proto::LoadModuleRequest, policy: &Policy) -> Result<Load, Refusal> {
+pub(super) fn load(message: proto::LoadModuleRequest, policy: &Policy) -> Result<Load, Refusal> {
     let proto::LoadModuleRequest {
         source,
         name,
@@ -119,7 +119,7 @@ pub fn load(message: proto::LoadModuleRequest, policy: &Policy) -> Result<Load, 
 ///
 /// # Errors
 /// `MALFORMED_REQUEST` for a header that says no time.
-pub fn until(metadata: &MetadataMap, received: Instant) -> Result<Option<Instant>, Refusal> {
+pub(super) fn until(metadata: &MetadataMap, received: Instant) -> Result<Option<Instant>, Refusal> {
     let Some(value) = metadata.get("grpc-timeout") else {
         return Ok(None);
     };
@@ -291,7 +291,7 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
 }
 
 /// Keeps a request's charge for as long as any of its bytes are held.
-pub fn charged(bytes: Bytes, charge: Option<super::intake::Charge>) -> Bytes {
+pub(super) fn charged(bytes: Bytes, charge: Option<super::intake::Charge>) -> Bytes {
     struct Held {
         bytes: Bytes,
         _charge: super::intake::Charge,

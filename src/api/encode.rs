@@ -11,7 +11,7 @@ use crate::request::{Digest, RunId};
 use crate::run::{Exported, Granted, Imported, Kept, Running};
 
 /// How a run ended.
-pub fn result(run: &Running, ended: Ended) -> proto::RunResult {
+pub(super) fn result(run: &Running, ended: Ended) -> proto::RunResult {
     let Ended {
         outcome,
         trap,
@@ -46,7 +46,7 @@ pub fn result(run: &Running, ended: Ended) -> proto::RunResult {
 }
 
 /// A whole answer to Run.
-pub fn response(run: &Running, ended: Ended) -> proto::RunResponse {
+pub(super) fn response(run: &Running, ended: Ended) -> proto::RunResponse {
     let [stdout, stderr] = run.captured();
     proto::RunResponse {
         result: Some(result(run, ended)),
@@ -56,7 +56,7 @@ pub fn response(run: &Running, ended: Ended) -> proto::RunResponse {
 }
 
 /// An event of a stream.
-pub fn event(
+pub(super) fn event(
     id: &RunId,
     seq: u64,
     at: SystemTime,
@@ -71,7 +71,7 @@ pub fn event(
 }
 
 /// The first event of a stream.
-pub fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
+pub(super) fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
     proto::RunStarted {
         module_digest: digest.to_string(),
         granted: Some(self::granted(granted)),
@@ -79,7 +79,7 @@ pub fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
 }
 
 /// A module that is kept.
-pub fn loaded(kept: Kept) -> proto::LoadModuleResponse {
+pub(super) fn loaded(kept: Kept) -> proto::LoadModuleResponse {
     let Kept {
         digest,
         inspection,
@@ -116,7 +116,7 @@ pub fn loaded(kept: Kept) -> proto::LoadModuleResponse {
 }
 
 /// Bytes of one output stream, as an event.
-pub fn output(stream: crate::outcome::Stream, bytes: Bytes) -> proto::stream_event::Event {
+pub(super) fn output(stream: crate::outcome::Stream, bytes: Bytes) -> proto::stream_event::Event {
     match stream {
         crate::outcome::Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
         crate::outcome::Stream::Stderr => proto::stream_event::Event::Stderr(bytes),
@@ -124,7 +124,7 @@ pub fn output(stream: crate::outcome::Stream, bytes: Bytes) -> proto::stream_eve
 }
 
 /// A length of time.
-pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
+pub(super) fn duration(duration: std::time::Duration) -> prost_types::Duration {
     // One that does not fit is longer than the universe is old.
     duration.try_into().unwrap_or_default()
 }

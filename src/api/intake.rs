@@ -48,7 +48,7 @@ pub struct Intake {
 
 /// What a request holds of the budget; given back when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Charge(Arc<Held>);
+pub(super) struct Charge(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {

@@ -74,6 +74,8 @@ enum Listener {
 pub struct Bound {
     listeners: Vec<Listener>,
     addresses: Vec<Address>,
+    /// A connection that is there already.
+    paired: Option<UnixStream>,
     /// Removed with this.
     sockets: Sockets,
 }
@@ -86,6 +88,7 @@ pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bou
     let mut bound = Bound {
         listeners: Vec::new(),
         addresses: Vec::new(),
+        paired: None,
         sockets: Sockets::default(),
     };
     for address in addresses {
@@ -109,6 +112,24 @@ pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bou
         }
     }
     Ok(bound)
+}
+
+/// No listener, and one connection, whose other end is the second value: reachable by nobody else.
+///
+/// # Errors
+/// Where the host has no descriptors left.
+pub fn pair() -> Result<(Bound, UnixStream), BindError> {
+    let (ours, theirs) = UnixStream::pair().map_err(|source| BindError {
+        address: "a socket pair".to_owned(),
+        source,
+    })?;
+    let bound = Bound {
+        listeners: Vec::new(),
+        addresses: Vec::new(),
+        paired: Some(ours),
+        sockets: Sockets::default(),
+    };
+    Ok((bound, theirs))
 }
 
 /// Binds under another name and renames, so that the socket has its permissions from the first moment that anybody can
@@ -187,6 +208,19 @@ impl Bound {
         let (found, connections) = mpsc::channel(1);
         let slots = Arc::new(Semaphore::new(settings.max_connections as usize));
         let mut tasks = JoinSet::new();
+        if let Some(stream) = self.paired
+            && let Ok(slot) = Arc::clone(&slots).try_acquire_owned()
+        {
+            let connection =
+                Connection::new(Transport::Unix(stream), settings.handshake_timeout, slot);
+            let found = found.clone();
+            tasks.spawn(async move {
+                // Nobody takes it when nobody serves any more.
+                let _ = found.send(Ok(connection)).await;
+                // The stream of connections ends when this does, and serving with it.
+                std::future::pending().await
+            });
+        }
         for listener in self.listeners {
             let acceptor = Acceptor {
                 listener,
@@ -241,11 +275,7 @@ impl Acceptor {
                 tracing::warn!("a connection was closed: server.max_connections are open");
                 continue;
             };
-            let connection = Connection {
-                transport,
-                silent: Some(Box::pin(tokio::time::sleep(self.handshake))),
-                _slot: slot,
-            };
+            let connection = Connection::new(transport, self.handshake, slot);
             if found.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -264,6 +294,16 @@ pub struct Connection {
     /// Gone once the first bytes came.
     silent: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(transport: Transport, handshake: Duration, slot: OwnedSemaphorePermit) -> Self {
+        Self {
+            transport,
+            silent: Some(Box::pin(tokio::time::sleep(handshake))),
+            _slot: slot,
+        }
+    }
 }
 
 impl Connected for Connection {

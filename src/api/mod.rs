@@ -24,5 +24,5 @@ pub mod proto {
 }
 
 pub use intake::{Intake, IntakeSettings};
-pub use listen::{Address, BindError, Bound, ListenSettings, bind};
+pub use listen::{Address, BindError, Bound, ListenSettings, bind, pair};
 pub use service::{Phase, SandboxApi};

@@ -11,14 +11,14 @@ use crate::refusal::{Reason, Refusal};
 use crate::request::RunId;
 
 /// The metadata key of a run's id.
-pub const RUN_ID: &str = "ringfence-run-id";
+pub(super) const RUN_ID: &str = "ringfence-run-id";
 /// The domain of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "ringfence";
 /// Bytes of a message at the most. With the details, an error stays under the 4 KiB that clients accept.
 const MAX_MESSAGE: usize = 1024;
 
 /// The gRPC code of a reason.
-pub fn code(reason: Reason) -> Code {
+pub(super) fn code(reason: Reason) -> Code {
     match reason {
         Reason::SpecInvalid
         | Reason::LimitAboveMaximum
@@ -35,13 +35,13 @@ pub fn code(reason: Reason) -> Code {
             Code::ResourceExhausted
         }
         Reason::NotStarted => Code::DeadlineExceeded,
-        Reason::ShuttingDown | Reason::RuntimeUnavailable => Code::Unavailable,
+        Reason::ShuttingDown => Code::Unavailable,
         Reason::Internal => Code::Internal,
     }
 }
 
 /// A refusal as a gRPC status.
-pub fn from(refusal: &Refusal) -> Status {
+pub(super) fn from(refusal: &Refusal) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
     if let Some(field) = refusal.field() {
@@ -54,7 +54,7 @@ pub fn from(refusal: &Refusal) -> Status {
 }
 
 /// A refusal of a run, with the run's id.
-pub fn of_run(refusal: &Refusal, id: &RunId) -> Status {
+pub(super) fn of_run(refusal: &Refusal, id: &RunId) -> Status {
     let mut status = from(refusal);
     if let Some(value) = run_id_value(id) {
         status.metadata_mut().insert(RUN_ID, value);
@@ -63,7 +63,7 @@ pub fn of_run(refusal: &Refusal, id: &RunId) -> Status {
 }
 
 /// A refusal as the terminal event of a stream.
-pub fn event(refusal: &Refusal) -> RunError {
+pub(super) fn event(refusal: &Refusal) -> RunError {
     RunError {
         code: code(refusal.reason()).into(),
         reason: refusal.reason().as_str().to_owned(),
@@ -73,7 +73,7 @@ pub fn event(refusal: &Refusal) -> RunError {
 }
 
 /// A run's id as a metadata value.
-pub fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
+pub(super) fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
     // An id is hexadecimal digits and a checked instance name.
     id.as_str().parse().ok()
 }

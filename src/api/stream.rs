@@ -51,7 +51,7 @@ impl Stream for Events {
             }
             Item::End(end) => {
                 let event = match *end {
-                    Ok(ended) => Event::Exit(encode::result(&self.run, ended)),
+                    Ok(ended) => Event::Exit(Box::new(encode::result(&self.run, ended))),
                     Err(refusal) => Event::Error(status::event(&refusal)),
                 };
                 (SystemTime::now(), event)

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
+use tower::service_fn;
 
 use super::{Failure, exit};
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
-use crate::app::{self, App};
+use crate::app;
 use crate::config::Overrides;
 
 /// How long a connection may take.
@@ -28,54 +30,50 @@ pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
     } else {
         format!("http://{addr}")
     };
-    let channel = Endpoint::from_shared(uri)
+    let endpoint = Endpoint::from_shared(uri)
         .map_err(|error| Failure::new(format!("{addr} is no address: {error}")))?
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT);
+    let channel = windows(endpoint).connect().await.map_err(|error| {
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            why = format!("{why}: {error}");
+            source = error.source();
+        }
+        Failure::new(format!("cannot reach the daemon at {addr}: {why}"))
+    })?;
+    Ok(client(channel))
+}
+
+fn windows(endpoint: Endpoint) -> Endpoint {
+    endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect()
-        .await
-        .map_err(|error| {
-            let mut why = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(error) = source {
-                why = format!("{why}: {error}");
-                source = error.source();
-            }
-            Failure::new(format!("cannot reach the daemon at {addr}: {why}"))
-        })?;
-    Ok(SandboxServiceClient::new(channel)
+}
+
+fn client(channel: Channel) -> Client {
+    SandboxServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX))
+        .max_encoding_message_size(usize::MAX)
 }
 
 /// A daemon of this process's own, reachable by nobody else, which ends with this.
 pub(super) struct Embedded {
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<Result<(), app::AppError>>,
-    /// Holds the socket; removed at the end.
-    _dir: tempfile::TempDir,
 }
 
 impl Embedded {
     /// Starts it with the defaults and `set` over them.
     pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Client), Failure> {
-        // 0700: nobody else gets to the socket.
-        let dir = tempfile::tempdir()
-            .map_err(|error| Failure::new(format!("cannot make a folder for a socket: {error}")))?;
-        let addr = format!("unix:{}", dir.path().join("s").display());
-        let mut overrides = Overrides {
+        let overrides = Overrides {
             set,
             ..Overrides::default()
         };
-        overrides
-            .set
-            .push(("listen".to_owned(), format!("[{addr:?}]")));
         let (config, _) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
-        let app: App = app::build(&config)
-            .await
-            .map_err(|error| Failure::new(error.to_string()))?;
+        let (app, socket) =
+            app::build_paired(&config).map_err(|error| Failure::new(error.to_string()))?;
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,
@@ -85,13 +83,17 @@ impl Embedded {
             // Told or dropped: either ends it.
             let _ = stopped.await;
         }));
-        let client = connect(&addr).await?;
-        let embedded = Self {
-            stop,
-            served,
-            _dir: dir,
-        };
-        Ok((embedded, client))
+        // The name is never looked up: the one connection is there already.
+        let endpoint = windows(Endpoint::from_static("http://embedded"));
+        let mut socket = Some(TokioIo::new(socket));
+        let channel = endpoint
+            .connect_with_connector(service_fn(move |_| {
+                let socket = socket.take().ok_or(std::io::ErrorKind::NotConnected);
+                async move { socket.map_err(std::io::Error::from) }
+            }))
+            .await
+            .map_err(|error| Failure::new(format!("the embedded daemon is gone: {error}")))?;
+        Ok((Self { stop, served }, client(channel)))
     }
 
     /// Ends it.

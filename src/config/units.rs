@@ -121,7 +121,7 @@ impl Serialize for Mode {
 }
 
 /// Reads a string that the environment may hand over as a number.
-pub fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     Ok(match Written::deserialize(from)? {
         Written::Number(n) => n.to_string(),
         Written::Text(text) => text,
@@ -129,7 +129,7 @@ pub fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 }
 
 /// The value of a `--set key=value`: TOML where it is, else the text itself, so that `30s` needs no quotes.
-pub fn parse_flag(value: &str) -> Value {
+pub(super) fn parse_flag(value: &str) -> Value {
     #[derive(Deserialize)]
     struct One {
         value: Value,

@@ -13,7 +13,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// The slots and the queue.
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     slots: Arc<Semaphore>,
     capacity: u32,
     queue: u32,
@@ -23,7 +23,7 @@ pub struct Admission {
 
 /// A slot, held until this is dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub(super) struct Permit {
     _slot: OwnedSemaphorePermit,
 }
 
@@ -38,7 +38,7 @@ impl Drop for Queued<'_> {
 
 impl Admission {
     /// Of `capacity` slots, with room for `queue` that wait no longer than `max_wait`.
-    pub fn new(capacity: u32, queue: u32, max_wait: Duration) -> Self {
+    pub(super) fn new(capacity: u32, queue: u32, max_wait: Duration) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(capacity as usize)),
             capacity,
@@ -52,7 +52,7 @@ impl Admission {
     ///
     /// # Errors
     /// `QUEUE_FULL`, `WAIT_EXPIRED`, `NOT_STARTED`, `SHUTTING_DOWN`.
-    pub async fn admit(&self, until: Option<Instant>) -> Result<Permit, Refusal> {
+    pub(super) async fn admit(&self, until: Option<Instant>) -> Result<Permit, Refusal> {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(Permit { _slot: slot });
         }
@@ -77,22 +77,22 @@ impl Admission {
     }
 
     /// Admits nobody any more; those that wait are refused at once.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.slots.close();
     }
 
     /// Whether nobody is admitted any more.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.slots.is_closed()
     }
 
     /// All slots.
-    pub fn capacity(&self) -> u32 {
+    pub(super) fn capacity(&self) -> u32 {
         self.capacity
     }
 
     /// How many wait.
-    pub fn queued(&self) -> u32 {
+    pub(super) fn queued(&self) -> u32 {
         self.queued.load(Ordering::Relaxed)
     }
 
@@ -117,7 +117,7 @@ impl Admission {
 }
 
 /// The caller's deadline passed before its run could start.
-pub fn not_started() -> Refusal {
+pub(super) fn not_started() -> Refusal {
     Refusal::new(
         Reason::NotStarted,
         "the caller's deadline passed before the run could start",
@@ -125,7 +125,7 @@ pub fn not_started() -> Refusal {
 }
 
 /// The daemon is ending.
-pub fn shutting_down() -> Refusal {
+pub(super) fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the daemon is shutting down")
         .retry_after(Duration::from_secs(1))
 }

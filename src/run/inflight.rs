@@ -11,21 +11,21 @@ use crate::sandbox::{Stop, StopReason};
 
 /// The runs in flight.
 #[derive(Debug)]
-pub struct InFlight {
+pub(super) struct InFlight {
     runs: Mutex<HashMap<RunId, Arc<Stop>>>,
     count: watch::Sender<usize>,
 }
 
 /// A run in flight, counted until this is dropped.
 #[derive(Debug)]
-pub struct Flight {
+pub(super) struct Flight {
     id: RunId,
     all: Arc<InFlight>,
 }
 
 impl InFlight {
     /// None yet.
-    pub fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             runs: Mutex::default(),
             count: watch::Sender::new(0),
@@ -33,7 +33,7 @@ impl InFlight {
     }
 
     /// Counts a run.
-    pub fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> Flight {
+    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> Flight {
         let mut runs = self.lock();
         runs.insert(id.clone(), stop);
         self.count.send_replace(runs.len());
@@ -45,19 +45,19 @@ impl InFlight {
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         *self.count.borrow()
     }
 
     /// Asks every one to end.
-    pub fn cancel_all(&self, cause: CancelCause) {
+    pub(super) fn cancel_all(&self, cause: CancelCause) {
         for stop in self.lock().values() {
             stop.request(StopReason::Cancelled(cause));
         }
     }
 
     /// Resolves when there is none.
-    pub async fn none_left(&self) {
+    pub(super) async fn none_left(&self) {
         // The sender lives as long as self.
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }

@@ -366,13 +366,13 @@ impl Runner {
                 until: None,
             })
             .await?;
-        match run.finished().await?.outcome {
-            Outcome::Exited(0) => Ok(()),
-            outcome => Err(Refusal::new(
-                Reason::RuntimeUnavailable,
-                format!("a module that does nothing ended with {outcome:?}"),
-            )),
+        let outcome = run.finished().await?.outcome;
+        if outcome == Outcome::Exited(0) {
+            return Ok(());
         }
+        Err(Refusal::internal(format_args!(
+            "a module that does nothing ended with {outcome:?}"
+        )))
     }
 
     /// Takes no runs any more; those that wait are refused.

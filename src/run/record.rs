@@ -9,7 +9,7 @@ use crate::request::{Digest, RunId};
 /// A run's record, written once, at the latest when it is dropped. It never has content: no arguments, environment,
 /// input or output.
 #[derive(Debug)]
-pub struct Record {
+pub(super) struct Record {
     id: RunId,
     digest: Option<Digest>,
     received: Instant,
@@ -18,7 +18,7 @@ pub struct Record {
 
 impl Record {
     /// Of a run that was just asked for.
-    pub fn new(id: RunId) -> Self {
+    pub(super) fn new(id: RunId) -> Self {
         Self {
             id,
             digest: None,
@@ -28,12 +28,12 @@ impl Record {
     }
 
     /// Notes which module it runs.
-    pub fn module(&mut self, digest: Digest) {
+    pub(super) fn module(&mut self, digest: Digest) {
         self.digest = Some(digest);
     }
 
     /// Writes that it was refused.
-    pub fn refused(mut self, refusal: &Refusal) {
+    pub(super) fn refused(mut self, refusal: &Refusal) {
         self.written = true;
         tracing::info!(
             target: "ringfence::run",
@@ -46,7 +46,7 @@ impl Record {
     }
 
     /// Writes how it ended.
-    pub fn ended(mut self, result: &Result<Ended, Refusal>) {
+    pub(super) fn ended(mut self, result: &Result<Ended, Refusal>) {
         self.written = true;
         let digest = self.digest.map(tracing::field::display);
         let run_id = &self.id;

@@ -53,7 +53,9 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 /// Replaces the sleeps of WASI 0.2: what a guest subscribes to is ready at once.
-pub fn add_component(linker: &mut wasmtime::component::Linker<State>) -> wasmtime::Result<()> {
+pub(super) fn add_component(
+    linker: &mut wasmtime::component::Linker<State>,
+) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     monotonic_clock::add_to_linker::<State, Stepped>(linker, |state| SteppedHost(state))?;
     linker.allow_shadowing(false);
@@ -61,7 +63,7 @@ pub fn add_component(linker: &mut wasmtime::component::Linker<State>) -> wasmtim
 }
 
 /// Replaces `poll_oneoff` of preview 1 and of `wasi_unstable`: every subscription is answered at once.
-pub fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.func_wrap(
         "wasi_snapshot_preview1",
         "poll_oneoff",

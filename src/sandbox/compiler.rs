@@ -19,7 +19,7 @@ const STACK: usize = 64 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Native code that this daemon compiled, ready to be mapped into an engine.
-pub struct Artifact {
+pub(super) struct Artifact {
     bytes: Vec<u8>,
     /// How long it took.
     pub took: Duration,
@@ -27,7 +27,7 @@ pub struct Artifact {
 
 impl Artifact {
     /// Of a module that an engine of this process holds.
-    pub fn of(bytes: Vec<u8>) -> Self {
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
         Self {
             bytes,
             took: Duration::ZERO,
@@ -35,7 +35,7 @@ impl Artifact {
     }
 
     /// Maps a core module into `engine`.
-    pub fn module(&self, engine: &Engine) -> wasmtime::Result<wasmtime::Module> {
+    pub(super) fn module(&self, engine: &Engine) -> wasmtime::Result<wasmtime::Module> {
         // SAFETY: `bytes` is what this process's compiler returned, held in private memory since: the field is
         // private, and only `Compiler::compile` and `Artifact::of` (a module's own serialisation) fill it.
         #[expect(unsafe_code, reason = "native code that this process compiled itself")]
@@ -45,7 +45,10 @@ impl Artifact {
     }
 
     /// Maps a component into `engine`.
-    pub fn component(&self, engine: &Engine) -> wasmtime::Result<wasmtime::component::Component> {
+    pub(super) fn component(
+        &self,
+        engine: &Engine,
+    ) -> wasmtime::Result<wasmtime::component::Component> {
         // SAFETY: as in `module`.
         #[expect(unsafe_code, reason = "native code that this process compiled itself")]
         let component =
@@ -58,14 +61,14 @@ impl Artifact {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Inspects and compiles modules, a few at a time, the rest in a bounded queue.
-pub struct Compiler {
+pub(super) struct Compiler {
     jobs: SyncSender<Job>,
     rules: Arc<Rules>,
 }
 
 impl Compiler {
     /// With `concurrency` threads and room for `queue` waiting jobs.
-    pub fn new(concurrency: u32, queue: u32, rules: Rules) -> std::io::Result<Self> {
+    pub(super) fn new(concurrency: u32, queue: u32, rules: Rules) -> std::io::Result<Self> {
         let (jobs, queued) = sync_channel::<Job>(queue as usize);
         let queued = Arc::new(Mutex::new(queued));
         for i in 0..concurrency {
@@ -85,7 +88,7 @@ impl Compiler {
     ///
     /// # Errors
     /// As [`inspect::inspect`], and `QUEUE_FULL`.
-    pub async fn inspect(&self, wasm: Bytes) -> Result<Inspection, Refusal> {
+    pub(super) async fn inspect(&self, wasm: Bytes) -> Result<Inspection, Refusal> {
         let rules = Arc::clone(&self.rules);
         self.run(move || inspect::inspect(&inspect::binary(&wasm)?, &rules))
             .await?
@@ -95,7 +98,7 @@ impl Compiler {
     ///
     /// # Errors
     /// `COMPILATION_FAILED`, and `QUEUE_FULL`.
-    pub async fn compile(
+    pub(super) async fn compile(
         &self,
         engine: Engine,
         wasm: Bytes,

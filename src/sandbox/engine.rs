@@ -34,7 +34,7 @@ const CORE_INSTANCES_PER_RUN: u32 = 20;
 const TABLE_ELEMENTS: usize = 1 << 16;
 
 /// The proposals that an operator can turn on.
-pub const FEATURES: [(&str, WasmFeatures); 7] = [
+pub(super) const FEATURES: [(&str, WasmFeatures); 7] = [
     (
         "gc",
         WasmFeatures::GC
@@ -65,7 +65,7 @@ pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
 
 /// How engines are made.
 #[derive(Clone, Debug)]
-pub struct EngineSettings {
+pub(super) struct EngineSettings {
     /// Instances that one pool holds.
     pub slots: u32,
     /// The most bytes of one linear memory.
@@ -77,7 +77,7 @@ pub struct EngineSettings {
 }
 
 /// The proposals that are on: the defaults less what untrusted code does not need, plus `names`.
-pub fn features(names: &[String]) -> WasmFeatures {
+pub(super) fn features(names: &[String]) -> WasmFeatures {
     let off = WasmFeatures::GC
         | WasmFeatures::GC_TYPES
         | WasmFeatures::FUNCTION_REFERENCES
@@ -102,7 +102,7 @@ pub struct Variant {
 }
 
 /// An engine with all that a module may import.
-pub struct Linked {
+pub(super) struct Linked {
     /// The engine.
     pub engine: Engine,
     core: [wasmtime::Linker<State>; 2],
@@ -125,12 +125,12 @@ impl Linked {
     }
 
     /// What a core module may import.
-    pub fn core(&self, clock: Clock) -> &wasmtime::Linker<State> {
+    pub(super) fn core(&self, clock: Clock) -> &wasmtime::Linker<State> {
         &self.core[clock as usize]
     }
 
     /// What a component may import.
-    pub fn component(&self, clock: Clock) -> &wasmtime::component::Linker<State> {
+    pub(super) fn component(&self, clock: Clock) -> &wasmtime::component::Linker<State> {
         &self.component[clock as usize]
     }
 }
@@ -142,7 +142,7 @@ struct Pair {
 }
 
 /// All engines, made when first needed.
-pub struct Engines {
+pub(super) struct Engines {
     settings: EngineSettings,
     pairs: Mutex<HashMap<Variant, Arc<Pair>>>,
     compilers: [Engine; 2],
@@ -151,7 +151,7 @@ pub struct Engines {
 
 impl Engines {
     /// With epochs that advance each `interval` while a run is active.
-    pub fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
+    pub(super) fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
         let compiler = |metered| {
             let variant = Variant {
                 metered,
@@ -168,27 +168,27 @@ impl Engines {
     }
 
     /// The engine that compiles for execution, metered or not.
-    pub fn compiler(&self, metered: bool) -> &Engine {
+    pub(super) fn compiler(&self, metered: bool) -> &Engine {
         &self.compilers[usize::from(metered)]
     }
 
     /// Proposals that are on.
-    pub fn features(&self) -> WasmFeatures {
+    pub(super) fn features(&self) -> WasmFeatures {
         self.settings.features
     }
 
     /// Whether memories are reset by PAGEMAP_SCAN.
-    pub fn pagemap_scan(&self) -> bool {
+    pub(super) fn pagemap_scan(&self) -> bool {
         self.settings.pagemap_scan
     }
 
     /// The pooled engine of a variant; `None` where the host has no room for its pool.
-    pub fn pooled(&self, variant: Variant) -> wasmtime::Result<Option<Arc<Linked>>> {
+    pub(super) fn pooled(&self, variant: Variant) -> wasmtime::Result<Option<Arc<Linked>>> {
         Ok(self.pair(variant)?.pooled.clone())
     }
 
     /// The on-demand engine of a variant.
-    pub fn on_demand(&self, variant: Variant) -> wasmtime::Result<Arc<Linked>> {
+    pub(super) fn on_demand(&self, variant: Variant) -> wasmtime::Result<Arc<Linked>> {
         let pair = self.pair(variant)?;
         if let Some(linked) = pair.on_demand.get() {
             return Ok(Arc::clone(linked));
@@ -199,12 +199,12 @@ impl Engines {
     }
 
     /// Counts a run as active until the guard is dropped.
-    pub fn active(&self) -> Active {
+    pub(super) fn active(&self) -> Active {
         self.ticker.active()
     }
 
     /// Instances that pools hold now, over all variants.
-    pub fn pooled_instances(&self) -> u64 {
+    pub(super) fn pooled_instances(&self) -> u64 {
         lock(&self.pairs)
             .values()
             .filter_map(|pair| pair.pooled.as_ref()?.engine.pooling_allocator_metrics())
@@ -324,7 +324,7 @@ struct Ticks {
 const ENDED: usize = usize::MAX;
 
 /// An active run.
-pub struct Active {
+pub(super) struct Active {
     shared: Arc<Ticks>,
 }
 

@@ -168,7 +168,9 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
 /// Reads a number: integers decimal or 0x hexadecimal, signed or unsigned.
 fn number(ty: ValType, text: &str) -> Option<Value> {
     match ty {
-        ValType::I32 => integer(text, 32).map(|bits| Value::I32((bits as u32).cast_signed())),
+        ValType::I32 => integer(text, 32)
+            .and_then(|bits| u32::try_from(bits).ok())
+            .map(|bits| Value::I32(bits.cast_signed())),
         ValType::I64 => integer(text, 64).map(|bits| Value::I64(bits.cast_signed())),
         ValType::F32 => text.parse().ok().map(Value::F32),
         ValType::F64 => text.parse().ok().map(Value::F64),

@@ -36,7 +36,7 @@ impl WasiView for State {
 }
 
 /// A function that a module may import when its run asks for it and the operator grants it.
-pub struct HostFunction {
+pub(super) struct HostFunction {
     /// "module.name", as in `allowed_host_functions`.
     pub name: &'static str,
     /// Defines it.
@@ -44,7 +44,7 @@ pub struct HostFunction {
 }
 
 /// Every host function beyond WASI. To add one: a row here, its name in [`HOST_FUNCTION_NAMES`], a test.
-pub const HOST_FUNCTIONS: [HostFunction; 2] = [
+pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
     HostFunction {
         name: "ringfence.log",
         define: define_log,
@@ -67,7 +67,7 @@ pub const HOST_FUNCTION_NAMES: [&str; HOST_FUNCTIONS.len()] = {
 };
 
 /// The modules that make up WASI for core modules.
-pub const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
+pub(super) const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
 
 /// Which clock a guest's imports read. Two sets of imports, since sleeping is an import too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub enum Clock {
 }
 
 /// Everything that a core module may import.
-pub fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Linker<State>> {
+pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
     wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
@@ -101,7 +101,7 @@ pub fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Linker<Sta
 }
 
 /// Everything that a component may import.
-pub fn component_linker(
+pub(super) fn component_linker(
     engine: &Engine,
     clock: Clock,
 ) -> wasmtime::Result<wasmtime::component::Linker<State>> {
@@ -114,7 +114,7 @@ pub fn component_linker(
 }
 
 /// The functions that a core module may import, as (module, name).
-pub fn offered(engine: &Engine) -> wasmtime::Result<HashSet<(String, String)>> {
+pub(super) fn offered(engine: &Engine) -> wasmtime::Result<HashSet<(String, String)>> {
     let linker = core_linker(engine, Clock::Real)?;
     let mut store = Store::new(engine, State::idle());
     Ok(linker

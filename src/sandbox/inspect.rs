@@ -86,7 +86,7 @@ pub struct Imported {
 
 /// What can be imported and which proposals are on.
 #[derive(Debug)]
-pub struct Rules {
+pub(super) struct Rules {
     /// Proposals.
     pub features: WasmFeatures,
     /// Functions for core modules, as (module, name).
@@ -97,7 +97,7 @@ pub struct Rules {
 ///
 /// # Errors
 /// `MODULE_INVALID` where they are neither.
-pub fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
+pub(super) fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     if bytes.starts_with(b"\0asm") {
         return Ok(Cow::Borrowed(bytes));
     }
@@ -146,7 +146,7 @@ fn invalid(message: &str, offset: Option<usize>) -> Refusal {
 /// # Errors
 /// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with the proposals, `IMPORT_NOT_ALLOWED` with the imports
 /// that nothing here offers.
-pub fn inspect(wasm: &[u8], rules: &Rules) -> Result<Inspection, Refusal> {
+pub(super) fn inspect(wasm: &[u8], rules: &Rules) -> Result<Inspection, Refusal> {
     validate(wasm, rules.features)?;
     let mut reader = Reader::default();
     reader
@@ -216,8 +216,11 @@ struct Reader {
 impl Reader {
     fn read(&mut self, wasm: &[u8]) -> wasmparser::Result<()> {
         for payload in Parser::new(0).parse_all(wasm) {
-            let payload = payload?;
-            match payload {
+            #[expect(
+                clippy::wildcard_enum_match_arm,
+                reason = "sections that say nothing of interest"
+            )]
+            match payload? {
                 Payload::Version { encoding, .. } => {
                     self.depth += 1;
                     self.component |= self.depth == 1 && encoding == Encoding::Component;
@@ -230,8 +233,11 @@ impl Reader {
                         self.shared_memory |= memory.shared;
                     }
                 }
-                payload if self.depth == 1 => self.read_outermost(payload)?,
-                _ => {}
+                payload => {
+                    if self.depth == 1 {
+                        self.read_outermost(payload)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -445,7 +451,7 @@ impl std::fmt::Display for Signature {
 }
 
 /// Refuses imports; `what` ends the sentence "none of these ...".
-pub fn import_not_allowed(names: &[String], what: &str) -> Refusal {
+pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
     let names = crate::refusal::list(names);
     Refusal::new(
         Reason::ImportNotAllowed,

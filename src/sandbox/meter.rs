@@ -126,14 +126,14 @@ impl ResourceLimiter for Meter {
 }
 
 /// A future that adds up the processor time of the threads that poll it.
-pub struct OnCpu<F> {
+pub(super) struct OnCpu<F> {
     inner: F,
     spent: Duration,
 }
 
 impl<F> OnCpu<F> {
     /// Around `inner`.
-    pub fn new(inner: F) -> Self {
+    pub(super) fn new(inner: F) -> Self {
         Self {
             inner,
             spent: Duration::ZERO,
@@ -141,7 +141,7 @@ impl<F> OnCpu<F> {
     }
 
     /// Processor time of all polls so far.
-    pub fn spent(&self) -> Duration {
+    pub(super) fn spent(&self) -> Duration {
         self.spent
     }
 }

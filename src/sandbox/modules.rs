@@ -121,7 +121,7 @@ struct Key {
 type Compiling = Shared<BoxFuture<'static, Result<Arc<Loaded>, Refusal>>>;
 
 /// The cache.
-pub struct Modules {
+pub(super) struct Modules {
     inner: Arc<Inner>,
 }
 
@@ -134,7 +134,7 @@ struct Inner {
 
 impl Modules {
     /// Of `budget` bytes.
-    pub fn new(engines: Arc<Engines>, compiler: Compiler, budget: u64) -> Self {
+    pub(super) fn new(engines: Arc<Engines>, compiler: Compiler, budget: u64) -> Self {
         let loaded = moka::sync::Cache::builder()
             .max_capacity(budget >> 10)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
@@ -151,7 +151,7 @@ impl Modules {
     }
 
     /// The module where it is ready in `variant`.
-    pub fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
+    pub(super) fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
         self.inner.loaded.get(&Key { digest, variant })
     }
 
@@ -159,7 +159,7 @@ impl Modules {
     ///
     /// # Errors
     /// As [`Compiler::inspect`].
-    pub async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
+    pub(super) async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
         self.inner.compiler.inspect(wasm).await.map(Arc::new)
     }
 
@@ -167,7 +167,7 @@ impl Modules {
     ///
     /// # Errors
     /// As [`Compiler::compile`].
-    pub async fn get(
+    pub(super) async fn get(
         &self,
         digest: Digest,
         variant: Variant,

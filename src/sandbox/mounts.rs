@@ -12,7 +12,7 @@ use crate::request::{GuestPath, Mount};
 
 /// A directory that is open and may be handed to a guest.
 #[derive(Debug)]
-pub struct Opened {
+pub(super) struct Opened {
     fd: OwnedFd,
     /// What the guest sees it as.
     pub guest: String,
@@ -22,7 +22,7 @@ pub struct Opened {
 
 impl Opened {
     /// A path that leads to exactly this directory, whatever has become of its name.
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 }
@@ -32,7 +32,7 @@ impl Opened {
 /// # Errors
 /// `POLICY_DENIED` for what no grant covers, the same for everything outside; `SPEC_INVALID` for what is inside but no
 /// directory, and for a working directory that is under no mount.
-pub fn open(
+pub(super) fn open(
     grants: &[MountGrant],
     mounts: &[Mount],
     working_dir: Option<&GuestPath>,

@@ -23,7 +23,7 @@ use crate::outcome::{CancelCause, Ended, Stream, Written};
 use crate::refusal::Refusal;
 
 /// The most bytes of one chunk: what one stream event may carry.
-pub const CHUNK_BYTES: usize = 64 * 1024;
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 /// The most bytes that wait for a reader, each chunk counted with [`CHUNK_OVERHEAD`].
 const QUEUE_BYTES: usize = 256 * 1024;
 /// What a chunk costs besides its bytes, so that a million one-byte chunks are not free.

@@ -61,7 +61,7 @@ impl Stop {
 
 /// The error that ends a guest which was asked to stop. The reason stands in its [`Stop`].
 #[derive(Debug)]
-pub struct Stopped;
+pub(super) struct Stopped;
 
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

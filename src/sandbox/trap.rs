@@ -9,7 +9,11 @@ use crate::outcome::{Frame, Outcome, Trap};
 use crate::refusal::{printable, quote};
 
 /// What `error` means for a run that was asked to stop for `stop`, or not, and that was `denied` memory, or not.
-pub fn classify(error: &Error, stop: Option<StopReason>, denied: bool) -> (Outcome, Option<Trap>) {
+pub(super) fn classify(
+    error: &Error,
+    stop: Option<StopReason>,
+    denied: bool,
+) -> (Outcome, Option<Trap>) {
     if let Some(reason) = stop
         && error.is::<Stopped>()
     {
@@ -41,7 +45,7 @@ pub fn classify(error: &Error, stop: Option<StopReason>, denied: bool) -> (Outco
 }
 
 /// What a stop request means.
-pub fn stopped(reason: StopReason) -> Outcome {
+pub(super) fn stopped(reason: StopReason) -> Outcome {
     match reason {
         StopReason::TimedOut => Outcome::TimedOut,
         StopReason::Cancelled(cause) => Outcome::Cancelled(cause),
@@ -49,7 +53,7 @@ pub fn stopped(reason: StopReason) -> Outcome {
 }
 
 /// What an exit with `code` means.
-pub fn exited(code: u32, denied: bool) -> Outcome {
+pub(super) fn exited(code: u32, denied: bool) -> Outcome {
     if denied && code != 0 {
         Outcome::MemoryExceeded(Some(code))
     } else {

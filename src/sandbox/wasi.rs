@@ -20,7 +20,7 @@ const MAX_RESOURCES: usize = 256;
 const MAX_RANDOM: u64 = 64 * 1024;
 
 /// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters.
-pub fn context(
+pub(super) fn context(
     spec: &RunSpec,
     args: &[String],
     mounts: &[Opened],
