@@ -1,2 +1,15 @@
-//! x
-fn main() {}
+//! The daemon from outside: a real server, a real client, real guests.
+
+mod guests;
+mod harness;
+
+mod bad_input;
+mod cli;
+mod cpython;
+mod interop;
+mod lifecycle;
+mod limits;
+mod outcomes;
+mod spec;
+mod streams;
+mod wire;

@@ -1,0 +1,169 @@
+//! One program with many habits: `kit HABIT [ARGS...]`. Built for wasm32-wasip1 and wasm32-wasip2 by the test run.
+
+use std::io::{BufRead, Read, Write};
+use std::process::exit;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let arg = |i: usize| args.get(i).map(String::as_str).unwrap_or_default();
+    match arg(1) {
+        "hello" => println!("hello"),
+        "echo" => echo(),
+        "lines" => lines(),
+        "exit" => exit(arg(2).parse::<u32>().expect("a code") as i32),
+        "dump" => dump(&args),
+        "write" => std::fs::write(arg(2), arg(3)).unwrap_or_else(fail),
+        "read" => print!("{}", std::fs::read_to_string(arg(2)).unwrap_or_else(fail)),
+        "list" => list(arg(2)),
+        "hog" => hog(arg(2).parse().expect("MiB")),
+        "spin" => spin(arg(2)),
+        "recurse" => println!("{}", recurse(0)),
+        "flood" => flood(arg(2).parse().expect("bytes")),
+        "both" => both(arg(2).parse().expect("lines")),
+        "panic" => panic!("as asked"),
+        "clock" => clock(),
+        "sleep" => sleep(arg(2).parse().expect("ms")),
+        "open" => open_many(arg(2)),
+        "connect" => connect(arg(2)),
+        other => {
+            eprintln!("no habit {other:?}");
+            exit(64);
+        }
+    }
+}
+
+fn fail<T>(error: std::io::Error) -> T {
+    eprintln!("{error}");
+    exit(1);
+}
+
+fn echo() {
+    let mut input = Vec::new();
+    std::io::stdin().read_to_end(&mut input).unwrap();
+    std::io::stdout().write_all(&input).unwrap();
+}
+
+fn lines() {
+    for line in std::io::stdin().lock().lines() {
+        println!("<{}>", line.unwrap());
+    }
+}
+
+fn dump(args: &[String]) {
+    for arg in args {
+        println!("arg {arg}");
+    }
+    let mut env: Vec<_> = std::env::vars().collect();
+    env.sort();
+    for (key, value) in env {
+        println!("env {key}={value}");
+    }
+}
+
+fn list(dir: &str) {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap_or_else(fail)
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    println!("{}", names.join(" "));
+}
+
+fn hog(mib: usize) {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    for i in 0..mib {
+        let mut piece = Vec::new();
+        if piece.try_reserve_exact(1 << 20).is_err() {
+            println!("denied after {i} MiB");
+            exit(if std::env::var("COPE").is_ok() { 0 } else { 3 });
+        }
+        piece.resize(1 << 20, 1);
+        held.push(piece);
+    }
+    println!("held {} MiB", held.len());
+}
+
+fn spin(first: &str) {
+    if !first.is_empty() {
+        println!("{first}");
+    }
+    let mut n = 0u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}
+
+#[inline(never)]
+fn recurse(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    if depth == u64::MAX { 0 } else { recurse(depth + 1) + frame[7] }
+}
+
+fn flood(bytes: usize) {
+    let piece = [b'x'; 4096];
+    let mut left = bytes;
+    let mut out = std::io::stdout().lock();
+    while left > 0 {
+        let n = left.min(piece.len());
+        out.write_all(&piece[..n]).unwrap();
+        left -= n;
+    }
+    out.flush().unwrap();
+    eprint!("done");
+}
+
+fn both(lines: usize) {
+    for i in 0..lines {
+        println!("out {i}");
+        eprintln!("err {i}");
+    }
+}
+
+fn clock() {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let first = Instant::now();
+    let second = Instant::now();
+    std::thread::sleep(Duration::from_secs(3600));
+    println!("{} {}", wall.as_millis(), (second - first).as_millis());
+}
+
+fn sleep(ms: u64) {
+    println!("before");
+    std::thread::sleep(Duration::from_millis(ms));
+    println!("after");
+}
+
+fn open_many(dir: &str) {
+    let mut held = Vec::new();
+    loop {
+        match std::fs::File::create(format!("{dir}/{}", held.len())) {
+            Ok(file) => held.push(file),
+            Err(error) => {
+                println!("stopped at {}: {error}", held.len());
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(target_env = "p2")]
+fn connect(addr: &str) {
+    match std::net::TcpStream::connect(addr) {
+        Ok(mut stream) => {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            println!("got {text}");
+        }
+        Err(error) => {
+            println!("refused: {:?}", error.kind());
+            exit(2);
+        }
+    }
+}
+
+#[cfg(not(target_env = "p2"))]
+fn connect(_: &str) {
+    println!("refused: preview 1 has no sockets");
+    exit(2);
+}

@@ -1,0 +1,70 @@
+//! Guests, built from source once per test run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+/// Where this repository is.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `tests/guests/kit.rs` for preview 1.
+pub(crate) fn kit() -> Bytes {
+    static KIT: OnceLock<Bytes> = OnceLock::new();
+    KIT.get_or_init(|| build("kit", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/kit.rs` as a component.
+pub(crate) fn kit_component() -> Bytes {
+    static KIT: OnceLock<Bytes> = OnceLock::new();
+    KIT.get_or_init(|| build("kit", "wasm32-wasip2", &[]))
+        .clone()
+}
+
+/// `tests/guests/reactor.rs`.
+pub(crate) fn reactor() -> Bytes {
+    static REACTOR: OnceLock<Bytes> = OnceLock::new();
+    REACTOR
+        .get_or_init(|| build("reactor", "wasm32-wasip1", &["--crate-type=cdylib"]))
+        .clone()
+}
+
+fn build(name: &str, target: &str, flags: &[&str]) -> Bytes {
+    install_target(target);
+    let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{target}.wasm"));
+    let source = root().join(format!("tests/guests/{name}.rs"));
+    let status = Command::new("rustc")
+        .current_dir(root())
+        .args(["--edition=2024", "--target", target, "-Copt-level=s"])
+        .args(["-Cstrip=debuginfo", "-o"])
+        .arg(&out)
+        .args(flags)
+        .arg(&source)
+        .status()
+        .expect("rustc starts");
+    assert!(status.success(), "{name} builds for {target}");
+    std::fs::read(&out).expect("the guest is there").into()
+}
+
+/// rustup adds the targets of rust-toolchain.toml when it installs the toolchain; one that was there already may lack
+/// them.
+fn install_target(target: &str) {
+    let output = Command::new("rustc")
+        .current_dir(root())
+        .args(["--print", "target-libdir", "--target", target])
+        .output()
+        .expect("rustc starts");
+    let dir = String::from_utf8(output.stdout).expect("a path");
+    if !Path::new(dir.trim()).is_dir() {
+        let status = Command::new("rustup")
+            .current_dir(root())
+            .args(["target", "add", target])
+            .status()
+            .expect("rustup starts");
+        assert!(status.success(), "rustup adds {target}");
+    }
+}

@@ -1,0 +1,323 @@
+//! Slots, queues, deadlines, callers that leave, spinners, drains.
+
+use std::time::Duration;
+
+use ringfence::api::proto::{
+    CancelCause, HealthRequest, Outcome, RunRequest, RunStreamRequest, ServingStatus,
+};
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus as Probed;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::harness::{
+    Daemon, Refused, SpecExt, Story, by_digest, kit, read, spec, until, until_idle, within,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Starts a run that spins after one line, and returns its stream once that line came.
+async fn spinning(
+    daemon: &Daemon,
+    timeout: Duration,
+) -> (tonic::Streaming<ringfence::api::proto::StreamEvent>, Story) {
+    let run = kit(&["spin", "partial"]).timeout(timeout);
+    let mut stream = daemon.stream(run).await.expect("not refused");
+    let mut story = Story::default();
+    while story.stdout.is_empty() {
+        story.add(stream.message().await.unwrap().unwrap());
+    }
+    (stream, story)
+}
+
+#[tokio::test]
+async fn spinners_on_every_core_leave_health_and_short_runs_answered() {
+    let daemon = Daemon::start().await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let digest = daemon.loaded(crate::guests::kit()).await;
+    let mut spinners = Vec::new();
+    for _ in 0..=cores {
+        spinners.push(spinning(&daemon, Duration::from_secs(6)).await);
+    }
+    for _ in 0..20 {
+        let hello = by_digest(&digest).args(&["kit", "hello"]);
+        assert_eq!(daemon.ran(hello).await.exited(0).out(), "hello\n");
+        let mut client = daemon.client.clone();
+        let health = client.health(HealthRequest {}).await.unwrap().into_inner();
+        // All of that while every spinner was still at it.
+        assert_eq!(health.runs_in_flight as usize, cores + 1);
+    }
+    for (mut stream, mut story) in spinners {
+        while let Some(event) = stream.message().await.unwrap() {
+            story.add(event);
+        }
+        assert_eq!(story.outcome(), Outcome::TimedOut);
+        assert_eq!(story.stdout, b"partial\n");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_ends_its_run() {
+    let daemon = Daemon::start().await;
+    let (stream, _) = spinning(&daemon, LONG).await;
+    drop(stream);
+    until_idle(&daemon).await;
+    for habit in [&["spin"][..], &["sleep", "60000"], &["flood", "100000000"]] {
+        let mut client = daemon.client.clone();
+        let request = RunRequest {
+            spec: Some(
+                kit(habit)
+                    .timeout(LONG)
+                    .resources(|r| r.output_limit = Some(1 << 24)),
+            ),
+        };
+        let call = tokio::spawn(async move { client.run(request).await });
+        until(&daemon, |in_flight, _| in_flight == 1 || call.is_finished()).await;
+        call.abort();
+        until_idle(&daemon).await;
+    }
+    assert_eq!(daemon.probe.pooled_instances(), 0);
+}
+
+#[tokio::test]
+async fn a_broken_connection_ends_its_runs() {
+    let daemon = Daemon::start().await;
+    let mut other = crate::harness::connect(&daemon.addr).await;
+    let request = RunStreamRequest {
+        spec: Some(kit(&["spin", "x"]).timeout(LONG)),
+    };
+    let stream = other.run_stream(request).await.unwrap();
+    until(&daemon, |in_flight, _| in_flight == 1).await;
+    drop((other, stream));
+    until_idle(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_says_when_to_retry() {
+    let daemon = Daemon::with(&[("admission.slots", "1"), ("admission.queue", "0")]).await;
+    let (stream, _) = spinning(&daemon, LONG).await;
+    let refused = daemon.refused(kit(&["hello"])).await;
+    assert!(refused.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
+    drop(stream);
+    until_idle(&daemon).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn a_queued_run_starts_when_a_slot_comes_free() {
+    let daemon = Daemon::with(&[("admission.slots", "1"), ("admission.queue", "1")]).await;
+    let (stream, _) = spinning(&daemon, LONG).await;
+    let mut client = daemon.client.clone();
+    let waiting = tokio::spawn(async move {
+        client
+            .run(RunRequest {
+                spec: Some(kit(&["hello"])),
+            })
+            .await
+    });
+    until(&daemon, |_, queued| queued == 1).await;
+    daemon
+        .refused(kit(&["hello"]))
+        .await
+        .is(Code::ResourceExhausted, "QUEUE_FULL");
+    drop(stream);
+    let answer = waiting.await.unwrap().unwrap().into_inner();
+    assert_eq!(answer.stdout, "hello\n");
+}
+
+#[tokio::test]
+async fn waiting_ends_with_max_wait_or_the_callers_deadline() {
+    let daemon = Daemon::with(&[("admission.slots", "1"), ("admission.max_wait", "2s")]).await;
+    let (_stream, _) = spinning(&daemon, LONG).await;
+    let request = || RunRequest {
+        spec: Some(kit(&["hello"])),
+    };
+    let hasty = within(request(), Duration::from_millis(700));
+    let status = daemon.client.clone().run(hasty).await.unwrap_err();
+    Refused::new(&status).is(Code::DeadlineExceeded, "NOT_STARTED");
+    let refused = daemon.refused(kit(&["hello"])).await;
+    assert!(refused.is(Code::ResourceExhausted, "WAIT_EXPIRED").retry);
+    until(&daemon, |in_flight, queued| (in_flight, queued) == (1, 0)).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_the_queue_takes_no_slot() {
+    let daemon = Daemon::with(&[("admission.slots", "1")]).await;
+    let (stream, _) = spinning(&daemon, LONG).await;
+    let mut client = daemon.client.clone();
+    let waiting = tokio::spawn(async move {
+        client
+            .run(RunRequest {
+                spec: Some(kit(&["hello"])),
+            })
+            .await
+    });
+    until(&daemon, |_, queued| queued == 1).await;
+    waiting.abort();
+    until(&daemon, |_, queued| queued == 0).await;
+    drop(stream);
+    until_idle(&daemon).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+async fn probe(addr: &str) -> Probed {
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    let mut client = HealthClient::new(channel.connect().await.unwrap());
+    let request = HealthCheckRequest {
+        service: "ringfence.v1.SandboxService".to_owned(),
+    };
+    client.check(request).await.unwrap().into_inner().status()
+}
+
+#[tokio::test]
+async fn a_drain_lets_runs_finish_refuses_new_ones_and_says_so() {
+    let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
+    let mut client = daemon.client.clone();
+    until(&daemon, |_, _| true).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let addr = daemon.addr.clone();
+    assert_eq!(probe(&addr).await, Probed::Serving);
+    let (stream, mut story) = spinning(&daemon, Duration::from_secs(3)).await;
+    daemon.drain();
+    loop {
+        let health = client.health(HealthRequest {}).await.unwrap().into_inner();
+        if health.status() == ServingStatus::Draining {
+            break;
+        }
+    }
+    // The admission closes right after: from then on a run is refused.
+    let refused = loop {
+        match daemon
+            .run(spec("(module (func (export \"_start\")))"))
+            .await
+        {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(status) => break Refused::new(&status),
+        }
+    };
+    assert!(refused.is(Code::Unavailable, "SHUTTING_DOWN").retry);
+    assert_eq!(probe(&addr).await, Probed::NotServing);
+    let status: Status = daemon.load("(module)").await.unwrap_err();
+    Refused::new(&status).is(Code::Unavailable, "SHUTTING_DOWN");
+    let mut stream = stream;
+    while let Some(event) = stream.message().await.unwrap() {
+        story.add(event);
+    }
+    assert_eq!(
+        story.outcome(),
+        Outcome::TimedOut,
+        "its own end, not the drain's"
+    );
+    drop((client, stream));
+    daemon.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_cancels_what_outlives_the_grace_and_delivers_its_output() {
+    let mut daemon = Daemon::with(&[("server.drain_grace", "300ms")]).await;
+    let mut running = Vec::new();
+    for _ in 0..3 {
+        running.push(spinning(&daemon, LONG).await);
+    }
+    let mut client = daemon.client.clone();
+    let unary = tokio::spawn(async move {
+        client
+            .run(RunRequest {
+                spec: Some(kit(&["sleep", "60000"]).timeout(LONG)),
+            })
+            .await
+    });
+    until(&daemon, |in_flight, _| in_flight == 4).await;
+    daemon.drain();
+    for (mut stream, mut story) in running {
+        while let Some(event) = stream.message().await.unwrap() {
+            story.add(event);
+        }
+        assert_eq!(story.outcome(), Outcome::Cancelled);
+        assert_eq!(story.exit.unwrap().cancel_cause(), CancelCause::Draining);
+        assert_eq!(story.stdout, b"partial\n");
+    }
+    let answer = unary.await.unwrap().unwrap().into_inner();
+    assert_eq!(answer.result.unwrap().cancel_cause(), CancelCause::Draining);
+    assert_eq!(answer.stdout, "before\n");
+    daemon.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_with_an_idle_connection_and_a_silent_one_still_ends() {
+    let mut daemon = Daemon::start().await;
+    let _silent = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+    let _idle = crate::harness::connect(&daemon.addr).await;
+    until_idle(&daemon).await;
+    daemon.drain();
+    daemon.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn sixty_four_callers_of_one_new_module_compile_it_once() {
+    let daemon = Daemon::start().await;
+    let wat = big_module(2000);
+    let calls: Vec<_> = (0..64)
+        .map(|_| {
+            let mut client = daemon.client.clone();
+            let request = crate::harness::load(wat.clone());
+            tokio::spawn(async move { client.load_module(request).await })
+        })
+        .collect();
+    let mut durations = std::collections::HashSet::new();
+    for call in calls {
+        let answer = call.await.unwrap().unwrap().into_inner();
+        if !answer.cached {
+            let took = answer.compile_duration.unwrap();
+            durations.insert((took.seconds, took.nanos));
+        }
+    }
+    // Whoever waited was told how long the one compilation took.
+    assert_eq!(durations.len(), 1);
+}
+
+#[tokio::test]
+async fn compiling_blocks_neither_runs_nor_health() {
+    let daemon = Daemon::start().await;
+    let warm = spec("(module (func (export \"_start\")))");
+    daemon.ran(warm.clone()).await.exited(0);
+    let mut client = daemon.client.clone();
+    let request = crate::harness::load(big_module(60_000));
+    let compiling = tokio::spawn(async move { client.load_module(request).await });
+    let mut answered = 0;
+    while !compiling.is_finished() {
+        daemon.ran(warm.clone()).await.exited(0);
+        daemon
+            .client
+            .clone()
+            .health(HealthRequest {})
+            .await
+            .unwrap();
+        answered += 1;
+    }
+    assert!(answered > 3, "{answered} answers while the module compiled");
+    assert!(!compiling.await.unwrap().unwrap().into_inner().cached);
+}
+
+/// A module of `functions` functions.
+fn big_module(functions: usize) -> String {
+    let mut wat = String::from("(module (func (export \"_start\"))");
+    for i in 0..functions {
+        wat.push_str(&format!(
+            "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const {i})))"
+        ));
+    }
+    wat.push(')');
+    wat
+}
+
+#[tokio::test]
+async fn read_to_the_end_after_the_daemon_let_go() {
+    // What was written before the end is delivered although the run, its store and its slot are gone.
+    let daemon = Daemon::start().await;
+    let stream = daemon.stream(kit(&["flood", "100000"])).await.unwrap();
+    until_idle(&daemon).await;
+    let story = read(stream).await;
+    assert_eq!(story.stdout.len(), 100_000);
+    assert_eq!(story.stderr, b"done");
+}

@@ -1,0 +1,329 @@
+//! The wire: listeners, caps, malformed messages, health, reflection.
+
+use std::os::unix::fs::PermissionsExt;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use ringfence::api::proto::{HealthRequest, RunRequest, ServingStatus};
+use rstest::rstest;
+use tokio::io::AsyncReadExt;
+use tonic::{Code, Status};
+
+use crate::harness::{Daemon, Refused, SpecExt, connect, kit, spec};
+
+#[tokio::test]
+async fn health_tells_what_runs_here() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.client.clone();
+    let health = loop {
+        let health = client.health(HealthRequest {}).await.unwrap().into_inner();
+        match health.status() {
+            ServingStatus::NotServing => continue,
+            ServingStatus::Serving => break health,
+            other => panic!("{other:?}"),
+        }
+    };
+    let runtime = health.runtime.unwrap();
+    assert_eq!(runtime.name, "wasmtime");
+    // The version that Cargo.lock holds.
+    let lock = std::fs::read_to_string(crate::guests::root().join("Cargo.lock")).unwrap();
+    assert!(lock.contains(&format!(
+        "name = \"wasmtime\"\nversion = \"{}\"",
+        runtime.version
+    )));
+    for feature in [
+        "wasi_snapshot_preview1",
+        "memory_limits",
+        "fuel",
+        "compilation_cache",
+        "context_cancellation",
+        "streaming",
+    ] {
+        assert!(runtime.features.iter().any(|f| f == feature), "{feature}");
+    }
+    assert_eq!(health.version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (health.instance.as_str(), health.run_capacity),
+        ("test", 32)
+    );
+    assert_eq!((health.runs_in_flight, health.runs_queued), (0, 0));
+    assert!(health.pool_mode.starts_with("pooled") || health.pool_mode == "on-demand");
+    assert_eq!(
+        (health.compile_mode.as_str(), health.hardening.as_str()),
+        ("in-process", "none")
+    );
+    assert!(health.uptime.is_some());
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_the_same_with_its_permissions() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ringfence.sock");
+    let mut daemon = Daemon::listening(&format!("unix:{}", path.display()), &[]).await;
+    assert_eq!(daemon.addr, format!("unix:{}", path.display()));
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(daemon.ran(kit(&["hello"])).await.exited(0).out(), "hello\n");
+    let story = crate::harness::read(daemon.stream(kit(&["both", "10"])).await.unwrap()).await;
+    assert_eq!(story.exit.unwrap().exit_code, Some(0));
+    daemon.drain();
+    daemon.ended().await.unwrap();
+    assert!(!path.exists(), "it removes its socket");
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listen = format!("unix:{}", path.display());
+    // A socket that nobody answers on, as a killed daemon leaves it.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let daemon = Daemon::listening(&listen, &[("server.socket_mode", "\"0600\"")]).await;
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let why = bind_error(&listen).await;
+    assert!(why.contains("another process answers"), "{why}");
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let why = bind_error(&format!("unix:{}", file.display())).await;
+    assert!(why.contains("no socket"), "{why}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
+
+async fn bind_error(listen: &str) -> String {
+    let mut overrides = ringfence::config::Overrides::default();
+    overrides
+        .set
+        .push(("listen".to_owned(), format!("[{listen:?}]")));
+    let (config, _) = ringfence::app::load_config(&overrides).unwrap();
+    match ringfence::app::build(&config).await {
+        Ok(_) => panic!("it binds"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_says_so() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let why = bind_error(&addr).await;
+    assert!(why.contains(&addr), "{why}");
+}
+
+/// Sends a body of one's own making to a method, and returns the status.
+async fn raw(daemon: &Daemon, method: &str, body: impl Into<Bytes>) -> Status {
+    let channel =
+        tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
+    let mut channel = channel.connect().await.unwrap();
+    let request = http::Request::post(format!(
+        "http://{}/ringfence.v1.SandboxService/{method}",
+        daemon.addr
+    ))
+    .header("content-type", "application/grpc")
+    .header("te", "trailers")
+    .body(tonic::body::Body::new(
+        Full::new(body.into()).map_err(|never| match never {}),
+    ))
+    .unwrap();
+    std::future::poll_fn(|cx| tower_service::Service::poll_ready(&mut channel, cx))
+        .await
+        .unwrap();
+    let response = tower_service::Service::call(&mut channel, request)
+        .await
+        .unwrap();
+    let (parts, body) = response.into_parts();
+    if let Some(status) = Status::from_header_map(&parts.headers) {
+        return status;
+    }
+    let trailers = body
+        .collect()
+        .await
+        .unwrap()
+        .trailers()
+        .cloned()
+        .unwrap_or_default();
+    Status::from_header_map(&trailers).expect("a status")
+}
+
+fn framed(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
+    [&[flag], &length.to_be_bytes()[..], message].concat()
+}
+
+#[rstest]
+#[case::nothing(Vec::new())]
+#[case::half_a_prefix(vec![0, 0, 0])]
+#[case::half_a_message(framed(0, 100, b"abc"))]
+#[case::compressed(framed(1, 3, b"abc"))]
+#[case::unknown_flag(framed(7, 3, b"abc"))]
+#[case::not_protobuf(framed(0, 5, b"\xff\xff\xff\xff\xff"))]
+#[case::string_that_is_no_utf8(framed(0, 6, b"\x0a\x04\x1a\x02\xff\xfe"))]
+#[case::wrong_wire_type(framed(0, 4, b"\x08\x01\x08\x01"))]
+#[tokio::test]
+async fn malformed_requests_are_the_callers_fault(#[case] body: Vec<u8>) {
+    let daemon = Daemon::start().await;
+    for method in ["Run", "RunStream", "LoadModule"] {
+        let status = raw(&daemon, method, body.clone()).await;
+        Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    }
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn messages_are_capped_by_method() {
+    let daemon = Daemon::with(&[
+        ("server.max_message", "5MiB"),
+        ("policy.max_stdin", "64KiB"),
+        ("compile.max_module", "8MiB"),
+    ])
+    .await;
+    let cap = 5 << 20;
+    // The frame is refused by its prefix, before its bytes come.
+    let status = raw(&daemon, "Run", framed(0, cap + 1, b"")).await;
+    Refused::new(&status)
+        .is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
+        .with("asked", cap + 1)
+        .with("allowed", cap);
+    // At the cap a message is looked at: this one ends too soon.
+    let status = raw(&daemon, "Run", framed(0, cap, b"")).await;
+    Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    let padded = |bytes: usize| {
+        format!(
+            "(module (func (export \"_start\"))){}",
+            " ".repeat(bytes - 33)
+        )
+    };
+    daemon.loaded(padded(6 << 20)).await;
+    let status = daemon.run(spec(padded(6 << 20))).await.unwrap_err();
+    Refused::new(&status).is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn a_message_of_65_mib_is_refused_and_the_connection_goes_on() {
+    let daemon = Daemon::start().await;
+    let status = daemon.run(spec(vec![0; 65 << 20])).await.unwrap_err();
+    Refused::new(&status).is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let status = daemon.load(vec![0; 65 << 20]).await.unwrap_err();
+    Refused::new(&status).is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn request_bytes_in_flight_are_bounded_and_given_back() {
+    let daemon = Daemon::with(&[
+        ("server.inflight_request_bytes", "5MiB"),
+        ("server.max_message", "1MiB"),
+        ("policy.max_stdin", "768KiB"),
+        ("compile.max_module", "4MiB"),
+    ])
+    .await;
+    let held = || {
+        kit(&["spin", "x"])
+            .stdin(vec![0; 700 << 10])
+            .timeout(std::time::Duration::from_secs(60))
+    };
+    let mut streams = Vec::new();
+    let refused = loop {
+        match daemon.stream(held()).await {
+            Ok(stream) => streams.push(stream),
+            Err(status) => break Refused::new(&status),
+        }
+        assert!(streams.len() < 20, "7 or so of these fit 5 MiB");
+    };
+    assert!(refused.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
+    assert!(streams.len() >= 4, "{}", streams.len());
+    drop(streams);
+    crate::harness::until_idle(&daemon).await;
+    for _ in 0..20 {
+        let run = kit(&["echo"]).stdin(vec![b'a'; 700 << 10]);
+        assert_eq!(daemon.ran(run).await.exited(0).stdout.len(), 700 << 10);
+    }
+}
+
+#[tokio::test]
+async fn unknown_methods_are_unimplemented() {
+    let daemon = Daemon::start().await;
+    let status = raw(&daemon, "Nothing", framed(0, 0, b"")).await;
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_malformed_deadline_is_refused() {
+    let daemon = Daemon::start().await;
+    for bad in ["", "5", "S", "123456789S", "1x", "-1S"] {
+        let mut request = tonic::Request::new(RunRequest {
+            spec: Some(kit(&["hello"])),
+        });
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", bad.parse().unwrap());
+        let status = daemon.client.clone().run(request).await.unwrap_err();
+        Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    }
+}
+
+#[tokio::test]
+async fn connections_are_capped_and_silent_ones_closed() {
+    let daemon = Daemon::with(&[
+        ("server.max_connections", "2"),
+        ("server.handshake_timeout", "200ms"),
+    ])
+    .await;
+    // The harness holds one.
+    let mut silent = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+    let mut over = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+    let mut byte = [0; 64];
+    assert_eq!(over.read(&mut byte).await.unwrap_or(0), 0, "closed at once");
+    while silent.read(&mut byte).await.unwrap_or(0) > 0 {}
+    // Its place is free again.
+    let mut again = loop {
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
+        if let Ok(channel) = endpoint.connect().await {
+            let mut client =
+                ringfence::api::proto::sandbox_service_client::SandboxServiceClient::new(channel);
+            if client.health(HealthRequest {}).await.is_ok() {
+                break client;
+            }
+        }
+    };
+    again.health(HealthRequest {}).await.unwrap();
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn reflection_can_be_turned_off() {
+    let daemon = Daemon::with(&[("server.reflection", "false")]).await;
+    let channel =
+        tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut client =
+        tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest::default();
+    let status = client
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn many_connections_see_one_daemon() {
+    let daemon = Daemon::start().await;
+    let digest = daemon.loaded(crate::guests::kit()).await;
+    let calls: Vec<_> = (0..16)
+        .map(|_| {
+            let (addr, digest) = (daemon.addr.clone(), digest.clone());
+            tokio::spawn(async move {
+                let mut client = connect(&addr).await;
+                let spec = crate::harness::by_digest(&digest).args(&["kit", "hello"]);
+                client.run(RunRequest { spec: Some(spec) }).await
+            })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().into_inner().stdout, "hello\n");
+    }
+}
