@@ -32,6 +32,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
 /// What cancelled runs may take to end, and then answers to get out, once the grace is over.
 const LAST_WAIT: Duration = Duration::from_millis(900);
+/// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
+/// that a slow one still learns how its run ended.
+const PATIENCE: u32 = 3;
 /// The services whose health is told, the empty name being the whole daemon.
 const SERVICES: [&str; 2] = ["", "ringfence.v1.SandboxService"];
 
@@ -41,6 +44,8 @@ pub struct App {
     bound: Bound,
     listen: ListenSettings,
     intake: Intake,
+    /// How long an answer may lie untaken.
+    patience: Duration,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -95,11 +100,12 @@ pub fn build_paired(config: &Config) -> Result<(App, UnixStream), AppError> {
 }
 
 fn compose(config: &Config, bound: Bound) -> Result<App, AppError> {
-    let sandbox = Sandbox::start(&sandbox_settings(config))
+    let policy = Arc::new(Policy::from(config));
+    let sandbox = Sandbox::start(&sandbox_settings(config, &policy))
         .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
     let runner = Runner::new(
         instance(config),
-        Arc::new(Policy::from(config)),
+        policy,
         sandbox,
         Store::new(config.store.budget.0),
         run::Settings {
@@ -118,7 +124,9 @@ fn compose(config: &Config, bound: Bound) -> Result<App, AppError> {
             max_message: server.max_message.0,
             max_module: config.compile.max_module.0,
             inflight: server.inflight_request_bytes.0,
+            stall: server.request_stall.0,
         }),
+        patience: config.runs.stall_timeout.0 * PATIENCE,
         reflection: server.reflection,
         drain_delay: server.drain_delay.0,
         drain_grace: server.drain_grace.0,
@@ -133,7 +141,7 @@ fn listen_settings(config: &Config) -> ListenSettings {
     }
 }
 
-fn sandbox_settings(config: &Config) -> sandbox::Settings {
+fn sandbox_settings(config: &Config, policy: &Policy) -> sandbox::Settings {
     let engine = &config.engine;
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let memory = u64::from(config.policy.max_memory_pages) * PAGE;
@@ -158,6 +166,7 @@ fn sandbox_settings(config: &Config) -> sandbox::Settings {
         max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
         compile_concurrency: config.compile.concurrency,
         compile_queue: config.compile.queue,
+        mounts: policy.grants.mounts.clone(),
     }
 }
 
@@ -200,6 +209,7 @@ impl App {
         let (phase, phases) = watch::channel(Phase::Starting);
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
+        let deliveries = self.intake.deliveries();
         let api = SandboxApi::new(Arc::clone(&self.runner), phases);
         let told = failed("reflection does not start");
         let (v1, v1alpha) = match self.reflection {
@@ -242,7 +252,10 @@ impl App {
             drop(end);
             Ok(())
         };
-        let result = serve_beside(serve, live).await;
+        let result = tokio::select! {
+            result = serve_beside(serve, live) => result,
+            () = deliveries.let_go(self.patience) => Ok(()),
+        };
         drop(accepting);
         tracing::info!("ended");
         result

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 /// The most names of a list that a refusal spells out; the rest is a count.
 const LISTED: usize = 8;
-/// The most characters of one quoted value. With [`LISTED`] it keeps an error under the 4 KiB that clients accept.
+/// The most bytes of one quoted value, and of one in a list: an error stays under the 4 KiB that clients accept.
 const QUOTED: usize = 120;
+const QUOTED_IN_LIST: usize = 56;
 
 /// Why, in terms that programs can rely on. The API documents each; `api::status` maps them to gRPC codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +192,10 @@ impl Refusal {
     /// Adds a fact.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        self.0.metadata.push((key, quote(&value.to_string())));
+        // A list of names is the longest that a fact may be.
+        let most = LISTED * (QUOTED_IN_LIST + 2) + QUOTED;
+        let value = shorten(printable(&value.to_string()), most);
+        self.0.metadata.push((key, value));
         self
     }
 
@@ -252,7 +256,7 @@ where
         if i > 0 {
             out.push_str(", ");
         }
-        out.push_str(&quote(&name.to_string()));
+        out.push_str(&shorten(printable(&name.to_string()), QUOTED_IN_LIST));
     }
     if more > 0 {
         out.push_str(&format!(" and {more} more"));
@@ -262,11 +266,15 @@ where
 
 /// `text` shortened to what one value may take in an error, control characters escaped.
 pub fn quote(text: &str) -> String {
-    let mut out: String = printable(text).chars().take(QUOTED).collect();
-    if out.len() < text.len() && text.chars().count() > QUOTED {
-        out.push('…');
+    shorten(printable(text), QUOTED)
+}
+
+fn shorten(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+        text.push('…');
     }
-    out
+    text
 }
 
 /// `text` with control characters escaped, so that a guest's names cannot forge a log line or drive a terminal.

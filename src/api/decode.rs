@@ -11,6 +11,7 @@ use crate::limits::{Delivery, OutputPolicy, Requested};
 use crate::policy::Policy;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::request::{self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunSpec};
+use crate::run::Load;
 
 /// What an answer needs to get home before its caller gives up: the smaller of this and a tenth of the caller's time.
 const WAY_HOME: Duration = Duration::from_millis(100);
@@ -70,18 +71,6 @@ pub(super) fn spec(
     };
     needs_wasi(&spec)?;
     Ok(spec)
-}
-
-/// What [`load`] gives.
-pub(super) struct Load {
-    /// The module.
-    pub wasm: Bytes,
-    /// Its name for people.
-    pub name: String,
-    /// Compile it for metered execution too.
-    pub metered: bool,
-    /// Metadata.
-    pub labels: Labels,
 }
 
 /// A module to keep.

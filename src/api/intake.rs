@@ -7,15 +7,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::Frame;
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::delivery::Deliveries;
 use super::status;
 use crate::refusal::{Reason, Refusal};
 
@@ -37,6 +39,8 @@ pub struct IntakeSettings {
     pub max_module: u64,
     /// Bytes of all requests at once.
     pub inflight: u64,
+    /// How long the next bytes of a message may take.
+    pub stall: Duration,
 }
 
 /// The layer.
@@ -44,6 +48,27 @@ pub struct IntakeSettings {
 pub struct Intake {
     settings: IntakeSettings,
     held: Arc<AtomicU64>,
+    deliveries: Deliveries,
+}
+
+/// When a request's first bytes came, and what it holds.
+#[derive(Clone, Debug)]
+pub(super) struct Arrival {
+    /// When its headers were there: its deadline counts from here, not from its last byte.
+    pub(super) at: Instant,
+    /// What it holds of the budget.
+    pub(super) charge: Option<Charge>,
+}
+
+impl Arrival {
+    /// Of a request that came through the layer.
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+        let here = || Self {
+            at: Instant::now(),
+            charge: None,
+        };
+        request.extensions().get().cloned().unwrap_or_else(here)
+    }
 }
 
 /// What a request holds of the budget; given back when the last clone is dropped.
@@ -69,7 +94,13 @@ impl Intake {
         Self {
             settings,
             held: Arc::default(),
+            deliveries: Deliveries::default(),
         }
+    }
+
+    /// The answers on their way out.
+    pub fn deliveries(&self) -> Deliveries {
+        self.deliveries.clone()
     }
 
     fn cap(&self, path: &str) -> u64 {
@@ -103,26 +134,31 @@ pub struct Guarded<S> {
 
 impl<S> Service<http::Request<Body>> for Guarded<S>
 where
-    S: Service<http::Request<Body>>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> S::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let charge = Charge(Arc::new(Held {
             total: Arc::clone(&self.intake.held),
             bytes: AtomicU64::new(0),
         }));
-        request.extensions_mut().insert(charge.clone());
         let path = request.uri().path();
         let ours = path.starts_with("/ringfence.v1.");
         let cap = self.intake.cap(path);
         let budget = self.intake.settings.inflight;
+        let stall = self.intake.settings.stall;
+        request.extensions_mut().insert(Arrival {
+            at: Instant::now(),
+            charge: Some(charge.clone()),
+        });
         let request = request.map(|body| {
             Body::new(Counted {
                 body,
@@ -130,11 +166,19 @@ where
                 cap,
                 budget,
                 state: Framing::Prefix([0; PREFIX], 0),
-                expects_message: ours,
+                unary: ours,
+                messages: 0,
                 failed: false,
+                stall,
+                silent: None,
             })
         });
-        self.inner.call(request)
+        let deliveries = self.intake.deliveries.clone();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| Body::new(deliveries.watch(body))))
+        })
     }
 }
 
@@ -154,9 +198,13 @@ struct Counted {
     cap: u64,
     budget: u64,
     state: Framing,
-    /// No whole message has come, and one must.
-    expects_message: bool,
+    /// Exactly one message must come. What is streamed to us otherwise is small, short-lived, and not charged.
+    unary: bool,
+    messages: u64,
     failed: bool,
+    stall: Duration,
+    /// Set while the next bytes are waited for.
+    silent: Option<Pin<Box<Sleep>>>,
 }
 
 impl Counted {
@@ -192,6 +240,10 @@ impl Counted {
         if flag != 0 {
             return Err(malformed("the message is compressed, which is not offered"));
         }
+        self.messages += 1;
+        if self.unary && self.messages > 1 {
+            return Err(malformed("there is more than one message"));
+        }
         if length > self.cap {
             return Err(Refusal::new(
                 Reason::MessageTooLarge,
@@ -203,7 +255,6 @@ impl Counted {
             .with("asked", length)
             .with("allowed", self.cap));
         }
-        self.expects_message = false;
         self.state = if length == 0 {
             Framing::Prefix([0; PREFIX], 0)
         } else {
@@ -213,6 +264,9 @@ impl Counted {
     }
 
     fn charge(&self, bytes: usize) -> Result<(), Refusal> {
+        if !self.unary {
+            return Ok(());
+        }
         let bytes = bytes as u64;
         let Held { total, bytes: mine } = &*self.charge.0;
         let fits = total.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
@@ -236,8 +290,10 @@ impl Counted {
 
     fn check_end(&self) -> Result<(), Refusal> {
         match self.state {
-            Framing::Prefix(_, 0) if !self.expects_message => Ok(()),
-            Framing::Prefix(_, 0) => Err(malformed("there is no message")),
+            Framing::Prefix(_, 0) if self.unary && self.messages == 0 => {
+                Err(malformed("there is no message"))
+            }
+            Framing::Prefix(_, 0) => Ok(()),
             Framing::Prefix(..) | Framing::Message(_) => {
                 Err(malformed("the request ends in the middle of a message"))
             }
@@ -265,7 +321,20 @@ impl http_body::Body for Counted {
         if self.failed {
             return Poll::Ready(None);
         }
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() && self.unary {
+            // The rest of a message must come; a caller that never sends it would hold its charge for ever.
+            let stall = self.stall;
+            let silent = self
+                .silent
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+            ready!(silent.as_mut().poll(cx));
+            return self.fail(&malformed(
+                "the rest of the message did not come (server.request_stall)",
+            ));
+        }
+        self.silent = None;
+        let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(status)) => return Poll::Ready(Some(Err(status))),
             None => {

@@ -18,6 +18,9 @@ use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+/// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
+/// header of its first frame.
+const GREETING: usize = 33;
 /// How long accepting rests after a failure, such as no descriptor being left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -291,8 +294,10 @@ enum Transport {
 /// A connection, which holds its slot, and ends when it stays silent from the start.
 pub struct Connection {
     transport: Transport,
-    /// Gone once the first bytes came.
+    /// Gone once the greeting came.
     silent: Option<Pin<Box<Sleep>>>,
+    /// Bytes that came while `silent` was there.
+    heard: usize,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -301,6 +306,7 @@ impl Connection {
         Self {
             transport,
             silent: Some(Box::pin(tokio::time::sleep(handshake))),
+            heard: 0,
             _slot: slot,
         }
     }
@@ -340,7 +346,8 @@ impl AsyncRead for Connection {
             ready!(silent.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        if buf.filled().len() > before {
+        self.heard += buf.filled().len() - before;
+        if self.heard >= GREETING {
             self.silent = None;
         }
         polled

@@ -2,6 +2,7 @@
 
 pub(crate) mod codec;
 mod decode;
+mod delivery;
 mod encode;
 mod intake;
 mod listen;
@@ -23,6 +24,7 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+pub use delivery::Deliveries;
 pub use intake::{Intake, IntakeSettings};
 pub use listen::{Address, BindError, Bound, ListenSettings, bind, pair};
 pub use service::{Phase, SandboxApi};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::intake::Charge;
+use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
 use super::stream::Events;
 use super::{decode, encode, proto, status};
@@ -51,11 +51,11 @@ impl SandboxApi {
         spec: impl FnOnce(T) -> Option<proto::RunSpec>,
         delivery: Delivery,
     ) -> Result<Running, Status> {
-        let received = Instant::now();
+        let arrival = Arrival::of(&request);
         let id = RunId::new(self.runner.instance());
         let asked = || -> Result<Asked, Refusal> {
-            let until = decode::until(request.metadata(), received)?;
-            let charge = request.extensions().get::<Charge>().cloned();
+            let until = decode::until(request.metadata(), arrival.at)?;
+            let charge = arrival.charge;
             let policy = self.runner.policy();
             let mut spec = decode::spec(spec(request.into_inner()), policy, delivery)?;
             spec.stdin = decode::charged(spec.stdin, charge.clone());
@@ -116,16 +116,14 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<proto::LoadModuleRequest>,
     ) -> Result<Response<proto::LoadModuleResponse>, Status> {
-        let charge = request.extensions().get::<Charge>().cloned();
-        let load = decode::load(request.into_inner(), self.runner.policy());
-        let decode::Load {
-            wasm,
-            name,
-            metered,
-            labels,
-        } = load.map_err(|refusal| status::from(&refusal))?;
-        let wasm = decode::charged(wasm, charge);
-        let kept = self.runner.keep(wasm, name, labels, metered).await;
+        let arrival = Arrival::of(&request);
+        let kept = async {
+            let until = decode::until(request.metadata(), arrival.at)?;
+            let mut load = decode::load(request.into_inner(), self.runner.policy())?;
+            load.wasm = decode::charged(load.wasm, arrival.charge);
+            self.runner.keep(until, load).await
+        };
+        let kept = kept.await;
         let kept = kept.map_err(|refusal| status::from(&refusal))?;
         Ok(Response::new(encode::loaded(kept)))
     }

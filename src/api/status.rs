@@ -14,8 +14,11 @@ use crate::request::RunId;
 pub(super) const RUN_ID: &str = "ringfence-run-id";
 /// The domain of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "ringfence";
-/// Bytes of a message at the most. With the details, an error stays under the 4 KiB that clients accept.
-const MAX_MESSAGE: usize = 1024;
+/// Bytes of a message at the most. On the wire it stands percent-encoded, up to three bytes each, and in base64 among
+/// the details: with the facts an error stays under the 4 KiB that clients accept.
+const MAX_MESSAGE: usize = 400;
+/// Bytes of it that are told again as the violation of a field.
+const MAX_VIOLATION: usize = 80;
 
 /// The gRPC code of a reason.
 pub(super) fn code(reason: Reason) -> Code {
@@ -45,7 +48,7 @@ pub(super) fn from(refusal: &Refusal) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
     if let Some(field) = refusal.field() {
-        details.add_bad_request_violation(field, message(refusal));
+        details.add_bad_request_violation(field, shortened(refusal.message(), MAX_VIOLATION));
     }
     if let Some(delay) = refusal.retry() {
         details.set_retry_info(Some(delay));
@@ -91,9 +94,12 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
 }
 
 fn message(refusal: &Refusal) -> String {
-    let message = refusal.message();
-    if message.len() <= MAX_MESSAGE {
-        return message.to_owned();
+    shortened(refusal.message(), MAX_MESSAGE)
+}
+
+fn shortened(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
     }
-    format!("{}…", &message[..message.floor_char_boundary(MAX_MESSAGE)])
+    format!("{}…", &text[..text.floor_char_boundary(bytes)])
 }

@@ -38,7 +38,8 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.seq == 0 {
             let started = encode::started(self.run.digest, &self.run.granted);
-            let event = self.next(SystemTime::now(), Event::Started(started));
+            let at = self.run.started;
+            let event = self.next(at, Event::Started(started));
             return Poll::Ready(Some(Ok(event)));
         }
         let Some(item) = ready!(self.run.poll_next(cx)) else {

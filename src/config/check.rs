@@ -205,6 +205,12 @@ fn server(c: &mut Checker, config: &Config) {
         minutes(10),
     );
     c.between(
+        "server.request_stall",
+        server.request_stall,
+        millis(100),
+        minutes(10),
+    );
+    c.between(
         "server.handshake_timeout",
         server.handshake_timeout,
         millis(100),

@@ -39,6 +39,7 @@ pub struct Server {
     pub inflight_request_bytes: Size,
     pub max_connections: u32,
     pub handshake_timeout: Time,
+    pub request_stall: Time,
     pub insecure_listen: bool,
 }
 

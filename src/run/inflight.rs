@@ -13,7 +13,24 @@ use crate::sandbox::{Stop, StopReason};
 #[derive(Debug)]
 pub(super) struct InFlight {
     runs: Mutex<HashMap<RunId, Arc<Stop>>>,
-    count: watch::Sender<usize>,
+    count: watch::Sender<Count>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    running: usize,
+    /// Runs whose end their caller has not been told.
+    untold: usize,
+}
+
+/// A run whose end is not told yet, counted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Pending(Arc<InFlight>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.count.send_modify(|count| count.untold -= 1);
+    }
 }
 
 /// A run in flight, counted until this is dropped.
@@ -28,25 +45,30 @@ impl InFlight {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             runs: Mutex::default(),
-            count: watch::Sender::new(0),
+            count: watch::Sender::new(Count::default()),
         })
     }
 
     /// Counts a run.
-    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> Flight {
+    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> (Flight, Pending) {
         let mut runs = self.lock();
         runs.insert(id.clone(), stop);
-        self.count.send_replace(runs.len());
+        let running = runs.len();
+        self.count.send_modify(|count| {
+            count.running = running;
+            count.untold += 1;
+        });
         drop(runs);
-        Flight {
+        let flight = Flight {
             id,
             all: Arc::clone(self),
-        }
+        };
+        (flight, Pending(Arc::clone(self)))
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        *self.count.borrow()
+        self.count.borrow().running
     }
 
     /// Asks every one to end.
@@ -56,10 +78,11 @@ impl InFlight {
         }
     }
 
-    /// Resolves when there is none.
+    /// Resolves when there is none, and every end is told.
     pub(super) async fn none_left(&self) {
         // The sender lives as long as self.
-        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+        let none = |count: &Count| count.running == 0 && count.untold == 0;
+        let _ = self.count.subscribe().wait_for(none).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Stop>>> {
@@ -71,6 +94,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         let mut runs = self.all.lock();
         runs.remove(&self.id);
-        self.all.count.send_replace(runs.len());
+        let running = runs.len();
+        self.all.count.send_modify(|count| count.running = running);
     }
 }

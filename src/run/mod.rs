@@ -10,12 +10,12 @@ mod record;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
 use self::admission::{Admission, Permit, not_started, shutting_down};
-use self::inflight::InFlight;
+use self::inflight::{InFlight, Pending};
 use self::record::Record;
 use crate::limits::{Delivery, Limits, Requested};
 use crate::outcome::{CancelCause, Ended, Outcome};
@@ -29,6 +29,9 @@ use crate::sandbox::{
 use crate::store::{Store, Stored};
 
 pub use crate::sandbox::{Chunk, Exported, Imported};
+
+/// The most bytes that are hashed on the thread that received them.
+const HASHED_INLINE: usize = 1 << 20;
 
 /// How a runner is made.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +77,12 @@ pub struct Running {
     pub digest: Digest,
     /// What it got.
     pub granted: Granted,
+    /// When.
+    pub started: SystemTime,
     output: Arc<Output>,
     stop: Arc<Stop>,
+    /// A drain waits for what has not been told yet.
+    _pending: Pending,
 }
 
 /// What a run got.
@@ -85,6 +92,18 @@ pub struct Granted {
     pub memory_pages: u32,
     /// The rest.
     pub limits: Limits,
+}
+
+/// A module to keep.
+pub struct Load {
+    /// Its bytes as received.
+    pub wasm: Bytes,
+    /// Its name for people.
+    pub name: String,
+    /// Compile it for metered execution too.
+    pub metered: bool,
+    /// Metadata.
+    pub labels: Labels,
 }
 
 /// A module that [`Runner::keep`] took.
@@ -184,13 +203,13 @@ impl Runner {
 
     /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
     async fn compile(&self, spec: &RunSpec, record: &mut Record) -> Result<Ready, Refusal> {
-        sandbox::check_grants(spec, &self.policy.grants)?;
+        sandbox::check_grants(spec, &self.policy.grants, self.sandbox.roots())?;
         let variant = Variant {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
         };
         let (digest, wasm) = match &spec.module {
-            ModuleRef::Inline(wasm) => (Digest::of(wasm), Some(wasm.clone())),
+            ModuleRef::Inline(wasm) => (digest_of(wasm).await?, Some(wasm.clone())),
             ModuleRef::Loaded(digest) => (*digest, None),
         };
         record.module(digest);
@@ -208,7 +227,7 @@ impl Runner {
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
-                let inspection = self.sandbox.inspect(wasm.clone()).await?;
+                let inspection = self.sandbox.inspect(digest, wasm.clone()).await?;
                 let settled = settle(&inspection, spec)?;
                 let (loaded, _) = self.sandbox.load(digest, variant, wasm, inspection).await?;
                 (loaded, settled)
@@ -236,10 +255,18 @@ impl Runner {
             until,
         } = asked;
         let stop = Arc::new(Stop::default());
+        let (flight, delivery_pending) = self.inflight.enter(id.clone(), Arc::clone(&stop));
+        if self.admission.is_closed() {
+            // Counted before this look: a drain either waits for this run or is seen here.
+            let refusal = shutting_down();
+            record.refused(&refusal);
+            return Err(refusal);
+        }
         let limits = &spec.limits;
         let output = Arc::new(Output::new(limits.output, limits.output_policy, delivery));
         let around = Surroundings {
             grants: &self.policy.grants,
+            roots: self.sandbox.roots(),
             output: Arc::clone(&output),
             stop: Arc::clone(&stop),
             stall: self.stall_timeout,
@@ -254,7 +281,7 @@ impl Runner {
                 return Err(refusal);
             }
         };
-        let flight = self.inflight.enter(id.clone(), Arc::clone(&stop));
+        let started = SystemTime::now();
         // The slot is free, and the record written, before anybody learns of the end.
         self.sandbox
             .spawn(prepared, Arc::clone(&output), move |result| {
@@ -269,8 +296,10 @@ impl Runner {
                 memory_pages: ready.memory_pages,
                 limits: spec.limits,
             },
+            started,
             output,
             stop,
+            _pending: delivery_pending,
         })
     }
 
@@ -278,17 +307,21 @@ impl Runner {
     ///
     /// # Errors
     /// Those of the module, and `STORE_FULL`.
-    pub async fn keep(
-        &self,
-        wasm: Bytes,
-        name: String,
-        labels: Labels,
-        metered: bool,
-    ) -> Result<Kept, Refusal> {
+    pub async fn keep(&self, until: Option<Instant>, load: Load) -> Result<Kept, Refusal> {
+        before(until, self.keep_now(load)).await
+    }
+
+    async fn keep_now(&self, load: Load) -> Result<Kept, Refusal> {
+        let Load {
+            wasm,
+            name,
+            metered,
+            labels,
+        } = load;
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
-        let digest = Digest::of(&wasm);
+        let digest = digest_of(&wasm).await?;
         let default = self.policy.ceilings.require_fuel;
         let stack = self.policy.ceilings.default_stack_class();
         let mut variants = vec![Variant {
@@ -309,7 +342,7 @@ impl Runner {
                 None => {
                     let known = match inspection.clone() {
                         Some(known) => known,
-                        None => self.sandbox.inspect(wasm.clone()).await?,
+                        None => self.sandbox.inspect(digest, wasm.clone()).await?,
                     };
                     self.sandbox
                         .load(digest, variant, wasm.clone(), known)
@@ -385,7 +418,7 @@ impl Runner {
         self.inflight.cancel_all(CancelCause::Draining);
     }
 
-    /// Resolves when no run is in flight.
+    /// Resolves when no run is in flight and every end is told.
     pub async fn idle(&self) {
         self.inflight.none_left().await;
     }
@@ -395,6 +428,12 @@ impl Runner {
 fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refusal> {
     sandbox::check_imports(inspection, spec)?;
     let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
+    if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {
+        return Err(Refusal::invalid(
+            "spec.args",
+            "needs WASI, which security.enable_wasi turns off, or an entry point with parameters",
+        ));
+    }
     let pages = spec.limits.memory_pages(inspection.memory_minimum_pages)?;
     Ok((entry, pages))
 }
@@ -406,6 +445,17 @@ fn module_not_found(digest: Digest) -> Refusal {
     )
     .at("spec.digest")
     .with("digest", digest)
+}
+
+/// The digest of a module. A large one takes tens of milliseconds, which are not the serving threads' to give.
+async fn digest_of(wasm: &Bytes) -> Result<Digest, Refusal> {
+    if wasm.len() <= HASHED_INLINE {
+        return Ok(Digest::of(wasm));
+    }
+    let wasm = wasm.clone();
+    tokio::task::spawn_blocking(move || Digest::of(&wasm))
+        .await
+        .map_err(|error| Refusal::internal(format_args!("hashing: {error}")))
 }
 
 /// `work`, unless the caller's deadline passes first.

@@ -119,6 +119,8 @@ impl Pollable for Now {
 
 const ERRNO_SUCCESS: i32 = 0;
 const ERRNO_INVAL: i32 = 28;
+/// Clock, reading, writing.
+const LAST_TAG: u8 = 2;
 /// Bytes of an event, in both versions of the interface.
 const EVENT: usize = 32;
 
@@ -151,6 +153,9 @@ fn poll_oneoff(
         let mut event = [0; EVENT];
         event[..8].copy_from_slice(&bytes[sub.start..sub.start + 8]);
         event[10] = bytes[sub.start + 8];
+        if event[10] > LAST_TAG {
+            return Ok(ERRNO_INVAL);
+        }
         if event[10] != 0 {
             // A descriptor: ready for one byte at least.
             event[16] = 1;

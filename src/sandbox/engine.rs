@@ -33,23 +33,41 @@ const CORE_INSTANCES_PER_RUN: u32 = 20;
 /// Elements of a pooled table; the largest interpreters have about 12,000.
 const TABLE_ELEMENTS: usize = 1 << 16;
 
+/// A proposal that an operator can turn on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Feature {
+    /// As in `engine.features`.
+    pub(super) name: &'static str,
+    /// What a module that needs it cannot do without.
+    pub(super) own: WasmFeatures,
+    /// What it builds on.
+    brings: WasmFeatures,
+}
+
+impl Feature {
+    const fn new(name: &'static str, own: WasmFeatures) -> Self {
+        Self {
+            name,
+            own,
+            brings: WasmFeatures::empty(),
+        }
+    }
+
+    const fn with(self, brings: WasmFeatures) -> Self {
+        Self { brings, ..self }
+    }
+}
+
 /// The proposals that an operator can turn on.
-pub(super) const FEATURES: [(&str, WasmFeatures); 7] = [
-    (
-        "gc",
-        WasmFeatures::GC
-            .union(WasmFeatures::GC_TYPES)
-            .union(WasmFeatures::FUNCTION_REFERENCES),
-    ),
-    ("function-references", WasmFeatures::FUNCTION_REFERENCES),
-    (
-        "exceptions",
-        WasmFeatures::EXCEPTIONS.union(WasmFeatures::GC_TYPES),
-    ),
-    ("threads", WasmFeatures::THREADS),
-    ("memory64", WasmFeatures::MEMORY64),
-    ("custom-page-sizes", WasmFeatures::CUSTOM_PAGE_SIZES),
-    ("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
+pub(super) const FEATURES: [Feature; 7] = [
+    Feature::new("gc", WasmFeatures::GC.union(WasmFeatures::GC_TYPES))
+        .with(WasmFeatures::FUNCTION_REFERENCES),
+    Feature::new("function-references", WasmFeatures::FUNCTION_REFERENCES),
+    Feature::new("exceptions", WasmFeatures::EXCEPTIONS).with(WasmFeatures::GC_TYPES),
+    Feature::new("threads", WasmFeatures::THREADS),
+    Feature::new("memory64", WasmFeatures::MEMORY64),
+    Feature::new("custom-page-sizes", WasmFeatures::CUSTOM_PAGE_SIZES),
+    Feature::new("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
 ];
 
 /// The names in [`FEATURES`].
@@ -57,7 +75,7 @@ pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
     let mut names = [""; FEATURES.len()];
     let mut i = 0;
     while i < names.len() {
-        names[i] = FEATURES[i].0;
+        names[i] = FEATURES[i].name;
         i += 1;
     }
     names
@@ -87,8 +105,10 @@ pub(super) fn features(names: &[String]) -> WasmFeatures {
         | WasmFeatures::MEMORY64;
     let on = FEATURES
         .iter()
-        .filter(|(name, _)| names.iter().any(|asked| asked == name))
-        .fold(WasmFeatures::empty(), |all, (_, feature)| all | *feature);
+        .filter(|feature| names.iter().any(|asked| asked == feature.name))
+        .fold(WasmFeatures::empty(), |all, feature| {
+            all | feature.own | feature.brings
+        });
     (WasmFeatures::WASM3 - off) | WasmFeatures::COMPONENT_MODEL | on
 }
 
@@ -251,10 +271,8 @@ fn config(settings: &EngineSettings, variant: Variant) -> Config {
     for feature in WasmFeatures::WASM3.iter() {
         config.wasm_features(feature, settings.features.contains(feature));
     }
-    for (_, feature) in FEATURES {
-        for feature in feature.iter() {
-            config.wasm_features(feature, settings.features.contains(feature));
-        }
+    for feature in FEATURES.iter().flat_map(|feature| feature.own.iter()) {
+        config.wasm_features(feature, settings.features.contains(feature));
     }
     config
         .consume_fuel(variant.metered)
@@ -274,17 +292,16 @@ fn config(settings: &EngineSettings, variant: Variant) -> Config {
 
 fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
     let slots = settings.slots;
+    // A run's GC heap, where there is one, takes a memory's slot.
+    let gc = settings.features.contains(WasmFeatures::GC_TYPES);
+    let memories = MEMORIES_PER_RUN + u32::from(gc);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)
         .total_core_instances(slots.saturating_mul(CORE_INSTANCES_PER_RUN))
-        .total_memories(slots.saturating_mul(MEMORIES_PER_RUN))
+        .total_memories(slots.saturating_mul(memories))
         .total_tables(slots.saturating_mul(TABLES_PER_RUN))
         .total_stacks(slots)
-        .total_gc_heaps(if settings.features.contains(WasmFeatures::GC_TYPES) {
-            slots
-        } else {
-            0
-        })
+        .total_gc_heaps(if gc { slots } else { 0 })
         .max_memories_per_module(MEMORIES_PER_RUN)
         .max_tables_per_module(TABLES_PER_RUN)
         .max_memories_per_component(MEMORIES_PER_RUN)

@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::host::{Clock, State};
 use super::meter::{Meter, OnCpu};
 use super::modules::{Linkage, Loaded};
-use super::mounts;
+use super::mounts::{self, Roots};
 use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason, Stopped};
 use super::trap;
@@ -48,6 +48,8 @@ pub struct Prepared {
 pub struct Surroundings<'a> {
     /// What the operator grants.
     pub grants: &'a Grants,
+    /// Directories that it may mount.
+    pub roots: &'a Roots,
     /// Where output goes.
     pub output: Arc<Output>,
     /// Asks it to end.
@@ -75,16 +77,13 @@ pub fn prepare(
         Clock::Stepped
     };
     loaded.linkage(clock)?;
-    let opened = mounts::open(
-        &around.grants.mounts,
-        &spec.mounts,
-        spec.working_dir.as_ref(),
-    )?;
+    let opened = mounts::open(around.roots, &spec.mounts, spec.working_dir.as_ref())?;
     let stream = |stream| GuestOutput {
         output: Arc::clone(&around.output),
         stream,
         stop: Arc::clone(&around.stop),
         stall: around.stall,
+        permit: 0,
     };
     let stepped = SteppedClock::default();
     let args = entry.command_line(&spec.args);
@@ -119,7 +118,10 @@ pub fn prepare(
 
 impl Prepared {
     /// Runs it to its end. When this returns its store is gone.
-    pub async fn execute(self) -> Ended {
+    ///
+    /// # Errors
+    /// Where the host cannot provide an instance: the guest has executed nothing.
+    pub async fn execute(self) -> Result<Ended, Refusal> {
         let start = Instant::now();
         let deadline = [start.checked_add(self.timeout), self.until]
             .into_iter()
@@ -139,9 +141,15 @@ impl Prepared {
         };
         let duration = start.elapsed();
         let denied = store.data().meter.denied();
+        if let Some(Err(error)) = &finished
+            && !denied
+            && trap::is_the_hosts(error)
+        {
+            return Err(Refusal::internal(format_args!("instantiating: {error:#}")));
+        }
         let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
         let [stdout, stderr] = self.output.written();
-        Ended {
+        Ok(Ended {
             outcome,
             trap,
             duration,
@@ -154,7 +162,7 @@ impl Prepared {
             values,
             stdout,
             stderr,
-        }
+        })
     }
 }
 
@@ -225,7 +233,10 @@ async fn call(
     match linkage {
         Linkage::Component(pre) => call_component(store, pre).await.map(Returned::Code),
         Linkage::Core(pre) => {
-            let instance = pre.instantiate_async(&mut *store).await?;
+            let instance = pre
+                .instantiate_async(&mut *store)
+                .await
+                .map_err(trap::instantiating)?;
             call_core(store, &instance, entry)
                 .await
                 .map(Returned::Values)
@@ -237,7 +248,10 @@ async fn call_component(
     store: &mut Store<State>,
     pre: &CommandPre<State>,
 ) -> wasmtime::Result<u32> {
-    let command = pre.instantiate_async(&mut *store).await?;
+    let command = pre
+        .instantiate_async(&mut *store)
+        .await
+        .map_err(trap::instantiating)?;
     let result = command.wasi_cli_run().call_run(store).await?;
     Ok(if result.is_ok() { 0 } else { 1 })
 }

@@ -140,16 +140,19 @@ impl State {
                 stream: crate::outcome::Stream::Stderr,
                 stop,
                 stall: std::time::Duration::ZERO,
+                permit: 0,
             },
             labels: Labels::default(),
         }
     }
 }
 
+/// The most bytes of one `ringfence.log`: the host copies them.
+const MAX_LOG_LINE: usize = 64 << 10;
 const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
 
 /// `ringfence.log(level, ptr, len)`: writes "[level] text" and a newline to the run's stderr. Levels are 0 (trace) to
-/// 4 (error); another one traps.
+/// 4 (error); another one traps, as does a text over 64 KiB.
 fn define_log(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.func_wrap_async(
         "ringfence",
@@ -163,6 +166,12 @@ fn define_log(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 };
                 let memory = memory(&mut caller)?;
                 let text = slice(memory.data(&caller), ptr, len)?;
+                if text.len() > MAX_LOG_LINE {
+                    return Err(wasmtime::Error::msg(format!(
+                        "ringfence.log: {} bytes are more than {MAX_LOG_LINE}",
+                        text.len()
+                    )));
+                }
                 // In one piece, so that nothing stands between a line and its level.
                 let line = [b"[", level.as_bytes(), b"] ", text, b"\n"].concat();
                 let stderr = caller.data().stderr.clone();

@@ -12,10 +12,12 @@ use wasmtime::{Engine, WasmFeatures};
 
 use super::engine::FEATURES;
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES};
-use crate::refusal::{Reason, Refusal, printable, quote};
+use crate::refusal::{Reason, Refusal, quote};
 
 /// The most exports, and imports, that a listing names.
 const LISTED: usize = 1000;
+/// The largest module, in bytes, that is looked through for proposals which nobody can turn on.
+const THOROUGH: usize = 1 << 20;
 /// The interface that a component exports to be run.
 const CLI_RUN: &str = "wasi:cli/run@0.2.";
 /// The packages of WASI 0.2 that are offered.
@@ -45,8 +47,8 @@ pub struct Inspection {
     pub functions: Vec<(String, Signature)>,
     /// Names of exports that are no functions.
     others: HashSet<String>,
-    /// Whether it imports anything of WASI.
-    pub imports_wasi: bool,
+    /// What it imports of WASI, at most 1,000.
+    pub imports_wasi: Vec<String>,
     /// Host functions that it imports.
     pub imports_host: BTreeSet<String>,
     /// A component: whether it exports `wasi:cli/run`.
@@ -164,26 +166,28 @@ fn validate(wasm: &[u8], features: WasmFeatures) -> Result<(), Refusal> {
         return Err(invalid(&quote(error.message()), Some(error.offset())));
     }
     // Valid with everything on: the proposals that it cannot do without are those it needs.
-    let mut needs: Vec<String> = Vec::new();
     let missing = |feature: WasmFeatures| !features.contains(feature);
-    for (name, feature) in FEATURES
-        .into_iter()
-        .filter(|(_, feature)| missing(*feature))
-    {
-        if passes(features | feature).is_ok() {
-            needs = vec![name.to_owned()];
-            break;
-        }
-        if passes(WasmFeatures::all() - (feature - features)).is_err() {
-            needs.push(name.to_owned());
-        }
-    }
-    if needs.is_empty() {
+    let mut needs: Vec<String> = FEATURES
+        .iter()
+        .filter(|feature| missing(feature.own))
+        .filter(|feature| passes(WasmFeatures::all() - feature.own).is_err())
+        .map(|feature| feature.name.to_owned())
+        .collect();
+    // Each look costs a validation: those that nobody can turn on are looked for in small modules only.
+    if needs.is_empty() && wasm.len() <= THOROUGH {
         needs = WasmFeatures::all()
             .iter_names()
             .filter(|(_, feature)| missing(*feature))
             .filter(|(_, feature)| passes(WasmFeatures::all() - *feature).is_err())
             .map(|(name, _)| name.to_ascii_lowercase().replace('_', "-"))
+            .collect();
+    }
+    if needs.is_empty() {
+        // The validator's own words name it.
+        let error = passes(features).err();
+        needs = error
+            .iter()
+            .map(|error| error.message().to_owned())
             .collect();
     }
     Err(not_enabled(&needs))
@@ -229,7 +233,7 @@ impl Reader {
                 Payload::MemorySection(memories) => {
                     for memory in memories {
                         let memory = memory?;
-                        self.memory_pages = self.memory_pages.saturating_add(memory.initial);
+                        self.memory_pages = self.memory_pages.saturating_add(pages(&memory));
                         self.shared_memory |= memory.shared;
                     }
                 }
@@ -349,7 +353,7 @@ impl Reader {
             .map(|(module, name, _)| dotted(module, name))
             .collect();
         if !refused.is_empty() {
-            return Err(import_not_allowed(&refused, "is offered by this daemon"));
+            return Err(import_not_allowed(&refused, "offered by this daemon"));
         }
         let functions: Vec<_> = self
             .exports
@@ -363,10 +367,16 @@ impl Reader {
                 .exports
                 .iter()
                 .any(|(name, ..)| name.starts_with(CLI_RUN)),
-            imports_wasi: self.imports.iter().any(|(module, name, _)| {
-                WASI_MODULES.contains(&module.as_str())
-                    || (module.is_empty() && name.starts_with("wasi:"))
-            }),
+            imports_wasi: self
+                .imports
+                .iter()
+                .filter(|(module, name, _)| {
+                    WASI_MODULES.contains(&module.as_str())
+                        || (module.is_empty() && name.starts_with("wasi:"))
+                })
+                .take(LISTED)
+                .map(|(module, name, _)| dotted(module, name))
+                .collect(),
             imports_host: self
                 .imports
                 .iter()
@@ -384,7 +394,7 @@ impl Reader {
                 .iter()
                 .take(LISTED)
                 .map(|(name, kind, index)| Exported {
-                    name: printable(name),
+                    name: quote(name),
                     kind,
                     signature: index
                         .and_then(|index| self.signature(index))
@@ -397,8 +407,8 @@ impl Reader {
                 .iter()
                 .take(LISTED)
                 .map(|(module, name, kind)| Imported {
-                    module: printable(module),
-                    name: printable(name),
+                    module: quote(module),
+                    name: quote(name),
                     kind,
                 })
                 .collect(),
@@ -420,6 +430,14 @@ impl Reader {
 }
 
 impl Inspection {
+    /// About how many bytes this takes, and what a runtime keeps of the same things.
+    pub fn weight(&self) -> usize {
+        const ENTRY: usize = 320;
+        let names = self.functions.iter().map(|(name, _)| name.len());
+        let others = self.others.iter().map(String::len);
+        names.chain(others).map(|name| 2 * name + ENTRY).sum()
+    }
+
     /// What the module exports under `name`.
     pub fn export(&self, name: &str) -> Export<'_> {
         match self.functions.iter().find(|(function, _)| function == name) {
@@ -450,15 +468,21 @@ impl std::fmt::Display for Signature {
     }
 }
 
-/// Refuses imports; `what` ends the sentence "none of these ...".
+/// Refuses imports; `what` ends the sentence "the module imports what is not ...".
 pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
     let names = crate::refusal::list(names);
     Refusal::new(
         Reason::ImportNotAllowed,
-        format!("the module imports what not {what}: {names}"),
+        format!("the module imports what is not {what}: {names}"),
     )
     .at("module")
     .with("imports", names)
+}
+
+/// A memory's minimum in pages of 64 KiB, whatever size its own pages have.
+fn pages(memory: &wasmparser::MemoryType) -> u64 {
+    let bytes = u128::from(memory.initial) << memory.page_size_log2.unwrap_or(16);
+    u64::try_from(bytes.div_ceil(u128::from(crate::limits::PAGE))).unwrap_or(u64::MAX)
 }
 
 fn dotted(module: &str, name: &str) -> String {

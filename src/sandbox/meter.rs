@@ -27,8 +27,6 @@ pub struct Meter {
     held: usize,
     peak: usize,
     table_elements: usize,
-    /// What the growth now under way adds, to take back if the host cannot provide it.
-    pending: usize,
     denied: bool,
 }
 
@@ -40,7 +38,6 @@ impl Meter {
             held: 0,
             peak: 0,
             table_elements: 0,
-            pending: 0,
             denied: false,
         }
     }
@@ -64,7 +61,6 @@ impl ResourceLimiter for Meter {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         self.peak = self.peak.max(self.held);
-        self.pending = 0;
         if maximum.is_some_and(|maximum| desired > maximum) {
             // Over the module's own maximum: fails by itself, and is no denial of ours.
             return Ok(true);
@@ -73,7 +69,6 @@ impl ResourceLimiter for Meter {
         match self.held.checked_add(added) {
             Some(held) if held <= self.limit => {
                 self.held = held;
-                self.pending = added;
                 Ok(true)
             }
             _ => {
@@ -84,9 +79,8 @@ impl ResourceLimiter for Meter {
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        self.held -= self.pending;
-        self.denied |= self.pending > 0;
-        self.pending = 0;
+        // Nothing is given back: this is also called for growths that were never counted, and counting too much is
+        // safe where counting too little is not.
         Ok(())
     }
 
@@ -99,7 +93,8 @@ impl ResourceLimiter for Meter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(true);
         }
-        let total = self.table_elements + desired.saturating_sub(current);
+        let added = desired.saturating_sub(current);
+        let total = self.table_elements.saturating_add(added);
         if total > MAX_TABLE_ELEMENTS {
             self.denied = true;
             return Ok(false);

@@ -11,6 +11,7 @@ mod compiler;
 mod engine;
 mod entry;
 mod execute;
+mod flight;
 mod host;
 mod inspect;
 mod meter;
@@ -34,9 +35,10 @@ use self::compiler::Compiler;
 use self::engine::{EngineSettings, Engines};
 use self::inspect::Rules;
 use self::modules::Modules;
+use self::mounts::Roots;
 use crate::limits::StackClass;
 use crate::outcome::Ended;
-use crate::policy::Grants;
+use crate::policy::{Grants, MountGrant};
 use crate::refusal::Refusal;
 use crate::request::{Digest, RunSpec};
 
@@ -77,6 +79,8 @@ pub struct Settings {
     pub compile_concurrency: u32,
     /// Modules that may wait to be compiled.
     pub compile_queue: u32,
+    /// Directories that runs may mount.
+    pub mounts: Vec<MountGrant>,
 }
 
 /// The engine with its modules and threads.
@@ -84,6 +88,7 @@ pub struct Sandbox {
     engines: Arc<Engines>,
     modules: Modules,
     features: Vec<String>,
+    roots: Roots,
     /// Taken only when it is dropped.
     guests: Option<Runtime>,
 }
@@ -124,6 +129,7 @@ impl Sandbox {
             engines,
             modules,
             features: settings.features.clone(),
+            roots: Roots::open(&settings.mounts)?,
             guests: Some(guests),
         };
         tracing::info!(
@@ -153,6 +159,11 @@ impl Sandbox {
         &self.features
     }
 
+    /// Directories that runs may mount.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
     /// Instances that pools hold now.
     pub fn pooled_instances(&self) -> u64 {
         self.engines.pooled_instances()
@@ -167,8 +178,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `QUEUE_FULL`.
-    pub async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
-        self.modules.inspect(wasm).await
+    pub async fn inspect(&self, digest: Digest, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
+        self.modules.inspect(digest, wasm).await
     }
 
     /// The module in `variant`, compiled where it is not ready; the second value says whether it was.
@@ -198,7 +209,7 @@ impl Sandbox {
             let result = AssertUnwindSafe(prepared.execute())
                 .catch_unwind()
                 .await
-                .map_err(|panic| Refusal::internal(panic_message(panic.as_ref())));
+                .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
             drop(active);
             ended(&result);
             output.finish(result);
@@ -215,18 +226,9 @@ impl Sandbox {
 /// # Errors
 /// `IMPORT_NOT_ALLOWED`, naming the imports.
 pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refusal> {
-    if inspection.imports_wasi && !spec.wasi {
-        let wasi: Vec<String> = inspection
-            .imports
-            .iter()
-            .filter(|import| import.module.starts_with("wasi_") || import.name.starts_with("wasi:"))
-            .map(|import| match import.module.as_str() {
-                "" => import.name.clone(),
-                module => format!("{module}.{}", import.name),
-            })
-            .collect();
+    if !inspection.imports_wasi.is_empty() && !spec.wasi {
         return Err(inspect::import_not_allowed(
-            &wasi,
+            &inspection.imports_wasi,
             "granted to a run without WASI (security.enable_wasi)",
         ));
     }
@@ -244,11 +246,11 @@ pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refu
     ))
 }
 
-/// Refuses what no grant covers, besides mounts, which are checked when they are opened.
+/// Refuses what no grant covers.
 ///
 /// # Errors
 /// `POLICY_DENIED`, naming the rule; `SPEC_INVALID` for a host function that is not offered at all.
-pub fn check_grants(spec: &RunSpec, grants: &Grants) -> Result<(), Refusal> {
+pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &Roots) -> Result<(), Refusal> {
     const FIELD: &str = "spec.security.allowed_host_functions";
     for name in &spec.host_functions {
         if !HOST_FUNCTION_NAMES.contains(&name.as_str()) {
@@ -271,7 +273,7 @@ pub fn check_grants(spec: &RunSpec, grants: &Grants) -> Result<(), Refusal> {
             "no address is granted",
         ));
     }
-    Ok(())
+    spec.mounts.iter().try_for_each(|mount| roots.check(mount))
 }
 
 impl Drop for Sandbox {

@@ -2,19 +2,17 @@
 //!
 //! Identical loads share one compilation, which goes on when its first caller leaves.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 use wasmtime::component::Component;
 use wasmtime::{InstancePre, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::compiler::{Artifact, Compiler};
 use super::engine::{Engines, Linked, Variant};
+use super::flight::SingleFlight;
 use super::host::{Clock, State};
 use super::inspect::{Inspection, import_not_allowed};
 use crate::refusal::{Reason, Refusal, quote};
@@ -22,6 +20,8 @@ use crate::request::Digest;
 
 /// What a module costs besides its code, in bytes: tables, metadata, linkage.
 const OVERHEAD: usize = 64 << 10;
+/// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
+const INSPECTED: u64 = 32 << 20;
 
 /// A module ready to be instantiated in one variant of the engine.
 pub struct Loaded {
@@ -67,7 +67,7 @@ impl Loaded {
     pub fn linkage(&self, clock: Clock) -> Result<Linkage<'_>, Refusal> {
         let mismatch = |error: wasmtime::Error| {
             let names = [quote(&format!("{error:#}"))];
-            import_not_allowed(&names, "is offered by this daemon")
+            import_not_allowed(&names, "offered by this daemon")
         };
         match &self.code {
             Code::Core { module, linked } => {
@@ -85,10 +85,12 @@ impl Loaded {
                     return Ok(Linkage::Component(pre));
                 }
                 let linker = self.linked.component(clock);
-                let pre = linker
-                    .instantiate_pre(component)
-                    .and_then(CommandPre::new)
-                    .map_err(mismatch)?;
+                let pre = linker.instantiate_pre(component).map_err(mismatch)?;
+                let pre = CommandPre::new(pre).map_err(|error| {
+                    let why = quote(&format!("{error:#}"));
+                    let message = format!("the component's wasi:cli/run cannot be called: {why}");
+                    Refusal::new(Reason::EntryPointSignature, message).at("module")
+                })?;
                 Ok(Linkage::Component(slot.get_or_init(|| pre)))
             }
         }
@@ -107,9 +109,15 @@ impl Loaded {
             Code::Core { module, .. } => module.image_range(),
             Code::Component { component, .. } => component.image_range(),
         };
-        let bytes = (image.end as usize - image.start as usize).saturating_add(OVERHEAD);
-        u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
+        let image = image.end as usize - image.start as usize;
+        kib(image
+            .saturating_add(self.inspection.weight())
+            .saturating_add(OVERHEAD))
     }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,18 +126,18 @@ struct Key {
     variant: Variant,
 }
 
-type Compiling = Shared<BoxFuture<'static, Result<Arc<Loaded>, Refusal>>>;
-
 /// The cache.
 pub(super) struct Modules {
     inner: Arc<Inner>,
+    compiling: SingleFlight<Key, Arc<Loaded>>,
+    inspecting: SingleFlight<Digest, Arc<Inspection>>,
 }
 
 struct Inner {
     engines: Arc<Engines>,
     compiler: Compiler,
     loaded: moka::sync::Cache<Key, Arc<Loaded>>,
-    compiling: Mutex<HashMap<Key, Compiling>>,
+    inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
 }
 
 impl Modules {
@@ -140,13 +148,20 @@ impl Modules {
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .weigher(|_: &Key, loaded: &Arc<Loaded>| loaded.weight())
             .build();
+        let inspected = moka::sync::Cache::builder()
+            .max_capacity(INSPECTED >> 10)
+            .eviction_policy(moka::policy::EvictionPolicy::lru())
+            .weigher(|_: &Digest, inspection: &Arc<Inspection>| kib(inspection.weight()))
+            .build();
         Self {
             inner: Arc::new(Inner {
                 engines,
                 compiler,
                 loaded,
-                compiling: Mutex::default(),
+                inspected,
             }),
+            compiling: SingleFlight::default(),
+            inspecting: SingleFlight::default(),
         }
     }
 
@@ -159,8 +174,25 @@ impl Modules {
     ///
     /// # Errors
     /// As [`Compiler::inspect`].
-    pub(super) async fn inspect(&self, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
-        self.inner.compiler.inspect(wasm).await.map(Arc::new)
+    pub(super) async fn inspect(
+        &self,
+        digest: Digest,
+        wasm: Bytes,
+    ) -> Result<Arc<Inspection>, Refusal> {
+        let inner = &self.inner;
+        let work = || {
+            let inner = Arc::clone(inner);
+            async move {
+                let inspection = Arc::new(inner.compiler.inspect(wasm).await?);
+                inner.inspected.insert(digest, Arc::clone(&inspection));
+                Ok(inspection)
+            }
+        };
+        let ready = || inner.inspected.get(&digest);
+        self.inspecting
+            .run(digest, ready, work)
+            .await
+            .map(|(inspection, _)| inspection)
     }
 
     /// The module in `variant`, compiled from `wasm` where it is not ready; whether it was is the second value.
@@ -175,52 +207,22 @@ impl Modules {
         inspection: Arc<Inspection>,
     ) -> Result<(Arc<Loaded>, bool), Refusal> {
         let key = Key { digest, variant };
-        let compiling = {
-            let mut all = self.inner.compiling();
-            // Under the lock, which the end of a compilation takes too: it is either here or there.
-            if let Some(loaded) = self.inner.loaded.get(&key) {
-                return Ok((loaded, true));
+        let inner = &self.inner;
+        let work = || {
+            let inner = Arc::clone(inner);
+            async move {
+                let loaded = inner.load(key, wasm, inspection).await?;
+                inner.loaded.insert(key, Arc::clone(&loaded));
+                Ok(loaded)
             }
-            all.entry(key)
-                .or_insert_with(|| Inner::start(&self.inner, key, wasm, inspection))
-                .clone()
         };
-        compiling.await.map(|loaded| (loaded, false))
+        self.compiling
+            .run(key, || inner.loaded.get(&key), work)
+            .await
     }
 }
 
 impl Inner {
-    fn compiling(&self) -> MutexGuard<'_, HashMap<Key, Compiling>> {
-        self.compiling
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn start(inner: &Arc<Self>, key: Key, wasm: Bytes, inspection: Arc<Inspection>) -> Compiling {
-        let this = Arc::clone(inner);
-        let work = async move {
-            let result = this.load(key, wasm, inspection).await;
-            let mut compiling = this.compiling();
-            if let Ok(loaded) = &result {
-                this.loaded.insert(key, Arc::clone(loaded));
-            }
-            compiling.remove(&key);
-            result
-        };
-        // A task of its own, so that it goes on when the caller that started it leaves.
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "awaited by every caller through the shared future; ends by itself"
-        )]
-        let task = tokio::spawn(work);
-        async move {
-            task.await
-                .unwrap_or_else(|error| Err(Refusal::internal(format_args!("compiling: {error}"))))
-        }
-        .boxed()
-        .shared()
-    }
-
     async fn load(
         &self,
         key: Key,
@@ -274,10 +276,11 @@ impl Inner {
         inspection: Arc<Inspection>,
     ) -> wasmtime::Result<Arc<Loaded>> {
         // What is too large for a slot of the pool fails here and runs on demand.
-        if let Some(linked) = self.engines.pooled(variant)?
-            && let Ok(loaded) = Self::map_into(linked, artifact, &inspection)
-        {
-            return Ok(Arc::new(loaded));
+        if let Some(linked) = self.engines.pooled(variant)? {
+            match Self::map_into(linked, artifact, &inspection) {
+                Ok(loaded) => return Ok(Arc::new(loaded)),
+                Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
+            }
         }
         let linked = self.engines.on_demand(variant)?;
         Self::map_into(linked, artifact, &inspection).map(Arc::new)

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite;
@@ -49,6 +49,8 @@ struct Inner {
     reader: Option<Waker>,
     end: Option<Result<Ended, Refusal>>,
     reader_gone: bool,
+    /// Since when a guest has found no room, and its reader has taken nothing.
+    full_since: Option<Instant>,
 }
 
 /// Bytes that a guest wrote to one stream.
@@ -105,6 +107,7 @@ impl Output {
         let mut inner = self.lock();
         if let Some(chunk) = inner.queue.pop_front() {
             inner.queued -= chunk.bytes.len() + CHUNK_OVERHEAD;
+            inner.full_since = None;
             drop(inner);
             self.space.notify_one();
             return Poll::Ready(Some(Item::Chunk(chunk)));
@@ -179,11 +182,10 @@ impl Output {
     /// Resolves when something may be written. A reader that takes nothing for `stall` ends the run.
     async fn wait_for_space(&self, stop: &Stop, stall: Duration) {
         while self.space() == 0 {
-            if tokio::time::timeout(stall, self.space.notified())
-                .await
-                .is_err()
-                && self.space() == 0
-            {
+            let since = *self.lock().full_since.get_or_insert_with(Instant::now);
+            let patience = stall.saturating_sub(since.elapsed());
+            let waited = tokio::time::timeout(patience, self.space.notified()).await;
+            if waited.is_err() && self.space() == 0 {
                 stop.request(StopReason::Cancelled(CancelCause::ReaderStalled));
                 std::future::pending::<()>().await;
             }
@@ -248,6 +250,8 @@ pub struct GuestOutput {
     pub stop: Arc<Stop>,
     /// How long a reader may take nothing while the guest waits.
     pub stall: Duration,
+    /// What the guest was last told that it may write, and has not used.
+    pub permit: usize,
 }
 
 impl GuestOutput {
@@ -294,7 +298,9 @@ impl Pollable for GuestOutput {
 impl OutputStream for GuestOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         // A guest may call this without asking first: the bound on the queue must not rest on its manners.
-        if bytes.len() > self.output.space() {
+        // The other stream may have taken the room since: a permit that was given holds.
+        let permitted = self.output.space().max(std::mem::take(&mut self.permit));
+        if bytes.len() > permitted {
             return Err(StreamError::trap("wrote more than check-write permits"));
         }
         self.output
@@ -307,7 +313,8 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(self.output.space())
+        self.permit = self.output.space();
+        Ok(self.permit)
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {

@@ -1,5 +1,7 @@
 //! What an error that ended a guest means, looked at in a fixed order so that no cause hides behind another.
 
+use std::fmt;
+
 use wasmtime::{Error, ThrownException, Trap as Code, WasmBacktrace};
 use wasmtime_wasi::{I32Exit, ResourceTableError};
 
@@ -42,6 +44,37 @@ pub(super) fn classify(
         }
     };
     (outcome, Some(describe(error, code)))
+}
+
+/// Marks an error of instantiation that no guest's code can have caused.
+#[derive(Debug)]
+struct HostFailure;
+
+impl fmt::Display for HostFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the host cannot provide an instance")
+    }
+}
+
+/// Tells what the host failed to provide for an instance (memory, a slot) from what the guest's start functions did.
+pub(super) fn instantiating(error: Error) -> Error {
+    // Whatever guest code raised comes with the guest's stack, or is one of these.
+    let guests = error.is::<WasmBacktrace>()
+        || error.is::<Code>()
+        || error.is::<Stopped>()
+        || error.is::<OutputExceeded>()
+        || error.is::<I32Exit>()
+        || error.is::<ThrownException>();
+    if guests {
+        error
+    } else {
+        error.context(HostFailure)
+    }
+}
+
+/// Whether the host failed, and not the guest.
+pub(super) fn is_the_hosts(error: &Error) -> bool {
+    error.is::<HostFailure>()
 }
 
 /// What a stop request means.

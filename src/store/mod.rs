@@ -63,6 +63,8 @@ impl Store {
         name: String,
         labels: Labels,
     ) -> Result<Stored, Refusal> {
+        // A copy: the request's buffer is larger, and is charged until it goes. Made before the lock is taken.
+        let copy = Bytes::copy_from_slice(wasm);
         let mut inner = self.lock();
         let last_used = SystemTime::now();
         if let Some(stored) = inner.modules.get_mut(&digest) {
@@ -87,8 +89,7 @@ impl Store {
             .with("allowed", self.budget.saturating_sub(inner.bytes)));
         }
         let stored = Stored {
-            // A copy: the request's buffer is larger, and is charged until it goes.
-            wasm: Bytes::copy_from_slice(wasm),
+            wasm: copy,
             name,
             labels,
             last_used,

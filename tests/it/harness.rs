@@ -284,7 +284,14 @@ impl Refused {
             .error_info()
             .unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
         assert_eq!(info.domain, "ringfence");
-        let encoded = status.message().len() + status.details().len();
+        // As on the wire: the message percent-encoded, the details in base64.
+        let plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'%';
+        let message: usize = status
+            .message()
+            .bytes()
+            .map(|b| if plain(&b) { 1 } else { 3 })
+            .sum();
+        let encoded = message + status.details().len().div_ceil(3) * 4;
         assert!(encoded < 4096, "{encoded} bytes of error");
         let field = details
             .bad_request()

@@ -149,7 +149,10 @@ async fn buf_calls_it_by_reflection_and_finds_the_api_well_made() {
     let refused = call("Run", "{}").await;
     assert!(!refused.status.success());
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(told.contains("SPEC_INVALID"), "{told}");
+    assert!(
+        told.contains("spec: is missing") && told.contains("ErrorInfo"),
+        "{told}"
+    );
 
     let mut lint = Command::new(&buf);
     lint.args(["lint"])

@@ -321,3 +321,37 @@ async fn read_to_the_end_after_the_daemon_let_go() {
     assert_eq!(story.stdout.len(), 100_000);
     assert_eq!(story.stderr, b"done");
 }
+
+#[tokio::test]
+async fn a_drain_waits_for_what_a_reader_has_not_taken_yet() {
+    let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
+    // More than a client's HTTP/2 windows hold.
+    const BYTES: usize = 12_000_000;
+    let mut stream = daemon
+        .stream(kit(&["flood", &BYTES.to_string()]))
+        .await
+        .unwrap();
+    let mut story = Story::default();
+    story.add(stream.message().await.unwrap().unwrap());
+    daemon.drain();
+    // The drain is on, and the reader takes its time.
+    let mut client = daemon.client.clone();
+    while client
+        .health(HealthRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .status()
+        != ServingStatus::Draining
+    {}
+    for _ in 0..50 {
+        client.health(HealthRequest {}).await.unwrap();
+    }
+    while let Some(event) = stream.message().await.unwrap() {
+        story.add(event);
+    }
+    assert_eq!(story.stdout.len(), BYTES);
+    assert_eq!(story.outcome(), Outcome::Exited);
+    drop((client, stream));
+    daemon.ended().await.unwrap();
+}

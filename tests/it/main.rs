@@ -1,5 +1,13 @@
 //! The daemon from outside: a real server, a real client, real guests.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
+
 mod guests;
 mod harness;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use ringfence::api::proto::{HealthRequest, RunRequest, ServingStatus};
 use rstest::rstest;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Status};
 
 use crate::harness::{Daemon, Refused, SpecExt, connect, kit, spec};
@@ -115,6 +115,13 @@ async fn an_address_that_is_taken_says_so() {
 
 /// Sends a body of one's own making to a method, and returns the status.
 async fn raw(daemon: &Daemon, method: &str, body: impl Into<Bytes>) -> Status {
+    raw_body(daemon, method, Full::new(body.into())).await
+}
+
+async fn raw_body<B>(daemon: &Daemon, method: &str, body: B) -> Status
+where
+    B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+{
     let channel =
         tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
     let mut channel = channel.connect().await.unwrap();
@@ -124,9 +131,7 @@ async fn raw(daemon: &Daemon, method: &str, body: impl Into<Bytes>) -> Status {
     ))
     .header("content-type", "application/grpc")
     .header("te", "trailers")
-    .body(tonic::body::Body::new(
-        Full::new(body.into()).map_err(|never| match never {}),
-    ))
+    .body(tonic::body::Body::new(body.map_err(|never| match never {})))
     .unwrap();
     std::future::poll_fn(|cx| tower_service::Service::poll_ready(&mut channel, cx))
         .await
@@ -159,7 +164,7 @@ fn framed(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
 #[case::compressed(framed(1, 3, b"abc"))]
 #[case::unknown_flag(framed(7, 3, b"abc"))]
 #[case::not_protobuf(framed(0, 5, b"\xff\xff\xff\xff\xff"))]
-#[case::string_that_is_no_utf8(framed(0, 6, b"\x0a\x04\x1a\x02\xff\xfe"))]
+#[case::two_messages([framed(0, 2, b"\x0a\x00"), framed(0, 2, b"\x0a\x00")].concat())]
 #[case::wrong_wire_type(framed(0, 4, b"\x08\x01\x08\x01"))]
 #[tokio::test]
 async fn malformed_requests_are_the_callers_fault(#[case] body: Vec<u8>) {
@@ -169,6 +174,77 @@ async fn malformed_requests_are_the_callers_fault(#[case] body: Vec<u8>) {
         Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
     }
     daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn text_that_is_no_utf8_is_malformed() {
+    let daemon = Daemon::start().await;
+    // The entry point of a spec, and the name of a module.
+    for (method, message) in [
+        ("Run", &b"\x0a\x04\x1a\x02\xff\xfe"[..]),
+        ("RunStream", b"\x0a\x04\x1a\x02\xff\xfe"),
+        ("LoadModule", b"\x12\x02\xff\xfe"),
+    ] {
+        let length = u32::try_from(message.len()).unwrap();
+        let status = raw(&daemon, method, framed(0, length, message)).await;
+        Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_are_all_entries_are_refused_before_they_are_decoded() {
+    let daemon = Daemon::start().await;
+    // Two million empty mounts: four megabytes that would become a hundred.
+    let mounts = [0x42, 0].repeat(2_000_000);
+    let message = [&[0x0a][..], &varint(mounts.len()), &mounts].concat();
+    let length = u32::try_from(message.len()).unwrap();
+    let refused = Refused::new(&raw(&daemon, "Run", framed(0, length, &message)).await);
+    assert!(
+        refused
+            .is(Code::InvalidArgument, "MALFORMED_REQUEST")
+            .message
+            .contains("400000")
+    );
+}
+
+fn varint(mut n: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while n >= 0x80 {
+        bytes.push(u8::try_from(n & 0x7f).unwrap() | 0x80);
+        n >>= 7;
+    }
+    bytes.push(u8::try_from(n).unwrap());
+    bytes
+}
+
+#[tokio::test]
+async fn a_request_whose_rest_does_not_come_gives_back_what_it_holds() {
+    let daemon = Daemon::with(&[
+        ("server.request_stall", "300ms"),
+        ("server.inflight_request_bytes", "5MiB"),
+        ("server.max_message", "4700KiB"),
+        ("compile.max_module", "4700KiB"),
+    ])
+    .await;
+    // 4 MiB of a message that is said to be 4.5, and then nothing.
+    let body = framed(0, 4_600 << 10, &vec![0; 4 << 20]);
+    let endless = tokio_stream::StreamExt::chain(
+        tokio_stream::once(Ok::<_, std::convert::Infallible>(http_body::Frame::data(
+            Bytes::from(body),
+        ))),
+        tokio_stream::pending(),
+    );
+    let status = raw_body(&daemon, "Run", http_body_util::StreamBody::new(endless)).await;
+    let refused = Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    assert!(refused.message.contains("server.request_stall"));
+    daemon
+        .ran(
+            kit(&["echo"])
+                .stdin(vec![0; 4 << 20])
+                .resources(|r| r.output_limit = Some(8 << 20)),
+        )
+        .await
+        .exited(0);
 }
 
 #[tokio::test]
@@ -215,7 +291,7 @@ async fn request_bytes_in_flight_are_bounded_and_given_back() {
     let daemon = Daemon::with(&[
         ("server.inflight_request_bytes", "5MiB"),
         ("server.max_message", "1MiB"),
-        ("policy.max_stdin", "768KiB"),
+        ("policy.max_stdin", "720KiB"),
         ("compile.max_module", "4MiB"),
     ])
     .await;
@@ -277,6 +353,16 @@ async fn connections_are_capped_and_silent_ones_closed() {
     let mut byte = [0; 64];
     assert_eq!(over.read(&mut byte).await.unwrap_or(0), 0, "closed at once");
     while silent.read(&mut byte).await.unwrap_or(0) > 0 {}
+    // One that says a little and then nothing is no better.
+    let mut slow = loop {
+        let mut slow = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+        if slow.write_all(b"PRI * HTTP").await.is_ok()
+            && slow.peek(&mut byte).await.unwrap_or(0) > 0
+        {
+            break slow;
+        }
+    };
+    while slow.read(&mut byte).await.unwrap_or(0) > 0 {}
     // Its place is free again.
     let mut again = loop {
         let endpoint =

@@ -1,0 +1,99 @@
+//! One piece of work for all who ask for the same: it goes on when whoever asked first leaves.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use crate::refusal::Refusal;
+
+type Work<V> = Shared<BoxFuture<'static, Result<V, Refusal>>>;
+
+/// Work under way, by key.
+pub(super) struct SingleFlight<K, V> {
+    under_way: Arc<Mutex<HashMap<K, Work<V>>>>,
+}
+
+impl<K, V> Default for SingleFlight<K, V> {
+    fn default() -> Self {
+        Self {
+            under_way: Arc::default(),
+        }
+    }
+}
+
+impl<K, V> SingleFlight<K, V>
+where
+    K: Copy + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// What `work` gives, or the same work that is under way already. `ready` is asked again under the lock that the
+    /// end of the work takes too, so that it is found either there or under way.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub(super) async fn run<F>(
+        &self,
+        key: K,
+        ready: impl FnOnce() -> Option<V>,
+        work: impl FnOnce() -> F,
+    ) -> Result<(V, bool), Refusal>
+    where
+        F: Future<Output = Result<V, Refusal>> + Send + 'static,
+    {
+        let shared = {
+            let mut under_way = lock(&self.under_way);
+            if let Some(value) = ready() {
+                return Ok((value, true));
+            }
+            under_way
+                .entry(key)
+                .or_insert_with(|| self.start(key, work()))
+                .clone()
+        };
+        shared.await.map(|value| (value, false))
+    }
+
+    fn start<F>(&self, key: K, work: F) -> Work<V>
+    where
+        F: Future<Output = Result<V, Refusal>> + Send + 'static,
+    {
+        // Gone with the work, also when that panics.
+        let entry = Entry {
+            under_way: Arc::clone(&self.under_way),
+            key,
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "awaited by every caller through the shared future; ends by itself"
+        )]
+        let task = tokio::spawn(async move {
+            let _entry = entry;
+            work.await
+        });
+        async move {
+            task.await
+                .unwrap_or_else(|error| Err(Refusal::internal(error)))
+        }
+        .boxed()
+        .shared()
+    }
+}
+
+struct Entry<K: Eq + Hash, V> {
+    under_way: Arc<Mutex<HashMap<K, Work<V>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Entry<K, V> {
+    fn drop(&mut self) {
+        lock(&self.under_way).remove(&self.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

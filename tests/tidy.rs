@@ -1,0 +1,199 @@
+//! The house rules that no lint keeps: layers, sizes, documented keys and reasons.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file, relative to `src`, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else {
+                out.push(path);
+            }
+        }
+    }
+    let src = root().join("src");
+    let mut paths = Vec::new();
+    walk(&src, &mut paths);
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(&src).unwrap().to_owned(), text)
+        })
+        .collect()
+}
+
+/// Code lines: comments may mention anything.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(i, line)| (i + 1, line))
+}
+
+fn is_in(path: &Path, rooms: &[&str]) -> bool {
+    rooms.iter().any(|room| path.starts_with(room))
+}
+
+#[test]
+fn each_library_stays_in_its_room() {
+    let homes: [(&str, &[&str]); 7] = [
+        ("wasmtime::", &["sandbox"]),
+        ("wasmtime_wasi::", &["sandbox"]),
+        ("wasmparser::", &["sandbox"]),
+        ("tonic::", &["api", "cli", "app.rs"]),
+        ("prost", &["api", "cli"]),
+        ("std::env::", &["main.rs", "config", "cli"]),
+        ("figment::", &["config"]),
+    ];
+    for (path, text) in sources() {
+        for (library, rooms) in homes {
+            for (line, content) in code(&text) {
+                assert!(
+                    !content.contains(library) || is_in(&path, rooms),
+                    "src/{}:{line}: {library} belongs to {rooms:?}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    // A room may use those after it, and everybody the shared ones.
+    let order = ["cli", "app", "api", "run", "sandbox", "store"];
+    let shared = ["limits", "outcome", "policy", "refusal", "request"];
+    for (path, text) in sources() {
+        let room = path
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
+        let level = order.iter().position(|name| *name == room);
+        for (line, content) in code(&text) {
+            let Some((_, used)) = content.split_once("crate::") else {
+                continue;
+            };
+            let used = used
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+                .unwrap();
+            let target = order.iter().position(|name| *name == used);
+            let fine = match (level, target) {
+                (Some(level), Some(target)) => level <= target,
+                // Shared rooms use no others but their own kind; the configuration is read into the policy.
+                (None, Some(_)) => !shared.contains(&room.as_str()),
+                _ => true,
+            };
+            assert!(
+                fine,
+                "src/{}:{line}: {room} may not use {used}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn files_and_functions_stay_readable() {
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= 550, "src/{} has {lines} lines", path.display());
+        let mut start: Option<(usize, usize)> = None;
+        for (line, content) in text.lines().enumerate() {
+            let indent = content.len() - content.trim_start().len();
+            let head = content.trim_start();
+            let is_fn = [
+                "fn ",
+                "pub fn ",
+                "pub(super) fn ",
+                "async fn ",
+                "pub async fn ",
+                "pub(super) async fn ",
+            ]
+            .iter()
+            .any(|prefix| head.starts_with(prefix));
+            if is_fn {
+                start = Some((line, indent));
+            }
+            if let Some((from, at)) = start
+                && head == "}"
+                && indent == at
+            {
+                let length = line - from;
+                assert!(
+                    length <= 80,
+                    "src/{}:{}: {length} lines",
+                    path.display(),
+                    from + 1
+                );
+                start = None;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_configuration_is_explained_where_it_stands() {
+    let text = std::fs::read_to_string(root().join("config/ringfence.toml")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    for (i, line) in lines.iter().enumerate() {
+        if line.starts_with('#') || line.trim().is_empty() || line.starts_with('[') {
+            continue;
+        }
+        // A comment right above it, or above the block of keys that it ends.
+        let explained = lines[..i]
+            .iter()
+            .rev()
+            .take_while(|l| !l.trim().is_empty())
+            .any(|l| l.starts_with('#'))
+            || lines[..i]
+                .iter()
+                .rev()
+                .find(|l| l.starts_with('[') || l.starts_with('#'))
+                .is_some();
+        assert!(explained, "config/ringfence.toml:{}: {line}", i + 1);
+    }
+}
+
+#[test]
+fn every_reason_is_documented() {
+    let text = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    for reason in ringfence::refusal::Reason::ALL {
+        assert!(
+            text.contains(&format!("`{}`", reason.as_str())),
+            "{}",
+            reason.as_str()
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    for (path, text) in sources() {
+        for (line, content) in text.lines().enumerate() {
+            for mark in ["TODO", "FIXME", "XXX", "HACK"] {
+                assert!(
+                    !content.contains(mark),
+                    "src/{}:{}: {mark}",
+                    path.display(),
+                    line + 1
+                );
+            }
+        }
+    }
+}
