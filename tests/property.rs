@@ -1,7 +1,5 @@
 //! Properties of what stands between the wire and the guest, over arbitrary input.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use proptest::prelude::*;
 use ringfence::limits::{Ceilings, Delivery, Requested, StackClass};
 use ringfence::refusal::{list, printable, quote};

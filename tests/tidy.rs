@@ -183,6 +183,18 @@ fn every_reason_is_documented() {
 }
 
 #[test]
+fn every_reason_has_a_test() {
+    let mut tests = String::new();
+    for entry in std::fs::read_dir(root().join("tests/it")).unwrap() {
+        tests.push_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    }
+    for reason in ringfence::refusal::Reason::ALL {
+        let name = format!("\"{}\"", reason.as_str());
+        assert!(tests.contains(&name), "no test expects {name}");
+    }
+}
+
+#[test]
 fn nothing_is_left_unfinished() {
     for (path, text) in sources() {
         for (line, content) in text.lines().enumerate() {

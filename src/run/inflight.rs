@@ -25,9 +25,9 @@ struct Count {
 
 /// A run whose end is not told yet, counted until this is dropped.
 #[derive(Debug)]
-pub(super) struct Pending(Arc<InFlight>);
+pub(super) struct Untold(Arc<InFlight>);
 
-impl Drop for Pending {
+impl Drop for Untold {
     fn drop(&mut self) {
         self.0.count.send_modify(|count| count.untold -= 1);
     }
@@ -50,7 +50,7 @@ impl InFlight {
     }
 
     /// Counts a run.
-    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> (Flight, Pending) {
+    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> (Flight, Untold) {
         let mut runs = self.lock();
         runs.insert(id.clone(), stop);
         let running = runs.len();
@@ -63,7 +63,7 @@ impl InFlight {
             id,
             all: Arc::clone(self),
         };
-        (flight, Pending(Arc::clone(self)))
+        (flight, Untold(Arc::clone(self)))
     }
 
     /// How many there are.

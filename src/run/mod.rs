@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use self::admission::{Admission, Permit, not_started, shutting_down};
-use self::inflight::{InFlight, Pending};
+use self::inflight::{Flight, InFlight, Untold};
 use self::record::Record;
 use crate::limits::{Delivery, Limits, Requested};
 use crate::outcome::{CancelCause, Ended, Outcome};
@@ -82,7 +82,7 @@ pub struct Running {
     output: Arc<Output>,
     stop: Arc<Stop>,
     /// A drain waits for what has not been told yet.
-    _pending: Pending,
+    _untold: Untold,
 }
 
 /// What a run got.
@@ -126,6 +126,18 @@ struct Ready {
     loaded: Arc<Loaded>,
     entry: Entry,
     memory_pages: u32,
+}
+
+/// A run that has its module and its slot.
+struct Admitted {
+    digest: Digest,
+    memory_pages: u32,
+    prepared: Prepared,
+    output: Arc<Output>,
+    stop: Arc<Stop>,
+    permit: Permit,
+    flight: Flight,
+    untold: Untold,
 }
 
 impl Runner {
@@ -184,21 +196,91 @@ impl Runner {
     /// Whatever keeps it from its first instruction.
     pub async fn start(&self, asked: Asked) -> Result<Running, Refusal> {
         let mut record = Record::new(asked.id.clone());
-        let ready = match before(asked.until, self.compile(&asked.spec, &mut record)).await {
-            Ok(ready) => ready,
+        match self.admit(&asked, &mut record).await {
+            Ok(admitted) => Ok(self.execute(asked, admitted, record)),
             Err(refusal) => {
                 record.refused(&refusal);
-                return Err(refusal);
+                Err(refusal)
             }
+        }
+    }
+
+    /// Does all that can refuse a run: its module, its slot, its mounts.
+    async fn admit(&self, asked: &Asked, record: &mut Record) -> Result<Admitted, Refusal> {
+        let Asked {
+            id,
+            spec,
+            delivery,
+            until,
+        } = asked;
+        let ready = before(*until, self.compile(spec, record)).await?;
+        let permit = self.admission.admit(*until).await?;
+        let stop = Arc::new(Stop::default());
+        let (flight, untold) = self.inflight.enter(id.clone(), Arc::clone(&stop));
+        if self.admission.is_closed() {
+            // Counted before this look: a drain either waits for this run or is seen here.
+            return Err(shutting_down());
+        }
+        let limits = &spec.limits;
+        let output = Arc::new(Output::new(limits.output, limits.output_policy, *delivery));
+        let around = Surroundings {
+            grants: &self.policy.grants,
+            roots: self.sandbox.roots(),
+            output: Arc::clone(&output),
+            stop: Arc::clone(&stop),
+            stall: self.stall_timeout,
+            until: *until,
         };
-        let permit = match self.admission.admit(asked.until).await {
-            Ok(permit) => permit,
-            Err(refusal) => {
-                record.refused(&refusal);
-                return Err(refusal);
-            }
+        Ok(Admitted {
+            digest: ready.digest,
+            memory_pages: ready.memory_pages,
+            prepared: sandbox::prepare(
+                ready.loaded,
+                spec,
+                ready.memory_pages,
+                ready.entry,
+                around,
+            )?,
+            output,
+            stop,
+            permit,
+            flight,
+            untold,
+        })
+    }
+
+    /// Hands a run to the guest threads. Nothing can refuse it any more.
+    fn execute(&self, asked: Asked, admitted: Admitted, record: Record) -> Running {
+        let Admitted {
+            digest,
+            memory_pages,
+            prepared,
+            output,
+            stop,
+            permit,
+            flight,
+            untold,
+        } = admitted;
+        let started = SystemTime::now();
+        // The slot is free, and the record written, before anybody learns of the end.
+        let ended = move |result: &Result<Ended, Refusal>| {
+            record.ended(result);
+            drop(flight);
+            drop(permit);
         };
-        self.execute(asked, ready, permit, record)
+        self.sandbox.spawn(prepared, Arc::clone(&output), ended);
+        Running {
+            id: asked.id,
+            digest,
+            granted: Granted {
+                memory_pages,
+                limits: asked.spec.limits,
+            },
+            started,
+            output,
+            stop,
+            _untold: untold,
+        }
     }
 
     /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
@@ -238,68 +320,6 @@ impl Runner {
             loaded,
             entry,
             memory_pages,
-        })
-    }
-
-    fn execute(
-        &self,
-        asked: Asked,
-        ready: Ready,
-        permit: Permit,
-        record: Record,
-    ) -> Result<Running, Refusal> {
-        let Asked {
-            id,
-            spec,
-            delivery,
-            until,
-        } = asked;
-        let stop = Arc::new(Stop::default());
-        let (flight, delivery_pending) = self.inflight.enter(id.clone(), Arc::clone(&stop));
-        if self.admission.is_closed() {
-            // Counted before this look: a drain either waits for this run or is seen here.
-            let refusal = shutting_down();
-            record.refused(&refusal);
-            return Err(refusal);
-        }
-        let limits = &spec.limits;
-        let output = Arc::new(Output::new(limits.output, limits.output_policy, delivery));
-        let around = Surroundings {
-            grants: &self.policy.grants,
-            roots: self.sandbox.roots(),
-            output: Arc::clone(&output),
-            stop: Arc::clone(&stop),
-            stall: self.stall_timeout,
-            until,
-        };
-        let prepared =
-            sandbox::prepare(ready.loaded, &spec, ready.memory_pages, ready.entry, around);
-        let prepared: Prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(refusal) => {
-                record.refused(&refusal);
-                return Err(refusal);
-            }
-        };
-        let started = SystemTime::now();
-        // The slot is free, and the record written, before anybody learns of the end.
-        self.sandbox
-            .spawn(prepared, Arc::clone(&output), move |result| {
-                record.ended(result);
-                drop(flight);
-                drop(permit);
-            });
-        Ok(Running {
-            id,
-            digest: ready.digest,
-            granted: Granted {
-                memory_pages: ready.memory_pages,
-                limits: spec.limits,
-            },
-            started,
-            output,
-            stop,
-            _pending: delivery_pending,
         })
     }
 

@@ -41,7 +41,9 @@ pub(super) struct Feature {
     /// What a module that needs it cannot do without.
     pub(super) own: WasmFeatures,
     /// What it builds on.
-    brings: WasmFeatures,
+    pub(super) brings: WasmFeatures,
+    /// What lets a validator pass it when it is off itself.
+    pub(super) implied_by: WasmFeatures,
 }
 
 impl Feature {
@@ -50,6 +52,7 @@ impl Feature {
             name,
             own,
             brings: WasmFeatures::empty(),
+            implied_by: WasmFeatures::empty(),
         }
     }
 
@@ -62,7 +65,10 @@ impl Feature {
 pub(super) const FEATURES: [Feature; 7] = [
     Feature::new("gc", WasmFeatures::GC.union(WasmFeatures::GC_TYPES))
         .with(WasmFeatures::FUNCTION_REFERENCES),
-    Feature::new("function-references", WasmFeatures::FUNCTION_REFERENCES),
+    Feature {
+        implied_by: WasmFeatures::GC,
+        ..Feature::new("function-references", WasmFeatures::FUNCTION_REFERENCES)
+    },
     Feature::new("exceptions", WasmFeatures::EXCEPTIONS).with(WasmFeatures::GC_TYPES),
     Feature::new("threads", WasmFeatures::THREADS),
     Feature::new("memory64", WasmFeatures::MEMORY64),

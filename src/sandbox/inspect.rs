@@ -10,7 +10,7 @@ use wasmparser::{
 };
 use wasmtime::{Engine, WasmFeatures};
 
-use super::engine::FEATURES;
+use super::engine::{FEATURES, Feature};
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -167,10 +167,23 @@ fn validate(wasm: &[u8], features: WasmFeatures) -> Result<(), Refusal> {
     }
     // Valid with everything on: the proposals that it cannot do without are those it needs.
     let missing = |feature: WasmFeatures| !features.contains(feature);
-    let mut needs: Vec<String> = FEATURES
-        .iter()
+    let needed: Vec<Feature> = FEATURES
+        .into_iter()
         .filter(|feature| missing(feature.own))
-        .filter(|feature| passes(WasmFeatures::all() - feature.own).is_err())
+        .filter(|feature| {
+            let without = WasmFeatures::all() - feature.own - feature.implied_by;
+            passes(without).is_err()
+        })
+        .collect();
+    // One that another brings along goes without saying.
+    let brought = |feature: &Feature| {
+        needed
+            .iter()
+            .any(|other| other.brings.contains(feature.own))
+    };
+    let mut needs: Vec<String> = needed
+        .iter()
+        .filter(|feature| !brought(feature))
         .map(|feature| feature.name.to_owned())
         .collect();
     // Each look costs a validation: those that nobody can turn on are looked for in small modules only.

@@ -2,10 +2,11 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
-    reason = "a test fails by panicking"
+    reason = "a test ends its tasks with its runtime, and fails by panicking"
 )]
 
 mod guests;
