@@ -76,7 +76,7 @@ pub(super) const FEATURES: [Feature; 7] = [
     Feature::new("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
 ];
 
-/// The names in [`FEATURES`].
+/// The names in `FEATURES`.
 pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
     let mut names = [""; FEATURES.len()];
     let mut i = 0;

@@ -43,7 +43,7 @@ pub(super) struct HostFunction {
     define: fn(&mut Linker<State>) -> wasmtime::Result<()>,
 }
 
-/// Every host function beyond WASI. To add one: a row here, its name in [`HOST_FUNCTION_NAMES`], a test.
+/// Every host function beyond WASI. To add one: a row here, and a test.
 pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
     HostFunction {
         name: "ringfence.log",
@@ -55,7 +55,7 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
     },
 ];
 
-/// The names in [`HOST_FUNCTIONS`].
+/// The names in `HOST_FUNCTIONS`.
 pub const HOST_FUNCTION_NAMES: [&str; HOST_FUNCTIONS.len()] = {
     let mut names = [""; HOST_FUNCTIONS.len()];
     let mut i = 0;

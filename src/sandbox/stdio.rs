@@ -60,7 +60,7 @@ pub struct Chunk {
     pub stream: Stream,
     /// When the first of them was written.
     pub at: SystemTime,
-    /// At most [`CHUNK_BYTES`].
+    /// At most 64 KiB.
     pub bytes: BytesMut,
 }
 
