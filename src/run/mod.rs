@@ -5,6 +5,7 @@
 
 mod admission;
 mod inflight;
+mod keep;
 mod record;
 
 use std::future::poll_fn;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 
 use self::admission::{Admission, Permit, not_started, shutting_down};
 use self::inflight::{Flight, InFlight, Untold};
+use self::keep::digest_of;
 use self::record::Record;
 use crate::limits::{Delivery, Limits, Requested};
 use crate::outcome::{CancelCause, Ended, Outcome};
@@ -26,12 +28,10 @@ use crate::sandbox::{
     self, Entry, Inspection, Item, Loaded, Output, Prepared, Sandbox, Stop, StopReason,
     Surroundings, Variant,
 };
-use crate::store::{Store, Stored};
+use crate::store::Store;
 
+pub use self::keep::{Kept, Load};
 pub use crate::sandbox::{Chunk, Exported, Imported};
-
-/// The most bytes that are hashed on the thread that received them.
-const HASHED_INLINE: usize = 1 << 20;
 
 /// How a runner is made.
 #[derive(Clone, Copy, Debug)]
@@ -92,32 +92,6 @@ pub struct Granted {
     pub memory_pages: u32,
     /// The rest.
     pub limits: Limits,
-}
-
-/// A module to keep.
-pub struct Load {
-    /// Its bytes as received.
-    pub wasm: Bytes,
-    /// Its name for people.
-    pub name: String,
-    /// Compile it for metered execution too.
-    pub metered: bool,
-    /// Metadata.
-    pub labels: Labels,
-}
-
-/// A module that [`Runner::keep`] took.
-pub struct Kept {
-    /// Its digest.
-    pub digest: Digest,
-    /// What it is.
-    pub inspection: Arc<Inspection>,
-    /// As it is stored.
-    pub stored: Stored,
-    /// Whether nothing had to be compiled.
-    pub cached: bool,
-    /// Time spent compiling.
-    pub compiled_in: Duration,
 }
 
 /// A run whose module is ready; it needs a slot.
@@ -302,16 +276,20 @@ impl Runner {
                 .take(digest)
                 .ok_or_else(|| module_not_found(digest))?,
         };
-        let (loaded, (entry, memory_pages)) = match self.sandbox.cached(digest, variant) {
+        let (loaded, (entry, memory_pages)) = match self.sandbox.modules().cached(digest, variant) {
             Some(loaded) => {
                 let settled = settle(&loaded.inspection, spec)?;
                 (loaded, settled)
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
-                let inspection = self.sandbox.inspect(digest, wasm.clone()).await?;
+                let inspection = self.sandbox.modules().inspect(digest, wasm.clone()).await?;
                 let settled = settle(&inspection, spec)?;
-                let (loaded, _) = self.sandbox.load(digest, variant, wasm, inspection).await?;
+                let (loaded, _) = self
+                    .sandbox
+                    .modules()
+                    .get(digest, variant, wasm, inspection)
+                    .await?;
                 (loaded, settled)
             }
         };
@@ -320,69 +298,6 @@ impl Runner {
             loaded,
             entry,
             memory_pages,
-        })
-    }
-
-    /// Validates, compiles and keeps a module.
-    ///
-    /// # Errors
-    /// Those of the module, and `STORE_FULL`.
-    pub async fn keep(&self, until: Option<Instant>, load: Load) -> Result<Kept, Refusal> {
-        before(until, self.keep_now(load)).await
-    }
-
-    async fn keep_now(&self, load: Load) -> Result<Kept, Refusal> {
-        let Load {
-            wasm,
-            name,
-            metered,
-            labels,
-        } = load;
-        if self.admission.is_closed() {
-            return Err(shutting_down());
-        }
-        let digest = digest_of(&wasm).await?;
-        let default = self.policy.ceilings.require_fuel;
-        let stack = self.policy.ceilings.default_stack_class();
-        let mut variants = vec![Variant {
-            metered: default,
-            stack,
-        }];
-        if metered && !default {
-            variants.push(Variant {
-                metered: true,
-                stack,
-            });
-        }
-        let mut inspection = None;
-        let (mut cached, mut compiled_in) = (true, Duration::ZERO);
-        for variant in variants {
-            let (loaded, ready) = match self.sandbox.cached(digest, variant) {
-                Some(loaded) => (loaded, true),
-                None => {
-                    let known = match inspection.clone() {
-                        Some(known) => known,
-                        None => self.sandbox.inspect(digest, wasm.clone()).await?,
-                    };
-                    self.sandbox
-                        .load(digest, variant, wasm.clone(), known)
-                        .await?
-                }
-            };
-            if !ready {
-                cached = false;
-                compiled_in += loaded.compiled_in;
-            }
-            inspection = Some(Arc::clone(&loaded.inspection));
-        }
-        let inspection = inspection.ok_or_else(|| Refusal::internal("no variant to compile"))?;
-        let stored = self.store.keep(digest, &wasm, name, labels)?;
-        Ok(Kept {
-            digest,
-            inspection,
-            stored,
-            cached,
-            compiled_in,
         })
     }
 
@@ -465,17 +380,6 @@ fn module_not_found(digest: Digest) -> Refusal {
     )
     .at("spec.digest")
     .with("digest", digest)
-}
-
-/// The digest of a module. A large one takes tens of milliseconds, which are not the serving threads' to give.
-async fn digest_of(wasm: &Bytes) -> Result<Digest, Refusal> {
-    if wasm.len() <= HASHED_INLINE {
-        return Ok(Digest::of(wasm));
-    }
-    let wasm = wasm.clone();
-    tokio::task::spawn_blocking(move || Digest::of(&wasm))
-        .await
-        .map_err(|error| Refusal::internal(format_args!("hashing: {error}")))
 }
 
 /// `work`, unless the caller's deadline passes first.

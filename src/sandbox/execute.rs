@@ -120,7 +120,7 @@ impl Prepared {
     /// Runs it to its end. When this returns its store is gone.
     ///
     /// # Errors
-    /// Where the host cannot provide an instance: the guest has executed nothing.
+    /// `INTERNAL` where the host cannot provide a store or an instance: the guest has executed nothing.
     pub async fn execute(self) -> Result<Ended, Refusal> {
         let start = Instant::now();
         let deadline = [start.checked_add(self.timeout), self.until]
@@ -128,7 +128,8 @@ impl Prepared {
             .flatten()
             .min();
         let stop = Arc::clone(&self.state.stop);
-        let mut store = arm(self.loaded.engine(), self.state, self.fuel, deadline);
+        let mut store = arm(self.loaded.engine(), self.state, self.fuel, deadline)
+            .map_err(|error| Refusal::internal(format_args!("arming a store: {error:#}")))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
             let mut call = OnCpu::new(call);
@@ -172,16 +173,13 @@ fn arm(
     state: State,
     fuel: Option<u64>,
     deadline: Option<Instant>,
-) -> Store<State> {
+) -> wasmtime::Result<Store<State>> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
     if let Some(fuel) = fuel {
-        // Both fail only in an engine that does not count fuel; a metered run is given one that does.
-        let metered = store
-            .set_fuel(fuel)
-            .and_then(|()| store.fuel_async_yield_interval(Some(FUEL_INTERVAL)));
-        debug_assert!(metered.is_ok());
+        store.set_fuel(fuel)?;
+        store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
     }
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |context| {
@@ -197,7 +195,7 @@ fn arm(
             Box::pin(tokio::task::yield_now()),
         ))
     });
-    store
+    Ok(store)
 }
 
 /// Resolves when a run that has to stop did not do so by itself.

@@ -20,13 +20,13 @@ mod mounts;
 mod stdio;
 mod stop;
 mod trap;
+mod validate;
 mod wasi;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::PoolingAllocationConfig;
@@ -34,20 +34,19 @@ use wasmtime::PoolingAllocationConfig;
 use self::compiler::Compiler;
 use self::engine::{EngineSettings, Engines};
 use self::inspect::Rules;
-use self::modules::Modules;
 use self::mounts::Roots;
 use crate::limits::StackClass;
 use crate::outcome::Ended;
 use crate::policy::{Grants, MountGrant};
 use crate::refusal::Refusal;
-use crate::request::{Digest, RunSpec};
+use crate::request::RunSpec;
 
 pub use self::engine::{FEATURE_NAMES, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspect::{Exported, Imported, Inspection};
-pub use self::modules::Loaded;
+pub use self::modules::{Loaded, Modules};
 pub use self::stdio::{Chunk, Item, Output};
 pub use self::stop::{Stop, StopReason};
 
@@ -169,31 +168,9 @@ impl Sandbox {
         self.engines.pooled_instances()
     }
 
-    /// The module where it is ready in `variant`.
-    pub fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
-        self.modules.cached(digest, variant)
-    }
-
-    /// Validates `wasm` and reads what it is, without compiling it.
-    ///
-    /// # Errors
-    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `QUEUE_FULL`.
-    pub async fn inspect(&self, digest: Digest, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
-        self.modules.inspect(digest, wasm).await
-    }
-
-    /// The module in `variant`, compiled where it is not ready; the second value says whether it was.
-    ///
-    /// # Errors
-    /// `COMPILATION_FAILED`, `QUEUE_FULL`.
-    pub async fn load(
-        &self,
-        digest: Digest,
-        variant: Variant,
-        wasm: Bytes,
-        inspection: Arc<Inspection>,
-    ) -> Result<(Arc<Loaded>, bool), Refusal> {
-        self.modules.get(digest, variant, wasm, inspection).await
+    /// Compiled modules.
+    pub fn modules(&self) -> &Modules {
+        &self.modules
     }
 
     /// Executes a run on the guest threads. When it has ended and its store is gone, `ended` is called, and then the

@@ -127,7 +127,7 @@ struct Key {
 }
 
 /// The cache.
-pub(super) struct Modules {
+pub struct Modules {
     inner: Arc<Inner>,
     compiling: SingleFlight<Key, Arc<Loaded>>,
     inspecting: SingleFlight<Digest, Arc<Inspection>>,
@@ -166,19 +166,15 @@ impl Modules {
     }
 
     /// The module where it is ready in `variant`.
-    pub(super) fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
+    pub fn cached(&self, digest: Digest, variant: Variant) -> Option<Arc<Loaded>> {
         self.inner.loaded.get(&Key { digest, variant })
     }
 
     /// Validates `wasm` and reads what it is.
     ///
     /// # Errors
-    /// As [`Compiler::inspect`].
-    pub(super) async fn inspect(
-        &self,
-        digest: Digest,
-        wasm: Bytes,
-    ) -> Result<Arc<Inspection>, Refusal> {
+    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `QUEUE_FULL`.
+    pub async fn inspect(&self, digest: Digest, wasm: Bytes) -> Result<Arc<Inspection>, Refusal> {
         let inner = &self.inner;
         let work = || {
             let inner = Arc::clone(inner);
@@ -198,8 +194,8 @@ impl Modules {
     /// The module in `variant`, compiled from `wasm` where it is not ready; whether it was is the second value.
     ///
     /// # Errors
-    /// As [`Compiler::compile`].
-    pub(super) async fn get(
+    /// `COMPILATION_FAILED`, `QUEUE_FULL`.
+    pub async fn get(
         &self,
         digest: Digest,
         variant: Variant,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringfence::api::proto::{
-    CancelCause, HealthRequest, Outcome, RunRequest, RunStreamRequest, ServingStatus,
+    CancelCause, HealthRequest, Outcome, RunRequest, RunResponse, RunStreamRequest, ServingStatus,
 };
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -103,25 +103,28 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_retry() {
     daemon.ran(kit(&["hello"])).await.exited(0);
 }
 
+/// Asks for a run, and returns once it waits for a slot.
+async fn queued_hello(daemon: &Daemon) -> tokio::task::JoinHandle<Result<RunResponse, Status>> {
+    let mut client = daemon.client.clone();
+    let request = RunRequest {
+        spec: Some(kit(&["hello"])),
+    };
+    let waiting = tokio::spawn(async move { Ok(client.run(request).await?.into_inner()) });
+    until(daemon, |_, queued| queued == 1).await;
+    waiting
+}
+
 #[tokio::test]
 async fn a_queued_run_starts_when_a_slot_comes_free() {
     let daemon = Daemon::with(&[("admission.slots", "1"), ("admission.queue", "1")]).await;
     let (stream, _) = spinning(&daemon, LONG).await;
-    let mut client = daemon.client.clone();
-    let waiting = tokio::spawn(async move {
-        client
-            .run(RunRequest {
-                spec: Some(kit(&["hello"])),
-            })
-            .await
-    });
-    until(&daemon, |_, queued| queued == 1).await;
+    let waiting = queued_hello(&daemon).await;
     daemon
         .refused(kit(&["hello"]))
         .await
         .is(Code::ResourceExhausted, "QUEUE_FULL");
     drop(stream);
-    let answer = waiting.await.unwrap().unwrap().into_inner();
+    let answer = waiting.await.unwrap().unwrap();
     assert_eq!(answer.stdout, "hello\n");
 }
 
@@ -144,15 +147,7 @@ async fn waiting_ends_with_max_wait_or_the_callers_deadline() {
 async fn a_caller_that_leaves_the_queue_takes_no_slot() {
     let daemon = Daemon::with(&[("admission.slots", "1")]).await;
     let (stream, _) = spinning(&daemon, LONG).await;
-    let mut client = daemon.client.clone();
-    let waiting = tokio::spawn(async move {
-        client
-            .run(RunRequest {
-                spec: Some(kit(&["hello"])),
-            })
-            .await
-    });
-    until(&daemon, |_, queued| queued == 1).await;
+    let waiting = queued_hello(&daemon).await;
     waiting.abort();
     until(&daemon, |_, queued| queued == 0).await;
     drop(stream);

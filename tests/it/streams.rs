@@ -143,6 +143,15 @@ async fn a_refusal_before_anything_was_sent_is_a_status() {
     assert!(status.metadata().contains_key("ringfence-run-id"));
 }
 
+fn told_id(metadata: &tonic::metadata::MetadataMap) -> String {
+    metadata
+        .get("ringfence-run-id")
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
+}
+
 #[tokio::test]
 async fn the_run_id_is_in_the_initial_metadata() {
     let daemon = Daemon::start().await;
@@ -150,26 +159,14 @@ async fn the_run_id_is_in_the_initial_metadata() {
         spec: Some(kit(&["hello"])),
     };
     let answer = daemon.client.clone().run_stream(request).await.unwrap();
-    let told = answer
-        .metadata()
-        .get("ringfence-run-id")
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .to_owned();
+    let told = told_id(answer.metadata());
     let story = read(answer.into_inner()).await;
     assert_eq!(story.exit.unwrap().run_id, told);
     let request = ringfence::api::proto::RunRequest {
         spec: Some(kit(&["hello"])),
     };
     let answer = daemon.client.clone().run(request).await.unwrap();
-    let told = answer
-        .metadata()
-        .get("ringfence-run-id")
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .to_owned();
+    let told = told_id(answer.metadata());
     assert_eq!(answer.into_inner().result.unwrap().run_id, told);
 }
 
