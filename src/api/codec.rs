@@ -10,25 +10,29 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec as TonicCodec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic_prost::ProstCodec;
 
-use super::status;
+use super::{intake, status};
 use crate::refusal::{Reason, Refusal, quote};
 
-/// The most fields and entries of a message: more than the caps on arguments and environment let through.
+/// The most fields and entries of a message: more than the ceilings of policy.max_args and policy.max_env let through.
 const MAX_FIELDS: usize = 400_000;
-/// How deep the entries of `U` are counted: a run's stand in its spec, the first field. `None`: it has none.
-fn depth<U: 'static>() -> Option<u32> {
+/// About what an entry takes in memory beyond its bytes.
+const ENTRY: usize = 64;
+
+/// Where the entries of `U` stand: its own, those of its spec (field 1), and those of the spec's security (field 10).
+/// `None`: it has none.
+fn nested<U: 'static>() -> Option<&'static [u32]> {
     use super::proto::{LoadModuleRequest, RunRequest, RunStreamRequest};
     let id = TypeId::of::<U>();
     if id == TypeId::of::<RunRequest>() || id == TypeId::of::<RunStreamRequest>() {
-        Some(2)
+        Some(&[1, 10])
     } else {
-        (id == TypeId::of::<LoadModuleRequest>()).then_some(1)
+        (id == TypeId::of::<LoadModuleRequest>()).then_some(&[])
     }
 }
 
-/// Counts the fields of a message, and those of its first field where that is a message too. What is no message is
-/// left to the decoder to refuse; it stops counting there.
-fn count_fields(mut bytes: &[u8], depth: u32) -> usize {
+/// Counts the fields of a message, with those of the messages in it that `nested` leads to. What is no message is left
+/// to the decoder to refuse; counting stops there.
+fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
     let mut count = 0;
     while !bytes.is_empty() {
         count += 1;
@@ -45,8 +49,10 @@ fn count_fields(mut bytes: &[u8], depth: u32) -> usize {
             let Some((inner, rest)) = inner else {
                 return count;
             };
-            if tag == 1 && depth > 1 {
-                count += count_fields(inner, depth - 1);
+            if let Some((into, deeper)) = nested.split_first()
+                && tag == *into
+            {
+                count += count_fields(inner, deeper);
             }
             bytes = rest;
         } else if skip_field(wire, tag, &mut bytes, DecodeContext::default()).is_err() {
@@ -54,6 +60,21 @@ fn count_fields(mut bytes: &[u8], depth: u32) -> usize {
         }
     }
     count
+}
+
+/// Refuses a message that is all entries, each of which takes far more than its bytes, and charges the others for them.
+fn admit_entries<U: 'static>(bytes: &[u8]) -> Result<(), Refusal> {
+    let Some(nested) = nested::<U>() else {
+        return Ok(());
+    };
+    let fields = count_fields(bytes, nested);
+    if fields > MAX_FIELDS {
+        return Err(Refusal::new(
+            Reason::MalformedRequest,
+            format!("the message has more than {MAX_FIELDS} fields and entries"),
+        ));
+    }
+    intake::charge_decoding(fields * ENTRY)
 }
 
 /// Encodes `T`, decodes `U`.
@@ -123,14 +144,8 @@ where
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // Each repeated entry costs far more than its bytes: a message that is all entries would take thirty times its
-        // size. Counted on the bytes, before anything is made of them.
-        if depth::<U>().is_some_and(|depth| count_fields(buf.chunk(), depth) > MAX_FIELDS) {
-            return Err(status::from(&Refusal::new(
-                Reason::MalformedRequest,
-                format!("the message has more than {MAX_FIELDS} fields and entries"),
-            )));
-        }
+        // On the bytes, before anything is made of them.
+        admit_entries::<U>(buf.chunk()).map_err(|refusal| status::from(&refusal))?;
         self.0.decode(buf).map_err(|error| {
             let why = quote(error.message());
             status::from(&Refusal::new(

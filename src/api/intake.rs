@@ -20,6 +20,7 @@ use tower_service::Service;
 use super::delivery::Deliveries;
 use super::status;
 use crate::refusal::{Reason, Refusal};
+use crate::run::Untold;
 
 /// Bytes of a message of a service that is not ours: health and reflection.
 const MAX_FOREIGN: u64 = 64 << 10;
@@ -79,6 +80,45 @@ pub(super) struct Charge(Arc<Held>);
 struct Held {
     total: Arc<AtomicU64>,
     bytes: AtomicU64,
+}
+
+impl Charge {
+    /// Adds `bytes`, of a budget of `budget` for all requests.
+    fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
+        let bytes = bytes as u64;
+        let Held { total, bytes: mine } = &*self.0;
+        let fits = total.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+            held.checked_add(bytes).filter(|held| *held <= budget)
+        });
+        match fits {
+            Ok(_) => {
+                mine.fetch_add(bytes, Ordering::AcqRel);
+                Ok(())
+            }
+            Err(_) => Err(Refusal::new(
+                Reason::QueueFull,
+                format!(
+                    "requests in flight hold {budget} bytes already (server.inflight_request_bytes)"
+                ),
+            )
+            .retry_after(RETRY)),
+        }
+    }
+}
+
+tokio::task_local! {
+    /// The charge of the request that is being decoded.
+    static CURRENT: Option<(Charge, u64)>;
+}
+
+/// Charges the request that is being decoded for what its entries take beyond their bytes.
+pub(super) fn charge_decoding(bytes: usize) -> Result<(), Refusal> {
+    let charged = CURRENT.try_with(|current| match current {
+        Some((charge, budget)) => charge.add(bytes, *budget),
+        None => Ok(()),
+    });
+    // Outside a request there is nobody to charge: a client decodes answers.
+    charged.unwrap_or(Ok(()))
 }
 
 impl Drop for Held {
@@ -154,6 +194,7 @@ where
         let ours = path.starts_with("/ringfence.v1.");
         let cap = self.intake.cap(path);
         let budget = self.intake.settings.inflight;
+        let charge_of_decoding = Some((charge.clone(), budget));
         let stall = self.intake.settings.stall;
         request.extensions_mut().insert(Arrival {
             at: Instant::now(),
@@ -175,10 +216,11 @@ where
         });
         let deliveries = self.intake.deliveries.clone();
         let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = answer.await?;
-            Ok(answer.map(|body| Body::new(deliveries.watch(body))))
-        })
+        Box::pin(CURRENT.scope(charge_of_decoding, async move {
+            let mut answer = answer.await?;
+            let untold = answer.extensions_mut().remove::<Untold>();
+            Ok(answer.map(|body| Body::new(deliveries.watch(body, untold))))
+        }))
     }
 }
 
@@ -264,27 +306,10 @@ impl Counted {
     }
 
     fn charge(&self, bytes: usize) -> Result<(), Refusal> {
-        if !self.unary {
-            return Ok(());
-        }
-        let bytes = bytes as u64;
-        let Held { total, bytes: mine } = &*self.charge.0;
-        let fits = total.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-            held.checked_add(bytes).filter(|held| *held <= self.budget)
-        });
-        match fits {
-            Ok(_) => {
-                mine.fetch_add(bytes, Ordering::AcqRel);
-                Ok(())
-            }
-            Err(_) => Err(Refusal::new(
-                Reason::QueueFull,
-                format!(
-                    "requests in flight hold {} bytes already (server.inflight_request_bytes)",
-                    self.budget
-                ),
-            )
-            .retry_after(RETRY)),
+        if self.unary {
+            self.charge.add(bytes, self.budget)
+        } else {
+            Ok(())
         }
     }
 

@@ -13,7 +13,7 @@ use super::{decode, encode, proto, status};
 use crate::limits::Delivery;
 use crate::refusal::Refusal;
 use crate::request::{ModuleRef, RunId};
-use crate::run::{Asked, Runner, Running};
+use crate::run::{Asked, Runner, Running, Untold};
 use crate::sandbox::WASMTIME_VERSION;
 
 /// Where the daemon is in its life.
@@ -96,7 +96,7 @@ impl SandboxService for SandboxApi {
         let ended = run.finished().await;
         let ended = ended.map_err(|refusal| status::of_run(&refusal, &run.id))?;
         let mut response = Response::new(encode::response(&run, ended));
-        add_run_id(&mut response, &run.id);
+        told_by(&mut response, &run.id, run.untold.clone());
         Ok(response)
     }
 
@@ -106,9 +106,9 @@ impl SandboxService for SandboxApi {
     ) -> Result<Response<Events>, Status> {
         let spec = |proto::RunStreamRequest { spec }| spec;
         let run = self.start(request, spec, Delivery::Streamed).await?;
-        let id = run.id.clone();
+        let (id, untold) = (run.id.clone(), run.untold.clone());
         let mut response = Response::new(Events::new(run));
-        add_run_id(&mut response, &id);
+        told_by(&mut response, &id, untold);
         Ok(response)
     }
 
@@ -159,7 +159,9 @@ impl SandboxService for SandboxApi {
     }
 }
 
-fn add_run_id<T>(response: &mut Response<T>, id: &RunId) {
+/// Names the run in an answer, which a drain waits for.
+fn told_by<T>(response: &mut Response<T>, id: &RunId, untold: Untold) {
+    response.extensions_mut().insert(untold);
     if let Some(value) = status::run_id_value(id) {
         response.metadata_mut().insert(status::RUN_ID, value);
     }

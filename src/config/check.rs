@@ -7,6 +7,10 @@ use std::time::Duration;
 use super::schema::{Config, Size, Time};
 use crate::limits::{MIN_STACK, StackClass};
 
+/// The most that arguments, or environment, may be allowed to take: each of their entries takes a byte at the least, and
+/// a message may have 400,000.
+const MAX_LIST: Size = Size(192 << 10);
+
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -347,8 +351,8 @@ fn limits(c: &mut Checker, config: &Config) {
         policy.max_output,
     );
     c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
-    c.between("policy.max_args", policy.max_args, Size(0), Size(16 << 20));
-    c.between("policy.max_env", policy.max_env, Size(0), Size(16 << 20));
+    c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
+    c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);
     let max_fuel = if policy.max_fuel == 0 {
         u64::MAX
     } else {

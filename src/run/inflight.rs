@@ -19,15 +19,18 @@ pub(super) struct InFlight {
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     running: usize,
-    /// Runs whose end their caller has not been told.
+    /// Answers that their callers have not been given.
     untold: usize,
 }
 
-/// A run whose end is not told yet, counted until this is dropped.
-#[derive(Debug)]
-pub(super) struct Untold(Arc<InFlight>);
+/// An answer that its caller has not been given yet, counted until the last clone of this is dropped.
+#[derive(Clone, Debug)]
+pub struct Untold(#[expect(dead_code, reason = "held for its drop")] Arc<Counted>);
 
-impl Drop for Untold {
+#[derive(Debug)]
+struct Counted(Arc<InFlight>);
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.count.send_modify(|count| count.untold -= 1);
     }
@@ -54,16 +57,19 @@ impl InFlight {
         let mut runs = self.lock();
         runs.insert(id.clone(), stop);
         let running = runs.len();
-        self.count.send_modify(|count| {
-            count.running = running;
-            count.untold += 1;
-        });
+        self.count.send_modify(|count| count.running = running);
         drop(runs);
         let flight = Flight {
             id,
             all: Arc::clone(self),
         };
-        (flight, Untold(Arc::clone(self)))
+        (flight, self.untold())
+    }
+
+    /// Counts an answer.
+    pub(super) fn untold(self: &Arc<Self>) -> Untold {
+        self.count.send_modify(|count| count.untold += 1);
+        Untold(Arc::new(Counted(Arc::clone(self))))
     }
 
     /// How many there are.

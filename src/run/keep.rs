@@ -47,6 +47,8 @@ impl Runner {
     /// # Errors
     /// Those of the module, and `STORE_FULL`.
     pub async fn keep(&self, until: Option<Instant>, load: Load) -> Result<Kept, Refusal> {
+        // A drain waits for it.
+        let _untold = self.inflight.untold();
         before(until, self.keep_now(load)).await
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use self::admission::{Admission, Permit, not_started, shutting_down};
-use self::inflight::{Flight, InFlight, Untold};
+use self::inflight::{Flight, InFlight};
 use self::keep::digest_of;
 use self::record::Record;
 use crate::limits::{Delivery, Limits, Requested};
@@ -30,6 +30,7 @@ use crate::sandbox::{
 };
 use crate::store::Store;
 
+pub use self::inflight::Untold;
 pub use self::keep::{Kept, Load};
 pub use crate::sandbox::{Chunk, Exported, Imported};
 
@@ -81,8 +82,8 @@ pub struct Running {
     pub started: SystemTime,
     output: Arc<Output>,
     stop: Arc<Stop>,
-    /// A drain waits for what has not been told yet.
-    _untold: Untold,
+    /// A drain waits for what has not been told yet; the answer takes a clone along.
+    pub untold: Untold,
 }
 
 /// What a run got.
@@ -253,7 +254,7 @@ impl Runner {
             started,
             output,
             stop,
-            _untold: untold,
+            untold,
         }
     }
 

@@ -60,17 +60,15 @@ where
     where
         F: Future<Output = Result<V, Refusal>> + Send + 'static,
     {
-        // Gone with the work, also when that panics.
-        let entry = Entry {
-            under_way: Arc::clone(&self.under_way),
-            key,
-        };
+        let under_way = Arc::clone(&self.under_way);
         #[expect(
             clippy::disallowed_methods,
             reason = "awaited by every caller through the shared future; ends by itself"
         )]
         let task = tokio::spawn(async move {
-            let _entry = entry;
+            // Gone with the work, also when that panics. Made here, since a runtime that is ending drops a task while it
+            // is spawned, which is under the lock.
+            let _entry = Entry { under_way, key };
             work.await
         });
         async move {

@@ -11,6 +11,7 @@ use wasmparser::{
 use wasmtime::{Engine, WasmFeatures};
 
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES};
+use super::meter::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLES};
 use super::validate::{invalid, not_enabled, validate};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -151,6 +152,9 @@ struct Reader {
     imports: Vec<(String, String, &'static str)>,
     exports: Vec<(String, &'static str, Option<u32>)>,
     memory_pages: u64,
+    memories: usize,
+    tables: usize,
+    instances: usize,
     shared_memory: bool,
 }
 
@@ -170,10 +174,13 @@ impl Reader {
                 Payload::MemorySection(memories) => {
                     for memory in memories {
                         let memory = memory?;
+                        self.memories += 1;
                         self.memory_pages = self.memory_pages.saturating_add(pages(&memory));
                         self.shared_memory |= memory.shared;
                     }
                 }
+                Payload::TableSection(tables) => self.tables += tables.count() as usize,
+                Payload::InstanceSection(instances) => self.instances += instances.count() as usize,
                 payload => {
                     if self.depth == 1 {
                         self.read_outermost(payload)?;
@@ -283,6 +290,11 @@ impl Reader {
         if self.shared_memory {
             return Err(not_enabled(&["shared-memory".to_owned()]));
         }
+        check_counts(&[
+            ("memories", self.memories, MAX_MEMORIES),
+            ("tables", self.tables, MAX_TABLES),
+            ("core instances", self.instances, MAX_INSTANCES),
+        ])?;
         let refused: Vec<String> = self
             .imports
             .iter()
@@ -368,11 +380,26 @@ impl Reader {
 
 impl Inspection {
     /// About how many bytes this takes, and what a runtime keeps of the same things.
-    pub fn weight(&self) -> usize {
-        const ENTRY: usize = 320;
-        let names = self.functions.iter().map(|(name, _)| name.len());
-        let others = self.others.iter().map(String::len);
-        names.chain(others).map(|name| 2 * name + ENTRY).sum()
+    pub(super) fn weight(&self) -> usize {
+        const ENTRY: usize = 256;
+        let functions = self.functions.iter().map(|(name, signature)| {
+            name.len() + 8 * (signature.params.len() + signature.results.len())
+        });
+        let exports = self
+            .exports
+            .iter()
+            .map(|export| export.name.len() + export.signature.len());
+        let imports = self
+            .imports
+            .iter()
+            .map(|import| import.module.len() + import.name.len());
+        let names = self
+            .others
+            .iter()
+            .chain(&self.imports_wasi)
+            .map(String::len);
+        let entries = functions.chain(exports).chain(imports).chain(names);
+        entries.map(|bytes| bytes + ENTRY).sum::<usize>() + 4 * ENTRY
     }
 
     /// What the module exports under `name`.
@@ -414,6 +441,20 @@ pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
     )
     .at("module")
     .with("imports", names)
+}
+
+/// Refuses a module that a store could not hold.
+fn check_counts(counts: &[(&str, usize, usize)]) -> Result<(), Refusal> {
+    match counts.iter().find(|(_, asked, allowed)| asked > allowed) {
+        Some((what, asked, allowed)) => Err(Refusal::new(
+            Reason::LimitAboveMaximum,
+            format!("the module has {asked} {what}; allowed are {allowed}"),
+        )
+        .at("module")
+        .with("asked", asked)
+        .with("allowed", allowed)),
+        None => Ok(()),
+    }
 }
 
 /// A memory's minimum in pages of 64 KiB, whatever size its own pages have.

@@ -11,11 +11,11 @@ use wasmtime::ResourceLimiter;
 /// The most elements of all tables of a run together: 8 MiB of host memory.
 const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 /// The most core instances of a run; an interpreter as a component takes about 40.
-const MAX_INSTANCES: usize = 200;
+pub(super) const MAX_INSTANCES: usize = 200;
 /// The most linear memories of a run.
-const MAX_MEMORIES: usize = 32;
+pub(super) const MAX_MEMORIES: usize = 32;
 /// The most tables of a run.
-const MAX_TABLES: usize = 64;
+pub(super) const MAX_TABLES: usize = 64;
 
 /// Limits the linear memories of a run, all together, and counts what it held at the most.
 ///

@@ -117,7 +117,8 @@ impl Loaded {
 }
 
 fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
+    // Rounded up: what weighs nothing is never evicted.
+    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
+use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
     CancelCause, HealthRequest, Outcome, RunRequest, RunResponse, RunStreamRequest, ServingStatus,
+    StreamEvent,
 };
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -37,7 +40,7 @@ async fn spinners_on_every_core_leave_health_and_short_runs_answered() {
     let digest = daemon.loaded(crate::guests::kit()).await;
     let mut spinners = Vec::new();
     for _ in 0..=cores {
-        spinners.push(spinning(&daemon, Duration::from_secs(6)).await);
+        spinners.push(spinning(&daemon, Duration::from_secs(15)).await);
     }
     for _ in 0..20 {
         let hello = by_digest(&digest).args(&["kit", "hello"]);
@@ -317,36 +320,77 @@ async fn read_to_the_end_after_the_daemon_let_go() {
     assert_eq!(story.stderr, b"done");
 }
 
+/// A stream of a guest that has ended, most of whose output its reader has no room for.
+async fn untaken(daemon: &Daemon, bytes: usize) -> (tonic::Streaming<StreamEvent>, Story) {
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr))
+        .unwrap()
+        .initial_stream_window_size(65_535)
+        .connect()
+        .await
+        .unwrap();
+    let request = RunStreamRequest {
+        spec: Some(kit(&["flood", &bytes.to_string()])),
+    };
+    let mut stream = SandboxServiceClient::new(channel)
+        .run_stream(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut story = Story::default();
+    story.add(stream.message().await.unwrap().unwrap());
+    until_idle(daemon).await;
+    (stream, story)
+}
+
+/// Keeps asking for health for a while; the daemon answers.
+async fn for_a_while(daemon: &Daemon, while_: Duration) {
+    let start = std::time::Instant::now();
+    while start.elapsed() < while_ {
+        daemon
+            .client
+            .clone()
+            .health(HealthRequest {})
+            .await
+            .unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_what_a_reader_has_not_taken_yet() {
     let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
-    // More than a client's HTTP/2 windows hold.
-    const BYTES: usize = 12_000_000;
-    let mut stream = daemon
-        .stream(kit(&["flood", &BYTES.to_string()]))
-        .await
-        .unwrap();
-    let mut story = Story::default();
-    story.add(stream.message().await.unwrap().unwrap());
+    const BYTES: usize = 280_000;
+    let (mut stream, mut story) = untaken(&daemon, BYTES).await;
     daemon.drain();
-    // The drain is on, and the reader takes its time.
-    let mut client = daemon.client.clone();
-    while client
-        .health(HealthRequest {})
-        .await
-        .unwrap()
-        .into_inner()
-        .status()
-        != ServingStatus::Draining
-    {}
-    for _ in 0..50 {
-        client.health(HealthRequest {}).await.unwrap();
-    }
+    // Longer than what is left to answers once nothing is waited for.
+    for_a_while(&daemon, Duration::from_millis(1500)).await;
     while let Some(event) = stream.message().await.unwrap() {
         story.add(event);
     }
     assert_eq!(story.stdout.len(), BYTES);
     assert_eq!(story.outcome(), Outcome::Exited);
-    drop((client, stream));
+    drop(stream);
     daemon.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_takes_is_let_go_and_not_told_as_whole() {
+    let daemon = Daemon::with(&[("runs.stall_timeout", "200ms")]).await;
+    let (mut stream, _) = untaken(&daemon, 280_000).await;
+    for_a_while(&daemon, Duration::from_secs(2)).await;
+    let mut bytes = 0;
+    let broken = loop {
+        match stream.message().await {
+            Ok(Some(event)) => match event.event {
+                Some(Event::Stdout(piece)) => bytes += piece.len(),
+                other => panic!("{other:?}"),
+            },
+            Ok(None) => panic!("it ended as if it were whole"),
+            Err(status) => break status,
+        }
+    };
+    assert!(bytes < 280_000);
+    assert_ne!(broken.code(), Code::Ok);
+    // A large answer arrives whole all the same when it is taken.
+    let run = kit(&["flood", "9000000"]).resources(|r| r.output_limit = Some(16 << 20));
+    assert_eq!(daemon.ran(run).await.exited(0).stdout.len(), 9_000_000);
 }

@@ -193,17 +193,24 @@ async fn text_that_is_no_utf8_is_malformed() {
 #[tokio::test]
 async fn messages_that_are_all_entries_are_refused_before_they_are_decoded() {
     let daemon = Daemon::start().await;
-    // Two million empty mounts: four megabytes that would become a hundred.
-    let mounts = [0x42, 0].repeat(2_000_000);
-    let message = [&[0x0a][..], &varint(mounts.len()), &mounts].concat();
-    let length = u32::try_from(message.len()).unwrap();
-    let refused = Refused::new(&raw(&daemon, "Run", framed(0, length, &message)).await);
-    assert!(
-        refused
-            .is(Code::InvalidArgument, "MALFORMED_REQUEST")
-            .message
-            .contains("400000")
-    );
+    // Two million empty entries: four megabytes that would become a hundred.
+    let nested = |tag: u8, inner: &[u8]| [&[tag][..], &varint(inner.len()), inner].concat();
+    let mounts = nested(0x0a, &[0x42, 0].repeat(2_000_000));
+    let functions = nested(0x0a, &nested(0x52, &[0x12, 0].repeat(2_000_000)));
+    for (method, message) in [
+        ("Run", mounts),
+        ("RunStream", functions),
+        ("LoadModule", [0x22, 0].repeat(2_000_000)),
+    ] {
+        let length = u32::try_from(message.len()).unwrap();
+        let status = raw(&daemon, method, framed(0, length, &message)).await;
+        let refused = Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+        assert!(
+            refused.message.contains("400000"),
+            "{method}: {}",
+            refused.message
+        );
+    }
 }
 
 fn varint(mut n: usize) -> Vec<u8> {
