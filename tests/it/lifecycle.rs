@@ -20,10 +20,7 @@ use crate::harness::{
 const LONG: Duration = Duration::from_secs(60);
 
 /// Starts a run that spins after one line, and returns its stream once that line came.
-async fn spinning(
-    daemon: &Daemon,
-    timeout: Duration,
-) -> (tonic::Streaming<ringfence::api::proto::StreamEvent>, Story) {
+async fn spinning(daemon: &Daemon, timeout: Duration) -> (tonic::Streaming<StreamEvent>, Story) {
     let run = kit(&["spin", "partial"]).timeout(timeout);
     let mut stream = daemon.stream(run).await.expect("not refused");
     let mut story = Story::default();
