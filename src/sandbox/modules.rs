@@ -116,6 +116,13 @@ impl Loaded {
     }
 }
 
+/// Does what takes milliseconds, for a large module, off the serving threads.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Refusal::internal(format_args!("loading a module: {error}")))
+}
+
 fn kib(bytes: usize) -> u32 {
     // Rounded up: what weighs nothing is never evicted.
     u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
@@ -208,7 +215,7 @@ impl Modules {
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let loaded = inner.load(key, wasm, inspection).await?;
+                let loaded = Arc::clone(&inner).load(key, wasm, inspection).await?;
                 inner.loaded.insert(key, Arc::clone(&loaded));
                 Ok(loaded)
             }
@@ -221,12 +228,16 @@ impl Modules {
 
 impl Inner {
     async fn load(
-        &self,
+        self: Arc<Self>,
         key: Key,
         wasm: Bytes,
         inspection: Arc<Inspection>,
     ) -> Result<Arc<Loaded>, Refusal> {
-        let artifact = match self.sibling(key) {
+        let sibling = {
+            let this = Arc::clone(&self);
+            aside(move || this.sibling(key)).await?
+        };
+        let artifact = match sibling {
             Some(artifact) => artifact,
             None => {
                 let engine = self.engines.compiler(key.variant.metered).clone();
@@ -235,13 +246,13 @@ impl Inner {
                     .await?
             }
         };
-        let loaded = self
-            .map(key.variant, &artifact, inspection)
+        let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
+        let loaded = aside(move || self.map(key.variant, &artifact, inspection))
+            .await?
             .map_err(|error| {
                 Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
             })?;
         // It would be dropped as soon as it is inserted, and compiled again for every run.
-        let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
         if u64::from(loaded.weight()) > budget {
             return Err(Refusal::new(
                 Reason::CompilationFailed,
