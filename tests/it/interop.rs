@@ -24,10 +24,17 @@ fn succeeded(output: &Output, what: &str) -> String {
 }
 
 fn skipped(what: &str, output: &Output) {
-    eprintln!(
-        "\n*** SKIPPED: {what} cannot be installed: {}\n",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let why = String::from_utf8_lossy(&output.stderr);
+    eprintln!("\n*** SKIPPED: {what} cannot be installed: {why}\n");
+}
+
+/// Whether a tool is there; says so loudly where it is not.
+fn is_there(tool: &str) -> bool {
+    let there = Command::new(tool).arg("--version").output().is_ok();
+    if !there {
+        eprintln!("\n*** SKIPPED: there is no {tool} on this machine\n");
+    }
+    there
 }
 
 /// A Python with grpcio, in `.cache/venv`.
@@ -35,6 +42,9 @@ async fn python() -> Option<PathBuf> {
     let venv = guests::root().join(".cache/venv");
     let python = venv.join("bin/python");
     if !python.exists() {
+        if !is_there("python3") {
+            return None;
+        }
         let mut make = Command::new("python3");
         make.args(["-m", "venv"]).arg(&venv);
         succeeded(&output(make).await, "python3 -m venv");
@@ -97,6 +107,9 @@ async fn buf() -> Option<PathBuf> {
     let prefix = guests::root().join(".cache/buf");
     let bin = prefix.join("node_modules/.bin/buf");
     if !bin.exists() {
+        if !is_there("npm") {
+            return None;
+        }
         let mut install = Command::new("npm");
         install
             .args([

@@ -192,7 +192,7 @@ async fn fuel_of_an_interrupted_loop_is_told() {
     let wat = "(module (func (export \"_start\") (loop br 0)))";
     let run = spec(wat)
         .resources(|r| r.fuel_limit = Some(1 << 60))
-        .timeout(Duration::from_millis(300));
+        .timeout(Duration::from_secs(1));
     let ran = daemon.ran(run).await.ended(Outcome::TimedOut);
     assert!(ran.result.fuel_consumed.expect("metered") > 1_000_000);
 }
@@ -243,7 +243,7 @@ async fn time_runs_out_in_guest_code_and_in_host_calls(
     let daemon = Daemon::start().await;
     for run in [kit(args), kit_component(args)] {
         let ran = daemon
-            .ran(run.timeout(Duration::from_millis(200)))
+            .ran(run.timeout(Duration::from_millis(500)))
             .await
             .ended(Outcome::TimedOut);
         assert_eq!(ran.out(), partial);

@@ -895,8 +895,10 @@ async fn timeout_is_checked() {
 #[tokio::test]
 async fn the_callers_deadline_ends_the_run_early_enough_to_tell() {
     let daemon = Daemon::start().await;
+    // Compiled beforehand: the deadline is for the run.
+    let digest = daemon.loaded(guests::kit()).await;
     let request = ringfence::api::proto::RunRequest {
-        spec: Some(kit(&["spin", "partial"])),
+        spec: Some(by_digest(&digest).args(&["kit", "spin", "partial"])),
     };
     let request = crate::harness::within(request, Duration::from_secs(1));
     let answer = daemon

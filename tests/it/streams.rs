@@ -104,7 +104,7 @@ async fn output_comes_while_the_guest_runs() {
 #[tokio::test]
 async fn every_outcome_ends_a_stream_with_all_output_before_it() {
     let daemon = Daemon::start().await;
-    let quick = Duration::from_millis(150);
+    let quick = Duration::from_millis(500);
     for (run, outcome) in [
         (kit(&["exit", "9"]), Outcome::Exited),
         (kit(&["panic"]), Outcome::Trapped),
