@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use prost_build::Config;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "ringfence/v1/event.proto",
     "ringfence/v1/module.proto",
+    "ringfence/v1/module_service.proto",
     "ringfence/v1/result.proto",
     "ringfence/v1/sandbox_service.proto",
     "ringfence/v1/spec.proto",

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +13,17 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
-use crate::api::{self, Address, Bound, Intake, IntakeSettings, ListenSettings, Phase, SandboxApi};
-use crate::config::{self, Config, Known, Overrides, PagemapScan, Problems};
+use crate::api::{
+    self, Address, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase, SandboxApi,
+};
+use crate::config::{self, CompileMode, Config, Known, Overrides, PagemapScan, Problems, StoreUrl};
 use crate::limits::PAGE;
 use crate::policy::Policy;
 use crate::run::{self, Runner};
-use crate::sandbox::{self, Sandbox};
-use crate::store::Store;
+use crate::sandbox::{self, Budget, CompileSettings, Sandbox};
+use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store};
 
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;
@@ -36,7 +40,11 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// that a slow one still learns how its run ended.
 const PATIENCE: u32 = 3;
 /// The services whose health is told, the empty name being the whole daemon.
-const SERVICES: [&str; 2] = ["", "ringfence.v1.SandboxService"];
+const SERVICES: [&str; 3] = [
+    "",
+    "ringfence.v1.ModuleService",
+    "ringfence.v1.SandboxService",
+];
 
 /// A daemon that is bound but does not serve yet.
 pub struct App {
@@ -79,40 +87,49 @@ pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Probl
     config::load(overrides, &known)
 }
 
-/// Builds the daemon and binds its listeners.
+/// Builds the daemon and binds its listeners. `program` is the file of this program: modules are compiled in processes
+/// of it.
 ///
 /// # Errors
 /// Whatever keeps it from serving.
-pub async fn build(config: &Config) -> Result<App, AppError> {
+pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     let bound = api::bind(&config.listen, &listen_settings(config))
         .await
         .map_err(|error| AppError(error.to_string()))?;
-    compose(config, bound)
+    compose(config, program, bound)
 }
 
 /// Builds a daemon that listens nowhere and has one connection, whose other end is the second value.
 ///
 /// # Errors
 /// Whatever keeps it from serving.
-pub fn build_paired(config: &Config) -> Result<(App, UnixStream), AppError> {
+pub fn build_paired(config: &Config, program: &Path) -> Result<(App, UnixStream), AppError> {
     let (bound, client) = api::pair().map_err(|error| AppError(error.to_string()))?;
-    Ok((compose(config, bound)?, client))
+    Ok((compose(config, program, bound)?, client))
 }
 
-fn compose(config: &Config, bound: Bound) -> Result<App, AppError> {
+fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppError> {
     let policy = Arc::new(Policy::from(config));
-    let sandbox = Sandbox::start(&sandbox_settings(config, &policy))
+    let store = Store::open(&store_settings(config))
+        .map_err(|error| failed("the module store does not open")(&error))?;
+    let artifacts = artifacts_settings(config)
+        .map(|settings| Artifacts::open(&settings).map(Arc::new))
+        .transpose()
+        .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
+    let sandbox = Sandbox::start(&sandbox_settings(config, &policy, program, artifacts))
         .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
     let runner = Runner::new(
         instance(config),
         policy,
         sandbox,
-        Store::new(config.store.budget.0),
+        store,
+        registries(config),
         run::Settings {
             slots: config.admission.slots,
             queue: config.admission.queue,
             max_wait: config.admission.max_wait.0,
             stall_timeout: config.runs.stall_timeout.0,
+            arrivals: config.store.uploads,
         },
     );
     let server = &config.server;
@@ -141,7 +158,63 @@ fn listen_settings(config: &Config) -> ListenSettings {
     }
 }
 
-fn sandbox_settings(config: &Config, policy: &Policy) -> sandbox::Settings {
+fn store_settings(config: &Config) -> store::Settings {
+    store::Settings {
+        place: match &config.store.url {
+            StoreUrl::Memory => Place::Memory,
+            StoreUrl::Directory(path) => Place::Directory(path.clone()),
+            StoreUrl::Objects(url) => Place::Objects(url.clone()),
+        },
+        budget: config.store.budget.0,
+        max_module: config.compile.max_module.0,
+        spool: config.store.spool.clone(),
+    }
+}
+
+fn artifacts_settings(config: &Config) -> Option<ArtifactsSettings> {
+    let artifacts = &config.artifacts;
+    (!artifacts.dir.as_os_str().is_empty()).then(|| ArtifactsSettings {
+        dir: artifacts.dir.clone(),
+        budget: artifacts.budget.0,
+        key_file: artifacts.key_file.clone(),
+    })
+}
+
+fn registries(config: &Config) -> Registries {
+    let registry = |it: &config::RegistryHost| Registry {
+        host: it.host.clone(),
+        plain: it.plain,
+    };
+    let credentials = &config.oci.credentials_file;
+    Registries::new(
+        config.oci.registries.iter().map(registry).collect(),
+        (!credentials.as_os_str().is_empty()).then(|| credentials.clone()),
+    )
+}
+
+fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
+    let compile = &config.compile;
+    CompileSettings {
+        child: match compile.mode {
+            CompileMode::Child => Some(program.to_owned()),
+            CompileMode::InProcess => None,
+        },
+        concurrency: compile.concurrency,
+        queue: compile.queue,
+        budget: Budget {
+            timeout: compile.timeout.0,
+            memory: compile.memory.0,
+            artifact: compile.max_artifact.0,
+        },
+    }
+}
+
+fn sandbox_settings(
+    config: &Config,
+    policy: &Policy,
+    program: &Path,
+    artifacts: Option<Arc<Artifacts>>,
+) -> sandbox::Settings {
     let engine = &config.engine;
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let memory = u64::from(config.policy.max_memory_pages) * PAGE;
@@ -164,8 +237,8 @@ fn sandbox_settings(config: &Config, policy: &Policy) -> sandbox::Settings {
         cache_budget: engine.cache_budget.0,
         // At most 4 GiB, on a 64-bit host.
         max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
-        compile_concurrency: config.compile.concurrency,
-        compile_queue: config.compile.queue,
+        compile: compile_settings(config, program),
+        artifacts,
         mounts: policy.grants.mounts.clone(),
     }
 }
@@ -196,7 +269,7 @@ impl App {
         self.bound.addresses()
     }
 
-    /// Instances that pools hold now; for tests of what runs leave behind.
+    /// What tests look at beside the API.
     pub fn probe(&self) -> Probe {
         Probe(Arc::clone(&self.runner))
     }
@@ -211,6 +284,7 @@ impl App {
         set_health(&health, ServingStatus::NotServing).await;
         let deliveries = self.intake.deliveries();
         let api = SandboxApi::new(Arc::clone(&self.runner), phases);
+        let modules = ModuleApi::new(Arc::clone(&self.runner));
         let told = failed("reflection does not start");
         let (v1, v1alpha) = match self.reflection {
             true => (
@@ -223,6 +297,7 @@ impl App {
             .layer(self.intake)
             // The intake layer caps messages: tonic's own cap answers in other terms.
             .add_service(SandboxServiceServer::new(api).max_decoding_message_size(usize::MAX))
+            .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
             .add_service(health_service)
             .add_optional_service(v1)
             .add_optional_service(v1alpha);
@@ -333,5 +408,20 @@ impl Probe {
     /// Instances that pools hold now.
     pub fn pooled_instances(&self) -> u64 {
         self.0.sandbox().pooled_instances()
+    }
+
+    /// Compilations that were begun.
+    pub fn compilations(&self) -> u64 {
+        self.0.sandbox().modules().compilations()
+    }
+
+    /// Bytes of compiled modules in memory, about.
+    pub fn cached_bytes(&self) -> u64 {
+        self.0.sandbox().modules().cached_bytes()
+    }
+
+    /// Artefacts on disk that were not taken.
+    pub fn rejected_artifacts(&self) -> u64 {
+        self.0.sandbox().modules().rejected_artifacts()
     }
 }

@@ -15,6 +15,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod limits;
+pub mod module;
 pub mod outcome;
 pub mod policy;
 pub mod refusal;

@@ -3,8 +3,11 @@
 //! Everything that happens before a guest's first instruction and keeps it from running is a [`Refusal`]. What a
 //! guest does after that is data, never a refusal.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// The most names of a list that a refusal spells out; the rest is a count.
 const LISTED: usize = 8;
@@ -13,7 +16,7 @@ const QUOTED: usize = 120;
 const QUOTED_IN_LIST: usize = 56;
 
 /// Why, in terms that programs can rely on. The API documents each; `api::status` maps them to gRPC codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// A field is missing, malformed or contradicts another.
     SpecInvalid,
@@ -31,6 +34,8 @@ pub enum Reason {
     ModuleInvalid,
     /// The module is valid but could not be compiled.
     CompilationFailed,
+    /// Compiling it takes more than `[compile]` allows.
+    CompileLimitExceeded,
     /// The module's memories do not fit the run's.
     MemoryBelowModuleMinimum,
     /// The module needs a WebAssembly proposal that the operator has not turned on.
@@ -39,6 +44,8 @@ pub enum Reason {
     ImportNotAllowed,
     /// The operator's policy does not grant what was asked for.
     PolicyDenied,
+    /// The bytes are not those of the digest that was expected.
+    DigestMismatch,
     /// No such module.
     ModuleNotFound,
     /// Too many wait already.
@@ -49,6 +56,8 @@ pub enum Reason {
     MessageTooLarge,
     /// The module store's budget is used up.
     StoreFull,
+    /// The module store cannot be reached, or cannot give back what it took.
+    StoreUnavailable,
     /// The caller's deadline passed before the run could start.
     NotStarted,
     /// The daemon is ending.
@@ -59,7 +68,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -68,15 +77,18 @@ impl Reason {
         Self::ModuleTooLarge,
         Self::ModuleInvalid,
         Self::CompilationFailed,
+        Self::CompileLimitExceeded,
         Self::MemoryBelowModuleMinimum,
         Self::FeatureNotEnabled,
         Self::ImportNotAllowed,
         Self::PolicyDenied,
+        Self::DigestMismatch,
         Self::ModuleNotFound,
         Self::QueueFull,
         Self::WaitExpired,
         Self::MessageTooLarge,
         Self::StoreFull,
+        Self::StoreUnavailable,
         Self::NotStarted,
         Self::ShuttingDown,
         Self::Internal,
@@ -93,15 +105,18 @@ impl Reason {
             Self::ModuleTooLarge => "MODULE_TOO_LARGE",
             Self::ModuleInvalid => "MODULE_INVALID",
             Self::CompilationFailed => "COMPILATION_FAILED",
+            Self::CompileLimitExceeded => "COMPILE_LIMIT_EXCEEDED",
             Self::MemoryBelowModuleMinimum => "MEMORY_BELOW_MODULE_MINIMUM",
             Self::FeatureNotEnabled => "FEATURE_NOT_ENABLED",
             Self::ImportNotAllowed => "IMPORT_NOT_ALLOWED",
             Self::PolicyDenied => "POLICY_DENIED",
+            Self::DigestMismatch => "DIGEST_MISMATCH",
             Self::ModuleNotFound => "MODULE_NOT_FOUND",
             Self::QueueFull => "QUEUE_FULL",
             Self::WaitExpired => "WAIT_EXPIRED",
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
             Self::StoreFull => "STORE_FULL",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::NotStarted => "NOT_STARTED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Internal => "INTERNAL",
@@ -109,16 +124,16 @@ impl Reason {
     }
 }
 
-/// A request that was refused, and why.
-#[derive(Clone, Debug)]
+/// A request that was refused, and why. It can cross to the daemon from a compile child.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal(Box<Facts>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Facts {
     reason: Reason,
     message: String,
     field: Option<String>,
-    metadata: Vec<(&'static str, String)>,
+    metadata: Vec<(Cow<'static, str>, String)>,
     retry_after: Option<Duration>,
 }
 
@@ -154,6 +169,12 @@ impl Refusal {
         .at(field)
         .with("asked", asked)
         .with("allowed", allowed)
+    }
+
+    /// `sentence`, then the first few of `names`, which are also the fact `key`.
+    pub fn listing(reason: Reason, sentence: &str, key: &'static str, names: &[String]) -> Self {
+        let names = list(names);
+        Self::new(reason, format!("{sentence}: {names}")).with(key, names)
     }
 
     /// The operator's policy does not grant what `field` asks for; `rule` is the policy's key.
@@ -195,7 +216,7 @@ impl Refusal {
         // A list of names is the longest that a fact may be.
         let most = LISTED * (QUOTED_IN_LIST + 2) + QUOTED;
         let value = shorten(printable(&value.to_string()), most);
-        self.0.metadata.push((key, value));
+        self.0.metadata.push((key.into(), value));
         self
     }
 
@@ -222,7 +243,7 @@ impl Refusal {
     }
 
     /// The facts, besides the field.
-    pub fn metadata(&self) -> &[(&'static str, String)] {
+    pub fn metadata(&self) -> &[(Cow<'static, str>, String)] {
         &self.0.metadata
     }
 

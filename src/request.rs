@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::limits::Limits;
@@ -37,25 +38,42 @@ impl Digest {
     /// # Errors
     /// `SPEC_INVALID` for anything else.
     pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
-        let malformed = || {
-            Refusal::invalid(
-                field,
-                format!(
-                    "\"{}\" is not \"sha256:\" and 64 hexadecimal digits",
-                    quote(text)
-                ),
-            )
-        };
-        let hex = text.strip_prefix("sha256:").ok_or_else(malformed)?;
+        let hex = text.strip_prefix("sha256:");
+        hex.and_then(Self::from_hex).ok_or_else(|| {
+            let message = format!(
+                "\"{}\" is not \"sha256:\" and 64 hexadecimal digits",
+                quote(text)
+            );
+            Refusal::invalid(field, message)
+        })
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(hex: &str) -> Option<Self> {
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(malformed());
+            return None;
         }
         let mut digest = [0; 32];
         for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| malformed())?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| malformed())?;
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
-        Ok(Self(digest))
+        Some(Self(digest))
+    }
+
+    /// Its 64 hexadecimal digits.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<Sha256> for Digest {
+    fn from(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
     }
 }
 
@@ -288,7 +306,7 @@ fn is_plain(path: &Path) -> bool {
 }
 
 /// Metadata of a run or a module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
@@ -350,6 +368,17 @@ pub fn stdin(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
     Ok(bytes)
 }
 
+/// Refuses a module of `asked` bytes, or more.
+pub fn module_too_large(field: &str, asked: u64, max: u64) -> Refusal {
+    Refusal::new(
+        Reason::ModuleTooLarge,
+        format!("the module of {asked} bytes is above the maximum of {max}"),
+    )
+    .at(field)
+    .with("asked", asked)
+    .with("allowed", max)
+}
+
 /// Takes a module's bytes: some, and at most `max`.
 ///
 /// # Errors
@@ -358,17 +387,9 @@ pub fn module_bytes(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusa
     if bytes.is_empty() {
         return Err(Refusal::invalid(field, "is empty"));
     }
-    if bytes.len() as u64 > max {
-        return Err(Refusal::new(
-            Reason::ModuleTooLarge,
-            format!(
-                "the module of {} bytes is above the maximum of {max}",
-                bytes.len()
-            ),
-        )
-        .at(field)
-        .with("asked", bytes.len())
-        .with("allowed", max));
+    let asked = bytes.len() as u64;
+    if asked > max {
+        return Err(module_too_large(field, asked, max));
     }
     Ok(bytes)
 }

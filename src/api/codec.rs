@@ -18,16 +18,27 @@ const MAX_FIELDS: usize = 400_000;
 /// About what an entry takes in memory beyond its bytes.
 const ENTRY: usize = 64;
 
-/// Where the entries of `U` stand: its own, those of its spec (field 1), and those of the spec's security (field 10).
+/// Entries that are not worth charging: the messages of an upload have few each, and are many.
+const UNCHARGED: usize = 16;
+
+/// Where the entries of `U` stand: its own, those of its spec or start (field 1), and of the spec's security (field 10).
 /// `None`: it has none.
 fn nested<U: 'static>() -> Option<&'static [u32]> {
-    use super::proto::{LoadModuleRequest, RunRequest, RunStreamRequest};
+    use super::proto::{
+        ListModulesRequest, LoadModuleRequest, RunRequest, RunStreamRequest, UploadModuleRequest,
+    };
     let id = TypeId::of::<U>();
     if id == TypeId::of::<RunRequest>() || id == TypeId::of::<RunStreamRequest>() {
-        Some(&[1, 10])
-    } else {
-        (id == TypeId::of::<LoadModuleRequest>()).then_some(&[])
+        return Some(&[1, 10]);
     }
+    if id == TypeId::of::<UploadModuleRequest>() {
+        return Some(&[1]);
+    }
+    let flat = [
+        TypeId::of::<LoadModuleRequest>(),
+        TypeId::of::<ListModulesRequest>(),
+    ];
+    flat.contains(&id).then_some(&[])
 }
 
 /// Counts the fields of a message, with those of the messages in it that `nested` leads to. What is no message is left
@@ -73,6 +84,9 @@ fn admit_entries<U: 'static>(bytes: &[u8]) -> Result<(), Refusal> {
             Reason::MalformedRequest,
             format!("the message has more than {MAX_FIELDS} fields and entries"),
         ));
+    }
+    if fields <= UNCHARGED {
+        return Ok(());
     }
     intake::charge_decoding(fields * ENTRY)
 }

@@ -1,5 +1,6 @@
 //! From the wire to a [`RunSpec`]: every field is taken or refused, none is passed over.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use crate::limits::{Delivery, OutputPolicy, Requested};
 use crate::policy::Policy;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::request::{self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunSpec};
-use crate::run::Load;
+use crate::run::About;
 
 /// What an answer needs to get home before its caller gives up: the smaller of this and a tenth of the caller's time.
 const WAY_HOME: Duration = Duration::from_millis(100);
@@ -73,35 +74,107 @@ pub(super) fn spec(
     Ok(spec)
 }
 
+/// Where a module to keep comes from.
+pub(super) enum LoadFrom {
+    /// The request.
+    Wasm(Bytes),
+    /// A registry.
+    Oci(String),
+}
+
 /// A module to keep.
 ///
 /// # Errors
 /// `SPEC_INVALID`, `MODULE_TOO_LARGE`.
-pub(super) fn load(message: proto::LoadModuleRequest, policy: &Policy) -> Result<Load, Refusal> {
+pub(super) fn load(
+    message: proto::LoadModuleRequest,
+    policy: &Policy,
+) -> Result<(LoadFrom, About), Refusal> {
+    use proto::load_module_request::Source;
     let proto::LoadModuleRequest {
         source,
         name,
         metered,
         labels,
     } = message;
-    let wasm = match source {
-        Some(proto::load_module_request::Source::Wasm(wasm)) => {
-            request::module_bytes("wasm", wasm, policy.max_module)?
+    let from = match source {
+        Some(Source::Wasm(wasm)) => {
+            LoadFrom::Wasm(request::module_bytes("wasm", wasm, policy.max_module)?)
         }
-        None => return Err(Refusal::invalid("source", "is missing; allowed is: wasm")),
+        Some(Source::Oci(reference)) => LoadFrom::Oci(reference),
+        None => {
+            return Err(Refusal::invalid(
+                "source",
+                "is missing; allowed are: wasm, oci",
+            ));
+        }
     };
-    if name.len() > MAX_LABEL_BYTES || name.chars().any(char::is_control) {
-        return Err(Refusal::invalid(
-            "name",
-            format!("is over {MAX_LABEL_BYTES} bytes or has a control character"),
-        ));
-    }
-    Ok(Load {
-        wasm,
-        name,
+    let about = About {
+        name: module_name("name", name)?,
         metered,
         labels: Labels::new("labels", labels)?,
-    })
+    };
+    Ok((from, about))
+}
+
+/// How an upload begins: what the module is to be called, and the digest that it must have.
+///
+/// # Errors
+/// `SPEC_INVALID`.
+pub(super) fn upload(start: proto::UploadStart) -> Result<(About, Option<Digest>), Refusal> {
+    let proto::UploadStart {
+        name,
+        metered,
+        labels,
+        digest,
+    } = start;
+    let expected = match digest.as_str() {
+        "" => None,
+        digest => Some(Digest::parse("start.digest", digest)?),
+    };
+    let about = About {
+        name: module_name("start.name", name)?,
+        metered,
+        labels: Labels::new("start.labels", labels)?,
+    };
+    Ok((about, expected))
+}
+
+fn module_name(field: &str, name: String) -> Result<String, Refusal> {
+    if name.len() > MAX_LABEL_BYTES || name.chars().any(char::is_control) {
+        let message = format!("is over {MAX_LABEL_BYTES} bytes or has a control character");
+        return Err(Refusal::invalid(field, message));
+    }
+    Ok(name)
+}
+
+/// A page of a listing: how many, after which, with which labels.
+///
+/// # Errors
+/// `SPEC_INVALID`.
+pub(super) fn page(
+    message: proto::ListModulesRequest,
+) -> Result<(usize, Option<Digest>, BTreeMap<String, String>), Refusal> {
+    const DEFAULT: usize = 100;
+    const MOST: usize = 1000;
+    let proto::ListModulesRequest {
+        page_size,
+        page_token,
+        labels,
+    } = message;
+    let size = match usize::try_from(page_size).unwrap_or(usize::MAX) {
+        0 => DEFAULT,
+        size if size <= MOST => size,
+        _ => return Err(Refusal::above("page_size", page_size, MOST)),
+    };
+    let after = match page_token.as_str() {
+        "" => None,
+        token => Some(Digest::from_hex(token).ok_or_else(|| {
+            let message = format!("\"{}\" is not one that a page before gave", quote(token));
+            Refusal::invalid("page_token", message)
+        })?),
+    };
+    Ok((size, after, labels.into_iter().collect()))
 }
 
 /// When a caller that said how long it waits gives up, less what the answer needs to get home.

@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 use super::proto;
 use crate::limits::OutputPolicy;
+use crate::module::{Exported, Imported};
 use crate::outcome::{CancelCause, Ended, Frame, Outcome, Trap, Value};
 use crate::request::{Digest, RunId};
-use crate::run::{Exported, Granted, Imported, Kept, Running};
+use crate::run::{Granted, Kept, Running, Taken};
 
 /// How a run ended.
 pub(super) fn result(run: &Running, ended: Ended) -> proto::RunResult {
@@ -78,40 +79,70 @@ pub(super) fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
     }
 }
 
-/// A module that is kept.
-pub(super) fn loaded(kept: Kept) -> proto::LoadModuleResponse {
-    let Kept {
-        digest,
-        inspection,
-        stored,
+/// A module that was loaded, from `resolved` where it was pulled.
+pub(super) fn loaded(taken: &Taken, resolved: Option<String>) -> proto::LoadModuleResponse {
+    let Taken {
+        kept,
         cached,
         compiled_in,
-    } = kept;
-    let kind = if inspection.component {
+    } = taken;
+    proto::LoadModuleResponse {
+        module: Some(module(kept)),
+        cached: *cached,
+        compile_duration: Some(duration(*compiled_in)),
+        resolved: resolved.unwrap_or_default(),
+    }
+}
+
+/// A module that was uploaded.
+pub(super) fn uploaded(taken: &Taken) -> proto::UploadModuleResponse {
+    let proto::LoadModuleResponse {
+        module,
+        cached,
+        compile_duration,
+        resolved: _,
+    } = loaded(taken, None);
+    proto::UploadModuleResponse {
+        module,
+        cached,
+        compile_duration,
+    }
+}
+
+/// A module as a listing tells it.
+pub(super) fn listed(kept: &Kept) -> proto::ModuleInfo {
+    let Kept { known, cached_in } = kept;
+    let record = &known.record;
+    let kind = if record.description.component {
         proto::ModuleKind::Component
     } else {
         proto::ModuleKind::Core
     };
-    proto::LoadModuleResponse {
-        module: Some(proto::ModuleInfo {
-            digest: digest.to_string(),
-            name: stored.name,
-            name_section: inspection.name.clone(),
-            kind: kind.into(),
-            exports: inspection.exports.iter().map(export).collect(),
-            imports: inspection.imports.iter().map(import).collect(),
-            size: stored.wasm.len() as u64,
-            memory_minimum_pages: inspection.memory_minimum_pages,
-            labels: stored
-                .labels
-                .iter()
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-            last_used: Some(stored.last_used.into()),
-            cached_in: vec!["memory".to_owned()],
-        }),
-        cached,
-        compile_duration: Some(duration(compiled_in)),
+    let labels = record.labels.iter();
+    proto::ModuleInfo {
+        digest: known.digest.to_string(),
+        name: record.name.clone(),
+        name_section: record.description.name.clone(),
+        kind: kind.into(),
+        exports: Vec::new(),
+        imports: Vec::new(),
+        size: record.size,
+        memory_minimum_pages: record.description.memory_minimum_pages,
+        labels: labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+        last_used: Some(known.last_used().into()),
+        cached_in: cached_in.iter().map(|place| (*place).to_owned()).collect(),
+    }
+}
+
+/// All that is told of a module.
+pub(super) fn module(kept: &Kept) -> proto::ModuleInfo {
+    let description = &kept.known.record.description;
+    proto::ModuleInfo {
+        exports: description.exports.iter().map(export).collect(),
+        imports: description.imports.iter().map(import).collect(),
+        ..listed(kept)
     }
 }
 
@@ -137,7 +168,7 @@ fn export(export: &Exported) -> proto::Export {
     } = export;
     proto::Export {
         name: name.clone(),
-        kind: (*kind).to_owned(),
+        kind: kind.clone().into_owned(),
         r#type: signature.clone(),
     }
 }
@@ -147,7 +178,7 @@ fn import(import: &Imported) -> proto::Import {
     proto::Import {
         module: module.clone(),
         name: name.clone(),
-        kind: (*kind).to_owned(),
+        kind: kind.clone().into_owned(),
     }
 }
 

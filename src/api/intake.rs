@@ -26,6 +26,12 @@ use crate::run::Untold;
 const MAX_FOREIGN: u64 = 64 << 10;
 /// What a LoadModule request may take besides its module.
 const LOAD_SLACK: u64 = 64 << 10;
+/// Bytes of one chunk of an upload, and of a message with one.
+pub(super) const MAX_CHUNK: usize = 1 << 20;
+const UPLOAD_MESSAGE: u64 = MAX_CHUNK as u64 + LOAD_SLACK;
+/// What an upload holds at the most, however long it is: a message that arrives, one that is looked at, and what is put
+/// together in memory.
+const UPLOAD_HOLDS: usize = 3 << 20;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
 /// What a refused caller is told to wait.
@@ -143,15 +149,29 @@ impl Intake {
         self.deliveries.clone()
     }
 
-    fn cap(&self, path: &str) -> u64 {
-        if path == "/ringfence.v1.SandboxService/LoadModule" {
-            self.settings.max_module.saturating_add(LOAD_SLACK)
-        } else if path.starts_with("/ringfence.v1.") {
-            self.settings.max_message
-        } else {
-            MAX_FOREIGN
+    /// What requests of a method are, and bytes of their messages at the most.
+    fn kind(&self, path: &str) -> (Kind, u64) {
+        match path {
+            "/ringfence.v1.SandboxService/LoadModule" => {
+                let cap = self.settings.max_module.saturating_add(LOAD_SLACK);
+                (Kind::Unary, cap)
+            }
+            "/ringfence.v1.ModuleService/UploadModule" => (Kind::Upload, UPLOAD_MESSAGE),
+            path if path.starts_with("/ringfence.v1.") => (Kind::Unary, self.settings.max_message),
+            _ => (Kind::Foreign, MAX_FOREIGN),
         }
     }
+}
+
+/// What the requests of a method are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Exactly one message, charged for as long as any of it is held.
+    Unary,
+    /// Messages that are used up as they come: charged for what an upload holds at once.
+    Upload,
+    /// Of a service that is not ours: small, short-lived, and not charged.
+    Foreign,
 }
 
 impl<S> Layer<S> for Intake {
@@ -190,9 +210,7 @@ where
             total: Arc::clone(&self.intake.held),
             bytes: AtomicU64::new(0),
         }));
-        let path = request.uri().path();
-        let ours = path.starts_with("/ringfence.v1.");
-        let cap = self.intake.cap(path);
+        let (kind, cap) = self.intake.kind(request.uri().path());
         let budget = self.intake.settings.inflight;
         let charge_of_decoding = Some((charge.clone(), budget));
         let stall = self.intake.settings.stall;
@@ -207,7 +225,8 @@ where
                 cap,
                 budget,
                 state: Framing::Prefix([0; PREFIX], 0),
-                unary: ours,
+                kind,
+                charged: false,
                 messages: 0,
                 failed: false,
                 stall,
@@ -240,8 +259,9 @@ struct Counted {
     cap: u64,
     budget: u64,
     state: Framing,
-    /// Exactly one message must come. What is streamed to us otherwise is small, short-lived, and not charged.
-    unary: bool,
+    kind: Kind,
+    /// Whether it has been charged at all.
+    charged: bool,
     messages: u64,
     failed: bool,
     stall: Duration,
@@ -283,7 +303,7 @@ impl Counted {
             return Err(malformed("the message is compressed, which is not offered"));
         }
         self.messages += 1;
-        if self.unary && self.messages > 1 {
+        if self.kind == Kind::Unary && self.messages > 1 {
             return Err(malformed("there is more than one message"));
         }
         if length > self.cap {
@@ -305,17 +325,19 @@ impl Counted {
         Ok(())
     }
 
-    fn charge(&self, bytes: usize) -> Result<(), Refusal> {
-        if self.unary {
-            self.charge.add(bytes, self.budget)
-        } else {
-            Ok(())
-        }
+    fn charge(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let holds = match self.kind {
+            Kind::Unary => bytes,
+            Kind::Upload if !self.charged => UPLOAD_HOLDS,
+            Kind::Upload | Kind::Foreign => return Ok(()),
+        };
+        self.charged = true;
+        self.charge.add(holds, self.budget)
     }
 
     fn check_end(&self) -> Result<(), Refusal> {
         match self.state {
-            Framing::Prefix(_, 0) if self.unary && self.messages == 0 => {
+            Framing::Prefix(_, 0) if self.kind != Kind::Foreign && self.messages == 0 => {
                 Err(malformed("there is no message"))
             }
             Framing::Prefix(_, 0) => Ok(()),
@@ -347,7 +369,7 @@ impl http_body::Body for Counted {
             return Poll::Ready(None);
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_pending() && self.unary {
+        if polled.is_pending() && self.kind != Kind::Foreign {
             // The rest of a message must come; a caller that never sends it would hold its charge for ever.
             let stall = self.stall;
             let silent = self

@@ -6,6 +6,7 @@ mod delivery;
 mod encode;
 mod intake;
 mod listen;
+mod modules;
 mod service;
 mod status;
 mod stream;
@@ -27,4 +28,5 @@ pub mod proto {
 pub use delivery::Deliveries;
 pub use intake::{Intake, IntakeSettings};
 pub use listen::{Address, BindError, Bound, ListenSettings, bind, pair};
+pub use modules::ModuleApi;
 pub use service::{Phase, SandboxApi};

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::decode::LoadFrom;
 use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
 use super::stream::Events;
@@ -117,15 +118,25 @@ impl SandboxService for SandboxApi {
         request: Request<proto::LoadModuleRequest>,
     ) -> Result<Response<proto::LoadModuleResponse>, Status> {
         let arrival = Arrival::of(&request);
-        let kept = async {
+        let loaded = async {
             let until = decode::until(request.metadata(), arrival.at)?;
-            let mut load = decode::load(request.into_inner(), self.runner.policy())?;
-            load.wasm = decode::charged(load.wasm, arrival.charge);
-            self.runner.keep(until, load).await
+            let (from, about) = decode::load(request.into_inner(), self.runner.policy())?;
+            match from {
+                LoadFrom::Wasm(wasm) => {
+                    let wasm = decode::charged(wasm, arrival.charge);
+                    let taken = self.runner.keep(until, wasm, about).await?;
+                    Ok(encode::loaded(&taken, None))
+                }
+                LoadFrom::Oci(reference) => {
+                    let (taken, resolved) = self.runner.pull(until, &reference, about).await?;
+                    Ok(encode::loaded(&taken, Some(resolved)))
+                }
+            }
         };
-        let kept = kept.await;
-        let kept = kept.map_err(|refusal| status::from(&refusal))?;
-        Ok(Response::new(encode::loaded(kept)))
+        let loaded: Result<_, Refusal> = loaded.await;
+        loaded
+            .map(Response::new)
+            .map_err(|refusal| status::from(&refusal))
     }
 
     async fn health(
@@ -153,7 +164,7 @@ impl SandboxService for SandboxApi {
             run_capacity,
             uptime: Some(encode::duration(self.started.elapsed())),
             pool_mode: sandbox.pool_mode().to_owned(),
-            compile_mode: "in-process".to_owned(),
+            compile_mode: sandbox.modules().compile_mode().to_owned(),
             hardening: "none".to_owned(),
         }))
     }

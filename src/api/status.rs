@@ -29,16 +29,19 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::EntryPointSignature
         | Reason::MalformedRequest
         | Reason::ModuleTooLarge
+        | Reason::DigestMismatch
         | Reason::ModuleInvalid
         | Reason::CompilationFailed => Code::InvalidArgument,
-        Reason::MemoryBelowModuleMinimum | Reason::FeatureNotEnabled => Code::FailedPrecondition,
+        Reason::CompileLimitExceeded
+        | Reason::MemoryBelowModuleMinimum
+        | Reason::FeatureNotEnabled => Code::FailedPrecondition,
         Reason::ImportNotAllowed | Reason::PolicyDenied => Code::PermissionDenied,
         Reason::ModuleNotFound => Code::NotFound,
         Reason::QueueFull | Reason::WaitExpired | Reason::MessageTooLarge | Reason::StoreFull => {
             Code::ResourceExhausted
         }
         Reason::NotStarted => Code::DeadlineExceeded,
-        Reason::ShuttingDown => Code::Unavailable,
+        Reason::ShuttingDown | Reason::StoreUnavailable => Code::Unavailable,
         Reason::Internal => Code::Internal,
     }
 }
@@ -88,7 +91,7 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
     refusal
         .metadata()
         .iter()
-        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .map(|(key, value)| (key.clone().into_owned(), value.clone()))
         .chain(field)
         .collect()
 }

@@ -1,5 +1,6 @@
 //! Reaching a daemon: one that listens somewhere, or one of this process's own.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -9,7 +10,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-use super::{Failure, exit};
+use super::{Failure, PROGRAM, exit};
+use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
 use crate::config::Overrides;
@@ -25,6 +27,16 @@ pub(super) type Client = SandboxServiceClient<Channel>;
 
 /// Connects to `addr`: "host:port", "http://host:port" or "unix:/path".
 pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
+    channel(addr).await.map(client)
+}
+
+/// Connects to the modules of the daemon at `addr`.
+pub(super) async fn connect_modules(addr: &str) -> Result<ModuleServiceClient<Channel>, Failure> {
+    let channel = channel(addr).await?;
+    Ok(ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX))
+}
+
+async fn channel(addr: &str) -> Result<Channel, Failure> {
     let uri = if addr.contains("://") || addr.starts_with("unix:") {
         addr.to_owned()
     } else {
@@ -33,7 +45,7 @@ pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
     let endpoint = Endpoint::from_shared(uri)
         .map_err(|error| Failure::new(format!("{addr} is no address: {error}")))?
         .connect_timeout(CONNECT);
-    let channel = windows(endpoint).connect().await.map_err(|error| {
+    windows(endpoint).connect().await.map_err(|error| {
         let mut why = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(error) = source {
@@ -41,8 +53,7 @@ pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
             source = error.source();
         }
         Failure::new(format!("cannot reach the daemon at {addr}: {why}"))
-    })?;
-    Ok(client(channel))
+    })
 }
 
 fn windows(endpoint: Endpoint) -> Endpoint {
@@ -72,8 +83,8 @@ impl Embedded {
         };
         let (config, _) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
-        let (app, socket) =
-            app::build_paired(&config).map_err(|error| Failure::new(error.to_string()))?;
+        let (app, socket) = app::build_paired(&config, Path::new(PROGRAM))
+            .map_err(|error| Failure::new(error.to_string()))?;
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,

@@ -1,21 +1,36 @@
 //! `ringfence load`
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
-use super::connect::{connect, failure};
-use super::{Failure, key_value, print, print_json, read, runtime};
+use super::connect::{connect, connect_modules, failure};
+use super::modules::report;
+use super::{Failure, key_value, print, print_json, runtime};
 use crate::api::proto::load_module_request::Source;
-use crate::api::proto::{LoadModuleRequest, LoadModuleResponse, ModuleKind};
+use crate::api::proto::upload_module_request::Frame;
+use crate::api::proto::{LoadModuleRequest, LoadModuleResponse, UploadModuleRequest, UploadStart};
+
+/// What a reference to a registry starts with.
+const OCI: &str = "oci://";
+/// Files up to so many bytes are sent in one message.
+const SMALL: usize = 1 << 20;
+/// Bytes of one piece of an upload.
+const PIECE: usize = 256 << 10;
 
 /// Load a module into a daemon.
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// A file (binary or text), or "-" for standard input
-    file: String,
+    /// A file (binary or text), "-" for standard input, or "oci://registry/repository:tag"
+    module: String,
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
@@ -41,27 +56,36 @@ enum Format {
 
 impl Load {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        let wasm = read(&self.file)?;
-        let file_name = || {
-            let name = Path::new(&self.file).file_name()?.to_str()?;
-            (name != "-").then(|| name.to_owned())
-        };
-        let request = LoadModuleRequest {
-            name: self.name.clone().or_else(file_name).unwrap_or_default(),
-            source: Some(Source::Wasm(wasm.into())),
-            metered: self.metered,
-            labels: self.label.into_iter().collect(),
-        };
         let answer = runtime()?.block_on(async {
-            let mut client = connect(&self.server).await?;
-            client
-                .load_module(request)
-                .await
-                .map_err(|status| failure(&status))
+            if self.module.starts_with(OCI) {
+                return self.load(Source::Oci(self.module.clone())).await;
+            }
+            let unreadable = |error| Failure::new(format!("cannot read {}: {error}", self.module));
+            let (mut from, size) = open(&self.module).map_err(unreadable)?;
+            // What fits one message goes in one; what is larger, or has no end yet, in pieces.
+            let mut first = Vec::new();
+            let limit = SMALL as u64 + 1;
+            (&mut from)
+                .take(limit)
+                .read_to_end(&mut first)
+                .map_err(unreadable)?;
+            if first.len() <= SMALL {
+                return self.load(Source::Wasm(first.into())).await;
+            }
+            self.upload(first.into(), from, size).await
         })?;
-        let answer = answer.into_inner();
         match self.output {
-            Some(Format::Json) => print_json(&report(&answer)),
+            Some(Format::Json) => {
+                let mut told = report(&answer.module.clone().unwrap_or_default());
+                let took = answer.compile_duration.unwrap_or_default();
+                let took = std::time::Duration::try_from(took).unwrap_or_default();
+                told["cached"] = json!(answer.cached);
+                told["compile_seconds"] = json!(took.as_secs_f64());
+                if !answer.resolved.is_empty() {
+                    told["resolved"] = json!(answer.resolved);
+                }
+                print_json(&told)
+            }
             None => {
                 let digest = answer
                     .module
@@ -71,26 +95,143 @@ impl Load {
             }
         }
     }
+
+    fn name(&self) -> String {
+        let file_name = || {
+            let name = Path::new(&self.module).file_name()?.to_str()?;
+            (name != "-" && !self.module.starts_with(OCI)).then(|| name.to_owned())
+        };
+        self.name.clone().or_else(file_name).unwrap_or_default()
+    }
+
+    async fn load(&self, source: Source) -> Result<LoadModuleResponse, Failure> {
+        let request = LoadModuleRequest {
+            name: self.name(),
+            source: Some(source),
+            metered: self.metered,
+            labels: self.label.iter().cloned().collect(),
+        };
+        let mut client = connect(&self.server).await?;
+        let answer = client.load_module(request).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| failure(&status))
+    }
+
+    /// Sends `first`, and then what `from` still has.
+    async fn upload(
+        &self,
+        first: Bytes,
+        from: Box<dyn Read + Send>,
+        size: Option<u64>,
+    ) -> Result<LoadModuleResponse, Failure> {
+        let mut client = connect_modules(&self.server).await?;
+        let start = Frame::Start(UploadStart {
+            name: self.name(),
+            metered: self.metered,
+            labels: self.label.iter().cloned().collect(),
+            digest: String::new(),
+        });
+        let (frames, sent) = mpsc::channel(2);
+        let reading = std::thread::spawn(move || send(start, first, from, &bar(size), &frames));
+        let answer = client.upload_module(ReceiverStream::new(sent)).await;
+        // Where reading failed, the daemon was told less than there is; that is the failure to tell.
+        match reading.join() {
+            Ok(Err(error)) => {
+                return Err(Failure::new(format!(
+                    "cannot read {}: {error}",
+                    self.module
+                )));
+            }
+            Ok(Ok(())) | Err(_) => {}
+        }
+        let answer = answer.map_err(|status| failure(&status))?.into_inner();
+        Ok(LoadModuleResponse {
+            module: answer.module,
+            cached: answer.cached,
+            compile_duration: answer.compile_duration,
+            resolved: String::new(),
+        })
+    }
 }
 
-fn report(answer: &LoadModuleResponse) -> Value {
-    let module = answer.module.clone().unwrap_or_default();
-    let kind = match module.kind() {
-        ModuleKind::Component => "component",
-        ModuleKind::Core | ModuleKind::Unspecified => "core",
+/// The file with its size, or standard input.
+fn open(path: &str) -> std::io::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if path == "-" {
+        return Ok((Box::new(std::io::stdin()), None));
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let size = metadata.is_file().then_some(metadata.len());
+    Ok((Box::new(file), size))
+}
+
+/// Sends a module in pieces. An upload is broken off where reading fails: its end is not sent.
+fn send(
+    start: Frame,
+    first: Bytes,
+    mut from: impl Read,
+    bar: &ProgressBar,
+    frames: &mpsc::Sender<UploadModuleRequest>,
+) -> std::io::Result<()> {
+    // The daemon may refuse early: nobody takes the rest then, and its answer says why.
+    let send = |frame| {
+        let frame = Some(frame);
+        frames.blocking_send(UploadModuleRequest { frame }).is_ok()
     };
-    let took = std::time::Duration::try_from(answer.compile_duration.unwrap_or_default());
-    json!({
-        "digest": module.digest,
-        "name": module.name,
-        "name_section": module.name_section,
-        "kind": kind,
-        "size": module.size,
-        "memory_minimum_pages": module.memory_minimum_pages,
-        "exports": module.exports.iter().map(|e| json!({ "name": e.name, "kind": e.kind, "type": e.r#type })).collect::<Vec<_>>(),
-        "imports": module.imports.iter().map(|i| json!({ "module": i.module, "name": i.name, "kind": i.kind })).collect::<Vec<_>>(),
-        "labels": module.labels,
-        "cached": answer.cached,
-        "compile_seconds": took.unwrap_or_default().as_secs_f64(),
-    })
+    let mut goes_on = send(start);
+    let mut pieces = first;
+    loop {
+        while goes_on && !pieces.is_empty() {
+            let piece = pieces.split_to(pieces.len().min(PIECE));
+            bar.inc(piece.len() as u64);
+            goes_on = send(Frame::Chunk(piece));
+        }
+        let mut piece = vec![0; PIECE];
+        let n = match goes_on {
+            true => read_some(&mut from, &mut piece),
+            false => Ok(0),
+        };
+        match n {
+            Ok(0) => break,
+            Ok(n) => {
+                piece.truncate(n);
+                pieces = piece.into();
+            }
+            Err(error) => {
+                // An empty message is refused, so that half a module is never taken for a whole one.
+                let _ = frames.blocking_send(UploadModuleRequest { frame: None });
+                return Err(error);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn read_some(from: &mut impl Read, piece: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match from.read(piece) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// Shown on standard error while it is a terminal.
+fn bar(size: Option<u64>) -> ProgressBar {
+    let (bar, style) = match size {
+        Some(size) => (
+            ProgressBar::new(size),
+            "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        ),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {bytes} {bytes_per_sec}",
+        ),
+    };
+    match ProgressStyle::with_template(style) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }

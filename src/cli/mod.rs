@@ -4,6 +4,7 @@ mod config;
 mod connect;
 mod health;
 mod load;
+mod modules;
 mod run;
 mod serve;
 
@@ -15,6 +16,10 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Overrides;
+use crate::sandbox;
+
+/// The file of this program, also where another has taken its name since.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// Exit codes that say how a run ended when the guest's own does not, as `timeout(1)` and shells have them.
 pub mod exit {
@@ -51,10 +56,15 @@ enum Command {
     Run(Box<run::Run>),
     /// Load a module into a daemon and print its digest
     Load(load::Load),
+    /// List, show or delete the modules that a daemon keeps
+    Modules(modules::Modules),
     /// Ask a daemon whether it takes runs; exits 0 when it does
     Health(health::Health),
     /// Check or show the configuration
     Config(config::ConfigCommand),
+    /// Compile one module for the daemon that started this process, and end
+    #[command(name = sandbox::SUBCOMMAND, hide = true)]
+    CompileChild,
     /// Print shell completions
     Completions {
         /// The shell
@@ -108,6 +118,10 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(command) => command.execute(),
         Command::Run(command) => command.execute(),
         Command::Load(command) => command.execute(),
+        Command::Modules(command) => command.execute(),
+        Command::CompileChild => sandbox::serve_as_child()
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| Failure::new(error.to_string())),
         Command::Health(command) => command.execute(),
         Command::Config(command) => command.execute(),
         Command::Completions { shell } => completions(shell),

@@ -1,10 +1,11 @@
 //! `ringfence serve`
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArgs, Failure, runtime};
+use super::{ConfigArgs, Failure, PROGRAM, runtime};
 use crate::{app, shutdown, telemetry};
 
 /// Start the daemon.
@@ -34,7 +35,7 @@ impl Serve {
         }
         let runtime = runtime()?;
         let result = runtime.block_on(async {
-            let app = app::build(&config).await?;
+            let app = app::build(&config, Path::new(PROGRAM)).await?;
             tokio::select! {
                 result = app.serve_until(signalled()) => result,
                 () = log.report_drops() => Ok(()),

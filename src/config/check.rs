@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use super::schema::{Config, Size, Time};
+use super::schema::{Artifacts, Config, Size, StoreUrl, Time};
 use crate::limits::{MIN_STACK, StackClass};
 
 /// The most that arguments, or environment, may be allowed to take: each of their entries takes a byte at the least, and
@@ -135,6 +135,7 @@ pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
     listeners(&mut c, config);
     server(&mut c, config);
     engine(&mut c, config, known);
+    modules(&mut c, config);
     limits(&mut c, config);
     grants(&mut c, config, known);
     if c.0.is_empty() {
@@ -276,25 +277,75 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
         Time(Duration::ZERO),
         minutes(10),
     );
-    c.between("compile.concurrency", config.compile.concurrency, 1, 64);
-    c.between("compile.queue", config.compile.queue, 1, 10_000);
-    c.between(
-        "compile.max_module",
-        config.compile.max_module,
-        Size(1 << 10),
-        Size(1 << 30),
-    );
-    c.between(
-        "store.budget",
-        config.store.budget,
-        Size(1 << 20),
-        Size(1 << 44),
-    );
     c.between(
         "runs.stall_timeout",
         config.runs.stall_timeout,
         millis(100),
         minutes(60),
+    );
+}
+
+fn modules(c: &mut Checker, config: &Config) {
+    let (compile, store) = (&config.compile, &config.store);
+    c.between("compile.concurrency", compile.concurrency, 1, 64);
+    c.between("compile.queue", compile.queue, 1, 10_000);
+    c.between(
+        "compile.timeout",
+        compile.timeout,
+        millis(1000),
+        minutes(60),
+    );
+    // Less is not enough for a hello.
+    let memory = (Size(64 << 20), Size(1 << 40));
+    c.between("compile.memory", compile.memory, memory.0, memory.1);
+    let module = (Size(1 << 10), Size(1 << 30));
+    c.between("compile.max_module", compile.max_module, module.0, module.1);
+    let artifact = (Size(1 << 20), Size(1 << 36));
+    c.between(
+        "compile.max_artifact",
+        compile.max_artifact,
+        artifact.0,
+        artifact.1,
+    );
+    let budget = (Size(1 << 20), Size(1 << 50));
+    c.between("store.budget", store.budget, budget.0, budget.1);
+    c.between("store.uploads", store.uploads, 1, 10_000);
+    if !matches!(store.url, StoreUrl::Directory(_)) {
+        c.require(
+            store.spool.is_absolute(),
+            "store.spool",
+            store.spool.display(),
+            "an absolute path to a folder",
+        );
+    }
+    artifacts(c, &config.artifacts);
+    let credentials = &config.oci.credentials_file;
+    c.require(
+        credentials.as_os_str().is_empty() || credentials.is_file(),
+        "oci.credentials_file",
+        credentials.display(),
+        "a file that exists, or nothing",
+    );
+}
+
+fn artifacts(c: &mut Checker, artifacts: &Artifacts) {
+    let budget = (Size(1 << 20), Size(1 << 44));
+    c.between("artifacts.budget", artifacts.budget, budget.0, budget.1);
+    let (dir, key) = (&artifacts.dir, &artifacts.key_file);
+    if dir.as_os_str().is_empty() {
+        return;
+    }
+    c.require(
+        dir.is_absolute(),
+        "artifacts.dir",
+        dir.display(),
+        "an absolute path, or nothing",
+    );
+    c.require(
+        key.is_absolute() && !key.starts_with(dir),
+        "artifacts.key_file",
+        key.display(),
+        "an absolute path outside artifacts.dir, where that is set",
     );
 }
 

@@ -3,6 +3,7 @@
 //! [`load`] gives a [`Config`] that is whole and consistent, or every semantic error at once. No behaviour lives here.
 
 mod check;
+mod places;
 mod schema;
 mod units;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use super::places::{RegistryHost, StoreUrl};
 pub use super::units::{Mode, Size, Time};
 
 /// The whole configuration.
@@ -20,6 +21,8 @@ pub struct Config {
     pub admission: Admission,
     pub compile: Compile,
     pub store: Store,
+    pub artifacts: Artifacts,
+    pub oci: Oci,
     pub runs: Runs,
     pub telemetry: Telemetry,
 }
@@ -144,9 +147,22 @@ pub struct Admission {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Compile {
+    pub mode: CompileMode,
+    pub timeout: Time,
+    pub memory: Size,
     pub concurrency: u32,
     pub queue: u32,
     pub max_module: Size,
+    pub max_artifact: Size,
+}
+
+/// `compile.mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub enum CompileMode {
+    Child,
+    InProcess,
 }
 
 /// `[store]`
@@ -154,7 +170,29 @@ pub struct Compile {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Store {
+    pub url: StoreUrl,
     pub budget: Size,
+    pub spool: PathBuf,
+    pub uploads: u32,
+}
+
+/// `[artifacts]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Artifacts {
+    pub dir: PathBuf,
+    pub budget: Size,
+    pub key_file: PathBuf,
+}
+
+/// `[oci]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Oci {
+    pub registries: Vec<RegistryHost>,
+    pub credentials_file: PathBuf,
 }
 
 /// `[runs]`

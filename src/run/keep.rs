@@ -1,24 +1,27 @@
-//! Modules that outlive their request: validate, compile, keep.
+//! Modules that outlive their request: take them in, validate, compile, keep, list, delete.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::admission::shutting_down;
 use super::{Runner, before};
-use crate::refusal::Refusal;
+use crate::module::Description;
+use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
-use crate::sandbox::{Inspection, Variant};
-use crate::store::Stored;
+use crate::sandbox::{Source, Variant};
+use crate::store::{Assembly, Blob, Known, Pulled, hashed, not_found};
 
-/// The most bytes that are hashed on the thread that received them.
-const HASHED_INLINE: usize = 1 << 20;
+/// What a caller is told to wait while too many modules arrive.
+const RETRY: Duration = Duration::from_secs(1);
+/// Records that one page of a listing looks at, at the most: a selector that few match ends a page early.
+const LOOKED_AT: usize = 1000;
 
-/// A module to keep.
-pub struct Load {
-    /// Its bytes as received.
-    pub wasm: Bytes,
+/// What a module is to be called.
+pub struct About {
     /// Its name for people.
     pub name: String,
     /// Compile it for metered execution too.
@@ -27,95 +30,242 @@ pub struct Load {
     pub labels: Labels,
 }
 
-/// A module that [`Runner::keep`] took.
+/// A module that arrives in pieces. It counts under `store.uploads` until it is kept or dropped, which leaves nothing.
+pub struct Arriving {
+    assembly: Assembly,
+    permit: OwnedSemaphorePermit,
+}
+
+/// A module that is kept.
 pub struct Kept {
-    /// Its digest.
-    pub digest: Digest,
-    /// What it is.
-    pub inspection: Arc<Inspection>,
-    /// As it is stored.
-    pub stored: Stored,
+    /// As the store knows it.
+    pub known: Arc<Known>,
+    /// Where its compiled form is held now.
+    pub cached_in: Vec<&'static str>,
+}
+
+/// A module that [`Runner::keep`] took.
+pub struct Taken {
+    /// The module.
+    pub kept: Kept,
     /// Whether nothing had to be compiled.
     pub cached: bool,
     /// Time spent compiling.
     pub compiled_in: Duration,
 }
 
-impl Runner {
-    /// Validates, compiles and keeps a module.
+impl Arriving {
+    /// Adds the next piece.
     ///
     /// # Errors
-    /// Those of the module, and `STORE_FULL`.
-    pub async fn keep(&self, until: Option<Instant>, load: Load) -> Result<Kept, Refusal> {
-        // A drain waits for it.
-        let _untold = self.inflight.untold();
-        before(until, self.keep_now(load)).await
+    /// `MODULE_TOO_LARGE`, and those of the place where it is put together.
+    pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
+        self.assembly.push(piece).await
+    }
+}
+
+impl Runner {
+    /// Makes ready for a module that arrives in pieces.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` where `store.uploads` arrive already; `SHUTTING_DOWN`.
+    pub fn arrive(&self) -> Result<Arriving, Refusal> {
+        let permit = self.place_for_one()?;
+        let assembly = self.store.spool().assemble(self.policy.max_module);
+        Ok(Arriving { assembly, permit })
     }
 
-    async fn keep_now(&self, load: Load) -> Result<Kept, Refusal> {
-        let Load {
-            wasm,
-            name,
-            metered,
-            labels,
-        } = load;
+    fn place_for_one(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
-        let digest = digest_of(&wasm).await?;
+        let permit = Arc::clone(&self.arrivals).try_acquire_owned();
+        permit.map_err(|_| {
+            let message = "too many modules are arriving (store.uploads)";
+            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+        })
+    }
+
+    /// Keeps a module that arrived in pieces and is, where that was said, the one of `expected`.
+    ///
+    /// # Errors
+    /// `DIGEST_MISMATCH`, and those of [`Self::keep`].
+    pub async fn keep_arrived(
+        &self,
+        until: Option<Instant>,
+        arrived: Arriving,
+        expected: Option<Digest>,
+        about: About,
+    ) -> Result<Taken, Refusal> {
+        let _untold = self.inflight.untold();
+        let Arriving { assembly, permit } = arrived;
+        let work = async {
+            let (wasm, digest) = assembly.finish().await?;
+            match expected {
+                Some(expected) if expected != digest => Err(mismatch(expected, digest)),
+                Some(_) | None if wasm.is_empty() => Err(Refusal::invalid("chunk", "is empty")),
+                Some(_) | None => self.keep_now(wasm, digest, about).await,
+            }
+        };
+        let taken = before(until, work).await;
+        drop(permit);
+        taken
+    }
+
+    /// Validates, compiles and keeps a module.
+    ///
+    /// # Errors
+    /// Those of the module, `STORE_FULL`, `STORE_UNAVAILABLE`.
+    pub async fn keep(
+        &self,
+        until: Option<Instant>,
+        wasm: Bytes,
+        about: About,
+    ) -> Result<Taken, Refusal> {
+        // A drain waits for it.
+        let _untold = self.inflight.untold();
+        let work = async {
+            let (wasm, digest) = hashed(wasm).await?;
+            self.keep_now(wasm.into(), digest, about).await
+        };
+        before(until, work).await
+    }
+
+    /// Pulls a module from an OCI registry and keeps it; the second value is the reference with its digest.
+    ///
+    /// # Errors
+    /// `POLICY_DENIED` for a registry that is not allowed, those of the registry, and those of [`Self::keep`].
+    pub async fn pull(
+        &self,
+        until: Option<Instant>,
+        reference: &str,
+        about: About,
+    ) -> Result<(Taken, String), Refusal> {
+        let _untold = self.inflight.untold();
+        let _permit = self.place_for_one()?;
+        let work = async {
+            let assembly = self.store.spool().assemble(self.policy.max_module);
+            let Pulled {
+                wasm,
+                digest,
+                resolved,
+            } = self.registries.pull(reference, assembly).await?;
+            let taken = self.keep_now(wasm, digest, about).await?;
+            Ok((taken, resolved))
+        };
+        before(until, work).await
+    }
+
+    async fn keep_now(&self, wasm: Blob, digest: Digest, about: About) -> Result<Taken, Refusal> {
+        if self.admission.is_closed() {
+            return Err(shutting_down());
+        }
+        let About {
+            name,
+            metered,
+            labels,
+        } = about;
         let default = self.policy.ceilings.require_fuel;
         let stack = self.policy.ceilings.default_stack_class();
-        let mut variants = vec![Variant {
-            metered: default,
-            stack,
-        }];
-        if metered && !default {
-            variants.push(Variant {
-                metered: true,
-                stack,
-            });
-        }
-        let mut inspection = None;
         let (mut cached, mut compiled_in) = (true, Duration::ZERO);
-        for variant in variants {
-            let (loaded, ready) = match self.sandbox.modules().cached(digest, variant) {
-                Some(loaded) => (loaded, true),
+        let mut description = None;
+        for metered in [Some(default), (metered && !default).then_some(true)]
+            .into_iter()
+            .flatten()
+        {
+            let variant = Variant { metered, stack };
+            let modules = self.sandbox.modules();
+            let loaded = match modules.ready(digest, variant).await? {
+                Some(loaded) => loaded,
                 None => {
-                    let known = match inspection.clone() {
-                        Some(known) => known,
-                        None => self.sandbox.modules().inspect(digest, wasm.clone()).await?,
-                    };
-                    self.sandbox
-                        .modules()
-                        .get(digest, variant, wasm.clone(), known)
-                        .await?
+                    let source = || Source::Here(wasm.clone());
+                    let inspected = modules.inspect(digest, source()).await?;
+                    let (loaded, ready) = modules.get(digest, variant, source(), inspected).await?;
+                    if !ready {
+                        cached = false;
+                        compiled_in += loaded.compiled_in;
+                    }
+                    loaded
                 }
             };
-            if !ready {
-                cached = false;
-                compiled_in += loaded.compiled_in;
-            }
-            inspection = Some(Arc::clone(&loaded.inspection));
+            description.get_or_insert_with(|| loaded.inspection.description.clone());
         }
-        let inspection = inspection.ok_or_else(|| Refusal::internal("no variant to compile"))?;
-        let stored = self.store.keep(digest, &wasm, name, labels)?;
-        Ok(Kept {
-            digest,
-            inspection,
-            stored,
+        let description: Description =
+            description.ok_or_else(|| Refusal::internal("no variant to compile"))?;
+        let known = self
+            .store
+            .keep(digest, &wasm, name, labels, description)
+            .await?;
+        Ok(Taken {
+            kept: self.kept(known),
             cached,
             compiled_in,
         })
     }
+
+    fn kept(&self, known: Arc<Known>) -> Kept {
+        let cached_in = self.sandbox.modules().cached_in(known.digest);
+        Kept { known, cached_in }
+    }
+
+    /// A module that is kept.
+    ///
+    /// # Errors
+    /// `MODULE_NOT_FOUND`, `STORE_UNAVAILABLE`.
+    pub async fn module(&self, digest: Digest) -> Result<Kept, Refusal> {
+        let known = self.store.find(digest).await?;
+        known
+            .map(|known| self.kept(known))
+            .ok_or_else(|| not_found(digest).at("digest"))
+    }
+
+    /// Up to `limit` modules after `after` that have all of `labels`, by digest, and where the next page starts.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn modules(
+        &self,
+        after: Option<Digest>,
+        limit: usize,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(Vec<Kept>, Option<Digest>), Refusal> {
+        let (mut page, mut next, mut looked_at) = (Vec::new(), after, 0);
+        while page.len() < limit && looked_at < LOOKED_AT {
+            // Never more than the page has room for: where it ends is where the next one starts.
+            let asked = limit - page.len();
+            let (found, after) = self.store.list(next, asked).await?;
+            looked_at += asked;
+            let selected = found.into_iter().filter(|known| {
+                labels
+                    .iter()
+                    .all(|(key, value)| known.record.labels.get(key) == Some(value))
+            });
+            page.extend(selected.map(|known| self.kept(known)));
+            next = after;
+            if next.is_none() {
+                break;
+            }
+        }
+        Ok((page, next))
+    }
+
+    /// Deletes a module; false where it was not kept. Runs that have it keep it.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn delete_module(&self, digest: Digest) -> Result<bool, Refusal> {
+        let deleted = self.store.delete(digest).await?;
+        self.sandbox.modules().forget(digest).await?;
+        Ok(deleted)
+    }
 }
 
-/// The digest of a module. A large one takes tens of milliseconds, which are not the serving threads' to give.
-pub(super) async fn digest_of(wasm: &Bytes) -> Result<Digest, Refusal> {
-    if wasm.len() <= HASHED_INLINE {
-        return Ok(Digest::of(wasm));
-    }
-    let wasm = wasm.clone();
-    tokio::task::spawn_blocking(move || Digest::of(&wasm))
-        .await
-        .map_err(|error| Refusal::internal(format_args!("hashing: {error}")))
+fn mismatch(expected: Digest, found: Digest) -> Refusal {
+    Refusal::new(
+        Reason::DigestMismatch,
+        format!("the bytes have the digest {found}; {expected} was expected"),
+    )
+    .at("digest")
+    .with("asked", expected)
+    .with("found", found)
 }

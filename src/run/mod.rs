@@ -14,25 +14,24 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use self::admission::{Admission, Permit, not_started, shutting_down};
 use self::inflight::{Flight, InFlight};
-use self::keep::digest_of;
 use self::record::Record;
 use crate::limits::{Delivery, Limits, Requested};
 use crate::outcome::{CancelCause, Ended, Outcome};
 use crate::policy::Policy;
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::Refusal;
 use crate::request::{Digest, Labels, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
-    self, Entry, Inspection, Item, Loaded, Output, Prepared, Sandbox, Stop, StopReason,
+    self, Entry, Inspection, Item, Loaded, Output, Prepared, Sandbox, Source, Stop, StopReason,
     Surroundings, Variant,
 };
-use crate::store::Store;
+use crate::store::{Registries, Store, hashed, not_found};
 
 pub use self::inflight::Untold;
-pub use self::keep::{Kept, Load};
-pub use crate::sandbox::{Chunk, Exported, Imported};
+pub use self::keep::{About, Arriving, Kept, Taken};
 
 /// How a runner is made.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +44,8 @@ pub struct Settings {
     pub max_wait: Duration,
     /// How long a guest may wait for a reader that takes nothing.
     pub stall_timeout: Duration,
+    /// Modules that may arrive at once, in pieces or from a registry.
+    pub arrivals: u32,
 }
 
 /// Everything that a run needs, shared by all.
@@ -52,7 +53,9 @@ pub struct Runner {
     instance: String,
     policy: Arc<Policy>,
     sandbox: Sandbox,
-    store: Store,
+    store: Arc<Store>,
+    registries: Registries,
+    arrivals: Arc<Semaphore>,
     admission: Admission,
     inflight: Arc<InFlight>,
     stall_timeout: Duration,
@@ -121,7 +124,8 @@ impl Runner {
         instance: String,
         policy: Arc<Policy>,
         sandbox: Sandbox,
-        store: Store,
+        store: Arc<Store>,
+        registries: Registries,
         settings: Settings,
     ) -> Self {
         Self {
@@ -129,6 +133,8 @@ impl Runner {
             policy,
             sandbox,
             store,
+            registries,
+            arrivals: Arc::new(Semaphore::new(settings.arrivals as usize)),
             admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
             inflight: InFlight::new(),
             stall_timeout: settings.stall_timeout,
@@ -265,32 +271,31 @@ impl Runner {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
         };
-        let (digest, wasm) = match &spec.module {
-            ModuleRef::Inline(wasm) => (digest_of(wasm).await?, Some(wasm.clone())),
-            ModuleRef::Loaded(digest) => (*digest, None),
+        let (digest, source) = match &spec.module {
+            ModuleRef::Inline(wasm) => {
+                let (wasm, digest) = hashed(wasm.clone()).await?;
+                record.module(digest);
+                (digest, Source::Here(wasm.into()))
+            }
+            ModuleRef::Loaded(digest) => {
+                record.module(*digest);
+                let known = self.store.find(*digest).await?;
+                let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
+                known.touch();
+                (*digest, Source::Stored(Arc::clone(&self.store)))
+            }
         };
-        record.module(digest);
-        let wasm = match wasm {
-            Some(wasm) => wasm,
-            None => self
-                .store
-                .take(digest)
-                .ok_or_else(|| module_not_found(digest))?,
-        };
-        let (loaded, (entry, memory_pages)) = match self.sandbox.modules().cached(digest, variant) {
+        let modules = self.sandbox.modules();
+        let (loaded, (entry, memory_pages)) = match modules.ready(digest, variant).await? {
             Some(loaded) => {
                 let settled = settle(&loaded.inspection, spec)?;
                 (loaded, settled)
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
-                let inspection = self.sandbox.modules().inspect(digest, wasm.clone()).await?;
-                let settled = settle(&inspection, spec)?;
-                let (loaded, _) = self
-                    .sandbox
-                    .modules()
-                    .get(digest, variant, wasm, inspection)
-                    .await?;
+                let inspected = modules.inspect(digest, source.clone()).await?;
+                let settled = settle(&inspected.inspection, spec)?;
+                let (loaded, _) = modules.get(digest, variant, source, inspected).await?;
                 (loaded, settled)
             }
         };
@@ -370,17 +375,10 @@ fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refus
             "needs WASI, which security.enable_wasi turns off, or an entry point with parameters",
         ));
     }
-    let pages = spec.limits.memory_pages(inspection.memory_minimum_pages)?;
+    let pages = spec
+        .limits
+        .memory_pages(inspection.description.memory_minimum_pages)?;
     Ok((entry, pages))
-}
-
-fn module_not_found(digest: Digest) -> Refusal {
-    Refusal::new(
-        Reason::ModuleNotFound,
-        format!("no module {digest} is loaded here"),
-    )
-    .at("spec.digest")
-    .with("digest", digest)
 }
 
 /// `work`, unless the caller's deadline passes first.

@@ -127,6 +127,19 @@ pub struct Variant {
     pub stack: StackClass,
 }
 
+impl Variant {
+    /// Every variant, metered or not.
+    pub(super) fn with_metering(metered: bool) -> impl Iterator<Item = Self> {
+        let variant = move |stack| Self { metered, stack };
+        StackClass::ALL.into_iter().map(variant)
+    }
+
+    /// Every variant.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        [false, true].into_iter().flat_map(Self::with_metering)
+    }
+}
+
 /// An engine with all that a module may import.
 pub(super) struct Linked {
     /// The engine.
@@ -178,24 +191,18 @@ pub(super) struct Engines {
 impl Engines {
     /// With epochs that advance each `interval` while a run is active.
     pub(super) fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
-        let compiler = |metered| {
-            let variant = Variant {
-                metered,
-                stack: StackClass::K512,
-            };
-            Engine::new(&config(&settings, variant))
-        };
+        let compiler = |metered| compiler(settings.features, metered, false);
         Ok(Self {
             compilers: [compiler(false)?, compiler(true)?],
             settings,
             pairs: Mutex::default(),
-            ticker: Ticker::start(interval),
+            ticker: Ticker::start(interval)?,
         })
     }
 
-    /// The engine that compiles for execution, metered or not.
-    pub(super) fn compiler(&self, metered: bool) -> &Engine {
-        &self.compilers[usize::from(metered)]
+    /// The engines that compile for execution, unmetered and metered.
+    pub(super) fn compilers(&self) -> &[Engine; 2] {
+        &self.compilers
     }
 
     /// Proposals that are on.
@@ -219,7 +226,7 @@ impl Engines {
         if let Some(linked) = pair.on_demand.get() {
             return Ok(Arc::clone(linked));
         }
-        let linked = self.link(&config(&self.settings, variant))?;
+        let linked = self.link(&config(self.settings.features, variant))?;
         // Two callers may race; the loser's engine holds nothing yet.
         Ok(Arc::clone(pair.on_demand.get_or_init(|| linked)))
     }
@@ -243,7 +250,7 @@ impl Engines {
         if let Some(pair) = pairs.get(&variant) {
             return Ok(Arc::clone(pair));
         }
-        let mut pooled_config = config(&self.settings, variant);
+        let mut pooled_config = config(self.settings.features, variant);
         pooled_config
             .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&self.settings)));
         // A limit on address space, some hosts and some containers refuse the reservation.
@@ -270,15 +277,29 @@ impl Engines {
     }
 }
 
+/// An engine that only compiles, on one thread or on all that rayon has.
+///
+/// # Errors
+/// Where the proposals contradict each other.
+pub(super) fn compiler(
+    features: WasmFeatures,
+    metered: bool,
+    parallel: bool,
+) -> wasmtime::Result<Engine> {
+    let stack = StackClass::K512;
+    let mut config = config(features, Variant { metered, stack });
+    Engine::new(config.parallel_compilation(parallel))
+}
+
 /// What every engine of a variant has in common; by default it allocates on demand.
-fn config(settings: &EngineSettings, variant: Variant) -> Config {
+fn config(features: WasmFeatures, variant: Variant) -> Config {
     let mut config = Config::new();
     let stack = variant.stack.bytes() as usize;
     for feature in WasmFeatures::WASM3.iter() {
-        config.wasm_features(feature, settings.features.contains(feature));
+        config.wasm_features(feature, features.contains(feature));
     }
     for feature in FEATURES.iter().flat_map(|feature| feature.own.iter()) {
-        config.wasm_features(feature, settings.features.contains(feature));
+        config.wasm_features(feature, features.contains(feature));
     }
     config
         .consume_fuel(variant.metered)
@@ -352,25 +373,20 @@ pub(super) struct Active {
 }
 
 impl Ticker {
-    fn start(interval: Duration) -> Self {
+    fn start(interval: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Ticks {
             engines: Mutex::default(),
             active: AtomicUsize::new(0),
         });
         let ticks = Arc::clone(&shared);
-        #[expect(
-            clippy::expect_used,
-            reason = "a host that cannot start one thread at start runs nothing"
-        )]
         let handle = std::thread::Builder::new()
             .name("epoch".to_owned())
-            .spawn(move || tick(&ticks, interval))
-            .expect("the epoch thread starts");
-        Self {
+            .spawn(move || tick(&ticks, interval))?;
+        Ok(Self {
             shared,
             thread: handle.thread().clone(),
             handle: Some(handle),
-        }
+        })
     }
 
     fn add(&self, engine: &Engine) {

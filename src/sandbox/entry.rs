@@ -1,8 +1,6 @@
 //! Which function a run calls, and with what.
 
-use wasmparser::ValType;
-
-use super::inspect::{Export, Inspection, Signature};
+use super::inspection::{Export, Inspection, Signature, ValueType};
 use crate::outcome::Value;
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -34,7 +32,7 @@ impl Entry {
         asked: Option<&str>,
         args: &[String],
     ) -> Result<Self, Refusal> {
-        if inspection.component {
+        if inspection.description.component {
             return Self::component(inspection, asked);
         }
         let name = asked.unwrap_or(START);
@@ -113,11 +111,8 @@ fn mismatch(name: &str, signature: &Signature, allowed: &str) -> Refusal {
     .with("signature", signature)
 }
 
-fn is_number(ty: &ValType) -> bool {
-    matches!(
-        ty,
-        ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64
-    )
+fn is_number(ty: &ValueType) -> bool {
+    !matches!(ty, ValueType::Other(_))
 }
 
 fn check_results(name: &str, signature: &Signature) -> Result<(), Refusal> {
@@ -155,7 +150,7 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
         .zip(args)
         .enumerate()
         .map(|(i, (ty, arg))| {
-            number(*ty, arg).ok_or_else(|| {
+            number(ty, arg).ok_or_else(|| {
                 let message = format!("argument {i}, \"{}\", is not an {ty}", quote(arg));
                 Refusal::new(Reason::EntryPointSignature, message)
                     .at(format!("spec.args[{i}]"))
@@ -166,15 +161,15 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
 }
 
 /// Reads a number: integers decimal or 0x hexadecimal, signed or unsigned.
-fn number(ty: ValType, text: &str) -> Option<Value> {
+fn number(ty: &ValueType, text: &str) -> Option<Value> {
     match ty {
-        ValType::I32 => integer(text, 32)
+        ValueType::I32 => integer(text, 32)
             .and_then(|bits| u32::try_from(bits).ok())
             .map(|bits| Value::I32(bits.cast_signed())),
-        ValType::I64 => integer(text, 64).map(|bits| Value::I64(bits.cast_signed())),
-        ValType::F32 => text.parse().ok().map(Value::F32),
-        ValType::F64 => text.parse().ok().map(Value::F64),
-        ValType::V128 | ValType::Ref(_) => None,
+        ValueType::I64 => integer(text, 64).map(|bits| Value::I64(bits.cast_signed())),
+        ValueType::F32 => text.parse().ok().map(Value::F32),
+        ValueType::F64 => text.parse().ok().map(Value::F64),
+        ValueType::Other(_) => None,
     }
 }
 

@@ -2,17 +2,19 @@
 //! it is valid under the proposals that are on.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use wasmparser::{
     ComponentExternalKind, Encoding, ExternalKind, FuncType, KnownCustom, Name, Parser, Payload,
-    TypeRef, ValType,
+    TypeRef,
 };
 use wasmtime::{Engine, WasmFeatures};
 
-use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES};
+use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES, offered};
+use super::inspection::{Inspection, Signature};
 use super::meter::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLES};
 use super::validate::{invalid, not_enabled, validate};
+use crate::module::{Description, Exported, Imported};
 use crate::refusal::{Reason, Refusal, quote};
 
 /// The most exports, and imports, that a listing names.
@@ -29,69 +31,32 @@ const WASI_PACKAGES: [&str; 6] = [
     "wasi:sockets/",
 ];
 
-/// What a module is.
-#[derive(Debug)]
-pub struct Inspection {
-    /// Whether it is a component.
-    pub component: bool,
-    /// Its own name, printable.
-    pub name: String,
-    /// The sum of its memories' minimums, in pages.
-    pub memory_minimum_pages: u64,
-    /// Exports, at most 1,000.
-    pub exports: Vec<Exported>,
-    /// Imports, at most 1,000.
-    pub imports: Vec<Imported>,
-    /// Functions that it exports, by name, with their types; a component's are not among them.
-    pub functions: Vec<(String, Signature)>,
-    /// Names of exports that are no functions.
-    others: HashSet<String>,
-    /// What it imports of WASI, at most 1,000.
-    pub imports_wasi: Vec<String>,
-    /// Host functions that it imports.
-    pub imports_host: BTreeSet<String>,
-    /// A component: whether it exports `wasi:cli/run`.
-    pub runs: bool,
-}
-
-/// A function's type.
-#[derive(Clone, Debug)]
-pub struct Signature {
-    /// Parameters.
-    pub params: Vec<ValType>,
-    /// Results.
-    pub results: Vec<ValType>,
-}
-
-/// One export.
-#[derive(Clone, Debug)]
-pub struct Exported {
-    /// Printable.
-    pub name: String,
-    /// What it is.
-    pub kind: &'static str,
-    /// A core function's type.
-    pub signature: String,
-}
-
-/// One import.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// Printable; empty for a component's.
-    pub module: String,
-    /// Printable.
-    pub name: String,
-    /// What it is.
-    pub kind: &'static str,
-}
-
 /// What can be imported and which proposals are on.
 #[derive(Debug)]
 pub(super) struct Rules {
     /// Proposals.
-    pub features: WasmFeatures,
+    features: WasmFeatures,
     /// Functions for core modules, as (module, name).
-    pub offered: HashSet<(String, String)>,
+    offered: HashSet<(String, String)>,
+}
+
+impl Rules {
+    /// With `features`, and what a linker of `engine` has.
+    ///
+    /// # Errors
+    /// Those of the linker.
+    pub(super) fn of(features: WasmFeatures, engine: &Engine) -> wasmtime::Result<Self> {
+        Ok(Self {
+            features,
+            offered: offered(engine)?,
+        })
+    }
+}
+
+/// Whether a binary is a component.
+pub(super) fn is_component(wasm: &[u8]) -> bool {
+    // The layer stands behind the magic number and the version.
+    wasm.get(6..8) == Some(&[1, 0])
 }
 
 /// The binary form of `bytes`: themselves, or what their text says.
@@ -281,8 +246,8 @@ impl Reader {
         let ty = *self.functions.get(function as usize)?;
         let func = self.types.get(ty as usize)?.as_ref()?;
         Some(Signature {
-            params: func.params().to_vec(),
-            results: func.results().to_vec(),
+            params: func.params().iter().copied().map(Into::into).collect(),
+            results: func.results().iter().copied().map(Into::into).collect(),
         })
     }
 
@@ -304,25 +269,26 @@ impl Reader {
         if !refused.is_empty() {
             return Err(import_not_allowed(&refused, "offered by this daemon"));
         }
-        let functions: Vec<_> = self
-            .exports
-            .iter()
-            .filter_map(|(name, _, index)| Some((name.clone(), self.signature((*index)?)?)))
-            .collect();
+        let is_wasi = |(module, name, _): &&(String, String, &str)| {
+            WASI_MODULES.contains(&module.as_str())
+                || (module.is_empty() && name.starts_with("wasi:"))
+        };
         Ok(Inspection {
-            component: self.component,
-            memory_minimum_pages: self.memory_pages,
-            runs: self
+            functions: self
                 .exports
                 .iter()
-                .any(|(name, ..)| name.starts_with(CLI_RUN)),
+                .filter_map(|(name, _, index)| Some((name.clone(), self.signature((*index)?)?)))
+                .collect(),
+            others: self
+                .exports
+                .iter()
+                .filter(|(_, _, index)| index.is_none())
+                .map(|(name, ..)| name.clone())
+                .collect(),
             imports_wasi: self
                 .imports
                 .iter()
-                .filter(|(module, name, _)| {
-                    WASI_MODULES.contains(&module.as_str())
-                        || (module.is_empty() && name.starts_with("wasi:"))
-                })
+                .filter(is_wasi)
                 .take(LISTED)
                 .map(|(module, name, _)| dotted(module, name))
                 .collect(),
@@ -332,23 +298,33 @@ impl Reader {
                 .map(|(module, name, _)| dotted(module, name))
                 .filter(|name| HOST_FUNCTION_NAMES.contains(&name.as_str()))
                 .collect(),
-            others: self
+            runs: self
                 .exports
                 .iter()
-                .filter(|(_, _, index)| index.is_none())
-                .map(|(name, ..)| name.clone())
-                .collect(),
+                .any(|(name, ..)| name.starts_with(CLI_RUN)),
+            description: self.describe(),
+        })
+    }
+
+    /// As listings tell it.
+    fn describe(self) -> Description {
+        let signature = |index: &Option<u32>| {
+            index
+                .and_then(|index| self.signature(index))
+                .map(|signature| signature.to_string())
+                .unwrap_or_default()
+        };
+        Description {
+            component: self.component,
+            memory_minimum_pages: self.memory_pages,
             exports: self
                 .exports
                 .iter()
                 .take(LISTED)
                 .map(|(name, kind, index)| Exported {
                     name: quote(name),
-                    kind,
-                    signature: index
-                        .and_then(|index| self.signature(index))
-                        .map(|signature| signature.to_string())
-                        .unwrap_or_default(),
+                    kind: (*kind).into(),
+                    signature: signature(index),
                 })
                 .collect(),
             imports: self
@@ -358,12 +334,11 @@ impl Reader {
                 .map(|(module, name, kind)| Imported {
                     module: quote(module),
                     name: quote(name),
-                    kind,
+                    kind: (*kind).into(),
                 })
                 .collect(),
             name: self.name,
-            functions,
-        })
+        }
     }
 
     fn is_offered(&self, (module, name, kind): &(String, String, &str), rules: &Rules) -> bool {
@@ -378,69 +353,10 @@ impl Reader {
     }
 }
 
-impl Inspection {
-    /// About how many bytes this takes, and what a runtime keeps of the same things.
-    pub(super) fn weight(&self) -> usize {
-        const ENTRY: usize = 256;
-        let functions = self.functions.iter().map(|(name, signature)| {
-            name.len() + 8 * (signature.params.len() + signature.results.len())
-        });
-        let exports = self
-            .exports
-            .iter()
-            .map(|export| export.name.len() + export.signature.len());
-        let imports = self
-            .imports
-            .iter()
-            .map(|import| import.module.len() + import.name.len());
-        let names = self
-            .others
-            .iter()
-            .chain(&self.imports_wasi)
-            .map(String::len);
-        let entries = functions.chain(exports).chain(imports).chain(names);
-        entries.map(|bytes| bytes + ENTRY).sum::<usize>() + 4 * ENTRY
-    }
-
-    /// What the module exports under `name`.
-    pub fn export(&self, name: &str) -> Export<'_> {
-        match self.functions.iter().find(|(function, _)| function == name) {
-            Some((_, signature)) => Export::Function(signature),
-            None if self.others.contains(name) => Export::Other,
-            None => Export::Missing,
-        }
-    }
-}
-
-/// What stands behind an export's name.
-pub enum Export<'a> {
-    /// A function.
-    Function(&'a Signature),
-    /// Something else.
-    Other,
-    /// Nothing.
-    Missing,
-}
-
-impl std::fmt::Display for Signature {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |types: &[ValType]| {
-            let types: Vec<String> = types.iter().map(ToString::to_string).collect();
-            types.join(", ")
-        };
-        write!(f, "({}) -> ({})", list(&self.params), list(&self.results))
-    }
-}
-
 /// Refuses imports; `what` ends the sentence "the module imports what is not ...".
 pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
-    let names = crate::refusal::list(names);
-    Refusal::new(
-        Reason::ImportNotAllowed,
-        format!("the module imports what is not {what}: {names}"),
-    )
-    .at("module")
-    .with("imports", names)
+    let sentence = format!("the module imports what is not {what}");
+    Refusal::listing(Reason::ImportNotAllowed, &sentence, "imports", names).at("module")
 }
 
 /// Refuses a module that a store could not hold.

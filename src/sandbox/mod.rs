@@ -7,13 +7,14 @@
 //! A guest gets a fresh store, executes on the guest threads, and its store is gone before its end is told.
 
 mod clock;
-mod compiler;
+mod compile;
 mod engine;
 mod entry;
 mod execute;
 mod flight;
 mod host;
 mod inspect;
+mod inspection;
 mod meter;
 mod modules;
 mod mounts;
@@ -31,7 +32,7 @@ use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::PoolingAllocationConfig;
 
-use self::compiler::Compiler;
+use self::compile::Compiler;
 use self::engine::{EngineSettings, Engines};
 use self::inspect::Rules;
 use self::mounts::Roots;
@@ -40,13 +41,15 @@ use crate::outcome::Ended;
 use crate::policy::{Grants, MountGrant};
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
+use crate::store::Artifacts;
 
+pub use self::compile::{Budget, CompileSettings, SUBCOMMAND, serve_as_child};
 pub use self::engine::{FEATURE_NAMES, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::host::HOST_FUNCTION_NAMES;
-pub use self::inspect::{Exported, Imported, Inspection};
-pub use self::modules::{Loaded, Modules};
+pub use self::inspection::Inspection;
+pub use self::modules::{Inspected, Loaded, Modules, Source};
 pub use self::stdio::{Chunk, Item, Output};
 pub use self::stop::{Stop, StopReason};
 
@@ -74,10 +77,10 @@ pub struct Settings {
     pub cache_budget: u64,
     /// The most bytes of one linear memory.
     pub max_memory: usize,
-    /// Modules compiled at once.
-    pub compile_concurrency: u32,
-    /// Modules that may wait to be compiled.
-    pub compile_queue: u32,
+    /// How modules are compiled.
+    pub compile: CompileSettings,
+    /// Where code is kept on disk.
+    pub artifacts: Option<Arc<Artifacts>>,
     /// Directories that runs may mount.
     pub mounts: Vec<MountGrant>,
 }
@@ -108,12 +111,16 @@ impl Sandbox {
             },
             settings.epoch_interval,
         )?);
-        let rules = Rules {
-            features: engines.features(),
-            offered: host::offered(engines.compiler(false))?,
-        };
-        let compiler = Compiler::new(settings.compile_concurrency, settings.compile_queue, rules)?;
-        let modules = Modules::new(Arc::clone(&engines), compiler, settings.cache_budget);
+        let [plain, metered] = engines.compilers();
+        let rules = Rules::of(engines.features(), plain)?;
+        let compilers = [plain.clone(), metered.clone()];
+        let compiler = Compiler::start(&settings.compile, &settings.features, compilers, rules)?;
+        let modules = Modules::new(
+            Arc::clone(&engines),
+            compiler,
+            settings.artifacts.clone(),
+            settings.cache_budget,
+        );
         let guests = Builder::new_multi_thread()
             .worker_threads(settings.guest_threads)
             .max_blocking_threads(BLOCKING_THREADS)

@@ -8,7 +8,7 @@ use wasmtime_wasi::{I32Exit, ResourceTableError};
 use super::stdio::OutputExceeded;
 use super::stop::{StopReason, Stopped};
 use crate::outcome::{Frame, Outcome, Trap};
-use crate::refusal::{printable, quote};
+use crate::refusal::quote;
 
 /// What `error` means for a run that was asked to stop for `stop`, or not, and that was `denied` memory, or not.
 pub(super) fn classify(
@@ -155,15 +155,10 @@ fn describe(error: &Error, code: &'static str) -> Trap {
             .iter()
             .map(|frame| Frame {
                 func_index: frame.func_index(),
-                func_name: frame.func_name().map(shown).unwrap_or_default(),
-                module_name: frame.module().name().map(shown).unwrap_or_default(),
+                func_name: frame.func_name().map(quote).unwrap_or_default(),
+                module_name: frame.module().name().map(quote).unwrap_or_default(),
                 module_offset: frame.module_offset().map(|offset| offset as u64),
             })
             .collect(),
     }
-}
-
-/// A guest's name, demangled where it is mangled, fit to be shown.
-fn shown(name: &str) -> String {
-    quote(&printable(name))
 }

@@ -64,13 +64,8 @@ pub(super) fn validate(wasm: &[u8], features: WasmFeatures) -> Result<(), Refusa
 
 /// Refuses a module that needs proposals.
 pub(super) fn not_enabled(names: &[String]) -> Refusal {
-    let names = crate::refusal::list(names);
-    Refusal::new(
-        Reason::FeatureNotEnabled,
-        format!("the module needs a WebAssembly proposal that is not enabled here: {names}"),
-    )
-    .at("module")
-    .with("feature", names)
+    let sentence = "the module needs a WebAssembly proposal that is not enabled here";
+    Refusal::listing(Reason::FeatureNotEnabled, sentence, "feature", names).at("module")
 }
 
 /// Refuses what is no module.

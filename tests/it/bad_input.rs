@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use ringfence::api::proto::RunSpec;
-use rstest::rstest;
 use tonic::Code;
 
 use crate::guests;
@@ -81,14 +80,16 @@ async fn random_bytes_are_invalid() {
     assert!(headed.metadata.contains_key("offset"));
 }
 
-#[rstest]
-#[case("(module (func (export \"_start\") (i32.const 1)))")]
-#[case("(module (func $f) (func (export \"_start\") (call $g)))")]
-#[case("(module")]
-#[case("hello")]
-#[case(" ")]
-#[tokio::test]
-async fn text_that_says_no_module_is_invalid(#[case] wat: &str) {
+cases!(text_that_says_no_module_is_invalid:
+    text_that_does_not_type_check_is_invalid("(module (func (export \"_start\") (i32.const 1)))"),
+    text_that_calls_an_unknown_function_is_invalid(
+        "(module (func $f) (func (export \"_start\") (call $g)))",
+    ),
+    text_that_breaks_off_is_invalid("(module"),
+    text_that_is_no_wat_is_invalid("hello"),
+    blank_text_is_invalid(" "),
+);
+async fn text_that_says_no_module_is_invalid(wat: &str) {
     let daemon = Daemon::start().await;
     let refused = refused(&daemon, wat.to_owned())
         .await
@@ -110,33 +111,39 @@ async fn native_code_is_not_accepted() {
     );
 }
 
-#[rstest]
-#[case(
-    "gc",
-    "(module (type (struct (field i32))) (func (export \"_start\")))"
-)]
-#[case("gc", "(module (func (export \"_start\") (local externref)))")]
-#[case(
-    "function-references",
-    "(module (type $f (func)) (func (param (ref $f))) (func (export \"_start\")))"
-)]
-#[case("exceptions", "(module (tag) (func (export \"_start\")))")]
-#[case(
-    "threads",
-    "(module (memory 1) (func (export \"_start\") (atomic.fence)))"
-)]
-#[case("threads", "(module (memory 1 1 shared) (func (export \"_start\")))")]
-#[case("memory64", "(module (memory i64 1) (func (export \"_start\")))")]
-#[case(
-    "custom-page-sizes",
-    "(module (memory 1 (pagesize 1)) (func (export \"_start\")))"
-)]
-#[case(
-    "wide-arithmetic",
-    "(module (func (export \"_start\") (i64.add128 (i64.const 0) (i64.const 0) (i64.const 0) (i64.const 0)) drop drop))"
-)]
-#[tokio::test]
-async fn proposals_that_are_off_are_named(#[case] feature: &str, #[case] wat: &str) {
+cases!(proposals_that_are_off_are_named:
+    gc_is_named_for_a_struct(
+        "gc",
+        "(module (type (struct (field i32))) (func (export \"_start\")))",
+    ),
+    gc_is_named_for_an_externref_local(
+        "gc",
+        "(module (func (export \"_start\") (local externref)))",
+    ),
+    function_references_are_named(
+        "function-references",
+        "(module (type $f (func)) (func (param (ref $f))) (func (export \"_start\")))",
+    ),
+    exceptions_are_named("exceptions", "(module (tag) (func (export \"_start\")))"),
+    threads_are_named_for_an_atomic(
+        "threads",
+        "(module (memory 1) (func (export \"_start\") (atomic.fence)))",
+    ),
+    threads_are_named_for_a_shared_memory(
+        "threads",
+        "(module (memory 1 1 shared) (func (export \"_start\")))",
+    ),
+    memory64_is_named("memory64", "(module (memory i64 1) (func (export \"_start\")))"),
+    custom_page_sizes_are_named(
+        "custom-page-sizes",
+        "(module (memory 1 (pagesize 1)) (func (export \"_start\")))",
+    ),
+    wide_arithmetic_is_named(
+        "wide-arithmetic",
+        "(module (func (export \"_start\") (i64.add128 (i64.const 0) (i64.const 0) (i64.const 0) (i64.const 0)) drop drop))",
+    ),
+);
+async fn proposals_that_are_off_are_named(feature: &str, wat: &str) {
     let daemon = Daemon::start().await;
     refused(&daemon, wat.to_owned())
         .await

@@ -19,6 +19,18 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
+/// One test for each named case of a parametrised one.
+macro_rules! cases {
+    ($test:ident: $($case:ident($($arg:expr),* $(,)?)),+ $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                $test($($arg),*).await;
+            }
+        )+
+    };
+}
+
 pub(crate) type Client = SandboxServiceClient<Channel>;
 
 /// A daemon in this process, serving on a port of its own.
@@ -52,7 +64,9 @@ impl Daemon {
             add(key, value);
         }
         let (config, _) = app::load_config(&overrides).expect("the configuration is valid");
-        let app = app::build(&config).await.expect("the daemon builds");
+        let app = app::build(&config, program())
+            .await
+            .expect("the daemon builds");
         let addr = app.addrs()[0].to_string();
         let probe = app.probe();
         let (stop, stopped) = oneshot::channel();
@@ -117,6 +131,11 @@ impl Daemon {
         let answer = self.load(wasm).await.expect("the module is taken");
         answer.module.expect("the module is described").digest
     }
+}
+
+/// The program under test, of which compile children are made.
+pub(crate) fn program() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_BIN_EXE_ringfence"))
 }
 
 /// A client of `addr`.

@@ -1,7 +1,6 @@
 //! Every limit: at it, one below, one above; and what zero and unset mean.
 
 use ringfence::api::proto::{Outcome, Resources, RunSpec};
-use rstest::rstest;
 use tonic::Code;
 
 use crate::harness::{Daemon, Refused, SpecExt, kit, read, spec};
@@ -104,13 +103,13 @@ fn numbers(result: &ringfence::api::proto::RunResult) -> String {
     numbers.join(" ")
 }
 
-#[rstest]
-#[case::memory("memory_pages", &[4095, 4096], 4097)]
-#[case::stack("stack_size", &[(16 << 20) - 1, 16 << 20], (16 << 20) + 1)]
-#[case::output("output_limit", &[(16 << 20) - 1, 16 << 20], (16 << 20) + 1)]
-#[case::fuel("fuel_limit", &[999, 1000], 1001)]
-#[tokio::test]
-async fn ceilings_are_exact(#[case] field: &str, #[case] allowed: &[u64], #[case] over: u64) {
+cases!(ceilings_are_exact:
+    the_memory_ceiling_is_exact("memory_pages", &[4095, 4096], 4097),
+    the_stack_ceiling_is_exact("stack_size", &[(16 << 20) - 1, 16 << 20], (16 << 20) + 1),
+    the_output_ceiling_is_exact("output_limit", &[(16 << 20) - 1, 16 << 20], (16 << 20) + 1),
+    the_fuel_ceiling_is_exact("fuel_limit", &[999, 1000], 1001),
+);
+async fn ceilings_are_exact(field: &str, allowed: &[u64], over: u64) {
     let daemon =
         Daemon::with(&[("policy.max_fuel", "1000"), ("defaults.fuel_limit", "1000")]).await;
     let run = |n: u64| {
@@ -199,12 +198,15 @@ async fn stream_output_has_a_ceiling_of_its_own() {
     );
 }
 
-#[rstest]
-#[case::args("spec.args", |n| spec(NOTHING).args(&["x".repeat(n - 2).as_str(), ""]))]
-#[case::env("spec.env", |n| spec(NOTHING).env(&[format!("K={}", "x".repeat(n - 3)).as_str()]))]
-#[case::stdin("spec.stdin", |n| spec(NOTHING).stdin(vec![0; n]))]
-#[tokio::test]
-async fn what_is_handed_in_is_capped(#[case] field: &str, #[case] run: fn(usize) -> RunSpec) {
+cases!(what_is_handed_in_is_capped:
+    args_are_capped("spec.args", |n| spec(NOTHING).args(&["x".repeat(n - 2).as_str(), ""])),
+    env_is_capped(
+        "spec.env",
+        |n| spec(NOTHING).env(&[format!("K={}", "x".repeat(n - 3)).as_str()]),
+    ),
+    stdin_is_capped("spec.stdin", |n| spec(NOTHING).stdin(vec![0; n])),
+);
+async fn what_is_handed_in_is_capped(field: &str, run: fn(usize) -> RunSpec) {
     let daemon = Daemon::with(&[
         ("policy.max_args", "1000B"),
         ("policy.max_env", "1000B"),

@@ -9,8 +9,9 @@
     reason = "a test ends its tasks with its runtime, and fails by panicking"
 )]
 
-mod guests;
+#[macro_use]
 mod harness;
+mod guests;
 
 mod bad_input;
 mod cli;

@@ -3,27 +3,25 @@
 use std::time::Duration;
 
 use ringfence::api::proto::{CancelCause, Outcome, OutputPolicy};
-use rstest::rstest;
 
 use crate::harness::{Daemon, SpecExt, kit, kit_component, spec};
 
-#[rstest]
 #[tokio::test]
-async fn exit_codes_are_the_guests_own(
-    #[values(0, 1, 7, 125, 126, 200, 255, 256, 4_000_000_000)] code: u32,
-) {
+async fn exit_codes_are_the_guests_own() {
     let daemon = Daemon::start().await;
-    daemon
-        .ran(kit(&["exit", &code.to_string()]))
-        .await
-        .exited(code);
-    if code < 256 {
-        // wasi:cli/exit knows only success and failure.
-        let told = u32::from(code != 0);
+    for code in [0_u32, 1, 7, 125, 126, 200, 255, 256, 4_000_000_000] {
         daemon
-            .ran(kit_component(&["exit", &code.to_string()]))
+            .ran(kit(&["exit", &code.to_string()]))
             .await
-            .exited(told);
+            .exited(code);
+        if code < 256 {
+            // wasi:cli/exit knows only success and failure.
+            let told = u32::from(code != 0);
+            daemon
+                .ran(kit_component(&["exit", &code.to_string()]))
+                .await
+                .exited(told);
+        }
     }
 }
 
@@ -70,23 +68,35 @@ async fn a_panic_is_a_trap_with_its_message_and_backtrace() {
     }
 }
 
-#[rstest]
-#[case("unreachable", "unreachable")]
-#[case("(i32.load (i32.const -1)) drop", "memory_out_of_bounds")]
-#[case(
-    "(i32.div_s (i32.const 1) (i32.const 0)) drop",
-    "integer_divide_by_zero"
-)]
-#[case(
-    "(i32.div_s (i32.const 0x80000000) (i32.const -1)) drop",
-    "integer_overflow"
-)]
-#[case("(i32.trunc_f32_s (f32.const nan)) drop", "bad_conversion_to_integer")]
-#[case("(call_indirect (type $none) (i32.const 0))", "indirect_call_to_null")]
-#[case("(call_indirect (type $none) (i32.const 9))", "table_out_of_bounds")]
-#[case("(call_indirect (type $one) (i32.const 1))", "bad_signature")]
-#[tokio::test]
-async fn traps_have_their_code(#[case] body: &str, #[case] code: &str) {
+cases!(traps_have_their_code:
+    unreachable_has_its_code("unreachable", "unreachable"),
+    a_load_out_of_bounds_has_its_code("(i32.load (i32.const -1)) drop", "memory_out_of_bounds"),
+    a_division_by_zero_has_its_code(
+        "(i32.div_s (i32.const 1) (i32.const 0)) drop",
+        "integer_divide_by_zero",
+    ),
+    a_division_that_overflows_has_its_code(
+        "(i32.div_s (i32.const 0x80000000) (i32.const -1)) drop",
+        "integer_overflow",
+    ),
+    a_conversion_of_nan_has_its_code(
+        "(i32.trunc_f32_s (f32.const nan)) drop",
+        "bad_conversion_to_integer",
+    ),
+    a_call_to_null_has_its_code(
+        "(call_indirect (type $none) (i32.const 0))",
+        "indirect_call_to_null",
+    ),
+    a_call_beyond_the_table_has_its_code(
+        "(call_indirect (type $none) (i32.const 9))",
+        "table_out_of_bounds",
+    ),
+    a_call_of_another_type_has_its_code(
+        "(call_indirect (type $one) (i32.const 1))",
+        "bad_signature",
+    ),
+);
+async fn traps_have_their_code(body: &str, code: &str) {
     let daemon = Daemon::start().await;
     let wat =
         format!(
@@ -232,14 +242,11 @@ async fn stack_classes_are_told_apart() {
     assert_eq!(ran.result.granted.unwrap().stack_size, Some(1 << 20));
 }
 
-#[rstest]
-#[case::spinner(&["spin", "partial"], "partial\n")]
-#[case::sleeper(&["sleep", "3600000"], "before\n")]
-#[tokio::test]
-async fn time_runs_out_in_guest_code_and_in_host_calls(
-    #[case] args: &[&str],
-    #[case] partial: &str,
-) {
+cases!(time_runs_out_in_guest_code_and_in_host_calls:
+    time_runs_out_while_spinning(&["spin", "partial"], "partial\n"),
+    time_runs_out_while_sleeping(&["sleep", "3600000"], "before\n"),
+);
+async fn time_runs_out_in_guest_code_and_in_host_calls(args: &[&str], partial: &str) {
     let daemon = Daemon::start().await;
     for run in [kit(args), kit_component(args)] {
         let ran = daemon
@@ -250,17 +257,17 @@ async fn time_runs_out_in_guest_code_and_in_host_calls(
     }
 }
 
-#[rstest]
-#[case::start(
-    "(module (func $s (loop br 0)) (start $s) (func (export \"_start\")))",
-    ""
-)]
-#[case::initialize(
-    "(module (func (export \"_initialize\") (loop br 0)) (func (export \"f\")))",
-    "f"
-)]
-#[tokio::test]
-async fn start_functions_are_under_the_same_deadline(#[case] wat: &str, #[case] entry: &str) {
+cases!(start_functions_are_under_the_same_deadline:
+    the_start_function_is_under_the_deadline(
+        "(module (func $s (loop br 0)) (start $s) (func (export \"_start\")))",
+        "",
+    ),
+    initialize_is_under_the_deadline(
+        "(module (func (export \"_initialize\") (loop br 0)) (func (export \"f\")))",
+        "f",
+    ),
+);
+async fn start_functions_are_under_the_same_deadline(wat: &str, entry: &str) {
     let daemon = Daemon::start().await;
     let run = spec(wat.to_owned())
         .entry(entry)

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use ringfence::api::proto::Outcome;
 use ringfence::api::proto::value::Value;
-use rstest::rstest;
 use tonic::Code;
 
 use crate::guests;
@@ -61,16 +60,19 @@ async fn a_module_sent_inline_is_cached_but_not_kept() {
         .at("spec.digest");
 }
 
-#[rstest]
-#[case("", "SPEC_INVALID")]
-#[case("sha256:abc", "SPEC_INVALID")]
-#[case("md5:00000000000000000000000000000000", "SPEC_INVALID")]
-#[case(
-    "sha256:zz00000000000000000000000000000000000000000000000000000000000000",
-    "SPEC_INVALID"
-)]
-#[tokio::test]
-async fn module_digests_are_checked(#[case] digest: &str, #[case] reason: &str) {
+cases!(module_digests_are_checked:
+    an_empty_digest_is_refused("", "SPEC_INVALID"),
+    a_short_digest_is_refused("sha256:abc", "SPEC_INVALID"),
+    a_digest_of_another_algorithm_is_refused(
+        "md5:00000000000000000000000000000000",
+        "SPEC_INVALID",
+    ),
+    a_digest_that_is_not_hex_is_refused(
+        "sha256:zz00000000000000000000000000000000000000000000000000000000000000",
+        "SPEC_INVALID",
+    ),
+);
+async fn module_digests_are_checked(digest: &str, reason: &str) {
     let daemon = Daemon::start().await;
     daemon
         .refused(by_digest(digest))
@@ -182,25 +184,37 @@ async fn entry_point_with_numeric_parameters_takes_args_as_text() {
     assert_eq!(values(&daemon.ran(sum).await.exited(0)), [Value::F64(3.75)]);
 }
 
-#[rstest]
-#[case("missing", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point")]
-#[case("memory", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point")]
-#[case("line\nbreak", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point")]
-#[case("nul\0", &[], "SPEC_INVALID", "spec.entry_point")]
-#[case("f", &[], "ENTRY_POINT_SIGNATURE", "spec.args")]
-#[case("f", &["1", "2"], "ENTRY_POINT_SIGNATURE", "spec.args")]
-#[case("f", &["4294967296"], "ENTRY_POINT_SIGNATURE", "spec.args[0]")]
-#[case("f", &["-2147483649"], "ENTRY_POINT_SIGNATURE", "spec.args[0]")]
-#[case("f", &["0x"], "ENTRY_POINT_SIGNATURE", "spec.args[0]")]
-#[case("f", &["--1"], "ENTRY_POINT_SIGNATURE", "spec.args[0]")]
-#[case("f", &["1.0"], "ENTRY_POINT_SIGNATURE", "spec.args[0]")]
-#[case("v", &["1"], "ENTRY_POINT_SIGNATURE", "spec.entry_point")]
-#[tokio::test]
+cases!(entry_point_that_does_not_fit_is_refused:
+    an_entry_point_that_is_missing_is_refused(
+        "missing", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point",
+    ),
+    an_entry_point_that_is_a_memory_is_refused(
+        "memory", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point",
+    ),
+    an_entry_point_with_a_line_break_is_refused(
+        "line\nbreak", &[], "ENTRY_POINT_NOT_FOUND", "spec.entry_point",
+    ),
+    an_entry_point_with_nul_is_refused("nul\0", &[], "SPEC_INVALID", "spec.entry_point"),
+    an_entry_point_with_too_few_args_is_refused("f", &[], "ENTRY_POINT_SIGNATURE", "spec.args"),
+    an_entry_point_with_too_many_args_is_refused(
+        "f", &["1", "2"], "ENTRY_POINT_SIGNATURE", "spec.args",
+    ),
+    an_arg_above_i32_is_refused("f", &["4294967296"], "ENTRY_POINT_SIGNATURE", "spec.args[0]"),
+    an_arg_below_i32_is_refused("f", &["-2147483649"], "ENTRY_POINT_SIGNATURE", "spec.args[0]"),
+    an_arg_of_a_prefix_alone_is_refused("f", &["0x"], "ENTRY_POINT_SIGNATURE", "spec.args[0]"),
+    an_arg_with_two_signs_is_refused("f", &["--1"], "ENTRY_POINT_SIGNATURE", "spec.args[0]"),
+    an_arg_with_a_fraction_for_an_integer_is_refused(
+        "f", &["1.0"], "ENTRY_POINT_SIGNATURE", "spec.args[0]",
+    ),
+    an_entry_point_that_takes_a_vector_is_refused(
+        "v", &["1"], "ENTRY_POINT_SIGNATURE", "spec.entry_point",
+    ),
+);
 async fn entry_point_that_does_not_fit_is_refused(
-    #[case] entry: &str,
-    #[case] args: &[&str],
-    #[case] reason: &str,
-    #[case] field: &str,
+    entry: &str,
+    args: &[&str],
+    reason: &str,
+    field: &str,
 ) {
     let daemon = Daemon::start().await;
     let wat = "(module (memory (export \"memory\") 1) (func (export \"f\") (param i32))
@@ -238,17 +252,13 @@ async fn args_and_env_arrive_verbatim_and_nothing_else_does() {
     }
 }
 
-#[rstest]
-#[case(&["A"], "SPEC_INVALID", "spec.env[0]")]
-#[case(&["A=1", "=x"], "SPEC_INVALID", "spec.env[1]")]
-#[case(&["A=1", "A=2"], "SPEC_INVALID", "spec.env[1]")]
-#[case(&["A=s3cret\0"], "SPEC_INVALID", "spec.env[0]")]
-#[tokio::test]
-async fn env_is_checked_and_its_values_are_not_quoted(
-    #[case] env: &[&str],
-    #[case] reason: &str,
-    #[case] field: &str,
-) {
+cases!(env_is_checked_and_its_values_are_not_quoted:
+    env_without_a_value_is_refused(&["A"], "SPEC_INVALID", "spec.env[0]"),
+    env_without_a_name_is_refused(&["A=1", "=x"], "SPEC_INVALID", "spec.env[1]"),
+    env_given_twice_is_refused(&["A=1", "A=2"], "SPEC_INVALID", "spec.env[1]"),
+    env_with_nul_is_refused_and_not_quoted(&["A=s3cret\0"], "SPEC_INVALID", "spec.env[0]"),
+);
+async fn env_is_checked_and_its_values_are_not_quoted(env: &[&str], reason: &str, field: &str) {
     let daemon = Daemon::start().await;
     let refused = daemon
         .refused(kit(&["dump"]).env(env))
@@ -391,23 +401,33 @@ async fn a_grant_leads_where_it_led_when_the_daemon_started() {
     assert_eq!(daemon.ran(run).await.exited(0).out(), "file\n");
 }
 
-#[rstest]
-#[case("read/../outside", "/m", true, INVALID, "SPEC_INVALID", "host_path")]
-#[case("read/missing", "/m", true, INVALID, "SPEC_INVALID", "host_path")]
-#[case("read/file", "/m", true, INVALID, "SPEC_INVALID", "host_path")]
-#[case("read/nul\0", "/m", true, INVALID, "SPEC_INVALID", "host_path")]
-#[case("read", "relative", true, INVALID, "SPEC_INVALID", "guest_path")]
-#[case("read", "/a/../b", true, INVALID, "SPEC_INVALID", "guest_path")]
-#[case("read", "", true, INVALID, "SPEC_INVALID", "guest_path")]
-#[case("read", "/m", false, DENIED, "POLICY_DENIED", "read_only")]
-#[tokio::test]
+cases!(mounts_that_are_no_mounts_are_refused:
+    a_mount_through_dot_dot_is_refused(
+        "read/../outside", "/m", true, INVALID, "SPEC_INVALID", "host_path",
+    ),
+    a_mount_of_what_is_missing_is_refused(
+        "read/missing", "/m", true, INVALID, "SPEC_INVALID", "host_path",
+    ),
+    a_mount_of_a_file_is_refused("read/file", "/m", true, INVALID, "SPEC_INVALID", "host_path"),
+    a_mount_with_nul_is_refused("read/nul\0", "/m", true, INVALID, "SPEC_INVALID", "host_path"),
+    a_mount_at_a_relative_path_is_refused(
+        "read", "relative", true, INVALID, "SPEC_INVALID", "guest_path",
+    ),
+    a_mount_at_a_path_with_dot_dot_is_refused(
+        "read", "/a/../b", true, INVALID, "SPEC_INVALID", "guest_path",
+    ),
+    a_mount_at_an_empty_path_is_refused("read", "", true, INVALID, "SPEC_INVALID", "guest_path"),
+    a_writable_mount_of_a_read_only_grant_is_refused(
+        "read", "/m", false, DENIED, "POLICY_DENIED", "read_only",
+    ),
+);
 async fn mounts_that_are_no_mounts_are_refused(
-    #[case] host: &str,
-    #[case] guest: &str,
-    #[case] read_only: bool,
-    #[case] code: Code,
-    #[case] reason: &str,
-    #[case] field: &str,
+    host: &str,
+    guest: &str,
+    read_only: bool,
+    code: Code,
+    reason: &str,
+    field: &str,
 ) {
     let (daemon, dir) = granting().await;
     let run = kit(&["hello"]).mount(format!("{}/{host}", dir.path().display()), guest, read_only);

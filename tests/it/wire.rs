@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use ringfence::api::proto::{HealthRequest, RunRequest, ServingStatus};
-use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Status};
 
@@ -98,7 +97,7 @@ async fn bind_error(listen: &str) -> String {
         .set
         .push(("listen".to_owned(), format!("[{listen:?}]")));
     let (config, _) = ringfence::app::load_config(&overrides).unwrap();
-    match ringfence::app::build(&config).await {
+    match ringfence::app::build(&config, crate::harness::program()).await {
         Ok(_) => panic!("it binds"),
         Err(error) => error.to_string(),
     }
@@ -156,17 +155,17 @@ fn framed(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
     [&[flag], &length.to_be_bytes()[..], message].concat()
 }
 
-#[rstest]
-#[case::nothing(Vec::new())]
-#[case::half_a_prefix(vec![0, 0, 0])]
-#[case::half_a_message(framed(0, 100, b"abc"))]
-#[case::compressed(framed(1, 3, b"abc"))]
-#[case::unknown_flag(framed(7, 3, b"abc"))]
-#[case::not_protobuf(framed(0, 5, b"\xff\xff\xff\xff\xff"))]
-#[case::two_messages([framed(0, 2, b"\x0a\x00"), framed(0, 2, b"\x0a\x00")].concat())]
-#[case::wrong_wire_type(framed(0, 4, b"\x08\x01\x08\x01"))]
-#[tokio::test]
-async fn malformed_requests_are_the_callers_fault(#[case] body: Vec<u8>) {
+cases!(malformed_requests_are_the_callers_fault:
+    an_empty_body_is_malformed(Vec::new()),
+    half_a_prefix_is_malformed(vec![0, 0, 0]),
+    half_a_message_is_malformed(framed(0, 100, b"abc")),
+    a_compressed_message_is_malformed(framed(1, 3, b"abc")),
+    an_unknown_flag_is_malformed(framed(7, 3, b"abc")),
+    what_is_not_protobuf_is_malformed(framed(0, 5, b"\xff\xff\xff\xff\xff")),
+    two_messages_are_malformed([framed(0, 2, b"\x0a\x00"), framed(0, 2, b"\x0a\x00")].concat()),
+    a_wrong_wire_type_is_malformed(framed(0, 4, b"\x08\x01\x08\x01")),
+);
+async fn malformed_requests_are_the_callers_fault(body: Vec<u8>) {
     let daemon = Daemon::start().await;
     for method in ["Run", "RunStream", "LoadModule"] {
         let status = raw(&daemon, method, body.clone()).await;

@@ -1,0 +1,141 @@
+//! `ModuleService`: thin. Decode, hand over, encode.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::intake::{Arrival, MAX_CHUNK};
+use super::proto::module_service_server::ModuleService;
+use super::proto::upload_module_request::Frame;
+use super::{decode, encode, proto, status};
+use crate::refusal::{Reason, Refusal};
+use crate::request::Digest;
+use crate::run::{Runner, Taken};
+
+/// The service.
+pub struct ModuleApi {
+    runner: Arc<Runner>,
+}
+
+impl ModuleApi {
+    /// Over `runner`.
+    pub fn new(runner: Arc<Runner>) -> Self {
+        Self { runner }
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<proto::UploadModuleRequest>>,
+    ) -> Result<Taken, Failed> {
+        let arrival = Arrival::of(&request);
+        let until = decode::until(request.metadata(), arrival.at)?;
+        let mut frames = request.into_inner();
+        let mut arriving = self.runner.arrive()?;
+        let (about, expected) = match next(&mut frames).await? {
+            Some(Frame::Start(start)) => decode::upload(start)?,
+            Some(Frame::Chunk(_)) | None => {
+                return Err(malformed("the first message of an upload is its `start`"));
+            }
+        };
+        while let Some(frame) = next(&mut frames).await? {
+            match frame {
+                Frame::Chunk(chunk) => arriving.push(checked(chunk)?).await?,
+                Frame::Start(_) => return Err(malformed("an upload has one `start`")),
+            }
+        }
+        let taken = self.runner.keep_arrived(until, arriving, expected, about);
+        Ok(taken.await?)
+    }
+}
+
+/// Why an upload failed: refused here, or by the layers that its messages came through.
+enum Failed {
+    Refused(Refusal),
+    Broken(Status),
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Option<Frame>, Failed> {
+    let message = frames.message().await.map_err(Failed::Broken)?;
+    match message {
+        None => Ok(None),
+        Some(proto::UploadModuleRequest { frame: Some(frame) }) => Ok(Some(frame)),
+        Some(proto::UploadModuleRequest { frame: None }) => Err(malformed(
+            "a message of an upload has a `start` or a `chunk`",
+        )),
+    }
+}
+
+fn checked(chunk: Bytes) -> Result<Bytes, Refusal> {
+    if chunk.len() > MAX_CHUNK {
+        return Err(Refusal::above("chunk", chunk.len(), MAX_CHUNK));
+    }
+    Ok(chunk)
+}
+
+fn malformed(message: &str) -> Failed {
+    Failed::Refused(Refusal::new(Reason::MalformedRequest, message))
+}
+
+fn refused(refusal: Refusal) -> Status {
+    status::from(&refusal)
+}
+
+fn digest(text: &str) -> Result<Digest, Status> {
+    Digest::parse("digest", text).map_err(refused)
+}
+
+#[tonic::async_trait]
+impl ModuleService for ModuleApi {
+    async fn upload_module(
+        &self,
+        request: Request<Streaming<proto::UploadModuleRequest>>,
+    ) -> Result<Response<proto::UploadModuleResponse>, Status> {
+        match self.upload(request).await {
+            Ok(taken) => Ok(Response::new(encode::uploaded(&taken))),
+            Err(Failed::Refused(refusal)) => Err(refused(refusal)),
+            Err(Failed::Broken(status)) => Err(status),
+        }
+    }
+
+    async fn list_modules(
+        &self,
+        request: Request<proto::ListModulesRequest>,
+    ) -> Result<Response<proto::ListModulesResponse>, Status> {
+        let (size, after, labels) = decode::page(request.into_inner()).map_err(refused)?;
+        let listed = self.runner.modules(after, size, &labels).await;
+        let (modules, next) = listed.map_err(refused)?;
+        Ok(Response::new(proto::ListModulesResponse {
+            modules: modules.iter().map(encode::listed).collect(),
+            next_page_token: next.map(|digest| digest.hex()).unwrap_or_default(),
+        }))
+    }
+
+    async fn get_module(
+        &self,
+        request: Request<proto::GetModuleRequest>,
+    ) -> Result<Response<proto::GetModuleResponse>, Status> {
+        let proto::GetModuleRequest { digest } = request.into_inner();
+        let kept = self.runner.module(self::digest(&digest)?).await;
+        Ok(Response::new(proto::GetModuleResponse {
+            module: Some(encode::module(&kept.map_err(refused)?)),
+        }))
+    }
+
+    async fn delete_module(
+        &self,
+        request: Request<proto::DeleteModuleRequest>,
+    ) -> Result<Response<proto::DeleteModuleResponse>, Status> {
+        let proto::DeleteModuleRequest { digest } = request.into_inner();
+        let deleted = self.runner.delete_module(self::digest(&digest)?).await;
+        Ok(Response::new(proto::DeleteModuleResponse {
+            deleted: deleted.map_err(refused)?,
+        }))
+    }
+}

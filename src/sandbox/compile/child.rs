@@ -1,0 +1,291 @@
+//! A compile child as the daemon sees it: started before it is needed, used once, killed when it is over its budget.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::artifact::Artifact;
+use super::wire::{self, Failure, Hello, Order, Setup};
+use super::{Budget, Failed, compile_limit};
+use crate::refusal::{Refusal, printable};
+use crate::sandbox::inspection::Inspection;
+use crate::store::{Sealed, unsealed};
+
+/// The subcommand that makes a process a compile child.
+pub const SUBCOMMAND: &str = "compile-child";
+/// How long a child may take until it is ready.
+const START: Duration = Duration::from_secs(30);
+/// Bytes of what a child said last that go to the log.
+const LAST_WORDS: u64 = 2 << 10;
+/// What the standard library says before it ends a process that asked for memory in vain, and what allocators of
+/// others panic with.
+const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of ", "out of memory"];
+/// A child that was killed at the end of its time and had the processor for so much of it was not starved: the same
+/// module would not fare better.
+const NOT_STARVED: f64 = 0.8;
+
+/// A process that compiles one module.
+pub(super) struct Child {
+    process: std::process::Child,
+    socket: UnixStream,
+    artifact: File,
+    complaints: File,
+    budget: Budget,
+    hello: Option<Hello>,
+    /// What it took of its time.
+    spent: Duration,
+}
+
+impl Child {
+    /// Starts one. It makes itself ready by itself.
+    pub(super) fn spawn(program: &Path, setup: &Setup, budget: Budget) -> io::Result<Self> {
+        let (mut socket, theirs) = UnixStream::pair()?;
+        let artifact = unsealed("ringfence-artifact")?;
+        let complaints = unsealed("ringfence-complaints")?;
+        let process = Command::new(program)
+            .arg0("ringfence")
+            .arg(SUBCOMMAND)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(artifact.try_clone()?)
+            .stderr(complaints.try_clone()?)
+            .spawn()?;
+        wire::send(&mut socket, setup)?;
+        Ok(Self {
+            process,
+            socket,
+            artifact,
+            complaints,
+            budget,
+            hello: None,
+            spent: Duration::ZERO,
+        })
+    }
+
+    /// Waits for it to be ready, which it says once.
+    pub(super) fn ready(&mut self) -> Result<&Hello, String> {
+        if self.hello.is_none() {
+            let hello = self
+                .socket
+                .set_read_timeout(Some(START))
+                .and_then(|()| wire::receive(&mut self.socket));
+            match hello {
+                Ok(hello) => self.hello = Some(hello),
+                Err(error) => {
+                    let (end, words) = (self.end(), self.last_words());
+                    return Err(format!(
+                        "a compile child did not start: {error}; it {end}: {words}"
+                    ));
+                }
+            }
+        }
+        self.hello.as_ref().ok_or_else(String::new)
+    }
+
+    /// Has it inspect `wasm`.
+    pub(super) fn inspect(&mut self, wasm: &[u8]) -> Result<Inspection, Failed> {
+        let inspected = self.within_budget(|socket| {
+            wire::send_module(socket, wasm)?;
+            wire::receive::<wire::Inspected>(socket)
+        })?;
+        inspected.map_err(Failed::for_good)
+    }
+
+    /// Has it compile what it inspected.
+    pub(super) fn compile(mut self, order: &Order) -> Result<Artifact, Failed> {
+        let compiled = self.within_budget(|socket| {
+            wire::send(socket, order)?;
+            wire::receive::<wire::Compiled>(socket)
+        })?;
+        let took = match compiled {
+            Ok(took) => took,
+            Err(Failure::Refused(refusal)) => return Err(Failed::for_good(refusal)),
+            Err(Failure::Panicked(words)) => return Err(self.crashed(&words)),
+        };
+        // Nobody has it open to write once the child is gone: sealing it proves that.
+        let _ = self.end();
+        let sealed = self.artifact.try_clone().and_then(Sealed::seal);
+        sealed
+            .and_then(|sealed| Artifact::sealed(sealed, took))
+            .map_err(|error| {
+                Failed::this_time(Refusal::internal(format_args!(
+                    "taking an artefact: {error}"
+                )))
+            })
+    }
+
+    /// Talks to it for as long as its time lasts.
+    fn within_budget<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Timed<'_>) -> io::Result<T>,
+    ) -> Result<T, Failed> {
+        let start = Instant::now();
+        let until = start + self.budget.timeout.saturating_sub(self.spent);
+        let mut socket = Timed {
+            socket: &self.socket,
+            until,
+        };
+        let said = talk(&mut socket);
+        self.spent += start.elapsed();
+        said.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => self.too_slow(),
+            _ => self.failed(&error),
+        })
+    }
+
+    /// Kills it at the end of its time.
+    fn too_slow(&mut self) -> Failed {
+        let cpu = self.cpu_time().unwrap_or_default();
+        let refusal = compile_limit(
+            "compile.timeout",
+            "compiling the module took too long".to_owned(),
+            humantime::format_duration(self.budget.timeout),
+        );
+        let end = self.end();
+        tracing::warn!(?cpu, %end, "a compile child was killed at compile.timeout");
+        if cpu >= self.budget.timeout.mul_f64(NOT_STARVED) {
+            Failed::for_good(refusal)
+        } else {
+            Failed::this_time(refusal)
+        }
+    }
+
+    /// Tells why a child ended in the middle of a conversation.
+    fn failed(&mut self, error: &io::Error) -> Failed {
+        // Whatever is wrong with the conversation, a child that is still there is of no use.
+        let status = self.wait();
+        let words = self.last_words();
+        if status.is_some_and(|status| status.signal() == Some(libc::SIGXCPU)) {
+            return Failed::for_good(compile_limit(
+                "compile.timeout",
+                "compiling the module took too much processor time".to_owned(),
+                humantime::format_duration(self.budget.timeout),
+            ));
+        }
+        if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
+            return self.crashed(&words);
+        }
+        let end = described(status);
+        Failed::this_time(Refusal::internal(format_args!(
+            "a compile child {end} ({error}); it said: {words}"
+        )))
+    }
+
+    /// Tells what a child died of that could still say so.
+    fn crashed(&self, words: &str) -> Failed {
+        if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
+            return Failed::for_good(compile_limit(
+                "compile.memory",
+                "compiling the module took too much memory".to_owned(),
+                bytesize::ByteSize(self.budget.memory).display().iec(),
+            ));
+        }
+        Failed::this_time(Refusal::internal(format_args!(
+            "a compile child's compiler panicked: {words}"
+        )))
+    }
+
+    /// CPU time of all its threads.
+    fn cpu_time(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).ok()?;
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace().skip(11);
+        let mut next = || fields.next()?.parse::<u64>().ok();
+        let ticks = next()? + next()?;
+        let second = rustix::param::clock_ticks_per_second();
+        Some(Duration::from_millis(ticks * 1000 / second.max(1)))
+    }
+
+    /// Kills it if it is still there, and tells how it ended.
+    fn end(&mut self) -> String {
+        // One that has ended cannot be killed, and need not.
+        let _ = self.process.kill();
+        described(self.wait())
+    }
+
+    fn wait(&mut self) -> Option<ExitStatus> {
+        // It speaks no more: either it is ending by itself or it hangs. A moment, so that its own end is what is seen.
+        let until = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < until {
+            if let Ok(Some(status)) = self.process.try_wait() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.process.kill();
+        self.process.wait().ok()
+    }
+
+    fn last_words(&mut self) -> String {
+        let mut words = Vec::new();
+        let read = self
+            .complaints
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| (&self.complaints).take(LAST_WORDS).read_to_end(&mut words));
+        match read {
+            Ok(_) => printable(String::from_utf8_lossy(&words).trim()),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // A child is never used again; one that has ended is only waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn described(status: Option<ExitStatus>) -> String {
+    status.map_or_else(|| "is gone".to_owned(), |status| format!("ended: {status}"))
+}
+
+/// A socket that is given up at a moment.
+struct Timed<'a> {
+    socket: &'a UnixStream,
+    until: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Some(left))
+    }
+}
+
+/// A socket's own timeout says that it would block.
+fn timed(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        io::ErrorKind::TimedOut.into()
+    } else {
+        error
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(buf).map_err(timed)
+    }
+}
+
+impl io::Write for Timed<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.write(buf).map_err(timed)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

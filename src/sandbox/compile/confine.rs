@@ -1,0 +1,156 @@
+//! What a compile child gives up before it sees a module.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
+    Scope,
+};
+use rustix::process::{Resource, Rlimit, Signal};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+/// How much a child yields to all else: compiling must never starve runs.
+const NICE: i32 = 15;
+/// What the kernel is to kill first when memory runs out.
+const OOM_FIRST: &str = "1000";
+/// Bytes of a page, in which the kernel tells address space.
+const PAGE: u64 = 4096;
+/// CPU time beyond the budget, for what the kernel rounds.
+const CPU_SLACK: Duration = Duration::from_secs(1);
+
+/// System calls that a compiler makes once it is warm, with those that a panic and an abort make. What opens a file,
+/// makes a socket or starts a process or a thread is not among them.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const ALLOWED: &[libc::c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_sendto,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// To be called before any other thread is started: what holds for the process, and closes its file system and network.
+/// Returns what is in force.
+pub(super) fn before_threads() -> Vec<String> {
+    // Each of these is one wall of several, and what a host does not have is told by what is not in the answer.
+    let _ = rustix::thread::set_name(c"rf-compile");
+    let _ = rustix::process::setpriority_process(None, NICE);
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_FIRST);
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let _ = limit(Resource::Core, 0);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    let _ = rustix::thread::set_no_new_privs(true);
+    landlock()
+        .is_ok_and(|closed| closed)
+        .then(|| "landlock".to_owned())
+        .into_iter()
+        .collect()
+}
+
+/// Denies every path and every port; `Ok(false)` where the kernel cannot.
+fn landlock() -> Result<bool, landlock::RulesetError> {
+    let abi = ABI::V6;
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?
+        .restrict_self()?;
+    Ok(status.ruleset != RulesetStatus::NotEnforced)
+}
+
+/// The address space in use, to be asked for before the file system is closed.
+pub(super) struct AddressSpace(fs::File);
+
+impl AddressSpace {
+    pub(super) fn open() -> io::Result<Self> {
+        fs::File::open("/proc/self/statm").map(Self)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        let text = io::read_to_string(&self.0)?;
+        let pages = text.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+        pages
+            .map(|pages| pages * PAGE)
+            .ok_or_else(|| io::Error::other("/proc/self/statm is not as expected"))
+    }
+}
+
+/// To be called when all threads are there and warm: from here on memory, CPU time and the artefact are bounded.
+pub(super) fn budget(
+    space: &AddressSpace,
+    memory: u64,
+    cpu: Duration,
+    artifact: u64,
+) -> io::Result<()> {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let used = Duration::new(used.tv_sec.unsigned_abs(), 0);
+    limit(Resource::Cpu, (used + cpu + CPU_SLACK).as_secs())?;
+    limit(Resource::Fsize, artifact)?;
+    limit(Resource::As, space.bytes()?.saturating_add(memory))
+}
+
+fn limit(resource: Resource, to: u64) -> io::Result<()> {
+    let to = Rlimit {
+        current: Some(to),
+        maximum: Some(to),
+    };
+    Ok(rustix::process::setrlimit(resource, to)?)
+}
+
+/// Leaves every thread only the system calls that compiling makes; any other fails. False where the kernel or the
+/// architecture cannot.
+pub(super) fn seccomp() -> bool {
+    filter().is_some_and(|filter| seccompiler::apply_filter_all_threads(&filter).is_ok())
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn filter() -> Option<BpfProgram> {
+    #[cfg(target_arch = "x86_64")]
+    const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
+    #[cfg(target_arch = "aarch64")]
+    const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
+    let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCH)
+        .ok()?
+        .try_into()
+        .ok()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn filter() -> Option<BpfProgram> {
+    None
+}

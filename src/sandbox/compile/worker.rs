@@ -1,0 +1,132 @@
+//! The compile child: a process that inspects and compiles one module and ends.
+//!
+//! It speaks over its standard input, a socket, and leaves the artefact in its standard output, a file in memory. By the
+//! time it says that it is ready it is warm and confined.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use wasmtime::Engine;
+
+use super::confine::{self, AddressSpace};
+use super::wire::{self, Compiled, Failure, Hello, Order, Setup};
+use super::{compatibility, precompile};
+use crate::sandbox::engine;
+use crate::sandbox::inspect::{self, Rules};
+use crate::sandbox::panic_message;
+
+/// The stack of every thread that compiles. Cranelift recurses with the nesting of what it compiles.
+const STACK: usize = 64 << 20;
+/// What a warm compiler has compiled once.
+const SMALL: &[u8] =
+    br#"(module (memory 1) (func (export "f") (param i32) (result i32) (i32.load (local.get 0))))"#;
+
+/// Serves one module to the daemon that started this process.
+///
+/// # Errors
+/// Where the daemon is gone, or the host does not let this process be what it has to be.
+pub fn serve() -> io::Result<()> {
+    let mut daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let artifact = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let setup: Setup = wire::receive(&mut daemon)?;
+    let space = AddressSpace::open()?;
+    let confinement = confine::before_threads();
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(setup.threads)
+        .stack_size(STACK)
+        .build_global()
+        .map_err(io::Error::other)?;
+    let child = Child {
+        daemon,
+        artifact,
+        setup,
+        space,
+        confinement,
+    };
+    std::thread::Builder::new()
+        .name("compile".to_owned())
+        .stack_size(STACK)
+        .spawn(move || child.serve())?
+        .join()
+        .map_err(|panic| io::Error::other(panic_message(panic.as_ref())))?
+}
+
+struct Child {
+    daemon: UnixStream,
+    artifact: File,
+    setup: Setup,
+    space: AddressSpace,
+    confinement: Vec<String>,
+}
+
+impl Child {
+    fn serve(mut self) -> io::Result<()> {
+        let (engines, rules) = self.warm().map_err(io::Error::other)?;
+        let Setup {
+            memory,
+            cpu,
+            artifact,
+            ..
+        } = self.setup;
+        confine::budget(&self.space, memory, cpu, artifact)?;
+        if confine::seccomp() {
+            self.confinement.push("seccomp".to_owned());
+        }
+        let hello = Hello {
+            compatible: engines.each_ref().map(compatibility),
+            confinement: std::mem::take(&mut self.confinement),
+        };
+        wire::send(&mut self.daemon, &hello)?;
+        let bytes = wire::receive_module(&mut self.daemon)?;
+        let wasm = match inspect::binary(&bytes) {
+            Ok(wasm) => wasm,
+            Err(refusal) => return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal)),
+        };
+        let inspected = inspect::inspect(&wasm, &rules);
+        let refused = inspected.is_err();
+        wire::send(&mut self.daemon, &inspected)?;
+        if refused {
+            return Ok(());
+        }
+        let order: Order = match wire::receive(&mut self.daemon) {
+            Ok(order) => order,
+            // Whoever asked does not want it compiled.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let compiled = self.compile(&engines[usize::from(order.metered)], &wasm);
+        wire::send(&mut self.daemon, &compiled)
+    }
+
+    /// Does once all that is slow the first time.
+    fn warm(&self) -> wasmtime::Result<([Engine; 2], Rules)> {
+        let make =
+            |metered| engine::compiler(engine::features(&self.setup.features), metered, true);
+        let engines = [make(false)?, make(true)?];
+        for engine in &engines {
+            engine.precompile_module(SMALL)?;
+        }
+        let rules = Rules::of(engine::features(&self.setup.features), &engines[0])?;
+        inspect::inspect(&inspect::binary(SMALL).unwrap_or_default(), &rules).ok();
+        Ok((engines, rules))
+    }
+
+    fn compile(&mut self, engine: &Engine, wasm: &[u8]) -> Compiled {
+        let start = Instant::now();
+        let component = inspect::is_component(wasm);
+        let most = self.setup.artifact;
+        let work = || precompile(engine, wasm, component, most);
+        let compiled = catch_unwind(AssertUnwindSafe(work));
+        let bytes = compiled
+            .map_err(|panic| Failure::Panicked(panic_message(panic.as_ref())))?
+            .map_err(Failure::Refused)?;
+        self.artifact
+            .write_all(&bytes)
+            .map_err(|error| Failure::Panicked(format!("writing the artefact: {error}")))?;
+        Ok(start.elapsed())
+    }
+}

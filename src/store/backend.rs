@@ -1,0 +1,106 @@
+//! What a place for objects must do: hold bytes under a key, whole or not at all.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::blob::Blob;
+use crate::request::Digest;
+
+/// What is kept of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Its bytes.
+    Module,
+    /// What is known of it.
+    Record,
+}
+
+/// Where an object stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) kind: Kind,
+    pub(super) digest: Digest,
+}
+
+impl Kind {
+    /// Every kind.
+    pub(super) const ALL: [Self; 2] = [Self::Module, Self::Record];
+
+    /// The folder.
+    pub(super) fn folder(self) -> &'static str {
+        match self {
+            Self::Module => "modules",
+            Self::Record => "records",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Module => ".wasm",
+            Self::Record => ".json",
+        }
+    }
+
+    /// The digest in a name of this kind; `None` for a name of something else.
+    pub(super) fn digest(self, name: &str) -> Option<Digest> {
+        Digest::from_hex(name.strip_suffix(self.extension())?)
+    }
+}
+
+impl Key {
+    /// The name in the folder.
+    pub(super) fn name(self) -> String {
+        format!("{}{}", self.digest.hex(), self.kind.extension())
+    }
+}
+
+/// What to do about an object that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Leave it.
+    Create,
+    /// Replace it.
+    Replace,
+}
+
+/// What became of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// The object is there, whole, also after a crash.
+    Written,
+    /// One was there already, whatever it holds.
+    Exists,
+}
+
+/// Why a place failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It has no room.
+    Full(String),
+    /// It cannot be reached, or does not work.
+    Down(String),
+}
+
+/// A future of a backend.
+pub(super) type Promise<'a, T> = BoxFuture<'a, Result<T, Fault>>;
+
+/// A place for objects.
+pub(super) trait Backend: Send + Sync {
+    /// Puts an object, whole or not at all.
+    fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put>;
+
+    /// An object of at most `most` bytes; `None` where there is none.
+    fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>>;
+
+    /// The size of an object; `None` where there is none.
+    fn size(&self, key: Key) -> Promise<'_, Option<u64>>;
+
+    /// Deletes an object, whether there is one or not.
+    fn delete(&self, key: Key) -> Promise<'_, ()>;
+
+    /// The first `limit` digests after `after` that have a record, in order.
+    fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>>;
+
+    /// Bytes of all modules.
+    fn used(&self) -> Promise<'_, u64>;
+}

@@ -1,0 +1,234 @@
+//! Bytes of a module: in memory, or in a nameless file where they are many.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest as _, Sha256};
+
+use crate::refusal::{Reason, Refusal};
+use crate::request::{Digest, module_too_large};
+
+/// Bytes of a module.
+#[derive(Clone, Debug)]
+pub enum Blob {
+    /// In memory.
+    Memory(Bytes),
+    /// In a file that has no name: it goes when nobody has it open, also when the daemon is killed.
+    Spooled {
+        /// The file.
+        file: Arc<File>,
+        /// Bytes of it.
+        len: u64,
+    },
+}
+
+impl From<Bytes> for Blob {
+    fn from(bytes: Bytes) -> Self {
+        Self::Memory(bytes)
+    }
+}
+
+impl Blob {
+    /// How many bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Spooled { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, in memory. May block.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn read(&self) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes.clone()),
+            Self::Spooled { len, .. } => {
+                let mut bytes = Vec::with_capacity(usize::try_from(*len).unwrap_or_default());
+                self.reader().read_to_end(&mut bytes)?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
+    /// Reads them from the start. May block.
+    pub fn reader(&self) -> impl Read + '_ {
+        Reader { blob: self, at: 0 }
+    }
+}
+
+struct Reader<'a> {
+    blob: &'a Blob,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = match self.blob {
+            Blob::Memory(bytes) => {
+                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
+                bytes.get(at..).unwrap_or_default().read(buf)?
+            }
+            Blob::Spooled { file, .. } => file.read_at(buf, self.at)?,
+        };
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Where bytes that arrive in pieces are put together.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    /// The folder for what is too large for memory.
+    pub dir: PathBuf,
+    /// What it is called in errors.
+    pub key: &'static str,
+}
+
+/// Bytes of a module that arrive in pieces.
+pub struct Assembly {
+    state: Option<State>,
+    len: u64,
+    most: u64,
+}
+
+struct State {
+    spool: Spool,
+    hash: Sha256,
+    memory: BytesMut,
+    file: Option<File>,
+}
+
+impl Spool {
+    /// Bytes that are put together in memory; what is larger goes to a file.
+    pub const THRESHOLD: usize = 1 << 20;
+
+    /// Starts on a module of at most `most` bytes.
+    pub fn assemble(&self, most: u64) -> Assembly {
+        Assembly {
+            state: Some(State {
+                spool: self.clone(),
+                hash: Sha256::new(),
+                memory: BytesMut::new(),
+                file: None,
+            }),
+            len: 0,
+            most,
+        }
+    }
+
+    fn failed(&self, error: &io::Error) -> Refusal {
+        let full = is_full(error);
+        let reason = if full {
+            Reason::StoreFull
+        } else {
+            Reason::StoreUnavailable
+        };
+        tracing::warn!(%error, dir = %self.dir.display(), "spooling a module failed");
+        let state = if full { "is full" } else { "cannot be used" };
+        Refusal::new(
+            reason,
+            format!(
+                "the folder for modules that are arriving {state} ({})",
+                self.key
+            ),
+        )
+        .with("store", self.key)
+    }
+}
+
+/// Whether `error` says that there is no room.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+impl Assembly {
+    /// Bytes that it takes at the most.
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// Adds the next piece.
+    ///
+    /// # Errors
+    /// `MODULE_TOO_LARGE`, `STORE_FULL` or `STORE_UNAVAILABLE` of the spool.
+    pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
+        self.len += piece.len() as u64;
+        if self.len > self.most {
+            return Err(module_too_large("wasm", self.len, self.most));
+        }
+        self.with(move |state| {
+            state.hash.update(&piece);
+            state
+                .add(&piece)
+                .map_err(|error| state.spool.failed(&error))
+        })
+        .await
+    }
+
+    /// All that was added, and its digest.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub async fn finish(mut self) -> Result<(Blob, Digest), Refusal> {
+        let len = self.len;
+        self.with(move |state| {
+            let digest = Digest::from(std::mem::take(&mut state.hash));
+            let blob = match state.file.take() {
+                Some(file) => Blob::Spooled {
+                    file: Arc::new(file),
+                    len,
+                },
+                None => Blob::Memory(std::mem::take(&mut state.memory).freeze()),
+            };
+            Ok((blob, digest))
+        })
+        .await
+    }
+
+    /// Works off the serving threads: hashing and writing are not theirs.
+    async fn with<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut State) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let mut state = self
+            .state
+            .take()
+            .ok_or_else(|| Refusal::internal("a module was put together after a failure"))?;
+        let done = tokio::task::spawn_blocking(move || (work(&mut state), state));
+        let (result, state) = done.await.map_err(Refusal::internal)?;
+        self.state = Some(state);
+        result
+    }
+}
+
+impl State {
+    fn add(&mut self, piece: &[u8]) -> io::Result<()> {
+        if self.file.is_none() && self.memory.len() + piece.len() <= Spool::THRESHOLD {
+            self.memory.extend_from_slice(piece);
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut file = tempfile::tempfile_in(&self.spool.dir)?;
+                file.write_all(&std::mem::take(&mut self.memory))?;
+                self.file.insert(file)
+            }
+        };
+        file.write_all(piece)
+    }
+}

@@ -1,0 +1,202 @@
+//! Objects in a folder of this host: written aside, flushed, then named.
+//!
+//! ```text
+//! modules/<hex>.wasm   records/<hex>.json   tmp/
+//! ```
+//!
+//! Several daemons may share it. What is written aside is locked by whoever writes it; what nobody has locked any more
+//! was left by a daemon that was killed, and is removed at the next start.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::FlockOperation;
+use tempfile::NamedTempFile;
+
+use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
+use super::blob::{Blob, is_full};
+use crate::request::Digest;
+
+/// Only the daemon's own user sees what is in it.
+const PRIVATE: u32 = 0o700;
+
+/// A folder with objects.
+pub(super) struct Directory {
+    paths: Arc<Paths>,
+}
+
+struct Paths {
+    root: PathBuf,
+}
+
+/// The folder in which a store's folder has what is not finished.
+pub(super) fn aside(root: &Path) -> PathBuf {
+    root.join("tmp")
+}
+
+impl Directory {
+    /// Makes the folder where it is missing, and removes what killed daemons left.
+    pub(super) fn open(root: &Path) -> io::Result<Self> {
+        let mut make = DirBuilder::new();
+        make.recursive(true).mode(PRIVATE);
+        make.create(aside(root))?;
+        for kind in Kind::ALL {
+            make.create(root.join(kind.folder()))?;
+        }
+        sweep(&aside(root))?;
+        // What cannot be written is better learnt now.
+        tempfile::tempfile_in(aside(root))?;
+        Ok(Self {
+            paths: Arc::new(Paths {
+                root: root.to_owned(),
+            }),
+        })
+    }
+
+    fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Paths) -> io::Result<T> + Send + 'static,
+    ) -> Promise<'_, T> {
+        let paths = Arc::clone(&self.paths);
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&paths)).await;
+            let result = done.map_err(|error| Fault::Down(error.to_string()))?;
+            result.map_err(|error| {
+                let text = error.to_string();
+                if is_full(&error) {
+                    Fault::Full(text)
+                } else {
+                    Fault::Down(text)
+                }
+            })
+        })
+    }
+}
+
+/// Removes files that nobody writes any more.
+pub(super) fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            tracing::info!(path = %path.display(), "removing what an earlier daemon left unfinished");
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file of its own in `dir`, so that `to` holds all of it or is not there, also after a crash.
+pub(super) fn write_whole(
+    dir: &Path,
+    to: &Path,
+    mode: Mode,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<Put> {
+    let mut aside = NamedTempFile::new_in(dir)?;
+    rustix::fs::flock(&aside, FlockOperation::LockExclusive)?;
+    write(aside.as_file_mut())?;
+    aside.as_file().sync_all()?;
+    let named = match mode {
+        Mode::Create => aside.persist_noclobber(to),
+        Mode::Replace => aside.persist(to),
+    };
+    match named {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(Put::Exists),
+        Err(error) => return Err(error.error),
+    }
+    if let Some(folder) = to.parent() {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(Put::Written)
+}
+
+impl Paths {
+    fn of(&self, key: Key) -> PathBuf {
+        self.root.join(key.kind.folder()).join(key.name())
+    }
+}
+
+/// `Ok(None)` for what is not there.
+fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Backend for Directory {
+    fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put> {
+        self.work(move |paths| {
+            let to = paths.of(key);
+            if mode == Mode::Create && to.try_exists()? {
+                return Ok(Put::Exists);
+            }
+            write_whole(&aside(&paths.root), &to, mode, |file| {
+                io::copy(&mut blob.reader(), file).map(drop)
+            })
+        })
+    }
+
+    fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>> {
+        self.work(move |paths| {
+            let Some(file) = present(File::open(paths.of(key)))? else {
+                return Ok(None);
+            };
+            let mut bytes = Vec::new();
+            file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+            Ok(Some(bytes.into()))
+        })
+    }
+
+    fn size(&self, key: Key) -> Promise<'_, Option<u64>> {
+        self.work(move |paths| {
+            Ok(present(fs::metadata(paths.of(key)))?.map(|metadata| metadata.len()))
+        })
+    }
+
+    fn delete(&self, key: Key) -> Promise<'_, ()> {
+        self.work(move |paths| {
+            let path = paths.of(key);
+            if present(fs::remove_file(&path))?.is_some()
+                && let Some(folder) = path.parent()
+            {
+                File::open(folder)?.sync_all()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>> {
+        self.work(move |paths| {
+            let mut digests = Vec::new();
+            for entry in fs::read_dir(paths.root.join(Kind::Record.folder()))? {
+                let name = entry?.file_name();
+                let digest = name.to_str().and_then(|name| Kind::Record.digest(name));
+                digests.extend(digest.filter(|digest| Some(*digest) > after));
+            }
+            digests.sort_unstable();
+            digests.truncate(limit);
+            Ok(digests)
+        })
+    }
+
+    fn used(&self) -> Promise<'_, u64> {
+        self.work(|paths| {
+            let mut used = 0;
+            for entry in fs::read_dir(paths.root.join(Kind::Module.folder()))? {
+                // One that was deleted meanwhile takes nothing.
+                used += present(entry?.metadata())?.map_or(0, |metadata| metadata.len());
+            }
+            Ok(used)
+        })
+    }
+}
