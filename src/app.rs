@@ -22,7 +22,7 @@ use crate::config::{self, CompileMode, Config, Known, Overrides, PagemapScan, Pr
 use crate::limits::PAGE;
 use crate::policy::Policy;
 use crate::run::{self, Runner};
-use crate::sandbox::{self, Budget, CompileSettings, Sandbox};
+use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings, Sandbox};
 use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store};
 
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
@@ -108,7 +108,25 @@ pub fn build_paired(config: &Config, program: &Path) -> Result<(App, UnixStream)
     Ok((compose(config, program, bound)?, client))
 }
 
+/// Connections, mounts and loaded modules are descriptors: as many as the host lets this process have.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::info!(?current, ?maximum, "raised the limit of open files"),
+        Err(error) => tracing::warn!(%error, ?current, "the limit of open files stays as it is"),
+    }
+}
+
 fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppError> {
+    raise_descriptors();
     let policy = Arc::new(Policy::from(config));
     let store = Store::open(&store_settings(config))
         .map_err(|error| failed("the module store does not open")(&error))?;
@@ -130,6 +148,7 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
             max_wait: config.admission.max_wait.0,
             stall_timeout: config.runs.stall_timeout.0,
             arrivals: config.store.uploads,
+            upload_timeout: config.store.upload_timeout.0,
         },
     );
     let server = &config.server;
@@ -204,7 +223,19 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
         budget: Budget {
             timeout: compile.timeout.0,
             memory: compile.memory.0,
-            artifact: compile.max_artifact.0,
+        },
+        artifact: {
+            // Code that no cache can hold would be compiled again for every run.
+            let limits = [
+                (compile.max_artifact.0, "compile.max_artifact"),
+                (config.engine.cache_budget.0, "engine.cache_budget"),
+            ];
+            let [first, second] = limits;
+            let (bytes, key) = if second.0 < first.0 { second } else { first };
+            ArtifactLimit {
+                bytes,
+                key: key.to_owned(),
+            }
         },
     }
 }
@@ -311,6 +342,7 @@ impl App {
             let _ = ended.await;
         });
         let runner = self.runner;
+        let tending = Arc::clone(&runner);
         let live = async {
             runner
                 .warm()
@@ -330,6 +362,7 @@ impl App {
         let result = tokio::select! {
             result = serve_beside(serve, live) => result,
             () = deliveries.let_go(self.patience) => Ok(()),
+            () = tending.tend() => Ok(()),
         };
         drop(accepting);
         tracing::info!("ended");

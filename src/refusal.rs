@@ -287,7 +287,9 @@ where
 
 /// `text` shortened to what one value may take in an error, control characters escaped.
 pub fn quote(text: &str) -> String {
-    shorten(printable(text), QUOTED)
+    // Cut first: what is quoted may be as long as a message.
+    let start = &text[..text.floor_char_boundary(QUOTED + 1)];
+    shorten(printable(start), QUOTED)
 }
 
 fn shorten(mut text: String, bytes: usize) -> String {

@@ -10,6 +10,7 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec as TonicCodec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic_prost::ProstCodec;
 
+use super::proto::UploadModuleRequest;
 use super::{intake, status};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -18,15 +19,13 @@ const MAX_FIELDS: usize = 400_000;
 /// About what an entry takes in memory beyond its bytes.
 const ENTRY: usize = 64;
 
-/// Entries that are not worth charging: the messages of an upload have few each, and are many.
-const UNCHARGED: usize = 16;
+/// The most fields and entries of a message of an upload: its start has four, and 32 labels.
+const MAX_UPLOAD_FIELDS: usize = 128;
 
 /// Where the entries of `U` stand: its own, those of its spec or start (field 1), and of the spec's security (field 10).
 /// `None`: it has none.
 fn nested<U: 'static>() -> Option<&'static [u32]> {
-    use super::proto::{
-        ListModulesRequest, LoadModuleRequest, RunRequest, RunStreamRequest, UploadModuleRequest,
-    };
+    use super::proto::{ListModulesRequest, LoadModuleRequest, RunRequest, RunStreamRequest};
     let id = TypeId::of::<U>();
     if id == TypeId::of::<RunRequest>() || id == TypeId::of::<RunStreamRequest>() {
         return Some(&[1, 10]);
@@ -85,10 +84,17 @@ fn admit_entries<U: 'static>(bytes: &[u8]) -> Result<(), Refusal> {
             format!("the message has more than {MAX_FIELDS} fields and entries"),
         ));
     }
-    if fields <= UNCHARGED {
-        return Ok(());
+    if TypeId::of::<U>() != TypeId::of::<UploadModuleRequest>() {
+        return intake::charge_decoding(fields * ENTRY);
     }
-    intake::charge_decoding(fields * ENTRY)
+    // Used up as they come, they are not charged one by one.
+    if fields > MAX_UPLOAD_FIELDS {
+        return Err(Refusal::new(
+            Reason::MalformedRequest,
+            format!("a message of an upload has more than {MAX_UPLOAD_FIELDS} fields and entries"),
+        ));
+    }
+    Ok(())
 }
 
 /// Encodes `T`, decodes `U`.

@@ -148,13 +148,21 @@ fn module_name(field: &str, name: String) -> Result<String, Refusal> {
     Ok(name)
 }
 
-/// A page of a listing: how many, after which, with which labels.
+/// A page of a listing.
+pub(super) struct Page {
+    /// How many.
+    pub(super) size: usize,
+    /// After which.
+    pub(super) after: Option<Digest>,
+    /// With which labels.
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// What page is asked for.
 ///
 /// # Errors
-/// `SPEC_INVALID`.
-pub(super) fn page(
-    message: proto::ListModulesRequest,
-) -> Result<(usize, Option<Digest>, BTreeMap<String, String>), Refusal> {
+/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`.
+pub(super) fn page(message: proto::ListModulesRequest) -> Result<Page, Refusal> {
     const DEFAULT: usize = 100;
     const MOST: usize = 1000;
     let proto::ListModulesRequest {
@@ -174,7 +182,11 @@ pub(super) fn page(
             Refusal::invalid("page_token", message)
         })?),
     };
-    Ok((size, after, labels.into_iter().collect()))
+    Ok(Page {
+        size,
+        after,
+        labels: labels.into_iter().collect(),
+    })
 }
 
 /// When a caller that said how long it waits gives up, less what the answer needs to get home.

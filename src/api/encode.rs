@@ -85,6 +85,7 @@ pub(super) fn loaded(taken: &Taken, resolved: Option<String>) -> proto::LoadModu
         kept,
         cached,
         compiled_in,
+        untold: _,
     } = taken;
     proto::LoadModuleResponse {
         module: Some(module(kept)),

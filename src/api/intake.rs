@@ -24,7 +24,7 @@ use crate::run::Untold;
 
 /// Bytes of a message of a service that is not ours: health and reflection.
 const MAX_FOREIGN: u64 = 64 << 10;
-/// What a LoadModule request may take besides its module.
+/// What a message may take besides the module, or the part of it, that it carries.
 const LOAD_SLACK: u64 = 64 << 10;
 /// Bytes of one chunk of an upload, and of a message with one.
 pub(super) const MAX_CHUNK: usize = 1 << 20;
@@ -40,7 +40,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What requests may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct IntakeSettings {
-    /// Bytes of a message of every method but LoadModule.
+    /// Bytes of a message of every method but LoadModule and UploadModule.
     pub max_message: u64,
     /// Bytes of a module.
     pub max_module: u64,
@@ -383,7 +383,11 @@ impl http_body::Body for Counted {
         self.silent = None;
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
-            Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+            // The transport tells a reset as an end without an error: half of a message, or half of an upload.
+            Some(Err(_)) => return self.fail(&malformed("the request was broken off")),
+            None if !self.body.is_end_stream() => {
+                return self.fail(&malformed("the request was broken off"));
+            }
             None => {
                 return match self.check_end() {
                     Ok(()) => Poll::Ready(None),

@@ -1,17 +1,19 @@
 //! `ModuleService`: thin. Decode, hand over, encode.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::decode::Page;
 use super::intake::{Arrival, MAX_CHUNK};
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
 use super::{decode, encode, proto, status};
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
-use crate::run::{Runner, Taken};
+use crate::run::{Runner, Taken, before};
 
 /// The service.
 pub struct ModuleApi {
@@ -31,19 +33,24 @@ impl ModuleApi {
         let arrival = Arrival::of(&request);
         let until = decode::until(request.metadata(), arrival.at)?;
         let mut frames = request.into_inner();
-        let mut arriving = self.runner.arrive()?;
-        let (about, expected) = match next(&mut frames).await? {
-            Some(Frame::Start(start)) => decode::upload(start)?,
-            Some(Frame::Chunk(_)) | None => {
-                return Err(malformed("the first message of an upload is its `start`"));
+        let receive = async {
+            let (about, expected) = match next(&mut frames).await? {
+                Some(Frame::Start(start)) => decode::upload(start)?,
+                Some(Frame::Chunk(_)) | None => {
+                    return Err(malformed("the first message of an upload is its `start`"));
+                }
+            };
+            // Not before it has begun: connections that say nothing hold no place.
+            let mut arriving = self.runner.arrive()?;
+            while let Some(frame) = next(&mut frames).await? {
+                match frame {
+                    Frame::Chunk(chunk) => arriving.push(checked(chunk)?).await?,
+                    Frame::Start(_) => return Err(malformed("an upload has one `start`")),
+                }
             }
+            Ok((arriving, expected, about))
         };
-        while let Some(frame) = next(&mut frames).await? {
-            match frame {
-                Frame::Chunk(chunk) => arriving.push(checked(chunk)?).await?,
-                Frame::Start(_) => return Err(malformed("an upload has one `start`")),
-            }
-        }
+        let (arriving, expected, about) = before(until, receive).await?;
         let taken = self.runner.keep_arrived(until, arriving, expected, about);
         Ok(taken.await?)
     }
@@ -73,6 +80,9 @@ async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Opti
 }
 
 fn checked(chunk: Bytes) -> Result<Bytes, Refusal> {
+    if chunk.is_empty() {
+        return Err(Refusal::invalid("chunk", "is empty"));
+    }
     if chunk.len() > MAX_CHUNK {
         return Err(Refusal::above("chunk", chunk.len(), MAX_CHUNK));
     }
@@ -87,6 +97,10 @@ fn refused(refusal: Refusal) -> Status {
     status::from(&refusal)
 }
 
+fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
+    decode::until(request.metadata(), Arrival::of(request).at).map_err(refused)
+}
+
 fn digest(text: &str) -> Result<Digest, Status> {
     Digest::parse("digest", text).map_err(refused)
 }
@@ -98,7 +112,11 @@ impl ModuleService for ModuleApi {
         request: Request<Streaming<proto::UploadModuleRequest>>,
     ) -> Result<Response<proto::UploadModuleResponse>, Status> {
         match self.upload(request).await {
-            Ok(taken) => Ok(Response::new(encode::uploaded(&taken))),
+            Ok(taken) => {
+                let mut response = Response::new(encode::uploaded(&taken));
+                response.extensions_mut().insert(taken.untold);
+                Ok(response)
+            }
             Err(Failed::Refused(refusal)) => Err(refused(refusal)),
             Err(Failed::Broken(status)) => Err(status),
         }
@@ -108,8 +126,14 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::ListModulesRequest>,
     ) -> Result<Response<proto::ListModulesResponse>, Status> {
-        let (size, after, labels) = decode::page(request.into_inner()).map_err(refused)?;
-        let listed = self.runner.modules(after, size, &labels).await;
+        let until = until(&request)?;
+        let page = decode::page(request.into_inner()).map_err(refused)?;
+        let Page {
+            size,
+            after,
+            labels,
+        } = page;
+        let listed = self.runner.modules(until, after, size, &labels).await;
         let (modules, next) = listed.map_err(refused)?;
         Ok(Response::new(proto::ListModulesResponse {
             modules: modules.iter().map(encode::listed).collect(),
@@ -121,8 +145,9 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::GetModuleRequest>,
     ) -> Result<Response<proto::GetModuleResponse>, Status> {
+        let until = until(&request)?;
         let proto::GetModuleRequest { digest } = request.into_inner();
-        let kept = self.runner.module(self::digest(&digest)?).await;
+        let kept = self.runner.module(until, self::digest(&digest)?).await;
         Ok(Response::new(proto::GetModuleResponse {
             module: Some(encode::module(&kept.map_err(refused)?)),
         }))
@@ -132,8 +157,10 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::DeleteModuleRequest>,
     ) -> Result<Response<proto::DeleteModuleResponse>, Status> {
+        let until = until(&request)?;
         let proto::DeleteModuleRequest { digest } = request.into_inner();
-        let deleted = self.runner.delete_module(self::digest(&digest)?).await;
+        let digest = self::digest(&digest)?;
+        let deleted = self.runner.delete_module(until, digest).await;
         Ok(Response::new(proto::DeleteModuleResponse {
             deleted: deleted.map_err(refused)?,
         }))

@@ -125,18 +125,19 @@ impl SandboxService for SandboxApi {
                 LoadFrom::Wasm(wasm) => {
                     let wasm = decode::charged(wasm, arrival.charge);
                     let taken = self.runner.keep(until, wasm, about).await?;
-                    Ok(encode::loaded(&taken, None))
+                    Ok((encode::loaded(&taken, None), taken.untold))
                 }
                 LoadFrom::Oci(reference) => {
                     let (taken, resolved) = self.runner.pull(until, &reference, about).await?;
-                    Ok(encode::loaded(&taken, Some(resolved)))
+                    Ok((encode::loaded(&taken, Some(resolved)), taken.untold))
                 }
             }
         };
         let loaded: Result<_, Refusal> = loaded.await;
-        loaded
-            .map(Response::new)
-            .map_err(|refusal| status::from(&refusal))
+        let (loaded, untold) = loaded.map_err(|refusal| status::from(&refusal))?;
+        let mut response = Response::new(loaded);
+        response.extensions_mut().insert(untold);
+        Ok(response)
     }
 
     async fn health(

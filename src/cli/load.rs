@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use futures_util::{Stream, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{mpsc, oneshot};
 
 use super::connect::{connect, connect_modules, failure};
 use super::modules::report;
@@ -133,17 +133,18 @@ impl Load {
             digest: String::new(),
         });
         let (frames, sent) = mpsc::channel(2);
-        let reading = std::thread::spawn(move || send(start, first, from, &bar(size), &frames));
-        let answer = client.upload_module(ReceiverStream::new(sent)).await;
-        // Where reading failed, the daemon was told less than there is; that is the failure to tell.
-        match reading.join() {
-            Ok(Err(error)) => {
-                return Err(Failure::new(format!(
-                    "cannot read {}: {error}",
-                    self.module
-                )));
+        let (failed, mut unread) = oneshot::channel();
+        // Ends with the process where it waits for input that nobody needs any more.
+        std::thread::spawn(move || {
+            if let Err(error) = send(start, first, from, &bar(size), &frames) {
+                // Told before the daemon notices, so that it is known when its answer comes.
+                let _ = failed.send(error);
             }
-            Ok(Ok(())) | Err(_) => {}
+        });
+        let answer = client.upload_module(pieces(sent)).await;
+        if let Ok(error) = unread.try_recv() {
+            let message = format!("cannot read {}: {error}", self.module);
+            return Err(Failure::new(message));
         }
         let answer = answer.map_err(|status| failure(&status))?.into_inner();
         Ok(LoadModuleResponse {
@@ -166,46 +167,56 @@ fn open(path: &str) -> std::io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), size))
 }
 
-/// Sends a module in pieces. An upload is broken off where reading fails: its end is not sent.
+/// A piece of a module on its way.
+enum Piece {
+    Frame(Frame),
+    /// That was all of it.
+    End,
+}
+
+/// The messages of an upload. Where they end without [`Piece::End`] the last one is refused by the daemon, so that half
+/// a module is never taken for a whole one.
+fn pieces(sent: mpsc::Receiver<Piece>) -> impl Stream<Item = UploadModuleRequest> {
+    stream::unfold(Some(sent), |sent| async {
+        let mut sent = sent?;
+        match sent.recv().await {
+            Some(Piece::Frame(frame)) => {
+                Some((UploadModuleRequest { frame: Some(frame) }, Some(sent)))
+            }
+            Some(Piece::End) => None,
+            None => Some((UploadModuleRequest { frame: None }, None)),
+        }
+    })
+}
+
+/// Sends a module in pieces.
 fn send(
     start: Frame,
     first: Bytes,
     mut from: impl Read,
     bar: &ProgressBar,
-    frames: &mpsc::Sender<UploadModuleRequest>,
+    frames: &mpsc::Sender<Piece>,
 ) -> std::io::Result<()> {
     // The daemon may refuse early: nobody takes the rest then, and its answer says why.
-    let send = |frame| {
-        let frame = Some(frame);
-        frames.blocking_send(UploadModuleRequest { frame }).is_ok()
-    };
-    let mut goes_on = send(start);
+    let send = |piece| frames.blocking_send(piece).is_ok();
+    let mut goes_on = send(Piece::Frame(start));
     let mut pieces = first;
-    loop {
+    while goes_on {
         while goes_on && !pieces.is_empty() {
             let piece = pieces.split_to(pieces.len().min(PIECE));
             bar.inc(piece.len() as u64);
-            goes_on = send(Frame::Chunk(piece));
+            goes_on = send(Piece::Frame(Frame::Chunk(piece)));
         }
         let mut piece = vec![0; PIECE];
-        let n = match goes_on {
-            true => read_some(&mut from, &mut piece),
-            false => Ok(0),
-        };
-        match n {
-            Ok(0) => break,
-            Ok(n) => {
-                piece.truncate(n);
-                pieces = piece.into();
-            }
-            Err(error) => {
-                // An empty message is refused, so that half a module is never taken for a whole one.
-                let _ = frames.blocking_send(UploadModuleRequest { frame: None });
-                return Err(error);
-            }
+        let n = read_some(&mut from, &mut piece)?;
+        piece.truncate(n);
+        pieces = piece.into();
+        if n == 0 {
+            bar.finish_and_clear();
+            send(Piece::End);
+            break;
         }
     }
-    bar.finish_and_clear();
     Ok(())
 }
 

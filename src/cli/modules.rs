@@ -12,6 +12,7 @@ use super::{Failure, exit, key_value, print, print_json, runtime};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
+use crate::refusal::printable;
 
 /// The modules that a daemon keeps.
 #[derive(Debug, Args)]
@@ -158,7 +159,7 @@ fn row(module: &ModuleInfo) -> String {
             .iec_short()
             .to_string(),
         format!("{ago} ago"),
-        module.name
+        printable(&module.name)
     )
 }
 

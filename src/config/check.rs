@@ -310,6 +310,13 @@ fn modules(c: &mut Checker, config: &Config) {
     let budget = (Size(1 << 20), Size(1 << 50));
     c.between("store.budget", store.budget, budget.0, budget.1);
     c.between("store.uploads", store.uploads, 1, 10_000);
+    let timeout = (millis(1000), minutes(24 * 60));
+    c.between(
+        "store.upload_timeout",
+        store.upload_timeout,
+        timeout.0,
+        timeout.1,
+    );
     if !matches!(store.url, StoreUrl::Directory(_)) {
         c.require(
             store.spool.is_absolute(),

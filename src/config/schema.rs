@@ -174,6 +174,7 @@ pub struct Store {
     pub budget: Size,
     pub spool: PathBuf,
     pub uploads: u32,
+    pub upload_timeout: Time,
 }
 
 /// `[artifacts]`

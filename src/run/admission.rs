@@ -120,7 +120,7 @@ impl Admission {
 pub(super) fn not_started() -> Refusal {
     Refusal::new(
         Reason::NotStarted,
-        "the caller's deadline passed before the run could start",
+        "the caller's deadline passed before what it asked for could be done",
     )
 }
 

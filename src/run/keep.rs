@@ -8,16 +8,18 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::admission::shutting_down;
-use super::{Runner, before};
+use super::{Runner, Untold, before};
 use crate::module::Description;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
 use crate::sandbox::{Source, Variant};
-use crate::store::{Assembly, Blob, Known, Pulled, hashed, not_found};
+use crate::store::{Assembly, Blob, Keep, Known, Pulled, hashed, not_found};
 
 /// What a caller is told to wait while too many modules arrive.
 const RETRY: Duration = Duration::from_secs(1);
-/// Records that one page of a listing looks at, at the most: a selector that few match ends a page early.
+/// Records that a listing asks for at once, and that one page looks at, at the most: a selector that few match ends a
+/// page early.
+const BATCH: usize = 100;
 const LOOKED_AT: usize = 1000;
 
 /// What a module is to be called.
@@ -33,6 +35,7 @@ pub struct About {
 /// A module that arrives in pieces. It counts under `store.uploads` until it is kept or dropped, which leaves nothing.
 pub struct Arriving {
     assembly: Assembly,
+    until: Instant,
     permit: OwnedSemaphorePermit,
 }
 
@@ -52,14 +55,21 @@ pub struct Taken {
     pub cached: bool,
     /// Time spent compiling.
     pub compiled_in: Duration,
+    /// A drain waits for what has not been told yet; the answer takes it along.
+    pub untold: Untold,
 }
 
 impl Arriving {
     /// Adds the next piece.
     ///
     /// # Errors
-    /// `MODULE_TOO_LARGE`, and those of the place where it is put together.
+    /// `MODULE_TOO_LARGE`, `MALFORMED_REQUEST` after `store.upload_timeout`, and those of the place where it is put
+    /// together.
     pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
+        if Instant::now() > self.until {
+            let message = "the upload took too long (store.upload_timeout)";
+            return Err(Refusal::new(Reason::MalformedRequest, message));
+        }
         self.assembly.push(piece).await
     }
 }
@@ -72,7 +82,11 @@ impl Runner {
     pub fn arrive(&self) -> Result<Arriving, Refusal> {
         let permit = self.place_for_one()?;
         let assembly = self.store.spool().assemble(self.policy.max_module);
-        Ok(Arriving { assembly, permit })
+        Ok(Arriving {
+            assembly,
+            until: Instant::now() + self.upload_timeout,
+            permit,
+        })
     }
 
     fn place_for_one(&self) -> Result<OwnedSemaphorePermit, Refusal> {
@@ -97,8 +111,9 @@ impl Runner {
         expected: Option<Digest>,
         about: About,
     ) -> Result<Taken, Refusal> {
-        let _untold = self.inflight.untold();
-        let Arriving { assembly, permit } = arrived;
+        let Arriving {
+            assembly, permit, ..
+        } = arrived;
         let work = async {
             let (wasm, digest) = assembly.finish().await?;
             match expected {
@@ -122,8 +137,6 @@ impl Runner {
         wasm: Bytes,
         about: About,
     ) -> Result<Taken, Refusal> {
-        // A drain waits for it.
-        let _untold = self.inflight.untold();
         let work = async {
             let (wasm, digest) = hashed(wasm).await?;
             self.keep_now(wasm.into(), digest, about).await
@@ -141,7 +154,6 @@ impl Runner {
         reference: &str,
         about: About,
     ) -> Result<(Taken, String), Refusal> {
-        let _untold = self.inflight.untold();
         let _permit = self.place_for_one()?;
         let work = async {
             let assembly = self.store.spool().assemble(self.policy.max_module);
@@ -157,6 +169,8 @@ impl Runner {
     }
 
     async fn keep_now(&self, wasm: Blob, digest: Digest, about: About) -> Result<Taken, Refusal> {
+        // Counted before the look: a drain either waits for this or is seen here.
+        let untold = self.inflight.untold();
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
@@ -192,18 +206,24 @@ impl Runner {
         }
         let description: Description =
             description.ok_or_else(|| Refusal::internal("no variant to compile"))?;
-        let known = self
-            .store
-            .keep(digest, &wasm, name, labels, description)
-            .await?;
+        let keep = Keep {
+            digest,
+            wasm,
+            name,
+            labels,
+            description,
+        };
+        let known = self.store.keep(keep).await?;
         Ok(Taken {
             kept: self.kept(known),
             cached,
             compiled_in,
+            untold,
         })
     }
 
-    fn kept(&self, known: Arc<Known>) -> Kept {
+    fn kept(&self, known: impl Into<Arc<Known>>) -> Kept {
+        let known = known.into();
         let cached_in = self.sandbox.modules().cached_in(known.digest);
         Kept { known, cached_in }
     }
@@ -212,35 +232,51 @@ impl Runner {
     ///
     /// # Errors
     /// `MODULE_NOT_FOUND`, `STORE_UNAVAILABLE`.
-    pub async fn module(&self, digest: Digest) -> Result<Kept, Refusal> {
-        let known = self.store.find(digest).await?;
+    pub async fn module(&self, until: Option<Instant>, digest: Digest) -> Result<Kept, Refusal> {
+        let known = before(until, self.store.find(digest)).await?;
         known
             .map(|known| self.kept(known))
             .ok_or_else(|| not_found(digest).at("digest"))
     }
 
-    /// Up to `limit` modules after `after` that have all of `labels`, by digest, and where the next page starts.
+    /// Up to `limit` modules after `after` that have all of `labels`, by digest, without their exports and imports; and
+    /// where the next page starts.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn modules(
+        &self,
+        until: Option<Instant>,
+        after: Option<Digest>,
+        limit: usize,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(Vec<Kept>, Option<Digest>), Refusal> {
+        before(until, self.page(after, limit, labels)).await
+    }
+
+    async fn page(
         &self,
         after: Option<Digest>,
         limit: usize,
         labels: &BTreeMap<String, String>,
     ) -> Result<(Vec<Kept>, Option<Digest>), Refusal> {
         let (mut page, mut next, mut looked_at) = (Vec::new(), after, 0);
-        while page.len() < limit && looked_at < LOOKED_AT {
-            // Never more than the page has room for: where it ends is where the next one starts.
-            let asked = limit - page.len();
-            let (found, after) = self.store.list(next, asked).await?;
-            looked_at += asked;
-            let selected = found.into_iter().filter(|known| {
-                labels
-                    .iter()
-                    .all(|(key, value)| known.record.labels.get(key) == Some(value))
-            });
-            page.extend(selected.map(|known| self.kept(known)));
+        while looked_at < LOOKED_AT {
+            let (found, after) = self.store.list(next, BATCH).await?;
+            looked_at += BATCH;
+            let mut found = found.into_iter().peekable();
+            while let Some(known) = found.next() {
+                let of = |key: &String| known.record.labels.get(key);
+                if !labels.iter().all(|(key, value)| of(key) == Some(value)) {
+                    continue;
+                }
+                let digest = known.digest;
+                page.push(self.kept(known));
+                if page.len() == limit {
+                    let more = found.peek().is_some() || after.is_some();
+                    return Ok((page, more.then_some(digest)));
+                }
+            }
             next = after;
             if next.is_none() {
                 break;
@@ -253,10 +289,17 @@ impl Runner {
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.
-    pub async fn delete_module(&self, digest: Digest) -> Result<bool, Refusal> {
-        let deleted = self.store.delete(digest).await?;
-        self.sandbox.modules().forget(digest).await?;
-        Ok(deleted)
+    pub async fn delete_module(
+        &self,
+        until: Option<Instant>,
+        digest: Digest,
+    ) -> Result<bool, Refusal> {
+        let work = async {
+            let deleted = self.store.delete(digest).await?;
+            self.sandbox.modules().forget(digest).await?;
+            Ok(deleted)
+        };
+        before(until, work).await
     }
 }
 

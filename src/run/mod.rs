@@ -46,6 +46,8 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// Modules that may arrive at once, in pieces or from a registry.
     pub arrivals: u32,
+    /// How long one may take to arrive in pieces.
+    pub upload_timeout: Duration,
 }
 
 /// Everything that a run needs, shared by all.
@@ -56,6 +58,7 @@ pub struct Runner {
     store: Arc<Store>,
     registries: Registries,
     arrivals: Arc<Semaphore>,
+    upload_timeout: Duration,
     admission: Admission,
     inflight: Arc<InFlight>,
     stall_timeout: Duration,
@@ -135,6 +138,7 @@ impl Runner {
             store,
             registries,
             arrivals: Arc::new(Semaphore::new(settings.arrivals as usize)),
+            upload_timeout: settings.upload_timeout,
             admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
             inflight: InFlight::new(),
             stall_timeout: settings.stall_timeout,
@@ -349,6 +353,11 @@ impl Runner {
         )))
     }
 
+    /// Looks after the store for as long as it is polled.
+    pub async fn tend(&self) {
+        self.store.tend().await;
+    }
+
     /// Takes no runs any more; those that wait are refused.
     pub fn close(&self) {
         self.admission.close();
@@ -382,15 +391,18 @@ fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refus
 }
 
 /// `work`, unless the caller's deadline passes first.
-async fn before<T>(
+///
+/// # Errors
+/// Those of the work, and `NOT_STARTED`.
+pub async fn before<T, E: From<Refusal>>(
     until: Option<Instant>,
-    work: impl Future<Output = Result<T, Refusal>>,
-) -> Result<T, Refusal> {
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     match until {
         None => work.await,
         Some(until) => tokio::time::timeout_at(until.into(), work)
             .await
-            .unwrap_or_else(|_| Err(not_started())),
+            .unwrap_or_else(|_| Err(not_started().into())),
     }
 }
 

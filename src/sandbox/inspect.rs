@@ -2,7 +2,7 @@
 //! it is valid under the proposals that are on.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use wasmparser::{
     ComponentExternalKind, Encoding, ExternalKind, FuncType, KnownCustom, Name, Parser, Payload,
@@ -273,12 +273,10 @@ impl Reader {
             WASI_MODULES.contains(&module.as_str())
                 || (module.is_empty() && name.starts_with("wasi:"))
         };
+        let (signatures, functions) = self.exported_functions();
         Ok(Inspection {
-            functions: self
-                .exports
-                .iter()
-                .filter_map(|(name, _, index)| Some((name.clone(), self.signature((*index)?)?)))
-                .collect(),
+            signatures,
+            functions,
             others: self
                 .exports
                 .iter()
@@ -306,12 +304,31 @@ impl Reader {
         })
     }
 
+    /// The types of the functions that are exported, each once, and the functions by name.
+    fn exported_functions(&self) -> (Vec<Signature>, HashMap<String, usize>) {
+        let (mut signatures, mut functions) = (Vec::new(), HashMap::new());
+        let mut places = HashMap::new();
+        for (name, _, index) in &self.exports {
+            let ty = index.and_then(|index| self.functions.get(index as usize));
+            let (Some(ty), Some(signature)) = (ty, index.and_then(|index| self.signature(index)))
+            else {
+                continue;
+            };
+            let place = *places.entry(*ty).or_insert_with(|| {
+                signatures.push(signature);
+                signatures.len() - 1
+            });
+            functions.insert(name.clone(), place);
+        }
+        (signatures, functions)
+    }
+
     /// As listings tell it.
     fn describe(self) -> Description {
         let signature = |index: &Option<u32>| {
             index
                 .and_then(|index| self.signature(index))
-                .map(|signature| signature.to_string())
+                .map(|signature| quote(&signature.to_string()))
                 .unwrap_or_default()
         };
         Description {

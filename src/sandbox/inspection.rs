@@ -13,8 +13,10 @@ use crate::module::Description;
 pub struct Inspection {
     /// As listings tell it.
     pub description: Description,
-    /// Functions that it exports, by name, with their types; a component's are not among them.
-    pub(super) functions: HashMap<String, Signature>,
+    /// The types of functions that it exports, each once.
+    pub(super) signatures: Vec<Signature>,
+    /// Functions that it exports, by name, with the places of their types; a component's are not among them.
+    pub(super) functions: HashMap<String, usize>,
     /// Names of exports that are no functions.
     pub(super) others: HashSet<String>,
     /// What it imports of WASI, at most 1,000.
@@ -63,22 +65,25 @@ impl Inspection {
     /// About how many bytes this takes, and what a runtime keeps of the same things.
     pub(super) fn weight(&self) -> usize {
         const ENTRY: usize = 256;
-        let functions = self.functions.iter().map(|(name, signature)| {
-            name.len() + 32 * (signature.params.len() + signature.results.len())
-        });
+        let functions = self.functions.keys().map(String::len);
+        let signatures = self
+            .signatures
+            .iter()
+            .map(|signature| 32 * (signature.params.len() + signature.results.len()));
         let names = self
             .others
             .iter()
             .chain(&self.imports_wasi)
             .chain(&self.imports_host)
             .map(String::len);
-        let entries = functions.chain(names);
+        let entries = functions.chain(signatures).chain(names);
         entries.map(|bytes| bytes + ENTRY).sum::<usize>() + self.description.weight() + 4 * ENTRY
     }
 
     /// What the module exports under `name`.
     pub fn export(&self, name: &str) -> Export<'_> {
-        match self.functions.get(name) {
+        let signature = |place: &usize| self.signatures.get(*place);
+        match self.functions.get(name).and_then(signature) {
             Some(signature) => Export::Function(signature),
             None if self.others.contains(name) => Export::Other,
             None => Export::Missing,

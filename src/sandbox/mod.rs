@@ -43,7 +43,7 @@ use crate::refusal::Refusal;
 use crate::request::RunSpec;
 use crate::store::Artifacts;
 
-pub use self::compile::{Budget, CompileSettings, SUBCOMMAND, serve_as_child};
+pub use self::compile::{ArtifactLimit, Budget, CompileSettings, SUBCOMMAND, serve_as_child};
 pub use self::engine::{FEATURE_NAMES, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
@@ -120,7 +120,7 @@ impl Sandbox {
             compiler,
             settings.artifacts.clone(),
             settings.cache_budget,
-        );
+        )?;
         let guests = Builder::new_multi_thread()
             .worker_threads(settings.guest_threads)
             .max_blocking_threads(BLOCKING_THREADS)
@@ -275,7 +275,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    format!("host code panicked in a run: {text}")
+    format!("host code panicked: {text}")
 }
 
 /// Whether to reset memories by PAGEMAP_SCAN. It is quicker, but with swap on a kernel may keep a swapped-out page of

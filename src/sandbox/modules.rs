@@ -3,9 +3,11 @@
 //!
 //! Identical work is done once for all who ask, and goes on when whoever asked first leaves.
 
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 use wasmtime::{InstancePre, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
@@ -24,6 +26,11 @@ use crate::store::{ArtifactName, Artifacts, Blob, Store};
 const OVERHEAD: usize = 64 << 10;
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
+/// Modules that are fetched from the store to be compiled, and that are read from disk, at once.
+const FETCHED_AT_ONCE: usize = 4;
+const READ_AT_ONCE: usize = 4;
+/// Compiled modules that may wait to be written to disk.
+const SAVES: usize = 16;
 /// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
 const REMEMBERED: u64 = 10_000;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -34,8 +41,11 @@ pub struct Loaded {
     pub inspection: Arc<Inspection>,
     /// How long its compilation took; zero where an artefact of it was there already.
     pub compiled_in: Duration,
+    variant: Variant,
     linked: Arc<Linked>,
     code: Code,
+    /// What it was mapped from, where that is worth holding: another stack class maps it again.
+    artifact: Option<Arc<Artifact>>,
 }
 
 enum Code {
@@ -101,11 +111,16 @@ impl Loaded {
         }
     }
 
-    fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
-        match &self.code {
+    /// Its code, to be mapped for another stack class.
+    fn artifact(&self) -> wasmtime::Result<Arc<Artifact>> {
+        if let Some(artifact) = &self.artifact {
+            return Ok(Arc::clone(artifact));
+        }
+        let bytes = match &self.code {
             Code::Core { module, .. } => module.serialize(),
             Code::Component { component, .. } => component.serialize(),
-        }
+        };
+        Ok(Arc::new(Artifact::own(bytes?, Duration::ZERO)))
     }
 
     /// What it takes of the cache's budget, in KiB.
@@ -129,6 +144,10 @@ async fn aside<T: Send + 'static>(
     done.map_err(|error| Refusal::internal(format_args!("loading a module: {error}")))?
 }
 
+fn kib_u64(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
+}
+
 fn kib(bytes: usize) -> u32 {
     // Rounded up: what weighs nothing is never evicted.
     u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
@@ -149,15 +168,6 @@ pub enum Source {
     Stored(Arc<Store>),
 }
 
-impl Source {
-    async fn fetch(self, digest: Digest) -> Result<Blob, Refusal> {
-        match self {
-            Self::Here(blob) => Ok(blob),
-            Self::Stored(store) => store.wasm(digest).await.map(Blob::from),
-        }
-    }
-}
-
 /// A module that was inspected. Where that was just now, whoever asks first has it compiled without another look.
 #[derive(Clone)]
 pub struct Inspected {
@@ -170,7 +180,8 @@ pub struct Inspected {
 pub struct Modules {
     inner: Arc<Inner>,
     restoring: SingleFlight<Key, Option<Arc<Loaded>>>,
-    compiling: SingleFlight<Key, Arc<Loaded>>,
+    /// By metering: the code is the same for every stack class.
+    compiling: SingleFlight<(Digest, bool), Arc<Loaded>>,
     inspecting: SingleFlight<Digest, Inspected>,
 }
 
@@ -178,6 +189,11 @@ struct Inner {
     engines: Arc<Engines>,
     compiler: Compiler,
     artifacts: Option<Arc<Artifacts>>,
+    /// Writes to them.
+    saver: Option<SyncSender<Save>>,
+    /// Modules that are fetched from the store, or read from disk, at once.
+    fetching: Semaphore,
+    reading: Semaphore,
     /// Of the code that the engines take, unmetered and metered.
     compatible: [u64; 2],
     loaded: moka::sync::Cache<Key, Arc<Loaded>>,
@@ -188,18 +204,22 @@ struct Inner {
 
 impl Modules {
     /// Of `budget` bytes in memory.
+    ///
+    /// # Errors
+    /// Where the host refuses a thread.
     pub(super) fn new(
         engines: Arc<Engines>,
         compiler: Compiler,
         artifacts: Option<Arc<Artifacts>>,
         budget: u64,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let lru = moka::policy::EvictionPolicy::lru;
+        // One that has memory to begin with holds a descriptor.
+        let least = kib_u64(budget / most_loaded());
         let loaded = moka::sync::Cache::builder()
             .max_capacity(budget >> 10)
             .eviction_policy(lru())
-            .weigher(|_: &Key, loaded: &Arc<Loaded>| loaded.weight())
-            .support_invalidation_closures()
+            .weigher(move |_: &Key, loaded: &Arc<Loaded>| loaded.weight().max(least))
             .build();
         let inspected = moka::sync::Cache::builder()
             .max_capacity(INSPECTED >> 10)
@@ -211,8 +231,15 @@ impl Modules {
             .eviction_policy(lru())
             .time_to_live(REMEMBERED_FOR)
             .build();
-        Self {
+        let saver = match &artifacts {
+            Some(artifacts) => Some(start_saver(Arc::clone(artifacts))?),
+            None => None,
+        };
+        Ok(Self {
             inner: Arc::new(Inner {
+                saver,
+                fetching: Semaphore::new(FETCHED_AT_ONCE),
+                reading: Semaphore::new(READ_AT_ONCE),
                 compatible: engines.compilers().each_ref().map(compatibility),
                 engines,
                 compiler,
@@ -224,7 +251,7 @@ impl Modules {
             restoring: SingleFlight::default(),
             compiling: SingleFlight::default(),
             inspecting: SingleFlight::default(),
-        }
+        })
     }
 
     /// Where modules are compiled, and what confines that.
@@ -278,15 +305,17 @@ impl Modules {
         if let Some(loaded) = inner.loaded.get(&key) {
             return Ok(Some(loaded));
         }
-        let can_be_had = inner.on_disk(digest, variant.metered).is_some()
-            || Variant::with_metering(variant.metered)
-                .any(|variant| inner.loaded.contains_key(&Key { digest, variant }));
-        if !can_be_had {
+        let on_disk = || inner.on_disk(digest, variant.metered).is_some();
+        if inner.sibling(key).is_none() && !on_disk() {
             return Ok(None);
         }
         let work = || {
             let inner = Arc::clone(inner);
-            aside(move || inner.restore(key))
+            async move {
+                let _place = inner.reading.acquire().await.map_err(Refusal::internal)?;
+                let reader = Arc::clone(&inner);
+                aside(move || reader.restore(key)).await
+            }
         };
         let ready = || inner.loaded.get(&key).map(Some);
         let (restored, _) = self.restoring.run(key, ready, work).await?;
@@ -341,6 +370,7 @@ impl Modules {
         if let Some(refusal) = inner.failed.get(&(digest, Some(variant.metered))) {
             return Err(refusal);
         }
+        let code = (digest, variant.metered);
         // Dropped where the work is under way already: a session that nobody uses would hold a compile thread.
         let work = || {
             let inner = Arc::clone(inner);
@@ -350,9 +380,25 @@ impl Modules {
                 Ok(loaded)
             }
         };
-        self.compiling
-            .run(key, || inner.loaded.get(&key), work)
-            .await
+        let (loaded, ready) = self
+            .compiling
+            .run(code, || inner.sibling(key), work)
+            .await?;
+        if loaded.variant == variant {
+            return Ok((loaded, ready));
+        }
+        // Compiled for another stack class: the same code is mapped for this one.
+        let artifact = loaded.artifact().map_err(not_mapped)?;
+        let inspection = Arc::clone(&loaded.inspection);
+        let mapper = Arc::clone(inner);
+        let loaded = aside(move || {
+            let loaded = mapper
+                .map(variant, &artifact, &inspection)
+                .map_err(not_mapped)?;
+            mapper.loaded.insert(key, Arc::clone(&loaded));
+            Ok(loaded)
+        });
+        Ok((loaded.await?, ready))
     }
 
     /// Drops all that is held of a module; runs that have it keep it.
@@ -367,7 +413,11 @@ impl Modules {
         match &self.inner.artifacts {
             Some(artifacts) => {
                 let artifacts = Arc::clone(artifacts);
-                aside(move || Ok(artifacts.remove(digest))).await
+                aside(move || {
+                    artifacts.remove(digest);
+                    Ok(())
+                })
+                .await
             }
             None => Ok(()),
         }
@@ -400,8 +450,15 @@ impl Inner {
     }
 
     async fn open(&self, digest: Digest, wasm: Source) -> Result<(Inspection, Session), Refusal> {
-        let wasm = wasm.fetch(digest).await?;
-        let opened = self.compiler.open(wasm).await;
+        let opened = match wasm {
+            Source::Here(blob) => self.compiler.open(blob).await,
+            Source::Stored(store) => {
+                // Held until a compile thread has the bytes: as many as wait would be in memory otherwise.
+                let _place = self.fetching.acquire().await.map_err(Refusal::internal)?;
+                let wasm = store.wasm(digest).await?;
+                self.compiler.open(wasm.into()).await
+            }
+        };
         opened.map_err(|failed| self.remember((digest, None), failed))
     }
 
@@ -417,32 +474,52 @@ impl Inner {
             // Nothing panics while it is held.
             parked.lock().unwrap_or_else(PoisonError::into_inner).take()
         });
-        let session = match parked {
-            Some(session) => session,
-            None => self.open(digest, wasm).await?.1,
+        let mut compiled = match parked {
+            Some(session) => self.compiler.compile(session, variant.metered).await,
+            None => None,
         };
-        let compiled = self.compiler.compile(session, variant.metered).await;
-        let artifact =
-            compiled.map_err(|failed| self.remember((digest, Some(variant.metered)), failed))?;
+        if compiled.is_none() {
+            let (_, session) = self.open(digest, wasm).await?;
+            compiled = self.compiler.compile(session, variant.metered).await;
+        }
+        let compiled = compiled
+            .ok_or_else(|| Refusal::internal("the compile thread did not take an order"))?;
+        let failed = |failed| self.remember((digest, Some(variant.metered)), failed);
+        let artifact = Arc::new(compiled.map_err(failed)?);
+        let this = Arc::clone(&self);
         aside(move || {
-            let artifact = Arc::new(artifact);
-            let loaded = self.map(variant, &artifact, &inspection).map_err(|error| {
-                Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
-            })?;
-            let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
+            let loaded = this
+                .map(variant, &artifact, &inspection)
+                .map_err(not_mapped)?;
+            let budget = this.loaded.policy().max_capacity().unwrap_or(u64::MAX);
             // It would be dropped as soon as it is inserted, and compiled again for every run.
             if u64::from(loaded.weight()) > budget {
                 let message = "the compiled module does not fit the cache".to_owned();
                 let allowed = bytesize::ByteSize::kib(budget).display().iec();
-                return Err(compile_limit("engine.cache_budget", message, allowed));
+                let refusal = compile_limit("engine.cache_budget", message, allowed);
+                let failed = Failed {
+                    refusal,
+                    for_good: true,
+                };
+                return Err(this.remember((digest, Some(variant.metered)), failed));
             }
-            self.save(digest, variant.metered, artifact, inspection);
+            this.save(digest, variant.metered, artifact, inspection);
             Ok(loaded)
         })
         .await
     }
 
-    /// Writes code to disk, behind whoever waits for it.
+    /// The module in any stack class that is in memory.
+    fn sibling(&self, key: Key) -> Option<Arc<Loaded>> {
+        let Key { digest, variant } = key;
+        let same = self.loaded.get(&key);
+        same.or_else(|| {
+            Variant::with_metering(variant.metered)
+                .find_map(|variant| self.loaded.get(&Key { digest, variant }))
+        })
+    }
+
+    /// Has code written to disk, behind whoever waits for it. A cache that cannot keep up goes without.
     fn save(
         &self,
         digest: Digest,
@@ -450,43 +527,56 @@ impl Inner {
         artifact: Arc<Artifact>,
         inspection: Arc<Inspection>,
     ) {
-        let Some(artifacts) = self.artifacts.clone() else {
+        let Some(saver) = &self.saver else {
             return;
         };
-        let name = self.name(digest, metered);
-        tokio::task::spawn_blocking(move || match serde_json::to_vec(&*inspection) {
-            Ok(about) => artifacts.save(name, &about, artifact.len(), |to| artifact.write_to(to)),
-            Err(error) => tracing::warn!(%error, "an inspection cannot be written down"),
-        });
+        let save = Save {
+            name: self.name(digest, metered),
+            artifact,
+            inspection,
+        };
+        if saver.try_send(save).is_err() {
+            tracing::debug!(%digest, "compiled code is not written to disk: too much of it waits");
+        }
     }
 
     /// The module from code that is there: of another stack, or on disk. May block.
     fn restore(&self, key: Key) -> Result<Option<Arc<Loaded>>, Refusal> {
         let Key { digest, variant } = key;
-        let sibling = Variant::with_metering(variant.metered).find_map(|variant| {
-            let loaded = self.loaded.get(&Key { digest, variant })?;
-            let code = loaded.serialize().ok()?;
-            let artifact = Artifact::own(code, Duration::ZERO);
-            Some((artifact, Arc::clone(&loaded.inspection)))
-        });
-        let found = match sibling {
-            Some(found) => Some(found),
-            None => self.read(digest, variant.metered),
-        };
-        let Some((artifact, inspection)) = found else {
-            return Ok(None);
+        let (artifact, inspection, from) = match self.sibling(key) {
+            Some(loaded) => {
+                let artifact = loaded.artifact().map_err(not_mapped)?;
+                (artifact, Arc::clone(&loaded.inspection), None)
+            }
+            None => match self.read(digest, variant.metered) {
+                Some((artifact, inspection)) => {
+                    let from = self.on_disk(digest, variant.metered);
+                    (Arc::new(artifact), inspection, from)
+                }
+                None => return Ok(None),
+            },
         };
         match self.map(variant, &artifact, &inspection) {
             Ok(loaded) => {
+                let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
+                if u64::from(loaded.weight()) > budget {
+                    // The budget is smaller than it was: compiling says what is wrong, and remembers it.
+                    return Ok(None);
+                }
                 self.loaded.insert(key, Arc::clone(&loaded));
                 Ok(Some(loaded))
             }
-            Err(error) => {
-                if let Some((artifacts, name)) = self.on_disk(digest, variant.metered) {
-                    artifacts.reject(name, &format!("the engine does not take it: {error:#}"));
-                }
-                Ok(None)
+            // What the host has too little of says nothing about the file.
+            Err(error) if error.downcast_ref::<std::io::Error>().is_some() => {
+                Err(not_mapped(error))
             }
+            Err(error) => match from {
+                Some((artifacts, name)) => {
+                    artifacts.reject(name, &format!("the engine does not take it: {error:#}"));
+                    Ok(None)
+                }
+                None => Err(not_mapped(error)),
+            },
         }
     }
 
@@ -512,23 +602,24 @@ impl Inner {
     fn map(
         &self,
         variant: Variant,
-        artifact: &Artifact,
+        artifact: &Arc<Artifact>,
         inspection: &Arc<Inspection>,
     ) -> wasmtime::Result<Arc<Loaded>> {
         // What is too large for a slot of the pool fails here and runs on demand.
         if let Some(linked) = self.engines.pooled(variant)? {
-            match Self::map_into(linked, artifact, inspection) {
+            match Self::map_into(variant, linked, artifact, inspection) {
                 Ok(loaded) => return Ok(Arc::new(loaded)),
                 Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
             }
         }
         let linked = self.engines.on_demand(variant)?;
-        Self::map_into(linked, artifact, inspection).map(Arc::new)
+        Self::map_into(variant, linked, artifact, inspection).map(Arc::new)
     }
 
     fn map_into(
+        variant: Variant,
         linked: Arc<Linked>,
-        artifact: &Artifact,
+        artifact: &Arc<Artifact>,
         inspection: &Arc<Inspection>,
     ) -> wasmtime::Result<Loaded> {
         let code = if inspection.description.component {
@@ -545,8 +636,50 @@ impl Inner {
         Ok(Loaded {
             inspection: Arc::clone(inspection),
             compiled_in: artifact.took,
+            variant,
             linked,
             code,
+            artifact: artifact.is_mapped().then(|| Arc::clone(artifact)),
         })
     }
+}
+
+/// Code to be written to disk.
+struct Save {
+    name: ArtifactName,
+    artifact: Arc<Artifact>,
+    inspection: Arc<Inspection>,
+}
+
+/// Starts the thread that writes code to disk; it ends when nobody can send it any.
+fn start_saver(artifacts: Arc<Artifacts>) -> std::io::Result<SyncSender<Save>> {
+    let (saver, saves) = sync_channel::<Save>(SAVES);
+    std::thread::Builder::new()
+        .name("artifacts".to_owned())
+        .spawn(move || {
+            for save in saves {
+                let Save {
+                    name,
+                    artifact,
+                    inspection,
+                } = save;
+                match serde_json::to_vec(&*inspection) {
+                    Ok(about) => {
+                        artifacts.save(name, &about, artifact.len(), |to| artifact.write_to(to));
+                    }
+                    Err(error) => tracing::warn!(%error, "an inspection cannot be written down"),
+                }
+            }
+        })?;
+    Ok(saver)
+}
+
+/// How many modules may be loaded at once: they may take half of the descriptors that the process may have.
+fn most_loaded() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(u64::MAX, |limit| (limit / 2).max(1))
+}
+
+fn not_mapped(error: wasmtime::Error) -> Refusal {
+    Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
 }

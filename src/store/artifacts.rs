@@ -6,9 +6,9 @@
 //! not code.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,6 +34,8 @@ const CONTEXT: &str = "ringfence 2026-11 authenticity of compiled modules on dis
 /// Who may see the folder and the key.
 const PRIVATE: u32 = 0o700;
 const OTHERS: u32 = 0o077;
+/// Bytes that a file counts for at the least.
+const LEAST: u64 = 16 << 10;
 /// Bytes copied and hashed at once: they stay in the processor's cache between the two.
 const PIECE: usize = 256 << 10;
 
@@ -60,6 +62,20 @@ pub struct Name {
 }
 
 impl Name {
+    /// Whether `file` may be one of ours.
+    fn is_one(file: &str) -> bool {
+        let mut parts = file.split('-');
+        let hex = |part: Option<&str>, digits: usize| {
+            part.is_some_and(|part| {
+                part.len() == digits && part.bytes().all(|b| b.is_ascii_hexdigit())
+            })
+        };
+        hex(parts.next(), 64)
+            && matches!(parts.next(), Some("plain" | "metered"))
+            && hex(parts.next(), 16)
+            && parts.next().is_none()
+    }
+
     fn file(self) -> String {
         let variant = if self.metered { "metered" } else { "plain" };
         format!("{}-{variant}-{:016x}", self.digest.hex(), self.compatible)
@@ -98,9 +114,10 @@ enum Bad {
 
 impl From<io::Error> for Bad {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Wrong("it is too short"),
-            _ => Self::Io(error),
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            Self::Wrong("it is too short")
+        } else {
+            Self::Io(error)
         }
     }
 }
@@ -122,7 +139,9 @@ impl Artifacts {
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE);
         make.create(aside(dir)).map_err(at_dir)?;
-        check_private(dir).map_err(at_dir)?;
+        fs::metadata(dir)
+            .and_then(|metadata| check_private(&metadata))
+            .map_err(at_dir)?;
         sweep(&aside(dir)).map_err(at_dir)?;
         let artifacts = Self {
             key: read_key(key_file).map_err(at_key)?,
@@ -207,6 +226,7 @@ impl Artifacts {
             tracing::debug!(bytes, "a compiled module is larger than artifacts.budget");
             return;
         };
+        let bytes = cost(bytes);
         self.make_room(bytes);
         let file_name = name.file();
         let written = write_whole(
@@ -329,9 +349,13 @@ impl Index {
         let mut index = Self::default();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
-            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
-                let (bytes, used) = (metadata.len(), metadata.modified()?);
+            // One that another daemon has just removed is none.
+            let (Ok(metadata), Ok(name)) = (entry.metadata(), entry.file_name().into_string())
+            else {
+                continue;
+            };
+            if metadata.is_file() && Name::is_one(&name) {
+                let (bytes, used) = (cost(metadata.len()), metadata.modified()?);
                 index.insert(name, Entry { bytes, used });
             }
         }
@@ -384,16 +408,27 @@ fn header(name: Name, about_len: u32, len: u64) -> [u8; HEADER] {
     header
 }
 
-/// Refuses what others can see.
-fn check_private(path: &Path) -> io::Result<()> {
-    let mode = fs::metadata(path)?.permissions().mode();
-    if mode & OTHERS == 0 {
-        return Ok(());
+/// What a file takes of the budget: at least so much that their number is bounded too.
+fn cost(bytes: u64) -> u64 {
+    bytes.max(LEAST)
+}
+
+/// Refuses what others can see or change.
+fn check_private(metadata: &Metadata) -> io::Result<()> {
+    let mode = metadata.permissions().mode();
+    if mode & OTHERS != 0 {
+        return Err(io::Error::other(format!(
+            "its permissions, {:o}, give it to others too; it must be the daemon's alone",
+            mode & 0o777
+        )));
     }
-    Err(io::Error::other(format!(
-        "its permissions, {:o}, give it to others too; it must be the daemon's alone",
-        mode & 0o777
-    )))
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != own {
+        return Err(io::Error::other(format!(
+            "it belongs to user {owner}, and this daemon is user {own}"
+        )));
+    }
+    Ok(())
 }
 
 /// The key in a file, which is made where there is none.
@@ -409,9 +444,10 @@ fn read_key(path: &Path) -> io::Result<[u8; 32]> {
             file.write_all(&key)
         })?;
     }
-    check_private(path)?;
+    let file = File::open(path)?;
+    check_private(&file.metadata()?)?;
     let mut material = Vec::new();
-    File::open(path)?.take(1 << 20).read_to_end(&mut material)?;
+    file.take(1 << 20).read_to_end(&mut material)?;
     if material.len() < KEY_BYTES {
         return Err(io::Error::other(format!(
             "it has {} bytes; a key has at least {KEY_BYTES}",

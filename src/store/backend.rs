@@ -1,5 +1,7 @@
 //! What a place for objects must do: hold bytes under a key, whole or not at all.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
@@ -23,7 +25,7 @@ pub(super) struct Key {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind, in the order in which a module is deleted.
     pub(super) const ALL: [Self; 2] = [Self::Module, Self::Record];
 
     /// The folder.
@@ -98,9 +100,13 @@ pub(super) trait Backend: Send + Sync {
     /// Deletes an object, whether there is one or not.
     fn delete(&self, key: Key) -> Promise<'_, ()>;
 
-    /// The first `limit` digests after `after` that have a record, in order.
+    /// The first `limit` digests after `after` that have a record, in order, where the place lists in order; all that
+    /// are asked of so far do.
     fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>>;
 
-    /// Bytes of all modules.
-    fn used(&self) -> Promise<'_, u64>;
+    /// How many objects of a kind there are, and their bytes.
+    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)>;
+
+    /// Digests of modules that were written longer ago than `age`.
+    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>>;
 }

@@ -127,6 +127,14 @@ impl Spool {
         }
     }
 
+    /// Whether it can be written.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) fn check(&self) -> io::Result<()> {
+        tempfile::tempfile_in(&self.dir).map(drop)
+    }
+
     fn failed(&self, error: &io::Error) -> Refusal {
         let full = is_full(error);
         let reason = if full {

@@ -9,9 +9,10 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
@@ -48,8 +49,11 @@ impl Directory {
             make.create(root.join(kind.folder()))?;
         }
         sweep(&aside(root))?;
-        // What cannot be written is better learnt now.
-        tempfile::tempfile_in(aside(root))?;
+        // What cannot be written is better learnt now; one that is only full still has what is in it.
+        match tempfile::tempfile_in(aside(root)) {
+            Err(error) if is_full(&error) => tracing::warn!(%error, "the module store has no room"),
+            tried => drop(tried?),
+        }
         Ok(Self {
             paths: Arc::new(Paths {
                 root: root.to_owned(),
@@ -80,13 +84,21 @@ impl Directory {
 /// Removes files that nobody writes any more.
 pub(super) fn sweep(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
+        // Only what is ours; opening anything else may not even return.
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
         let Ok(file) = File::open(&path) else {
             continue;
         };
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             tracing::info!(path = %path.display(), "removing what an earlier daemon left unfinished");
-            fs::remove_file(&path)?;
+            // Another daemon may be doing the same.
+            if let Err(error) = present(fs::remove_file(&path)) {
+                tracing::warn!(%error, path = %path.display(), "it cannot be removed");
+            }
         }
     }
     Ok(())
@@ -99,8 +111,7 @@ pub(super) fn write_whole(
     mode: Mode,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<Put> {
-    let mut aside = NamedTempFile::new_in(dir)?;
-    rustix::fs::flock(&aside, FlockOperation::LockExclusive)?;
+    let mut aside = locked_in(dir)?;
     write(aside.as_file_mut())?;
     aside.as_file().sync_all()?;
     let named = match mode {
@@ -112,10 +123,28 @@ pub(super) fn write_whole(
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(Put::Exists),
         Err(error) => return Err(error.error),
     }
-    if let Some(folder) = to.parent() {
-        File::open(folder)?.sync_all()?;
-    }
+    flush_names(to)?;
     Ok(Put::Written)
+}
+
+/// A file in `dir` that no other daemon takes for one that was left there.
+fn locked_in(dir: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let file = NamedTempFile::new_in(dir)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        // Between the two another may have swept it.
+        if file.as_file().metadata()?.nlink() > 0 {
+            return Ok(file);
+        }
+    }
+}
+
+/// Makes the names beside `path` survive a crash.
+fn flush_names(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 impl Paths {
@@ -138,6 +167,8 @@ impl Backend for Directory {
         self.work(move |paths| {
             let to = paths.of(key);
             if mode == Mode::Create && to.try_exists()? {
+                // It may be another daemon's, which has not seen to this yet.
+                flush_names(&to)?;
                 return Ok(Put::Exists);
             }
             write_whole(&aside(&paths.root), &to, mode, |file| {
@@ -166,12 +197,10 @@ impl Backend for Directory {
     fn delete(&self, key: Key) -> Promise<'_, ()> {
         self.work(move |paths| {
             let path = paths.of(key);
-            if present(fs::remove_file(&path))?.is_some()
-                && let Some(folder) = path.parent()
-            {
-                File::open(folder)?.sync_all()?;
+            match present(fs::remove_file(&path))? {
+                Some(()) => flush_names(&path),
+                None => Ok(()),
             }
-            Ok(())
         })
     }
 
@@ -189,14 +218,35 @@ impl Backend for Directory {
         })
     }
 
-    fn used(&self) -> Promise<'_, u64> {
-        self.work(|paths| {
-            let mut used = 0;
-            for entry in fs::read_dir(paths.root.join(Kind::Module.folder()))? {
+    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)> {
+        self.work(move |paths| {
+            let (mut count, mut bytes) = (0, 0);
+            for entry in fs::read_dir(paths.root.join(kind.folder()))? {
                 // One that was deleted meanwhile takes nothing.
-                used += present(entry?.metadata())?.map_or(0, |metadata| metadata.len());
+                if let Some(metadata) = present(entry?.metadata())? {
+                    count += 1;
+                    bytes += metadata.len();
+                }
             }
-            Ok(used)
+            Ok((count, bytes))
+        })
+    }
+
+    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>> {
+        self.work(move |paths| {
+            let mut digests = Vec::new();
+            for entry in fs::read_dir(paths.root.join(Kind::Module.folder()))? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let digest = name.to_str().and_then(|name| Kind::Module.digest(name));
+                let metadata = present(entry.metadata())?;
+                let written =
+                    metadata.and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+                if written.is_some_and(|written| written > age) {
+                    digests.extend(digest);
+                }
+            }
+            Ok(digests)
         })
     }
 }

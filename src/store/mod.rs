@@ -1,30 +1,35 @@
 //! Where modules live: their bytes by digest, in memory, in a folder or in an object store, and beside each a record of
 //! what is known of it.
 //!
-//! A module is kept from the moment that its record is written, which comes after its bytes; deleting takes them in the
-//! other order. Bytes are checked against their digest whenever they are read, so that any number of daemons can share
-//! a place. Nothing is ever evicted: a store without room refuses.
+//! A module is kept when its record is written while its bytes are there. Deleting takes the bytes first, so that whoever
+//! loads the same module at the same time, here or on another daemon, either finds them gone and writes them again, or
+//! has loaded before it was deleted. Bytes are checked against their digest whenever they are read, so that any number
+//! of daemons can share a place. Nothing is ever evicted: a store without room refuses.
 
 mod artifacts;
 mod backend;
 mod blob;
+mod budget;
 mod directory;
+mod known;
 mod objects;
 mod oci;
 mod sealed;
+mod tend;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::backend::{Backend, Fault, Key, Kind, Mode, Put};
+use self::budget::{Budget, EACH, Full, Reservation};
 use self::directory::Directory;
+use self::known::{is_fresh, now};
 use self::objects::Objects;
 use crate::module::Description;
 use crate::refusal::{Reason, Refusal};
@@ -32,22 +37,27 @@ use crate::request::{Digest, Labels};
 
 pub use self::artifacts::{Artifacts, ArtifactsSettings, Name as ArtifactName};
 pub use self::blob::{Assembly, Blob, Spool};
+pub use self::known::{Known, Record};
 pub use self::oci::{Pulled, Registries, Registry};
 pub use self::sealed::{Sealed, unsealed};
 
-/// Bytes of a record at the most.
+/// Bytes of a record at the most; more than a description of 1,000 exports and imports takes.
 const MAX_RECORD: u64 = 4 << 20;
 /// Bytes of records kept in memory.
 const RECORDS: u64 = 32 << 20;
 /// How long a place that others write to is taken to be as it was: what they delete is forgotten after that, at its
 /// next use, and what they add is counted.
 const TRUSTED: Duration = Duration::from_secs(30);
+/// How long bytes that this daemon wrote, or read and checked, are taken to be whole by a load of the same module.
+const WHOLE: Duration = Duration::from_secs(600);
 /// Records read at once for a listing.
 const READ_AT_ONCE: usize = 8;
-/// Writers of different modules at once; those of one module take turns.
-const SHARDS: usize = 64;
+/// Locks for writers: those of one module take turns, those of others seldom.
+const SHARDS: usize = 256;
 /// What a caller is told to wait while the store is away.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often bytes are written again that another daemon deletes meanwhile.
+const ATTEMPTS: usize = 4;
 
 /// Where modules are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +75,7 @@ pub enum Place {
 pub struct Settings {
     /// Where.
     pub place: Place,
-    /// Bytes of modules.
+    /// Bytes of modules, with what is known of them.
     pub budget: u64,
     /// Bytes of one module.
     pub max_module: u64,
@@ -73,51 +83,19 @@ pub struct Settings {
     pub spool: PathBuf,
 }
 
-/// What is known of a module that is kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// The name given when it was loaded.
-    pub name: String,
-    /// The labels given when it was loaded.
-    pub labels: Labels,
-    /// Bytes as received.
-    pub size: u64,
-    /// When it was loaded, in milliseconds since 1970.
-    loaded: u64,
-    /// What it is.
-    pub description: Description,
-}
-
-/// A module that is kept, as this daemon knows it.
-#[derive(Debug)]
-pub struct Known {
+/// What a module is kept as.
+#[derive(Clone, Debug)]
+pub struct Keep {
     /// Its digest.
     pub digest: Digest,
-    /// Its record.
-    pub record: Record,
-    /// When it last ran or was loaded here, in milliseconds since 1970.
-    used: AtomicU64,
-    /// When the place last said that it is there, in milliseconds since the store was opened.
-    seen: AtomicU64,
-    /// Whether this daemon has written its bytes, or read and checked them.
-    checked: AtomicBool,
-}
-
-impl Known {
-    /// When it last ran or was loaded, as far as this daemon knows.
-    pub fn last_used(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.used.load(Ordering::Relaxed))
-    }
-
-    /// Notes that it is used.
-    pub fn touch(&self) {
-        self.used.store(now(), Ordering::Relaxed);
-    }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    /// Its bytes.
+    pub wasm: Blob,
+    /// Its name for people.
+    pub name: String,
+    /// Metadata.
+    pub labels: Labels,
+    /// What it is.
+    pub description: Description,
 }
 
 /// Modules by digest, within a budget of bytes.
@@ -127,19 +105,19 @@ pub struct Store {
     name: &'static str,
     /// Whether others write to it.
     shared: bool,
-    budget: u64,
+    budget: Arc<Budget>,
     max_module: u64,
     spool: Spool,
-    opened: Instant,
     known: moka::sync::Cache<Digest, Arc<Known>>,
-    used: Mutex<Option<Usage>>,
-    writers: [Mutex<()>; SHARDS],
+    shards: [Shard; SHARDS],
 }
 
-/// Bytes that are kept, when they were counted.
-struct Usage {
-    bytes: u64,
-    at: Instant,
+#[derive(Default)]
+struct Shard {
+    /// Held by whoever writes.
+    writer: Mutex<()>,
+    /// Moves when something is deleted: what was read before must not be learnt after.
+    deletions: AtomicU64,
 }
 
 impl Store {
@@ -174,24 +152,24 @@ impl Store {
                 (Box::new(objects), name, spool)
             }
         };
+        if let Err(error) = spool.check() {
+            tracing::warn!(%error, dir = %spool.dir.display(),
+                "modules over 1 MiB cannot be uploaded or pulled: {} cannot be written", spool.key);
+        }
         let known = moka::sync::Cache::builder()
             .max_capacity(RECORDS)
-            .weigher(|_: &Digest, known: &Arc<Known>| {
-                let weight = known.record.description.weight() + known.record.name.len() + 1024;
-                u32::try_from(weight).unwrap_or(u32::MAX)
-            })
+            .eviction_policy(moka::policy::EvictionPolicy::lru())
+            .weigher(|_: &Digest, known: &Arc<Known>| known.weight())
             .build();
         Ok(Arc::new(Self {
             backend,
             name,
             shared: settings.place != Place::Memory,
-            budget: settings.budget,
+            budget: Budget::new(settings.budget),
             max_module: settings.max_module,
             spool,
-            opened: Instant::now(),
             known,
-            used: Mutex::new(None),
-            writers: std::array::from_fn(|_| Mutex::new(())),
+            shards: std::array::from_fn(|_| Shard::default()),
         }))
     }
 
@@ -216,6 +194,8 @@ impl Store {
 
     /// Asks the place for a record.
     async fn fetch(&self, digest: Digest) -> Result<Option<Arc<Known>>, Refusal> {
+        let shard = self.shard(digest);
+        let deletions = shard.deletions.load(Ordering::Acquire);
         let key = Key {
             kind: Kind::Record,
             digest,
@@ -225,48 +205,45 @@ impl Store {
             self.known.invalidate(&digest);
             return Ok(None);
         };
-        match serde_json::from_slice::<Record>(&bytes) {
-            Ok(record) => Ok(Some(self.learn(digest, record, false))),
-            Err(error) => {
-                tracing::error!(%digest, %error, store = self.name, "a module's record is damaged");
-                Err(self.damaged(digest))
-            }
+        let record = serde_json::from_slice::<Record>(&bytes).map_err(|error| {
+            tracing::error!(%digest, %error, store = self.name, "a module's record is damaged");
+            self.known.invalidate(&digest);
+            self.damaged(digest)
+        })?;
+        let known = self.as_known(digest, record);
+        if shard.deletions.load(Ordering::Acquire) == deletions {
+            self.known.insert(digest, Arc::clone(&known));
         }
+        Ok(Some(known))
     }
 
-    fn learn(&self, digest: Digest, record: Record, checked: bool) -> Arc<Known> {
+    /// A record with what this daemon has seen of its module.
+    fn as_known(&self, digest: Digest, record: Record) -> Arc<Known> {
         let before = self.known.get(&digest);
-        let used = before
-            .as_ref()
-            .map_or(record.loaded, |known| known.used.load(Ordering::Relaxed));
-        let known = Arc::new(Known {
+        let of = |what: fn(&Known) -> &AtomicU64| {
+            before
+                .as_ref()
+                .map(|known| what(known).load(Ordering::Relaxed))
+        };
+        Arc::new(Known {
             digest,
+            used: AtomicU64::new(of(|known| &known.used).unwrap_or(record.loaded)),
+            seen: AtomicU64::new(now()),
+            checked: AtomicU64::new(of(|known| &known.checked).unwrap_or_default()),
             record,
-            used: AtomicU64::new(used),
-            seen: AtomicU64::new(self.elapsed()),
-            checked: AtomicBool::new(
-                checked || before.is_some_and(|known| known.checked.load(Ordering::Relaxed)),
-            ),
-        });
-        self.known.insert(digest, Arc::clone(&known));
-        known
-    }
-
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+        })
     }
 
     /// Has the place asked, behind the caller, whether a module is still there, where that was not asked for a while.
     fn look_again(self: &Arc<Self>, known: &Arc<Known>) {
-        let (now, seen) = (self.elapsed(), known.seen.load(Ordering::Relaxed));
-        let trusted = u64::try_from(TRUSTED.as_millis()).unwrap_or(u64::MAX);
-        if !self.shared || now.saturating_sub(seen) < trusted {
+        let seen = known.seen.load(Ordering::Relaxed);
+        if !self.shared || is_fresh(seen, TRUSTED) {
             return;
         }
         // Whoever moves the mark asks.
         let mine = known
             .seen
-            .compare_exchange(seen, now, Ordering::Relaxed, Ordering::Relaxed)
+            .compare_exchange(seen, now(), Ordering::Relaxed, Ordering::Relaxed)
             .is_ok();
         if !mine {
             return;
@@ -274,7 +251,7 @@ impl Store {
         let (store, digest) = (Arc::clone(self), known.digest);
         #[expect(
             clippy::disallowed_methods,
-            reason = "bounded by the store's own timeouts; ends by itself"
+            reason = "bounded by the place's own timeouts; ends by itself"
         )]
         tokio::spawn(async move {
             // A place that does not answer changes nothing: what is known goes on running.
@@ -291,34 +268,47 @@ impl Store {
             kind: Kind::Module,
             digest,
         };
+        let checked = |at: u64| {
+            if let Some(known) = self.known.get(&digest) {
+                known.checked.store(at, Ordering::Relaxed);
+            }
+        };
         let bytes = self.backend.get(key, self.max_module).await;
-        let bytes = bytes
-            .map_err(|fault| self.refused(fault))?
-            .ok_or_else(|| not_found(digest))?;
+        let Some(bytes) = bytes.map_err(|fault| self.refused(fault))? else {
+            checked(0);
+            return Err(not_found(digest));
+        };
         let (bytes, found) = hashed(bytes).await?;
         if found != digest {
+            checked(0);
             tracing::error!(%digest, %found, store = self.name, "a stored module is damaged");
             return Err(self.damaged(digest));
         }
-        if let Some(known) = self.known.get(&digest) {
-            known.checked.store(true, Ordering::Relaxed);
-        }
+        checked(now());
         Ok(bytes)
     }
 
-    /// Keeps a module. One that is there already gets the new name and labels.
+    /// Keeps a module, also where its caller leaves meanwhile. One that is there already gets the new name and labels.
     ///
     /// # Errors
     /// `STORE_FULL` where it does not fit the budget or the place; `STORE_UNAVAILABLE`.
-    pub async fn keep(
-        &self,
-        digest: Digest,
-        wasm: &Blob,
-        name: String,
-        labels: Labels,
-        description: Description,
-    ) -> Result<Arc<Known>, Refusal> {
-        let _mine = self.writer(digest).await;
+    pub async fn keep(self: &Arc<Self>, module: Keep) -> Result<Arc<Known>, Refusal> {
+        let store = Arc::clone(self);
+        whole(async move {
+            let _mine = store.writer(module.digest).await;
+            store.keep_now(module).await
+        })
+        .await
+    }
+
+    async fn keep_now(&self, module: Keep) -> Result<Arc<Known>, Refusal> {
+        let Keep {
+            digest,
+            wasm,
+            name,
+            labels,
+            description,
+        } = module;
         let record = Record {
             name,
             labels,
@@ -326,87 +316,142 @@ impl Store {
             loaded: now(),
             description,
         };
-        self.keep_bytes(digest, wasm).await?;
-        let key = Key {
-            kind: Kind::Record,
-            digest,
-        };
-        let there = self.backend.size(key).await;
-        let there = there.map_err(|fault| self.refused(fault))?.is_some();
-        let same = |known: &Arc<Known>| {
-            known.record.name == record.name && known.record.labels == record.labels
-        };
-        if there && let Some(known) = self.known.get(&digest).filter(same) {
-            known.touch();
-            known.checked.store(true, Ordering::Relaxed);
-            return Ok(known);
+        let text: Bytes = serde_json::to_vec(&record)
+            .map_err(Refusal::internal)?
+            .into();
+        if text.len() as u64 > MAX_RECORD {
+            return Err(Refusal::internal(format_args!(
+                "a record of {} bytes",
+                text.len()
+            )));
         }
-        let text = serde_json::to_vec(&record).map_err(Refusal::internal)?;
-        let put = self
-            .backend
-            .put(key, Bytes::from(text).into(), Mode::Replace);
-        put.await.map_err(|fault| self.refused(fault))?;
-        let known = self.learn(digest, record, true);
-        known.touch();
-        Ok(known)
+        let cost = wasm.len() + text.len() as u64 + EACH;
+        let key = |kind| Key { kind, digest };
+        let refused = |fault| self.refused(fault);
+        for _ in 0..ATTEMPTS {
+            let reservation = self.keep_bytes(digest, &wasm, cost).await?;
+            let there = match self.fetch(digest).await {
+                Ok(there) => there,
+                // A record that is damaged is written again.
+                Err(refusal) if refusal.retry().is_none() => None,
+                Err(refusal) => return Err(refusal),
+            };
+            let same = |known: &Known| {
+                known.record.name == record.name && known.record.labels == record.labels
+            };
+            let known = match there {
+                Some(known) if same(&known) => known,
+                Some(_) | None => {
+                    let blob = text.clone().into();
+                    let put = self.backend.put(key(Kind::Record), blob, Mode::Replace);
+                    if let Err(fault) = put.await {
+                        if reservation.is_some() {
+                            self.undo(digest).await;
+                        }
+                        return Err(refused(fault));
+                    }
+                    let known = self.as_known(digest, record.clone());
+                    self.known.insert(digest, Arc::clone(&known));
+                    known
+                }
+            };
+            if let Some(reservation) = reservation {
+                reservation.written();
+            }
+            // Another daemon may have deleted the bytes before the record was there.
+            let size = self
+                .backend
+                .size(key(Kind::Module))
+                .await
+                .map_err(refused)?;
+            if size == Some(wasm.len()) {
+                known.touch();
+                return Ok(known);
+            }
+        }
+        Err(Refusal::internal(format_args!(
+            "{digest} is deleted as often as it is loaded"
+        )))
     }
 
-    /// Makes the place hold the bytes: those that are there are taken for right only where this daemon wrote or read
-    /// them before.
-    async fn keep_bytes(&self, digest: Digest, wasm: &Blob) -> Result<(), Refusal> {
+    /// Makes the place hold the bytes. Those that are there are taken for whole only where this daemon wrote or checked
+    /// them not long ago. Where they had to be written their reservation is the answer.
+    async fn keep_bytes(
+        &self,
+        digest: Digest,
+        wasm: &Blob,
+        cost: u64,
+    ) -> Result<Option<Reservation>, Refusal> {
         let key = Key {
             kind: Kind::Module,
             digest,
         };
         let refused = |fault| self.refused(fault);
-        let checked = |known: Arc<Known>| known.checked.load(Ordering::Relaxed);
+        let whole = |known: &Known| is_fresh(known.checked.load(Ordering::Relaxed), WHOLE);
         let there = self.backend.size(key).await.map_err(refused)?;
-        if there == Some(wasm.len()) && self.known.get(&digest).is_some_and(checked) {
-            return Ok(());
-        }
         if there.is_none() {
-            self.reserve(wasm.len()).await?;
-            let put = self.backend.put(key, wasm.clone(), Mode::Create).await;
-            match put {
-                Ok(Put::Written) => return Ok(()),
-                Ok(Put::Exists) => self.release(wasm.len()).await,
-                Err(fault) => {
-                    self.release(wasm.len()).await;
-                    return Err(refused(fault));
-                }
+            let reservation = self.reserve(cost).await?;
+            let put = self.backend.put(key, wasm.clone(), Mode::Create);
+            if put.await.map_err(refused)? == Put::Written {
+                return Ok(Some(reservation));
             }
+        } else if there == Some(wasm.len())
+            && self.known.get(&digest).is_some_and(|known| whole(&known))
+        {
+            return Ok(None);
         }
-        match self.wasm(digest).await {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let put = self.backend.put(key, wasm.clone(), Mode::Replace).await;
-                put.map(drop).map_err(refused)
-            }
+        if self.wasm(digest).await.is_err() {
+            let put = self.backend.put(key, wasm.clone(), Mode::Replace);
+            put.await.map_err(refused)?;
+        }
+        Ok(None)
+    }
+
+    /// Takes bytes away again whose record could not be written, unless another daemon has written one meanwhile.
+    async fn undo(&self, digest: Digest) {
+        let key = |kind| Key { kind, digest };
+        if matches!(self.backend.size(key(Kind::Record)).await, Ok(None)) {
+            // Whoever writes a record after this looks for the bytes after that. What cannot be deleted now is swept.
+            let _ = self.backend.delete(key(Kind::Module)).await;
         }
     }
 
-    /// Deletes a module; false where it was not kept.
+    /// Deletes a module, also where its caller leaves meanwhile; false where it was not kept.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.
-    pub async fn delete(&self, digest: Digest) -> Result<bool, Refusal> {
-        let _mine = self.writer(digest).await;
+    pub async fn delete(self: &Arc<Self>, digest: Digest) -> Result<bool, Refusal> {
+        let store = Arc::clone(self);
+        whole(async move {
+            let _mine = store.writer(digest).await;
+            store.delete_now(digest).await
+        })
+        .await
+    }
+
+    async fn delete_now(&self, digest: Digest) -> Result<bool, Refusal> {
         let key = |kind| Key { kind, digest };
-        let sizes = futures_util::future::try_join(
-            self.backend.size(key(Kind::Record)),
-            self.backend.size(key(Kind::Module)),
-        );
-        let (record, module) = sizes.await.map_err(|fault| self.refused(fault))?;
-        for kind in [Kind::Record, Kind::Module] {
-            let deleted = self.backend.delete(key(kind)).await;
-            deleted.map_err(|fault| self.refused(fault))?;
-            self.known.invalidate(&digest);
+        let refused = |fault| self.refused(fault);
+        let mut sizes = [None; 2];
+        for (kind, size) in Kind::ALL.into_iter().zip(&mut sizes) {
+            *size = self.backend.size(key(kind)).await.map_err(refused)?;
         }
-        self.release(module.unwrap_or_default()).await;
+        for kind in Kind::ALL {
+            self.backend.delete(key(kind)).await.map_err(refused)?;
+        }
+        self.shard(digest).deletions.fetch_add(1, Ordering::AcqRel);
+        self.known.invalidate(&digest);
+        let [module, record] = sizes;
+        if let Some(module) = module {
+            self.budget
+                .freed(module + record.unwrap_or_default() + EACH);
+        }
         Ok(record.is_some())
     }
 
-    /// Up to `limit` modules after `after`, by digest, and where the next page starts.
+    /// Up to `limit` modules after `after`, by digest, without their exports and imports.
+    ///
+    /// The second value is where the next page starts; `None` after the last.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.
@@ -414,74 +459,58 @@ impl Store {
         self: &Arc<Self>,
         after: Option<Digest>,
         limit: usize,
-    ) -> Result<(Vec<Arc<Known>>, Option<Digest>), Refusal> {
+    ) -> Result<(Vec<Known>, Option<Digest>), Refusal> {
         let digests = self.backend.records(after, limit).await;
         let digests = digests.map_err(|fault| self.refused(fault))?;
-        let next = digests.last().copied().filter(|_| digests.len() == limit);
-        let found = stream::iter(digests)
-            .map(|digest| async move { (digest, self.find(digest).await) })
-            .buffered(READ_AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
-        let mut modules = Vec::with_capacity(found.len());
-        for (digest, found) in found {
+        let next = digests.last().copied().filter(|_| digests.len() >= limit);
+        let summary = |digest| async move {
+            let found = match self.known.get(&digest) {
+                Some(known) => {
+                    // The place has just said that it is there.
+                    known.seen.store(now(), Ordering::Relaxed);
+                    Ok(Some(known))
+                }
+                None => self.fetch(digest).await,
+            };
+            found.map(|known| known.map(|known| known.summary()))
+        };
+        let mut found = stream::iter(digests).map(summary).buffered(READ_AT_ONCE);
+        let mut modules = Vec::new();
+        while let Some(found) = found.next().await {
             match found {
                 Ok(known) => modules.extend(known),
-                // One that is damaged is told in the log, and can be deleted or loaded again by its digest.
-                Err(refusal) if refusal.retry().is_none() => {
-                    tracing::warn!(%digest, "left out of a listing");
-                }
+                // One that is damaged is in the log, and can be deleted or loaded again by its digest.
+                Err(refusal) if refusal.retry().is_none() => {}
                 Err(refusal) => return Err(refusal),
             }
         }
         Ok((modules, next))
     }
 
+    fn shard(&self, digest: Digest) -> &Shard {
+        &self.shards[usize::from(digest.as_bytes()[0]) % SHARDS]
+    }
+
     async fn writer(&self, digest: Digest) -> MutexGuard<'_, ()> {
-        let shard = usize::from(digest.as_bytes()[0]) % SHARDS;
-        self.writers[shard].lock().await
+        self.shard(digest).writer.lock().await
     }
 
     /// Takes `bytes` of the budget.
-    async fn reserve(&self, bytes: u64) -> Result<(), Refusal> {
-        let mut used = self.used.lock().await;
-        let fresh = used
-            .as_ref()
-            .filter(|used| !self.shared || used.at.elapsed() < TRUSTED);
-        let before = match fresh {
-            Some(used) => used.bytes,
-            None => {
-                let counted = self.backend.used().await;
-                counted.map_err(|fault| self.refused(fault))?
-            }
-        };
-        let at = fresh.map_or_else(Instant::now, |used| used.at);
-        let after = before.saturating_add(bytes);
-        let fits = after <= self.budget;
-        *used = Some(Usage {
-            bytes: if fits { after } else { before },
-            at,
-        });
-        if fits {
-            return Ok(());
+    async fn reserve(&self, bytes: u64) -> Result<Reservation, Refusal> {
+        if !self.budget.is_counted() {
+            self.count().await.map_err(|fault| self.refused(fault))?;
         }
-        Err(Refusal::new(
-            Reason::StoreFull,
-            format!(
-                "the module store is full: {before} of {} bytes are used, {bytes} more are needed (store.budget)",
-                self.budget
-            ),
-        )
-        .with("store", self.name)
-        .with("asked", bytes)
-        .with("allowed", self.budget.saturating_sub(before)))
-    }
-
-    /// Gives `bytes` of the budget back.
-    async fn release(&self, bytes: u64) {
-        if let Some(used) = self.used.lock().await.as_mut() {
-            used.bytes = used.bytes.saturating_sub(bytes);
-        }
+        self.budget.reserve(bytes).map_err(|Full { used, most }| {
+            Refusal::new(
+                Reason::StoreFull,
+                format!(
+                    "the module store is full: {used} of {most} bytes are used, {bytes} more are needed (store.budget)"
+                ),
+            )
+            .with("store", self.name)
+            .with("asked", bytes)
+            .with("allowed", most.saturating_sub(used))
+        })
     }
 
     fn refused(&self, fault: Fault) -> Refusal {
@@ -514,6 +543,18 @@ impl Store {
         .with("store", self.name)
         .with("digest", digest)
     }
+}
+
+/// Does a change to its end, whoever waits for it or does not any more: half of one is worse than none.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "awaited here; bounded by the place's own timeouts where its caller leaves"
+    )]
+    let done = tokio::spawn(change).await;
+    done.unwrap_or_else(|error| Err(Refusal::internal(format_args!("keeping a module: {error}"))))
 }
 
 /// Refuses a module that is not kept.

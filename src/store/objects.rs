@@ -1,38 +1,47 @@
 //! Objects in an object store, or in this process's memory as if it were one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    ClientOptions, Error, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-    RetryConfig,
+    ClientConfigKey, Error, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, RetryConfig,
 };
 
 use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
 use super::blob::Blob;
 use crate::request::Digest;
 
-/// How long a request may take in all, a connection, and trying again.
-const REQUEST: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(3);
+/// How long a request may take in all, what is small, the next bytes of an answer, a connection, and trying again.
+const REQUEST: Duration = Duration::from_secs(600);
+const SMALL: Duration = Duration::from_secs(15);
+const READ: &str = "15s";
+const CONNECT: &str = "3s";
 const RETRYING: Duration = Duration::from_secs(5);
 const RETRIES: usize = 3;
 
 /// Objects by path.
-pub(super) struct Objects(Arc<dyn ObjectStore>);
+pub(super) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// Whether what is put stays in this process.
+    in_memory: bool,
+}
 
 impl Objects {
     /// In memory.
     pub(super) fn memory() -> Self {
-        Self(Arc::new(InMemory::new()))
+        Self {
+            store: Arc::new(InMemory::new()),
+            in_memory: true,
+        }
     }
 
     /// At `url`, with credentials from the environment variables that the provider's own tools use.
@@ -45,40 +54,49 @@ impl Objects {
             retry_timeout: RETRYING,
             ..RetryConfig::default()
         };
-        let allow_http = url.scheme() == "s3";
-        let client = ClientOptions::default()
-            .with_timeout(REQUEST)
-            .with_connect_timeout(CONNECT);
+        let whole = format!("{}s", REQUEST.as_secs());
+        // Set one by one: as a whole they would replace what the environment says.
+        let options = [
+            (ClientConfigKey::Timeout, whole.as_str()),
+            (ClientConfigKey::ReadTimeout, READ),
+            (ClientConfigKey::ConnectTimeout, CONNECT),
+        ];
         let store: Arc<dyn ObjectStore> = match url.scheme() {
-            "gs" => Arc::new(
-                GoogleCloudStorageBuilder::from_env()
-                    .with_url(url.as_str())
-                    .with_client_options(client)
-                    .with_retry(retry)
-                    .build()?,
-            ),
-            "az" => Arc::new(
-                MicrosoftAzureBuilder::from_env()
-                    .with_url(url.as_str())
-                    .with_client_options(client)
-                    .with_retry(retry)
-                    .build()?,
-            ),
-            _ => Arc::new(
-                AmazonS3Builder::from_env()
-                    .with_url(url.as_str())
-                    // Whether an endpoint of one's own is plain HTTP is for its own URL to say.
-                    .with_client_options(client.with_allow_http(allow_http))
-                    .with_retry(retry)
-                    .build()?,
-            ),
+            "gs" => {
+                let mut builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
+                for (key, value) in options {
+                    builder = builder.with_config(GoogleConfigKey::Client(key), value);
+                }
+                Arc::new(builder.with_retry(retry).build()?)
+            }
+            "az" => {
+                let mut builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
+                for (key, value) in options {
+                    builder = builder.with_config(AzureConfigKey::Client(key), value);
+                }
+                Arc::new(builder.with_retry(retry).build()?)
+            }
+            _ => {
+                let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
+                for (key, value) in options {
+                    builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
+                }
+                // Whether an endpoint of one's own is plain HTTP is for its own URL to say. Compatible servers may not
+                // know how to delete in bulk.
+                let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
+                Arc::new(builder.with_retry(retry).build()?)
+            }
         };
-        let prefix = Path::parse(url.path().trim_matches('/'))?;
-        Ok(Self(if prefix.as_ref().is_empty() {
+        let prefix = Path::from_url_path(url.path().trim_matches('/'))?;
+        let store = if prefix.as_ref().is_empty() {
             store
         } else {
             Arc::new(PrefixStore::new(store, prefix))
-        }))
+        };
+        Ok(Self {
+            store,
+            in_memory: false,
+        })
     }
 }
 
@@ -88,6 +106,12 @@ fn path(key: Key) -> Path {
 
 fn fault(error: Error) -> Fault {
     Fault::Down(error.to_string())
+}
+
+/// What takes no longer than a server that works takes for something small.
+async fn soon<T>(call: impl Future<Output = T>) -> Result<T, Fault> {
+    let done = tokio::time::timeout(SMALL, call).await;
+    done.map_err(|_| Fault::Down(format!("no answer within {SMALL:?}")))
 }
 
 /// `None` for what is not there.
@@ -101,7 +125,8 @@ fn present<T>(result: Result<T, Error>) -> Result<Option<T>, Fault> {
 
 /// The bytes of an answer, and not many more than `most` of them.
 async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
-    let mut bytes = Vec::new();
+    let size = answer.meta.size.min(most);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let mut pieces = answer.into_stream();
     while let Some(piece) = pieces.try_next().await.map_err(fault)? {
         bytes.extend_from_slice(&piece);
@@ -115,21 +140,29 @@ async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
 impl Backend for Objects {
     fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put> {
         Box::pin(async move {
-            // A copy: what is kept must not hold on to the request that it came with.
-            let copy = tokio::task::spawn_blocking(move || {
-                let bytes = blob.read()?;
-                Ok::<_, std::io::Error>(Bytes::from(bytes.to_vec()))
+            let in_memory = self.in_memory;
+            let read = tokio::task::spawn_blocking(move || match &blob {
+                // A copy: what is kept must not hold on to the request that it came with.
+                Blob::Memory(bytes) if in_memory => Ok(Bytes::copy_from_slice(bytes)),
+                Blob::Memory(_) | Blob::Spooled { .. } => blob.read(),
             });
-            let bytes = copy
-                .await
-                .map_err(|error| Fault::Down(error.to_string()))?
-                .map_err(|error| Fault::Down(error.to_string()))?;
-            let options = PutOptions::from(match mode {
-                Mode::Create => PutMode::Create,
-                Mode::Replace => PutMode::Overwrite,
-            });
-            let (to, payload) = (path(key), PutPayload::from(bytes));
-            match self.0.put_opts(&to, payload, options).await {
+            let down = |error: &dyn std::fmt::Display| Fault::Down(error.to_string());
+            let bytes = read.await.map_err(|error| down(&error))?;
+            let payload = PutPayload::from(bytes.map_err(|error| down(&error))?);
+            let to = path(key);
+            let put = |mode: PutMode| {
+                let payload = payload.clone();
+                self.store.put_opts(&to, payload, PutOptions::from(mode))
+            };
+            let done = match mode {
+                Mode::Create => match put(PutMode::Create).await {
+                    // A server that cannot create only what is absent: the bytes of a name are the same anyway.
+                    Err(Error::NotImplemented { .. }) => put(PutMode::Overwrite).await,
+                    done => done,
+                },
+                Mode::Replace => put(PutMode::Overwrite).await,
+            };
+            match done {
                 Ok(_) => Ok(Put::Written),
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Put::Exists),
                 Err(error) => Err(fault(error)),
@@ -139,7 +172,7 @@ impl Backend for Objects {
 
     fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>> {
         Box::pin(async move {
-            match present(self.0.get(&path(key)).await)? {
+            match present(soon(self.store.get(&path(key))).await?)? {
                 Some(answer) => bounded(answer, most).await.map(Some),
                 None => Ok(None),
             }
@@ -148,13 +181,13 @@ impl Backend for Objects {
 
     fn size(&self, key: Key) -> Promise<'_, Option<u64>> {
         Box::pin(async move {
-            let meta = present(self.0.head(&path(key)).await)?;
+            let meta = present(soon(self.store.head(&path(key))).await?)?;
             Ok(meta.map(|meta| meta.size))
         })
     }
 
     fn delete(&self, key: Key) -> Promise<'_, ()> {
-        Box::pin(async move { present(self.0.delete(&path(key)).await).map(drop) })
+        Box::pin(async move { present(soon(self.store.delete(&path(key))).await?).map(drop) })
     }
 
     fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>> {
@@ -163,31 +196,46 @@ impl Backend for Objects {
             let folder = Path::from(kind.folder());
             let listing = match after {
                 Some(digest) => self
-                    .0
+                    .store
                     .list_with_offset(Some(&folder), &path(Key { kind, digest })),
-                None => self.0.list(Some(&folder)),
+                None => self.store.list(Some(&folder)),
             };
             let named = |meta: object_store::ObjectMeta| {
                 let digest = meta.location.filename().and_then(|name| kind.digest(name));
                 std::future::ready(Ok(digest))
             };
-            let mut digests: Vec<Digest> = listing
-                .try_filter_map(named)
-                .take(limit)
-                .try_collect()
-                .await
-                .map_err(fault)?;
+            let page = listing.try_filter_map(named).take(limit).try_collect();
+            let mut digests: Vec<Digest> = soon(page).await?.map_err(fault)?;
             digests.sort_unstable();
             Ok(digests)
         })
     }
 
-    fn used(&self) -> Promise<'_, u64> {
+    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)> {
+        Box::pin(async move {
+            let folder = Path::from(kind.folder());
+            let sizes = self.store.list(Some(&folder)).map_ok(|meta| meta.size);
+            let sum = |(count, bytes), size| std::future::ready(Ok((count + 1, bytes + size)));
+            sizes.try_fold((0, 0), sum).await.map_err(fault)
+        })
+    }
+
+    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>> {
         Box::pin(async move {
             let folder = Path::from(Kind::Module.folder());
-            let sizes = self.0.list(Some(&folder)).map_ok(|meta| meta.size);
-            sizes
-                .try_fold(0, |sum, size| std::future::ready(Ok(sum + size)))
+            let old = |meta: object_store::ObjectMeta| {
+                let written = SystemTime::from(meta.last_modified);
+                let old = written.elapsed().is_ok_and(|written| written > age);
+                let digest = meta
+                    .location
+                    .filename()
+                    .and_then(|name| Kind::Module.digest(name));
+                std::future::ready(Ok(digest.filter(|_| old)))
+            };
+            let listing = self.store.list(Some(&folder));
+            listing
+                .try_filter_map(old)
+                .try_collect()
                 .await
                 .map_err(fault)
         })

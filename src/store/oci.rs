@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -30,6 +29,8 @@ const LAYERS: [&str; 2] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
 ];
+/// Bytes of a reference at the most.
+const MAX_REFERENCE: usize = 1024;
 /// How long a pull may take in all, a connection, and the next bytes.
 const PULL: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(5);
@@ -38,11 +39,10 @@ const READ: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The registries that modules may be pulled from.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Registries {
     allowed: Vec<Registry>,
     credentials: Option<PathBuf>,
-    client: OnceLock<Client>,
 }
 
 /// A registry.
@@ -87,7 +87,6 @@ impl Registries {
         Self {
             allowed,
             credentials,
-            client: OnceLock::new(),
         }
     }
 
@@ -105,6 +104,9 @@ impl Registries {
     }
 
     fn check(&self, text: &str) -> Result<Reference, Refusal> {
+        if text.len() > MAX_REFERENCE {
+            return Err(Refusal::above(FIELD, text.len(), MAX_REFERENCE));
+        }
         let invalid = |why: &str| {
             let message = format!(
                 "\"{}\" is not {SCHEME}REGISTRY/REPOSITORY:TAG or {SCHEME}REGISTRY/REPOSITORY@DIGEST: {why}",
@@ -141,11 +143,13 @@ impl Registries {
         reference: &Reference,
         mut assembly: Assembly,
     ) -> Result<Pulled, Refusal> {
-        let client = self.client();
+        let client = self.client()?;
         let auth = self.login(reference.registry()).await?;
         let manifest = client.pull_manifest(reference, &auth).await;
         let (manifest, digest) = manifest.map_err(|error| refused(reference, error))?;
-        let layer = layer(reference, manifest)?;
+        let mut layer = layer(reference, manifest)?;
+        // Where else it might be had is not for a manifest to say: any host could stand there.
+        layer.urls = None;
         let size = u64::try_from(layer.size).unwrap_or(u64::MAX);
         if size > assembly.most() {
             return Err(module_too_large(FIELD, size, assembly.most()));
@@ -174,18 +178,18 @@ impl Registries {
         })
     }
 
-    fn client(&self) -> &Client {
-        self.client.get_or_init(|| {
-            let plain = self.allowed.iter().filter(|it| it.plain);
-            Client::new(ClientConfig {
-                protocol: ClientProtocol::HttpsExcept(plain.map(|it| it.host.clone()).collect()),
-                // An index has a module for each platform: there is one for all.
-                platform_resolver: None,
-                connect_timeout: Some(CONNECT),
-                read_timeout: Some(READ),
-                ..ClientConfig::default()
-            })
-        })
+    /// One for each pull: a client keeps the credentials that it was given first.
+    fn client(&self) -> Result<Client, Refusal> {
+        let plain = self.allowed.iter().filter(|it| it.plain);
+        let client = Client::try_from(ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(plain.map(|it| it.host.clone()).collect()),
+            // An index has a module for each platform: there is one for all.
+            platform_resolver: None,
+            connect_timeout: Some(CONNECT),
+            read_timeout: Some(READ),
+            ..ClientConfig::default()
+        });
+        client.map_err(|error| Refusal::internal(format_args!("a registry's client: {error}")))
     }
 
     async fn login(&self, registry: &str) -> Result<RegistryAuth, Refusal> {
@@ -269,17 +273,18 @@ fn refused(reference: &Reference, error: OciDistributionError) -> Refusal {
         | Error::AuthenticationFailure(_)
         | Error::ServerError { code: 404, .. } => missing(reference, &error),
         Error::RegistryError { ref envelope, .. }
-            if envelope.errors.iter().all(|error| {
-                matches!(
-                    error.code,
-                    OciErrorCode::ManifestUnknown
-                        | OciErrorCode::NameUnknown
-                        | OciErrorCode::BlobUnknown
-                        | OciErrorCode::NotFound
-                        | OciErrorCode::Denied
-                        | OciErrorCode::Unauthorized
-                )
-            }) =>
+            if !envelope.errors.is_empty()
+                && envelope.errors.iter().all(|error| {
+                    matches!(
+                        error.code,
+                        OciErrorCode::ManifestUnknown
+                            | OciErrorCode::NameUnknown
+                            | OciErrorCode::BlobUnknown
+                            | OciErrorCode::NotFound
+                            | OciErrorCode::Denied
+                            | OciErrorCode::Unauthorized
+                    )
+                }) =>
         {
             missing(reference, &error)
         }

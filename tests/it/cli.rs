@@ -1,24 +1,13 @@
 //! The command line, as a user has it: the built binary, its streams and exit codes.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use assert_cmd::cargo::cargo_bin;
 use serde_json::Value;
 
 use crate::guests;
-
-fn ringfence() -> Command {
-    let mut command = Command::new(cargo_bin!("ringfence"));
-    command.current_dir(guests::root()).stdin(Stdio::null());
-    for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().starts_with("RINGFENCE_") {
-            command.env_remove(key);
-        }
-    }
-    command
-}
+use crate::process::{Served, ringfence};
 
 fn run(args: &[&str]) -> Output {
     ringfence()
@@ -42,75 +31,6 @@ fn kit() -> String {
         std::fs::rename(&new, &path).unwrap();
     }
     path.to_str().unwrap().to_owned()
-}
-
-/// A daemon of its own process.
-struct Served {
-    child: Child,
-    addr: String,
-    log: BufReader<std::process::ChildStderr>,
-}
-
-impl Served {
-    fn start(args: &[&str]) -> Self {
-        let mut child = ringfence()
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut addr = String::new();
-        let mut line = String::new();
-        while !line.contains(" serving") && !line.contains("\"serving\"") {
-            line.clear();
-            assert!(
-                log.read_line(&mut line).unwrap() > 0,
-                "it ended before it served"
-            );
-            for key in ["address=", "\"address\":\""] {
-                if let Some((_, told)) = line.split_once(key) {
-                    addr = told.trim().split('"').next().unwrap_or_default().to_owned();
-                }
-            }
-        }
-        Self { child, addr, log }
-    }
-
-    /// Reads the log from now on, so that none of it is dropped.
-    fn drain_log(&mut self) -> std::thread::JoinHandle<String> {
-        let empty = BufReader::new(self.child.stderr.take().unwrap_or_else(|| {
-            let (read, _) = std::io::pipe().unwrap();
-            std::process::ChildStderr::from(std::os::fd::OwnedFd::from(read))
-        }));
-        let mut log = std::mem::replace(&mut self.log, empty);
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            log.read_to_string(&mut text).unwrap();
-            text
-        })
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args([name, &self.child.id().to_string()])
-            .status();
-        assert!(status.unwrap().success());
-    }
-
-    fn end(mut self) -> (i32, String) {
-        self.signal("-TERM");
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code().unwrap_or(-1), rest)
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

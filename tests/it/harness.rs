@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ringfence::api::proto::module_service_client::ModuleServiceClient;
 use ringfence::api::proto::run_spec::Module;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::stream_event::Event;
@@ -19,19 +20,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
-/// One test for each named case of a parametrised one.
-macro_rules! cases {
-    ($test:ident: $($case:ident($($arg:expr),* $(,)?)),+ $(,)?) => {
-        $(
-            #[tokio::test]
-            async fn $case() {
-                $test($($arg),*).await;
-            }
-        )+
-    };
-}
-
 pub(crate) type Client = SandboxServiceClient<Channel>;
+pub(crate) type Modules = ModuleServiceClient<Channel>;
 
 /// A daemon in this process, serving on a port of its own.
 pub(crate) struct Daemon {
@@ -73,8 +63,10 @@ impl Daemon {
         let served = tokio::spawn(app.serve_until(async {
             let _ = stopped.await;
         }));
+        let client = connect(&addr).await;
+        until_serving(client.clone()).await;
         Self {
-            client: connect(&addr).await,
+            client,
             addr,
             probe,
             stop: Some(stop),
@@ -120,6 +112,11 @@ impl Daemon {
         Ok(self.client.clone().run_stream(request).await?.into_inner())
     }
 
+    /// A client of its modules.
+    pub(crate) async fn modules(&self) -> Modules {
+        Modules::new(channel(&self.addr).await).max_decoding_message_size(usize::MAX)
+    }
+
     /// Loads a module.
     pub(crate) async fn load(&self, wasm: impl Into<Bytes>) -> Result<LoadModuleResponse, Status> {
         let answer = self.client.clone().load_module(load(wasm)).await?;
@@ -140,19 +137,22 @@ pub(crate) fn program() -> &'static std::path::Path {
 
 /// A client of `addr`.
 pub(crate) async fn connect(addr: &str) -> Client {
+    SandboxServiceClient::new(channel(addr).await)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
+pub(crate) async fn channel(addr: &str) -> Channel {
     let uri = if addr.starts_with("unix:") {
         addr.to_owned()
     } else {
         format!("http://{addr}")
     };
-    let channel = Endpoint::from_shared(uri)
+    Endpoint::from_shared(uri)
         .expect("an address")
         .connect()
         .await
-        .expect("the daemon is there");
-    SandboxServiceClient::new(channel)
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX)
+        .expect("the daemon is there")
 }
 
 /// A request to load `wasm`.
@@ -360,8 +360,12 @@ pub(crate) struct Story {
 }
 
 /// Reads a stream to its end, checking the rules of streams on the way.
-pub(crate) async fn read(mut stream: Streaming<StreamEvent>) -> Story {
-    let mut story = Story::default();
+pub(crate) async fn read(stream: Streaming<StreamEvent>) -> Story {
+    read_on(stream, Story::default()).await
+}
+
+/// Reads the rest of a stream of which `story` was read.
+pub(crate) async fn read_on(mut stream: Streaming<StreamEvent>, mut story: Story) -> Story {
     while let Some(event) = stream.message().await.expect("the stream does not break") {
         story.add(event);
     }
@@ -401,6 +405,18 @@ pub(crate) fn within<T>(message: T, deadline: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
     request
+}
+
+/// Waits until it serves, by asking.
+async fn until_serving(mut client: Client) {
+    loop {
+        let health = client.health(ringfence::api::proto::HealthRequest {}).await;
+        let health = health.expect("health answers").into_inner();
+        if health.status() == ringfence::api::proto::ServingStatus::Serving {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Waits until no run is in flight, by asking.

@@ -37,8 +37,8 @@ fn is_there(tool: &str) -> bool {
     there
 }
 
-/// A Python with grpcio, in `.cache/venv`.
-async fn python() -> Option<PathBuf> {
+/// A Python with `tests/interop/requirements.txt`, in `.cache/venv`.
+pub(crate) async fn python() -> Option<PathBuf> {
     let venv = guests::root().join(".cache/venv");
     let python = venv.join("bin/python");
     if !python.exists() {
@@ -62,7 +62,7 @@ async fn python() -> Option<PathBuf> {
         .arg(guests::root().join("tests/interop/requirements.txt"));
     let installed = output(install).await;
     if !installed.status.success() {
-        skipped("grpcio", &installed);
+        skipped("tests/interop/requirements.txt", &installed);
         return None;
     }
     Some(python)

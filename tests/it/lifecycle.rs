@@ -47,10 +47,8 @@ async fn spinners_on_every_core_leave_health_and_short_runs_answered() {
         // All of that while every spinner was still at it.
         assert_eq!(health.runs_in_flight as usize, cores + 1);
     }
-    for (mut stream, mut story) in spinners {
-        while let Some(event) = stream.message().await.unwrap() {
-            story.add(event);
-        }
+    for (stream, story) in spinners {
+        let story = crate::harness::read_on(stream, story).await;
         assert_eq!(story.outcome(), Outcome::TimedOut);
         assert_eq!(story.stdout, b"partial\n");
     }
@@ -172,7 +170,7 @@ async fn a_drain_lets_runs_finish_refuses_new_ones_and_says_so() {
     daemon.ran(kit(&["hello"])).await.exited(0);
     let addr = daemon.addr.clone();
     assert_eq!(probe(&addr).await, Probed::Serving);
-    let (stream, mut story) = spinning(&daemon, Duration::from_secs(3)).await;
+    let (stream, story) = spinning(&daemon, Duration::from_secs(3)).await;
     daemon.drain();
     loop {
         let health = client.health(HealthRequest {}).await.unwrap().into_inner();
@@ -194,16 +192,13 @@ async fn a_drain_lets_runs_finish_refuses_new_ones_and_says_so() {
     assert_eq!(probe(&addr).await, Probed::NotServing);
     let status: Status = daemon.load("(module)").await.unwrap_err();
     Refused::new(&status).is(Code::Unavailable, "SHUTTING_DOWN");
-    let mut stream = stream;
-    while let Some(event) = stream.message().await.unwrap() {
-        story.add(event);
-    }
+    let story = crate::harness::read_on(stream, story).await;
     assert_eq!(
         story.outcome(),
         Outcome::TimedOut,
         "its own end, not the drain's"
     );
-    drop((client, stream));
+    drop(client);
     daemon.ended().await.unwrap();
 }
 
@@ -224,10 +219,8 @@ async fn a_drain_cancels_what_outlives_the_grace_and_delivers_its_output() {
     });
     until(&daemon, |in_flight, _| in_flight == 4).await;
     daemon.drain();
-    for (mut stream, mut story) in running {
-        while let Some(event) = stream.message().await.unwrap() {
-            story.add(event);
-        }
+    for (stream, story) in running {
+        let story = crate::harness::read_on(stream, story).await;
         assert_eq!(story.outcome(), Outcome::Cancelled);
         assert_eq!(story.exit.unwrap().cancel_cause(), CancelCause::Draining);
         assert_eq!(story.stdout, b"partial\n");
@@ -277,7 +270,7 @@ async fn compiling_blocks_neither_runs_nor_health() {
     let warm = spec("(module (func (export \"_start\")))");
     daemon.ran(warm.clone()).await.exited(0);
     let mut client = daemon.client.clone();
-    let request = crate::harness::load(big_module(60_000));
+    let request = crate::harness::load(big_module(16_000));
     let compiling = tokio::spawn(async move { client.load_module(request).await });
     let mut answered = 0;
     while !compiling.is_finished() {
@@ -294,13 +287,12 @@ async fn compiling_blocks_neither_runs_nor_health() {
     assert!(!compiling.await.unwrap().unwrap().into_inner().cached);
 }
 
-/// A module of `functions` functions.
+/// A module of `functions` functions with a few statements each.
 fn big_module(functions: usize) -> String {
     let mut wat = String::from("(module (func (export \"_start\"))");
     for i in 0..functions {
-        wat.push_str(&format!(
-            "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const {i})))"
-        ));
+        let statement = format!("(local.set 0 (i32.mul (local.get 0) (i32.const {i})))");
+        wat.push_str(&format!("(func (param i32) {})", statement.repeat(12)));
     }
     wat.push(')');
     wat
@@ -356,16 +348,13 @@ async fn for_a_while(daemon: &Daemon, while_: Duration) {
 async fn a_drain_waits_for_what_a_reader_has_not_taken_yet() {
     let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
     const BYTES: usize = 280_000;
-    let (mut stream, mut story) = untaken(&daemon, BYTES).await;
+    let (stream, story) = untaken(&daemon, BYTES).await;
     daemon.drain();
     // Longer than what is left to answers once nothing is waited for.
     for_a_while(&daemon, Duration::from_millis(1500)).await;
-    while let Some(event) = stream.message().await.unwrap() {
-        story.add(event);
-    }
+    let story = crate::harness::read_on(stream, story).await;
     assert_eq!(story.stdout.len(), BYTES);
     assert_eq!(story.outcome(), Outcome::Exited);
-    drop(stream);
     daemon.ended().await.unwrap();
 }
 

@@ -9,17 +9,34 @@
     reason = "a test ends its tasks with its runtime, and fails by panicking"
 )]
 
-#[macro_use]
-mod harness;
-mod guests;
+/// One test for each named case of a parametrised one.
+macro_rules! cases {
+    ($test:ident: $($case:ident($($arg:expr),* $(,)?)),+ $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                $test($($arg),*).await;
+            }
+        )+
+    };
+}
 
+mod guests;
+mod harness;
+mod process;
+
+mod artifacts;
 mod bad_input;
 mod cli;
+mod compile;
 mod cpython;
+mod durable;
 mod interop;
 mod lifecycle;
 mod limits;
+mod modules;
 mod outcomes;
+mod places;
 mod spec;
 mod streams;
 mod wire;

@@ -321,9 +321,7 @@ async fn a_stalled_reader_cancels_its_run() {
     crate::harness::until_idle(&daemon).await;
     let mut story = crate::harness::Story::default();
     story.add(first);
-    while let Some(event) = stream.message().await.unwrap() {
-        story.add(event);
-    }
+    let story = crate::harness::read_on(stream, story).await;
     let exit = story.exit.as_ref().unwrap();
     assert_eq!(exit.outcome(), Outcome::Cancelled);
     assert_eq!(exit.cancel_cause(), CancelCause::ReaderStalled);

@@ -10,9 +10,9 @@ use wasmtime::component::Component;
 
 use crate::store::Sealed;
 
-/// Artefacts up to so many bytes are read into memory of their own rather than mapped: a mapped one holds a descriptor
-/// for as long as it is loaded.
-const COPIED: u64 = 128 << 10;
+/// Artefacts up to so many bytes are read into memory of their own rather than mapped: a mapped one holds two descriptors
+/// for as long as it is loaded, and others one at the most, where they have memory to begin with.
+const COPIED: u64 = 1 << 20;
 
 /// Native code that this daemon compiled.
 pub(in crate::sandbox) struct Artifact {
@@ -49,6 +49,11 @@ impl Artifact {
             Code::Sealed(sealed)
         };
         Ok(Self { code, took })
+    }
+
+    /// Whether it is a file, and so can be mapped more than once.
+    pub(in crate::sandbox) fn is_mapped(&self) -> bool {
+        matches!(self.code, Code::Sealed(_))
     }
 
     /// Bytes of it.

@@ -24,9 +24,9 @@ const LAST_WORDS: u64 = 2 << 10;
 /// What the standard library says before it ends a process that asked for memory in vain, and what allocators of
 /// others panic with.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of ", "out of memory"];
-/// A child that was killed at the end of its time and had the processor for so much of it was not starved: the same
-/// module would not fare better.
-const NOT_STARVED: f64 = 0.8;
+/// How many times its processor time a child gets in wall time, so that one that is given the processor meets that
+/// limit first: it says something about the module, and this one about the machine.
+const PATIENCE: u32 = 2;
 
 /// A process that compiles one module.
 pub(super) struct Child {
@@ -43,7 +43,7 @@ pub(super) struct Child {
 impl Child {
     /// Starts one. It makes itself ready by itself.
     pub(super) fn spawn(program: &Path, setup: &Setup, budget: Budget) -> io::Result<Self> {
-        let (mut socket, theirs) = UnixStream::pair()?;
+        let (socket, theirs) = UnixStream::pair()?;
         let artifact = unsealed("ringfence-artifact")?;
         let complaints = unsealed("ringfence-complaints")?;
         let process = Command::new(program)
@@ -55,8 +55,7 @@ impl Child {
             .stdout(artifact.try_clone()?)
             .stderr(complaints.try_clone()?)
             .spawn()?;
-        wire::send(&mut socket, setup)?;
-        Ok(Self {
+        let mut child = Self {
             process,
             socket,
             artifact,
@@ -64,7 +63,9 @@ impl Child {
             budget,
             hello: None,
             spent: Duration::ZERO,
-        })
+        };
+        wire::send(&mut child.socket, setup)?;
+        Ok(child)
     }
 
     /// Waits for it to be ready, which it says once.
@@ -84,7 +85,17 @@ impl Child {
                 }
             }
         }
+        // What it said when it was ready can still be read when it is gone.
+        if let Ok(Some(status)) = self.process.try_wait() {
+            return Err(format!("a compile child ended while it waited: {status}"));
+        }
         self.hello.as_ref().ok_or_else(String::new)
+    }
+
+    /// Whether somebody else killed it, as the kernel does when memory runs out.
+    pub(super) fn was_killed(&mut self) -> bool {
+        let status = self.process.try_wait().ok().flatten();
+        status.is_some_and(|status| status.signal() == Some(libc::SIGKILL))
     }
 
     /// Has it inspect `wasm`.
@@ -125,34 +136,34 @@ impl Child {
         talk: impl FnOnce(&mut Timed<'_>) -> io::Result<T>,
     ) -> Result<T, Failed> {
         let start = Instant::now();
-        let until = start + self.budget.timeout.saturating_sub(self.spent);
+        let until = start + (self.budget.timeout * PATIENCE).saturating_sub(self.spent);
         let mut socket = Timed {
             socket: &self.socket,
             until,
         };
         let said = talk(&mut socket);
         self.spent += start.elapsed();
-        said.map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => self.too_slow(),
-            _ => self.failed(&error),
+        said.map_err(|error| {
+            if error.kind() == io::ErrorKind::TimedOut {
+                self.too_slow()
+            } else {
+                self.failed(&error)
+            }
         })
     }
 
     /// Kills it at the end of its time.
     fn too_slow(&mut self) -> Failed {
-        let cpu = self.cpu_time().unwrap_or_default();
-        let refusal = compile_limit(
-            "compile.timeout",
-            "compiling the module took too long".to_owned(),
-            humantime::format_duration(self.budget.timeout),
-        );
+        // What it has done so far says nothing about the module: it did not get the processor.
+        let _ = self.process.kill();
         let end = self.end();
-        tracing::warn!(?cpu, %end, "a compile child was killed at compile.timeout");
-        if cpu >= self.budget.timeout.mul_f64(NOT_STARVED) {
-            Failed::for_good(refusal)
-        } else {
-            Failed::this_time(refusal)
-        }
+        tracing::warn!(%end, "a compile child did not get its processor time within twice compile.timeout");
+        Failed::this_time(self.over_time("compiling the module took too long"))
+    }
+
+    fn over_time(&self, message: &str) -> Refusal {
+        let allowed = humantime::format_duration(self.budget.timeout);
+        compile_limit("compile.timeout", message.to_owned(), allowed)
     }
 
     /// Tells why a child ended in the middle of a conversation.
@@ -161,11 +172,8 @@ impl Child {
         let status = self.wait();
         let words = self.last_words();
         if status.is_some_and(|status| status.signal() == Some(libc::SIGXCPU)) {
-            return Failed::for_good(compile_limit(
-                "compile.timeout",
-                "compiling the module took too much processor time".to_owned(),
-                humantime::format_duration(self.budget.timeout),
-            ));
+            let message = "compiling the module took too much processor time";
+            return Failed::for_good(self.over_time(message));
         }
         if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
             return self.crashed(&words);
@@ -190,18 +198,6 @@ impl Child {
         )))
     }
 
-    /// CPU time of all its threads.
-    fn cpu_time(&self) -> Option<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).ok()?;
-        // The name, in parentheses, may hold anything.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let mut fields = fields.split_whitespace().skip(11);
-        let mut next = || fields.next()?.parse::<u64>().ok();
-        let ticks = next()? + next()?;
-        let second = rustix::param::clock_ticks_per_second();
-        Some(Duration::from_millis(ticks * 1000 / second.max(1)))
-    }
-
     /// Kills it if it is still there, and tells how it ended.
     fn end(&mut self) -> String {
         // One that has ended cannot be killed, and need not.
@@ -224,10 +220,11 @@ impl Child {
 
     fn last_words(&mut self) -> String {
         let mut words = Vec::new();
-        let read = self
-            .complaints
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| (&self.complaints).take(LAST_WORDS).read_to_end(&mut words));
+        let read = self.complaints.metadata().and_then(|metadata| {
+            let from = metadata.len().saturating_sub(LAST_WORDS);
+            self.complaints.seek(SeekFrom::Start(from))?;
+            (&self.complaints).take(LAST_WORDS).read_to_end(&mut words)
+        });
         match read {
             Ok(_) => printable(String::from_utf8_lossy(&words).trim()),
             Err(error) => error.to_string(),

@@ -9,16 +9,17 @@ use landlock::{
     Scope,
 };
 use rustix::process::{Resource, Rlimit, Signal};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
-/// How much a child yields to all else: compiling must never starve runs.
-const NICE: i32 = 15;
+use super::NICE;
+
 /// What the kernel is to kill first when memory runs out.
 const OOM_FIRST: &str = "1000";
-/// Bytes of a page, in which the kernel tells address space.
-const PAGE: u64 = 4096;
-/// CPU time beyond the budget, for what the kernel rounds.
-const CPU_SLACK: Duration = Duration::from_secs(1);
+/// Seconds of CPU time from the signal that says that it is used up to the one that kills.
+const LAST_SECOND: u64 = 1;
 
 /// System calls that a compiler makes once it is warm, with those that a panic and an abort make. What opens a file,
 /// makes a socket or starts a process or a thread is not among them.
@@ -55,7 +56,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_sendto,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
 ];
@@ -68,18 +68,18 @@ pub(super) fn before_threads() -> Vec<String> {
     let _ = rustix::process::setpriority_process(None, NICE);
     let _ = fs::write("/proc/self/oom_score_adj", OOM_FIRST);
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let _ = limit(Resource::Core, 0);
+    let _ = limit(Resource::Core, 0, 0);
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let _ = rustix::thread::set_no_new_privs(true);
-    landlock()
-        .is_ok_and(|closed| closed)
-        .then(|| "landlock".to_owned())
-        .into_iter()
-        .collect()
+    match landlock() {
+        Ok(RulesetStatus::FullyEnforced) => vec!["landlock".to_owned()],
+        Ok(RulesetStatus::PartiallyEnforced) => vec!["landlock-partial".to_owned()],
+        Ok(RulesetStatus::NotEnforced) | Err(_) => Vec::new(),
+    }
 }
 
-/// Denies every path and every port; `Ok(false)` where the kernel cannot.
-fn landlock() -> Result<bool, landlock::RulesetError> {
+/// Denies every path, every port, and signals to others, as far as the kernel can.
+fn landlock() -> Result<RulesetStatus, landlock::RulesetError> {
     let abi = ABI::V6;
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -88,7 +88,7 @@ fn landlock() -> Result<bool, landlock::RulesetError> {
         .scope(Scope::from_all(abi))?
         .create()?
         .restrict_self()?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+    Ok(status.ruleset)
 }
 
 /// The address space in use, to be asked for before the file system is closed.
@@ -103,7 +103,7 @@ impl AddressSpace {
         let text = io::read_to_string(&self.0)?;
         let pages = text.split(' ').next().and_then(|n| n.parse::<u64>().ok());
         pages
-            .map(|pages| pages * PAGE)
+            .map(|pages| pages * rustix::param::page_size() as u64)
             .ok_or_else(|| io::Error::other("/proc/self/statm is not as expected"))
     }
 }
@@ -116,16 +116,20 @@ pub(super) fn budget(
     artifact: u64,
 ) -> io::Result<()> {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let used = Duration::new(used.tv_sec.unsigned_abs(), 0);
-    limit(Resource::Cpu, (used + cpu + CPU_SLACK).as_secs())?;
-    limit(Resource::Fsize, artifact)?;
-    limit(Resource::As, space.bytes()?.saturating_add(memory))
+    // Whole seconds, rounded up.
+    let seconds =
+        used.tv_sec.unsigned_abs() + 1 + cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0);
+    // At the first of these the process ends with SIGXCPU, which says why.
+    limit(Resource::Cpu, seconds, seconds + LAST_SECOND)?;
+    limit(Resource::Fsize, artifact, artifact)?;
+    let space = space.bytes()?.saturating_add(memory);
+    limit(Resource::As, space, space)
 }
 
-fn limit(resource: Resource, to: u64) -> io::Result<()> {
+fn limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
     let to = Rlimit {
-        current: Some(to),
-        maximum: Some(to),
+        current: Some(current),
+        maximum: Some(maximum),
     };
     Ok(rustix::process::setrlimit(resource, to)?)
 }
@@ -142,7 +146,20 @@ fn filter() -> Option<BpfProgram> {
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
     #[cfg(target_arch = "aarch64")]
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
-    let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    // Signals to itself, as an abort is one.
+    let own = u64::from(
+        rustix::process::getpid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs(),
+    );
+    let to_itself = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own);
+    let to_itself = SeccompRule::new(vec![to_itself.ok()?]).ok()?;
+    let rules = ALLOWED
+        .iter()
+        .map(|call| (*call, Vec::new()))
+        .chain([(libc::SYS_tgkill, vec![to_itself])])
+        .collect();
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCH)
         .ok()?

@@ -12,6 +12,7 @@ mod precheck;
 mod wire;
 mod worker;
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use wasmtime::Engine;
 
@@ -42,18 +44,27 @@ const STACK: usize = 64 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a module that was inspected waits for the order to compile it. Whoever asked has it at once, or is gone.
 const ORDER: Duration = Duration::from_secs(5);
+/// To be counted up where an [`Inspection`] changes what it means.
+const INSPECTION: u32 = 1;
 /// Threads of a child at the most.
 const MAX_CHILD_THREADS: usize = 4;
 
 /// What compiling one module may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Wall time, and processor time, from the module's arrival in the child.
+    /// Processor time, from the module's arrival in the child.
     pub timeout: Duration,
     /// Bytes of memory.
     pub memory: u64,
-    /// Bytes of the artefact.
-    pub artifact: u64,
+}
+
+/// What compiled code may take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArtifactLimit {
+    /// Bytes of it.
+    pub bytes: u64,
+    /// The key that says so.
+    pub key: String,
 }
 
 /// How modules are compiled.
@@ -67,6 +78,8 @@ pub struct CompileSettings {
     pub queue: u32,
     /// For each.
     pub budget: Budget,
+    /// For what comes of each.
+    pub artifact: ArtifactLimit,
 }
 
 /// Why a module was not compiled, and whether it would be the same next time.
@@ -95,7 +108,7 @@ impl Failed {
 
 /// Refuses a module whose compilation takes more than `limit` allows.
 pub(super) fn compile_limit(
-    limit: &'static str,
+    limit: &str,
     message: String,
     allowed: impl std::fmt::Display,
 ) -> Refusal {
@@ -122,17 +135,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Compiles it.
-    ///
-    /// # Errors
-    /// `COMPILATION_FAILED`, `COMPILE_LIMIT_EXCEEDED`, `INTERNAL`.
-    pub(super) async fn compile(self, metered: bool) -> Result<Artifact, Failed> {
+    /// Compiles it; `None` where the order comes too late, and it has to be opened again.
+    async fn compile(self, metered: bool) -> Option<Result<Artifact, Failed>> {
         let (done, compiled) = oneshot::channel();
-        let gone = || Failed::this_time(Refusal::internal("the compile thread did not answer"));
-        self.orders
-            .try_send((Order { metered }, done))
-            .map_err(|_| gone())?;
-        compiled.await.unwrap_or_else(|_| Err(gone()))
+        self.orders.try_send((Order { metered }, done)).ok()?;
+        compiled.await.ok()
     }
 }
 
@@ -160,7 +167,7 @@ impl Compiler {
             None => Place::Here {
                 engines,
                 rules,
-                max_artifact: settings.budget.artifact,
+                max_artifact: settings.artifact.clone(),
             },
             Some(program) => {
                 let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -170,7 +177,7 @@ impl Compiler {
                         features: features.to_vec(),
                         memory: settings.budget.memory,
                         cpu: settings.budget.timeout,
-                        artifact: settings.budget.artifact,
+                        artifact: settings.artifact.clone(),
                         threads: threads.min(MAX_CHILD_THREADS),
                     },
                     budget: settings.budget,
@@ -178,6 +185,11 @@ impl Compiler {
                 };
                 let mut child = nursery.ready().map_err(wasmtime::Error::msg)?;
                 let hello = child.ready().map_err(wasmtime::Error::msg)?;
+                for wall in ["landlock", "seccomp"] {
+                    if !hello.confinement.iter().any(|it| it == wall) {
+                        tracing::warn!(wall, "this host does not fully confine compile children");
+                    }
+                }
                 mode = std::iter::once("child")
                     .chain(hello.confinement.iter().map(String::as_str))
                     .collect::<Vec<_>>()
@@ -216,7 +228,7 @@ impl Compiler {
         &self.mode
     }
 
-    /// Compilations that were begun.
+    /// Compilations that were ordered.
     pub(super) fn compilations(&self) -> u64 {
         self.compiled.load(Ordering::Relaxed)
     }
@@ -246,17 +258,20 @@ impl Compiler {
         answer.await.unwrap_or_else(gone)
     }
 
-    /// Compiles what was inspected.
+    /// Compiles what was inspected; `None` where the order comes too late, and it has to be opened again.
     ///
     /// # Errors
-    /// As [`Session::compile`].
+    /// `COMPILATION_FAILED`, `COMPILE_LIMIT_EXCEEDED`, `INTERNAL`.
     pub(super) async fn compile(
         &self,
         session: Session,
         metered: bool,
-    ) -> Result<Artifact, Failed> {
-        self.compiled.fetch_add(1, Ordering::Relaxed);
-        session.compile(metered).await
+    ) -> Option<Result<Artifact, Failed>> {
+        let compiled = session.compile(metered).await;
+        if compiled.is_some() {
+            self.compiled.fetch_add(1, Ordering::Relaxed);
+        }
+        compiled
     }
 }
 
@@ -266,7 +281,7 @@ enum Place {
     Here {
         engines: [Engine; 2],
         rules: Rules,
-        max_artifact: u64,
+        max_artifact: ArtifactLimit,
     },
     /// In children.
     Child(Nursery),
@@ -332,18 +347,29 @@ impl Place {
                 max_artifact,
             } => {
                 let binary = inspect::binary(&wasm).map_err(Failed::for_good)?;
+                if let Cow::Owned(binary) = &binary {
+                    precheck::check(binary).map_err(Failed::for_good)?;
+                }
                 let inspection = inspect::inspect(&binary, rules).map_err(Failed::for_good)?;
                 let opened = Opened::Here {
                     engines,
                     bytes: binary.into_owned(),
-                    max_artifact: *max_artifact,
+                    max_artifact,
                 };
                 Ok((inspection, opened))
             }
             Self::Child(nursery) => {
                 // Text is read in the child only: a little of it can take a lot of memory to read.
                 let mut child = nursery.make_ready(ready)?;
-                Ok((child.inspect(&wasm)?, Opened::Child(child)))
+                let inspection = match child.inspect(&wasm) {
+                    // When memory runs out the kernel kills children first. Once more, where there may be room.
+                    Err(failed) if !failed.for_good && child.was_killed() => {
+                        child = nursery.make_ready(None)?;
+                        child.inspect(&wasm)?
+                    }
+                    inspected => inspected?,
+                };
+                Ok((inspection, Opened::Child(child)))
             }
         }
     }
@@ -354,7 +380,7 @@ enum Opened<'a> {
     Here {
         engines: &'a [Engine; 2],
         bytes: Vec<u8>,
-        max_artifact: u64,
+        max_artifact: &'a ArtifactLimit,
     },
     Child(Child),
 }
@@ -431,7 +457,7 @@ fn precompile(
     engine: &Engine,
     wasm: &[u8],
     component: bool,
-    most: u64,
+    most: &ArtifactLimit,
 ) -> Result<Vec<u8>, Refusal> {
     let compiled = if component {
         engine.precompile_component(wasm)
@@ -447,9 +473,9 @@ fn precompile(
         .at("module")
     })?;
     let len = bytes.len() as u64;
-    if len > most {
+    if len > most.bytes {
         let message = format!("the compiled module takes {len} bytes");
-        return Err(compile_limit("compile.max_artifact", message, most).with("asked", len));
+        return Err(compile_limit(&most.key, message, most.bytes).with("asked", len));
     }
     Ok(bytes)
 }
@@ -458,6 +484,9 @@ fn precompile(
 pub(super) fn compatibility(engine: &Engine) -> u64 {
     // Its keys are constants: the same in every process.
     let mut hasher = DefaultHasher::new();
+    // What is told about the code is this version's: another may look for other things in a module.
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    INSPECTION.hash(&mut hasher);
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hasher.finish()
 }

@@ -41,8 +41,29 @@ const SEGMENTS: Rule = Rule {
     bytes_each: 256,
 };
 
+const EXPORTS: Rule = Rule {
+    what: "exports",
+    base: 16_384,
+    bytes_each: 256,
+};
+const IMPORTS: Rule = Rule {
+    what: "imports",
+    base: 16_384,
+    bytes_each: 256,
+};
+/// How deep components may be nested, and how many modules and components there may be in one.
+const DEPTH: u64 = 32;
+const NESTED: Rule = Rule {
+    what: "nested modules",
+    base: 1000,
+    bytes_each: 4096,
+};
+
 #[derive(Default)]
 struct Counts {
+    exports: u64,
+    imports: u64,
+    nested: u64,
     functions: u64,
     types: u64,
     elements: u64,
@@ -56,33 +77,62 @@ struct Counts {
 /// `COMPILE_LIMIT_EXCEEDED` with the count and what is allowed; `MODULE_INVALID` with the offset where the sections
 /// cannot be told apart.
 pub(super) fn check(wasm: &[u8]) -> Result<(), Refusal> {
-    let counts =
-        count(wasm).map_err(|error| invalid(&quote(error.message()), Some(error.offset())))?;
     let size = wasm.len() as u64;
+    let counts = count(wasm)?;
     let counted = [
         (FUNCTIONS, counts.functions),
         (TYPES, counts.types),
         (ELEMENTS, counts.elements),
         (SEGMENTS, counts.segments),
+        (EXPORTS, counts.exports),
+        (IMPORTS, counts.imports),
     ];
-    for (rule, count) in counted {
-        let allowed = rule.base + size / rule.bytes_each;
-        if count > allowed {
-            let message = format!("the module has {count} {} in {size} bytes", rule.what);
-            return Err(compile_limit(rule.what, message, allowed).with("asked", count));
-        }
-    }
-    Ok(())
+    counted
+        .into_iter()
+        .try_for_each(|(rule, count)| rule.check(count, size))
 }
 
-fn count(wasm: &[u8]) -> wasmparser::Result<Counts> {
-    let mut counts = Counts::default();
+impl Rule {
+    fn check(&self, count: u64, size: u64) -> Result<(), Refusal> {
+        let allowed = self.base + size / self.bytes_each;
+        if count <= allowed {
+            return Ok(());
+        }
+        let message = format!("the module has {count} {} in {size} bytes", self.what);
+        Err(compile_limit(self.what, message, allowed).with("asked", count))
+    }
+}
+
+fn count(wasm: &[u8]) -> Result<Counts, Refusal> {
+    let (mut counts, mut depth) = (Counts::default(), 0);
+    let malformed = |error: wasmparser::BinaryReaderError| {
+        invalid(&quote(error.message()), Some(error.offset()))
+    };
     for payload in Parser::new(0).parse_all(wasm) {
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "sections whose counts cost no more than their bytes"
         )]
-        match payload? {
+        match payload.map_err(malformed)? {
+            // The parser keeps something for each level: these are checked as they come.
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                depth += 1;
+                counts.nested += 1;
+                NESTED.check(counts.nested, wasm.len() as u64)?;
+                if depth > DEPTH {
+                    let message = "components are nested too deep".to_owned();
+                    return Err(compile_limit("nesting", message, DEPTH));
+                }
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ExportSection(exports) => counts.exports += u64::from(exports.count()),
+            Payload::ImportSection(imports) => counts.imports += u64::from(imports.count()),
+            Payload::ComponentExportSection(exports) => {
+                counts.exports += u64::from(exports.count());
+            }
+            Payload::ComponentImportSection(imports) => {
+                counts.imports += u64::from(imports.count());
+            }
             Payload::FunctionSection(functions) => counts.functions += u64::from(functions.count()),
             Payload::TypeSection(types) => counts.types += u64::from(types.count()),
             Payload::ComponentTypeSection(types) => counts.types += u64::from(types.count()),
@@ -91,7 +141,7 @@ fn count(wasm: &[u8]) -> wasmparser::Result<Counts> {
             Payload::ElementSection(segments) => {
                 counts.segments += u64::from(segments.count());
                 for segment in segments {
-                    counts.elements += match segment?.items {
+                    counts.elements += match segment.map_err(malformed)?.items {
                         ElementItems::Functions(items) => u64::from(items.count()),
                         ElementItems::Expressions(_, items) => u64::from(items.count()),
                     };

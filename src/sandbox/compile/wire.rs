@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use crate::refusal::Refusal;
 use crate::sandbox::inspection::Inspection;
 
-/// Bytes of a message at the most. An inspection names every export of a module.
-const MAX_MESSAGE: u32 = 64 << 20;
+use super::ArtifactLimit;
+
+/// Bytes of a message at the most. An inspection names every export of a module: one that takes more is refused.
+pub(super) const MAX_MESSAGE: usize = 4 << 20;
 
 /// How a child is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,8 +33,8 @@ pub(super) struct Setup {
     pub(super) memory: u64,
     /// CPU time that it may take from then on.
     pub(super) cpu: Duration,
-    /// Bytes of an artefact at the most.
-    pub(super) artifact: u64,
+    /// What an artefact may take.
+    pub(super) artifact: ArtifactLimit,
     /// Threads that it compiles with.
     pub(super) threads: usize,
 }
@@ -70,9 +72,13 @@ pub(super) enum Failure {
 
 /// Sends a message.
 pub(super) fn send<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
+    send_text(to, &serde_json::to_vec(message)?)
+}
+
+/// Sends a message that is JSON already.
+pub(super) fn send_text(to: &mut impl Write, text: &[u8]) -> io::Result<()> {
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-    to.write_all(&[&length.to_le_bytes()[..], &text].concat())
+    to.write_all(&[&length.to_le_bytes()[..], text].concat())
 }
 
 /// Receives a message.
@@ -80,7 +86,7 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
-    if length > MAX_MESSAGE {
+    if length as usize > MAX_MESSAGE {
         return Err(io::Error::other(format!("a message of {length} bytes")));
     }
     let mut text = Vec::new();

@@ -3,6 +3,7 @@
 //! It speaks over its standard input, a socket, and leaves the artefact in its standard output, a file in memory. By the
 //! time it says that it is ready it is warm and confined.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -14,13 +15,11 @@ use wasmtime::Engine;
 
 use super::confine::{self, AddressSpace};
 use super::wire::{self, Compiled, Failure, Hello, Order, Setup};
-use super::{compatibility, precompile};
+use super::{STACK, compatibility, compile_limit, precheck, precompile};
 use crate::sandbox::engine;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::panic_message;
 
-/// The stack of every thread that compiles. Cranelift recurses with the nesting of what it compiles.
-const STACK: usize = 64 << 20;
 /// What a warm compiler has compiled once.
 const SMALL: &[u8] =
     br#"(module (memory 1) (func (export "f") (param i32) (result i32) (i32.load (local.get 0))))"#;
@@ -69,10 +68,10 @@ impl Child {
         let Setup {
             memory,
             cpu,
-            artifact,
+            ref artifact,
             ..
         } = self.setup;
-        confine::budget(&self.space, memory, cpu, artifact)?;
+        confine::budget(&self.space, memory, cpu, artifact.bytes)?;
         if confine::seccomp() {
             self.confinement.push("seccomp".to_owned());
         }
@@ -86,9 +85,21 @@ impl Child {
             Ok(wasm) => wasm,
             Err(refusal) => return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal)),
         };
-        let inspected = inspect::inspect(&wasm, &rules);
+        // The daemon looked at a binary before it spent this process; what text says is seen here first.
+        let checked = match &wasm {
+            Cow::Borrowed(_) => Ok(()),
+            Cow::Owned(wasm) => precheck::check(wasm),
+        };
+        let inspected = checked.and_then(|()| inspect::inspect(&wasm, &rules));
         let refused = inspected.is_err();
-        wire::send(&mut self.daemon, &inspected)?;
+        let text = serde_json::to_vec(&inspected)?;
+        if text.len() > wire::MAX_MESSAGE {
+            let message = "what the module exports and imports takes too much to tell".to_owned();
+            let refusal = compile_limit("exports", message, wire::MAX_MESSAGE);
+            return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal));
+        }
+        wire::send_text(&mut self.daemon, &text)?;
+        drop(text);
         if refused {
             return Ok(());
         }
@@ -118,7 +129,7 @@ impl Child {
     fn compile(&mut self, engine: &Engine, wasm: &[u8]) -> Compiled {
         let start = Instant::now();
         let component = inspect::is_component(wasm);
-        let most = self.setup.artifact;
+        let most = &self.setup.artifact;
         let work = || precompile(engine, wasm, component, most);
         let compiled = catch_unwind(AssertUnwindSafe(work));
         let bytes = compiled

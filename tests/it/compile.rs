@@ -1,0 +1,304 @@
+//! Modules that are made to hurt whoever compiles them, and the budget that they meet.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringfence::api::proto::HealthRequest;
+use tonic::{Code, Status};
+
+use crate::guests;
+use crate::harness::{Daemon, Refused, SpecExt, by_digest, connect, kit, load, spec};
+use crate::process::Served;
+
+const OVER: Code = Code::FailedPrecondition;
+
+fn binary(text: &str) -> Bytes {
+    wat::parse_str(text).unwrap().into()
+}
+
+fn with_start(function: &str) -> Bytes {
+    binary(&format!(
+        "(module (memory 1) (func (export \"_start\")) {function})"
+    ))
+}
+
+/// Every loop's head has to carry every local.
+fn nested_loops() -> Bytes {
+    const LOCALS: usize = 1000;
+    const DEPTH: usize = 300;
+    let mut body = "(loop ".repeat(DEPTH);
+    for i in 0..LOCALS {
+        let from = (i * 7 + 1) % LOCALS;
+        write!(
+            body,
+            "(local.set {i} (i32.add (local.get {i}) (local.get {from})))"
+        )
+        .unwrap();
+    }
+    for i in 0..DEPTH {
+        write!(body, "(br_if 0 (local.get {i})))").unwrap();
+    }
+    with_start(&format!("(func (local {}) {body})", "i32 ".repeat(LOCALS)))
+}
+
+/// One function with 300,000 statements.
+fn giant_function() -> Bytes {
+    let mut body = String::new();
+    for i in 0..300_000 {
+        let (to, a, b) = (1 + i % 4, 1 + (i * 3) % 4, (i * 5) % 5);
+        write!(
+            body,
+            "(local.set {to} (i32.mul (i32.add (local.get {a}) (i32.const {i})) (i32.load (local.get {b}))))"
+        )
+        .unwrap();
+    }
+    with_start(&format!(
+        "(func (param i32) (local i32 i32 i32 i32) {body})"
+    ))
+}
+
+/// Tables of branches, each of which carries values to many blocks.
+fn huge_br_tables() -> Bytes {
+    const BLOCKS: usize = 400;
+    const TARGETS: usize = 60_000;
+    let targets: String = (0..TARGETS).map(|i| format!("{} ", i % BLOCKS)).collect();
+    let mut functions = String::new();
+    for _ in 0..60 {
+        write!(
+            functions,
+            "(func (param i32) {} (br_table {targets} (local.get 0)) {})",
+            "(block ".repeat(BLOCKS),
+            ")".repeat(BLOCKS)
+        )
+        .unwrap();
+    }
+    with_start(&functions)
+}
+
+/// More functions than their bytes explain.
+fn functions(count: usize) -> Bytes {
+    with_start(&"(func)".repeat(count))
+}
+
+/// 200,000 conditions over 64 locals.
+fn chain_of_ifs() -> Bytes {
+    let mut body = String::new();
+    for i in 0..200_000 {
+        let (on, to, from) = (i % 65, (i * 7) % 65, (i * 3) % 65);
+        write!(
+            body,
+            "(if (local.get {on}) (then (local.set {to} (i32.add (local.get {from}) (i32.const {i})))))"
+        )
+        .unwrap();
+    }
+    with_start(&format!(
+        "(func (param i32) (local {}) {body})",
+        "i32 ".repeat(64)
+    ))
+}
+
+fn bombs() -> [(&'static str, Bytes); 5] {
+    [
+        ("nested loops", nested_loops()),
+        ("giant function", giant_function()),
+        ("br_tables", huge_br_tables()),
+        ("functions", functions(100_000)),
+        ("chain of ifs", chain_of_ifs()),
+    ]
+}
+
+#[tokio::test]
+async fn bombs_end_within_the_budget_and_nobody_else_notices() {
+    let served = Served::start(&[
+        "--set",
+        "compile.timeout=3s",
+        "--set",
+        "compile.memory=192MiB",
+    ]);
+    let mut client = connect(&served.addr).await;
+    let answer = client.load_module(load(guests::kit())).await.unwrap();
+    let digest = answer.into_inner().module.unwrap().digest;
+    let resident = served.memory("VmRSS");
+    for (name, bomb) in bombs() {
+        let mut other = connect(&served.addr).await;
+        let exploding = tokio::spawn(async move { other.load_module(load(bomb)).await });
+        let mut meanwhile = 0;
+        while !exploding.is_finished() {
+            let run = ringfence::api::proto::RunRequest {
+                spec: Some(by_digest(&digest).args(&["kit", "hello"])),
+            };
+            let ran = client.run(run).await.unwrap().into_inner();
+            assert_eq!(ran.stdout, "hello\n");
+            client.health(HealthRequest {}).await.unwrap();
+            meanwhile += 1;
+        }
+        let status = exploding.await.unwrap().unwrap_err();
+        let refused = Refused::new(&status).is(OVER, "COMPILE_LIMIT_EXCEEDED");
+        let limit = refused.metadata["limit"].as_str();
+        let expected = ["compile.timeout", "compile.memory", "functions"];
+        assert!(expected.contains(&limit), "{name}: {limit}");
+        // What is refused by its counts is refused at once.
+        assert!(meanwhile > 3 || limit == "functions", "{name}: {meanwhile}");
+    }
+    // The most that it ever had, over what it had before; what the requests themselves hold is part of it.
+    let grown = served.memory("VmHWM").saturating_sub(resident);
+    assert!(grown < 50 << 10, "{grown} KiB");
+    let run = ringfence::api::proto::RunRequest {
+        spec: Some(kit(&["hello"])),
+    };
+    client.run(run).await.unwrap();
+}
+
+async fn refused(daemon: &Daemon, wasm: impl Into<Bytes>) -> Refused {
+    let status: Status = daemon.load(wasm).await.unwrap_err();
+    Refused::new(&status)
+}
+
+#[tokio::test]
+async fn a_failure_that_says_something_about_the_module_is_remembered() {
+    let daemon = Daemon::with(&[("compile.memory", "64MiB")]).await;
+    let bomb = giant_function();
+    let over = refused(&daemon, bomb.clone())
+        .await
+        .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+        .with("limit", "compile.memory")
+        .with("allowed", "64.0 MiB");
+    let compiled = daemon.probe.compilations();
+    assert_eq!(refused(&daemon, bomb.clone()).await, over);
+    let run = spec(bomb).timeout(Duration::from_secs(1));
+    assert_eq!(daemon.refused(run).await, over);
+    assert_eq!(daemon.probe.compilations(), compiled);
+}
+
+#[tokio::test]
+async fn a_crash_of_the_compiler_is_an_incident_and_not_remembered() {
+    let daemon = Daemon::start().await;
+    // They overflow a set inside Cranelift 0.135.
+    let globals = "(global (mut i32) (i32.const 0))".repeat(66_000);
+    let reads: String = (0..66_000)
+        .map(|i| format!("(drop (global.get {i}))"))
+        .collect();
+    let module = with_start(&format!("{globals} (func {reads})"));
+    let before = daemon.probe.compilations();
+    for again in 1..=2 {
+        let crashed = refused(&daemon, module.clone())
+            .await
+            .is(Code::Internal, "INTERNAL");
+        assert_eq!(crashed.metadata["incident"].len(), 32);
+        assert!(
+            !crashed.message.contains("panick"),
+            "the cause is the log's"
+        );
+        assert_eq!(daemon.probe.compilations(), before + again);
+    }
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn counts_that_the_bytes_explain_pass_and_one_more_does_not() {
+    let daemon = Daemon::start().await;
+    // 16,384, and one more for each 64 bytes: with padding in a custom section, so that the size is known.
+    let module = |count: usize, text: bool| {
+        const SIZE: usize = 128 << 10;
+        let function = "(func)".repeat(count);
+        let padded = |n: usize| {
+            let filler = "x".repeat(n);
+            format!("(module {function} (@custom \"filler\" \"{filler}\"))")
+        };
+        // The custom section's lengths take as many bytes at any padding of this magnitude.
+        let base = binary(&padded(20_000)).len() - 20_000;
+        let text_of_size = padded(SIZE - base);
+        let wasm = binary(&text_of_size);
+        assert_eq!(wasm.len(), SIZE);
+        if text { text_of_size.into() } else { wasm }
+    };
+    const ALLOWED: usize = 16_384 + (128 << 10) / 64;
+    for text in [false, true] {
+        for count in [ALLOWED - 1, ALLOWED] {
+            daemon.loaded(module(count, text)).await;
+        }
+        refused(&daemon, module(ALLOWED + 1, text))
+            .await
+            .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+            .with("limit", "functions")
+            .with("asked", ALLOWED + 1)
+            .with("allowed", ALLOWED);
+    }
+    let elements = "(module (table 1 funcref) (func $f) (elem func ";
+    let elements = binary(&format!("{elements}{}))", "$f ".repeat(4_000_000)));
+    refused(&daemon, elements)
+        .await
+        .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+        .with("limit", "table elements");
+    let types = binary(&format!("(module {})", "(type (func))".repeat(500_000)));
+    refused(&daemon, types)
+        .await
+        .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+        .with("limit", "types");
+}
+
+#[tokio::test]
+async fn the_size_of_compiled_code_is_bounded_exactly() {
+    let functions: String = (0..16_000)
+        .map(|i| format!("(func (param i32) (result i32) (i32.mul (local.get 0) (i32.const {i})))"))
+        .collect();
+    let module = with_start(&functions);
+    for mode in ["child", "in-process"] {
+        let with = |most: u64| {
+            let most = format!("{most}B");
+            async move { Daemon::with(&[("compile.mode", mode), ("compile.max_artifact", &most)]).await }
+        };
+        let over = refused(&with(1 << 20).await, module.clone())
+            .await
+            .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+            .with("limit", "compile.max_artifact")
+            .with("allowed", 1 << 20);
+        let size: u64 = over.metadata["asked"].parse().unwrap();
+        for fits in [size, size + 1] {
+            with(fits).await.loaded(module.clone()).await;
+        }
+        refused(&with(size - 1).await, module.clone())
+            .await
+            .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+            .with("asked", size);
+    }
+}
+
+#[tokio::test]
+async fn in_process_compilation_is_told_and_does_the_same() {
+    let daemon = Daemon::with(&[("compile.mode", "in-process")]).await;
+    let health = daemon.client.clone().health(HealthRequest {}).await;
+    assert_eq!(health.unwrap().into_inner().compile_mode, "in-process");
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    daemon
+        .ran(crate::harness::kit_component(&["hello"]))
+        .await
+        .exited(0);
+    let status = daemon.load(functions(100_000)).await.unwrap_err();
+    Refused::new(&status).is(OVER, "COMPILE_LIMIT_EXCEEDED");
+}
+
+#[tokio::test]
+async fn a_child_that_is_killed_while_it_waits_is_replaced() {
+    let served = Served::start(&[]);
+    let mut client = connect(&served.addr).await;
+    let children = format!("/proc/{0}/task/{0}/children", served.child.id());
+    for i in 0..3 {
+        let waiting = std::fs::read_dir(format!("/proc/{}/task", served.child.id()))
+            .unwrap()
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+            .collect::<String>();
+        let waiting: Vec<&str> = waiting.split_whitespace().collect();
+        assert!(!waiting.is_empty(), "{children}");
+        let killed = std::process::Command::new("kill")
+            .arg("-KILL")
+            .args(&waiting)
+            .status();
+        assert!(killed.unwrap().success());
+        let module = crate::modules::saying(&format!("{i}"), 0);
+        let answer = client.load_module(load(module)).await.unwrap();
+        assert!(!answer.into_inner().cached);
+    }
+}
