@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,8 +36,8 @@ const PRIVATE: u32 = 0o700;
 const OTHERS: u32 = 0o077;
 /// Bytes that a file counts for at the least.
 const LEAST: u64 = 16 << 10;
-/// Bytes copied and hashed at once: they stay in the processor's cache between the two.
-const PIECE: usize = 256 << 10;
+/// Bytes copied, and hashed, at once.
+const PIECE: usize = 1 << 20;
 
 /// How artefacts are kept.
 #[derive(Clone, Debug)]
@@ -289,17 +289,8 @@ impl Artifacts {
         file.take(about_len.into()).read_to_end(&mut about)?;
         hasher.update(&about);
         // Copied, so that what was checked is what is executed, whatever happens to the file.
-        let mut copy = unsealed("ringfence-artifact")?;
-        let mut piece = vec![0; PIECE];
-        let mut left = len;
-        while left > 0 {
-            let n = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-            let piece = &mut piece[..n];
-            file.read_exact(piece)?;
-            hasher.update(piece);
-            copy.write_all(piece)?;
-            left -= n as u64;
-        }
+        let copy = unsealed("ringfence-artifact")?;
+        copy_and_hash(file, &copy, len, &mut hasher)?;
         let mut hash = [0; 32];
         file.read_exact(&mut hash)?;
         // In constant time.
@@ -373,6 +364,54 @@ impl Index {
             self.bytes -= entry.bytes;
         }
     }
+}
+
+/// Copies `len` bytes and hashes the copy, one beside the other: for a large interpreter each takes as long as starting
+/// it does.
+fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::Result<()> {
+    let copy = |told: &mut dyn FnMut(u64)| {
+        let mut copied = 0;
+        while copied < len {
+            let left = usize::try_from(len - copied).unwrap_or(usize::MAX);
+            // In the kernel, at the positions of the two files.
+            let n = rustix::fs::sendfile(to, from, None, left.min(PIECE))?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            copied += n as u64;
+            told(copied);
+        }
+        Ok(())
+    };
+    let mut piece = vec![0; PIECE];
+    let mut hashed = 0;
+    let mut hash_up_to = |copied: u64| {
+        while hashed < copied {
+            let n = usize::try_from(copied - hashed).map_or(PIECE, |left| left.min(PIECE));
+            to.read_exact_at(&mut piece[..n], hashed)?;
+            hasher.update(&piece[..n]);
+            hashed += n as u64;
+        }
+        Ok(())
+    };
+    if len <= PIECE as u64 {
+        copy(&mut |_| {})?;
+        return hash_up_to(len);
+    }
+    std::thread::scope(|scope| {
+        let (told, copied) = std::sync::mpsc::channel();
+        let copying = scope.spawn(move || {
+            // Hashing that failed is told by itself.
+            copy(&mut |copied| {
+                let _ = told.send(copied);
+            })
+        });
+        for copied in copied {
+            hash_up_to(copied)?;
+        }
+        let gone = |_| Err(io::Error::other("copying panicked"));
+        copying.join().unwrap_or_else(gone)
+    })
 }
 
 /// Hashes what goes through it.

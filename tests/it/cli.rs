@@ -345,6 +345,105 @@ fn serve_load_run_and_health_work_together() {
     assert_eq!(output.status.code(), Some(125));
 }
 
+/// Runs a command against `served` with `stdin`.
+fn told(served: &Served, args: &[&str], stdin: &[u8]) -> Output {
+    let mut child = ringfence()
+        .args(args)
+        .args(["--server", &served.addr])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that needs none of it may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn modules_are_uploaded_listed_shown_and_deleted() {
+    let served = Served::start(&[]);
+    let large = crate::modules::saying("large", 3 << 20);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("large.wat");
+    std::fs::write(&file, &large).unwrap();
+    let file = file.to_str().unwrap();
+    let digest = ringfence::request::Digest::of(&large).to_string();
+    // From a file and from standard input; nothing is drawn where no terminal is.
+    for (args, stdin) in [
+        (&["load", "--label", "size=large", file][..], &b""[..]),
+        (&["load", "--name", "from stdin", "-"], &large),
+    ] {
+        let output = told(&served, args, stdin);
+        assert_eq!(text(&output.stdout).trim(), digest, "{output:?}");
+        assert_eq!(text(&output.stderr), "");
+    }
+    let small = crate::modules::saying("small", 0);
+    let output = told(&served, &["load", "--label", "size=small", "-"], &small);
+    let small = text(&output.stdout).trim().to_owned();
+    assert_eq!(run(&["--server", &served.addr, &digest]).stdout, b"large");
+
+    let output = told(&served, &["modules", "ls"], b"");
+    let lines: Vec<&str> = text(&output.stdout).lines().collect();
+    assert!(
+        lines[0].starts_with("DIGEST ") && lines.len() == 3,
+        "{lines:?}"
+    );
+    assert!(lines[1..].iter().any(|line| line.starts_with(&digest)
+        && line.contains("3.0M")
+        && line.ends_with("from stdin")));
+    let only = ["modules", "ls", "--label", "size=small", "--output", "json"];
+    let output = told(&served, &only, b"");
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(listed["digest"], small.as_str());
+    let output = told(&served, &["modules", "show", &digest], b"");
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&shown["size"], &shown["name"]),
+        (&(3 << 20).into(), &"from stdin".into())
+    );
+    assert_eq!(shown["exports"].as_array().unwrap().len(), 2);
+
+    let output = told(&served, &["modules", "rm", &digest, &small], b"");
+    assert_eq!(text(&output.stdout), format!("{digest}\n{small}\n"));
+    let output = told(&served, &["modules", "rm", &digest], b"");
+    assert_eq!(output.status.code(), Some(126));
+    assert!(
+        text(&output.stderr).contains("no module sha256:"),
+        "{output:?}"
+    );
+    let output = told(&served, &["modules", "show", &digest], b"");
+    assert_eq!(output.status.code(), Some(126));
+    assert!(
+        text(&output.stderr).contains("MODULE_NOT_FOUND"),
+        "{output:?}"
+    );
+    let output = told(&served, &["load", "oci://ghcr.io/a/b:v1"], b"");
+    assert!(text(&output.stderr).contains("POLICY_DENIED"), "{output:?}");
+}
+
+#[test]
+fn a_refusal_ends_an_upload_that_still_waits_for_input() {
+    let served = Served::start(&["--set", "compile.max_module=1MiB"]);
+    let mut child = ringfence()
+        .args(["load", "--server", &served.addr, "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More than fits, and no end.
+    let mut stdin = child.stdin.take().unwrap();
+    let _ = stdin.write_all(&vec![b' '; 2 << 20]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(126));
+    assert!(
+        text(&output.stderr).contains("MODULE_TOO_LARGE"),
+        "{output:?}"
+    );
+    drop(stdin);
+}
+
 #[test]
 fn sigterm_drains_and_a_second_one_ends_at_once() {
     for (second, code) in [(false, Some(0)), (true, Some(143))] {

@@ -231,6 +231,25 @@ async fn counts_that_the_bytes_explain_pass_and_one_more_does_not() {
         .await
         .is(OVER, "COMPILE_LIMIT_EXCEEDED")
         .with("limit", "table elements");
+    let exports: String = (0..30_000)
+        .map(|i| format!("(export \"{i}\" (func 0))"))
+        .collect();
+    refused(&daemon, binary(&format!("(module (func) {exports})")))
+        .await
+        .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+        .with("limit", "exports");
+    let nested = |depth: usize| {
+        let (open, close) = ("(component ".repeat(depth), ")".repeat(depth));
+        binary(&format!("(component {open}{close})"))
+    };
+    for fits in [31, 32] {
+        daemon.loaded(nested(fits)).await;
+    }
+    refused(&daemon, nested(33))
+        .await
+        .is(OVER, "COMPILE_LIMIT_EXCEEDED")
+        .with("limit", "nesting")
+        .with("allowed", 32);
     let types = binary(&format!("(module {})", "(type (func))".repeat(500_000)));
     refused(&daemon, types)
         .await

@@ -193,8 +193,9 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_gives_its_place_back() {
     let going =
         tokio::spawn(async move { other.upload_module(ReceiverStream::new(sent)).await.err() });
     frames.send(start()).await.unwrap();
+    // More than fits in memory, and a module at every boundary: a stream that is reset is no stream that has ended.
+    frames.send(chunk(saying("first", 0))).await.unwrap();
     for _ in 0..3 {
-        // More than fits in memory.
         frames.send(chunk(vec![b' '; MIB])).await.unwrap();
     }
     // While it goes on there is no place for another.
@@ -213,8 +214,36 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_gives_its_place_back() {
         }
         tokio::task::yield_now().await;
     }
-    assert_eq!(all(&mut modules).await.len(), 1);
+    let kept = all(&mut modules).await;
+    let second = ringfence::request::Digest::of(&saying("second", 0)).to_string();
+    assert_eq!((kept.len(), &kept[0].digest), (1, &second));
     assert_eq!(files_in(spool.path()), 0);
+}
+
+#[tokio::test]
+async fn a_module_that_says_much_of_itself_is_kept_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", dir.path().display());
+    // A type of 2,000 values under a thousand names: a few kilobytes that would be megabytes if it were told in full.
+    let exports: String = (0..1000)
+        .map(|i| format!("(export \"{i}\" (func 0))"))
+        .collect();
+    let values = "i64 ".repeat(1000);
+    let module = wat::parse_str(format!(
+        "(module (func (param {values}) (result {values}) unreachable) (func (export \"_start\")) {exports})"
+    ));
+    let module = module.unwrap();
+    let daemon = Daemon::with(&[("store.url", &url)]).await;
+    let digest = daemon.loaded(module).await;
+    let mut again = Daemon::with(&[("store.url", &url)]).await;
+    again.ran(by_digest(&digest)).await.exited(0);
+    let get = GetModuleRequest { digest };
+    let told = again.modules().await.get_module(get).await.unwrap();
+    let exports = told.into_inner().module.unwrap().exports;
+    assert_eq!(exports.len(), 1000);
+    assert!(exports.iter().all(|export| export.r#type.len() < 200));
+    again.drain();
+    again.ended().await.unwrap();
 }
 
 #[tokio::test]
