@@ -15,6 +15,7 @@ mod flight;
 mod host;
 mod inspect;
 mod inspection;
+mod loaded;
 mod meter;
 mod modules;
 mod mounts;
@@ -49,7 +50,8 @@ pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspection::Inspection;
-pub use self::modules::{Inspected, Loaded, Modules, Source};
+pub use self::loaded::Loaded;
+pub use self::modules::{Inspected, Modules, Source};
 pub use self::stdio::{Chunk, Item, Output};
 pub use self::stop::{Stop, StopReason};
 

@@ -4,26 +4,20 @@
 //! Identical work is done once for all who ask, and goes on when whoever asked first leaves.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use wasmtime::component::Component;
-use wasmtime::{InstancePre, Module};
-use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::compile::{Artifact, Compiler, Failed, Session, compatibility, compile_limit};
-use super::engine::{Engines, Linked, Variant};
+use super::engine::{Engines, Variant};
 use super::flight::SingleFlight;
-use super::host::{Clock, State};
-use super::inspect::import_not_allowed;
 use super::inspection::Inspection;
-use crate::refusal::{Reason, Refusal, quote};
+use super::loaded::{Loaded, kib, kib_u64};
+use crate::refusal::Refusal;
 use crate::request::Digest;
 use crate::store::{ArtifactName, Artifacts, Blob, Store};
 
-/// What a module costs besides its code, in bytes: tables, metadata, linkage.
-const OVERHEAD: usize = 64 << 10;
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
 /// Modules that are fetched from the store to be compiled, and that are read from disk, at once.
@@ -35,122 +29,12 @@ const SAVES: usize = 16;
 const REMEMBERED: u64 = 10_000;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
-/// A module ready to be instantiated in one variant of the engine.
-pub struct Loaded {
-    /// What it is.
-    pub inspection: Arc<Inspection>,
-    /// How long its compilation took; zero where an artefact of it was there already.
-    pub compiled_in: Duration,
-    variant: Variant,
-    linked: Arc<Linked>,
-    code: Code,
-    /// What it was mapped from, where that is worth holding: another stack class maps it again.
-    artifact: Option<Arc<Artifact>>,
-}
-
-enum Code {
-    Core {
-        module: Module,
-        /// By clock.
-        linked: [OnceLock<InstancePre<State>>; 2],
-    },
-    Component {
-        component: Component,
-        /// By clock.
-        linked: [OnceLock<CommandPre<State>>; 2],
-    },
-}
-
-/// A module with its imports resolved.
-pub enum Linkage<'a> {
-    /// A core module.
-    Core(&'a InstancePre<State>),
-    /// A component.
-    Component(&'a CommandPre<State>),
-}
-
-impl Loaded {
-    /// The engine that runs it.
-    pub fn engine(&self) -> &wasmtime::Engine {
-        &self.linked.engine
-    }
-
-    /// The module with its imports resolved against those of `clock`.
-    ///
-    /// # Errors
-    /// `IMPORT_NOT_ALLOWED` for an import of another type than what is offered under its name.
-    pub fn linkage(&self, clock: Clock) -> Result<Linkage<'_>, Refusal> {
-        let mismatch = |error: wasmtime::Error| {
-            let names = [quote(&format!("{error:#}"))];
-            import_not_allowed(&names, "offered by this daemon")
-        };
-        match &self.code {
-            Code::Core { module, linked } => {
-                let slot = &linked[clock as usize];
-                if let Some(pre) = slot.get() {
-                    return Ok(Linkage::Core(pre));
-                }
-                let linker = self.linked.core(clock);
-                let pre = linker.instantiate_pre(module).map_err(mismatch)?;
-                Ok(Linkage::Core(slot.get_or_init(|| pre)))
-            }
-            Code::Component { component, linked } => {
-                let slot = &linked[clock as usize];
-                if let Some(pre) = slot.get() {
-                    return Ok(Linkage::Component(pre));
-                }
-                let linker = self.linked.component(clock);
-                let pre = linker.instantiate_pre(component).map_err(mismatch)?;
-                let pre = CommandPre::new(pre).map_err(|error| {
-                    let why = quote(&format!("{error:#}"));
-                    let message = format!("the component's wasi:cli/run cannot be called: {why}");
-                    Refusal::new(Reason::EntryPointSignature, message).at("module")
-                })?;
-                Ok(Linkage::Component(slot.get_or_init(|| pre)))
-            }
-        }
-    }
-
-    /// Its code, to be mapped for another stack class.
-    fn artifact(&self) -> wasmtime::Result<Arc<Artifact>> {
-        if let Some(artifact) = &self.artifact {
-            return Ok(Arc::clone(artifact));
-        }
-        let bytes = match &self.code {
-            Code::Core { module, .. } => module.serialize(),
-            Code::Component { component, .. } => component.serialize(),
-        };
-        Ok(Arc::new(Artifact::own(bytes?, Duration::ZERO)))
-    }
-
-    /// What it takes of the cache's budget, in KiB.
-    fn weight(&self) -> u32 {
-        let image = match &self.code {
-            Code::Core { module, .. } => module.image_range(),
-            Code::Component { component, .. } => component.image_range(),
-        };
-        let image = image.end as usize - image.start as usize;
-        kib(image
-            .saturating_add(self.inspection.weight())
-            .saturating_add(OVERHEAD))
-    }
-}
-
 /// Does what takes milliseconds, for a large module, off the serving threads.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Refusal::internal(format_args!("loading a module: {error}")))?
-}
-
-fn kib_u64(bytes: u64) -> u32 {
-    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
-}
-
-fn kib(bytes: usize) -> u32 {
-    // Rounded up: what weighs nothing is never evicted.
-    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -607,40 +491,13 @@ impl Inner {
     ) -> wasmtime::Result<Arc<Loaded>> {
         // What is too large for a slot of the pool fails here and runs on demand.
         if let Some(linked) = self.engines.pooled(variant)? {
-            match Self::map_into(variant, linked, artifact, inspection) {
+            match Loaded::map(variant, linked, artifact, inspection) {
                 Ok(loaded) => return Ok(Arc::new(loaded)),
                 Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
             }
         }
         let linked = self.engines.on_demand(variant)?;
-        Self::map_into(variant, linked, artifact, inspection).map(Arc::new)
-    }
-
-    fn map_into(
-        variant: Variant,
-        linked: Arc<Linked>,
-        artifact: &Arc<Artifact>,
-        inspection: &Arc<Inspection>,
-    ) -> wasmtime::Result<Loaded> {
-        let code = if inspection.description.component {
-            Code::Component {
-                component: artifact.component(&linked.engine)?,
-                linked: Default::default(),
-            }
-        } else {
-            Code::Core {
-                module: artifact.module(&linked.engine)?,
-                linked: Default::default(),
-            }
-        };
-        Ok(Loaded {
-            inspection: Arc::clone(inspection),
-            compiled_in: artifact.took,
-            variant,
-            linked,
-            code,
-            artifact: artifact.is_mapped().then(|| Arc::clone(artifact)),
-        })
+        Loaded::map(variant, linked, artifact, inspection).map(Arc::new)
     }
 }
 
