@@ -17,7 +17,7 @@ use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
 
 /// How long bytes that this daemon wrote, or read and checked, are taken to be whole by a load of the same module.
-const WHOLE: Duration = Duration::from_secs(600);
+const WHOLE: Duration = Duration::from_secs(30);
 /// How often bytes are written again that another daemon deletes meanwhile.
 const ATTEMPTS: usize = 4;
 
@@ -34,6 +34,16 @@ pub struct Keep {
     pub labels: Labels,
     /// What it is.
     pub description: Description,
+}
+
+/// What became of a module's bytes.
+enum Stored {
+    /// They were written.
+    Written(Reservation),
+    /// They were there and whole, or were replaced.
+    Checked,
+    /// They are there, and were whole not long ago.
+    Trusted,
 }
 
 impl Store {
@@ -78,7 +88,7 @@ impl Store {
         let key = |kind| Key { kind, digest };
         let refused = |fault| self.refused(fault);
         for _ in 0..ATTEMPTS {
-            let reservation = self.keep_bytes(digest, &wasm, cost).await?;
+            let bytes = self.keep_bytes(digest, &wasm, cost).await?;
             let there = match self.fetch(digest).await {
                 Ok(there) => there,
                 // A record that is damaged is written again.
@@ -94,7 +104,7 @@ impl Store {
                     let blob = text.clone().into();
                     let put = self.backend.put(key(Kind::Record), blob, Mode::Replace);
                     if let Err(fault) = put.await {
-                        if reservation.is_some() {
+                        if let Stored::Written(_) = bytes {
                             self.undo(digest).await;
                         }
                         return Err(refused(fault));
@@ -104,8 +114,13 @@ impl Store {
                     known
                 }
             };
-            if let Some(reservation) = reservation {
-                reservation.written();
+            match bytes {
+                Stored::Written(reservation) => {
+                    reservation.written();
+                    known.checked.store(now(), Ordering::Relaxed);
+                }
+                Stored::Checked => known.checked.store(now(), Ordering::Relaxed),
+                Stored::Trusted => {}
             }
             // Another daemon may have deleted the bytes before the record was there.
             let size = self
@@ -124,13 +139,8 @@ impl Store {
     }
 
     /// Makes the place hold the bytes. Those that are there are taken for whole only where this daemon wrote or checked
-    /// them not long ago. Where they had to be written their reservation is the answer.
-    async fn keep_bytes(
-        &self,
-        digest: Digest,
-        wasm: &Blob,
-        cost: u64,
-    ) -> Result<Option<Reservation>, Refusal> {
+    /// them not long ago.
+    async fn keep_bytes(&self, digest: Digest, wasm: &Blob, cost: u64) -> Result<Stored, Refusal> {
         let key = Key {
             kind: Kind::Module,
             digest,
@@ -142,18 +152,18 @@ impl Store {
             let reservation = self.reserve(cost).await?;
             let put = self.backend.put(key, wasm.clone(), Mode::Create);
             if put.await.map_err(refused)? == Put::Written {
-                return Ok(Some(reservation));
+                return Ok(Stored::Written(reservation));
             }
         } else if there == Some(wasm.len())
             && self.known.get(&digest).is_some_and(|known| whole(&known))
         {
-            return Ok(None);
+            return Ok(Stored::Trusted);
         }
         if self.wasm(digest).await.is_err() {
             let put = self.backend.put(key, wasm.clone(), Mode::Replace);
             put.await.map_err(refused)?;
         }
-        Ok(None)
+        Ok(Stored::Checked)
     }
 
     /// Takes bytes away again whose record could not be written, unless another daemon has written one meanwhile.
