@@ -298,19 +298,33 @@ async fn in_process_compilation_is_told_and_does_the_same() {
     Refused::new(&status).is(OVER, "COMPILE_LIMIT_EXCEEDED");
 }
 
+/// Processes that `served` has started and that are still there.
+fn children(served: &Served) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", served.child.id())).unwrap();
+    tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn a_child_that_is_killed_while_it_waits_is_replaced() {
     let served = Served::start(&[]);
     let mut client = connect(&served.addr).await;
-    let children = format!("/proc/{0}/task/{0}/children", served.child.id());
     for i in 0..3 {
-        let waiting = std::fs::read_dir(format!("/proc/{}/task", served.child.id()))
-            .unwrap()
-            .flatten()
-            .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
-            .collect::<String>();
-        let waiting: Vec<&str> = waiting.split_whitespace().collect();
-        assert!(!waiting.is_empty(), "{children}");
+        // The next one is started behind the answer to the last.
+        let waiting = loop {
+            let waiting = children(&served);
+            if !waiting.is_empty() {
+                break waiting;
+            }
+            tokio::task::yield_now().await;
+        };
         let killed = std::process::Command::new("kill")
             .arg("-KILL")
             .args(&waiting)
@@ -320,4 +334,20 @@ async fn a_child_that_is_killed_while_it_waits_is_replaced() {
         let answer = client.load_module(load(module)).await.unwrap();
         assert!(!answer.into_inner().cached);
     }
+}
+
+#[tokio::test]
+async fn what_the_compiler_does_not_take_is_refused_and_remembered() {
+    let daemon = Daemon::start().await;
+    // Valid, and more branches than Cranelift has room for in one table.
+    let targets = "0 ".repeat(500_000);
+    let module = with_start(&format!(
+        "(func (block (br_table {targets} (i32.const 1))))"
+    ));
+    let failed = refused(&daemon, module.clone())
+        .await
+        .is(Code::InvalidArgument, "COMPILATION_FAILED");
+    let compiled = daemon.probe.compilations();
+    assert_eq!(refused(&daemon, module).await, failed);
+    assert_eq!(daemon.probe.compilations(), compiled);
 }

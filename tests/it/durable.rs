@@ -157,7 +157,7 @@ async fn what_was_acknowledged_survives_kill_9() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "minutes long: `.ci/run --long`"]
+#[ignore = "a minute long, and alone on the machine: `.ci/run`"]
 async fn what_was_acknowledged_survives_500_times_kill_9() {
     // It runs alone: nothing else takes its time.
     assert!(kill_at_random_moments(500).await < READY);
