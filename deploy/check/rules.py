@@ -61,11 +61,14 @@ def drain(pod, daemon, settings):
 def memory(daemon, settings):
     run = settings["policy.max_memory_pages"] * 2**16 + amount(settings["policy.max_stack_size"]) + STACK_HEADROOM
     run += 2 * amount(settings["policy.max_output"])
-    budgets = ("server.inflight_request_bytes", "engine.cache_budget", "store.budget")
+    budgets = ["server.inflight_request_bytes", "engine.cache_budget"]
+    if settings["store.url"] == "memory:":
+        budgets.append("store.budget")
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)
+    worst += settings["compile.concurrency"] * amount(settings["compile.memory"])
     limit = amount(daemon["resources"]["limits"]["memory"])
     told = f"{worst / 2**20:.0f} MiB in the worst case, limit {limit / 2**20:.0f} MiB"
-    # A quarter is for the daemon itself and for compilation, which no setting bounds yet.
+    # A quarter is for the daemon itself.
     require(worst <= 0.75 * limit, f"memory: {told}; a quarter has to stay free")
     return told
 
