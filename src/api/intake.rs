@@ -395,6 +395,12 @@ impl http_body::Body for Counted {
                 };
             }
         };
+        if frame.is_trailers()
+            && let Err(refusal) = self.check_end()
+        {
+            // Nothing comes after them, and nobody looks whether all was there.
+            return self.fail(&refusal);
+        }
         if let Some(data) = frame.data_ref() {
             // The framing first: a message that is too large is refused for what it is.
             let checked = self.follow(data).and_then(|()| self.charge(data.len()));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::admission::shutting_down;
 use super::{Runner, Untold, before};
@@ -32,11 +31,11 @@ pub struct About {
     pub labels: Labels,
 }
 
-/// A module that arrives in pieces. It counts under `store.uploads` until it is kept or dropped, which leaves nothing.
+/// A module that arrives in pieces. It counts under `store.uploads` for as long as it is in a file that is put together,
+/// or its bytes are needed from there.
 pub struct Arriving {
     assembly: Assembly,
     until: Instant,
-    permit: OwnedSemaphorePermit,
 }
 
 /// A module that is kept.
@@ -80,24 +79,22 @@ impl Runner {
     /// # Errors
     /// `QUEUE_FULL` where `store.uploads` arrive already; `SHUTTING_DOWN`.
     pub fn arrive(&self) -> Result<Arriving, Refusal> {
-        let permit = self.place_for_one()?;
-        let assembly = self.store.spool().assemble(self.policy.max_module);
         Ok(Arriving {
-            assembly,
+            assembly: self.assembly()?,
             until: Instant::now() + self.upload_timeout,
-            permit,
         })
     }
 
-    fn place_for_one(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn assembly(&self) -> Result<Assembly, Refusal> {
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
-        let permit = Arc::clone(&self.arrivals).try_acquire_owned();
-        permit.map_err(|_| {
+        let place = Arc::clone(&self.arrivals).try_acquire_owned();
+        let place = place.map_err(|_| {
             let message = "too many modules are arriving (store.uploads)";
             Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
-        })
+        })?;
+        Ok(self.store.spool().assemble(self.policy.max_module, place))
     }
 
     /// Keeps a module that arrived in pieces and is, where that was said, the one of `expected`.
@@ -111,20 +108,15 @@ impl Runner {
         expected: Option<Digest>,
         about: About,
     ) -> Result<Taken, Refusal> {
-        let Arriving {
-            assembly, permit, ..
-        } = arrived;
         let work = async {
-            let (wasm, digest) = assembly.finish().await?;
+            let (wasm, digest) = arrived.assembly.finish().await?;
             match expected {
                 Some(expected) if expected != digest => Err(mismatch(expected, digest)),
                 Some(_) | None if wasm.is_empty() => Err(Refusal::invalid("chunk", "is empty")),
                 Some(_) | None => self.keep_now(wasm, digest, about).await,
             }
         };
-        let taken = before(until, work).await;
-        drop(permit);
-        taken
+        before(until, work).await
     }
 
     /// Validates, compiles and keeps a module.
@@ -154,9 +146,8 @@ impl Runner {
         reference: &str,
         about: About,
     ) -> Result<(Taken, String), Refusal> {
-        let _permit = self.place_for_one()?;
+        let assembly = self.assembly()?;
         let work = async {
-            let assembly = self.store.spool().assemble(self.policy.max_module);
             let Pulled {
                 wasm,
                 digest,

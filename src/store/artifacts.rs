@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use blake3::{Hash, Hasher};
+use rustix::io::Errno;
 
 use super::backend::Mode;
 use super::directory::{aside, sweep, write_whole};
@@ -369,20 +370,6 @@ impl Index {
 /// Copies `len` bytes and hashes the copy, one beside the other: for a large interpreter each takes as long as starting
 /// it does.
 fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::Result<()> {
-    let copy = |told: &mut dyn FnMut(u64)| {
-        let mut copied = 0;
-        while copied < len {
-            let left = usize::try_from(len - copied).unwrap_or(usize::MAX);
-            // In the kernel, at the positions of the two files.
-            let n = rustix::fs::sendfile(to, from, None, left.min(PIECE))?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            copied += n as u64;
-            told(copied);
-        }
-        Ok(())
-    };
     let mut piece = vec![0; PIECE];
     let mut hashed = 0;
     let mut hash_up_to = |copied: u64| {
@@ -395,23 +382,50 @@ fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::R
         Ok(())
     };
     if len <= PIECE as u64 {
-        copy(&mut |_| {})?;
+        copy(from, to, len, &mut |_| {})?;
         return hash_up_to(len);
     }
     std::thread::scope(|scope| {
         let (told, copied) = std::sync::mpsc::channel();
-        let copying = scope.spawn(move || {
-            // Hashing that failed is told by itself.
-            copy(&mut |copied| {
+        let copying = std::thread::Builder::new().spawn_scoped(scope, move || {
+            copy(from, to, len, &mut |copied| {
+                // Hashing that failed is told by itself.
                 let _ = told.send(copied);
             })
         });
+        let Ok(copying) = copying else {
+            // No thread can be had: one after the other.
+            copy(from, to, len, &mut |_| {})?;
+            return hash_up_to(len);
+        };
         for copied in copied {
             hash_up_to(copied)?;
         }
         let gone = |_| Err(io::Error::other("copying panicked"));
         copying.join().unwrap_or_else(gone)
     })
+}
+
+/// Copies `len` bytes at the positions of the two files, in the kernel where it can, and tells how many there are.
+fn copy(mut from: &File, mut to: &File, len: u64, told: &mut dyn FnMut(u64)) -> io::Result<()> {
+    let mut copied = 0;
+    while copied < len {
+        let left = usize::try_from(len - copied).unwrap_or(usize::MAX);
+        let n = match rustix::fs::sendfile(to, from, None, left.min(PIECE)) {
+            Ok(n) => n as u64,
+            Err(Errno::INTR) => continue,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                io::copy(&mut Read::by_ref(&mut from).take(len - copied), &mut to)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        copied += n;
+        told(copied);
+    }
+    Ok(())
 }
 
 /// Hashes what goes through it.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
@@ -17,13 +18,17 @@ use crate::request::{Digest, module_too_large};
 pub enum Blob {
     /// In memory.
     Memory(Bytes),
-    /// In a file that has no name: it goes when nobody has it open, also when the daemon is killed.
-    Spooled {
-        /// The file.
-        file: Arc<File>,
-        /// Bytes of it.
-        len: u64,
-    },
+    /// In a file.
+    Spooled(Arc<Spooled>),
+}
+
+/// Bytes in a file that has no name: it goes when nobody holds it, also when the daemon is killed.
+#[derive(Debug)]
+pub struct Spooled {
+    file: File,
+    len: u64,
+    /// The place that it takes among those that arrive, for as long as there is the file.
+    _place: OwnedSemaphorePermit,
 }
 
 impl From<Bytes> for Blob {
@@ -37,7 +42,7 @@ impl Blob {
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::Spooled { len, .. } => *len,
+            Self::Spooled(spooled) => spooled.len,
         }
     }
 
@@ -53,8 +58,9 @@ impl Blob {
     pub fn read(&self) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes.clone()),
-            Self::Spooled { len, .. } => {
-                let mut bytes = Vec::with_capacity(usize::try_from(*len).unwrap_or_default());
+            Self::Spooled(spooled) => {
+                let len = usize::try_from(spooled.len).unwrap_or_default();
+                let mut bytes = Vec::with_capacity(len);
                 self.reader().read_to_end(&mut bytes)?;
                 Ok(bytes.into())
             }
@@ -79,7 +85,7 @@ impl Read for Reader<'_> {
                 let at = usize::try_from(self.at).unwrap_or(usize::MAX);
                 bytes.get(at..).unwrap_or_default().read(buf)?
             }
-            Blob::Spooled { file, .. } => file.read_at(buf, self.at)?,
+            Blob::Spooled(spooled) => spooled.file.read_at(buf, self.at)?,
         };
         self.at += n as u64;
         Ok(n)
@@ -107,20 +113,22 @@ struct State {
     hash: Sha256,
     memory: BytesMut,
     file: Option<File>,
+    place: OwnedSemaphorePermit,
 }
 
 impl Spool {
     /// Bytes that are put together in memory; what is larger goes to a file.
     pub const THRESHOLD: usize = 1 << 20;
 
-    /// Starts on a module of at most `most` bytes.
-    pub fn assemble(&self, most: u64) -> Assembly {
+    /// Starts on a module of at most `most` bytes, which takes `place` for as long as it is not all in memory.
+    pub fn assemble(&self, most: u64, place: OwnedSemaphorePermit) -> Assembly {
         Assembly {
             state: Some(State {
                 spool: self.clone(),
                 hash: Sha256::new(),
                 memory: BytesMut::new(),
                 file: None,
+                place,
             }),
             len: 0,
             most,
@@ -191,20 +199,23 @@ impl Assembly {
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub async fn finish(mut self) -> Result<(Blob, Digest), Refusal> {
-        let len = self.len;
-        self.with(move |state| {
-            let digest = Digest::from(std::mem::take(&mut state.hash));
-            let blob = match state.file.take() {
-                Some(file) => Blob::Spooled {
-                    file: Arc::new(file),
-                    len,
-                },
-                None => Blob::Memory(std::mem::take(&mut state.memory).freeze()),
-            };
-            Ok((blob, digest))
-        })
-        .await
+    pub async fn finish(self) -> Result<(Blob, Digest), Refusal> {
+        let State {
+            hash,
+            memory,
+            file,
+            place,
+            ..
+        } = self.state.ok_or_else(already_failed)?;
+        let blob = match file {
+            Some(file) => Blob::Spooled(Arc::new(Spooled {
+                file,
+                len: self.len,
+                _place: place,
+            })),
+            None => Blob::Memory(memory.freeze()),
+        };
+        Ok((blob, Digest::from(hash)))
     }
 
     /// Works off the serving threads: hashing and writing are not theirs.
@@ -212,15 +223,16 @@ impl Assembly {
         &mut self,
         work: impl FnOnce(&mut State) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let mut state = self
-            .state
-            .take()
-            .ok_or_else(|| Refusal::internal("a module was put together after a failure"))?;
+        let mut state = self.state.take().ok_or_else(already_failed)?;
         let done = tokio::task::spawn_blocking(move || (work(&mut state), state));
         let (result, state) = done.await.map_err(Refusal::internal)?;
         self.state = Some(state);
         result
     }
+}
+
+fn already_failed() -> Refusal {
+    Refusal::internal("a module was put together after a failure")
 }
 
 impl State {

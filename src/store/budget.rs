@@ -49,9 +49,12 @@ impl Budget {
         self.lock().counted.is_some()
     }
 
-    /// Notes what is there.
-    pub(super) fn counted(&self, bytes: u64) {
-        self.lock().counted = Some(bytes);
+    /// Notes what is there, again where others write there too; otherwise what was noted since is right.
+    pub(super) fn counted(&self, bytes: u64, again: bool) {
+        let mut used = self.lock();
+        if again || used.counted.is_none() {
+            used.counted = Some(bytes);
+        }
     }
 
     /// Takes `bytes` for what is about to be written.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::MutexGuard;
 
 use super::backend::{Key, Kind, Mode, Put};
-use super::blob::Blob;
+use super::blob::{Blob, Spool};
 use super::budget::{EACH, Full, Reservation};
 use super::known::{Known, Record, is_fresh, now};
 use super::{MAX_RECORD, Store};
@@ -98,20 +98,20 @@ impl Store {
             let same = |known: &Known| {
                 known.record.name == record.name && known.record.labels == record.labels
             };
+            let new = matches!(bytes, Stored::Written(_));
             let known = match there {
                 Some(known) if same(&known) => known,
                 Some(_) | None => {
-                    let blob = text.clone().into();
-                    let put = self.backend.put(key(Kind::Record), blob, Mode::Replace);
-                    if let Err(fault) = put.await {
-                        if let Stored::Written(_) = bytes {
-                            self.undo(digest).await;
+                    let put = self.keep_record(digest, record.clone(), &text, new).await;
+                    match put {
+                        Ok(known) => known,
+                        Err(refusal) => {
+                            if new {
+                                self.undo(digest).await;
+                            }
+                            return Err(refusal);
                         }
-                        return Err(refused(fault));
                     }
-                    let known = self.as_known(digest, record.clone());
-                    self.known.insert(digest, Arc::clone(&known));
-                    known
                 }
             };
             match bytes {
@@ -138,6 +138,39 @@ impl Store {
         )))
     }
 
+    /// Writes a record; where the bytes are `new`, it was reserved with them.
+    async fn keep_record(
+        &self,
+        digest: Digest,
+        record: Record,
+        text: &Bytes,
+        new: bool,
+    ) -> Result<Arc<Known>, Refusal> {
+        let key = Key {
+            kind: Kind::Record,
+            digest,
+        };
+        let refused = |fault| self.refused(fault);
+        let before = self.backend.size(key).await.map_err(refused)?;
+        let (before, after) = (before.unwrap_or_default(), text.len() as u64);
+        let more = match new {
+            true => None,
+            false => Some(self.reserve(after.saturating_sub(before)).await?),
+        };
+        let put = self
+            .backend
+            .put(key, text.clone().into(), Mode::Replace)
+            .await;
+        put.map_err(refused)?;
+        if let Some(more) = more {
+            more.written();
+            self.budget.freed(before.saturating_sub(after));
+        }
+        let known = self.as_known(digest, record);
+        self.known.insert(digest, Arc::clone(&known));
+        Ok(known)
+    }
+
     /// Makes the place hold the bytes. Those that are there are taken for whole only where this daemon wrote or checked
     /// them not long ago.
     async fn keep_bytes(&self, digest: Digest, wasm: &Blob, cost: u64) -> Result<Stored, Refusal> {
@@ -148,6 +181,11 @@ impl Store {
         let refused = |fault| self.refused(fault);
         let whole = |known: &Known| is_fresh(known.checked.load(Ordering::Relaxed), WHOLE);
         let there = self.backend.size(key).await.map_err(refused)?;
+        // Large ones may be in memory as a whole while they are written or checked: a few at once.
+        let _turn = match wasm.len() > Spool::THRESHOLD as u64 {
+            true => Some(self.heavy.acquire().await.map_err(Refusal::internal)?),
+            false => None,
+        };
         if there.is_none() {
             let reservation = self.reserve(cost).await?;
             let put = self.backend.put(key, wasm.clone(), Mode::Create);
@@ -201,10 +239,9 @@ impl Store {
         self.shard(digest).deletions.fetch_add(1, Ordering::AcqRel);
         self.known.invalidate(&digest);
         let [module, record] = sizes;
-        if let Some(module) = module {
-            self.budget
-                .freed(module + record.unwrap_or_default() + EACH);
-        }
+        let each = if module.is_some() { EACH } else { 0 };
+        self.budget
+            .freed(module.unwrap_or_default() + record.unwrap_or_default() + each);
         Ok(record.is_some())
     }
 

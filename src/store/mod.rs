@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use self::backend::{Backend, Fault, Key, Kind};
 use self::budget::Budget;
@@ -49,6 +49,11 @@ const RECORDS: u64 = 32 << 20;
 /// How long a place that others write to is taken to be as it was: what they delete is forgotten after that, at its
 /// next use, and what they add is counted.
 const TRUSTED: Duration = Duration::from_secs(30);
+/// How much longer than that a module is run without asking first, and how long the answer is waited for.
+const TRUSTED_UNSEEN: Duration = Duration::from_secs(60);
+const ASKED: Duration = Duration::from_secs(1);
+/// Large modules that are written or checked at once.
+const HEAVY_AT_ONCE: usize = 2;
 /// Records read at once for a listing.
 const READ_AT_ONCE: usize = 8;
 /// Locks for writers: those of one module take turns, those of others seldom.
@@ -90,6 +95,8 @@ pub struct Store {
     max_module: u64,
     spool: Spool,
     known: moka::sync::Cache<Digest, Arc<Known>>,
+    /// Held by those who write or check a large module.
+    heavy: Semaphore,
     shards: [Shard; SHARDS],
 }
 
@@ -150,6 +157,7 @@ impl Store {
             max_module: settings.max_module,
             spool,
             known,
+            heavy: Semaphore::new(HEAVY_AT_ONCE),
             shards: std::array::from_fn(|_| Shard::default()),
         }))
     }
@@ -161,16 +169,30 @@ impl Store {
 
     /// What is known of a module; `None` where it is not kept.
     ///
-    /// One that is known here is found without asking the place, which is asked behind it now and then.
+    /// One that is known here is found without asking the place, which is asked behind it now and then, and first where
+    /// the module was not used for long.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn find(self: &Arc<Self>, digest: Digest) -> Result<Option<Arc<Known>>, Refusal> {
-        if let Some(known) = self.known.get(&digest) {
-            self.look_again(&known);
+        let Some(known) = self.known.get(&digest) else {
+            return self.fetch(digest).await;
+        };
+        let seen = known.seen.load(Ordering::Relaxed);
+        if !self.shared || is_fresh(seen, TRUSTED) {
             return Ok(Some(known));
         }
-        self.fetch(digest).await
+        if is_fresh(seen, TRUSTED_UNSEEN) {
+            self.look_again(&known, seen);
+            return Ok(Some(known));
+        }
+        // Not used for long: it may have been deleted long ago.
+        if let Ok(Ok(found)) = tokio::time::timeout(ASKED, self.fetch(digest)).await {
+            return Ok(found);
+        }
+        // A place that does not answer changes nothing: what is known goes on running.
+        known.seen.store(now(), Ordering::Relaxed);
+        Ok(Some(known))
     }
 
     /// Asks the place for a record.
@@ -215,12 +237,8 @@ impl Store {
         })
     }
 
-    /// Has the place asked, behind the caller, whether a module is still there, where that was not asked for a while.
-    fn look_again(self: &Arc<Self>, known: &Arc<Known>) {
-        let seen = known.seen.load(Ordering::Relaxed);
-        if !self.shared || is_fresh(seen, TRUSTED) {
-            return;
-        }
+    /// Has the place asked, behind the caller, whether a module is still there.
+    fn look_again(self: &Arc<Self>, known: &Arc<Known>, seen: u64) {
         // Whoever moves the mark asks.
         let mine = known
             .seen
@@ -254,7 +272,10 @@ impl Store {
                 known.checked.store(at, Ordering::Relaxed);
             }
         };
-        let bytes = self.backend.get(key, self.max_module).await;
+        // What was acknowledged runs, also where this daemon would take no such large one any more.
+        let known = self.known.get(&digest);
+        let size = known.map_or(0, |known| known.record.size);
+        let bytes = self.backend.get(key, self.max_module.max(size)).await;
         let Some(bytes) = bytes.map_err(|fault| self.refused(fault))? else {
             checked(0);
             return Err(not_found(digest));
@@ -284,12 +305,11 @@ impl Store {
         let digests = digests.map_err(|fault| self.refused(fault))?;
         let next = digests.last().copied().filter(|_| digests.len() >= limit);
         let summary = |digest| async move {
-            let found = match self.known.get(&digest) {
-                Some(known) => {
-                    // The place has just said that it is there.
-                    known.seen.store(now(), Ordering::Relaxed);
-                    Ok(Some(known))
-                }
+            let fresh = |known: &Arc<Known>| {
+                !self.shared || is_fresh(known.seen.load(Ordering::Relaxed), TRUSTED)
+            };
+            let found = match self.known.get(&digest).filter(fresh) {
+                Some(known) => Ok(Some(known)),
                 None => self.fetch(digest).await,
             };
             found.map(|known| known.map(|known| known.summary()))

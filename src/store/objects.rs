@@ -125,10 +125,15 @@ fn present<T>(result: Result<T, Error>) -> Result<Option<T>, Fault> {
 
 /// The bytes of an answer, and not many more than `most` of them.
 async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
-    let size = answer.meta.size.min(most);
+    let whole = answer.meta.size;
+    let size = whole.min(most);
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let mut pieces = answer.into_stream();
     while let Some(piece) = pieces.try_next().await.map_err(fault)? {
+        if piece.len() as u64 == whole {
+            // All there is, as it stands in memory.
+            return Ok(piece);
+        }
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > most {
             break;
@@ -144,7 +149,7 @@ impl Backend for Objects {
             let read = tokio::task::spawn_blocking(move || match &blob {
                 // A copy: what is kept must not hold on to the request that it came with.
                 Blob::Memory(bytes) if in_memory => Ok(Bytes::copy_from_slice(bytes)),
-                Blob::Memory(_) | Blob::Spooled { .. } => blob.read(),
+                Blob::Memory(_) | Blob::Spooled(_) => blob.read(),
             });
             let down = |error: &dyn std::fmt::Display| Fault::Down(error.to_string());
             let bytes = read.await.map_err(|error| down(&error))?;

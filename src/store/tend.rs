@@ -6,31 +6,36 @@ use super::backend::{Fault, Key, Kind};
 use super::budget::EACH;
 use super::{Store, TRUSTED};
 
-/// Bytes whose record never came, since their daemon was killed between the two, are removed when they are so old.
+/// Bytes whose record never came, since their daemon was killed between the two, are removed when they are so old. They
+/// are looked for as often.
 const ORPHAN: Duration = Duration::from_secs(3600);
-/// How many rounds of counting there are between two of looking for such bytes.
-const ROUNDS: u32 = 120;
 
 impl Store {
     /// Looks after the store for as long as it is polled.
     pub async fn tend(&self) {
-        let mut round = 0;
+        if !self.shared {
+            // Nobody else writes to it, and nothing is left from before.
+            return std::future::pending().await;
+        }
+        futures_util::future::join(self.keep_counting(), self.keep_sweeping()).await;
+    }
+
+    async fn keep_counting(&self) {
         loop {
-            // What fails now is tried again in the next round; whoever needs the place is told then.
+            // What fails now is tried again; whoever needs the place is told then.
             if let Err(fault) = self.count().await {
                 tracing::debug!(?fault, "the module store was not counted");
             }
-            if round % ROUNDS == 0
-                && let Err(fault) = self.sweep().await
-            {
+            tokio::time::sleep(TRUSTED).await;
+        }
+    }
+
+    async fn keep_sweeping(&self) {
+        loop {
+            if let Err(fault) = self.sweep().await {
                 tracing::debug!(?fault, "the module store was not swept");
             }
-            round += 1;
-            if !self.shared {
-                // Nobody else writes to it.
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(TRUSTED).await;
+            tokio::time::sleep(ORPHAN).await;
         }
     }
 
@@ -38,7 +43,8 @@ impl Store {
     pub(super) async fn count(&self) -> Result<(), Fault> {
         let (modules, bytes) = self.backend.used(Kind::Module).await?;
         let (_, records) = self.backend.used(Kind::Record).await?;
-        self.budget.counted(bytes + records + modules * EACH);
+        let used = bytes + records + modules * EACH;
+        self.budget.counted(used, self.shared);
         Ok(())
     }
 

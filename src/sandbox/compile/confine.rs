@@ -127,9 +127,12 @@ pub(super) fn budget(
 }
 
 fn limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
+    // One that the daemon itself was started under may be lower, and cannot be raised.
+    let most = rustix::process::getrlimit(resource).maximum;
+    let at_most = |to: u64| most.map_or(to, |most| to.min(most));
     let to = Rlimit {
-        current: Some(current),
-        maximum: Some(maximum),
+        current: Some(at_most(current)),
+        maximum: Some(at_most(maximum)),
     };
     Ok(rustix::process::setrlimit(resource, to)?)
 }

@@ -300,13 +300,13 @@ impl Place {
             let Ok(job) = job else { return };
             // A panic is that job's failure, told to its caller by the sender that is dropped with it.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.serve(job, ready.take());
+                self.serve(job, &mut ready);
             }));
         }
     }
 
     /// Inspects a module, says what it is, and compiles it if that is then ordered.
-    fn serve(&self, job: Job, ready: Option<Child>) {
+    fn serve(&self, job: Job, ready: &mut Option<Child>) {
         let Job { wasm, inspected } = job;
         let (opened, commission) = match self.open(&wasm, ready) {
             Err(failed) => {
@@ -332,7 +332,11 @@ impl Place {
         let _ = done.send(opened.compile(&order));
     }
 
-    fn open(&self, wasm: &Blob, ready: Option<Child>) -> Result<(Inspection, Opened<'_>), Failed> {
+    fn open(
+        &self,
+        wasm: &Blob,
+        ready: &mut Option<Child>,
+    ) -> Result<(Inspection, Opened<'_>), Failed> {
         // What does not fit in memory is read only now: as many at once as there are compile threads.
         let wasm = wasm.read().map_err(|error| {
             Failed::this_time(Refusal::internal(format_args!("reading a module: {error}")))
@@ -360,7 +364,7 @@ impl Place {
             }
             Self::Child(nursery) => {
                 // Text is read in the child only: a little of it can take a lot of memory to read.
-                let mut child = nursery.make_ready(ready)?;
+                let mut child = nursery.make_ready(ready.take())?;
                 let inspection = match child.inspect(&wasm) {
                     // When memory runs out the kernel kills children first. Once more, where there may be room.
                     Err(failed) if !failed.for_good && child.was_killed() => {
