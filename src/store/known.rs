@@ -18,7 +18,7 @@ pub struct Record {
     pub labels: Labels,
     /// Bytes as received.
     pub size: u64,
-    /// When it was loaded, in milliseconds since 1970.
+    /// When it was loaded, in microseconds since 1970.
     pub(super) loaded: u64,
     /// What it is.
     pub description: Description,
@@ -31,11 +31,11 @@ pub struct Known {
     pub digest: Digest,
     /// Its record.
     pub record: Record,
-    /// When it last ran or was loaded here, in milliseconds since 1970.
+    /// When it last ran or was loaded here, in microseconds since 1970.
     pub(super) used: AtomicU64,
-    /// When the place last said that it is there, in milliseconds since 1970.
+    /// When the place last said that it is there, in microseconds since 1970.
     pub(super) seen: AtomicU64,
-    /// When this daemon last wrote its bytes, or read and checked them, in milliseconds since 1970; 0: it did not, or
+    /// When this daemon last wrote its bytes, or read and checked them, in microseconds since 1970; 0: it did not, or
     /// they were damaged.
     pub(super) checked: AtomicU64,
 }
@@ -43,7 +43,7 @@ pub struct Known {
 impl Known {
     /// When it last ran or was loaded, as far as this daemon knows.
     pub fn last_used(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.used.load(Ordering::Relaxed))
+        UNIX_EPOCH + Duration::from_micros(self.used.load(Ordering::Relaxed))
     }
 
     /// Notes that it is used.
@@ -89,13 +89,13 @@ impl Known {
     }
 }
 
-/// Milliseconds since 1970.
+/// Microseconds since 1970.
 pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Whether `then` is no longer ago than `within`.
 pub(super) fn is_fresh(then: u64, within: Duration) -> bool {
-    u128::from(now().saturating_sub(then)) < within.as_millis()
+    u128::from(now().saturating_sub(then)) < within.as_micros()
 }
