@@ -80,12 +80,12 @@ impl Runner {
     /// `QUEUE_FULL` where `store.uploads` arrive already; `SHUTTING_DOWN`.
     pub fn arrive(&self) -> Result<Arriving, Refusal> {
         Ok(Arriving {
-            assembly: self.assembly()?,
+            assembly: self.assembly("chunk")?,
             until: Instant::now() + self.upload_timeout,
         })
     }
 
-    fn assembly(&self) -> Result<Assembly, Refusal> {
+    fn assembly(&self, field: &'static str) -> Result<Assembly, Refusal> {
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
@@ -94,7 +94,8 @@ impl Runner {
             let message = "too many modules are arriving (store.uploads)";
             Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
         })?;
-        Ok(self.store.spool().assemble(self.policy.max_module, place))
+        let spool = self.store.spool();
+        Ok(spool.assemble(field, self.policy.max_module, place))
     }
 
     /// Keeps a module that arrived in pieces and is, where that was said, the one of `expected`.
@@ -146,7 +147,7 @@ impl Runner {
         reference: &str,
         about: About,
     ) -> Result<(Taken, String), Refusal> {
-        let assembly = self.assembly()?;
+        let assembly = self.assembly("oci")?;
         let work = async {
             let Pulled {
                 wasm,

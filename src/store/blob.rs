@@ -104,6 +104,7 @@ pub struct Spool {
 /// Bytes of a module that arrive in pieces.
 pub struct Assembly {
     state: Option<State>,
+    field: &'static str,
     len: u64,
     most: u64,
 }
@@ -120,8 +121,14 @@ impl Spool {
     /// Bytes that are put together in memory; what is larger goes to a file.
     pub const THRESHOLD: usize = 1 << 20;
 
-    /// Starts on a module of at most `most` bytes, which takes `place` for as long as it is not all in memory.
-    pub fn assemble(&self, most: u64, place: OwnedSemaphorePermit) -> Assembly {
+    /// Starts on a module of at most `most` bytes, which comes by `field` and takes `place` for as long as it is not all
+    /// in memory.
+    pub fn assemble(
+        &self,
+        field: &'static str,
+        most: u64,
+        place: OwnedSemaphorePermit,
+    ) -> Assembly {
         Assembly {
             state: Some(State {
                 spool: self.clone(),
@@ -130,6 +137,7 @@ impl Spool {
                 file: None,
                 place,
             }),
+            field,
             len: 0,
             most,
         }
@@ -184,7 +192,7 @@ impl Assembly {
     pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
         self.len += piece.len() as u64;
         if self.len > self.most {
-            return Err(module_too_large("wasm", self.len, self.most));
+            return Err(module_too_large(self.field, self.len, self.most));
         }
         self.with(move |state| {
             state.hash.update(&piece);

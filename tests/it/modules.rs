@@ -152,6 +152,7 @@ async fn uploads_that_are_none_are_refused() {
                 assert!(!fits);
                 Refused::new(&status)
                     .is(INVALID, "MODULE_TOO_LARGE")
+                    .at("chunk")
                     .with("allowed", 4096);
             }
         }
