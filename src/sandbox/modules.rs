@@ -375,11 +375,9 @@ impl Inner {
             let loaded = this
                 .map(variant, &artifact, &inspection)
                 .map_err(not_mapped)?;
-            let budget = this.loaded.policy().max_capacity().unwrap_or(u64::MAX);
-            // It would be dropped as soon as it is inserted, and compiled again for every run.
-            if u64::from(loaded.weight()) > budget {
+            if !this.fits(&loaded) {
                 let message = "the compiled module does not fit the cache".to_owned();
-                let allowed = bytesize::ByteSize::kib(budget).display().iec();
+                let allowed = bytesize::ByteSize::kib(this.budget()).display().iec();
                 let refusal = compile_limit("engine.cache_budget", message, allowed);
                 let failed = Failed {
                     refusal,
@@ -391,6 +389,17 @@ impl Inner {
             Ok(loaded)
         })
         .await
+    }
+
+    /// What the cache in memory holds, in KiB.
+    fn budget(&self) -> u64 {
+        self.loaded.policy().max_capacity().unwrap_or(u64::MAX)
+    }
+
+    /// Whether the cache holds a module at all: one that it does not would be dropped as soon as it is inserted, and
+    /// compiled again for every run.
+    fn fits(&self, loaded: &Loaded) -> bool {
+        u64::from(loaded.weight()) <= self.budget()
     }
 
     /// The module in any stack class that is in memory.
@@ -442,8 +451,7 @@ impl Inner {
         };
         match self.map(variant, &artifact, &inspection) {
             Ok(loaded) => {
-                let budget = self.loaded.policy().max_capacity().unwrap_or(u64::MAX);
-                if u64::from(loaded.weight()) > budget {
+                if !self.fits(&loaded) {
                     // The budget is smaller than it was: compiling says what is wrong, and remembers it.
                     return Ok(None);
                 }

@@ -178,10 +178,10 @@ impl Store {
         let Some(known) = self.known.get(&digest) else {
             return self.fetch(digest).await;
         };
-        let seen = known.seen.load(Ordering::Relaxed);
-        if !self.shared || is_fresh(seen, TRUSTED) {
+        if self.trusts(&known) {
             return Ok(Some(known));
         }
+        let seen = known.seen.load(Ordering::Relaxed);
         if is_fresh(seen, TRUSTED_UNSEEN) {
             self.look_again(&known, seen);
             return Ok(Some(known));
@@ -235,6 +235,11 @@ impl Store {
             checked: AtomicU64::new(of(|known| &known.checked).unwrap_or_default()),
             record,
         })
+    }
+
+    /// Whether what is known of a module holds without asking the place.
+    fn trusts(&self, known: &Known) -> bool {
+        !self.shared || is_fresh(known.seen.load(Ordering::Relaxed), TRUSTED)
     }
 
     /// Has the place asked, behind the caller, whether a module is still there.
@@ -305,10 +310,8 @@ impl Store {
         let digests = digests.map_err(|fault| self.refused(fault))?;
         let next = digests.last().copied().filter(|_| digests.len() >= limit);
         let summary = |digest| async move {
-            let fresh = |known: &Arc<Known>| {
-                !self.shared || is_fresh(known.seen.load(Ordering::Relaxed), TRUSTED)
-            };
-            let found = match self.known.get(&digest).filter(fresh) {
+            let known = self.known.get(&digest);
+            let found = match known.filter(|known| self.trusts(known)) {
                 Some(known) => Ok(Some(known)),
                 None => self.fetch(digest).await,
             };

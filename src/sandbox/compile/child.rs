@@ -155,7 +155,6 @@ impl Child {
     /// Kills it at the end of its time.
     fn too_slow(&mut self) -> Failed {
         // What it has done so far says nothing about the module: it did not get the processor.
-        let _ = self.process.kill();
         let end = self.end();
         tracing::warn!(%end, "a compile child did not get its processor time within twice compile.timeout");
         Failed::this_time(self.over_time("compiling the module took too long"))

@@ -146,7 +146,7 @@ impl Session {
 /// Inspects and compiles modules, a few at a time, the rest in a bounded queue.
 pub(super) struct Compiler {
     jobs: SyncSender<Job>,
-    compiled: Arc<AtomicU64>,
+    compiled: AtomicU64,
     mode: String,
 }
 
@@ -198,12 +198,11 @@ impl Compiler {
                 Place::Child(nursery)
             }
         };
-        let compiler = Self {
+        Ok(Self {
             jobs: Self::threads(settings, place, first)?,
-            compiled: Arc::default(),
+            compiled: AtomicU64::new(0),
             mode,
-        };
-        Ok(compiler)
+        })
     }
 
     fn threads(
@@ -350,11 +349,7 @@ impl Place {
                 rules,
                 max_artifact,
             } => {
-                let binary = inspect::binary(&wasm).map_err(Failed::for_good)?;
-                if let Cow::Owned(binary) = &binary {
-                    precheck::check(binary).map_err(Failed::for_good)?;
-                }
-                let inspection = inspect::inspect(&binary, rules).map_err(Failed::for_good)?;
+                let (binary, inspection) = inspected(&wasm, rules).map_err(Failed::for_good)?;
                 let opened = Opened::Here {
                     engines,
                     bytes: binary.into_owned(),
@@ -454,6 +449,17 @@ impl Nursery {
         };
         ready.map_err(|why| Failed::this_time(Refusal::internal(why)))
     }
+}
+
+/// The binary form of a module, and what it is. A binary went through the pre-checks before; what text says is seen here
+/// first.
+fn inspected<'a>(bytes: &'a [u8], rules: &Rules) -> Result<(Cow<'a, [u8]>, Inspection), Refusal> {
+    let binary = inspect::binary(bytes)?;
+    if let Cow::Owned(binary) = &binary {
+        precheck::check(binary)?;
+    }
+    let inspection = inspect::inspect(&binary, rules)?;
+    Ok((binary, inspection))
 }
 
 /// Compiles a binary module or component that was inspected, to at most `most` bytes.

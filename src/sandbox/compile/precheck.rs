@@ -20,44 +20,16 @@ struct Rule {
     bytes_each: u64,
 }
 
-const FUNCTIONS: Rule = Rule {
-    what: "functions",
-    base: 16_384,
-    bytes_each: 64,
-};
-const TYPES: Rule = Rule {
-    what: "types",
-    base: 16_384,
-    bytes_each: 256,
-};
-const ELEMENTS: Rule = Rule {
-    what: "table elements",
-    base: 65_536,
-    bytes_each: 64,
-};
-const SEGMENTS: Rule = Rule {
-    what: "data and element segments",
-    base: 16_384,
-    bytes_each: 256,
-};
-
-const EXPORTS: Rule = Rule {
-    what: "exports",
-    base: 16_384,
-    bytes_each: 256,
-};
-const IMPORTS: Rule = Rule {
-    what: "imports",
-    base: 16_384,
-    bytes_each: 256,
-};
-/// How deep components may be nested, and how many modules and components there may be in one.
+const FUNCTIONS: Rule = Rule::new("functions", 16_384, 64);
+const TYPES: Rule = Rule::new("types", 16_384, 256);
+const ELEMENTS: Rule = Rule::new("table elements", 65_536, 64);
+const SEGMENTS: Rule = Rule::new("data and element segments", 16_384, 256);
+const EXPORTS: Rule = Rule::new("exports", 16_384, 256);
+const IMPORTS: Rule = Rule::new("imports", 16_384, 256);
+/// Modules and components in a component.
+const NESTED: Rule = Rule::new("nested modules", 1000, 4096);
+/// How deep they may be nested.
 const DEPTH: u64 = 32;
-const NESTED: Rule = Rule {
-    what: "nested modules",
-    base: 1000,
-    bytes_each: 4096,
-};
 
 #[derive(Default)]
 struct Counts {
@@ -93,6 +65,14 @@ pub(super) fn check(wasm: &[u8]) -> Result<(), Refusal> {
 }
 
 impl Rule {
+    const fn new(what: &'static str, base: u64, bytes_each: u64) -> Self {
+        Self {
+            what,
+            base,
+            bytes_each,
+        }
+    }
+
     fn check(&self, count: u64, size: u64) -> Result<(), Refusal> {
         let allowed = self.base + size / self.bytes_each;
         if count <= allowed {

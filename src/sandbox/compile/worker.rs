@@ -3,7 +3,6 @@
 //! It speaks over its standard input, a socket, and leaves the artefact in its standard output, a file in memory. By the
 //! time it says that it is ready it is warm and confined.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -15,7 +14,7 @@ use wasmtime::Engine;
 
 use super::confine::{self, AddressSpace};
 use super::wire::{self, Compiled, Failure, Hello, Order, Setup};
-use super::{STACK, compatibility, compile_limit, precheck, precompile};
+use super::{STACK, compatibility, compile_limit, inspected, precompile};
 use crate::sandbox::engine;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::panic_message;
@@ -81,18 +80,11 @@ impl Child {
         };
         wire::send(&mut self.daemon, &hello)?;
         let bytes = wire::receive_module(&mut self.daemon)?;
-        let wasm = match inspect::binary(&bytes) {
-            Ok(wasm) => wasm,
+        let (wasm, inspection) = match inspected(&bytes, &rules) {
+            Ok(inspected) => inspected,
             Err(refusal) => return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal)),
         };
-        // The daemon looked at a binary before it spent this process; what text says is seen here first.
-        let checked = match &wasm {
-            Cow::Borrowed(_) => Ok(()),
-            Cow::Owned(wasm) => precheck::check(wasm),
-        };
-        let inspected = checked.and_then(|()| inspect::inspect(&wasm, &rules));
-        let refused = inspected.is_err();
-        let text = serde_json::to_vec(&inspected)?;
+        let text = serde_json::to_vec(&wire::Inspected::Ok(inspection))?;
         if text.len() > wire::MAX_MESSAGE {
             let message = "what the module exports and imports takes too much to tell".to_owned();
             let refusal = compile_limit("exports", message, wire::MAX_MESSAGE);
@@ -100,9 +92,6 @@ impl Child {
         }
         wire::send_text(&mut self.daemon, &text)?;
         drop(text);
-        if refused {
-            return Ok(());
-        }
         let order: Order = match wire::receive(&mut self.daemon) {
             Ok(order) => order,
             // Whoever asked does not want it compiled.
@@ -115,14 +104,15 @@ impl Child {
 
     /// Does once all that is slow the first time.
     fn warm(&self) -> wasmtime::Result<([Engine; 2], Rules)> {
-        let make =
-            |metered| engine::compiler(engine::features(&self.setup.features), metered, true);
+        let features = engine::features(&self.setup.features);
+        let make = |metered| engine::compiler(features, metered, true);
         let engines = [make(false)?, make(true)?];
         for engine in &engines {
             engine.precompile_module(SMALL)?;
         }
-        let rules = Rules::of(engine::features(&self.setup.features), &engines[0])?;
-        inspect::inspect(&inspect::binary(SMALL).unwrap_or_default(), &rules).ok();
+        let rules = Rules::of(features, &engines[0])?;
+        // What comes of it does not matter: that it was done once does.
+        let _ = inspected(SMALL, &rules);
         Ok((engines, rules))
     }
 
