@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use prost_build::Config;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 8] = [
     "ringfence/v1/event.proto",
     "ringfence/v1/module.proto",
     "ringfence/v1/module_service.proto",
     "ringfence/v1/result.proto",
+    "ringfence/v1/run.proto",
+    "ringfence/v1/run_service.proto",
     "ringfence/v1/sandbox_service.proto",
     "ringfence/v1/spec.proto",
 ];
@@ -41,8 +43,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = Config::new();
     // Modules, input and output are handed on without a copy.
     config.bytes(["."]);
-    // Most events are output: they need not be as large as a result.
-    config.boxed(".ringfence.v1.StreamEvent.event.exit");
+    // Most messages of a stream are small: they need not be as large as the largest.
+    for large in [
+        "StreamEvent.event.exit",
+        "RunInfo.end.result",
+        "WatchRunsResponse.event.run",
+        "InteractRequest.frame.start",
+    ] {
+        config.boxed(format!(".ringfence.v1.{large}"));
+    }
     tonic_prost_build::configure()
         .codec_path("crate::api::codec::Codec")
         .compile_fds_with_config(descriptors, config)?;

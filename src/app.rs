@@ -14,9 +14,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::proto::module_service_server::ModuleServiceServer;
+use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase, SandboxApi,
+    self, Address, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase, RunApi,
+    SandboxApi,
 };
 use crate::config::{self, CompileMode, Config, Known, Overrides, PagemapScan, Problems, StoreUrl};
 use crate::limits::PAGE;
@@ -40,9 +42,10 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// that a slow one still learns how its run ended.
 const PATIENCE: u32 = 3;
 /// The services whose health is told, the empty name being the whole daemon.
-const SERVICES: [&str; 3] = [
+const SERVICES: [&str; 4] = [
     "",
     "ringfence.v1.ModuleService",
+    "ringfence.v1.RunService",
     "ringfence.v1.SandboxService",
 ];
 
@@ -142,14 +145,7 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
         sandbox,
         store,
         registries(config),
-        run::Settings {
-            slots: config.admission.slots,
-            queue: config.admission.queue,
-            max_wait: config.admission.max_wait.0,
-            stall_timeout: config.runs.stall_timeout.0,
-            arrivals: config.store.uploads,
-            upload_timeout: config.store.upload_timeout.0,
-        },
+        run_settings(config),
     );
     let server = &config.server;
     Ok(App {
@@ -167,6 +163,28 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
         drain_delay: server.drain_delay.0,
         drain_grace: server.drain_grace.0,
     })
+}
+
+fn run_settings(config: &Config) -> run::Settings {
+    let runs = &config.runs;
+    // A 64-bit host, which this is, has room for more than any budget says.
+    let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+    run::Settings {
+        slots: config.admission.slots,
+        queue: config.admission.queue,
+        max_wait: config.admission.max_wait.0,
+        stall_timeout: runs.stall_timeout.0,
+        log_bytes: bytes(runs.log_bytes),
+        log_budget: bytes(runs.log_budget),
+        history: run::History {
+            runs: runs.history as usize,
+            age: runs.history_age.0,
+            bytes: bytes(runs.history_bytes),
+        },
+        idempotency_window: runs.idempotency_window.0,
+        arrivals: config.store.uploads,
+        upload_timeout: config.store.upload_timeout.0,
+    }
 }
 
 fn listen_settings(config: &Config) -> ListenSettings {
@@ -316,6 +334,7 @@ impl App {
         let deliveries = self.intake.deliveries();
         let api = SandboxApi::new(Arc::clone(&self.runner), phases);
         let modules = ModuleApi::new(Arc::clone(&self.runner));
+        let runs = RunApi::new(Arc::clone(&self.runner));
         let told = failed("reflection does not start");
         let (v1, v1alpha) = match self.reflection {
             true => (
@@ -329,6 +348,7 @@ impl App {
             // The intake layer caps messages: tonic's own cap answers in other terms.
             .add_service(SandboxServiceServer::new(api).max_decoding_message_size(usize::MAX))
             .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
+            .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
             .add_service(health_service)
             .add_optional_service(v1)
             .add_optional_service(v1alpha);
@@ -356,6 +376,7 @@ impl App {
             set_health(&health, ServingStatus::NotServing).await;
             tokio::time::sleep(self.drain_delay).await;
             drain(&runner, self.drain_grace).await;
+            runner.end_watches();
             drop(end);
             Ok(())
         };
@@ -451,6 +472,11 @@ impl Probe {
     /// Bytes of compiled modules in memory, about.
     pub fn cached_bytes(&self) -> u64 {
         self.0.sandbox().modules().cached_bytes()
+    }
+
+    /// Bytes of all logs, runs of the history, and bytes of their records.
+    pub fn remembered(&self) -> (usize, usize, usize) {
+        self.0.remembered()
     }
 
     /// Artefacts on disk that were not taken.

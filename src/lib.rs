@@ -5,7 +5,7 @@
 //! 1. [`api`] decodes the request into a [`request::RunSpec`] whose [`limits`] are granted by the [`policy`].
 //! 2. [`run`] compiles the module where it is not ready, takes a slot or refuses.
 //! 3. [`sandbox`], the only one that knows wasmtime, arms a fresh store and executes the guest on its own threads.
-//! 4. Output goes down one bounded queue to the caller, and after it the [`outcome`].
+//! 4. Output goes into the run's [`log`], and after it the [`outcome`]; the caller, and any viewer, read it there.
 //!
 //! What keeps a guest from its first instruction is a [`refusal`]; what it does from then on is data.
 //! `docs/architecture.md` has the walk in full, the invariants, and what is deliberately absent.
@@ -15,6 +15,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod limits;
+pub mod log;
 pub mod module;
 pub mod outcome;
 pub mod policy;

@@ -1,5 +1,6 @@
 //! What a guest did, from its first instruction on: data, never an error.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How a run ended.
@@ -42,6 +43,8 @@ impl Outcome {
 /// Who ended a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelCause {
+    /// Somebody called for it.
+    CancelRpc,
     /// The caller went away.
     CallerGone,
     /// The caller stopped reading.
@@ -103,6 +106,46 @@ pub struct Written {
     pub bytes: u64,
     /// Whether some went over the limit and were not delivered.
     pub truncated: bool,
+}
+
+/// What a run that goes on has used so far, for whoever looks at it from outside.
+#[derive(Debug, Default)]
+pub struct Usage {
+    fuel: AtomicU64,
+    memory: AtomicU64,
+    written: [AtomicU64; 2],
+}
+
+impl Usage {
+    /// Fuel.
+    pub fn fuel(&self) -> u64 {
+        self.fuel.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes of linear memory held at once.
+    pub fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written to a stream.
+    pub fn written(&self, stream: Stream) -> u64 {
+        self.written[stream as usize].load(Ordering::Relaxed)
+    }
+
+    /// Notes fuel.
+    pub fn set_fuel(&self, fuel: u64) {
+        self.fuel.store(fuel, Ordering::Relaxed);
+    }
+
+    /// Notes memory.
+    pub fn set_memory(&self, bytes: u64) {
+        self.memory.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes what was written to a stream.
+    pub fn set_written(&self, stream: Stream, bytes: u64) {
+        self.written[stream as usize].store(bytes, Ordering::Relaxed);
+    }
 }
 
 /// How a run ended and what it used.

@@ -60,6 +60,14 @@ pub enum Reason {
     StoreUnavailable,
     /// The caller's deadline passed before the run could start.
     NotStarted,
+    /// No such run, or not any more.
+    RunNotFound,
+    /// The run is another daemon's.
+    RunElsewhere,
+    /// The run was cancelled before its first instruction.
+    RunCancelled,
+    /// The key belongs to a run of another spec.
+    IdempotencyConflict,
     /// The daemon is ending.
     ShuttingDown,
     /// The daemon failed; the log tells how, under the incident id.
@@ -68,7 +76,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -90,6 +98,10 @@ impl Reason {
         Self::StoreFull,
         Self::StoreUnavailable,
         Self::NotStarted,
+        Self::RunNotFound,
+        Self::RunElsewhere,
+        Self::RunCancelled,
+        Self::IdempotencyConflict,
         Self::ShuttingDown,
         Self::Internal,
     ];
@@ -118,6 +130,10 @@ impl Reason {
             Self::StoreFull => "STORE_FULL",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::NotStarted => "NOT_STARTED",
+            Self::RunNotFound => "RUN_NOT_FOUND",
+            Self::RunElsewhere => "RUN_ELSEWHERE",
+            Self::RunCancelled => "RUN_CANCELLED",
+            Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Internal => "INTERNAL",
         }
@@ -207,6 +223,26 @@ impl Refusal {
     #[must_use]
     pub fn at(mut self, field: impl Into<String>) -> Self {
         self.0.field = Some(field.into());
+        self
+    }
+
+    /// Calls the message that the field is in `new` rather than `old`, where another message holds the same one.
+    #[must_use]
+    pub fn renamed(mut self, old: &str, new: &str) -> Self {
+        let facts = &mut *self.0;
+        let rest = |text: &str| {
+            let rest = text.strip_prefix(old)?;
+            rest.starts_with(['.', ':']).then(|| format!("{new}{rest}"))
+        };
+        if facts.field.as_deref() == Some(old) {
+            facts.field = Some(new.to_owned());
+        }
+        if let Some(field) = facts.field.as_deref().and_then(rest) {
+            facts.field = Some(field);
+        }
+        if let Some(message) = rest(&facts.message) {
+            facts.message = message;
+        }
         self
     }
 

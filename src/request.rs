@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -91,13 +92,41 @@ impl fmt::Debug for Digest {
 }
 
 /// A run's id: time-ordered and unguessable (UUIDv7), with the instance that holds it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RunId(String);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId(Arc<str>);
 
 impl RunId {
     /// A fresh one of `instance`.
     pub fn new(instance: &str) -> Self {
-        Self(format!("{}.{instance}", uuid::Uuid::now_v7().simple()))
+        Self(format!("{}.{instance}", uuid::Uuid::now_v7().simple()).into())
+    }
+
+    /// Reads 32 lower-case hexadecimal digits, a dot, and the name of an instance.
+    ///
+    /// # Errors
+    /// `SPEC_INVALID` for anything else.
+    pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
+        let plain = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
+        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        let well_formed = text.split_once('.').is_some_and(|(number, instance)| {
+            number.len() == 32
+                && number.bytes().all(digit)
+                && (1..=64).contains(&instance.len())
+                && instance.bytes().all(plain)
+        });
+        if well_formed {
+            return Ok(Self(text.into()));
+        }
+        let message = format!(
+            "\"{}\" is not 32 hexadecimal digits, a dot and the name of a daemon",
+            quote(text)
+        );
+        Err(Refusal::invalid(field, message))
+    }
+
+    /// The instance that holds the run.
+    pub fn instance(&self) -> &str {
+        self.0.split_once('.').map_or("", |(_, instance)| instance)
     }
 
     /// As on the wire.
@@ -150,6 +179,43 @@ pub struct RunSpec {
     pub clock: bool,
     /// Metadata.
     pub labels: Labels,
+    /// Go on without the caller.
+    pub detach: bool,
+    /// What makes a second call the same as the first.
+    pub idempotency_key: Option<String>,
+}
+
+impl RunSpec {
+    /// What tells this spec, of a module of `digest`, from others. Two that are the same run the same.
+    pub fn fingerprint(&self, digest: Digest) -> Digest {
+        let Self {
+            module: _,
+            entry_point,
+            args,
+            env,
+            stdin,
+            working_dir,
+            mounts,
+            limits,
+            wasi,
+            host_functions,
+            network,
+            clock,
+            labels,
+            detach,
+            idempotency_key: _,
+        } = self;
+        // The debug form of plain data names every field, and escapes what could look like another's.
+        let told = format!(
+            "{:?}",
+            (
+                (entry_point, args, env, working_dir, mounts, limits),
+                (wasi, host_functions, network, clock, labels, detach),
+                (digest, Digest::of(stdin)),
+            )
+        );
+        Digest::of(told.as_bytes())
+    }
 }
 
 /// A host directory that the guest sees.
@@ -355,6 +421,18 @@ impl Labels {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
+}
+
+/// What makes a second call the same as the first; empty is none.
+///
+/// # Errors
+/// `SPEC_INVALID` over 128 bytes or with control characters.
+pub fn idempotency_key(field: &str, key: String) -> Result<Option<String>, Refusal> {
+    if key.len() > MAX_LABEL_BYTES || key.chars().any(char::is_control) {
+        let message = format!("is over {MAX_LABEL_BYTES} bytes or has a control character");
+        return Err(Refusal::invalid(field, message));
+    }
+    Ok((!key.is_empty()).then_some(key))
 }
 
 /// Takes standard input of at most `max` bytes.

@@ -79,7 +79,7 @@ fn dependencies_point_one_way() {
     // A room may use those after it, and everybody the shared ones.
     let order = ["cli", "app", "api", "run", "sandbox", "store"];
     let shared = [
-        "limits", "module", "outcome", "policy", "refusal", "request",
+        "limits", "log", "module", "outcome", "policy", "refusal", "request",
     ];
     for (path, text) in sources() {
         let room = path

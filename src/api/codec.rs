@@ -25,9 +25,17 @@ const MAX_UPLOAD_FIELDS: usize = 128;
 /// Where the entries of `U` stand: its own, those of its spec or start (field 1), and of the spec's security (field 10).
 /// `None`: it has none.
 fn nested<U: 'static>() -> Option<&'static [u32]> {
-    use super::proto::{ListModulesRequest, LoadModuleRequest, RunRequest, RunStreamRequest};
+    use super::proto::{
+        InteractRequest, ListModulesRequest, ListRunsRequest, LoadModuleRequest, RunRequest,
+        RunStreamRequest, WatchRunsRequest,
+    };
     let id = TypeId::of::<U>();
-    if id == TypeId::of::<RunRequest>() || id == TypeId::of::<RunStreamRequest>() {
+    let with_spec = [
+        TypeId::of::<RunRequest>(),
+        TypeId::of::<RunStreamRequest>(),
+        TypeId::of::<InteractRequest>(),
+    ];
+    if with_spec.contains(&id) {
         return Some(&[1, 10]);
     }
     if id == TypeId::of::<UploadModuleRequest>() {
@@ -36,6 +44,8 @@ fn nested<U: 'static>() -> Option<&'static [u32]> {
     let flat = [
         TypeId::of::<LoadModuleRequest>(),
         TypeId::of::<ListModulesRequest>(),
+        TypeId::of::<ListRunsRequest>(),
+        TypeId::of::<WatchRunsRequest>(),
     ];
     flat.contains(&id).then_some(&[])
 }

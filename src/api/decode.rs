@@ -1,6 +1,6 @@
 //! From the wire to a [`RunSpec`]: every field is taken or refused, none is passed over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,8 +11,10 @@ use super::proto;
 use crate::limits::{Delivery, OutputPolicy, Requested};
 use crate::policy::Policy;
 use crate::refusal::{Reason, Refusal, quote};
-use crate::request::{self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunSpec};
-use crate::run::About;
+use crate::request::{
+    self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
+};
+use crate::run::{About, Selector, State};
 
 /// What an answer needs to get home before its caller gives up: the smaller of this and a tenth of the caller's time.
 const WAY_HOME: Duration = Duration::from_millis(100);
@@ -39,6 +41,8 @@ pub(super) fn spec(
         security,
         timeout,
         labels,
+        detach,
+        idempotency_key,
     } = spec;
     let Reach {
         wasi,
@@ -69,9 +73,31 @@ pub(super) fn spec(
         network,
         clock,
         labels: Labels::new("spec.labels", labels)?,
+        detach,
+        idempotency_key: request::idempotency_key("spec.idempotency_key", idempotency_key)?,
     };
     needs_wasi(&spec)?;
     Ok(spec)
+}
+
+/// Checks the spec of a run whose input comes as it goes.
+///
+/// # Errors
+/// `SPEC_INVALID`.
+pub(super) fn interactive(spec: &RunSpec) -> Result<(), Refusal> {
+    if !spec.wasi {
+        return Err(Refusal::invalid(
+            "spec.security.enable_wasi",
+            "is false, and live input needs WASI",
+        ));
+    }
+    if spec.idempotency_key.is_some() {
+        return Err(Refusal::invalid(
+            "spec.idempotency_key",
+            "cannot go with live input, which only one caller can give",
+        ));
+    }
+    Ok(())
 }
 
 /// Where a module to keep comes from.
@@ -163,18 +189,11 @@ pub(super) struct Page {
 /// # Errors
 /// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`.
 pub(super) fn page(message: proto::ListModulesRequest) -> Result<Page, Refusal> {
-    const DEFAULT: usize = 100;
-    const MOST: usize = 1000;
     let proto::ListModulesRequest {
         page_size,
         page_token,
         labels,
     } = message;
-    let size = match usize::try_from(page_size).unwrap_or(usize::MAX) {
-        0 => DEFAULT,
-        size if size <= MOST => size,
-        _ => return Err(Refusal::above("page_size", page_size, MOST)),
-    };
     let after = match page_token.as_str() {
         "" => None,
         token => Some(Digest::from_hex(token).ok_or_else(|| {
@@ -183,10 +202,81 @@ pub(super) fn page(message: proto::ListModulesRequest) -> Result<Page, Refusal> 
         })?),
     };
     Ok(Page {
-        size,
+        size: self::page_size(page_size)?,
         after,
         labels: labels.into_iter().collect(),
     })
+}
+
+/// A page of runs.
+pub(super) struct RunPage {
+    /// How many.
+    pub(super) size: usize,
+    /// Older than which.
+    pub(super) before: Option<RunId>,
+    /// Which.
+    pub(super) selector: Selector,
+}
+
+/// What page of runs is asked for.
+///
+/// # Errors
+/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`.
+pub(super) fn run_page(message: proto::ListRunsRequest) -> Result<RunPage, Refusal> {
+    let proto::ListRunsRequest {
+        page_size,
+        page_token,
+        states,
+        labels,
+    } = message;
+    Ok(RunPage {
+        size: self::page_size(page_size)?,
+        before: match page_token.as_str() {
+            "" => None,
+            token => Some(RunId::parse("page_token", token)?),
+        },
+        selector: selector(states, labels)?,
+    })
+}
+
+/// Which runs are asked for.
+///
+/// # Errors
+/// `SPEC_INVALID` for a state that there is not.
+pub(super) fn selector(
+    states: Vec<i32>,
+    labels: HashMap<String, String>,
+) -> Result<Selector, Refusal> {
+    let state = |(i, state): (usize, i32)| match proto::RunState::try_from(state) {
+        Ok(proto::RunState::Compiling) => Ok(State::Compiling),
+        Ok(proto::RunState::Queued) => Ok(State::Queued),
+        Ok(proto::RunState::Running) => Ok(State::Running),
+        Ok(proto::RunState::Ended) => Ok(State::Ended),
+        Ok(proto::RunState::Unspecified) | Err(_) => Err(Refusal::invalid(
+            format!("states[{i}]"),
+            format!(
+                "{state} is unknown; allowed are: COMPILING (1), QUEUED (2), RUNNING (3), ENDED (4)"
+            ),
+        )),
+    };
+    Ok(Selector {
+        states: states
+            .into_iter()
+            .enumerate()
+            .map(state)
+            .collect::<Result<_, _>>()?,
+        labels: labels.into_iter().collect(),
+    })
+}
+
+fn page_size(asked: u32) -> Result<usize, Refusal> {
+    const DEFAULT: usize = 100;
+    const MOST: usize = 1000;
+    match usize::try_from(asked).unwrap_or(usize::MAX) {
+        0 => Ok(DEFAULT),
+        size if size <= MOST => Ok(size),
+        _ => Err(Refusal::above("page_size", asked, MOST)),
+    }
 }
 
 /// When a caller that said how long it waits gives up, less what the answer needs to get home.

@@ -4,15 +4,15 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::proto;
+use super::{proto, status};
 use crate::limits::OutputPolicy;
 use crate::module::{Exported, Imported};
-use crate::outcome::{CancelCause, Ended, Frame, Outcome, Trap, Value};
-use crate::request::{Digest, RunId};
-use crate::run::{Granted, Kept, Running, Taken};
+use crate::outcome::{CancelCause, Ended, Frame, Outcome, Stream, Trap, Value};
+use crate::request::RunId;
+use crate::run::{Granted, Kept, Run, State, Taken};
 
 /// How a run ended.
-pub(super) fn result(run: &Running, ended: Ended) -> proto::RunResult {
+pub(super) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
     let Ended {
         outcome,
         trap,
@@ -27,33 +27,104 @@ pub(super) fn result(run: &Running, ended: Ended) -> proto::RunResult {
     } = ended;
     proto::RunResult {
         run_id: run.id.to_string(),
-        module_digest: run.digest.to_string(),
-        outcome: self::outcome(outcome).into(),
+        module_digest: digest(run),
+        outcome: self::outcome(*outcome).into(),
         exit_code: outcome.exit_code(),
-        cancel_cause: cancel_cause(outcome).into(),
-        trap: trap.map(self::trap),
-        duration: Some(self::duration(duration)),
-        cpu_time: Some(self::duration(cpu_time)),
-        fuel_consumed,
-        memory_used,
-        memory_denied,
-        granted: Some(granted(&run.granted)),
+        cancel_cause: cancel_cause(*outcome).into(),
+        trap: trap.as_ref().map(self::trap),
+        duration: Some(self::duration(*duration)),
+        cpu_time: Some(self::duration(*cpu_time)),
+        fuel_consumed: *fuel_consumed,
+        memory_used: *memory_used,
+        memory_denied: *memory_denied,
+        granted: run.granted().as_ref().map(granted),
         stdout_bytes: stdout.bytes,
         stderr_bytes: stderr.bytes,
         stdout_truncated: stdout.truncated,
         stderr_truncated: stderr.truncated,
-        values: values.into_iter().map(value).collect(),
+        values: values.iter().copied().map(value).collect(),
     }
 }
 
-/// A whole answer to Run.
-pub(super) fn response(run: &Running, ended: Ended) -> proto::RunResponse {
-    let [stdout, stderr] = run.captured();
-    proto::RunResponse {
-        result: Some(result(run, ended)),
-        stdout,
-        stderr,
+/// All that is known of a run.
+pub(super) fn run(run: &Run) -> proto::RunInfo {
+    use proto::run_info::End;
+    // In this order: one that ends in between is told as ended, with its end.
+    let state = run.state();
+    let (ended, end) = run.log.end().unzip();
+    let state = match ended {
+        Some(_) => State::Ended,
+        None => state,
+    };
+    let result = end.as_deref().and_then(|end| end.as_ref().ok());
+    let labels = run.labels.iter();
+    proto::RunInfo {
+        run_id: run.id.to_string(),
+        state: self::state(state).into(),
+        module_digest: digest(run),
+        labels: labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+        method: run.origin.method.as_str().to_owned(),
+        caller: run.origin.caller.to_string(),
+        detached: run.detached,
+        asked: Some(run.asked.into()),
+        started: run.log.started().map(Into::into),
+        ended: ended.map(Into::into),
+        granted: run.granted().as_ref().map(granted),
+        usage: usage(run, result),
+        next_seq: run.log.next_seq(),
+        end: end.as_deref().map(|end| match end {
+            Ok(ended) => End::Result(Box::new(self::result(run, ended))),
+            Err(refusal) => End::Error(status::event(refusal)),
+        }),
     }
+}
+
+/// A run as a listing tells it.
+pub(super) fn listed_run(run: &Run) -> proto::RunInfo {
+    let mut info = self::run(run);
+    if let Some(proto::run_info::End::Result(result)) = &mut info.end {
+        result.values.clear();
+        if let Some(trap) = &mut result.trap {
+            trap.backtrace.clear();
+        }
+    }
+    info
+}
+
+fn usage(run: &Run, result: Option<&Ended>) -> Option<proto::Usage> {
+    let granted = run.granted()?;
+    let metered = granted.limits.fuel.is_some();
+    let elapsed = match result {
+        Some(ended) => ended.duration,
+        None => run.elapsed()?,
+    };
+    Some(proto::Usage {
+        elapsed: Some(duration(elapsed)),
+        fuel_consumed: match result {
+            Some(ended) => ended.fuel_consumed,
+            None => metered.then(|| run.usage.fuel()),
+        },
+        memory_used: result.map_or_else(|| run.usage.memory(), |ended| ended.memory_used),
+        stdout_bytes: run.usage.written(Stream::Stdout),
+        stderr_bytes: run.usage.written(Stream::Stderr),
+    })
+}
+
+/// Where a run is.
+pub(super) fn state(state: State) -> proto::RunState {
+    match state {
+        State::Compiling => proto::RunState::Compiling,
+        State::Queued => proto::RunState::Queued,
+        State::Running => proto::RunState::Running,
+        State::Ended => proto::RunState::Ended,
+    }
+}
+
+fn digest(run: &Run) -> String {
+    let digest = run.digest();
+    digest.map(|digest| digest.to_string()).unwrap_or_default()
 }
 
 /// An event of a stream.
@@ -72,10 +143,10 @@ pub(super) fn event(
 }
 
 /// The first event of a stream.
-pub(super) fn started(digest: Digest, granted: &Granted) -> proto::RunStarted {
+pub(super) fn started(run: &Run) -> proto::RunStarted {
     proto::RunStarted {
-        module_digest: digest.to_string(),
-        granted: Some(self::granted(granted)),
+        module_digest: digest(run),
+        granted: run.granted().as_ref().map(granted),
     }
 }
 
@@ -148,10 +219,10 @@ pub(super) fn module(kept: &Kept) -> proto::ModuleInfo {
 }
 
 /// Bytes of one output stream, as an event.
-pub(super) fn output(stream: crate::outcome::Stream, bytes: Bytes) -> proto::stream_event::Event {
+pub(super) fn output(stream: Stream, bytes: Bytes) -> proto::stream_event::Event {
     match stream {
-        crate::outcome::Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
-        crate::outcome::Stream::Stderr => proto::stream_event::Event::Stderr(bytes),
+        Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
+        Stream::Stderr => proto::stream_event::Event::Stderr(bytes),
     }
 }
 
@@ -213,6 +284,7 @@ fn outcome(outcome: Outcome) -> proto::Outcome {
 
 fn cancel_cause(outcome: Outcome) -> proto::CancelCause {
     match outcome {
+        Outcome::Cancelled(CancelCause::CancelRpc) => proto::CancelCause::CancelRpc,
         Outcome::Cancelled(CancelCause::CallerGone) => proto::CancelCause::CallerGone,
         Outcome::Cancelled(CancelCause::ReaderStalled) => proto::CancelCause::ReaderStalled,
         Outcome::Cancelled(CancelCause::Draining) => proto::CancelCause::Draining,
@@ -226,20 +298,20 @@ fn cancel_cause(outcome: Outcome) -> proto::CancelCause {
     }
 }
 
-fn trap(trap: Trap) -> proto::Trap {
+fn trap(trap: &Trap) -> proto::Trap {
     let Trap {
         code,
         message,
         backtrace,
     } = trap;
     proto::Trap {
-        code: code.to_owned(),
-        message,
-        backtrace: backtrace.into_iter().map(frame).collect(),
+        code: (*code).to_owned(),
+        message: message.clone(),
+        backtrace: backtrace.iter().map(frame).collect(),
     }
 }
 
-fn frame(frame: Frame) -> proto::Frame {
+fn frame(frame: &Frame) -> proto::Frame {
     let Frame {
         func_index,
         func_name,
@@ -247,10 +319,10 @@ fn frame(frame: Frame) -> proto::Frame {
         module_offset,
     } = frame;
     proto::Frame {
-        func_index,
-        func_name,
-        module_name,
-        module_offset,
+        func_index: *func_index,
+        func_name: func_name.clone(),
+        module_name: module_name.clone(),
+        module_offset: *module_offset,
     }
 }
 

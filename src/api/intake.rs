@@ -21,6 +21,7 @@ use super::delivery::Deliveries;
 use super::status;
 use crate::refusal::{Reason, Refusal};
 use crate::run::Untold;
+use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// Bytes of a message of a service that is not ours: health and reflection.
 const MAX_FOREIGN: u64 = 64 << 10;
@@ -32,6 +33,11 @@ const UPLOAD_MESSAGE: u64 = MAX_CHUNK as u64 + LOAD_SLACK;
 /// What an upload holds at the most, however long it is: a message that arrives, one that is looked at, and what is put
 /// together in memory.
 const UPLOAD_HOLDS: usize = 3 << 20;
+/// Bytes of a message of an interaction after its first.
+const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
+/// What an interaction holds at the most after its first message: one that arrives, one that waits, and what the guest
+/// has yet to read.
+const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
 /// What a refused caller is told to wait.
@@ -40,7 +46,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What requests may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct IntakeSettings {
-    /// Bytes of a message of every method but LoadModule and UploadModule.
+    /// Bytes of a message of every method but LoadModule and UploadModule; of Interact, its first.
     pub max_message: u64,
     /// Bytes of a module.
     pub max_module: u64,
@@ -89,6 +95,14 @@ struct Held {
 }
 
 impl Charge {
+    /// One that holds nothing yet, of the same budget.
+    fn another(&self) -> Self {
+        Self(Arc::new(Held {
+            total: Arc::clone(&self.0.total),
+            bytes: AtomicU64::new(0),
+        }))
+    }
+
     /// Adds `bytes`, of a budget of `budget` for all requests.
     fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
         let bytes = bytes as u64;
@@ -157,6 +171,7 @@ impl Intake {
                 (Kind::Unary, cap)
             }
             "/ringfence.v1.ModuleService/UploadModule" => (Kind::Upload, UPLOAD_MESSAGE),
+            "/ringfence.v1.RunService/Interact" => (Kind::Interact, self.settings.max_message),
             path if path.starts_with("/ringfence.v1.") => (Kind::Unary, self.settings.max_message),
             _ => (Kind::Foreign, MAX_FOREIGN),
         }
@@ -170,6 +185,9 @@ enum Kind {
     Unary,
     /// Messages that are used up as they come: charged for what an upload holds at once.
     Upload,
+    /// One message that is charged as a unary one's, then small ones, as far apart as their caller likes: charged for
+    /// what they hold at once.
+    Interact,
     /// Of a service that is not ours: small, short-lived, and not charged.
     Foreign,
 }
@@ -306,11 +324,17 @@ impl Counted {
         if self.kind == Kind::Unary && self.messages > 1 {
             return Err(malformed("there is more than one message"));
         }
+        if self.kind == Kind::Interact && self.messages == 2 {
+            // What the first one holds is given back when it is used up; the rest holds something of its own.
+            self.cap = INTERACT_MESSAGE;
+            self.charge = self.charge.another();
+            self.charge.add(INTERACT_HOLDS, self.budget)?;
+        }
         if length > self.cap {
             return Err(Refusal::new(
                 Reason::MessageTooLarge,
                 format!(
-                    "the message of {length} bytes is above the maximum of {} for this method",
+                    "the message of {length} bytes is above the maximum of {} here",
                     self.cap
                 ),
             )
@@ -329,10 +353,20 @@ impl Counted {
         let holds = match self.kind {
             Kind::Unary => bytes,
             Kind::Upload if !self.charged => UPLOAD_HOLDS,
-            Kind::Upload | Kind::Foreign => return Ok(()),
+            Kind::Interact if self.messages < 2 => bytes,
+            Kind::Interact | Kind::Upload | Kind::Foreign => return Ok(()),
         };
         self.charged = true;
         self.charge.add(holds, self.budget)
+    }
+
+    /// Whether nothing need come for now.
+    fn rests(&self) -> bool {
+        match self.kind {
+            Kind::Foreign => true,
+            Kind::Interact => self.messages > 0 && matches!(self.state, Framing::Prefix(_, 0)),
+            Kind::Unary | Kind::Upload => false,
+        }
     }
 
     fn check_end(&self) -> Result<(), Refusal> {
@@ -369,7 +403,7 @@ impl http_body::Body for Counted {
             return Poll::Ready(None);
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_pending() && self.kind != Kind::Foreign {
+        if polled.is_pending() && !self.rests() {
             // The rest of a message must come; a caller that never sends it would hold its charge for ever.
             let stall = self.stall;
             let silent = self

@@ -312,10 +312,35 @@ impl Connection {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = ();
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<str>);
 
-    fn connect_info(&self) {}
+impl Peer {
+    /// An address and port, or the user and process at the other end of a unix socket.
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
+    fn of(transport: &Transport) -> Self {
+        let name = match transport {
+            Transport::Tcp(stream) => stream.peer_addr().map(|addr| addr.to_string()),
+            Transport::Unix(stream) => stream.peer_cred().map(|peer| {
+                let pid = peer.pid().unwrap_or_default();
+                format!("unix:uid={},pid={pid}", peer.uid())
+            }),
+        };
+        // A connection that broke already has no peer.
+        Self(name.unwrap_or_else(|_| "unknown".to_owned()).into())
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer::of(&self.transport)
+    }
 }
 
 /// Calls a method of whichever transport it is.

@@ -5,9 +5,12 @@ mod decode;
 mod delivery;
 mod encode;
 mod intake;
+mod interact;
 mod listen;
 mod modules;
+mod runs;
 mod service;
+mod start;
 mod status;
 mod stream;
 
@@ -29,4 +32,5 @@ pub use delivery::Deliveries;
 pub use intake::{Intake, IntakeSettings};
 pub use listen::{Address, BindError, Bound, ListenSettings, bind, pair};
 pub use modules::ModuleApi;
+pub use runs::RunApi;
 pub use service::{Phase, SandboxApi};

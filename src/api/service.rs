@@ -9,12 +9,11 @@ use tonic::{Request, Response, Status};
 use super::decode::LoadFrom;
 use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
+use super::start::{Call, told_by};
 use super::stream::Events;
 use super::{decode, encode, proto, status};
-use crate::limits::Delivery;
 use crate::refusal::Refusal;
-use crate::request::{ModuleRef, RunId};
-use crate::run::{Asked, Runner, Running, Untold};
+use crate::run::{Method, Runner};
 use crate::sandbox::WASMTIME_VERSION;
 
 /// Where the daemon is in its life.
@@ -44,44 +43,6 @@ impl SandboxApi {
             started: Instant::now(),
         }
     }
-
-    /// Decodes and starts a run.
-    async fn start<T>(
-        &self,
-        request: Request<T>,
-        spec: impl FnOnce(T) -> Option<proto::RunSpec>,
-        delivery: Delivery,
-    ) -> Result<Running, Status> {
-        let arrival = Arrival::of(&request);
-        let id = RunId::new(self.runner.instance());
-        let asked = || -> Result<Asked, Refusal> {
-            let until = decode::until(request.metadata(), arrival.at)?;
-            let charge = arrival.charge;
-            let policy = self.runner.policy();
-            let mut spec = decode::spec(spec(request.into_inner()), policy, delivery)?;
-            spec.stdin = decode::charged(spec.stdin, charge.clone());
-            if let ModuleRef::Inline(wasm) = spec.module {
-                spec.module = ModuleRef::Inline(decode::charged(wasm, charge));
-            }
-            Ok(Asked {
-                id: id.clone(),
-                spec,
-                delivery,
-                until,
-            })
-        };
-        let asked = match asked() {
-            Ok(asked) => asked,
-            Err(refusal) => {
-                self.runner.refused(&id, &refusal);
-                return Err(status::of_run(&refusal, &id));
-            }
-        };
-        self.runner
-            .start(asked)
-            .await
-            .map_err(|refusal| status::of_run(&refusal, &id))
-    }
 }
 
 #[tonic::async_trait]
@@ -92,12 +53,20 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<proto::RunRequest>,
     ) -> Result<Response<proto::RunResponse>, Status> {
-        let spec = |proto::RunRequest { spec }| spec;
-        let run = self.start(request, spec, Delivery::Captured).await?;
-        let ended = run.finished().await;
-        let ended = ended.map_err(|refusal| status::of_run(&refusal, &run.id))?;
-        let mut response = Response::new(encode::response(&run, ended));
-        told_by(&mut response, &run.id, run.untold.clone());
+        let call = Call::of(&self.runner, &request, Method::Run);
+        let proto::RunRequest { spec } = request.into_inner();
+        let attached = call.start(&self.runner, spec, "spec", None).await?;
+        let run = &attached.run;
+        let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
+        let end = attached.ended().await;
+        let ended = (*end).as_ref().map_err(refused)?;
+        let [stdout, stderr] = run.captured().map_err(|refusal| refused(&refusal))?;
+        let mut response = Response::new(proto::RunResponse {
+            result: Some(encode::result(run, ended)),
+            stdout,
+            stderr,
+        });
+        told_by(&mut response, &run.id, attached.untold.clone());
         Ok(response)
     }
 
@@ -105,12 +74,10 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<proto::RunStreamRequest>,
     ) -> Result<Response<Events>, Status> {
-        let spec = |proto::RunStreamRequest { spec }| spec;
-        let run = self.start(request, spec, Delivery::Streamed).await?;
-        let (id, untold) = (run.id.clone(), run.untold.clone());
-        let mut response = Response::new(Events::new(run));
-        told_by(&mut response, &id, untold);
-        Ok(response)
+        let call = Call::of(&self.runner, &request, Method::RunStream);
+        let proto::RunStreamRequest { spec } = request.into_inner();
+        let attached = call.start(&self.runner, spec, "spec", None).await?;
+        Ok(Events::answer(attached))
     }
 
     async fn load_module(
@@ -168,14 +135,6 @@ impl SandboxService for SandboxApi {
             compile_mode: sandbox.modules().compile_mode().to_owned(),
             hardening: "none".to_owned(),
         }))
-    }
-}
-
-/// Names the run in an answer, which a drain waits for.
-fn told_by<T>(response: &mut Response<T>, id: &RunId, untold: Untold) {
-    response.extensions_mut().insert(untold);
-    if let Some(value) = status::run_id_value(id) {
-        response.metadata_mut().insert(status::RUN_ID, value);
     }
 }
 

@@ -34,13 +34,16 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::CompilationFailed => Code::InvalidArgument,
         Reason::CompileLimitExceeded
         | Reason::MemoryBelowModuleMinimum
-        | Reason::FeatureNotEnabled => Code::FailedPrecondition,
+        | Reason::FeatureNotEnabled
+        | Reason::RunElsewhere => Code::FailedPrecondition,
         Reason::ImportNotAllowed | Reason::PolicyDenied => Code::PermissionDenied,
-        Reason::ModuleNotFound => Code::NotFound,
+        Reason::ModuleNotFound | Reason::RunNotFound => Code::NotFound,
         Reason::QueueFull | Reason::WaitExpired | Reason::MessageTooLarge | Reason::StoreFull => {
             Code::ResourceExhausted
         }
         Reason::NotStarted => Code::DeadlineExceeded,
+        Reason::RunCancelled => Code::Cancelled,
+        Reason::IdempotencyConflict => Code::AlreadyExists,
         Reason::ShuttingDown | Reason::StoreUnavailable => Code::Unavailable,
         Reason::Internal => Code::Internal,
     }
@@ -75,6 +78,18 @@ pub(super) fn event(refusal: &Refusal) -> RunError {
         reason: refusal.reason().as_str().to_owned(),
         message: message(refusal),
         metadata: metadata(refusal),
+    }
+}
+
+/// A status that another layer made, in the same form.
+pub(super) fn event_of(status: &Status) -> RunError {
+    let info = status.get_details_error_info();
+    let (reason, metadata) = info.map(|info| (info.reason, info.metadata)).unzip();
+    RunError {
+        code: status.code().into(),
+        reason: reason.unwrap_or_default(),
+        message: shortened(status.message(), MAX_MESSAGE),
+        metadata: metadata.unwrap_or_default(),
     }
 }
 

@@ -4,31 +4,39 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
+use tokio::task::JoinSet;
 use tokio_stream::Stream;
-use tonic::Status;
+use tonic::{Response, Status};
 
-use super::proto::StreamEvent;
-use super::proto::stream_event::Event;
+use super::proto::stream_event::Event as Wire;
+use super::proto::{Lost, RunError, StreamEvent};
+use super::start::told_by;
 use super::{encode, status};
-use crate::run::Running;
-use crate::sandbox::Item;
+use crate::log::{Event, What};
+use crate::run::{Attached, Run};
 
-/// The events of one run. Dropping it before the end cancels the run.
+/// The events of one run. Dropping a caller's before the end cancels a run that is not detached.
 pub struct Events {
-    run: Running,
-    seq: u64,
+    attached: Option<Attached>,
+    /// What takes the caller's side of it, where it has one: ends with what the caller did wrong.
+    taking: JoinSet<Option<RunError>>,
 }
 
 impl Events {
-    /// Of a run that has just started.
-    pub fn new(run: Running) -> Self {
-        Self { run, seq: 0 }
+    /// Of a run that was attached to, as an answer.
+    pub(super) fn answer(attached: Attached) -> Response<Self> {
+        Self::beside(attached, JoinSet::new())
     }
 
-    fn next(&mut self, at: SystemTime, event: Event) -> StreamEvent {
-        let event = encode::event(&self.run.id, self.seq, at, event);
-        self.seq += 1;
-        event
+    /// The same, for as long as the caller's side is taken.
+    pub(super) fn beside(attached: Attached, taking: JoinSet<Option<RunError>>) -> Response<Self> {
+        let (id, untold) = (attached.run.id.clone(), attached.untold.clone());
+        let mut response = Response::new(Self {
+            attached: Some(attached),
+            taking,
+        });
+        told_by(&mut response, &id, untold);
+        response
     }
 }
 
@@ -36,28 +44,31 @@ impl Stream for Events {
     type Item = Result<StreamEvent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.seq == 0 {
-            let started = encode::started(self.run.digest, &self.run.granted);
-            let at = self.run.started;
-            let event = self.next(at, Event::Started(started));
-            return Poll::Ready(Some(Ok(event)));
-        }
-        let Some(item) = ready!(self.run.poll_next(cx)) else {
+        let Self { attached, taking } = &mut *self;
+        let Some(open) = attached else {
             return Poll::Ready(None);
         };
-        let (at, event) = match item {
-            Item::Chunk(chunk) => {
-                let event = encode::output(chunk.stream, chunk.bytes.freeze());
-                (chunk.at, event)
-            }
-            Item::End(end) => {
-                let event = match *end {
-                    Ok(ended) => Event::Exit(Box::new(encode::result(&self.run, ended))),
-                    Err(refusal) => Event::Error(status::event(&refusal)),
-                };
-                (SystemTime::now(), event)
-            }
-        };
-        Poll::Ready(Some(Ok(self.next(at, event))))
+        if let Poll::Ready(Some(Ok(Some(error)))) = taking.poll_join_next(cx) {
+            // The caller broke the rules: its stream ends here, and its run as if it had left.
+            let (id, seq) = (&open.run.id, open.next_seq());
+            let event = encode::event(id, seq, SystemTime::now(), Wire::Error(error));
+            *attached = None;
+            return Poll::Ready(Some(Ok(event)));
+        }
+        let event = ready!(open.poll_next(cx));
+        Poll::Ready(event.map(|event| Ok(encoded(&open.run, event))))
     }
+}
+
+fn encoded(run: &Run, Event { seq, at, what }: Event) -> StreamEvent {
+    let event = match what {
+        What::Started => Wire::Started(encode::started(run)),
+        What::Output(stream, bytes) => encode::output(stream, bytes),
+        What::Lost { first_seq, count } => Wire::Lost(Lost { first_seq, count }),
+        What::End(end) => match &*end {
+            Ok(ended) => Wire::Exit(Box::new(encode::result(run, ended))),
+            Err(refusal) => Wire::Error(status::event(refusal)),
+        },
+    };
+    encode::event(&run.id, seq, at, event)
 }

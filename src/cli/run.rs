@@ -207,6 +207,8 @@ impl Run {
             }),
             timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),
             labels: self.label.into_iter().collect(),
+            detach: false,
+            idempotency_key: String::new(),
         }
     }
 

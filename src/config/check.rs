@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use super::schema::{Artifacts, Config, Size, StoreUrl, Time};
+use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
 use crate::limits::{MIN_STACK, StackClass};
 
 /// The most that arguments, or environment, may be allowed to take: each of their entries takes a byte at the least, and
@@ -277,11 +277,27 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
         Time(Duration::ZERO),
         minutes(10),
     );
+    runs(c, &config.runs);
+}
+
+fn runs(c: &mut Checker, runs: &Runs) {
+    let stall = (millis(100), minutes(60));
+    c.between("runs.stall_timeout", runs.stall_timeout, stall.0, stall.1);
+    let log = (Size(128 << 10), Size(1 << 30));
+    c.between("runs.log_bytes", runs.log_bytes, log.0, log.1);
+    let logs = (runs.log_bytes, Size(1 << 40));
+    c.between("runs.log_budget", runs.log_budget, logs.0, logs.1);
+    c.between("runs.history", runs.history, 0, 10_000_000);
+    let age = (Time(Duration::ZERO), minutes(30 * 24 * 60));
+    c.between("runs.history_age", runs.history_age, age.0, age.1);
+    let bytes = (Size(0), Size(1 << 40));
+    c.between("runs.history_bytes", runs.history_bytes, bytes.0, bytes.1);
+    let window = (Time(Duration::ZERO), minutes(24 * 60));
     c.between(
-        "runs.stall_timeout",
-        config.runs.stall_timeout,
-        millis(100),
-        minutes(60),
+        "runs.idempotency_window",
+        runs.idempotency_window,
+        window.0,
+        window.1,
     );
 }
 

@@ -202,6 +202,12 @@ pub struct Oci {
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Runs {
     pub stall_timeout: Time,
+    pub log_bytes: Size,
+    pub log_budget: Size,
+    pub history: u32,
+    pub history_age: Time,
+    pub history_bytes: Size,
+    pub idempotency_window: Time,
 }
 
 /// `[telemetry]`

@@ -48,15 +48,20 @@ impl Admission {
         }
     }
 
-    /// A slot, at once or after waiting in line; the caller has until `until`.
+    /// A slot, at once or after waiting in line, of which `waits` is told; the caller has until `until`.
     ///
     /// # Errors
     /// `QUEUE_FULL`, `WAIT_EXPIRED`, `NOT_STARTED`, `SHUTTING_DOWN`.
-    pub(super) async fn admit(&self, until: Option<Instant>) -> Result<Permit, Refusal> {
+    pub(super) async fn admit(
+        &self,
+        until: Option<Instant>,
+        waits: impl FnOnce(),
+    ) -> Result<Permit, Refusal> {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(Permit { _slot: slot });
         }
         let _queued = self.enqueue()?;
+        waits();
         let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
         let wait = patience.map_or(self.max_wait, |patience| patience.min(self.max_wait));
         match tokio::time::timeout(wait, Arc::clone(&self.slots).acquire_owned()).await {
@@ -125,7 +130,7 @@ pub(super) fn not_started() -> Refusal {
 }
 
 /// The daemon is ending.
-pub(super) fn shutting_down() -> Refusal {
+pub fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the daemon is shutting down")
         .retry_after(Duration::from_secs(1))
 }

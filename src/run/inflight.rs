@@ -1,18 +1,12 @@
-//! The runs that hold a slot now, so that they can be counted, waited for and ended.
+//! How many runs hold a slot now, and how many answers are on their way: what a drain waits for.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::outcome::CancelCause;
-use crate::request::RunId;
-use crate::sandbox::{Stop, StopReason};
-
-/// The runs in flight.
+/// The counts.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    runs: Mutex<HashMap<RunId, Arc<Stop>>>,
     count: watch::Sender<Count>,
 }
 
@@ -38,32 +32,26 @@ impl Drop for Counted {
 
 /// A run in flight, counted until this is dropped.
 #[derive(Debug)]
-pub(super) struct Flight {
-    id: RunId,
-    all: Arc<InFlight>,
+pub(super) struct Flight(Arc<InFlight>);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.count.send_modify(|count| count.running -= 1);
+    }
 }
 
 impl InFlight {
     /// None yet.
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
-            runs: Mutex::default(),
             count: watch::Sender::new(Count::default()),
         })
     }
 
     /// Counts a run.
-    pub(super) fn enter(self: &Arc<Self>, id: RunId, stop: Arc<Stop>) -> (Flight, Untold) {
-        let mut runs = self.lock();
-        runs.insert(id.clone(), stop);
-        let running = runs.len();
-        self.count.send_modify(|count| count.running = running);
-        drop(runs);
-        let flight = Flight {
-            id,
-            all: Arc::clone(self),
-        };
-        (flight, self.untold())
+    pub(super) fn enter(self: &Arc<Self>) -> Flight {
+        self.count.send_modify(|count| count.running += 1);
+        Flight(Arc::clone(self))
     }
 
     /// Counts an answer.
@@ -72,16 +60,9 @@ impl InFlight {
         Untold(Arc::new(Counted(Arc::clone(self))))
     }
 
-    /// How many there are.
+    /// How many runs there are.
     pub(super) fn count(&self) -> usize {
         self.count.borrow().running
-    }
-
-    /// Asks every one to end.
-    pub(super) fn cancel_all(&self, cause: CancelCause) {
-        for stop in self.lock().values() {
-            stop.request(StopReason::Cancelled(cause));
-        }
     }
 
     /// Resolves when there is none, and every end is told.
@@ -89,18 +70,5 @@ impl InFlight {
         // The sender lives as long as self.
         let none = |count: &Count| count.running == 0 && count.untold == 0;
         let _ = self.count.subscribe().wait_for(none).await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Stop>>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        let mut runs = self.all.lock();
-        runs.remove(&self.id);
-        let running = runs.len();
-        self.all.count.send_modify(|count| count.running = running);
     }
 }

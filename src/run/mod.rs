@@ -1,37 +1,49 @@
-//! A run, from a well-formed spec to its end: compile -> admit -> execute.
+//! Runs, from a well-formed spec to the end of what is remembered of them: compile -> admit -> execute -> history.
 //!
 //! Compiling comes before a slot is taken, so that a queue of slow compilations never holds the slots that compiled
 //! modules could use.
 
 mod admission;
+mod attach;
+mod control;
 mod inflight;
 mod keep;
+mod keys;
 mod record;
+mod registry;
+mod start;
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use self::admission::{Admission, Permit, not_started, shutting_down};
-use self::inflight::{Flight, InFlight};
-use self::record::Record;
-use crate::limits::{Delivery, Limits, Requested};
-use crate::outcome::{CancelCause, Ended, Outcome};
+use self::admission::{Admission, not_started};
+use self::inflight::InFlight;
+use self::keys::Keys;
+use self::record::Pending;
+use self::registry::Registry;
+use crate::limits::{Delivery, Requested};
+use crate::log::{Log, Pool};
+use crate::outcome::{CancelCause, Outcome};
 use crate::policy::Policy;
 use crate::refusal::Refusal;
-use crate::request::{Digest, Labels, ModuleRef, RunId, RunSpec};
-use crate::sandbox::{
-    self, Entry, Inspection, Item, Loaded, Output, Prepared, Sandbox, Source, Stop, StopReason,
-    Surroundings, Variant,
-};
-use crate::store::{Registries, Store, hashed, not_found};
+use crate::request::{Labels, ModuleRef, RunId, RunSpec};
+use crate::sandbox::{Sandbox, StopReason};
+use crate::store::{Registries, Store};
 
+pub use self::admission::shutting_down;
+pub use self::attach::Attached;
+pub use self::control::Cancelled;
 pub use self::inflight::Untold;
 pub use self::keep::{About, Arriving, Kept, Taken};
+pub use self::record::{Granted, Method, Origin, Run, State};
+pub use self::registry::{History, News, Selector, Watch};
+pub use self::start::{Asked, Refused};
+
+/// How often what has grown too old is looked for.
+const AGING: Duration = Duration::from_secs(5);
 
 /// How a runner is made.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +54,16 @@ pub struct Settings {
     pub queue: u32,
     /// How long one may wait.
     pub max_wait: Duration,
-    /// How long a guest may wait for a reader that takes nothing.
+    /// How long a guest may wait for a caller that takes nothing.
     pub stall_timeout: Duration,
+    /// Bytes of one run's log.
+    pub log_bytes: usize,
+    /// Bytes of all logs.
+    pub log_budget: usize,
+    /// What is remembered of runs that have ended.
+    pub history: History,
+    /// How long an idempotency key holds.
+    pub idempotency_window: Duration,
     /// Modules that may arrive at once, in pieces or from a registry.
     pub arrivals: u32,
     /// How long one may take to arrive in pieces.
@@ -61,64 +81,10 @@ pub struct Runner {
     upload_timeout: Duration,
     admission: Admission,
     inflight: Arc<InFlight>,
+    registry: Arc<Registry>,
+    logs: Arc<Pool>,
+    log_bytes: usize,
     stall_timeout: Duration,
-}
-
-/// A run that was asked for.
-pub struct Asked {
-    /// Its id.
-    pub id: RunId,
-    /// What to run.
-    pub spec: RunSpec,
-    /// How its output is delivered.
-    pub delivery: Delivery,
-    /// When its caller gives up.
-    pub until: Option<Instant>,
-}
-
-/// A run that has started. Its caller owns it: dropping it before the end cancels the run.
-pub struct Running {
-    /// Its id.
-    pub id: RunId,
-    /// What it runs.
-    pub digest: Digest,
-    /// What it got.
-    pub granted: Granted,
-    /// When.
-    pub started: SystemTime,
-    output: Arc<Output>,
-    stop: Arc<Stop>,
-    /// A drain waits for what has not been told yet; the answer takes a clone along.
-    pub untold: Untold,
-}
-
-/// What a run got.
-#[derive(Clone, Debug)]
-pub struct Granted {
-    /// Pages of linear memory.
-    pub memory_pages: u32,
-    /// The rest.
-    pub limits: Limits,
-}
-
-/// A run whose module is ready; it needs a slot.
-struct Ready {
-    digest: Digest,
-    loaded: Arc<Loaded>,
-    entry: Entry,
-    memory_pages: u32,
-}
-
-/// A run that has its module and its slot.
-struct Admitted {
-    digest: Digest,
-    memory_pages: u32,
-    prepared: Prepared,
-    output: Arc<Output>,
-    stop: Arc<Stop>,
-    permit: Permit,
-    flight: Flight,
-    untold: Untold,
 }
 
 impl Runner {
@@ -141,6 +107,9 @@ impl Runner {
             upload_timeout: settings.upload_timeout,
             admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
             inflight: InFlight::new(),
+            registry: Registry::new(settings.history, Keys::new(settings.idempotency_window)),
+            logs: Pool::new(settings.log_budget),
+            log_bytes: settings.log_bytes,
             stall_timeout: settings.stall_timeout,
         }
     }
@@ -171,151 +140,22 @@ impl Runner {
     }
 
     /// Records a run that was refused before it was a well-formed one.
-    pub fn refused(&self, id: &RunId, refusal: &Refusal) {
-        Record::new(id.clone()).refused(refusal);
+    pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) {
+        let log = self.new_log();
+        let run = Run::new(id.clone(), origin, Labels::default(), false, None, log);
+        self.registry.add(&run);
+        Pending::new(run, Arc::clone(&self.registry)).refused(refusal);
     }
 
-    /// Starts a run.
-    ///
-    /// # Errors
-    /// Whatever keeps it from its first instruction.
-    pub async fn start(&self, asked: Asked) -> Result<Running, Refusal> {
-        let mut record = Record::new(asked.id.clone());
-        match self.admit(&asked, &mut record).await {
-            Ok(admitted) => Ok(self.execute(asked, admitted, record)),
-            Err(refusal) => {
-                record.refused(&refusal);
-                Err(refusal)
-            }
-        }
-    }
-
-    /// Does all that can refuse a run: its module, its slot, its mounts.
-    async fn admit(&self, asked: &Asked, record: &mut Record) -> Result<Admitted, Refusal> {
-        let Asked {
-            id,
-            spec,
-            delivery,
-            until,
-        } = asked;
-        let ready = before(*until, self.compile(spec, record)).await?;
-        let permit = self.admission.admit(*until).await?;
-        let stop = Arc::new(Stop::default());
-        let (flight, untold) = self.inflight.enter(id.clone(), Arc::clone(&stop));
-        if self.admission.is_closed() {
-            // Counted before this look: a drain either waits for this run or is seen here.
-            return Err(shutting_down());
-        }
-        let limits = &spec.limits;
-        let output = Arc::new(Output::new(limits.output, limits.output_policy, *delivery));
-        let around = Surroundings {
-            grants: &self.policy.grants,
-            roots: self.sandbox.roots(),
-            output: Arc::clone(&output),
-            stop: Arc::clone(&stop),
-            stall: self.stall_timeout,
-            until: *until,
-        };
-        Ok(Admitted {
-            digest: ready.digest,
-            memory_pages: ready.memory_pages,
-            prepared: sandbox::prepare(
-                ready.loaded,
-                spec,
-                ready.memory_pages,
-                ready.entry,
-                around,
-            )?,
-            output,
-            stop,
-            permit,
-            flight,
-            untold,
-        })
-    }
-
-    /// Hands a run to the guest threads. Nothing can refuse it any more.
-    fn execute(&self, asked: Asked, admitted: Admitted, record: Record) -> Running {
-        let Admitted {
-            digest,
-            memory_pages,
-            prepared,
-            output,
-            stop,
-            permit,
-            flight,
-            untold,
-        } = admitted;
-        let started = SystemTime::now();
-        // The slot is free, and the record written, before anybody learns of the end.
-        let ended = move |result: &Result<Ended, Refusal>| {
-            record.ended(result);
-            drop(flight);
-            drop(permit);
-        };
-        self.sandbox.spawn(prepared, Arc::clone(&output), ended);
-        Running {
-            id: asked.id,
-            digest,
-            granted: Granted {
-                memory_pages,
-                limits: asked.spec.limits,
-            },
-            started,
-            output,
-            stop,
-            untold,
-        }
-    }
-
-    /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
-    async fn compile(&self, spec: &RunSpec, record: &mut Record) -> Result<Ready, Refusal> {
-        sandbox::check_grants(spec, &self.policy.grants, self.sandbox.roots())?;
-        let variant = Variant {
-            metered: spec.limits.fuel.is_some(),
-            stack: spec.limits.stack,
-        };
-        let (digest, source) = match &spec.module {
-            ModuleRef::Inline(wasm) => {
-                let (wasm, digest) = hashed(wasm.clone()).await?;
-                record.module(digest);
-                (digest, Source::Here(wasm.into()))
-            }
-            ModuleRef::Loaded(digest) => {
-                record.module(*digest);
-                let known = self.store.find(*digest).await?;
-                let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
-                known.touch();
-                (*digest, Source::Stored(Arc::clone(&self.store)))
-            }
-        };
-        let modules = self.sandbox.modules();
-        let (loaded, (entry, memory_pages)) = match modules.ready(digest, variant).await? {
-            Some(loaded) => {
-                let settled = settle(&loaded.inspection, spec)?;
-                (loaded, settled)
-            }
-            None => {
-                // Whatever refuses the run refuses it before anything is compiled.
-                let inspected = modules.inspect(digest, source.clone()).await?;
-                let settled = settle(&inspected.inspection, spec)?;
-                let (loaded, _) = modules.get(digest, variant, source, inspected).await?;
-                (loaded, settled)
-            }
-        };
-        Ok(Ready {
-            digest,
-            loaded,
-            entry,
-            memory_pages,
-        })
+    fn new_log(&self) -> Arc<Log> {
+        Log::new(self.log_bytes, Arc::clone(&self.logs))
     }
 
     /// Compiles and runs a module that does nothing, so that the first caller does not wait for what every run needs.
     ///
     /// # Errors
     /// Where the engine cannot run even that.
-    pub async fn warm(&self) -> Result<(), Refusal> {
+    pub async fn warm(self: &Arc<Self>) -> Result<(), Refusal> {
         const NOTHING: &[u8] = br#"(module (memory 1) (func (export "_start")))"#;
         let spec = RunSpec {
             module: ModuleRef::Inline(Bytes::from_static(NOTHING)),
@@ -334,17 +174,26 @@ impl Runner {
             network: false,
             clock: self.policy.clock,
             labels: Labels::default(),
+            detach: false,
+            idempotency_key: None,
         };
         let id = RunId::new(&self.instance);
-        let run = self
-            .start(Asked {
-                id,
-                spec,
-                delivery: Delivery::Captured,
-                until: None,
-            })
-            .await?;
-        let outcome = run.finished().await?.outcome;
+        let asked = Asked {
+            id: id.clone(),
+            origin: Origin {
+                method: Method::Run,
+                caller: self.instance.as_str().into(),
+            },
+            spec,
+            delivery: Delivery::Captured,
+            input: None,
+            until: None,
+        };
+        let run = self.start(asked).await;
+        let end = run.map_err(|refused| refused.refusal)?.ended().await;
+        // Nobody asked for it.
+        self.registry.remove(&id);
+        let outcome = (*end).as_ref().map_err(Refusal::clone)?.outcome;
         if outcome == Outcome::Exited(0) {
             return Ok(());
         }
@@ -353,9 +202,21 @@ impl Runner {
         )))
     }
 
-    /// Looks after the store for as long as it is polled.
+    /// Looks after the store, and forgets what is too old, for as long as it is polled.
     pub async fn tend(&self) {
-        self.store.tend().await;
+        let age = async {
+            loop {
+                tokio::time::sleep(AGING).await;
+                self.registry.age();
+            }
+        };
+        tokio::join!(self.store.tend(), age);
+    }
+
+    /// Bytes of all logs, runs of the history, and bytes of their records.
+    pub fn remembered(&self) -> (usize, usize, usize) {
+        let (runs, bytes) = self.registry.size();
+        (self.logs.held(), runs, bytes)
     }
 
     /// Takes no runs any more; those that wait are refused.
@@ -365,29 +226,21 @@ impl Runner {
 
     /// Ends every run in flight.
     pub fn cancel_all(&self) {
-        self.inflight.cancel_all(CancelCause::Draining);
+        for run in self.registry.live() {
+            run.stop
+                .request(StopReason::Cancelled(CancelCause::Draining));
+        }
+    }
+
+    /// Ends every watch: nothing will happen any more.
+    pub fn end_watches(&self) {
+        self.registry.close();
     }
 
     /// Resolves when no run is in flight and every end is told.
     pub async fn idle(&self) {
         self.inflight.none_left().await;
     }
-}
-
-/// Settles what a module says about a run of it: its imports are granted, its entry point fits, its memory has room.
-fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refusal> {
-    sandbox::check_imports(inspection, spec)?;
-    let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
-    if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {
-        return Err(Refusal::invalid(
-            "spec.args",
-            "needs WASI, which security.enable_wasi turns off, or an entry point with parameters",
-        ));
-    }
-    let pages = spec
-        .limits
-        .memory_pages(inspection.description.memory_minimum_pages)?;
-    Ok((entry, pages))
 }
 
 /// `work`, unless the caller's deadline passes first.
@@ -403,41 +256,5 @@ pub async fn before<T, E: From<Refusal>>(
         Some(until) => tokio::time::timeout_at(until.into(), work)
             .await
             .unwrap_or_else(|_| Err(not_started().into())),
-    }
-}
-
-impl Running {
-    /// The next thing that happens; `None` after the end.
-    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        self.output.poll_next(cx)
-    }
-
-    /// How it ended, for a run whose output is captured.
-    ///
-    /// # Errors
-    /// A failure of the daemon.
-    pub async fn finished(&self) -> Result<Ended, Refusal> {
-        loop {
-            match poll_fn(|cx| self.poll_next(cx)).await {
-                // Captured output comes with the end: there is nothing else to wait for.
-                Some(Item::Chunk(_)) => {}
-                Some(Item::End(end)) => return *end,
-                None => return Err(Refusal::internal("a run ended twice")),
-            }
-        }
-    }
-
-    /// What was captured, once it has ended.
-    pub fn captured(&self) -> [Bytes; 2] {
-        self.output.captured()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // After the end neither does anything.
-        self.stop
-            .request(StopReason::Cancelled(CancelCause::CallerGone));
-        self.output.close();
     }
 }

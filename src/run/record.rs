@@ -1,55 +1,330 @@
-//! One record per run, on every path: refused, ended, or left by its caller before it started.
+//! What is known of one run, from the moment it is asked for, and one line of it in the log, on every path: refused,
+//! ended, or left by its caller before it started.
 
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::outcome::{Ended, Outcome};
-use crate::refusal::Refusal;
-use crate::request::{Digest, RunId};
+use bytes::Bytes;
 
-/// A run's record, written once, at the latest when it is dropped. It never has content: no arguments, environment,
-/// input or output.
-#[derive(Debug)]
-pub(super) struct Record {
-    id: RunId,
-    digest: Option<Digest>,
-    received: Instant,
-    written: bool,
+use super::admission::shutting_down;
+use super::registry::Registry;
+use crate::limits::Limits;
+use crate::log::{End, Log};
+use crate::outcome::{CancelCause, Ended, Outcome, Usage};
+use crate::refusal::{Reason, Refusal};
+use crate::request::{Digest, Labels, RunId};
+use crate::sandbox::{Stop, StopReason};
+
+/// About what a record takes in memory besides its labels, its log and its result.
+const RECORD: usize = 2048;
+
+/// The method that a run was asked for by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// One answer with all output.
+    Run,
+    /// Output as it is written.
+    RunStream,
+    /// The same, with live input.
+    Interact,
 }
 
-impl Record {
-    /// Of a run that was just asked for.
-    pub(super) fn new(id: RunId) -> Self {
-        Self {
+impl Method {
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "Run",
+            Self::RunStream => "RunStream",
+            Self::Interact => "Interact",
+        }
+    }
+}
+
+/// Who asked for a run, and how.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The method.
+    pub method: Method,
+    /// The caller's address.
+    pub caller: Arc<str>,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its module is found, checked, compiled.
+    Compiling,
+    /// It waits for a slot.
+    Queued,
+    /// The guest executes.
+    Running,
+    /// It has ended, or was refused.
+    Ended,
+}
+
+/// What a run got.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// Pages of linear memory.
+    pub memory_pages: u32,
+    /// The rest.
+    pub limits: Limits,
+}
+
+/// A run: its record, its log, and the means to end it.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// Who asked for it.
+    pub origin: Origin,
+    /// Its metadata.
+    pub labels: Labels,
+    /// Whether it goes on without its callers.
+    pub detached: bool,
+    /// Under which key others may ask for the same.
+    pub(super) key: Option<String>,
+    /// When it was asked for.
+    pub asked: SystemTime,
+    /// What happens in it.
+    pub log: Arc<Log>,
+    /// What it has used so far.
+    pub usage: Arc<Usage>,
+    pub(super) stop: Arc<Stop>,
+    clock: Instant,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    queued: bool,
+    digest: Option<Digest>,
+    granted: Option<Granted>,
+    started: Option<Instant>,
+    callers: usize,
+    over: bool,
+}
+
+/// One caller of a run, counted until this is dropped. A run that is not detached ends with the last of them.
+#[derive(Debug)]
+pub(super) struct Caller(Arc<Run>);
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let run = &self.0;
+        let mut facts = run.lock();
+        facts.callers -= 1;
+        if facts.callers > 0 {
+            return;
+        }
+        if facts.over {
+            run.log.shelve(run.key.is_some());
+        } else {
+            run.abandon();
+        }
+    }
+}
+
+impl Run {
+    /// One that was just asked for.
+    pub(super) fn new(
+        id: RunId,
+        origin: Origin,
+        labels: Labels,
+        detached: bool,
+        key: Option<String>,
+        log: Arc<Log>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             id,
-            digest: None,
-            received: Instant::now(),
-            written: false,
+            origin,
+            labels,
+            detached,
+            key,
+            asked: SystemTime::now(),
+            log,
+            usage: Arc::default(),
+            stop: Arc::default(),
+            clock: Instant::now(),
+            facts: Mutex::default(),
+        })
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> State {
+        if self.log.end().is_some() {
+            return State::Ended;
+        }
+        let facts = self.lock();
+        match (facts.started, facts.queued) {
+            (Some(_), _) => State::Running,
+            (None, true) => State::Queued,
+            (None, false) => State::Compiling,
+        }
+    }
+
+    /// Which module it runs, where that is known.
+    pub fn digest(&self) -> Option<Digest> {
+        self.lock().digest
+    }
+
+    /// What it got, once it has started.
+    pub fn granted(&self) -> Option<Granted> {
+        self.lock().granted.clone()
+    }
+
+    /// Wall time since it started.
+    pub fn elapsed(&self) -> Option<Duration> {
+        self.lock().started.map(|started| started.elapsed())
+    }
+
+    /// What its callers get whole.
+    ///
+    /// # Errors
+    /// `RUN_NOT_FOUND` where it is not kept any more.
+    pub fn captured(&self) -> Result<[Bytes; 2], Refusal> {
+        self.log.captured().ok_or_else(|| {
+            let id = &self.id;
+            let message = format!("run {id} had this key, and its output is not kept any more");
+            Refusal::new(Reason::RunNotFound, message)
+                .at("spec.idempotency_key")
+                .with("run_id", id)
+        })
+    }
+
+    /// About what it takes in memory once it has ended, its log aside.
+    pub(super) fn weight(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+        let end = self.log.end().map_or(0, |(_, end)| match &*end {
+            Ok(ended) => ended.trap.as_ref().map_or(0, |trap| {
+                let names = trap.backtrace.iter().map(|frame| {
+                    size_of_val(frame) + frame.func_name.len() + frame.module_name.len()
+                });
+                trap.message.len() + names.sum::<usize>()
+            }),
+            Err(refusal) => refusal.message().len() + 512,
+        });
+        RECORD + labels + end
+    }
+
+    /// Asks it to end because its caller is gone, or as good as gone, unless it goes on without.
+    pub fn abandon(&self) {
+        if !self.detached {
+            self.stop
+                .request(StopReason::Cancelled(CancelCause::CallerGone));
+        }
+    }
+
+    /// Asks it to end because somebody called for it, and says whether that was the first reason for it to end.
+    pub fn cancel(&self) -> bool {
+        self.stop
+            .request(StopReason::Cancelled(CancelCause::CancelRpc))
+    }
+
+    /// Notes which module it runs.
+    pub(super) fn set_digest(&self, digest: Digest) {
+        self.lock().digest = Some(digest);
+    }
+
+    /// Notes that it waits for a slot.
+    pub(super) fn set_queued(&self) {
+        self.lock().queued = true;
+    }
+
+    /// Notes that it starts.
+    pub(super) fn start(&self, granted: Granted) {
+        let mut facts = self.lock();
+        facts.granted = Some(granted);
+        facts.started = Some(Instant::now());
+        drop(facts);
+        self.log.start(SystemTime::now());
+    }
+
+    /// Counts a caller.
+    pub(super) fn join(self: &Arc<Self>) -> Caller {
+        self.lock().callers += 1;
+        Caller(Arc::clone(self))
+    }
+
+    /// Tells how it ended; everybody who waits learns of it.
+    pub(super) fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
+        self.log.finish(end, captured);
+        let mut facts = self.lock();
+        facts.over = true;
+        if facts.callers == 0 {
+            self.log.shelve(self.key.is_some());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        // Nothing panics while it is held.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A run that has not ended. It ends, and its line is written, at the latest when this is dropped. The line never has
+/// content: no arguments, environment, input or output.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) run: Arc<Run>,
+    registry: Arc<Registry>,
+    over: bool,
+}
+
+impl Pending {
+    /// Of a run that is registered.
+    pub(super) fn new(run: Arc<Run>, registry: Arc<Registry>) -> Self {
+        Self {
+            run,
+            registry,
+            over: false,
         }
     }
 
     /// Notes which module it runs.
-    pub(super) fn module(&mut self, digest: Digest) {
-        self.digest = Some(digest);
+    pub(super) fn module(&self, digest: Digest) {
+        self.run.set_digest(digest);
     }
 
-    /// Writes that it was refused.
-    pub(super) fn refused(mut self, refusal: &Refusal) {
-        self.written = true;
+    /// Notes that it waits for a slot.
+    pub(super) fn queued(&self) {
+        self.run.set_queued();
+        self.registry.changed(&self.run);
+    }
+
+    /// Notes that it starts.
+    pub(super) fn started(&self, granted: Granted) {
+        self.run.start(granted);
+        self.registry.changed(&self.run);
+    }
+
+    /// Ends it before its first instruction.
+    pub(super) fn refused(mut self, refusal: Refusal) {
         tracing::info!(
             target: "ringfence::run",
-            run_id = %self.id,
-            digest = self.digest.map(tracing::field::display),
+            run_id = %self.run.id,
+            digest = self.run.digest().map(tracing::field::display),
             reason = refusal.reason().as_str(),
             field = refusal.field(),
             "run refused"
         );
+        self.finish(Err(refusal), None);
     }
 
-    /// Writes how it ended.
-    pub(super) fn ended(mut self, result: &Result<Ended, Refusal>) {
-        self.written = true;
-        let digest = self.digest.map(tracing::field::display);
-        let run_id = &self.id;
+    /// Ends it; what was `captured` is for its callers.
+    pub(super) fn ended(mut self, result: End, captured: Option<[Bytes; 2]>) {
+        self.write(&result);
+        self.finish(result, captured);
+    }
+
+    fn finish(&mut self, end: End, captured: Option<[Bytes; 2]>) {
+        self.over = true;
+        self.registry.end(&self.run, end, captured);
+    }
+
+    fn write(&self, result: &End) {
+        let digest = self.run.digest().map(tracing::field::display);
+        let run_id = &self.run.id;
         match result {
             Ok(ended) => tracing::info!(
                 target: "ringfence::run",
@@ -57,10 +332,11 @@ impl Record {
                 digest,
                 outcome = outcome_name(ended.outcome),
                 exit_code = ended.outcome.exit_code(),
+                cause = cause_name(ended.outcome),
                 trap = ended.trap.as_ref().map(|trap| trap.code),
                 duration_us = micros(ended.duration),
                 cpu_us = micros(ended.cpu_time),
-                waited_us = micros(self.received.elapsed().saturating_sub(ended.duration)),
+                waited_us = micros(self.waited(ended)),
                 fuel = ended.fuel_consumed,
                 memory = ended.memory_used,
                 memory_denied = ended.memory_denied,
@@ -77,19 +353,41 @@ impl Record {
             ),
         }
     }
+
+    fn waited(&self, ended: &Ended) -> Duration {
+        self.run.clock.elapsed().saturating_sub(ended.duration)
+    }
 }
 
-impl Drop for Record {
+impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.written {
+        if !self.over {
             tracing::info!(
                 target: "ringfence::run",
-                run_id = %self.id,
-                digest = self.digest.map(tracing::field::display),
+                run_id = %self.run.id,
+                digest = self.run.digest().map(tracing::field::display),
                 "run left by its caller before it started"
             );
+            self.finish(Err(unstarted(None)), None);
         }
     }
+}
+
+/// Why a run that was asked to end for `reason`, or left, never started.
+pub(super) fn unstarted(reason: Option<StopReason>) -> Refusal {
+    let why = match reason {
+        Some(StopReason::Cancelled(CancelCause::Draining)) => return shutting_down(),
+        Some(StopReason::Cancelled(CancelCause::CancelRpc)) => "was cancelled",
+        Some(
+            StopReason::TimedOut
+            | StopReason::Cancelled(CancelCause::CallerGone | CancelCause::ReaderStalled),
+        )
+        | None => "was left by its caller",
+    };
+    Refusal::new(
+        Reason::RunCancelled,
+        format!("the run {why} before its first instruction"),
+    )
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -107,4 +405,16 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::OutputExceeded => "output_exceeded",
         Outcome::Cancelled(_) => "cancelled",
     }
+}
+
+fn cause_name(outcome: Outcome) -> Option<&'static str> {
+    let Outcome::Cancelled(cause) = outcome else {
+        return None;
+    };
+    Some(match cause {
+        CancelCause::CancelRpc => "cancel_rpc",
+        CancelCause::CallerGone => "caller_gone",
+        CancelCause::ReaderStalled => "reader_stalled",
+        CancelCause::Draining => "draining",
+    })
 }

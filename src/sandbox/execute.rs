@@ -13,12 +13,13 @@ use super::host::{Clock, State};
 use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
+use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason, Stopped};
 use super::trap;
 use super::wasi;
 use crate::limits::PAGE;
-use crate::outcome::{Ended, Outcome, Stream, Trap, Value};
+use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
 use crate::policy::Grants;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
@@ -42,6 +43,7 @@ pub struct Prepared {
     /// Ends the run however long its own timeout is.
     until: Option<Instant>,
     output: Arc<Output>,
+    usage: Arc<Usage>,
 }
 
 /// What a run takes beyond its spec.
@@ -50,11 +52,15 @@ pub struct Surroundings<'a> {
     pub grants: &'a Grants,
     /// Directories that it may mount.
     pub roots: &'a Roots,
+    /// What the guest reads while its caller still writes it, rather than the spec's input alone.
+    pub input: Option<Arc<Input>>,
     /// Where output goes.
     pub output: Arc<Output>,
+    /// Told what the run uses.
+    pub usage: Arc<Usage>,
     /// Asks it to end.
     pub stop: Arc<Stop>,
-    /// How long a reader may take nothing while the guest waits.
+    /// How long a caller may take nothing while the guest waits.
     pub stall: Duration,
     /// Ends the run however long its own timeout is.
     pub until: Option<Instant>,
@@ -83,6 +89,7 @@ pub fn prepare(
         stream,
         stop: Arc::clone(&around.stop),
         stall: around.stall,
+        detached: spec.detach,
         permit: 0,
     };
     let stepped = SteppedClock::default();
@@ -92,8 +99,11 @@ pub fn prepare(
         args,
         &opened,
         &around.grants.network,
-        stream(Stream::Stdout),
-        stream(Stream::Stderr),
+        wasi::Stdio {
+            input: around.input,
+            stdout: stream(Stream::Stdout),
+            stderr: stream(Stream::Stderr),
+        },
         &stepped,
     )?;
     Ok(Prepared {
@@ -104,7 +114,10 @@ pub fn prepare(
             wasi,
             stepped,
             // On a 64-bit host, which this is, pages of 64 KiB counted by a u32 fit.
-            meter: Meter::new(usize::try_from(u64::from(pages) * PAGE).unwrap_or(usize::MAX)),
+            meter: Meter::new(
+                usize::try_from(u64::from(pages) * PAGE).unwrap_or(usize::MAX),
+                Arc::clone(&around.usage),
+            ),
             stop: Arc::clone(&around.stop),
             stderr: stream(Stream::Stderr),
             labels: spec.labels.clone(),
@@ -113,6 +126,7 @@ pub fn prepare(
         timeout: spec.limits.timeout,
         until: around.until,
         output: around.output,
+        usage: around.usage,
     })
 }
 
@@ -128,8 +142,14 @@ impl Prepared {
             .flatten()
             .min();
         let stop = Arc::clone(&self.state.stop);
-        let mut store = arm(self.loaded.engine(), self.state, self.fuel, deadline)
-            .map_err(|error| Refusal::internal(format_args!("arming a store: {error:#}")))?;
+        let mut store = arm(
+            self.loaded.engine(),
+            self.state,
+            self.fuel,
+            deadline,
+            self.usage,
+        )
+        .map_err(|error| Refusal::internal(format_args!("arming a store: {error:#}")))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
             let mut call = OnCpu::new(call);
@@ -173,6 +193,7 @@ fn arm(
     state: State,
     fuel: Option<u64>,
     deadline: Option<Instant>,
+    usage: Arc<Usage>,
 ) -> wasmtime::Result<Store<State>> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
@@ -189,6 +210,9 @@ fn arm(
         }
         if stop.reason().is_some() {
             return Err(Stopped.into());
+        }
+        if let Some(fuel) = fuel {
+            usage.set_fuel(fuel.saturating_sub(context.get_fuel().unwrap_or_default()));
         }
         Ok(UpdateDeadline::YieldCustom(
             1,
@@ -208,7 +232,9 @@ async fn overdue(stop: &Stop, deadline: Option<Instant>) {
     };
     tokio::select! {
         () = stop.requested() => {}
-        () = late => stop.request(StopReason::TimedOut),
+        () = late => {
+            stop.request(StopReason::TimedOut);
+        }
     }
     tokio::time::sleep(STOP_GRACE).await;
 }

@@ -11,6 +11,7 @@ use super::clock::{self, SteppedClock};
 use super::meter::Meter;
 use super::stdio::GuestOutput;
 use super::stop::Stop;
+use crate::log::{Log, Pool};
 use crate::request::Labels;
 
 /// A store's data: all that the host keeps for one run.
@@ -129,13 +130,20 @@ impl State {
         use super::stdio::Output;
         use crate::limits::{Delivery, OutputPolicy};
         let stop = Arc::new(Stop::default());
-        let output = Output::new(Some(0), OutputPolicy::Stop, Delivery::Captured);
+        let output = Output::new(
+            Some(0),
+            OutputPolicy::Stop,
+            Delivery::Captured,
+            Log::new(0, Pool::new(0)),
+            Arc::default(),
+        );
         Self {
             wasi: WasiCtxBuilder::new().build_p1(),
             stepped: SteppedClock::default(),
-            meter: Meter::new(0),
+            meter: Meter::new(0, Arc::default()),
             stop: Arc::clone(&stop),
             stderr: GuestOutput {
+                detached: false,
                 output: Arc::new(output),
                 stream: crate::outcome::Stream::Stderr,
                 stop,

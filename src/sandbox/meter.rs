@@ -2,11 +2,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
+
+use crate::outcome::Usage;
 
 /// The most elements of all tables of a run together: 8 MiB of host memory.
 const MAX_TABLE_ELEMENTS: usize = 1 << 20;
@@ -28,17 +31,19 @@ pub struct Meter {
     peak: usize,
     table_elements: usize,
     denied: bool,
+    usage: Arc<Usage>,
 }
 
 impl Meter {
-    /// Of `limit` bytes.
-    pub fn new(limit: usize) -> Self {
+    /// Of `limit` bytes, telling `usage` of them.
+    pub fn new(limit: usize, usage: Arc<Usage>) -> Self {
         Self {
             limit,
             held: 0,
             peak: 0,
             table_elements: 0,
             denied: false,
+            usage,
         }
     }
 
@@ -69,6 +74,7 @@ impl ResourceLimiter for Meter {
         match self.held.checked_add(added) {
             Some(held) if held <= self.limit => {
                 self.held = held;
+                self.usage.set_memory(held as u64);
                 Ok(true)
             }
             _ => {

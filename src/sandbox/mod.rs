@@ -19,6 +19,7 @@ mod loaded;
 mod meter;
 mod modules;
 mod mounts;
+mod stdin;
 mod stdio;
 mod stop;
 mod trap;
@@ -52,7 +53,8 @@ pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspection::Inspection;
 pub use self::loaded::Loaded;
 pub use self::modules::{Inspected, Modules, Source};
-pub use self::stdio::{Chunk, Item, Output};
+pub use self::stdin::{Input, MAX_STDIN_CHUNK};
+pub use self::stdio::Output;
 pub use self::stop::{Stop, StopReason};
 
 /// The runtime's version.
@@ -182,13 +184,11 @@ impl Sandbox {
         &self.modules
     }
 
-    /// Executes a run on the guest threads. When it has ended and its store is gone, `ended` is called, and then the
-    /// end is told to whoever reads `output`.
+    /// Executes a run on the guest threads. When it has ended and its store is gone, `ended` is called.
     pub fn spawn(
         &self,
         prepared: Prepared,
-        output: Arc<Output>,
-        ended: impl FnOnce(&Result<Ended, Refusal>) + Send + 'static,
+        ended: impl FnOnce(Result<Ended, Refusal>) + Send + 'static,
     ) {
         let active = self.engines.active();
         let run = async move {
@@ -197,11 +197,10 @@ impl Sandbox {
                 .await
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
             drop(active);
-            ended(&result);
-            output.finish(result);
+            ended(result);
         };
         if let Some(guests) = &self.guests {
-            // Ends by itself: at its own end, its deadline, or when its reader leaves.
+            // Ends by itself: at its own end, its deadline, or when it is asked to.
             guests.spawn(run);
         }
     }

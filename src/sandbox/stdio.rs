@@ -1,76 +1,35 @@
-//! What a guest writes, on its way to whoever reads it: bounded, ordered, never lost.
-//!
-//! [`Output`] has one writing side, the guest's two streams, and one reading side. Captured output waits in memory up
-//! to the run's output limit; streamed output goes through a queue of [`QUEUE_BYTES`] that makes the guest wait when
-//! its reader does.
+//! What a guest writes, up to its output limit, on its way to the run's log.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite;
-use tokio::sync::Notify;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::stop::{Stop, StopReason};
 use crate::limits::{Delivery, OutputPolicy};
-use crate::outcome::{CancelCause, Ended, Stream, Written};
-use crate::refusal::Refusal;
+use crate::log::Log;
+use crate::outcome::{CancelCause, Stream, Usage, Written};
 
-/// The most bytes of one chunk: what one stream event may carry.
-pub(super) const CHUNK_BYTES: usize = 64 * 1024;
-/// The most bytes that wait for a reader, each chunk counted with [`CHUNK_OVERHEAD`].
-const QUEUE_BYTES: usize = 256 * 1024;
-/// What a chunk costs besides its bytes, so that a million one-byte chunks are not free.
-const CHUNK_OVERHEAD: usize = 256;
-
-/// A run's output.
+/// A run's output. Captured output also waits in memory for its caller, up to the output limit.
 #[derive(Debug)]
 pub struct Output {
     limit: Option<u64>,
     policy: OutputPolicy,
-    delivery: Delivery,
+    log: Arc<Log>,
+    usage: Arc<Usage>,
     inner: Mutex<Inner>,
-    /// Told each time that the reader takes something.
-    space: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    queue: VecDeque<Chunk>,
-    queued: usize,
-    captured: [BytesMut; 2],
     written: [Written; 2],
-    reader: Option<Waker>,
-    end: Option<Result<Ended, Refusal>>,
-    reader_gone: bool,
-    /// Since when a guest has found no room, and its reader has taken nothing.
-    full_since: Option<Instant>,
-}
-
-/// Bytes that a guest wrote to one stream.
-#[derive(Debug)]
-pub struct Chunk {
-    /// Which.
-    pub stream: Stream,
-    /// When the first of them was written.
-    pub at: SystemTime,
-    /// At most 64 KiB.
-    pub bytes: BytesMut,
-}
-
-/// What a reader gets next.
-#[derive(Debug)]
-pub enum Item {
-    /// Output, in the order it was written.
-    Chunk(Chunk),
-    /// The end, once, after all output.
-    End(Box<Result<Ended, Refusal>>),
+    captured: Option<[BytesMut; 2]>,
 }
 
 /// The error that ends a guest which went over its output limit.
@@ -86,14 +45,23 @@ impl fmt::Display for OutputExceeded {
 impl std::error::Error for OutputExceeded {}
 
 impl Output {
-    /// Of at most `limit` bytes a stream.
-    pub fn new(limit: Option<u64>, policy: OutputPolicy, delivery: Delivery) -> Self {
+    /// Of at most `limit` bytes a stream, to `log`.
+    pub fn new(
+        limit: Option<u64>,
+        policy: OutputPolicy,
+        delivery: Delivery,
+        log: Arc<Log>,
+        usage: Arc<Usage>,
+    ) -> Self {
         Self {
             limit,
             policy,
-            delivery,
-            inner: Mutex::default(),
-            space: Notify::new(),
+            log,
+            usage,
+            inner: Mutex::new(Inner {
+                written: Default::default(),
+                captured: (delivery == Delivery::Captured).then(Default::default),
+            }),
         }
     }
 
@@ -102,51 +70,14 @@ impl Output {
         self.lock().written
     }
 
-    /// The next thing to read; `None` after the end.
-    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let mut inner = self.lock();
-        if let Some(chunk) = inner.queue.pop_front() {
-            inner.queued -= chunk.bytes.len() + CHUNK_OVERHEAD;
-            inner.full_since = None;
-            drop(inner);
-            self.space.notify_one();
-            return Poll::Ready(Some(Item::Chunk(chunk)));
-        }
-        if inner.reader_gone {
-            return Poll::Ready(None);
-        }
-        if let Some(end) = inner.end.take() {
-            inner.reader_gone = true;
-            return Poll::Ready(Some(Item::End(Box::new(end))));
-        }
-        inner.reader = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    /// Takes what was captured.
-    pub fn captured(&self) -> [Bytes; 2] {
-        std::mem::take(&mut self.lock().captured).map(BytesMut::freeze)
-    }
-
-    /// Says that nobody reads any more; what is queued is let go.
-    pub fn close(&self) {
-        let mut inner = self.lock();
-        inner.reader_gone = true;
-        inner.queue.clear();
-        inner.queued = 0;
-        drop(inner);
-        self.space.notify_one();
-    }
-
-    /// Says how the run ended; nothing is written after it.
-    pub fn finish(&self, end: Result<Ended, Refusal>) {
-        let mut inner = self.lock();
-        inner.end = Some(end);
-        wake(inner);
+    /// Takes what was captured, of a run whose output is.
+    pub fn take_captured(&self) -> Option<[Bytes; 2]> {
+        let captured = self.lock().captured.take();
+        captured.map(|captured| captured.map(BytesMut::freeze))
     }
 
     /// Writes as far as the limit goes.
-    fn write(&self, stream: Stream, mut bytes: &[u8]) -> Result<(), OutputExceeded> {
+    fn write(&self, stream: Stream, bytes: &[u8]) -> Result<(), OutputExceeded> {
         let mut inner = self.lock();
         let written = &mut inner.written[stream as usize];
         let left = self.limit.map_or(usize::MAX, |limit| {
@@ -160,78 +91,22 @@ impl Output {
             (true, OutputPolicy::Stop) => written.bytes += left as u64,
             (true, OutputPolicy::Truncate) | (false, _) => written.bytes += bytes.len() as u64,
         }
-        bytes = &bytes[..bytes.len().min(left)];
-        inner.keep(stream, self.delivery, bytes);
-        wake(inner);
+        self.usage.set_written(stream, written.bytes);
+        let bytes = &bytes[..bytes.len().min(left)];
+        if let Some(captured) = &mut inner.captured {
+            captured[stream as usize].extend_from_slice(bytes);
+        }
+        drop(inner);
+        self.log.write(stream, bytes);
         if over && self.policy == OutputPolicy::Stop {
             return Err(OutputExceeded);
         }
         Ok(())
     }
 
-    /// How many bytes may be written now.
-    fn space(&self) -> usize {
-        match self.delivery {
-            Delivery::Captured => CHUNK_BYTES,
-            Delivery::Streamed => QUEUE_BYTES
-                .saturating_sub(self.lock().queued + CHUNK_OVERHEAD)
-                .min(CHUNK_BYTES),
-        }
-    }
-
-    /// Resolves when something may be written. A reader that takes nothing for `stall` ends the run.
-    async fn wait_for_space(&self, stop: &Stop, stall: Duration) {
-        while self.space() == 0 {
-            let since = *self.lock().full_since.get_or_insert_with(Instant::now);
-            let patience = stall.saturating_sub(since.elapsed());
-            let waited = tokio::time::timeout(patience, self.space.notified()).await;
-            if waited.is_err() && self.space() == 0 {
-                stop.request(StopReason::Cancelled(CancelCause::ReaderStalled));
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing panics while it is held; were it to, the bytes are still whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn keep(&mut self, stream: Stream, delivery: Delivery, mut bytes: &[u8]) {
-        if self.reader_gone || bytes.is_empty() {
-            return;
-        }
-        if delivery == Delivery::Captured {
-            self.captured[stream as usize].extend_from_slice(bytes);
-            return;
-        }
-        if let Some(last) = self.queue.back_mut()
-            && last.stream == stream
-        {
-            let fits = bytes.len().min(CHUNK_BYTES - last.bytes.len());
-            last.bytes.extend_from_slice(&bytes[..fits]);
-            self.queued += fits;
-            bytes = &bytes[fits..];
-        }
-        for piece in bytes.chunks(CHUNK_BYTES) {
-            self.queued += piece.len() + CHUNK_OVERHEAD;
-            self.queue.push_back(Chunk {
-                stream,
-                at: SystemTime::now(),
-                bytes: BytesMut::from(piece),
-            });
-        }
-    }
-}
-
-/// Wakes the reader, after the lock is let go.
-fn wake(mut inner: MutexGuard<'_, Inner>) {
-    let waker = inner.reader.take();
-    drop(inner);
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 
@@ -248,21 +123,42 @@ pub struct GuestOutput {
     pub stream: Stream,
     /// Ends the run when its reader stalls.
     pub stop: Arc<Stop>,
-    /// How long a reader may take nothing while the guest waits.
+    /// How long a caller may take nothing while the guest waits.
     pub stall: Duration,
+    /// Whether the run goes on without its caller.
+    pub detached: bool,
     /// What the guest was last told that it may write, and has not used.
     pub permit: usize,
 }
 
 impl GuestOutput {
+    fn space(&self) -> usize {
+        self.output.log.space()
+    }
+
+    /// Resolves when something may be written. A caller that takes nothing for too long ends the run, or, where that
+    /// goes on without it, is not waited for any more.
+    async fn wait_for_space(&self) {
+        if self.output.log.wait_for_space(self.stall).await {
+            return;
+        }
+        if self.detached {
+            self.output.log.owe_nothing();
+            return;
+        }
+        self.stop
+            .request(StopReason::Cancelled(CancelCause::ReaderStalled));
+        std::future::pending::<()>().await;
+    }
+
     /// Writes all of `bytes`, waiting for the reader as it goes.
     ///
     /// # Errors
     /// Where they go over the output limit and the run is to stop there.
     pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), OutputExceeded> {
         while !bytes.is_empty() {
-            self.output.wait_for_space(&self.stop, self.stall).await;
-            let (now, later) = bytes.split_at(bytes.len().min(self.output.space()));
+            self.wait_for_space().await;
+            let (now, later) = bytes.split_at(bytes.len().min(self.space()));
             self.output.write(self.stream, now)?;
             bytes = later;
         }
@@ -290,7 +186,7 @@ impl StdoutStream for GuestOutput {
 #[async_trait]
 impl Pollable for GuestOutput {
     async fn ready(&mut self) {
-        self.output.wait_for_space(&self.stop, self.stall).await;
+        self.wait_for_space().await;
     }
 }
 
@@ -299,7 +195,7 @@ impl OutputStream for GuestOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         // A guest may call this without asking first: the bound on the queue must not rest on its manners.
         // The other stream may have taken the room since: a permit that was given holds.
-        let permitted = self.output.space().max(std::mem::take(&mut self.permit));
+        let permitted = self.space().max(std::mem::take(&mut self.permit));
         if bytes.len() > permitted {
             return Err(StreamError::trap("wrote more than check-write permits"));
         }
@@ -313,7 +209,7 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        self.permit = self.output.space();
+        self.permit = self.space();
         Ok(self.permit)
     }
 

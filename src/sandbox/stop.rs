@@ -24,13 +24,14 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Asks the run to end; a later reason changes nothing.
-    pub fn request(&self, reason: StopReason) {
+    /// Asks the run to end, and says whether this was the first to ask; a later reason changes nothing.
+    pub fn request(&self, reason: StopReason) -> bool {
         let code = match reason {
             StopReason::TimedOut => 1,
             StopReason::Cancelled(CancelCause::CallerGone) => 2,
             StopReason::Cancelled(CancelCause::ReaderStalled) => 3,
             StopReason::Cancelled(CancelCause::Draining) => 4,
+            StopReason::Cancelled(CancelCause::CancelRpc) => 5,
         };
         let first = self
             .reason
@@ -38,6 +39,7 @@ impl Stop {
         if first.is_ok() {
             self.requested.notify_one();
         }
+        first.is_ok()
     }
 
     /// Why it was asked to end, if it was.
@@ -47,11 +49,12 @@ impl Stop {
             1 => Some(StopReason::TimedOut),
             2 => Some(StopReason::Cancelled(CancelCause::CallerGone)),
             3 => Some(StopReason::Cancelled(CancelCause::ReaderStalled)),
-            _ => Some(StopReason::Cancelled(CancelCause::Draining)),
+            4 => Some(StopReason::Cancelled(CancelCause::Draining)),
+            _ => Some(StopReason::Cancelled(CancelCause::CancelRpc)),
         }
     }
 
-    /// Resolves when it is asked to end. For one waiter, the run's driver.
+    /// Resolves when it is asked to end. For one waiter, whoever drives the run at the time.
     pub async fn requested(&self) {
         if self.reason().is_none() {
             self.requested.notified().await;

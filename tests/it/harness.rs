@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence::api::proto::module_service_client::ModuleServiceClient;
+use ringfence::api::proto::run_service_client::RunServiceClient;
 use ringfence::api::proto::run_spec::Module;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
-    LoadModuleRequest, LoadModuleResponse, Outcome, Resources, RunRequest, RunResponse, RunResult,
-    RunSpec, RunStreamRequest, Security, StreamEvent, load_module_request,
+    AttachRunRequest, GetRunRequest, ListRunsRequest, ListRunsResponse, LoadModuleRequest,
+    LoadModuleResponse, Outcome, Resources, RunInfo, RunRequest, RunResponse, RunResult, RunSpec,
+    RunStreamRequest, Security, StreamEvent, load_module_request,
 };
 use ringfence::app::{self, Probe};
 use ringfence::config::Overrides;
@@ -21,6 +23,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
 pub(crate) type Client = SandboxServiceClient<Channel>;
+pub(crate) type Runs = RunServiceClient<Channel>;
 pub(crate) type Modules = ModuleServiceClient<Channel>;
 
 /// A daemon in this process, serving on a port of its own.
@@ -79,6 +82,11 @@ impl Daemon {
         drop(self.stop.take());
     }
 
+    /// What drains it when it is dropped.
+    pub(crate) fn take_stop(&mut self) -> Option<oneshot::Sender<()>> {
+        self.stop.take()
+    }
+
     /// Waits for it to have ended.
     pub(crate) async fn ended(self) -> Result<(), app::AppError> {
         drop(self.client);
@@ -117,6 +125,49 @@ impl Daemon {
         Modules::new(channel(&self.addr).await).max_decoding_message_size(usize::MAX)
     }
 
+    /// A client of its runs.
+    pub(crate) async fn runs(&self) -> Runs {
+        runs(&self.addr).await
+    }
+
+    /// What is known of a run.
+    pub(crate) async fn get(&self, run_id: &str) -> RunInfo {
+        let run_id = run_id.to_owned();
+        let answer = self.runs().await.get_run(GetRunRequest { run_id }).await;
+        let answer = answer.expect("the run is known").into_inner();
+        answer.run.expect("a run")
+    }
+
+    /// Waits until a run is as `holds` says, by asking.
+    pub(crate) async fn until_run(
+        &self,
+        run_id: &str,
+        holds: impl Fn(&RunInfo) -> bool,
+    ) -> RunInfo {
+        let mut runs = self.runs().await;
+        loop {
+            let run_id = run_id.to_owned();
+            let answer = runs.get_run(GetRunRequest { run_id }).await;
+            let run = answer.expect("the run is known").into_inner().run;
+            let run = run.expect("a run");
+            if holds(&run) {
+                return run;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A page of runs.
+    pub(crate) async fn list(&self, request: ListRunsRequest) -> ListRunsResponse {
+        let answer = self.runs().await.list_runs(request).await;
+        answer.expect("runs are listed").into_inner()
+    }
+
+    /// Attaches to a run.
+    pub(crate) async fn attach(&self, run_id: &str, from_seq: u64) -> Streaming<StreamEvent> {
+        attach(&mut self.runs().await, run_id, from_seq).await
+    }
+
     /// Loads a module.
     pub(crate) async fn load(&self, wasm: impl Into<Bytes>) -> Result<LoadModuleResponse, Status> {
         let answer = self.client.clone().load_module(load(wasm)).await?;
@@ -140,6 +191,24 @@ pub(crate) async fn connect(addr: &str) -> Client {
     SandboxServiceClient::new(channel(addr).await)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
+}
+
+/// A client of the runs of `addr`.
+pub(crate) async fn runs(addr: &str) -> Runs {
+    Runs::new(channel(addr).await).max_decoding_message_size(usize::MAX)
+}
+
+/// Attaches to a run.
+pub(crate) async fn attach(runs: &mut Runs, run_id: &str, from_seq: u64) -> Streaming<StreamEvent> {
+    let run_id = run_id.to_owned();
+    let answer = runs.attach_run(AttachRunRequest { run_id, from_seq }).await;
+    answer.expect("it is attached").into_inner()
+}
+
+/// The id that an answer tells in its metadata.
+pub(crate) fn told_id(metadata: &tonic::metadata::MetadataMap) -> String {
+    let id = metadata.get("ringfence-run-id").expect("an id");
+    id.to_str().expect("text").to_owned()
 }
 
 pub(crate) async fn channel(addr: &str) -> Channel {
@@ -204,6 +273,12 @@ pub(crate) trait SpecExt: Sized {
     }
     fn stdin(self, stdin: impl Into<Bytes>) -> Self {
         self.change(|spec| spec.stdin = stdin.into())
+    }
+    fn detach(self) -> Self {
+        self.change(|spec| spec.detach = true)
+    }
+    fn key(self, key: &str) -> Self {
+        self.change(|spec| spec.idempotency_key = key.to_owned())
     }
     fn timeout(self, timeout: Duration) -> Self {
         self.change(|spec| spec.timeout = Some(timeout.try_into().expect("a duration")))

@@ -6,7 +6,7 @@ use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{Outcome, RunStreamRequest};
 use tonic::Code;
 
-use crate::harness::{Daemon, Refused, SpecExt, Story, kit, kit_component, read, spec};
+use crate::harness::{Daemon, Refused, SpecExt, Story, kit, kit_component, read, spec, told_id};
 
 #[tokio::test]
 async fn started_then_output_in_order_then_exit() {
@@ -141,15 +141,6 @@ async fn a_refusal_before_anything_was_sent_is_a_status() {
     let status = daemon.stream(spec("(module)")).await.unwrap_err();
     Refused::new(&status).is(Code::InvalidArgument, "ENTRY_POINT_NOT_FOUND");
     assert!(status.metadata().contains_key("ringfence-run-id"));
-}
-
-fn told_id(metadata: &tonic::metadata::MetadataMap) -> String {
-    metadata
-        .get("ringfence-run-id")
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .to_owned()
 }
 
 #[tokio::test]

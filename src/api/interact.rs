@@ -1,0 +1,139 @@
+//! `Interact`: what the caller sends goes to its guest, in a task beside the answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::proto::interact_request::Frame;
+use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof};
+use super::start::Call;
+use super::status;
+use super::stream::Events;
+use crate::refusal::{Reason, Refusal};
+use crate::run::{Method, Run, Runner, before};
+use crate::sandbox::{Input, MAX_STDIN_CHUNK};
+
+/// Starts the run that the first message asks for, and takes the others beside it.
+pub(super) async fn interact(
+    runner: &Arc<Runner>,
+    request: Request<Streaming<InteractRequest>>,
+) -> Result<Response<Events>, Status> {
+    let call = Call::of(runner, &request, Method::Interact);
+    let mut frames = request.into_inner();
+    let until = call.until();
+    let spec = match until {
+        Ok(until) => before(until, start(&mut frames)).await,
+        Err(refusal) => Err(Failed::Refused(refusal)),
+    };
+    let spec = match spec {
+        Ok(spec) => spec,
+        Err(Failed::Refused(refusal)) => return Err(call.refused(runner, refusal)),
+        Err(Failed::Broken(status)) => return Err(status),
+    };
+    let input = Arc::new(Input::default());
+    let taken = Arc::clone(&input);
+    let attached = call.start(runner, Some(spec), "start", Some(input)).await?;
+    let mut taking = JoinSet::new();
+    let run = Arc::clone(&attached.run);
+    taking.spawn(async move {
+        let taken = Taken {
+            input: taken,
+            run: &run,
+        };
+        let error = match take(&mut frames, &taken.input, &run).await {
+            Ok(()) => return None,
+            Err(Failed::Refused(refusal)) => status::event(&refusal),
+            Err(Failed::Broken(status)) => status::event_of(&status),
+        };
+        run.abandon();
+        Some(error)
+    });
+    Ok(Events::beside(attached, taking))
+}
+
+/// Input that ends at the latest when nobody takes it any more, where the run outlives that. Another is ended for what
+/// it is, not for an end of file that nobody sent.
+struct Taken<'a> {
+    input: Arc<Input>,
+    run: &'a Run,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.run.detached {
+            self.input.close();
+        }
+    }
+}
+
+/// Why the caller's side cannot be taken: refused here, or by the layers that its messages came through.
+enum Failed {
+    Refused(Refusal),
+    Broken(Status),
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Failed> {
+    match next(frames).await? {
+        Some(Frame::Start(spec)) => Ok(*spec),
+        Some(Frame::Stdin(_) | Frame::StdinEof(_) | Frame::Cancel(_)) | None => Err(malformed(
+            "the first message of an interaction is its `start`",
+        )),
+    }
+}
+
+/// Takes what the caller sends until it sends no more.
+async fn take(
+    frames: &mut Streaming<InteractRequest>,
+    input: &Input,
+    run: &Run,
+) -> Result<(), Failed> {
+    let mut open = true;
+    while let Some(frame) = next(frames).await? {
+        match frame {
+            Frame::Start(_) => return Err(malformed("an interaction has one `start`")),
+            Frame::Stdin(_) if !open => return Err(malformed("`stdin` came after `stdin_eof`")),
+            Frame::Stdin(bytes) => input.push(checked(bytes)?).await,
+            Frame::StdinEof(StdinEof {}) => {
+                open = false;
+                input.close();
+            }
+            Frame::Cancel(Cancel {}) => {
+                run.cancel();
+            }
+        }
+    }
+    input.close();
+    Ok(())
+}
+
+async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, Failed> {
+    match frames.message().await.map_err(Failed::Broken)? {
+        None => Ok(None),
+        Some(InteractRequest { frame: Some(frame) }) => Ok(Some(frame)),
+        Some(InteractRequest { frame: None }) => Err(malformed(
+            "a message of an interaction has a `start`, `stdin`, `stdin_eof` or `cancel`",
+        )),
+    }
+}
+
+fn checked(bytes: Bytes) -> Result<Bytes, Refusal> {
+    if bytes.is_empty() {
+        return Err(Refusal::invalid("stdin", "is empty"));
+    }
+    if bytes.len() > MAX_STDIN_CHUNK {
+        return Err(Refusal::above("stdin", bytes.len(), MAX_STDIN_CHUNK));
+    }
+    Ok(bytes)
+}
+
+fn malformed(message: &str) -> Failed {
+    Failed::Refused(Refusal::new(Reason::MalformedRequest, message))
+}

@@ -1,0 +1,133 @@
+//! `RunService`: thin. Decode, hand over, encode.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::intake::Arrival;
+use super::proto::run_service_server::RunService;
+use super::proto::watch_runs_response::Event;
+use super::stream::Events;
+use super::{decode, encode, interact, proto, status};
+use crate::refusal::Refusal;
+use crate::request::RunId;
+use crate::run::{Cancelled, News, Runner, Watch};
+
+/// The service.
+pub struct RunApi {
+    runner: Arc<Runner>,
+}
+
+impl RunApi {
+    /// Over `runner`.
+    pub fn new(runner: Arc<Runner>) -> Self {
+        Self { runner }
+    }
+}
+
+/// The news of a watch.
+type Told = Pin<Box<dyn Stream<Item = Result<proto::WatchRunsResponse, Status>> + Send>>;
+
+fn refused(refusal: Refusal) -> Status {
+    status::from(&refusal)
+}
+
+fn run_id(text: &str) -> Result<RunId, Status> {
+    RunId::parse("run_id", text).map_err(refused)
+}
+
+fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
+    decode::until(request.metadata(), Arrival::of(request).at).map_err(refused)
+}
+
+/// Tells what a watch tells, and at its end why there is one.
+fn told(watch: Watch) -> impl Stream<Item = Result<proto::WatchRunsResponse, Status>> {
+    futures_util::stream::unfold(Some(watch), |watch| async {
+        let mut watch = watch?;
+        let event = match watch.next().await {
+            Some(News::Run(run)) => Event::Run(Box::new(encode::listed_run(&run))),
+            Some(News::Synced) => Event::Synced(proto::Synced {}),
+            None => return Some((Err(refused(crate::run::shutting_down())), None)),
+        };
+        let event = Some(event);
+        Some((Ok(proto::WatchRunsResponse { event }), Some(watch)))
+    })
+}
+
+#[tonic::async_trait]
+impl RunService for RunApi {
+    type WatchRunsStream = Told;
+    type AttachRunStream = Events;
+    type InteractStream = Events;
+
+    async fn list_runs(
+        &self,
+        request: Request<proto::ListRunsRequest>,
+    ) -> Result<Response<proto::ListRunsResponse>, Status> {
+        let page = decode::run_page(request.into_inner()).map_err(refused)?;
+        let (runs, next) = self.runner.runs(&page.selector, page.before, page.size);
+        Ok(Response::new(proto::ListRunsResponse {
+            runs: runs.iter().map(|run| encode::listed_run(run)).collect(),
+            next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn watch_runs(
+        &self,
+        request: Request<proto::WatchRunsRequest>,
+    ) -> Result<Response<Told>, Status> {
+        let proto::WatchRunsRequest { states, labels } = request.into_inner();
+        let selector = decode::selector(states, labels).map_err(refused)?;
+        let watch = self.runner.watch(selector);
+        Ok(Response::new(Box::pin(told(watch))))
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<proto::GetRunRequest>,
+    ) -> Result<Response<proto::GetRunResponse>, Status> {
+        let proto::GetRunRequest { run_id } = request.into_inner();
+        let run = self.runner.find(&self::run_id(&run_id)?).map_err(refused)?;
+        let run = Some(encode::run(&run));
+        Ok(Response::new(proto::GetRunResponse { run }))
+    }
+
+    async fn cancel_run(
+        &self,
+        request: Request<proto::CancelRunRequest>,
+    ) -> Result<Response<proto::CancelRunResponse>, Status> {
+        let until = until(&request)?;
+        let proto::CancelRunRequest { run_id } = request.into_inner();
+        let cancelled = self.runner.cancel(&self::run_id(&run_id)?, until).await;
+        let Cancelled {
+            found,
+            by_this,
+            run,
+        } = cancelled.map_err(refused)?;
+        Ok(Response::new(proto::CancelRunResponse {
+            found: encode::state(found).into(),
+            cancelled: by_this,
+            run: Some(encode::run(&run)),
+        }))
+    }
+
+    async fn attach_run(
+        &self,
+        request: Request<proto::AttachRunRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let proto::AttachRunRequest { run_id, from_seq } = request.into_inner();
+        let id = self::run_id(&run_id)?;
+        let attached = self.runner.attach(&id, from_seq).map_err(refused)?;
+        Ok(Events::answer(attached))
+    }
+
+    async fn interact(
+        &self,
+        request: Request<Streaming<proto::InteractRequest>>,
+    ) -> Result<Response<Events>, Status> {
+        interact::interact(&self.runner, request).await
+    }
+}

@@ -1,0 +1,365 @@
+//! What happens in one run, in order, numbered without gaps, for any number of readers, in bounded memory.
+//!
+//! Event 0 is the start, then comes output, then exactly one end; a run that is refused has the end alone. A run's
+//! caller that reads as it goes is *owed* its output: none of it is let go before it was read, and the guest waits
+//! while there is no room for more. All other readers, [`Viewer`]s, get what is there, and are told what is not.
+
+mod pool;
+mod view;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use crate::outcome::{Ended, Stream};
+use crate::refusal::Refusal;
+
+pub use self::pool::Pool;
+pub use self::view::{Event, Viewer, What};
+
+/// How a run ended: by itself or by a limit, or refused, or failed.
+pub type End = Result<Ended, Refusal>;
+
+/// The most bytes of one event.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+/// What an event costs besides its bytes, so that a million one-byte events are not free.
+const OVERHEAD: usize = 256;
+/// What a caller may be owed however little room all logs have.
+const FLOOR: usize = 2 * CHUNK_BYTES;
+
+/// A run's log.
+#[derive(Debug)]
+pub struct Log {
+    /// What it may hold.
+    bytes: usize,
+    pool: Arc<Pool>,
+    inner: Mutex<Inner>,
+    /// Told each time that the caller takes something.
+    space: Notify,
+    /// Told when the run starts and when it ends.
+    turned: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    started: Option<SystemTime>,
+    /// The number of the first of `entries`; output starts at 1.
+    first: u64,
+    entries: VecDeque<Entry>,
+    /// What the entries cost.
+    held: usize,
+    owed: Option<Owed>,
+    /// Since when the guest has found no room, and its caller has taken nothing.
+    full_since: Option<Instant>,
+    end: Option<(SystemTime, Arc<End>)>,
+    /// Standard output and error of a run whose caller gets them whole.
+    captured: Option<[Bytes; 2]>,
+    /// Where it stands on the pool's shelf.
+    ticket: Option<u64>,
+    /// Those who wait for something to happen, each in its reader's place.
+    waiting: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+/// What a caller has yet to read.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    /// The next event that it gets.
+    next: u64,
+    /// What that and all after it cost.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: Stream,
+    at: SystemTime,
+    bytes: Body,
+    /// What it takes of memory.
+    cost: usize,
+}
+
+/// The bytes of an event: more may be added until somebody has read it.
+#[derive(Debug)]
+enum Body {
+    Open(BytesMut),
+    Sealed(Bytes),
+}
+
+impl Entry {
+    fn seal(&mut self) -> Bytes {
+        if let Body::Open(bytes) = &mut self.bytes {
+            self.bytes = Body::Sealed(std::mem::take(bytes).freeze());
+        }
+        match &self.bytes {
+            Body::Sealed(bytes) => bytes.clone(),
+            Body::Open(_) => Bytes::new(),
+        }
+    }
+}
+
+impl Log {
+    /// Of at most `bytes`, out of `pool`.
+    pub fn new(bytes: usize, pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: bytes.max(FLOOR),
+            pool,
+            inner: Mutex::new(Inner {
+                first: 1,
+                ..Inner::default()
+            }),
+            space: Notify::new(),
+            turned: Notify::new(),
+        })
+    }
+
+    /// Says that the run starts.
+    pub fn start(&self, at: SystemTime) {
+        let mut inner = self.lock();
+        inner.started = Some(at);
+        wake(inner);
+        self.turned.notify_waiters();
+    }
+
+    /// Says how the run ended; nothing is written after it. A second end is none.
+    pub fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
+        let mut inner = self.lock();
+        if inner.end.is_some() {
+            return;
+        }
+        if let Some(captured) = captured {
+            self.pool.add(captured.iter().map(Bytes::len).sum());
+            inner.captured = Some(captured);
+        }
+        inner.end = Some((SystemTime::now(), Arc::new(end)));
+        wake(inner);
+        self.turned.notify_waiters();
+        self.make_room();
+    }
+
+    /// When the run started, where it has.
+    pub fn started(&self) -> Option<SystemTime> {
+        self.lock().started
+    }
+
+    /// How the run ended and when, where it has.
+    pub fn end(&self) -> Option<(SystemTime, Arc<End>)> {
+        self.lock().end.clone()
+    }
+
+    /// The number of the next event; after the end, one more than the end's.
+    pub fn next_seq(&self) -> u64 {
+        let inner = self.lock();
+        inner.next_output() + u64::from(inner.end.is_some())
+    }
+
+    /// Resolves when the run has started, or has ended without that.
+    pub async fn begun(&self) {
+        self.turn(|inner| (inner.started.is_some() || inner.end.is_some()).then_some(()))
+            .await;
+    }
+
+    /// Resolves when the run has ended.
+    pub async fn ended(&self) -> Arc<End> {
+        self.turn(|inner| inner.end.as_ref().map(|(_, end)| Arc::clone(end)))
+            .await
+    }
+
+    async fn turn<T>(&self, has: impl Fn(&Inner) -> Option<T>) -> T {
+        loop {
+            let mut turned = std::pin::pin!(self.turned.notified());
+            turned.as_mut().enable();
+            if let Some(found) = has(&self.lock()) {
+                return found;
+            }
+            turned.await;
+        }
+    }
+
+    /// What the run's caller gets whole, for as long as it is kept.
+    pub fn captured(&self) -> Option<[Bytes; 2]> {
+        self.lock().captured.clone()
+    }
+
+    /// Adds output, at most as much as [`Self::space`] said, or little more.
+    pub fn write(&self, stream: Stream, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut inner = self.lock();
+        let added = inner.append(stream, bytes);
+        self.pool.add(added);
+        if let Some(owed) = &mut inner.owed {
+            owed.bytes += added;
+        }
+        let over = inner.held.saturating_sub(self.bytes);
+        self.pool.sub(inner.trim(over));
+        wake(inner);
+        if self.pool.is_over() {
+            self.make_room();
+        }
+    }
+
+    /// How many bytes may be written now.
+    pub fn space(&self) -> usize {
+        let inner = self.lock();
+        let Some(owed) = inner.owed else {
+            return CHUNK_BYTES;
+        };
+        let most = if self.pool.is_over() {
+            FLOOR
+        } else {
+            self.bytes
+        };
+        most.saturating_sub(owed.bytes + OVERHEAD).min(CHUNK_BYTES)
+    }
+
+    /// Resolves to true when something may be written, and to false when the caller has taken nothing for `stall`.
+    pub async fn wait_for_space(&self, stall: Duration) -> bool {
+        while self.space() == 0 {
+            let since = *self.lock().full_since.get_or_insert_with(Instant::now);
+            let patience = stall.saturating_sub(since.elapsed());
+            let waited = tokio::time::timeout(patience, self.space.notified()).await;
+            // It may have taken something in the last moment.
+            let since = self.lock().full_since;
+            if waited.is_err()
+                && self.space() == 0
+                && since.is_some_and(|since| since.elapsed() >= stall)
+            {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Owes nobody anything any more: whoever was owed reads on as a viewer.
+    pub fn owe_nothing(&self) {
+        let mut inner = self.lock();
+        inner.owed = None;
+        inner.full_since = None;
+        drop(inner);
+        self.space.notify_one();
+    }
+
+    /// Says that the run has ended and no caller of it is left: its output may go when room is needed. What was captured
+    /// goes now, unless a later call may ask for it.
+    pub fn shelve(self: &Arc<Self>, keep_captured: bool) {
+        let mut inner = self.lock();
+        if !keep_captured {
+            self.pool.sub(inner.drop_captured());
+        }
+        if inner.ticket.is_none() {
+            inner.ticket = Some(self.pool.shelve(self));
+        }
+        drop(inner);
+        self.make_room();
+    }
+
+    /// Lets all output go.
+    fn let_go(&self) {
+        let mut inner = self.lock();
+        let freed = inner.drop_captured() + inner.trim(usize::MAX);
+        self.pool.sub(freed);
+    }
+
+    /// Makes room in the pool: by what others need no more, then by what is read of this one.
+    fn make_room(&self) {
+        self.pool.make_room();
+        if self.pool.is_over() {
+            let mut inner = self.lock();
+            let last = inner.entries.back().map_or(0, |entry| entry.cost);
+            let rest = inner.held - last;
+            self.pool.sub(inner.trim(rest));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held; were it to, the bytes are still whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let pool = Arc::clone(&self.pool);
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pool.sub(inner.drop_captured() + inner.held);
+        if let Some(ticket) = inner.ticket {
+            pool.unshelve(ticket);
+        }
+    }
+}
+
+impl Inner {
+    /// The number of the next event of output, or of the end.
+    fn next_output(&self) -> u64 {
+        if self.started.is_none() {
+            return 0;
+        }
+        self.first + self.entries.len() as u64
+    }
+
+    /// Adds bytes to the last event while nobody has read it, and then in events of their own; returns what that costs.
+    fn append(&mut self, stream: Stream, mut bytes: &[u8]) -> usize {
+        let mut added = 0;
+        if let Some(last) = self.entries.back_mut()
+            && last.stream == stream
+            && let Body::Open(open) = &mut last.bytes
+        {
+            let fits = bytes.len().min(CHUNK_BYTES - open.len());
+            open.extend_from_slice(&bytes[..fits]);
+            let cost = open.capacity() + OVERHEAD;
+            added += cost.saturating_sub(last.cost);
+            last.cost = last.cost.max(cost);
+            bytes = &bytes[fits..];
+        }
+        for piece in bytes.chunks(CHUNK_BYTES) {
+            let bytes = BytesMut::from(piece);
+            let cost = bytes.capacity() + OVERHEAD;
+            added += cost;
+            self.entries.push_back(Entry {
+                stream,
+                at: SystemTime::now(),
+                bytes: Body::Open(bytes),
+                cost,
+            });
+        }
+        self.held += added;
+        added
+    }
+
+    /// Lets `bytes` of the oldest output go, or as much as nobody is owed; returns how much that is.
+    fn trim(&mut self, bytes: usize) -> usize {
+        let mut freed = 0;
+        while freed < bytes && self.owed.is_none_or(|owed| self.first < owed.next) {
+            let Some(entry) = self.entries.pop_front() else {
+                break;
+            };
+            self.first += 1;
+            freed += entry.cost;
+        }
+        self.held -= freed;
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+        freed
+    }
+
+    fn drop_captured(&mut self) -> usize {
+        let captured = self.captured.take();
+        captured.iter().flatten().map(Bytes::len).sum()
+    }
+}
+
+/// Wakes all who wait, after the lock is let go.
+fn wake(mut inner: MutexGuard<'_, Inner>) {
+    let wakers: Vec<Waker> = inner.waiting.iter_mut().filter_map(Option::take).collect();
+    drop(inner);
+    for waker in wakers {
+        waker.wake();
+    }
+}

@@ -1,0 +1,92 @@
+//! What can be done to runs from outside: find, list, watch, attach, cancel.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::attach::Attached;
+use super::record::{Run, State};
+use super::registry::{Selector, Watch};
+use super::{Runner, before};
+use crate::outcome::{CancelCause, Outcome};
+use crate::refusal::{Reason, Refusal};
+use crate::request::RunId;
+
+/// What became of a run that was to be cancelled.
+#[derive(Debug)]
+pub struct Cancelled {
+    /// Where it was.
+    pub found: State,
+    /// Whether it ended for that.
+    pub by_this: bool,
+    /// The run, ended.
+    pub run: Arc<Run>,
+}
+
+impl Runner {
+    /// One run.
+    ///
+    /// # Errors
+    /// `RUN_ELSEWHERE` for another daemon's, `RUN_NOT_FOUND` for one that never was, or is not remembered any more.
+    pub fn find(&self, id: &RunId) -> Result<Arc<Run>, Refusal> {
+        if id.instance() != self.instance {
+            let message = format!("run_id: {id} is a run of the daemon {}", id.instance());
+            return Err(Refusal::new(Reason::RunElsewhere, message)
+                .at("run_id")
+                .with("instance", id.instance()));
+        }
+        self.registry.find(id).ok_or_else(|| {
+            let message = format!("run_id: there is no run {id}, or it is not remembered any more");
+            Refusal::new(Reason::RunNotFound, message).at("run_id")
+        })
+    }
+
+    /// At most `size` runs that match, the newest first, older than `before`; and where others may follow, what the next
+    /// page is before.
+    pub fn runs(
+        &self,
+        selector: &Selector,
+        before: Option<RunId>,
+        size: usize,
+    ) -> (Vec<Arc<Run>>, Option<RunId>) {
+        self.registry.list(selector, before, size)
+    }
+
+    /// Follows runs that match.
+    pub fn watch(&self, selector: Selector) -> Watch {
+        self.registry.watch(selector)
+    }
+
+    /// Attaches a viewer, from event `from` on.
+    ///
+    /// # Errors
+    /// As [`Self::find`]; `SPEC_INVALID` where the run has not come as far.
+    pub fn attach(&self, id: &RunId, from: u64) -> Result<Attached, Refusal> {
+        let run = self.find(id)?;
+        Attached::view(&run, from).map_err(|highest| {
+            let message = format!("{from} is beyond the run's next event, {highest}");
+            Refusal::invalid("from_seq", message)
+                .with("asked", from)
+                .with("allowed", highest)
+        })
+    }
+
+    /// Ends a run, and waits until it is gone.
+    ///
+    /// # Errors
+    /// As [`Self::find`]; `NOT_STARTED` where the caller's deadline passes first.
+    pub async fn cancel(&self, id: &RunId, until: Option<Instant>) -> Result<Cancelled, Refusal> {
+        let run = self.find(id)?;
+        let found = run.state();
+        let first = run.cancel();
+        let ended = async { Ok::<_, Refusal>(run.log.ended().await) };
+        let by_this = match &*before(until, ended).await? {
+            Ok(ended) => ended.outcome == Outcome::Cancelled(CancelCause::CancelRpc),
+            Err(refusal) => refusal.reason() == Reason::RunCancelled,
+        };
+        Ok(Cancelled {
+            found,
+            by_this: found != State::Ended && first && by_this,
+            run,
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! Idempotency: the same key within its window is the same run.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::record::{Method, Run};
+use crate::refusal::{Reason, Refusal};
+use crate::request::{Digest, RunId};
+
+/// The most keys at once. None is dropped early, since that would execute its run a second time.
+const MAX_KEYS: usize = 100_000;
+/// What a caller is told to wait when there are as many.
+const RETRY: Duration = Duration::from_secs(5);
+
+type Key = (Method, String);
+
+/// The keys.
+#[derive(Debug)]
+pub(super) struct Keys {
+    window: Duration,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    taken: HashMap<Key, Taken>,
+    /// In the order in which their windows end.
+    ending: VecDeque<(Instant, Key, RunId)>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    fingerprint: Digest,
+    id: RunId,
+    run: Weak<Run>,
+}
+
+impl Keys {
+    /// Each of which holds for `window`, and for as long as its run goes on.
+    pub(super) fn new(window: Duration) -> Self {
+        Self {
+            window,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Takes `run`'s key for it, or answers with the run that has it already.
+    ///
+    /// # Errors
+    /// `IDEMPOTENCY_CONFLICT` where that is a run of another spec, `RUN_NOT_FOUND` where it is not remembered any more,
+    /// `QUEUE_FULL` where there are too many keys.
+    pub(super) fn take(
+        &self,
+        run: &Arc<Run>,
+        key: &str,
+        fingerprint: Digest,
+    ) -> Result<Option<Arc<Run>>, Refusal> {
+        let key = (run.origin.method, key.to_owned());
+        let mut inner = self.lock();
+        inner.drop_ended(self.window);
+        if let Some(taken) = inner.taken.get(&key) {
+            return taken.answer(fingerprint).map(Some);
+        }
+        if inner.taken.len() >= MAX_KEYS {
+            return Err(Refusal::new(
+                Reason::QueueFull,
+                format!("{MAX_KEYS} idempotency keys are in use (runs.idempotency_window)"),
+            )
+            .retry_after(RETRY));
+        }
+        let taken = Taken {
+            fingerprint,
+            id: run.id.clone(),
+            run: Arc::downgrade(run),
+        };
+        inner.taken.insert(key.clone(), taken);
+        let end = Instant::now() + self.window;
+        inner.ending.push_back((end, key, run.id.clone()));
+        Ok(None)
+    }
+
+    /// Frees the key of a run that never started.
+    pub(super) fn free(&self, run: &Run) {
+        let Some(key) = &run.key else {
+            return;
+        };
+        let key = (run.origin.method, key.clone());
+        let mut inner = self.lock();
+        if inner.taken.get(&key).is_some_and(|it| it.id == run.id) {
+            inner.taken.remove(&key);
+        }
+    }
+
+    /// Drops keys whose window is over.
+    pub(super) fn age(&self) {
+        self.lock().drop_ended(self.window);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    fn answer(&self, fingerprint: Digest) -> Result<Arc<Run>, Refusal> {
+        let id = &self.id;
+        if self.fingerprint != fingerprint {
+            let message =
+                format!("spec.idempotency_key: belongs to run {id}, whose spec is another");
+            return Err(Refusal::new(Reason::IdempotencyConflict, message)
+                .at("spec.idempotency_key")
+                .with("run_id", id));
+        }
+        self.run.upgrade().ok_or_else(|| {
+            let message = format!("run {id} had this key, and is not remembered any more");
+            Refusal::new(Reason::RunNotFound, message)
+                .at("spec.idempotency_key")
+                .with("run_id", id)
+        })
+    }
+}
+
+impl Inner {
+    fn drop_ended(&mut self, window: Duration) {
+        let now = Instant::now();
+        let mut going = Vec::new();
+        while let Some((end, ..)) = self.ending.front()
+            && *end <= now
+        {
+            let Some((_, key, id)) = self.ending.pop_front() else {
+                return;
+            };
+            let Some(taken) = self.taken.get(&key).filter(|taken| taken.id == id) else {
+                continue;
+            };
+            if taken
+                .run
+                .upgrade()
+                .is_some_and(|run| run.log.end().is_none())
+            {
+                going.push((now + window, key, id));
+            } else {
+                self.taken.remove(&key);
+            }
+        }
+        self.ending.extend(going);
+    }
+}

@@ -1,0 +1,283 @@
+//! The walk of a run: registered -> compile -> admit -> execute -> ended.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::admission::{Permit, shutting_down};
+use super::attach::Attached;
+use super::inflight::Flight;
+use super::record::{Granted, Origin, Pending, Run, unstarted};
+use super::{Runner, before};
+use crate::limits::Delivery;
+use crate::log::End;
+use crate::refusal::Refusal;
+use crate::request::{Digest, ModuleRef, RunId, RunSpec};
+use crate::sandbox::{
+    self, Entry, Input, Inspection, Loaded, Output, Prepared, Source, Surroundings, Variant,
+};
+use crate::store::{hashed, not_found};
+
+/// A run that was asked for.
+pub struct Asked {
+    /// Its id.
+    pub id: RunId,
+    /// Who asks, and how.
+    pub origin: Origin,
+    /// What to run.
+    pub spec: RunSpec,
+    /// How its output is delivered.
+    pub delivery: Delivery,
+    /// What the guest reads while its caller still writes it.
+    pub input: Option<Arc<Input>>,
+    /// When its caller gives up.
+    pub until: Option<Instant>,
+}
+
+/// A run that did not start.
+#[derive(Debug)]
+pub struct Refused {
+    /// Its id.
+    pub id: RunId,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+/// A run whose module is ready; it needs a slot.
+struct Ready {
+    loaded: Arc<Loaded>,
+    entry: Entry,
+    memory_pages: u32,
+}
+
+/// A run that has its module and its slot.
+struct Admitted {
+    granted: Granted,
+    prepared: Prepared,
+    output: Arc<Output>,
+    permit: Permit,
+    flight: Flight,
+}
+
+impl Runner {
+    /// Starts a run and attaches its caller to it; or attaches the caller to the run that has the same idempotency key.
+    ///
+    /// # Errors
+    /// Whatever keeps it from its first instruction.
+    pub async fn start(self: &Arc<Self>, asked: Asked) -> Result<Attached, Refused> {
+        let Asked { id, spec, .. } = &asked;
+        let (labels, key) = (spec.labels.clone(), spec.idempotency_key.clone());
+        let log = self.new_log();
+        let run = Run::new(
+            id.clone(),
+            asked.origin.clone(),
+            labels,
+            spec.detach,
+            key.clone(),
+            log,
+        );
+        if let Some(key) = key {
+            match self.same(&run, &key, spec).await {
+                Ok(None) => {}
+                Ok(Some(first)) => {
+                    // This call is not a run of its own.
+                    let attached = Attached::again(&first, self.inflight.untold());
+                    return attached.begun().await;
+                }
+                Err(refusal) => {
+                    self.registry.add(&run);
+                    let pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+                    pending.refused(refusal.clone());
+                    let id = run.id.clone();
+                    return Err(Refused { id, refusal });
+                }
+            }
+        }
+        self.registry.add(&run);
+        let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
+        if asked.spec.detach || asked.spec.idempotency_key.is_some() {
+            // What others wait for, or goes on without its caller, is not this caller's to drop.
+            let (runner, run) = (Arc::clone(self), Arc::clone(&run));
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "ends by itself, at the latest when the run is asked to end"
+            )]
+            tokio::spawn(async move { runner.carry(run, asked).await });
+        } else {
+            self.carry(run, asked).await;
+        }
+        attached.begun().await
+    }
+
+    /// The run that has `run`'s key already, of the same spec.
+    async fn same(
+        &self,
+        run: &Arc<Run>,
+        key: &str,
+        spec: &RunSpec,
+    ) -> Result<Option<Arc<Run>>, Refusal> {
+        let digest = match &spec.module {
+            ModuleRef::Inline(wasm) => hashed(wasm.clone()).await?.1,
+            ModuleRef::Loaded(digest) => *digest,
+        };
+        let fingerprint = spec.fingerprint(digest);
+        self.registry.keys.take(run, key, fingerprint)
+    }
+
+    /// Takes a run to its start, or to its refusal.
+    async fn carry(&self, run: Arc<Run>, asked: Asked) {
+        let stop = Arc::clone(&run.stop);
+        let pending = Pending::new(run, Arc::clone(&self.registry));
+        let admitted = tokio::select! {
+            biased;
+            () = stop.requested() => Err(unstarted(stop.reason())),
+            admitted = self.admit(&asked, &pending) => admitted,
+        };
+        match admitted {
+            Ok(admitted) => self.execute(admitted, pending),
+            Err(refusal) => pending.refused(refusal),
+        }
+    }
+
+    /// Does all that can refuse a run: its module, its slot, its mounts.
+    async fn admit(&self, asked: &Asked, pending: &Pending) -> Result<Admitted, Refusal> {
+        let Asked {
+            spec,
+            delivery,
+            input,
+            until,
+            id: _,
+            origin: _,
+        } = asked;
+        let ready = before(*until, self.compile(spec, pending)).await?;
+        let queued = || pending.queued();
+        let permit = self.admission.admit(*until, queued).await?;
+        let flight = self.inflight.enter();
+        if self.admission.is_closed() {
+            // Counted before this look: a drain either waits for this run or is seen here.
+            return Err(shutting_down());
+        }
+        let limits = &spec.limits;
+        let run = &pending.run;
+        let output = Arc::new(Output::new(
+            limits.output,
+            limits.output_policy,
+            *delivery,
+            Arc::clone(&run.log),
+            Arc::clone(&run.usage),
+        ));
+        let around = Surroundings {
+            grants: &self.policy.grants,
+            roots: self.sandbox.roots(),
+            input: input.clone(),
+            output: Arc::clone(&output),
+            usage: Arc::clone(&run.usage),
+            stop: Arc::clone(&run.stop),
+            stall: self.stall_timeout,
+            // One that goes on without its caller does so beyond the caller's patience too.
+            until: until.filter(|_| !spec.detach),
+        };
+        let Ready {
+            loaded,
+            entry,
+            memory_pages,
+        } = ready;
+        Ok(Admitted {
+            granted: Granted {
+                memory_pages,
+                limits: limits.clone(),
+            },
+            prepared: sandbox::prepare(loaded, spec, memory_pages, entry, around)?,
+            output,
+            permit,
+            flight,
+        })
+    }
+
+    /// Hands a run to the guest threads. Nothing can refuse it any more.
+    fn execute(&self, admitted: Admitted, pending: Pending) {
+        let Admitted {
+            granted,
+            prepared,
+            output,
+            permit,
+            flight,
+        } = admitted;
+        pending.started(granted);
+        let untold = self.inflight.untold();
+        // The slot is free before anybody learns of the end.
+        let ended = move |result: End| {
+            drop(flight);
+            drop(permit);
+            pending.ended(result, output.take_captured());
+            drop(untold);
+        };
+        self.sandbox.spawn(prepared, ended);
+    }
+
+    /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
+    async fn compile(&self, spec: &RunSpec, pending: &Pending) -> Result<Ready, Refusal> {
+        sandbox::check_grants(spec, &self.policy.grants, self.sandbox.roots())?;
+        let variant = Variant {
+            metered: spec.limits.fuel.is_some(),
+            stack: spec.limits.stack,
+        };
+        let (digest, source) = self.module_of(spec, pending).await?;
+        let modules = self.sandbox.modules();
+        let (loaded, (entry, memory_pages)) = match modules.ready(digest, variant).await? {
+            Some(loaded) => {
+                let settled = settle(&loaded.inspection, spec)?;
+                (loaded, settled)
+            }
+            None => {
+                // Whatever refuses the run refuses it before anything is compiled.
+                let inspected = modules.inspect(digest, source.clone()).await?;
+                let settled = settle(&inspected.inspection, spec)?;
+                let (loaded, _) = modules.get(digest, variant, source, inspected).await?;
+                (loaded, settled)
+            }
+        };
+        Ok(Ready {
+            loaded,
+            entry,
+            memory_pages,
+        })
+    }
+
+    /// Which module the run is of, and where its bytes are.
+    async fn module_of(
+        &self,
+        spec: &RunSpec,
+        pending: &Pending,
+    ) -> Result<(Digest, Source), Refusal> {
+        match &spec.module {
+            ModuleRef::Inline(wasm) => {
+                let (wasm, digest) = hashed(wasm.clone()).await?;
+                pending.module(digest);
+                Ok((digest, Source::Here(wasm.into())))
+            }
+            ModuleRef::Loaded(digest) => {
+                pending.module(*digest);
+                let known = self.store.find(*digest).await?;
+                let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
+                known.touch();
+                Ok((*digest, Source::Stored(Arc::clone(&self.store))))
+            }
+        }
+    }
+}
+
+/// Settles what a module says about a run of it: its imports are granted, its entry point fits, its memory has room.
+fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refusal> {
+    sandbox::check_imports(inspection, spec)?;
+    let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
+    if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {
+        return Err(Refusal::invalid(
+            "spec.args",
+            "needs WASI, which security.enable_wasi turns off, or an entry point with parameters",
+        ));
+    }
+    let pages = spec
+        .limits
+        .memory_pages(inspection.description.memory_minimum_pages)?;
+    Ok((entry, pages))
+}

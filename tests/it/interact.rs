@@ -1,0 +1,384 @@
+//! Interact: live input with backpressure, end of file, cancelling, and callers that break the rules.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringfence::api::proto::interact_request::Frame;
+use ringfence::api::proto::run_info::End;
+use ringfence::api::proto::stream_event::Event;
+use ringfence::api::proto::{
+    Cancel, CancelCause, CancelRunRequest, InteractRequest, ListRunsRequest, Outcome, RunError,
+    RunSpec, RunState, StdinEof, StreamEvent,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::harness::{
+    Daemon, Refused, SpecExt, Story, by_digest, kit, kit_component, read, read_on, spec, until_idle,
+};
+
+/// A caller that talks to its run.
+struct Talk {
+    say: Option<mpsc::Sender<InteractRequest>>,
+    hear: Streaming<StreamEvent>,
+    story: Story,
+}
+
+fn frame(frame: Frame) -> InteractRequest {
+    InteractRequest { frame: Some(frame) }
+}
+
+impl Talk {
+    async fn start(daemon: &Daemon, run: RunSpec) -> Self {
+        Self::begin(daemon, frame(Frame::Start(Box::new(run))))
+            .await
+            .unwrap()
+    }
+
+    async fn begin(daemon: &Daemon, first: InteractRequest) -> Result<Self, Status> {
+        let (say, said) = mpsc::channel(1);
+        say.send(first).await.unwrap();
+        let answer = daemon
+            .runs()
+            .await
+            .interact(ReceiverStream::new(said))
+            .await?;
+        Ok(Self {
+            say: Some(say),
+            hear: answer.into_inner(),
+            story: Story::default(),
+        })
+    }
+
+    async fn say(&self, what: Frame) {
+        self.say.as_ref().unwrap().send(frame(what)).await.unwrap();
+    }
+
+    async fn line(&self, text: &str) {
+        self.say(Frame::Stdin(Bytes::from(format!("{text}\n"))))
+            .await;
+    }
+
+    /// Reads until all that was written to standard output is `expected`.
+    async fn hears(&mut self, expected: &str) {
+        while self.story.stdout != expected.as_bytes() {
+            assert!(
+                expected.as_bytes().starts_with(&self.story.stdout),
+                "{:?}",
+                self.story
+            );
+            let event = self.hear.message().await.unwrap().unwrap();
+            self.story.add(event);
+        }
+    }
+
+    async fn end(self) -> Story {
+        read_on(self.hear, self.story).await
+    }
+
+    /// Reads on to the error that ends it.
+    async fn error(mut self) -> RunError {
+        loop {
+            let event = self
+                .hear
+                .message()
+                .await
+                .unwrap()
+                .expect("a terminal event");
+            if let Some(Event::Error(error)) = event.event {
+                assert!(self.hear.message().await.unwrap().is_none());
+                return error;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_answer_comes_before_the_next_line_is_sent() {
+    let daemon = Daemon::start().await;
+    for run in [kit(&["lines"]), kit_component(&["lines"])] {
+        let mut talk = Talk::start(&daemon, run).await;
+        let mut expected = String::new();
+        for i in 0..50 {
+            talk.line(&format!("line {i}")).await;
+            expected.push_str(&format!("<line {i}>\n"));
+            talk.hears(&expected).await;
+        }
+        talk.say(Frame::StdinEof(StdinEof {})).await;
+        let story = talk.end().await;
+        assert_eq!(story.exit.unwrap().exit_code, Some(0));
+        assert_eq!(story.stdout, expected.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn the_specs_input_comes_first_and_closing_is_the_end_of_file() {
+    let daemon = Daemon::start().await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"]).stdin("first\n")).await;
+    talk.hears("<first>\n").await;
+    talk.line("second").await;
+    talk.hears("<first>\n<second>\n").await;
+    talk.say = None;
+    let story = talk.end().await;
+    assert_eq!(story.exit.unwrap().exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn cpython_talks_line_by_line() {
+    let Some(wasm) = crate::cpython::python() else {
+        return;
+    };
+    let daemon = Daemon::start().await;
+    let digest = daemon.loaded(wasm).await;
+    let run = by_digest(&digest)
+        .args(&["python", "-i", "-q", "-u"])
+        .timeout(Duration::from_secs(100));
+    let mut talk = Talk::start(&daemon, run).await;
+    let mut expected = String::new();
+    for (line, answer) in [
+        ("x = 6 * 7", ""),
+        ("print(x)", "42\n"),
+        ("sum(range(10))", "45\n"),
+        ("import json; json.dumps([x])", "'[42]'\n"),
+        ("1 / 0", ""),
+        ("'still here'", "'still here'\n"),
+    ] {
+        talk.line(line).await;
+        expected.push_str(answer);
+        talk.hears(&expected).await;
+    }
+    talk.say(Frame::StdinEof(StdinEof {})).await;
+    let story = talk.end().await;
+    assert_eq!(story.exit.unwrap().exit_code, Some(0));
+    let stderr = String::from_utf8(story.stderr).unwrap();
+    assert!(stderr.contains("ZeroDivisionError"), "{stderr}");
+    assert!(stderr.contains(">>> "), "its prompt: {stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_mebibytes_to_a_slow_guest_stay_bounded() {
+    let daemon = crate::process::Served::start(&["--set", "server.instance=test"]);
+    let channel = crate::harness::channel(&daemon.addr).await;
+    let mut runs = crate::harness::Runs::new(channel);
+    let (say, said) = mpsc::channel(1);
+    let run = kit(&["sip", "16384"]).timeout(Duration::from_secs(100));
+    say.send(frame(Frame::Start(Box::new(run)))).await.unwrap();
+    let stream = runs
+        .interact(ReceiverStream::new(said))
+        .await
+        .unwrap()
+        .into_inner();
+    let before = daemon.memory("VmRSS");
+    const CHUNK: usize = 64 << 10;
+    const CHUNKS: usize = (10 << 20) / CHUNK;
+    let mut most = before;
+    let mut sum = 0u64;
+    for i in 0..CHUNKS {
+        let piece = vec![u8::try_from(i % 251).unwrap(); CHUNK];
+        sum += piece.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        say.send(frame(Frame::Stdin(piece.into()))).await.unwrap();
+        most = most.max(daemon.memory("VmRSS"));
+    }
+    say.send(frame(Frame::StdinEof(StdinEof {}))).await.unwrap();
+    let story = read(stream).await;
+    let told = format!("{} {sum}\n", 10 << 20);
+    assert_eq!(String::from_utf8(story.stdout).unwrap(), told);
+    // What the connection and the pipe hold, never the ten.
+    assert!(
+        most - before < 6 << 10,
+        "{before} KiB before, {most} KiB at the most"
+    );
+}
+
+#[tokio::test]
+async fn cancel_ends_it() {
+    let daemon = Daemon::start().await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"]).stdin("a\n")).await;
+    talk.hears("<a>\n").await;
+    talk.say(Frame::Cancel(Cancel {})).await;
+    let story = talk.end().await;
+    let exit = story.exit.unwrap();
+    assert_eq!(exit.outcome(), Outcome::Cancelled);
+    assert_eq!(exit.cancel_cause(), CancelCause::CancelRpc);
+}
+
+#[tokio::test]
+async fn one_that_waits_for_input_can_be_cancelled_timed_out_and_left() {
+    let daemon = Daemon::start().await;
+    let waits = || {
+        kit(&["lines"])
+            .stdin("a\n")
+            .timeout(Duration::from_secs(100))
+    };
+
+    let mut talk = Talk::start(&daemon, waits()).await;
+    talk.hears("<a>\n").await;
+    let run_id = talk.story.events[0].run_id.clone();
+    let answer = daemon
+        .runs()
+        .await
+        .cancel_run(CancelRunRequest { run_id })
+        .await;
+    assert!(answer.unwrap().into_inner().cancelled);
+    assert_eq!(daemon.probe.pooled_instances(), 0);
+    let exit = talk.end().await.exit.unwrap();
+    assert_eq!(exit.cancel_cause(), CancelCause::CancelRpc);
+
+    let short = waits().timeout(Duration::from_millis(300));
+    let story = Talk::start(&daemon, short).await.end().await;
+    assert_eq!(story.outcome(), Outcome::TimedOut);
+
+    let mut talk = Talk::start(&daemon, waits()).await;
+    talk.hears("<a>\n").await;
+    let id = talk.story.events[0].run_id.clone();
+    drop(talk);
+    let ended = daemon
+        .until_run(&id, |run| run.state() == RunState::Ended)
+        .await;
+    let Some(End::Result(result)) = ended.end else {
+        panic!("{:?}", ended.end)
+    };
+    assert_eq!(result.cancel_cause(), CancelCause::CallerGone);
+    until_idle(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_detached_one_sees_the_end_of_file_when_its_caller_leaves() {
+    let daemon = Daemon::start().await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"]).detach()).await;
+    talk.line("a").await;
+    talk.hears("<a>\n").await;
+    let id = talk.story.events[0].run_id.clone();
+    drop(talk);
+    let story = read(daemon.attach(&id, 0).await).await;
+    assert_eq!(story.stdout, b"<a>\n");
+    assert_eq!(story.exit.unwrap().exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn it_begins_with_a_start() {
+    let daemon = Daemon::start().await;
+    for first in [
+        frame(Frame::Stdin(Bytes::from_static(b"x"))),
+        frame(Frame::StdinEof(StdinEof {})),
+        frame(Frame::Cancel(Cancel {})),
+        InteractRequest { frame: None },
+    ] {
+        let status = Talk::begin(&daemon, first).await.err().expect("refused");
+        Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+        assert!(status.metadata().contains_key("ringfence-run-id"));
+    }
+    let page = daemon.list(ListRunsRequest::default()).await;
+    assert_eq!(page.runs.len(), 4, "a record each");
+}
+
+#[tokio::test]
+async fn a_start_is_refused_by_the_names_that_it_has_here() {
+    let daemon = Daemon::start().await;
+    let begin = |run: RunSpec| async {
+        let first = frame(Frame::Start(Box::new(run)));
+        let status = Talk::begin(&daemon, first).await.err().expect("refused");
+        Refused::new(&status)
+    };
+    for (run, reason, field) in [
+        (
+            kit(&["lines"]).key("k"),
+            "SPEC_INVALID",
+            "start.idempotency_key",
+        ),
+        (kit(&["lines"]).env(&["x"]), "SPEC_INVALID", "start.env[0]"),
+        (
+            spec("(module (func (export \"_start\")))").security(|s| s.enable_wasi = Some(false)),
+            "SPEC_INVALID",
+            "start.security.enable_wasi",
+        ),
+        (
+            kit(&["lines"]).timeout(Duration::from_secs(9999)),
+            "LIMIT_ABOVE_MAXIMUM",
+            "start.timeout",
+        ),
+    ] {
+        let refused = begin(run).await.is(Code::InvalidArgument, reason).at(field);
+        assert!(refused.message.starts_with(field), "{}", refused.message);
+    }
+}
+
+/// What happens to a run whose caller says `frames`, the last of which it may not say.
+async fn a_broken_rule_ends_it(frames: Vec<Frame>, reason: &str, says: &str) {
+    let daemon = Daemon::start().await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"]).stdin("a\n")).await;
+    talk.hears("<a>\n").await;
+    let id = talk.story.events[0].run_id.clone();
+    let next = talk.story.events.len();
+    for said in frames {
+        talk.say(said).await;
+    }
+    let error = talk.error().await;
+    assert_eq!(error.reason, reason);
+    assert!(error.message.contains(says), "{}", error.message);
+    // Its run ends as if it had left, for whoever else looks at it.
+    let story = read(daemon.attach(&id, 0).await).await;
+    assert!(story.events.len() >= next);
+    assert_eq!(story.exit.unwrap().cancel_cause(), CancelCause::CallerGone);
+}
+
+cases!(a_broken_rule_ends_it:
+    a_second_start(
+        vec![Frame::Start(Box::default())],
+        "MALFORMED_REQUEST",
+        "one `start`",
+    ),
+    an_empty_piece(vec![Frame::Stdin(Bytes::new())], "SPEC_INVALID", "stdin: is empty"),
+    a_piece_that_is_one_too_long(
+        vec![Frame::Stdin(vec![0; (64 << 10) + 1].into())],
+        "LIMIT_ABOVE_MAXIMUM",
+        "above the maximum of 65536",
+    ),
+    a_message_that_is_far_too_long(
+        vec![Frame::Stdin(vec![0; 128 << 10].into())],
+        "MESSAGE_TOO_LARGE",
+        "above the maximum",
+    ),
+);
+
+#[tokio::test]
+async fn input_after_its_end_is_a_broken_rule_too() {
+    let daemon = Daemon::start().await;
+    // It sleeps, and does not end by itself with its input.
+    let talk = Talk::start(&daemon, kit(&["sleep", "60000"])).await;
+    talk.say(Frame::StdinEof(StdinEof {})).await;
+    talk.say(Frame::Stdin(Bytes::from_static(b"x"))).await;
+    let error = talk.error().await;
+    assert_eq!(error.reason, "MALFORMED_REQUEST");
+    assert!(
+        error.message.contains("after `stdin_eof`"),
+        "{}",
+        error.message
+    );
+}
+
+#[tokio::test]
+async fn pieces_of_the_largest_size_are_taken() {
+    let daemon = Daemon::start().await;
+    let talk = Talk::start(&daemon, kit(&["sip", "65536"])).await;
+    for size in [(64 << 10) - 1, 64 << 10, 1] {
+        talk.say(Frame::Stdin(vec![1; size].into())).await;
+    }
+    talk.say(Frame::StdinEof(StdinEof {})).await;
+    let story = talk.end().await;
+    assert_eq!(story.stdout, b"131072 131072\n");
+}
+
+#[tokio::test]
+async fn silence_is_no_fault() {
+    let daemon = Daemon::with(&[("server.request_stall", "1s")]).await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"])).await;
+    // A guest that sleeps for longer than a request may stall tells when that is over.
+    let story = read(daemon.stream(kit(&["sleep", "2500"])).await.unwrap()).await;
+    assert_eq!(story.outcome(), Outcome::Exited);
+    talk.line("still there").await;
+    talk.hears("<still there>\n").await;
+    talk.say = None;
+    assert_eq!(talk.end().await.exit.unwrap().exit_code, Some(0));
+}
