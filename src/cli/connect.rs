@@ -12,6 +12,7 @@ use tower::service_fn;
 
 use super::{Failure, PROGRAM, exit};
 use crate::api::proto::module_service_client::ModuleServiceClient;
+use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
 use crate::config::Overrides;
@@ -25,9 +26,14 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// A client of a daemon.
 pub(super) type Client = SandboxServiceClient<Channel>;
 
-/// Connects to `addr`: "host:port", "http://host:port" or "unix:/path".
+/// Connects to the daemon at `addr`.
 pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
-    channel(addr).await.map(client)
+    channel(addr).await.map(sandbox)
+}
+
+/// Connects to the runs of the daemon at `addr`.
+pub(super) async fn connect_runs(addr: &str) -> Result<RunServiceClient<Channel>, Failure> {
+    channel(addr).await.map(runs)
 }
 
 /// Connects to the modules of the daemon at `addr`.
@@ -36,7 +42,8 @@ pub(super) async fn connect_modules(addr: &str) -> Result<ModuleServiceClient<Ch
     Ok(ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
-async fn channel(addr: &str) -> Result<Channel, Failure> {
+/// A connection to `addr`: "host:port", "http://host:port" or "unix:/path".
+pub(super) async fn channel(addr: &str) -> Result<Channel, Failure> {
     let uri = if addr.contains("://") || addr.starts_with("unix:") {
         addr.to_owned()
     } else {
@@ -62,8 +69,16 @@ fn windows(endpoint: Endpoint) -> Endpoint {
         .initial_connection_window_size(CONNECTION_WINDOW)
 }
 
-fn client(channel: Channel) -> Client {
+/// A client over `channel`.
+pub(super) fn sandbox(channel: Channel) -> Client {
     SandboxServiceClient::new(channel)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// A client of runs over `channel`.
+pub(super) fn runs(channel: Channel) -> RunServiceClient<Channel> {
+    RunServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
 }
@@ -76,7 +91,7 @@ pub(super) struct Embedded {
 
 impl Embedded {
     /// Starts it with the defaults and `set` over them.
-    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Client), Failure> {
+    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Channel), Failure> {
         let overrides = Overrides {
             set,
             ..Overrides::default()
@@ -104,7 +119,7 @@ impl Embedded {
             }))
             .await
             .map_err(|error| Failure::new(format!("the embedded daemon is gone: {error}")))?;
-        Ok((Self { stop, served }, client(channel)))
+        Ok((Self { stop, served }, channel))
     }
 
     /// Ends it.

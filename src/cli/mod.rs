@@ -1,12 +1,17 @@
 //! The command line: one file per subcommand.
 
+mod attach;
 mod config;
 mod connect;
+mod ending;
+mod follow;
 mod health;
 mod load;
 mod modules;
+mod ps;
 mod run;
 mod serve;
+mod talk;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -58,6 +63,20 @@ enum Command {
     Load(load::Load),
     /// List, show or delete the modules that a daemon keeps
     Modules(modules::Modules),
+    /// List the runs of a daemon
+    Ps(ps::Ps),
+    /// Print a run's output, and follow it to its end
+    ///
+    /// What a run wrote is printed from its start, or from the event that --from says, and then as it comes; the exit
+    /// code is that of `run`. Where the connection breaks, the command attaches again after the last event that came.
+    Attach(attach::Attach),
+    /// Print all that is known of a run, as JSON
+    Inspect(ps::Inspect),
+    /// End runs
+    ///
+    /// Prints the id of each that it ended, when that is gone. One that had ended is told on standard error, and is no
+    /// failure.
+    Kill(ps::Kill),
     /// Ask a daemon whether it takes runs; exits 0 when it does
     Health(health::Health),
     /// Check or show the configuration
@@ -119,6 +138,10 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(command) => command.execute(),
         Command::Load(command) => command.execute(),
         Command::Modules(command) => command.execute(),
+        Command::Ps(command) => command.execute(),
+        Command::Attach(command) => command.execute(),
+        Command::Inspect(command) => command.execute(),
+        Command::Kill(command) => command.execute(),
         Command::CompileChild => sandbox::serve_as_child()
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::new(error.to_string())),

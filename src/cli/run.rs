@@ -1,21 +1,22 @@
 //! `ringfence run`
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use tonic::Streaming;
+use tonic::transport::Channel;
 
-use super::connect::{Client, Embedded, connect, failure};
-use super::{Failure, complain, exit, key_value, print_json, read, runtime};
-use crate::api::proto::stream_event::Event;
+use super::connect::{Client, Embedded, channel, failure, runs, sandbox};
+use super::ending::{code, conclude, report};
+use super::follow::{Over, follow, write};
+use super::{Failure, exit, key_value, print, print_json, read, runtime, talk};
 use crate::api::proto::{
-    self, CancelCause, LoadModuleRequest, Mount, Outcome, OutputPolicy, Resources, RunError,
-    RunRequest, RunResult, RunSpec, RunStreamRequest, Security,
+    self, LoadModuleRequest, Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest,
+    Security, StreamEvent,
 };
 
 /// A module up to this size goes with the run; a larger one is loaded first, which takes larger messages.
@@ -41,6 +42,15 @@ pub(super) struct Run {
     /// Give the guest this file as standard input, "-" for this command's (the default when that is no terminal)
     #[arg(long, value_name = "FILE")]
     stdin: Option<String>,
+    /// Hand this command's standard input to the guest as it comes, rather than whole before it starts
+    #[arg(long, short, conflicts_with_all = ["stdin", "no_stream", "output", "idempotency_key"])]
+    interactive: bool,
+    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it
+    #[arg(long, short, requires = "server", conflicts_with_all = ["interactive", "no_stream", "output"])]
+    detach: bool,
+    /// Start no second run where one with this key was started
+    #[arg(long, value_name = "KEY", requires = "server")]
+    idempotency_key: Option<String>,
     /// Wall time, as "500ms", "10s", "2m"
     #[arg(long, value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -104,10 +114,10 @@ impl Run {
         let module = self.read_module()?;
         runtime()?.block_on(async {
             match self.server.take() {
-                Some(addr) => self.run(connect(&addr).await?, module, stdin).await,
+                Some(addr) => self.run(channel(&addr).await?, module, stdin).await,
                 None => {
-                    let (daemon, client) = Embedded::start(self.grants()).await?;
-                    let result = self.run(client, module, stdin).await;
+                    let (daemon, channel) = Embedded::start(self.grants()).await?;
+                    let result = self.run(channel, module, stdin).await;
                     daemon.end().await;
                     result
                 }
@@ -139,18 +149,24 @@ impl Run {
 
     async fn run(
         self,
-        mut client: Client,
+        channel: Channel,
         module: Module,
         stdin: Bytes,
     ) -> Result<ExitCode, Failure> {
         let json = self.output.is_some();
+        let (interactive, detach) = (self.interactive, self.detach);
         let stream = !self.no_stream && !json;
-        let spec = self.spec(module.reference(&mut client).await?, stdin);
+        let module = module.reference(&mut sandbox(channel.clone())).await?;
+        let spec = self.spec(module, stdin);
         let work = async {
-            if stream {
-                streamed(&mut client, spec).await
+            if interactive {
+                self::interactive(channel, spec).await
+            } else if detach {
+                detached(channel, spec).await
+            } else if stream {
+                streamed(channel, spec).await
             } else {
-                captured(&mut client, spec, json).await
+                captured(channel, spec, json).await
             }
         };
         tokio::select! {
@@ -207,8 +223,8 @@ impl Run {
             }),
             timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),
             labels: self.label.into_iter().collect(),
-            detach: false,
-            idempotency_key: String::new(),
+            detach: self.detach,
+            idempotency_key: self.idempotency_key.unwrap_or_default(),
         }
     }
 
@@ -229,6 +245,10 @@ impl Run {
     fn read_stdin(&self) -> Result<Bytes, Failure> {
         let piped = || self.module != "-" && !std::io::stdin().is_terminal();
         match &self.stdin {
+            None if self.interactive && self.module == "-" => Err(Failure::new(
+                "standard input cannot be both the module and the guest's input",
+            )),
+            None if self.interactive => Ok(Bytes::new()),
             Some(path) if path == "-" && self.module == "-" => Err(Failure::new(
                 "standard input cannot be both the module and the guest's input",
             )),
@@ -271,25 +291,40 @@ impl Module {
     }
 }
 
-async fn streamed(client: &mut Client, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn streamed(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
-    let answer = client.run_stream(request).await;
-    let mut events = answer.map_err(|status| failure(&status))?.into_inner();
-    while let Some(event) = events.message().await.map_err(|status| failure(&status))? {
-        match event.event {
-            Some(Event::Stdout(bytes)) => write(std::io::stdout(), &bytes)?,
-            Some(Event::Stderr(bytes)) => write(std::io::stderr(), &bytes)?,
-            Some(Event::Exit(result)) => return Ok(conclude(&result)),
-            Some(Event::Error(error)) => return Err(broken(&error)),
-            Some(Event::Started(_) | Event::Lost(_)) | None => {}
-        }
-    }
-    Err(Failure::new("the connection broke before the run ended"))
+    let answer = sandbox(channel).run_stream(request).await;
+    to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
 }
 
-async fn captured(client: &mut Client, spec: RunSpec, json: bool) -> Result<ExitCode, Failure> {
+async fn interactive(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
+    let answer = runs(channel).interact(talk::messages(spec)).await;
+    to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
+}
+
+async fn to_the_end(mut events: Streaming<StreamEvent>) -> Result<ExitCode, Failure> {
+    match follow(&mut events, &mut 0).await {
+        Over::Told(told) => told,
+        Over::Broken(Some(status)) => Err(failure(&status)),
+        Over::Broken(None) => Err(Failure::new("the connection broke before the run ended")),
+    }
+}
+
+/// Starts a run, prints its id, and leaves it.
+async fn detached(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
+    let request = RunStreamRequest { spec: Some(spec) };
+    let answer = sandbox(channel).run_stream(request).await;
+    let mut events = answer.map_err(|status| failure(&status))?.into_inner();
+    let event = events.message().await.map_err(|status| failure(&status))?;
+    let Some(StreamEvent { run_id, .. }) = event else {
+        return Err(Failure::new("the connection broke before the run started"));
+    };
+    print(format!("{run_id}\n").as_bytes())
+}
+
+async fn captured(channel: Channel, spec: RunSpec, json: bool) -> Result<ExitCode, Failure> {
     let request = RunRequest { spec: Some(spec) };
-    let answer = client.run(request).await;
+    let answer = sandbox(channel).run(request).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
     let result = answer.result.unwrap_or_default();
     if json {
@@ -299,145 +334,6 @@ async fn captured(client: &mut Client, spec: RunSpec, json: bool) -> Result<Exit
     write(std::io::stdout(), &answer.stdout)?;
     write(std::io::stderr(), &answer.stderr)?;
     Ok(conclude(&result))
-}
-
-fn write(mut to: impl Write, bytes: &[u8]) -> Result<(), Failure> {
-    match to.write_all(bytes).and_then(|()| to.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure {
-            code: exit::KILLED,
-            message: "cancelled: nobody reads the output".to_owned(),
-        }),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Prints what an entry point returned, and says why the run ended where the guest did not end it.
-fn conclude(result: &RunResult) -> ExitCode {
-    for value in &result.values {
-        let text = match value.value {
-            Some(proto::value::Value::I32(v)) => v.to_string(),
-            Some(proto::value::Value::I64(v)) => v.to_string(),
-            Some(proto::value::Value::F32(v)) => v.to_string(),
-            Some(proto::value::Value::F64(v)) => v.to_string(),
-            None => continue,
-        };
-        // As for output: a reader that went away needs no values.
-        let _ = write(std::io::stdout(), format!("{text}\n").as_bytes());
-    }
-    match (result.outcome(), result.exit_code) {
-        (Outcome::Exited, Some(0..=255)) => {}
-        (Outcome::Exited, Some(code)) => complain(&format!("the guest exited with {code}")),
-        _ => complain(&why(result)),
-    }
-    ExitCode::from(code(result))
-}
-
-fn code(result: &RunResult) -> u8 {
-    match result.outcome() {
-        Outcome::Exited => u8::try_from(result.exit_code.unwrap_or_default()).unwrap_or(u8::MAX),
-        Outcome::Trapped => exit::TRAPPED,
-        Outcome::TimedOut => exit::TIMED_OUT,
-        Outcome::MemoryExceeded
-        | Outcome::FuelExhausted
-        | Outcome::StackOverflow
-        | Outcome::OutputExceeded
-        | Outcome::Cancelled => exit::KILLED,
-        Outcome::Unspecified => exit::FAILED,
-    }
-}
-
-fn why(result: &RunResult) -> String {
-    let trap = result.trap.as_ref();
-    let trap = trap
-        .map(|trap| format!(": {} ({})", trap.message, trap.code))
-        .unwrap_or_default();
-    match result.outcome() {
-        Outcome::Trapped => format!("the guest trapped{trap}"),
-        Outcome::TimedOut => "timed out".to_owned(),
-        Outcome::MemoryExceeded => format!("over the memory limit{trap}"),
-        Outcome::FuelExhausted => "out of fuel".to_owned(),
-        Outcome::StackOverflow => "over the stack limit".to_owned(),
-        Outcome::OutputExceeded => "over the output limit".to_owned(),
-        Outcome::Cancelled => format!("cancelled: {}", cause(result)),
-        Outcome::Exited | Outcome::Unspecified => "the daemon told no outcome".to_owned(),
-    }
-}
-
-fn cause(result: &RunResult) -> &'static str {
-    match result.cancel_cause() {
-        CancelCause::CancelRpc => "by a call",
-        CancelCause::CallerGone => "the caller went away",
-        CancelCause::ReaderStalled => "the reader stalled",
-        CancelCause::Draining => "the daemon is ending",
-        CancelCause::Unspecified => "no cause told",
-    }
-}
-
-fn broken(error: &RunError) -> Failure {
-    Failure::new(format!(
-        "the daemon failed: {}: {}",
-        error.reason, error.message
-    ))
-}
-
-/// A run as JSON, in the names of the API.
-fn report(result: &RunResult, stdout: &[u8], stderr: &[u8]) -> Value {
-    let seconds = |duration: &Option<prost_types::Duration>| {
-        let duration = duration.unwrap_or_default();
-        Duration::try_from(duration)
-            .unwrap_or_default()
-            .as_secs_f64()
-    };
-    let cancelled = result.outcome() == Outcome::Cancelled;
-    let mut report = json!({
-        "run_id": result.run_id,
-        "module_digest": result.module_digest,
-        "outcome": result.outcome().as_str_name(),
-        "exit_code": result.exit_code,
-        "cancel_cause": cancelled.then(|| result.cancel_cause().as_str_name()),
-        "trap": result.trap.as_ref().map(trap),
-        "duration_seconds": seconds(&result.duration),
-        "cpu_seconds": seconds(&result.cpu_time),
-        "fuel_consumed": result.fuel_consumed,
-        "memory_used": result.memory_used,
-        "memory_denied": result.memory_denied,
-        "stdout_bytes": result.stdout_bytes,
-        "stderr_bytes": result.stderr_bytes,
-        "stdout_truncated": result.stdout_truncated,
-        "stderr_truncated": result.stderr_truncated,
-        "values": result.values.iter().map(value).collect::<Vec<_>>(),
-    });
-    for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => report[name] = text.into(),
-            Err(_) => {
-                let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-                report[format!("{name}_base64")] = text.into();
-            }
-        }
-    }
-    report
-}
-
-fn trap(trap: &proto::Trap) -> Value {
-    let frames: Vec<Value> = trap
-        .backtrace
-        .iter()
-        .map(|frame| json!({ "func_index": frame.func_index, "func_name": frame.func_name, "module_offset": frame.module_offset }))
-        .collect();
-    json!({ "code": trap.code, "message": trap.message, "backtrace": frames })
-}
-
-fn value(value: &proto::Value) -> Value {
-    match value.value {
-        Some(proto::value::Value::I32(v)) => v.into(),
-        // A JSON number loses the low bits of a large i64.
-        Some(proto::value::Value::I64(v)) => v.to_string().into(),
-        Some(proto::value::Value::F32(v)) => f64::from(v).into(),
-        Some(proto::value::Value::F64(v)) => v.into(),
-        None => Value::Null,
-    }
 }
 
 /// Reads HOST:GUEST[:ro]. The host path is made absolute here, where the caller's working directory is known.

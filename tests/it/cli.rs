@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -21,16 +22,18 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("text")
 }
 
-/// The kit as a file.
-fn kit() -> String {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cli-kit.wasm");
-    if !path.exists() {
-        // In one step, for tests that run side by side.
-        let new = path.with_extension(format!("{:?}", std::thread::current().id()));
+/// The kit as a file, written anew by each test run.
+pub(crate) fn kit() -> String {
+    static WRITTEN: OnceLock<String> = OnceLock::new();
+    let write = || {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cli-kit.wasm");
+        // In one step, for another test run beside this one.
+        let new = path.with_extension(std::process::id().to_string());
         std::fs::write(&new, guests::kit()).unwrap();
         std::fs::rename(&new, &path).unwrap();
-    }
-    path.to_str().unwrap().to_owned()
+        path.to_str().unwrap().to_owned()
+    };
+    WRITTEN.get_or_init(write).clone()
 }
 
 #[test]

@@ -30,6 +30,7 @@ mod attach;
 mod bad_input;
 mod cancel;
 mod cli;
+mod cli_runs;
 mod compile;
 mod cpython;
 mod durable;

@@ -1,0 +1,109 @@
+//! `ringfence attach`
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+use super::connect::{connect_runs, failure};
+use super::follow::{Over, follow};
+use super::{Failure, complain, runtime};
+use crate::api::proto::AttachRunRequest;
+
+/// How long the first wait before another attempt is; each that fails doubles it.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Print a run's output from its start or from an event on, and follow it to its end.
+#[derive(Debug, Args)]
+pub(super) struct Attach {
+    /// The run's id
+    run: String,
+    /// The first event wanted; 0 is the start
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    from: u64,
+    /// The daemon, at "host:port" or "unix:/path"
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    server: String,
+    /// How long to try again after the connection broke
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    retry: Duration,
+}
+
+impl Attach {
+    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+        runtime()?.block_on(self.attach())
+    }
+
+    /// Attaches, and again after the last event that came when the connection breaks.
+    async fn attach(self) -> Result<ExitCode, Failure> {
+        let mut next = self.from;
+        let mut broken: Option<(Instant, Duration)> = None;
+        loop {
+            let before = next;
+            let failed = match self.once(&mut next).await {
+                Ok(done) => return done,
+                Err(failed) => failed,
+            };
+            if next > before {
+                broken = None;
+            }
+            let (since, wait) = broken.unwrap_or((Instant::now(), FIRST_WAIT));
+            if since.elapsed() >= self.retry || !failed.again {
+                return Err(failed.failure);
+            }
+            complain(&format!(
+                "{}; attaching again from event {next}",
+                failed.failure.message
+            ));
+            tokio::time::sleep(wait).await;
+            broken = Some((since, LONGEST_WAIT.min(wait * 2)));
+        }
+    }
+
+    async fn once(&self, next: &mut u64) -> Result<Result<ExitCode, Failure>, Failed> {
+        let from_seq = *next;
+        let mut client = connect_runs(&self.server).await.map_err(|failure| Failed {
+            failure,
+            // Not there from the start, it is the wrong address.
+            again: from_seq > self.from,
+        })?;
+        let run_id = self.run.clone();
+        let answer = client.attach_run(AttachRunRequest { run_id, from_seq });
+        let mut events = answer
+            .await
+            .map_err(|status| Failed::of(&status))?
+            .into_inner();
+        match follow(&mut events, next).await {
+            Over::Told(told) => Ok(told),
+            Over::Broken(Some(status)) => Err(Failed::of(&status)),
+            Over::Broken(None) => Err(Failed {
+                failure: Failure::new("the connection broke before the run ended"),
+                again: true,
+            }),
+        }
+    }
+}
+
+/// An attempt that did not come to the run's end.
+struct Failed {
+    failure: Failure,
+    /// Whether another may.
+    again: bool,
+}
+
+impl Failed {
+    fn of(status: &Status) -> Self {
+        let refused = status.get_details_error_info().is_some();
+        Self {
+            failure: if refused {
+                failure(status)
+            } else {
+                Failure::new(format!("the connection broke: {}", status.message()))
+            },
+            again: !refused,
+        }
+    }
+}

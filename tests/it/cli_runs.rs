@@ -1,0 +1,306 @@
+//! Runs from the command line: ps, attach, kill, inspect, run --detach, run -i.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+
+use serde_json::Value;
+
+use crate::cli::kit;
+use crate::process::{Served, ringfence};
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A command that asks `addr`.
+fn asks(addr: &str, args: &[&str]) -> Command {
+    let mut command = ringfence();
+    command
+        .arg(args[0])
+        .args(["--server", addr])
+        .args(&args[1..]);
+    command
+}
+
+fn told(addr: &str, args: &[&str]) -> Output {
+    asks(addr, args).output().unwrap()
+}
+
+/// Starts a detached run of the kit, and returns its id.
+fn detached(addr: &str, args: &[&str]) -> String {
+    let kit = kit();
+    let output = told(addr, &[&["run", "--detach"], args].concat());
+    assert_eq!(
+        (text(&output.stderr), output.status.code()),
+        ("", Some(0)),
+        "{kit}"
+    );
+    text(&output.stdout).trim_end().to_owned()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let lines = text(&output.stdout).lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_detached_run_is_listed_attached_to_inspected_and_killed() {
+    let served = Served::start(&["--set", "server.instance=here"]);
+    let addr = served.addr.as_str();
+    let kit = kit();
+    let id = detached(
+        addr,
+        &[
+            "--label",
+            "job=spin",
+            "--timeout",
+            "100s",
+            &kit,
+            "spin",
+            "going",
+        ],
+    );
+    assert!(id.ends_with(".here"), "{id}");
+    let hello = detached(addr, &["--label", "job=hello", &kit, "exit", "7"]);
+
+    let output = told(addr, &["attach", &hello]);
+    assert_eq!(output.status.code(), Some(7), "its own exit code");
+    let output = told(addr, &["ps"]);
+    let table: Vec<&str> = text(&output.stdout).lines().collect();
+    assert!(
+        table[0].starts_with("RUN  ") && table.len() == 2,
+        "{table:?}"
+    );
+    let row: Vec<&str> = table[1].split_whitespace().collect();
+    assert_eq!((row[0], row[1]), (id.as_str(), "running"));
+    assert_eq!(*row.last().unwrap(), "job=spin");
+    // Columns stand below their heads.
+    assert_eq!(table[0].find("STATE"), table[1].find("running"));
+
+    let all = told(addr, &["ps", "--all", "--output", "json"]);
+    let all = lines(&all);
+    assert_eq!([&all[0]["run_id"], &all[1]["run_id"]], [&hello, &id]);
+    assert_eq!(all[0]["result"]["exit_code"], 7);
+    assert_eq!(
+        (&all[1]["state"], &all[1]["detached"]),
+        (&"running".into(), &true.into())
+    );
+    let labelled = told(
+        addr,
+        &["ps", "--all", "--label", "job=hello", "--output", "json"],
+    );
+    assert_eq!(lines(&labelled).len(), 1);
+    let ended = told(addr, &["ps", "--state", "ended"]);
+    assert!(text(&ended.stdout).contains("exited 7"));
+
+    let output = told(addr, &["kill", &id]);
+    assert_eq!(
+        (text(&output.stdout), output.status.code()),
+        (format!("{id}\n").as_str(), Some(0))
+    );
+    let output = told(addr, &["kill", &id, &hello]);
+    assert_eq!((text(&output.stdout), output.status.code()), ("", Some(0)));
+    assert_eq!(
+        text(&output.stderr),
+        format!(
+            "ringfence: {id} had ended: cancelled: by a call\nringfence: {hello} had ended: exited 7\n"
+        )
+    );
+    let output = told(addr, &["attach", &id]);
+    assert_eq!(text(&output.stdout), "going\n");
+    assert_eq!(text(&output.stderr), "ringfence: cancelled: by a call\n");
+    assert_eq!(output.status.code(), Some(137));
+    let output = told(addr, &["attach", "--from", "2", &id]);
+    assert_eq!(
+        (text(&output.stdout), output.status.code()),
+        ("", Some(137))
+    );
+
+    let output = told(addr, &["inspect", &id]);
+    let run: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(run["result"]["cancel_cause"], "CANCEL_CAUSE_CANCEL_RPC");
+    assert_eq!(run["labels"]["job"], "spin");
+    assert_eq!(run["usage"]["stdout_bytes"], 6);
+
+    let unknown = format!("{}.here", "0".repeat(32));
+    for what in ["attach", "inspect", "kill"] {
+        let output = told(addr, &[what, &unknown]);
+        assert_eq!(output.status.code(), Some(126), "{what}");
+        assert!(text(&output.stderr).starts_with("ringfence: refused: RUN_NOT_FOUND: "));
+    }
+}
+
+#[test]
+fn a_watch_prints_what_changes() {
+    let served = Served::start(&[]);
+    let addr = served.addr.as_str();
+    let mut watch = asks(
+        addr,
+        &["ps", "--watch", "--label", "w=1", "--output", "json"],
+    )
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut news = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let id = detached(
+        addr,
+        &["--label", "w=1", "--timeout", "100s", &kit(), "spin"],
+    );
+    let mut next = || -> Value { serde_json::from_str(&news.next().unwrap().unwrap()).unwrap() };
+    while next()["state"] != "running" {}
+    assert_eq!(told(addr, &["kill", &id]).status.code(), Some(0));
+    let last = next();
+    assert_eq!(
+        (&last["state"], &last["run_id"]),
+        (&"ended".into(), &id.into())
+    );
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
+
+/// Carries connections to `to`; each time that it is told to, it cuts the one that there is.
+fn cutting(to: String) -> (String, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let (cut, cuts) = mpsc::channel();
+    std::thread::spawn(move || {
+        for here in listener.incoming() {
+            let (here, there) = (here.unwrap(), TcpStream::connect(&to).unwrap());
+            for (mut from, mut to) in [
+                (here.try_clone().unwrap(), there.try_clone().unwrap()),
+                (there.try_clone().unwrap(), here.try_clone().unwrap()),
+            ] {
+                // Ends when either side is cut.
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+            if cuts.recv().is_err() {
+                return;
+            }
+            for side in [here, there] {
+                let _ = side.shutdown(std::net::Shutdown::Both);
+            }
+        }
+    });
+    (addr, cut)
+}
+
+#[test]
+fn attach_goes_on_where_the_connection_broke() {
+    let served = Served::start(&[]);
+    let id = detached(&served.addr, &["--timeout", "100s", &kit(), "drip", "1500"]);
+    let (addr, cut) = cutting(served.addr.clone());
+    let mut attach = asks(&addr, &["attach", &id])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(attach.stdout.take().unwrap());
+    let mut printed = String::new();
+    for line in 0..1000 {
+        out.read_line(&mut printed).unwrap();
+        if line % 300 == 299 {
+            cut.send(()).unwrap();
+        }
+    }
+    out.read_to_string(&mut printed).unwrap();
+    let mut complaints = String::new();
+    attach
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut complaints)
+        .unwrap();
+    assert_eq!(attach.wait().unwrap().code(), Some(0), "{complaints}");
+    let whole: String = (0..1500).map(|i| format!("{i:01023}\n")).collect();
+    assert!(printed == whole, "{complaints}");
+    assert_eq!(
+        complaints.matches("attaching again from event").count(),
+        3,
+        "{complaints}"
+    );
+    assert!(!complaints.contains("not kept"), "{complaints}");
+}
+
+#[test]
+fn attach_to_nobody_fails_at_once() {
+    let id = format!("{}.x", "0".repeat(32));
+    let output = told("127.0.0.1:1", &["attach", &id]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("cannot reach the daemon"));
+}
+
+#[test]
+fn interactive_input_reaches_the_guest_line_by_line() {
+    let served = Served::start(&[]);
+    for server in [&["--server", served.addr.as_str()][..], &[]] {
+        let mut run = ringfence()
+            .arg("run")
+            .args(server)
+            .args(["-i", &kit(), "lines"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = run.stdin.take().unwrap();
+        let mut out = BufReader::new(run.stdout.take().unwrap());
+        for i in 0..5 {
+            writeln!(input, "line {i}").unwrap();
+            let mut answer = String::new();
+            out.read_line(&mut answer).unwrap();
+            assert_eq!(answer, format!("<line {i}>\n"));
+        }
+        drop(input);
+        assert_eq!(run.wait().unwrap().code(), Some(0));
+    }
+    // A guest that ends before its input does not keep the command.
+    let mut run = ringfence()
+        .args(["run", "-i", &kit(), "exit", "3"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _open = run.stdin.take();
+    assert_eq!(run.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn a_key_starts_one_run() {
+    let served = Served::start(&[]);
+    let hello = |args: &[&str]| {
+        let kit = kit();
+        let key = [
+            "run",
+            "--no-stream",
+            "--output",
+            "json",
+            "--idempotency-key",
+            "k",
+            &kit,
+        ];
+        told(&served.addr, &[&key[..], args].concat())
+    };
+    let first = hello(&["hello"]);
+    assert_eq!(lines(&first), lines(&hello(&["hello"])));
+    let other = hello(&["exit", "1"]);
+    assert_eq!(other.status.code(), Some(126));
+    assert!(text(&other.stderr).contains("IDEMPOTENCY_CONFLICT"));
+}
+
+#[test]
+fn flags_that_do_not_go_together_are_refused() {
+    let kit = kit();
+    for args in [
+        &["--detach", &kit][..],
+        &["-i", "--stdin", "x", &kit],
+        &["-i", "--no-stream", &kit],
+        &["-i", "-"],
+        &["--idempotency-key", "k", &kit],
+        &["--server", "127.0.0.1:1", "-i", "-d", &kit],
+    ] {
+        let output = ringfence().arg("run").args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{args:?}");
+    }
+}
