@@ -182,6 +182,8 @@ fn run_settings(config: &Config) -> run::Settings {
             bytes: bytes(runs.history_bytes),
         },
         idempotency_window: runs.idempotency_window.0,
+        idempotency_keys: runs.idempotency_keys as usize,
+        viewers: runs.viewers,
         arrivals: config.store.uploads,
         upload_timeout: config.store.upload_timeout.0,
     }

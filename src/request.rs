@@ -426,11 +426,13 @@ impl Labels {
 /// What makes a second call the same as the first; empty is none.
 ///
 /// # Errors
-/// `SPEC_INVALID` over 128 bytes or with control characters.
+/// `LIMIT_ABOVE_MAXIMUM` over 128 bytes, `SPEC_INVALID` with control characters.
 pub fn idempotency_key(field: &str, key: String) -> Result<Option<String>, Refusal> {
-    if key.len() > MAX_LABEL_BYTES || key.chars().any(char::is_control) {
-        let message = format!("is over {MAX_LABEL_BYTES} bytes or has a control character");
-        return Err(Refusal::invalid(field, message));
+    if key.len() > MAX_LABEL_BYTES {
+        return Err(Refusal::above(field, key.len(), MAX_LABEL_BYTES));
+    }
+    if key.chars().any(char::is_control) {
+        return Err(Refusal::invalid(field, "has a control character"));
     }
     Ok((!key.is_empty()).then_some(key))
 }

@@ -1,5 +1,5 @@
-//! Two thousand runs of each kind of ending leave descriptors, threads and pools as they were. A test binary of its
-//! own, since it counts what its whole process holds.
+//! Two thousand runs of each kind of ending leave descriptors, threads and pools as they were, and a hundred thousand
+//! leave a history within its budgets. A test binary of its own, since it counts what its whole process holds.
 
 #![expect(
     clippy::unwrap_used,
@@ -66,7 +66,13 @@ async fn leave(daemon: &Arc<Daemon>, spec: RunSpec) {
     }
 }
 
+/// One test, since each half counts what the process holds.
 #[tokio::test(flavor = "multi_thread")]
+async fn runs_leave_nothing_behind_but_a_bounded_history() {
+    two_thousand_runs_of_each_ending_leave_nothing_behind().await;
+    a_hundred_thousand_runs_stay_within_the_budgets().await;
+}
+
 async fn two_thousand_runs_of_each_ending_leave_nothing_behind() {
     let daemon = Arc::new(Daemon::start().await);
     let digest = daemon.loaded(guests::kit()).await;
@@ -131,6 +137,46 @@ async fn two_thousand_runs_of_each_ending_leave_nothing_behind() {
     assert_eq!((health.runs_in_flight, health.runs_queued), (0, 0));
     let ran = daemon.ran(kit(&["hello"])).await;
     assert_eq!(ran.exited(0).out(), "hello\n");
+}
+
+/// Far more than the history holds of each: runs, bytes of records, bytes of output.
+async fn a_hundred_thousand_runs_stay_within_the_budgets() {
+    const RUNS: usize = 100_000;
+    const MIB: usize = 1 << 20;
+    let daemon = Arc::new(Daemon::start().await);
+    let digest = daemon.loaded(guests::kit()).await;
+    let mut run = by_digest(&digest).args(&["kit", "flood", "10000"]);
+    for i in 0..32 {
+        run = run.label(&format!("label-{i}"), &"x".repeat(100));
+    }
+    let mut settled = None;
+    for round in 1..=RUNS / ROUNDS {
+        rounds(&daemon, run.clone(), Some(Outcome::Exited)).await;
+        let (logs, runs, bytes) = daemon.probe.remembered();
+        assert!(logs <= 64 * MIB, "{logs} bytes of logs");
+        assert!(
+            runs <= 10_000 && bytes <= 32 * MIB,
+            "{runs} runs of {bytes} bytes"
+        );
+        // By then every budget is used up.
+        if round * ROUNDS == 20_000 {
+            assert!(logs > 60 * MIB && bytes > 31 * MIB, "{logs} {bytes}");
+            settled = Some(resident());
+        }
+    }
+    let (before, after) = (settled.unwrap(), resident());
+    assert!(
+        after <= before + 48 * 1024,
+        "{before} KiB after 20,000 runs, {after} KiB after {RUNS}"
+    );
+}
+
+/// Memory of this process, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().next().unwrap();
+    kib.parse().unwrap()
 }
 
 async fn leave_once(daemon: &Daemon, spec: RunSpec) {

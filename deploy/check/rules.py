@@ -15,6 +15,8 @@ import yaml
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "ms": 0.001, "s": 1, "m": 60}
 # An async stack has this much room above the guest's own.
 STACK_HEADROOM = 2**20
+# What a run's caller may have yet to read however little room `runs.log_budget` has.
+LOG_FLOOR = 2**17
 
 problems = []
 
@@ -60,8 +62,8 @@ def drain(pod, daemon, settings):
 
 def memory(daemon, settings):
     run = settings["policy.max_memory_pages"] * 2**16 + amount(settings["policy.max_stack_size"]) + STACK_HEADROOM
-    run += 2 * amount(settings["policy.max_output"])
-    budgets = ["server.inflight_request_bytes", "engine.cache_budget"]
+    run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR
+    budgets = ["server.inflight_request_bytes", "engine.cache_budget", "runs.log_budget", "runs.history_bytes"]
     if settings["store.url"] == "memory:":
         budgets.append("store.budget")
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)

@@ -247,6 +247,10 @@ pub(super) fn selector(
     states: Vec<i32>,
     labels: HashMap<String, String>,
 ) -> Result<Selector, Refusal> {
+    const STATES: usize = 4;
+    if states.len() > STATES {
+        return Err(Refusal::above("states", states.len(), STATES));
+    }
     let state = |(i, state): (usize, i32)| match proto::RunState::try_from(state) {
         Ok(proto::RunState::Compiling) => Ok(State::Compiling),
         Ok(proto::RunState::Queued) => Ok(State::Queued),
@@ -265,7 +269,7 @@ pub(super) fn selector(
             .enumerate()
             .map(state)
             .collect::<Result<_, _>>()?,
-        labels: labels.into_iter().collect(),
+        labels: Labels::new("labels", labels)?,
     })
 }
 

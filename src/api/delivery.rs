@@ -15,7 +15,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::status;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::run::Untold;
 
 /// Bytes of a piece that is handed on as it is: an event and what is around it.
@@ -101,7 +101,8 @@ impl http_body::Body for Delivery {
         let mut state = lock(&self.answer.0);
         let State { body, rest, taken } = &mut *state;
         let Some(body) = body else {
-            let refusal = Refusal::internal("an answer was dropped: nobody took it");
+            // Never read: HTTP/2 resets the stream. That it was dropped was told to the log.
+            let refusal = Refusal::new(Reason::Internal, "an answer was dropped: nobody took it");
             return Poll::Ready(Some(Err(status::from(&refusal))));
         };
         if rest.is_empty() {

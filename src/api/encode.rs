@@ -72,7 +72,7 @@ pub(super) fn run(run: &Run) -> proto::RunInfo {
         started: run.log.started().map(Into::into),
         ended: ended.map(Into::into),
         granted: run.granted().as_ref().map(granted),
-        usage: usage(run, result),
+        usage: usage(run, ended, result),
         next_seq: run.log.next_seq(),
         end: end.as_deref().map(|end| match end {
             Ok(ended) => End::Result(Box::new(self::result(run, ended))),
@@ -93,12 +93,14 @@ pub(super) fn listed_run(run: &Run) -> proto::RunInfo {
     info
 }
 
-fn usage(run: &Run, result: Option<&Ended>) -> Option<proto::Usage> {
+fn usage(run: &Run, over: Option<SystemTime>, result: Option<&Ended>) -> Option<proto::Usage> {
     let granted = run.granted()?;
     let metered = granted.limits.fuel.is_some();
-    let elapsed = match result {
-        Some(ended) => ended.duration,
-        None => run.elapsed()?,
+    let elapsed = match (result, over) {
+        (Some(ended), _) => ended.duration,
+        // The daemon failed, and nobody measured.
+        (None, Some(over)) => over.duration_since(run.log.started()?).unwrap_or_default(),
+        (None, None) => run.elapsed()?,
     };
     Some(proto::Usage {
         elapsed: Some(duration(elapsed)),

@@ -33,6 +33,10 @@ const UPLOAD_MESSAGE: u64 = MAX_CHUNK as u64 + LOAD_SLACK;
 /// What an upload holds at the most, however long it is: a message that arrives, one that is looked at, and what is put
 /// together in memory.
 const UPLOAD_HOLDS: usize = 3 << 20;
+/// Bytes of a question about runs: a selector has at most 32 labels of 256 bytes.
+const MAX_QUESTION: u64 = 64 << 10;
+/// Bytes of the first message of an interaction: a larger module is loaded before.
+const INTERACT_START: u64 = 1 << 20;
 /// Bytes of a message of an interaction after its first.
 const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
 /// What an interaction holds at the most after its first message: one that arrives, one that waits, and what the guest
@@ -46,7 +50,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What requests may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct IntakeSettings {
-    /// Bytes of a message of every method but LoadModule and UploadModule; of Interact, its first.
+    /// Bytes of a message of every method but those that take modules, answer questions about runs, or talk.
     pub max_message: u64,
     /// Bytes of a module.
     pub max_module: u64,
@@ -95,14 +99,6 @@ struct Held {
 }
 
 impl Charge {
-    /// One that holds nothing yet, of the same budget.
-    fn another(&self) -> Self {
-        Self(Arc::new(Held {
-            total: Arc::clone(&self.0.total),
-            bytes: AtomicU64::new(0),
-        }))
-    }
-
     /// Adds `bytes`, of a budget of `budget` for all requests.
     fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
         let bytes = bytes as u64;
@@ -171,7 +167,8 @@ impl Intake {
                 (Kind::Unary, cap)
             }
             "/ringfence.v1.ModuleService/UploadModule" => (Kind::Upload, UPLOAD_MESSAGE),
-            "/ringfence.v1.RunService/Interact" => (Kind::Interact, self.settings.max_message),
+            "/ringfence.v1.RunService/Interact" => (Kind::Interact, INTERACT_START),
+            path if path.starts_with("/ringfence.v1.RunService/") => (Kind::Unary, MAX_QUESTION),
             path if path.starts_with("/ringfence.v1.") => (Kind::Unary, self.settings.max_message),
             _ => (Kind::Foreign, MAX_FOREIGN),
         }
@@ -185,8 +182,8 @@ enum Kind {
     Unary,
     /// Messages that are used up as they come: charged for what an upload holds at once.
     Upload,
-    /// One message that is charged as a unary one's, then small ones, as far apart as their caller likes: charged for
-    /// what they hold at once.
+    /// One message, which is charged for as long as the others come, since what it arrived in is used for them too; then
+    /// small ones, as far apart as their caller likes: charged for what they hold at once.
     Interact,
     /// Of a service that is not ours: small, short-lived, and not charged.
     Foreign,
@@ -307,6 +304,7 @@ impl Counted {
                     *left -= n;
                     if *left == 0 {
                         self.state = Framing::Prefix([0; PREFIX], 0);
+                        self.complete()?;
                     }
                     // At most `remaining`, which is a usize.
                     data.advance(usize::try_from(n).unwrap_or(usize::MAX));
@@ -324,12 +322,6 @@ impl Counted {
         if self.kind == Kind::Unary && self.messages > 1 {
             return Err(malformed("there is more than one message"));
         }
-        if self.kind == Kind::Interact && self.messages == 2 {
-            // What the first one holds is given back when it is used up; the rest holds something of its own.
-            self.cap = INTERACT_MESSAGE;
-            self.charge = self.charge.another();
-            self.charge.add(INTERACT_HOLDS, self.budget)?;
-        }
         if length > self.cap {
             return Err(Refusal::new(
                 Reason::MessageTooLarge,
@@ -341,23 +333,42 @@ impl Counted {
             .with("asked", length)
             .with("allowed", self.cap));
         }
-        self.state = if length == 0 {
-            Framing::Prefix([0; PREFIX], 0)
-        } else {
-            Framing::Message(length)
-        };
+        if length == 0 {
+            self.state = Framing::Prefix([0; PREFIX], 0);
+            return self.complete();
+        }
+        self.state = Framing::Message(length);
         Ok(())
     }
 
-    fn charge(&mut self, bytes: usize) -> Result<(), Refusal> {
+    /// Takes note that a message is there as a whole.
+    fn complete(&mut self) -> Result<(), Refusal> {
+        if self.kind != Kind::Interact || self.messages > 1 {
+            return Ok(());
+        }
+        // What those after it hold, before the run starts.
+        self.cap = INTERACT_MESSAGE;
+        self.charge.add(INTERACT_HOLDS, self.budget)
+    }
+
+    /// Charges what came, of the `first` message or of others; or what all of them may hold.
+    fn charge(&mut self, first: bool, bytes: usize) -> Result<(), Refusal> {
         let holds = match self.kind {
             Kind::Unary => bytes,
             Kind::Upload if !self.charged => UPLOAD_HOLDS,
-            Kind::Interact if self.messages < 2 => bytes,
+            Kind::Interact if first => bytes,
             Kind::Interact | Kind::Upload | Kind::Foreign => return Ok(()),
         };
         self.charged = true;
         self.charge.add(holds, self.budget)
+    }
+
+    /// Whether the first message is not there as a whole.
+    fn is_first(&self) -> bool {
+        match self.state {
+            Framing::Prefix(..) => self.messages == 0,
+            Framing::Message(_) => self.messages == 1,
+        }
     }
 
     /// Whether nothing need come for now.
@@ -437,7 +448,10 @@ impl http_body::Body for Counted {
         }
         if let Some(data) = frame.data_ref() {
             // The framing first: a message that is too large is refused for what it is.
-            let checked = self.follow(data).and_then(|()| self.charge(data.len()));
+            let first = self.is_first();
+            let checked = self
+                .follow(data)
+                .and_then(|()| self.charge(first, data.len()));
             if let Err(refusal) = checked {
                 return self.fail(&refusal);
             }

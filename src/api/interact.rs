@@ -33,36 +33,34 @@ pub(super) async fn interact(
         Err(Failed::Broken(status)) => return Err(status),
     };
     let input = Arc::new(Input::default());
-    let taken = Arc::clone(&input);
-    let attached = call.start(runner, Some(spec), "start", Some(input)).await?;
+    // Before the run can start: its caller may leave before that.
+    let taken = Taken {
+        input: Arc::clone(&input),
+        detached: spec.detach,
+    };
+    let attached = call.start(runner, Some(spec), Some(input)).await?;
     let mut taking = JoinSet::new();
     let run = Arc::clone(&attached.run);
     taking.spawn(async move {
-        let taken = Taken {
-            input: taken,
-            run: &run,
-        };
-        let error = match take(&mut frames, &taken.input, &run).await {
-            Ok(()) => return None,
-            Err(Failed::Refused(refusal)) => status::event(&refusal),
-            Err(Failed::Broken(status)) => status::event_of(&status),
-        };
-        run.abandon();
-        Some(error)
+        match take(&mut frames, &taken.input, &run).await {
+            Ok(()) => None,
+            Err(Failed::Refused(refusal)) => Some(status::event(&refusal)),
+            Err(Failed::Broken(status)) => Some(status::event_of(&status)),
+        }
     });
     Ok(Events::beside(attached, taking))
 }
 
 /// Input that ends at the latest when nobody takes it any more, where the run outlives that. Another is ended for what
 /// it is, not for an end of file that nobody sent.
-struct Taken<'a> {
+struct Taken {
     input: Arc<Input>,
-    run: &'a Run,
+    detached: bool,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
-        if self.run.detached {
+        if self.detached {
             self.input.close();
         }
     }
@@ -96,11 +94,39 @@ async fn take(
     run: &Run,
 ) -> Result<(), Failed> {
     let mut open = true;
-    while let Some(frame) = next(frames).await? {
+    let mut ahead = None;
+    loop {
+        let frame = match ahead.take() {
+            Some(frame) => frame,
+            None => next(frames).await?,
+        };
+        let Some(frame) = frame else {
+            input.close();
+            return Ok(());
+        };
         match frame {
             Frame::Start(_) => return Err(malformed("an interaction has one `start`")),
             Frame::Stdin(_) if !open => return Err(malformed("`stdin` came after `stdin_eof`")),
-            Frame::Stdin(bytes) => input.push(checked(bytes)?).await,
+            Frame::Stdin(bytes) => {
+                let bytes = checked(bytes)?;
+                let mut push = std::pin::pin!(input.push(&bytes));
+                // A guest that does not read can still be cancelled by the message behind.
+                while ahead.is_none() {
+                    tokio::select! {
+                        biased;
+                        () = &mut push => break,
+                        frame = next(frames) => match frame? {
+                            Some(Frame::Cancel(Cancel {})) => {
+                                run.cancel();
+                            }
+                            frame => ahead = Some(frame),
+                        }
+                    }
+                }
+                if ahead.is_some() {
+                    push.await;
+                }
+            }
             Frame::StdinEof(StdinEof {}) => {
                 open = false;
                 input.close();
@@ -110,8 +136,6 @@ async fn take(
             }
         }
     }
-    input.close();
-    Ok(())
 }
 
 async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, Failed> {

@@ -81,7 +81,7 @@ impl RunService for RunApi {
     ) -> Result<Response<Told>, Status> {
         let proto::WatchRunsRequest { states, labels } = request.into_inner();
         let selector = decode::selector(states, labels).map_err(refused)?;
-        let watch = self.runner.watch(selector);
+        let watch = self.runner.watch(selector).map_err(refused)?;
         Ok(Response::new(Box::pin(told(watch))))
     }
 

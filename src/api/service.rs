@@ -55,7 +55,7 @@ impl SandboxService for SandboxApi {
     ) -> Result<Response<proto::RunResponse>, Status> {
         let call = Call::of(&self.runner, &request, Method::Run);
         let proto::RunRequest { spec } = request.into_inner();
-        let attached = call.start(&self.runner, spec, "spec", None).await?;
+        let attached = call.start(&self.runner, spec, None).await?;
         let run = &attached.run;
         let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
         let end = attached.ended().await;
@@ -76,7 +76,7 @@ impl SandboxService for SandboxApi {
     ) -> Result<Response<Events>, Status> {
         let call = Call::of(&self.runner, &request, Method::RunStream);
         let proto::RunStreamRequest { spec } = request.into_inner();
-        let attached = call.start(&self.runner, spec, "spec", None).await?;
+        let attached = call.start(&self.runner, spec, None).await?;
         Ok(Events::answer(attached))
     }
 

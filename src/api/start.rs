@@ -49,7 +49,7 @@ impl Call {
         decode::until(&self.metadata, self.at)
     }
 
-    /// Starts the run, whose guest reads `input` where there is one, and whose spec is the message's field `field`.
+    /// Starts the run, whose guest reads `input` where there is one.
     ///
     /// # Errors
     /// Whatever keeps the run from its first instruction.
@@ -57,23 +57,20 @@ impl Call {
         self,
         runner: &Arc<Runner>,
         spec: Option<proto::RunSpec>,
-        field: &str,
         input: Option<Arc<Input>>,
     ) -> Result<Attached, Status> {
         let asked = match self.asked(runner, spec, input) {
             Ok(asked) => asked,
-            Err(refusal) => return Err(self.refused(runner, refusal.renamed("spec", field))),
+            Err(refusal) => return Err(self.refused(runner, refusal)),
         };
         let started = runner.start(asked).await;
-        started
-            .map_err(|Refused { id, refusal }| status::of_run(&refusal.renamed("spec", field), &id))
+        started.map_err(|Refused { id, refusal }| status::of_run(&refusal, &id))
     }
 
     /// Records that it was refused before it was a well-formed one.
     pub(super) fn refused(self, runner: &Runner, refusal: Refusal) -> Status {
-        let status = status::of_run(&refusal, &self.id);
-        runner.refused(&self.id, self.origin, refusal);
-        status
+        let refusal = runner.refused(&self.id, self.origin, refusal);
+        status::of_run(&refusal, &self.id)
     }
 
     fn asked(
@@ -102,6 +99,7 @@ impl Call {
             delivery,
             input,
             until,
+            held: Box::new(self.charge.clone()),
         })
     }
 }

@@ -48,7 +48,9 @@ impl Stream for Events {
         let Some(open) = attached else {
             return Poll::Ready(None);
         };
-        if let Poll::Ready(Some(Ok(Some(error)))) = taking.poll_join_next(cx) {
+        if let Poll::Ready(Some(Ok(Some(error)))) = taking.poll_join_next(cx)
+            && open.run.log.end().is_none()
+        {
             // The caller broke the rules: its stream ends here, and its run as if it had left.
             let (id, seq) = (&open.run.id, open.next_seq());
             let event = encode::event(id, seq, SystemTime::now(), Wire::Error(error));
@@ -56,7 +58,15 @@ impl Stream for Events {
             return Poll::Ready(Some(Ok(event)));
         }
         let event = ready!(open.poll_next(cx));
-        Poll::Ready(event.map(|event| Ok(encoded(&open.run, event))))
+        let over = event
+            .as_ref()
+            .is_none_or(|event| matches!(event.what, What::End(_)));
+        let event = event.map(|event| Ok(encoded(&open.run, event)));
+        if over {
+            *attached = None;
+            taking.abort_all();
+        }
+        Poll::Ready(event)
     }
 }
 

@@ -299,6 +299,13 @@ fn runs(c: &mut Checker, runs: &Runs) {
         window.0,
         window.1,
     );
+    c.between(
+        "runs.idempotency_keys",
+        runs.idempotency_keys,
+        1,
+        10_000_000,
+    );
+    c.between("runs.viewers", runs.viewers, 1, 100_000);
 }
 
 fn modules(c: &mut Checker, config: &Config) {

@@ -208,6 +208,8 @@ pub struct Runs {
     pub history_age: Time,
     pub history_bytes: Size,
     pub idempotency_window: Time,
+    pub idempotency_keys: u32,
+    pub viewers: u32,
 }
 
 /// `[telemetry]`

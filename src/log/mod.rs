@@ -8,7 +8,7 @@ mod pool;
 mod view;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 
 use crate::outcome::{Ended, Stream};
 use crate::refusal::Refusal;
+
+use self::pool::Ticket;
 
 pub use self::pool::Pool;
 pub use self::view::{Event, Viewer, What};
@@ -34,6 +36,7 @@ const FLOOR: usize = 2 * CHUNK_BYTES;
 /// A run's log.
 #[derive(Debug)]
 pub struct Log {
+    me: Weak<Self>,
     /// What it may hold.
     bytes: usize,
     pool: Arc<Pool>,
@@ -58,8 +61,10 @@ struct Inner {
     end: Option<(SystemTime, Arc<End>)>,
     /// Standard output and error of a run whose caller gets them whole.
     captured: Option<[Bytes; 2]>,
-    /// Where it stands on the pool's shelf.
-    ticket: Option<u64>,
+    /// Whether no caller of the run is left, after its end.
+    shelved: bool,
+    /// Its place among the logs of the pool that can give something.
+    ticket: Option<Ticket>,
     /// Those who wait for something to happen, each in its reader's place.
     waiting: Vec<Option<Waker>>,
     free: Vec<usize>,
@@ -105,7 +110,8 @@ impl Entry {
 impl Log {
     /// Of at most `bytes`, out of `pool`.
     pub fn new(bytes: usize, pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             bytes: bytes.max(FLOOR),
             pool,
             inner: Mutex::new(Inner {
@@ -121,24 +127,26 @@ impl Log {
     pub fn start(&self, at: SystemTime) {
         let mut inner = self.lock();
         inner.started = Some(at);
-        wake(inner);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        wake(wakers);
         self.turned.notify_waiters();
     }
 
-    /// Says how the run ended; nothing is written after it. A second end is none.
+    /// Says how the run ended, once; nothing is written after it.
     pub fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
-        let mut inner = self.lock();
-        if inner.end.is_some() {
-            return;
-        }
-        if let Some(captured) = captured {
+        if let Some(captured) = &captured {
             self.pool.add(captured.iter().map(Bytes::len).sum());
-            inner.captured = Some(captured);
+            // Before anybody learns of it.
+            self.pool.make_room();
         }
+        let mut inner = self.lock();
+        inner.captured = captured;
         inner.end = Some((SystemTime::now(), Arc::new(end)));
-        wake(inner);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        wake(wakers);
         self.turned.notify_waiters();
-        self.make_room();
     }
 
     /// When the run started, where it has.
@@ -198,24 +206,36 @@ impl Log {
         }
         let over = inner.held.saturating_sub(self.bytes);
         self.pool.sub(inner.trim(over));
-        wake(inner);
-        if self.pool.is_over() {
-            self.make_room();
+        self.enter(&mut inner);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        self.pool.make_room();
+        wake(wakers);
+    }
+
+    /// Takes its place among the logs of the pool when it has something to give.
+    fn enter(&self, inner: &mut Inner) {
+        let owed = inner.owed.map_or(0, |owed| owed.bytes);
+        if inner.ticket.is_none() && inner.held - owed > FLOOR {
+            inner.ticket = Some(self.pool.enter(self.me.clone(), true));
         }
     }
 
-    /// How many bytes may be written now.
+    /// How many bytes may be written in one piece now.
     pub fn space(&self) -> usize {
+        self.room().unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)
+    }
+
+    /// How many bytes may be written before the caller has read some; `None`: any.
+    pub fn room(&self) -> Option<usize> {
         let inner = self.lock();
-        let Some(owed) = inner.owed else {
-            return CHUNK_BYTES;
-        };
         let most = if self.pool.is_over() {
             FLOOR
         } else {
             self.bytes
         };
-        most.saturating_sub(owed.bytes + OVERHEAD).min(CHUNK_BYTES)
+        let owed = inner.owed?;
+        Some(most.saturating_sub(owed.bytes + OVERHEAD))
     }
 
     /// Resolves to true when something may be written, and to false when the caller has taken nothing for `stall`.
@@ -241,40 +261,41 @@ impl Log {
         let mut inner = self.lock();
         inner.owed = None;
         inner.full_since = None;
+        self.enter(&mut inner);
         drop(inner);
         self.space.notify_one();
     }
 
     /// Says that the run has ended and no caller of it is left: its output may go when room is needed. What was captured
     /// goes now, unless a later call may ask for it.
-    pub fn shelve(self: &Arc<Self>, keep_captured: bool) {
+    pub fn shelve(&self, keep_captured: bool) {
         let mut inner = self.lock();
         if !keep_captured {
             self.pool.sub(inner.drop_captured());
         }
-        if inner.ticket.is_none() {
-            inner.ticket = Some(self.pool.shelve(self));
+        if !inner.shelved {
+            inner.shelved = true;
+            if let Some(ticket) = inner.ticket.take() {
+                self.pool.leave(ticket);
+            }
+            inner.ticket = Some(self.pool.enter(self.me.clone(), false));
         }
         drop(inner);
-        self.make_room();
-    }
-
-    /// Lets all output go.
-    fn let_go(&self) {
-        let mut inner = self.lock();
-        let freed = inner.drop_captured() + inner.trim(usize::MAX);
-        self.pool.sub(freed);
-    }
-
-    /// Makes room in the pool: by what others need no more, then by what is read of this one.
-    fn make_room(&self) {
         self.pool.make_room();
-        if self.pool.is_over() {
-            let mut inner = self.lock();
+    }
+
+    /// Lets all go that nobody is owed: of a run that goes on all but the last event.
+    fn give(&self) {
+        let mut inner = self.lock();
+        inner.ticket = None;
+        let freed = if inner.shelved {
+            inner.drop_captured() + inner.trim(usize::MAX)
+        } else {
             let last = inner.entries.back().map_or(0, |entry| entry.cost);
             let rest = inner.held - last;
-            self.pool.sub(inner.trim(rest));
-        }
+            inner.trim(rest)
+        };
+        self.pool.sub(freed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -289,7 +310,7 @@ impl Drop for Log {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         pool.sub(inner.drop_captured() + inner.held);
         if let Some(ticket) = inner.ticket {
-            pool.unshelve(ticket);
+            pool.leave(ticket);
         }
     }
 }
@@ -349,16 +370,18 @@ impl Inner {
         freed
     }
 
+    /// Those who wait for something to happen, to be woken when the lock is let go.
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        self.waiting.iter_mut().filter_map(Option::take).collect()
+    }
+
     fn drop_captured(&mut self) -> usize {
         let captured = self.captured.take();
         captured.iter().flatten().map(Bytes::len).sum()
     }
 }
 
-/// Wakes all who wait, after the lock is let go.
-fn wake(mut inner: MutexGuard<'_, Inner>) {
-    let wakers: Vec<Waker> = inner.waiting.iter_mut().filter_map(Option::take).collect();
-    drop(inner);
+fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         waker.wake();
     }

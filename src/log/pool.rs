@@ -8,15 +8,22 @@ use super::Log;
 
 /// The budget of all logs.
 ///
-/// Where it is used up, the output of runs that have ended is let go, the longest ended first; then each run that goes
-/// on keeps only what its caller has yet to read, and its guest waits sooner.
+/// Where it is used up, the output of runs that have ended is let go, the longest ended first; then that of runs that go
+/// on, but for what their callers have yet to read.
 #[derive(Debug)]
 pub struct Pool {
     budget: usize,
     held: AtomicUsize,
     tickets: AtomicU64,
-    /// Logs whose output nobody is owed any more, in the order in which that came to be.
-    shelf: Mutex<BTreeMap<u64, Weak<Log>>>,
+    /// Logs that can give something, those that should first before others.
+    givers: Mutex<BTreeMap<Ticket, Weak<Log>>>,
+}
+
+/// A log's place among those that can give something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket {
+    goes_on: bool,
+    number: u64,
 }
 
 impl Pool {
@@ -26,7 +33,7 @@ impl Pool {
             budget,
             held: AtomicUsize::new(0),
             tickets: AtomicU64::new(1),
-            shelf: Mutex::default(),
+            givers: Mutex::default(),
         })
     }
 
@@ -48,32 +55,36 @@ impl Pool {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Puts a log where it may be emptied; it leaves with [`Self::unshelve`].
-    pub(super) fn shelve(&self, log: &Arc<Log>) -> u64 {
-        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(ticket, Arc::downgrade(log));
+    /// Enters a log that can give something, of a run that `goes_on` or has ended.
+    pub(super) fn enter(&self, log: Weak<Log>, goes_on: bool) -> Ticket {
+        let ticket = Ticket {
+            goes_on,
+            number: self.tickets.fetch_add(1, Ordering::Relaxed),
+        };
+        self.lock().insert(ticket, log);
         ticket
     }
 
-    pub(super) fn unshelve(&self, ticket: u64) {
+    /// Takes a log out again.
+    pub(super) fn leave(&self, ticket: Ticket) {
         self.lock().remove(&ticket);
     }
 
-    /// Empties shelved logs until there is room, or none is left.
+    /// Has logs give what they can until there is room, or nothing is left to give.
     pub(super) fn make_room(&self) {
         while self.is_over() {
             let Some((_, log)) = self.lock().pop_first() else {
                 return;
             };
-            // Outside the lock: the last one to hold a log takes it off the shelf.
+            // Outside the lock: the last one to hold a log takes it out.
             if let Some(log) = log.upgrade() {
-                log.let_go();
+                log.give();
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Log>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Ticket, Weak<Log>>> {
         // Nothing panics while it is held.
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+        self.givers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,20 @@
 //! Reading a run's log.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Sleep;
 
-use super::{End, Inner, Log, Owed};
+use super::{Body, End, Inner, Log, Owed};
 use crate::outcome::Stream;
+
+/// A viewer leaves an event that is still written to for so long: neither does each write wake all viewers, nor does the
+/// eagerest of them make each write an event of its own.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -47,6 +54,8 @@ pub struct Viewer {
     /// Whether the log owes it its output, as far as this side knows.
     owed: bool,
     finished: bool,
+    /// Set while an event gathers.
+    gathers: Option<Pin<Box<Sleep>>>,
 }
 
 impl Log {
@@ -87,6 +96,7 @@ impl Viewer {
             place: inner.take_place(),
             owed: false,
             finished: false,
+            gathers: None,
         }
     }
 
@@ -100,8 +110,24 @@ impl Viewer {
         if self.finished {
             return Poll::Ready(None);
         }
+        let gathered = match &mut self.gathers {
+            Some(gathers) => {
+                ready!(gathers.as_mut().poll(cx));
+                self.gathers = None;
+                true
+            }
+            None => false,
+        };
         let log = Arc::clone(&self.log);
         let mut inner = log.lock();
+        if !self.owed && !gathered && inner.is_gathering(self.next) {
+            drop(inner);
+            let mut gathers = Box::pin(tokio::time::sleep(GATHER));
+            // It has begun to count, and will wake us.
+            let _ = gathers.as_mut().poll(cx);
+            self.gathers = Some(gathers);
+            return Poll::Pending;
+        }
         let Some(event) = inner.read(self.next) else {
             let place = &mut inner.waiting[self.place];
             if !place.as_ref().is_some_and(|it| it.will_wake(cx.waker())) {
@@ -116,6 +142,7 @@ impl Viewer {
         }
         if self.owed {
             inner.paid(self.next);
+            log.enter(&mut inner);
             drop(inner);
             log.space.notify_one();
         }
@@ -141,6 +168,17 @@ impl Inner {
             self.waiting.push(None);
             self.waiting.len() - 1
         })
+    }
+
+    /// Whether event `next` is the last and nobody has read it.
+    fn is_gathering(&self, next: u64) -> bool {
+        let last = self.entries.back();
+        self.end.is_none()
+            && next + 1 == self.next_output()
+            && last.is_some_and(|last| match &last.bytes {
+                Body::Open(bytes) => bytes.len() < super::CHUNK_BYTES,
+                Body::Sealed(_) => false,
+            })
     }
 
     /// Event `next`, or that it is not there any more; `None` where it has not happened.

@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::before;
 use super::inflight::Untold;
 use super::record::{Caller, Run};
 use super::start::Refused;
 use crate::limits::Delivery;
 use crate::log::{End, Event, Viewer};
+use crate::refusal::Refusal;
 
 /// A hold on a run. A run that is not detached ends when the last hold of a caller is dropped; viewers come and go.
 #[derive(Debug)]
@@ -16,6 +21,7 @@ pub struct Attached {
     pub run: Arc<Run>,
     viewer: Viewer,
     _caller: Option<Caller>,
+    _place: Option<OwnedSemaphorePermit>,
     /// A drain waits for what a caller has not been told yet; the answer takes a clone along.
     pub untold: Option<Untold>,
 }
@@ -28,6 +34,7 @@ impl Attached {
             Delivery::Streamed => Self {
                 viewer: run.log.owe(),
                 _caller: Some(run.join()),
+                _place: None,
                 run: Arc::clone(run),
                 untold: Some(untold),
             },
@@ -39,6 +46,7 @@ impl Attached {
         Self {
             viewer: run.log.follow(),
             _caller: Some(run.join()),
+            _place: None,
             run: Arc::clone(run),
             untold: Some(untold),
         }
@@ -48,21 +56,33 @@ impl Attached {
     ///
     /// # Errors
     /// Where the run has not come as far: the highest number that it can be read from.
-    pub(super) fn view(run: &Arc<Run>, from: u64) -> Result<Self, u64> {
+    pub(super) fn view(
+        run: &Arc<Run>,
+        from: u64,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, u64> {
         Ok(Self {
             viewer: run.log.view(from)?,
             _caller: None,
+            _place: Some(place),
             run: Arc::clone(run),
             untold: None,
         })
     }
 
-    /// Waits until the run has started.
+    /// Waits until the run has started; its caller has until `until`.
     ///
     /// # Errors
     /// Where it does not.
-    pub(super) async fn begun(self) -> Result<Self, Refused> {
-        self.run.log.begun().await;
+    pub(super) async fn begun(self, until: Option<Instant>) -> Result<Self, Refused> {
+        let begun = async {
+            self.run.log.begun().await;
+            Ok::<_, Refusal>(())
+        };
+        if let Err(refusal) = before(until, begun).await {
+            let id = self.run.id.clone();
+            return Err(Refused { id, refusal });
+        }
         if self.run.log.started().is_none()
             && let Some((_, end)) = self.run.log.end()
             && let Err(refusal) = &*end

@@ -1,7 +1,9 @@
 //! What can be done to runs from outside: find, list, watch, attach, cancel.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::attach::Attached;
 use super::record::{Run, State};
@@ -10,6 +12,9 @@ use super::{Runner, before};
 use crate::outcome::{CancelCause, Outcome};
 use crate::refusal::{Reason, Refusal};
 use crate::request::RunId;
+
+/// What a refused viewer is told to wait.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What became of a run that was to be cancelled.
 #[derive(Debug)]
@@ -52,17 +57,28 @@ impl Runner {
     }
 
     /// Follows runs that match.
-    pub fn watch(&self, selector: Selector) -> Watch {
-        self.registry.watch(selector)
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` where there are `runs.viewers` already.
+    pub fn watch(&self, selector: Selector) -> Result<Watch, Refusal> {
+        Ok(self.registry.watch(selector, self.viewer()?))
+    }
+
+    fn viewer(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.viewers).try_acquire_owned().map_err(|_| {
+            let message = "as many are attached to runs, or watch them, as may (runs.viewers)";
+            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+        })
     }
 
     /// Attaches a viewer, from event `from` on.
     ///
     /// # Errors
-    /// As [`Self::find`]; `SPEC_INVALID` where the run has not come as far.
+    /// As [`Self::find`] and [`Self::watch`]; `SPEC_INVALID` where the run has not come as far.
     pub fn attach(&self, id: &RunId, from: u64) -> Result<Attached, Refusal> {
         let run = self.find(id)?;
-        Attached::view(&run, from).map_err(|highest| {
+        let place = self.viewer()?;
+        Attached::view(&run, from, place).map_err(|highest| {
             let message = format!("{from} is beyond the run's next event, {highest}");
             Refusal::invalid("from_seq", message)
                 .with("asked", from)

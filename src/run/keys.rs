@@ -1,6 +1,6 @@
 //! Idempotency: the same key within its window is the same run.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,7 @@ use super::record::{Method, Run};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, RunId};
 
-/// The most keys at once. None is dropped early, since that would execute its run a second time.
-const MAX_KEYS: usize = 100_000;
-/// What a caller is told to wait when there are as many.
+/// What a caller is told to wait when there are too many.
 const RETRY: Duration = Duration::from_secs(5);
 
 type Key = (Method, String);
@@ -19,6 +17,8 @@ type Key = (Method, String);
 #[derive(Debug)]
 pub(super) struct Keys {
     window: Duration,
+    /// None is dropped early, since that would execute its run a second time.
+    most: usize,
     inner: Mutex<Inner>,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Keys {
 struct Inner {
     taken: HashMap<Key, Taken>,
     /// In the order in which their windows end.
-    ending: VecDeque<(Instant, Key, RunId)>,
+    ending: BTreeMap<(Instant, RunId), Key>,
 }
 
 #[derive(Debug)]
@@ -34,13 +34,16 @@ struct Taken {
     fingerprint: Digest,
     id: RunId,
     run: Weak<Run>,
+    /// When the window ends.
+    end: Instant,
 }
 
 impl Keys {
-    /// Each of which holds for `window`, and for as long as its run goes on.
-    pub(super) fn new(window: Duration) -> Self {
+    /// At most `most`, each of which holds for `window`, and for as long as its run goes on.
+    pub(super) fn new(window: Duration, most: usize) -> Self {
         Self {
             window,
+            most,
             inner: Mutex::default(),
         }
     }
@@ -62,21 +65,22 @@ impl Keys {
         if let Some(taken) = inner.taken.get(&key) {
             return taken.answer(fingerprint).map(Some);
         }
-        if inner.taken.len() >= MAX_KEYS {
-            return Err(Refusal::new(
-                Reason::QueueFull,
-                format!("{MAX_KEYS} idempotency keys are in use (runs.idempotency_window)"),
-            )
-            .retry_after(RETRY));
+        if inner.taken.len() >= self.most {
+            let message = format!(
+                "{} idempotency keys are in use already (runs.idempotency_keys)",
+                self.most
+            );
+            return Err(Refusal::new(Reason::QueueFull, message).retry_after(RETRY));
         }
+        let end = Instant::now() + self.window;
         let taken = Taken {
             fingerprint,
             id: run.id.clone(),
             run: Arc::downgrade(run),
+            end,
         };
         inner.taken.insert(key.clone(), taken);
-        let end = Instant::now() + self.window;
-        inner.ending.push_back((end, key, run.id.clone()));
+        inner.ending.insert((end, run.id.clone()), key);
         Ok(None)
     }
 
@@ -87,8 +91,10 @@ impl Keys {
         };
         let key = (run.origin.method, key.clone());
         let mut inner = self.lock();
-        if inner.taken.get(&key).is_some_and(|it| it.id == run.id) {
-            inner.taken.remove(&key);
+        if inner.taken.get(&key).is_some_and(|it| it.id == run.id)
+            && let Some(Taken { end, id, .. }) = inner.taken.remove(&key)
+        {
+            inner.ending.remove(&(end, id));
         }
     }
 
@@ -126,13 +132,11 @@ impl Inner {
     fn drop_ended(&mut self, window: Duration) {
         let now = Instant::now();
         let mut going = Vec::new();
-        while let Some((end, ..)) = self.ending.front()
+        while let Some(((end, _), _)) = self.ending.first_key_value()
             && *end <= now
+            && let Some(((_, id), key)) = self.ending.pop_first()
         {
-            let Some((_, key, id)) = self.ending.pop_front() else {
-                return;
-            };
-            let Some(taken) = self.taken.get(&key).filter(|taken| taken.id == id) else {
+            let Some(taken) = self.taken.get_mut(&key) else {
                 continue;
             };
             if taken
@@ -140,7 +144,8 @@ impl Inner {
                 .upgrade()
                 .is_some_and(|run| run.log.end().is_none())
             {
-                going.push((now + window, key, id));
+                taken.end = now + window;
+                going.push(((taken.end, id), key));
             } else {
                 self.taken.remove(&key);
             }

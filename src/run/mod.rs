@@ -64,6 +64,10 @@ pub struct Settings {
     pub history: History,
     /// How long an idempotency key holds.
     pub idempotency_window: Duration,
+    /// Idempotency keys at once.
+    pub idempotency_keys: usize,
+    /// Viewers and watches at once.
+    pub viewers: u32,
     /// Modules that may arrive at once, in pieces or from a registry.
     pub arrivals: u32,
     /// How long one may take to arrive in pieces.
@@ -82,6 +86,9 @@ pub struct Runner {
     admission: Admission,
     inflight: Arc<InFlight>,
     registry: Arc<Registry>,
+    viewers: Arc<Semaphore>,
+    /// Runs that are taken to their start without their callers.
+    unattended: Arc<Semaphore>,
     logs: Arc<Pool>,
     log_bytes: usize,
     stall_timeout: Duration,
@@ -107,7 +114,15 @@ impl Runner {
             upload_timeout: settings.upload_timeout,
             admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
             inflight: InFlight::new(),
-            registry: Registry::new(settings.history, Keys::new(settings.idempotency_window)),
+            registry: Registry::new(
+                settings.history,
+                Keys::new(settings.idempotency_window, settings.idempotency_keys),
+            ),
+            viewers: Arc::new(Semaphore::new(settings.viewers as usize)),
+            // As many as may run or wait for a slot.
+            unattended: Arc::new(Semaphore::new(
+                settings.slots as usize + settings.queue as usize,
+            )),
             logs: Pool::new(settings.log_budget),
             log_bytes: settings.log_bytes,
             stall_timeout: settings.stall_timeout,
@@ -139,12 +154,11 @@ impl Runner {
         )
     }
 
-    /// Records a run that was refused before it was a well-formed one.
-    pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) {
+    /// Records a run that was refused before it was a well-formed one, and answers with the refusal in its caller's terms.
+    pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) -> Refusal {
         let log = self.new_log();
         let run = Run::new(id.clone(), origin, Labels::default(), false, None, log);
-        self.registry.add(&run);
-        Pending::new(run, Arc::clone(&self.registry)).refused(refusal);
+        Pending::new(run, Arc::clone(&self.registry)).refused(refusal)
     }
 
     fn new_log(&self) -> Arc<Log> {
@@ -188,6 +202,7 @@ impl Runner {
             delivery: Delivery::Captured,
             input: None,
             until: None,
+            held: Box::new(()),
         };
         let run = self.start(asked).await;
         let end = run.map_err(|refused| refused.refusal)?.ended().await;
@@ -219,9 +234,15 @@ impl Runner {
         (self.logs.held(), runs, bytes)
     }
 
-    /// Takes no runs any more; those that wait are refused.
+    /// Takes no runs any more; those that have not started are refused.
     pub fn close(&self) {
         self.admission.close();
+        for run in self.registry.live() {
+            if run.log.started().is_none() {
+                run.stop
+                    .request(StopReason::Cancelled(CancelCause::Draining));
+            }
+        }
     }
 
     /// Ends every run in flight.

@@ -17,6 +17,8 @@ use crate::sandbox::{Stop, StopReason};
 
 /// About what a record takes in memory besides its labels, its log and its result.
 const RECORD: usize = 2048;
+/// About what a label or a fact takes besides its text.
+const ENTRY: usize = 128;
 
 /// The method that a run was asked for by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +32,14 @@ pub enum Method {
 }
 
 impl Method {
+    /// What its messages call the spec.
+    const fn spec_field(self) -> &'static str {
+        match self {
+            Self::Run | Self::RunStream => "spec",
+            Self::Interact => "start",
+        }
+    }
+
     /// Its name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -119,8 +129,9 @@ impl Drop for Caller {
         }
         if facts.over {
             run.log.shelve(run.key.is_some());
-        } else {
-            run.abandon();
+        } else if !run.detached {
+            run.stop
+                .request(StopReason::Cancelled(CancelCause::CallerGone));
         }
     }
 }
@@ -192,27 +203,32 @@ impl Run {
         })
     }
 
-    /// About what it takes in memory once it has ended, its log aside.
-    pub(super) fn weight(&self) -> usize {
-        let labels: usize = self.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
-        let end = self.log.end().map_or(0, |(_, end)| match &*end {
-            Ok(ended) => ended.trap.as_ref().map_or(0, |trap| {
-                let names = trap.backtrace.iter().map(|frame| {
-                    size_of_val(frame) + frame.func_name.len() + frame.module_name.len()
-                });
-                trap.message.len() + names.sum::<usize>()
-            }),
-            Err(refusal) => refusal.message().len() + 512,
-        });
-        RECORD + labels + end
+    /// Whether it never started because its callers left it.
+    pub(super) fn was_left(&self) -> bool {
+        let left = StopReason::Cancelled(CancelCause::CallerGone);
+        self.log.started().is_none() && self.stop.reason() == Some(left)
     }
 
-    /// Asks it to end because its caller is gone, or as good as gone, unless it goes on without.
-    pub fn abandon(&self) {
-        if !self.detached {
-            self.stop
-                .request(StopReason::Cancelled(CancelCause::CallerGone));
-        }
+    /// About what it takes in memory once it has ended, its log aside.
+    pub(super) fn weight(&self) -> usize {
+        let labels = self.labels.iter().map(|(k, v)| k.len() + v.len() + ENTRY);
+        let labels: usize = labels.sum();
+        let end = self.log.end().map_or(0, |(_, end)| match &*end {
+            Ok(ended) => {
+                let trap = ended.trap.as_ref().map_or(0, |trap| {
+                    let names = trap.backtrace.iter().map(|frame| {
+                        size_of_val(frame) + frame.func_name.len() + frame.module_name.len()
+                    });
+                    trap.message.len() + names.sum::<usize>()
+                });
+                trap + size_of_val(&*ended.values)
+            }
+            Err(refusal) => {
+                let facts = refusal.metadata().iter();
+                refusal.message().len() + facts.map(|(_, fact)| fact.len() + ENTRY).sum::<usize>()
+            }
+        });
+        RECORD + labels + end
     }
 
     /// Asks it to end because somebody called for it, and says whether that was the first reason for it to end.
@@ -248,7 +264,12 @@ impl Run {
 
     /// Tells how it ended; everybody who waits learns of it.
     pub(super) fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
-        self.log.finish(end, captured);
+        // Kept for others to ask for, it takes no more than it is; else it leaves at once.
+        let exact = |bytes: Bytes| match &self.key {
+            Some(_) => Bytes::copy_from_slice(&bytes),
+            None => bytes,
+        };
+        self.log.finish(end, captured.map(|both| both.map(exact)));
         let mut facts = self.lock();
         facts.over = true;
         if facts.callers == 0 {
@@ -272,7 +293,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Of a run that is registered.
+    /// Of a run that is registered, or will be at its end.
     pub(super) fn new(run: Arc<Run>, registry: Arc<Registry>) -> Self {
         Self {
             run,
@@ -298,8 +319,9 @@ impl Pending {
         self.registry.changed(&self.run);
     }
 
-    /// Ends it before its first instruction.
-    pub(super) fn refused(mut self, refusal: Refusal) {
+    /// Ends it before its first instruction, and answers with the refusal as its caller's messages have it.
+    pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
+        let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
         tracing::info!(
             target: "ringfence::run",
             run_id = %self.run.id,
@@ -308,7 +330,13 @@ impl Pending {
             field = refusal.field(),
             "run refused"
         );
-        self.finish(Err(refusal), None);
+        self.finish(Err(refusal.clone()), None);
+        refusal
+    }
+
+    /// Leaves it to another that it turned out to be.
+    pub(super) fn forget(mut self) {
+        self.over = true;
     }
 
     /// Ends it; what was `captured` is for its callers.

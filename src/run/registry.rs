@@ -1,21 +1,27 @@
 //! All runs that are remembered: those that go on, and a bounded history of those that have ended.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::keys::Keys;
 use super::record::{Run, State};
 use crate::log::End;
-use crate::request::RunId;
+use crate::request::{Labels, RunId};
 
 /// Bytes of records on one page, about: what a client takes in one message, with room to spare.
 const PAGE_BYTES: usize = 1 << 20;
-/// Changes that a watcher takes at once.
+/// One in so many runs, and bytes, of the history may be of runs that were refused.
+const REFUSED_SHARE: usize = 10;
+/// Runs that one page looks at, at the most: a selector that few match ends a page early.
+const LOOKED_AT: usize = 10_000;
+/// Runs, or changes, that are looked at before others may have the lock.
 const BATCH: usize = 64;
+/// A watch rests so long between two looks, so that many of them cost little while runs come and go.
+const REST: Duration = Duration::from_millis(50);
 
 /// How much history there is.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +51,9 @@ struct Inner {
     /// The last change of each run, in order: whoever follows sees the latest of each.
     changes: BTreeMap<u64, RunId>,
     last: u64,
-    ended: VecDeque<Past>,
-    bytes: usize,
+    ended: Past,
+    /// Runs that were refused are remembered apart: they cost their callers nothing, and must not crowd out others.
+    refused: Past,
 }
 
 #[derive(Debug)]
@@ -55,26 +62,52 @@ struct Known {
     change: u64,
 }
 
-#[derive(Debug)]
+/// Runs that are over, in the order in which they ended.
+#[derive(Debug, Default)]
 struct Past {
+    runs: VecDeque<Gone>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Gone {
     id: RunId,
     at: Instant,
     weight: usize,
 }
 
+impl Past {
+    fn push(&mut self, gone: Gone) {
+        self.bytes += gone.weight;
+        self.runs.push_back(gone);
+    }
+
+    /// Takes the oldest where there is more than `runs`, or `bytes`, or one that is older than `age`.
+    fn pop_beyond(&mut self, runs: usize, bytes: usize, age: Duration) -> Option<RunId> {
+        let oldest = self.runs.front()?;
+        let fits = self.runs.len() <= runs && self.bytes <= bytes && oldest.at.elapsed() <= age;
+        if fits {
+            return None;
+        }
+        let gone = self.runs.pop_front()?;
+        self.bytes -= gone.weight;
+        Some(gone.id)
+    }
+}
+
 /// Which runs are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// In one of these states; none: in any.
+    /// In one of these states, at most as many as there are; none: in any.
     pub states: Vec<State>,
     /// With all of these labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
 }
 
 impl Selector {
     fn has_labels_of(&self, run: &Run) -> bool {
-        let has = |(key, value): (&String, &String)| run.labels.get(key) == Some(value);
-        self.labels.iter().all(has)
+        let mut labels = self.labels.iter();
+        labels.all(|(key, value)| run.labels.get(key) == Some(value))
     }
 
     fn takes(&self, state: State) -> bool {
@@ -110,19 +143,27 @@ impl Registry {
     }
 
     /// Ends a run, and forgets what is too much. Whoever learns of the end finds it in the history.
-    pub(super) fn end(&self, run: &Run, end: End, captured: Option<[Bytes; 2]>) {
+    pub(super) fn end(&self, run: &Arc<Run>, end: End, captured: Option<[Bytes; 2]>) {
         if run.log.started().is_none() {
             self.keys.free(run);
         }
         let mut inner = self.lock();
+        // One whose caller left while its module was being read is told of for the first time.
+        inner.runs.entry(run.id.clone()).or_insert_with(|| Known {
+            run: Arc::clone(run),
+            change: 0,
+        });
         run.finish(end, captured);
-        let past = Past {
+        let gone = Gone {
             id: run.id.clone(),
             at: Instant::now(),
             weight: run.weight(),
         };
-        inner.bytes += past.weight;
-        inner.ended.push_back(past);
+        if run.log.started().is_some() {
+            inner.ended.push(gone);
+        } else {
+            inner.refused.push(gone);
+        }
         let forgotten = inner.forget(self.history);
         self.tell(inner, run);
         // A record frees its log, which takes locks of its own.
@@ -132,9 +173,12 @@ impl Registry {
     /// Forgets a run, whether it has ended or not.
     pub(super) fn remove(&self, id: &RunId) {
         let mut inner = self.lock();
-        let at = inner.ended.iter().position(|past| past.id == *id);
-        let past = at.and_then(|at| inner.ended.remove(at));
-        inner.bytes -= past.map_or(0, |past| past.weight);
+        let ended = &mut inner.ended;
+        if let Some(at) = ended.runs.iter().position(|gone| gone.id == *id)
+            && let Some(gone) = ended.runs.remove(at)
+        {
+            ended.bytes -= gone.weight;
+        }
         let removed = inner.remove(id);
         drop(inner);
         drop(removed);
@@ -171,24 +215,48 @@ impl Registry {
         size: usize,
     ) -> (Vec<Arc<Run>>, Option<RunId>) {
         use std::ops::Bound::{Excluded, Unbounded};
-        let inner = self.lock();
-        let end = before.map_or(Unbounded, Excluded);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        for (id, Known { run, .. }) in inner.runs.range((Unbounded, end)).rev() {
-            if !selector.has_labels_of(run) || !selector.takes(run.state()) {
-                continue;
+        let (mut found, mut bytes, mut looked) = (Vec::new(), 0, 0);
+        let mut before = before;
+        loop {
+            // A few at a time: those who start and end runs wait for the lock.
+            let batch: Vec<Arc<Run>> = {
+                let inner = self.lock();
+                let end = before.clone().map_or(Unbounded, Excluded);
+                let runs = inner.runs.range((Unbounded, end)).rev();
+                runs.take(BATCH)
+                    .map(|(_, known)| Arc::clone(&known.run))
+                    .collect()
+            };
+            let last = batch.len() < BATCH;
+            for run in batch {
+                looked += 1;
+                let id = run.id.clone();
+                before = Some(id.clone());
+                if selector.has_labels_of(&run) && selector.takes(run.state()) {
+                    bytes += run.weight();
+                    found.push(run);
+                }
+                if found.len() == size || bytes >= PAGE_BYTES || looked == LOOKED_AT {
+                    let next = self.has_older(&id).then_some(id);
+                    return (found, next);
+                }
             }
-            found.push(Arc::clone(run));
-            bytes += run.weight();
-            if found.len() == size || bytes >= PAGE_BYTES {
-                return (found, Some(id.clone()));
+            if last {
+                return (found, None);
             }
         }
-        (found, None)
+    }
+
+    fn has_older(&self, id: &RunId) -> bool {
+        self.lock().runs.range(..id.clone()).next().is_some()
     }
 
     /// Follows the runs that match.
-    pub(super) fn watch(self: &Arc<Self>, selector: Selector) -> Watch {
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        selector: Selector,
+        place: OwnedSemaphorePermit,
+    ) -> Watch {
         let until = self.lock().last;
         Watch {
             news: self.news.subscribe(),
@@ -197,8 +265,10 @@ impl Registry {
             seen: 0,
             until,
             synced: false,
-            told: HashSet::new(),
+            told: HashMap::new(),
             ready: VecDeque::new(),
+            rest: None,
+            _place: place,
         }
     }
 
@@ -210,7 +280,9 @@ impl Registry {
     /// Runs of the history, and their bytes.
     pub(super) fn size(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.ended.len(), inner.bytes)
+        let Inner { ended, refused, .. } = &*inner;
+        let runs = ended.runs.len() + refused.runs.len();
+        (runs, ended.bytes + refused.bytes)
     }
 
     fn tell(&self, mut inner: MutexGuard<'_, Inner>, run: &Run) {
@@ -220,14 +292,12 @@ impl Registry {
             last,
             ..
         } = &mut *inner;
-        // One that is forgotten already is no news.
-        let Some(known) = runs.get_mut(&run.id) else {
-            return;
-        };
         *last += 1;
-        changes.remove(&known.change);
-        known.change = *last;
-        changes.insert(*last, run.id.clone());
+        if let Some(known) = runs.get_mut(&run.id) {
+            changes.remove(&known.change);
+            known.change = *last;
+            changes.insert(*last, run.id.clone());
+        }
         let last = *last;
         drop(inner);
         self.news.send_modify(|news| {
@@ -245,19 +315,16 @@ impl Registry {
 
 impl Inner {
     fn forget(&mut self, history: History) -> Vec<Known> {
+        let History { runs, age, bytes } = history;
+        let share = (runs.div_ceil(REFUSED_SHARE), bytes / REFUSED_SHARE);
         let mut forgotten = Vec::new();
-        while let Some(oldest) = self.ended.front() {
-            let fits = self.ended.len() <= history.runs
-                && self.bytes <= history.bytes
-                && oldest.at.elapsed() <= history.age;
-            if fits {
-                break;
-            }
-            let weight = oldest.weight;
-            if let Some(past) = self.ended.pop_front() {
-                self.bytes -= weight;
-                forgotten.extend(self.remove(&past.id));
-            }
+        while let Some(id) = self.refused.pop_beyond(share.0, share.1, age) {
+            forgotten.extend(self.remove(&id));
+        }
+        // What the refused take is theirs.
+        let rest = (runs - self.refused.runs.len(), bytes - self.refused.bytes);
+        while let Some(id) = self.ended.pop_beyond(rest.0, rest.1, age) {
+            forgotten.extend(self.remove(&id));
         }
         forgotten
     }
@@ -282,8 +349,11 @@ pub struct Watch {
     until: u64,
     synced: bool,
     /// Runs that go on and were told: they are told once more when they do not match any longer.
-    told: HashSet<RunId>,
-    ready: VecDeque<Arc<Run>>,
+    told: HashMap<RunId, Arc<Run>>,
+    /// What is to be told, with whether it had ended.
+    ready: VecDeque<(Arc<Run>, bool)>,
+    rest: Option<Instant>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// What a watch tells.
@@ -299,8 +369,15 @@ impl Watch {
     /// The next piece of news; `None` when the daemon ends.
     pub async fn next(&mut self) -> Option<News> {
         loop {
-            if let Some(run) = self.ready.pop_front() {
+            if let Some((run, ended)) = self.ready.pop_front() {
+                if !ended && run.state() == State::Ended {
+                    // That is a change of its own.
+                    continue;
+                }
                 return Some(News::Run(run));
+            }
+            if let Some(rest) = self.rest.take() {
+                tokio::time::sleep_until(rest.into()).await;
             }
             self.news.mark_unchanged();
             if self.fetch() {
@@ -313,6 +390,7 @@ impl Watch {
             if self.news.borrow().is_none() {
                 return None;
             }
+            self.rest = Some(Instant::now() + REST);
             self.news.changed().await.ok()?;
         }
     }
@@ -340,15 +418,25 @@ impl Watch {
             let state = run.state();
             let matches = self.selector.takes(state);
             let was_told = if matches && state != State::Ended {
-                self.told.insert(id.clone());
+                self.told.insert(id.clone(), Arc::clone(run));
                 true
             } else {
-                self.told.remove(id)
+                self.told.remove(id).is_some()
             };
             if matches || was_told {
-                self.ready.push_back(Arc::clone(run));
+                let ended = state == State::Ended;
+                self.ready.push_back((Arc::clone(run), ended));
             }
         }
-        looked
+        // One that is forgotten already has ended all the same.
+        let ready = &mut self.ready;
+        self.told.retain(|id, run| {
+            let known = inner.runs.contains_key(id);
+            if !known {
+                ready.push_back((Arc::clone(run), true));
+            }
+            known
+        });
+        looked || !ready.is_empty()
     }
 }

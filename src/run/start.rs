@@ -1,7 +1,8 @@
 //! The walk of a run: registered -> compile -> admit -> execute -> ended.
 
+use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admission::{Permit, shutting_down};
 use super::attach::Attached;
@@ -10,7 +11,7 @@ use super::record::{Granted, Origin, Pending, Run, unstarted};
 use super::{Runner, before};
 use crate::limits::Delivery;
 use crate::log::End;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
     self, Entry, Input, Inspection, Loaded, Output, Prepared, Source, Surroundings, Variant,
@@ -31,7 +32,12 @@ pub struct Asked {
     pub input: Option<Arc<Input>>,
     /// When its caller gives up.
     pub until: Option<Instant>,
+    /// What is to be held until the run has started, or has not.
+    pub held: Box<dyn Any + Send + Sync>,
 }
+
+/// What a refused caller is told to wait.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A run that did not start.
 #[derive(Debug)]
@@ -65,68 +71,91 @@ impl Runner {
     /// Whatever keeps it from its first instruction.
     pub async fn start(self: &Arc<Self>, asked: Asked) -> Result<Attached, Refused> {
         let Asked { id, spec, .. } = &asked;
-        let (labels, key) = (spec.labels.clone(), spec.idempotency_key.clone());
-        let log = self.new_log();
         let run = Run::new(
             id.clone(),
             asked.origin.clone(),
-            labels,
+            spec.labels.clone(),
             spec.detach,
-            key.clone(),
-            log,
+            spec.idempotency_key.clone(),
+            self.new_log(),
         );
-        if let Some(key) = key {
-            match self.same(&run, &key, spec).await {
+        let pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+        // Before anybody else can be attached to it, and leave.
+        let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
+        let refused = |pending: Pending, refusal| Refused {
+            id: run.id.clone(),
+            refusal: pending.refused(refusal),
+        };
+        if self.admission.is_closed() {
+            return Err(refused(pending, shutting_down()));
+        }
+        let until = asked.until;
+        if let Some(key) = &spec.idempotency_key {
+            match self.first_with(&run, key, spec, until).await {
                 Ok(None) => {}
                 Ok(Some(first)) => {
                     // This call is not a run of its own.
-                    let attached = Attached::again(&first, self.inflight.untold());
-                    return attached.begun().await;
+                    pending.forget();
+                    return Ok(first);
                 }
-                Err(refusal) => {
-                    self.registry.add(&run);
-                    let pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
-                    pending.refused(refusal.clone());
-                    let id = run.id.clone();
-                    return Err(Refused { id, refusal });
-                }
+                Err(refusal) => return Err(refused(pending, refusal)),
             }
         }
         self.registry.add(&run);
-        let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
-        if asked.spec.detach || asked.spec.idempotency_key.is_some() {
-            // What others wait for, or goes on without its caller, is not this caller's to drop.
-            let (runner, run) = (Arc::clone(self), Arc::clone(&run));
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "ends by itself, at the latest when the run is asked to end"
-            )]
-            tokio::spawn(async move { runner.carry(run, asked).await });
-        } else {
-            self.carry(run, asked).await;
+        if !asked.spec.detach && asked.spec.idempotency_key.is_none() {
+            self.carry(pending, asked).await;
+            return attached.begun(None).await;
         }
-        attached.begun().await
+        // What others wait for, or goes on without its caller, is not this caller's to drop.
+        let Ok(place) = Arc::clone(&self.unattended).try_acquire_owned() else {
+            let message = "too many runs that go on without their callers wait (admission.queue)";
+            let refusal = Refusal::new(Reason::QueueFull, message).retry_after(RETRY);
+            return Err(refused(pending, refusal));
+        };
+        let runner = Arc::clone(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "ends by itself, at the latest when the run is asked to end"
+        )]
+        tokio::spawn(async move {
+            runner.carry(pending, asked).await;
+            drop(place);
+        });
+        attached.begun(until).await
     }
 
-    /// The run that has `run`'s key already, of the same spec.
-    async fn same(
+    /// Attaches to the run that has `run`'s key already, of the same spec; or gives `run` the key.
+    async fn first_with(
         &self,
         run: &Arc<Run>,
         key: &str,
         spec: &RunSpec,
-    ) -> Result<Option<Arc<Run>>, Refusal> {
-        let digest = match &spec.module {
-            ModuleRef::Inline(wasm) => hashed(wasm.clone()).await?.1,
-            ModuleRef::Loaded(digest) => *digest,
+        until: Option<Instant>,
+    ) -> Result<Option<Attached>, Refusal> {
+        let hashed = async {
+            match &spec.module {
+                ModuleRef::Inline(wasm) => Ok(hashed(wasm.clone()).await?.1),
+                ModuleRef::Loaded(digest) => Ok::<_, Refusal>(*digest),
+            }
         };
-        let fingerprint = spec.fingerprint(digest);
-        self.registry.keys.take(run, key, fingerprint)
+        let fingerprint = spec.fingerprint(before(until, hashed).await?);
+        loop {
+            let Some(first) = self.registry.keys.take(run, key, fingerprint)? else {
+                return Ok(None);
+            };
+            let attached = Attached::again(&first, self.inflight.untold());
+            match attached.begun(until).await {
+                Ok(attached) => return Ok(Some(attached)),
+                // It was dying when this call came: its callers had left it. Its key is free now.
+                Err(_) if first.was_left() => {}
+                Err(Refused { refusal, .. }) => return Err(refusal),
+            }
+        }
     }
 
     /// Takes a run to its start, or to its refusal.
-    async fn carry(&self, run: Arc<Run>, asked: Asked) {
-        let stop = Arc::clone(&run.stop);
-        let pending = Pending::new(run, Arc::clone(&self.registry));
+    async fn carry(&self, pending: Pending, asked: Asked) {
+        let stop = Arc::clone(&pending.run.stop);
         let admitted = tokio::select! {
             biased;
             () = stop.requested() => Err(unstarted(stop.reason())),
@@ -134,7 +163,9 @@ impl Runner {
         };
         match admitted {
             Ok(admitted) => self.execute(admitted, pending),
-            Err(refusal) => pending.refused(refusal),
+            Err(refusal) => {
+                pending.refused(refusal);
+            }
         }
     }
 
@@ -147,10 +178,14 @@ impl Runner {
             until,
             id: _,
             origin: _,
+            held: _,
         } = asked;
-        let ready = before(*until, self.compile(spec, pending)).await?;
+        // One that goes on without its caller does so beyond the caller's patience; one that has several ends with the
+        // last.
+        let until = until.filter(|_| !spec.detach && spec.idempotency_key.is_none());
+        let ready = before(until, self.compile(spec, pending)).await?;
         let queued = || pending.queued();
-        let permit = self.admission.admit(*until, queued).await?;
+        let permit = self.admission.admit(until, queued).await?;
         let flight = self.inflight.enter();
         if self.admission.is_closed() {
             // Counted before this look: a drain either waits for this run or is seen here.
@@ -173,8 +208,7 @@ impl Runner {
             usage: Arc::clone(&run.usage),
             stop: Arc::clone(&run.stop),
             stall: self.stall_timeout,
-            // One that goes on without its caller does so beyond the caller's patience too.
-            until: until.filter(|_| !spec.detach),
+            until,
         };
         let Ready {
             loaded,

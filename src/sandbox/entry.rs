@@ -151,7 +151,8 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
         .enumerate()
         .map(|(i, (ty, arg))| {
             number(ty, arg).ok_or_else(|| {
-                let message = format!("argument {i}, \"{}\", is not an {ty}", quote(arg));
+                // Not what it is: arguments may be secrets, and refusals are remembered.
+                let message = format!("argument {i} is not an {ty}");
                 Refusal::new(Reason::EntryPointSignature, message)
                     .at(format!("spec.args[{i}]"))
                     .with("allowed", ty)

@@ -14,7 +14,7 @@ use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
 use super::stdin::Input;
-use super::stdio::{GuestOutput, Output};
+use super::stdio::{GuestOutput, Output, Permit};
 use super::stop::{Stop, StopReason, Stopped};
 use super::trap;
 use super::wasi;
@@ -90,7 +90,7 @@ pub fn prepare(
         stop: Arc::clone(&around.stop),
         stall: around.stall,
         detached: spec.detach,
-        permit: 0,
+        permit: Permit::default(),
     };
     let stepped = SteppedClock::default();
     let args = entry.command_line(&spec.args);

@@ -9,7 +9,7 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::meter::Meter;
-use super::stdio::GuestOutput;
+use super::stdio::{GuestOutput, Permit};
 use super::stop::Stop;
 use crate::log::{Log, Pool};
 use crate::request::Labels;
@@ -148,7 +148,7 @@ impl State {
                 stream: crate::outcome::Stream::Stderr,
                 stop,
                 stall: std::time::Duration::ZERO,
-                permit: 0,
+                permit: Permit::default(),
             },
             labels: Labels::default(),
         }

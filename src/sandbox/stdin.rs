@@ -28,36 +28,38 @@ pub struct Input {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    pieces: VecDeque<Bytes>,
-    bytes: usize,
+    /// What the guest reads before anything else.
+    first: Bytes,
+    /// Copies: a piece as it arrived is a slice of a message that may be far larger.
+    rest: VecDeque<u8>,
     closed: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.rest.is_empty()
+    }
 }
 
 impl Input {
     /// Adds to what the guest reads, when it has read enough of what is there.
-    pub async fn push(&self, bytes: Bytes) {
+    pub async fn push(&self, bytes: &[u8]) {
         loop {
             let mut went = std::pin::pin!(self.went.notified());
             went.as_mut().enable();
-            let waiting = self.lock().bytes;
+            let waiting = self.lock().rest.len();
             if waiting < ENOUGH {
                 break;
             }
             went.await;
         }
-        self.push_now(bytes);
+        self.lock().rest.extend(bytes);
+        self.came.notify_waiters();
     }
 
-    /// Adds to what the guest reads, however much is there.
-    pub fn push_now(&self, bytes: Bytes) {
-        if bytes.is_empty() {
-            return;
-        }
-        let mut waiting = self.lock();
-        waiting.bytes += bytes.len();
-        waiting.pieces.push_back(bytes);
-        drop(waiting);
-        self.came.notify_waiters();
+    /// Sets what the guest reads before anything else.
+    pub(super) fn begin_with(&self, bytes: Bytes) {
+        self.lock().first = bytes;
     }
 
     /// Says that no more will come: the guest sees end of file after what is there.
@@ -100,7 +102,7 @@ impl Pollable for GuestInput {
             came.as_mut().enable();
             {
                 let waiting = self.0.lock();
-                if waiting.bytes > 0 || waiting.closed {
+                if !waiting.is_empty() || waiting.closed {
                     return;
                 }
             }
@@ -112,21 +114,22 @@ impl Pollable for GuestInput {
 impl InputStream for GuestInput {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
         let mut waiting = self.0.lock();
-        let Some(first) = waiting.pieces.front_mut() else {
+        if waiting.is_empty() {
             return if waiting.closed {
                 Err(StreamError::Closed)
             } else {
                 Ok(Bytes::new())
             };
-        };
-        let read = first.split_to(size.min(first.len()));
-        if first.is_empty() {
-            waiting.pieces.pop_front();
         }
-        waiting.bytes -= read.len();
+        if !waiting.first.is_empty() {
+            let size = size.min(waiting.first.len());
+            return Ok(waiting.first.split_to(size));
+        }
+        let size = size.min(waiting.rest.len());
+        let read: Vec<u8> = waiting.rest.drain(..size).collect();
         drop(waiting);
         self.0.went.notify_waiters();
-        Ok(read)
+        Ok(read.into())
     }
 }
 

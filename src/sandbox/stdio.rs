@@ -1,6 +1,7 @@
 //! What a guest writes, up to its output limit, on its way to the run's log.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::stop::{Stop, StopReason};
 use crate::limits::{Delivery, OutputPolicy};
-use crate::log::Log;
+use crate::log::{CHUNK_BYTES, Log};
 use crate::outcome::{CancelCause, Stream, Usage, Written};
 
 /// A run's output. Captured output also waits in memory for its caller, up to the output limit.
@@ -23,6 +24,8 @@ pub struct Output {
     policy: OutputPolicy,
     log: Arc<Log>,
     usage: Arc<Usage>,
+    /// Bytes that handles were told they may write, and have not.
+    promised: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
@@ -58,6 +61,7 @@ impl Output {
             policy,
             log,
             usage,
+            promised: AtomicUsize::new(0),
             inner: Mutex::new(Inner {
                 written: Default::default(),
                 captured: (delivery == Delivery::Captured).then(Default::default),
@@ -127,8 +131,49 @@ pub struct GuestOutput {
     pub stall: Duration,
     /// Whether the run goes on without its caller.
     pub detached: bool,
-    /// What the guest was last told that it may write, and has not used.
-    pub permit: usize,
+    /// What the guest was last told that it may write.
+    pub permit: Permit,
+}
+
+/// What a handle was told that it may write, and has not used: kept for it until then, or until it is gone.
+#[derive(Debug, Default)]
+pub struct Permit(Option<(Arc<Output>, usize)>);
+
+impl Permit {
+    /// Promises as much as there is room for beside what others were promised.
+    fn renew(&mut self, output: &Arc<Output>) -> usize {
+        self.give_back();
+        let Some(room) = output.log.room() else {
+            return CHUNK_BYTES;
+        };
+        let promised = output.promised.load(Ordering::Relaxed);
+        let bytes = room.saturating_sub(promised).min(CHUNK_BYTES);
+        output.promised.fetch_add(bytes, Ordering::Relaxed);
+        self.0 = Some((Arc::clone(output), bytes));
+        bytes
+    }
+
+    /// Gives back what was promised, and says how much.
+    fn give_back(&mut self) -> usize {
+        let Some((output, bytes)) = self.0.take() else {
+            return 0;
+        };
+        output.promised.fetch_sub(bytes, Ordering::Relaxed);
+        bytes
+    }
+}
+
+impl Clone for Permit {
+    /// Another handle was told nothing.
+    fn clone(&self) -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }
 
 impl GuestOutput {
@@ -195,7 +240,7 @@ impl OutputStream for GuestOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         // A guest may call this without asking first: the bound on the queue must not rest on its manners.
         // The other stream may have taken the room since: a permit that was given holds.
-        let permitted = self.space().max(std::mem::take(&mut self.permit));
+        let permitted = self.permit.give_back().max(self.space());
         if bytes.len() > permitted {
             return Err(StreamError::trap("wrote more than check-write permits"));
         }
@@ -209,8 +254,7 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        self.permit = self.space();
-        Ok(self.permit)
+        Ok(self.permit.renew(&self.output))
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {

@@ -50,7 +50,7 @@ pub(super) fn context(
         .allow_ip_name_lookup(false);
     match stdio.input {
         Some(input) => {
-            input.push_now(spec.stdin.clone());
+            input.begin_with(spec.stdin.clone());
             builder.stdin(GuestInput(input));
         }
         None => {

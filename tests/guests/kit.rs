@@ -21,7 +21,12 @@ fn main() {
         "hog" => hog(arg(2).parse().expect("MiB")),
         "spin" => spin(arg(2)),
         "recurse" => println!("{}", recurse(0)),
-        "flood" => flood(arg(2).parse().expect("bytes")),
+        "flood" => {
+            flood(arg(2).parse().expect("bytes"));
+            if arg(3) == "stay" {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
         "count" => count(arg(2).parse().expect("lines")),
         "drip" => drip(arg(2).parse().expect("KiB")),
         "both" => both(arg(2).parse().expect("lines")),

@@ -472,3 +472,32 @@ async fn all_logs_together_stay_within_their_budget() {
     }
     assert!(complete >= 1, "{complete}");
 }
+
+#[tokio::test]
+async fn runs_that_go_on_give_what_is_read_when_others_need_room() {
+    let daemon = Daemon::with(&[("runs.log_budget", "2MiB")]).await;
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        // Each writes about as much as one log holds, and goes on in silence.
+        let run = kit(&["flood", "1000000", "stay"]).timeout(Duration::from_secs(100));
+        let id = leave(&daemon, run).await;
+        daemon.until_run(&id, |run| written(run) == 1_000_000).await;
+        ids.push(id);
+        assert!(daemon.probe.remembered().0 <= 2 << 20);
+    }
+    // The one that wrote last still has it.
+    let mut stream = daemon.attach(&ids[5], 1).await;
+    let mut seen = Seen::from(1);
+    while seen.stdout.len() < 1_000_000 {
+        seen.add(&stream.message().await.unwrap().unwrap());
+    }
+    assert_eq!(seen.lost, 0);
+    for run_id in ids {
+        let answer = daemon
+            .runs()
+            .await
+            .cancel_run(CancelRunRequest { run_id })
+            .await;
+        assert!(answer.unwrap().into_inner().cancelled);
+    }
+}

@@ -105,20 +105,20 @@ async fn a_run_that_was_refused_leaves_its_key_free() {
 #[tokio::test]
 async fn keys_are_checked_at_their_limit() {
     let daemon = Daemon::start().await;
-    for (key, fine) in [
-        ("k".repeat(127), true),
-        ("k".repeat(128), true),
-        ("k".repeat(129), false),
-        ("a\nb".to_owned(), false),
+    for (key, refused) in [
+        ("k".repeat(127), None),
+        ("k".repeat(128), None),
+        ("k".repeat(129), Some("LIMIT_ABOVE_MAXIMUM")),
+        ("a\nb".to_owned(), Some("SPEC_INVALID")),
     ] {
-        match daemon.run(kit(&["hello"]).key(&key)).await {
-            Ok(_) => assert!(fine, "{key}"),
-            Err(status) => {
-                assert!(!fine, "{key}");
+        match (daemon.run(kit(&["hello"]).key(&key)).await, refused) {
+            (Ok(_), None) => {}
+            (Err(status), Some(reason)) => {
                 Refused::new(&status)
-                    .is(Code::InvalidArgument, "SPEC_INVALID")
+                    .is(Code::InvalidArgument, reason)
                     .at("spec.idempotency_key");
             }
+            (answer, _) => panic!("{key}: {answer:?}"),
         }
     }
     // An empty one is none.
@@ -211,4 +211,35 @@ async fn an_answer_is_kept_whole_or_refused() {
         .await
         .is(Code::NotFound, "RUN_NOT_FOUND")
         .with("run_id", &first.result.run_id);
+}
+
+#[tokio::test]
+async fn keys_are_counted_and_none_is_dropped_early() {
+    let daemon = Daemon::with(&[("runs.idempotency_keys", "2")]).await;
+    let hello = |key: &str| kit(&["hello"]).key(key);
+    // Those of runs that never started are not counted.
+    for key in ["x", "y", "z"] {
+        daemon.refused(spec("(module)").key(key)).await;
+    }
+    let first = daemon.ran(hello("a")).await.result.run_id;
+    daemon.ran(hello("b")).await;
+    let refused = daemon.refused(hello("c")).await;
+    assert!(refused.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
+    assert_eq!(daemon.ran(hello("a")).await.result.run_id, first);
+    daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+#[tokio::test]
+async fn the_deadline_of_one_caller_is_not_that_of_another() {
+    let daemon = Daemon::start().await;
+    let run = || kit(&["sleep", "1500"]).key("k");
+    let request = ringfence::api::proto::RunRequest { spec: Some(run()) };
+    let hasty = crate::harness::within(request, Duration::from_millis(500));
+    let mut client = daemon.client.clone();
+    let (hasty, patient) = tokio::join!(client.run(hasty), async {
+        until(&daemon, |in_flight, _| in_flight == 1).await;
+        daemon.ran(run()).await
+    });
+    assert!(hasty.is_err());
+    assert_eq!(patient.exited(0).out(), "before\nafter\n");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
 use ringfence::api::proto::interact_request::Frame;
 use ringfence::api::proto::run_info::End;
 use ringfence::api::proto::stream_event::Event;
@@ -381,4 +382,146 @@ async fn silence_is_no_fault() {
     talk.hears("<still there>\n").await;
     talk.say = None;
     assert_eq!(talk.end().await.exit.unwrap().exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn cancel_is_seen_behind_input_that_nobody_reads() {
+    let daemon = Daemon::start().await;
+    let run = kit(&["sleep", "3600000"]).timeout(Duration::from_secs(100));
+    let talk = Talk::start(&daemon, run).await;
+    for _ in 0..2 {
+        talk.say(Frame::Stdin(vec![0; 64 << 10].into())).await;
+    }
+    talk.say(Frame::Cancel(Cancel {})).await;
+    let exit = talk.end().await.exit.unwrap();
+    assert_eq!(exit.cancel_cause(), CancelCause::CancelRpc);
+}
+
+#[tokio::test]
+async fn a_detached_one_whose_caller_leaves_before_its_start_has_no_input() {
+    let daemon = Daemon::with(&[("admission.slots", "1")]).await;
+    let spinner = daemon.stream(kit(&["spin"])).await.unwrap();
+    let (say, said) = mpsc::channel(1);
+    let run = kit(&["lines"]).stdin("a\n").detach().label("who", "left");
+    let run = run.timeout(Duration::from_secs(100));
+    say.send(frame(Frame::Start(Box::new(run)))).await.unwrap();
+    let mut runs = daemon.runs().await;
+    let call = tokio::spawn(async move { runs.interact(ReceiverStream::new(said)).await });
+    crate::harness::until(&daemon, |_, queued| queued == 1).await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    let page = daemon.list(ListRunsRequest {
+        labels: [("who".to_owned(), "left".to_owned())].into(),
+        ..ListRunsRequest::default()
+    });
+    let id = page.await.runs[0].run_id.clone();
+    drop(spinner);
+    let story = read(daemon.attach(&id, 0).await).await;
+    assert_eq!(story.stdout, b"<a>\n");
+    assert_eq!(story.exit.unwrap().exit_code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tiny_pieces_take_no_more_than_a_few_large_ones() {
+    let daemon = crate::process::Served::start(&[]);
+    let mut runs = crate::harness::runs(&daemon.addr).await;
+    let (say, said) = mpsc::channel(1);
+    let run = kit(&["sleep", "60000"]).timeout(Duration::from_secs(100));
+    say.send(frame(Frame::Start(Box::new(run)))).await.unwrap();
+    let stream = runs.interact(ReceiverStream::new(said)).await.unwrap();
+    let before = daemon.memory("VmRSS");
+    // As many as the guest may be behind.
+    for _ in 0..64 << 10 {
+        let piece = Bytes::from_static(b"x");
+        say.send(frame(Frame::Stdin(piece))).await.unwrap();
+    }
+    let after = daemon.memory("VmRSS");
+    assert!(
+        after - before < 3 << 10,
+        "{before} KiB before, {after} KiB after"
+    );
+    drop(stream);
+}
+
+/// How a stream whose start, or whose second message, has `length` bytes is answered.
+async fn of_length(start: usize, second: Option<usize>) -> String {
+    let daemon = Daemon::start().await;
+    let fill = |mut message: InteractRequest, length: usize| {
+        let bytes = |message: &mut InteractRequest, n: usize| match &mut message.frame {
+            Some(Frame::Start(run)) => run.stdin = vec![b'x'; n].into(),
+            Some(Frame::Stdin(stdin)) => *stdin = vec![b'x'; n].into(),
+            other => panic!("{other:?}"),
+        };
+        let mut n = length;
+        while message.encoded_len() != length {
+            bytes(&mut message, n);
+            n -= 1;
+        }
+        message
+    };
+    let first = frame(Frame::Start(Box::new(kit(&["sleep", "60000"]))));
+    let first = match start {
+        0 => first,
+        length => fill(first, length),
+    };
+    match Talk::begin(&daemon, first).await {
+        Err(status) => Refused::new(&status).reason,
+        Ok(talk) => match second {
+            None => "started".to_owned(),
+            Some(length) => {
+                let second = fill(frame(Frame::Stdin(Bytes::new())), length);
+                talk.say(second.frame.unwrap()).await;
+                talk.error().await.reason
+            }
+        },
+    }
+}
+
+#[tokio::test]
+async fn messages_are_capped_each_at_its_place() {
+    const START: usize = 1 << 20;
+    const LATER: usize = (64 << 10) + 1024;
+    for (start, second, expected) in [
+        (START - 1, None, "started"),
+        (START, None, "started"),
+        (START + 1, None, "MESSAGE_TOO_LARGE"),
+        // The input in it is too long, the message is not.
+        (0, Some(LATER), "LIMIT_ABOVE_MAXIMUM"),
+        (0, Some(LATER + 1), "MESSAGE_TOO_LARGE"),
+    ] {
+        assert_eq!(
+            of_length(start, second).await,
+            expected,
+            "{start} {second:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_it_may_hold_is_charged_before_it_starts() {
+    // Room for one interaction, and for a start that is no larger.
+    let daemon = Daemon::with(&[
+        ("server.inflight_request_bytes", "1MiB"),
+        ("server.max_message", "512KiB"),
+        ("compile.max_module", "512KiB"),
+        ("policy.max_stdin", "64KiB"),
+        ("policy.max_args", "16KiB"),
+        ("policy.max_env", "16KiB"),
+    ])
+    .await;
+    let digest = daemon.loaded(crate::guests::kit()).await;
+    let run = || by_digest(&digest).args(&["kit", "lines"]);
+    let mut held = Vec::new();
+    let refused = loop {
+        match Talk::begin(&daemon, frame(Frame::Start(Box::new(run())))).await {
+            Ok(talk) => held.push(talk),
+            Err(status) => break Refused::new(&status),
+        }
+    };
+    assert!(refused.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
+    assert_eq!(held.len(), 3, "a quarter of a MiB each, and their starts");
+    // Those that go on are not disturbed.
+    let mut talk = held.pop().unwrap();
+    talk.line("a").await;
+    talk.hears("<a>\n").await;
 }

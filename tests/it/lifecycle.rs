@@ -380,3 +380,23 @@ async fn an_answer_that_nobody_takes_is_let_go_and_not_told_as_whole() {
     let run = kit(&["flood", "9000000"]).resources(|r| r.output_limit = Some(16 << 20));
     assert_eq!(daemon.ran(run).await.exited(0).stdout.len(), 9_000_000);
 }
+
+#[tokio::test]
+async fn a_drain_refuses_at_once_what_still_compiles() {
+    let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
+    let mut client = daemon.client.clone();
+    let request = RunRequest {
+        spec: Some(spec(big_module(16_000))),
+    };
+    let call = tokio::spawn(async move { client.run(request).await });
+    let list = ringfence::api::proto::ListRunsRequest::default;
+    while daemon.list(list()).await.runs.is_empty() {}
+    daemon.drain();
+    let status = call.await.unwrap().unwrap_err();
+    assert!(
+        Refused::new(&status)
+            .is(Code::Unavailable, "SHUTTING_DOWN")
+            .retry
+    );
+    daemon.ended().await.unwrap();
+}

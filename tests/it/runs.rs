@@ -244,7 +244,7 @@ async fn bad_questions_are_refused_by_field() {
     let digits = "0".repeat(32);
     for (id, code, reason) in [
         (String::new(), Code::InvalidArgument, "SPEC_INVALID"),
-        ("x".repeat(100_000), Code::InvalidArgument, "SPEC_INVALID"),
+        ("x".repeat(10_000), Code::InvalidArgument, "SPEC_INVALID"),
         (
             format!("{digits}.te st"),
             Code::InvalidArgument,
@@ -420,4 +420,102 @@ async fn history_is_bounded_by_age() {
         until(&daemon, |_, _| true).await;
     }
     assert_eq!(daemon.probe.remembered(), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn runs_that_were_refused_do_not_crowd_out_others() {
+    let daemon = Daemon::with(&[("runs.history", "20")]).await;
+    let ran = daemon.ran(kit(&["hello"])).await.result.run_id;
+    for _ in 0..50 {
+        daemon.refused(spec("(module)")).await;
+    }
+    let page = daemon.list(ListRunsRequest::default()).await;
+    assert_eq!(page.runs.len(), 3, "a tenth of them, and the one that ran");
+    assert_eq!(daemon.get(&ran).await.state(), RunState::Ended);
+}
+
+#[tokio::test]
+async fn a_watch_learns_the_end_of_what_is_not_remembered() {
+    let daemon = Daemon::with(&[("runs.history", "0")]).await;
+    let mut watched = watch(&daemon, WatchRunsRequest::default()).await;
+    assert_eq!(news(&mut watched).await, None);
+    let stream = daemon.stream(kit(&["spin"])).await.unwrap();
+    let mut run = news(&mut watched).await.unwrap();
+    while run.state() != RunState::Running {
+        run = news(&mut watched).await.unwrap();
+    }
+    drop(stream);
+    let ended = news(&mut watched).await.unwrap();
+    assert_eq!(
+        (ended.run_id, ended.state),
+        (run.run_id, RunState::Ended.into())
+    );
+}
+
+#[tokio::test]
+async fn selectors_are_checked_at_their_limits() {
+    let daemon = Daemon::start().await;
+    let mut runs = daemon.runs().await;
+    let states = |n: usize| ListRunsRequest {
+        states: vec![RunState::Ended.into(); n],
+        ..ListRunsRequest::default()
+    };
+    let many = |n: usize| ListRunsRequest {
+        labels: (0..n).map(|i| (i.to_string(), "x".repeat(128))).collect(),
+        ..ListRunsRequest::default()
+    };
+    for (request, refused) in [
+        (states(3), None),
+        (states(4), None),
+        (states(5), Some(("LIMIT_ABOVE_MAXIMUM", "states"))),
+        (many(31), None),
+        (many(32), None),
+        (many(33), Some(("SPEC_INVALID", "labels"))),
+    ] {
+        match (runs.list_runs(request).await, refused) {
+            (Ok(_), None) => {}
+            (Err(status), Some((reason, field))) => {
+                Refused::new(&status)
+                    .is(Code::InvalidArgument, reason)
+                    .at(field);
+            }
+            (answer, refused) => panic!("{answer:?} {refused:?}"),
+        }
+    }
+    // Nothing that a question may be is larger.
+    let status = runs.list_runs(states(65 << 10)).await.unwrap_err();
+    Refused::new(&status).is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn viewers_and_watches_are_counted() {
+    let daemon = Daemon::with(&[("runs.viewers", "2")]).await;
+    let mut caller = daemon.stream(kit(&["spin"])).await.unwrap();
+    let id = caller.message().await.unwrap().unwrap().run_id;
+    let viewer = daemon.attach(&id, 0).await;
+    let _watch = watch(&daemon, WatchRunsRequest::default()).await;
+    let request = || ringfence::api::proto::AttachRunRequest {
+        run_id: id.clone(),
+        from_seq: 0,
+    };
+    let mut runs = daemon.runs().await;
+    let status = runs.attach_run(request()).await.unwrap_err();
+    assert!(
+        Refused::new(&status)
+            .is(Code::ResourceExhausted, "QUEUE_FULL")
+            .retry
+    );
+    let status = runs
+        .watch_runs(WatchRunsRequest::default())
+        .await
+        .unwrap_err();
+    assert!(
+        Refused::new(&status)
+            .is(Code::ResourceExhausted, "QUEUE_FULL")
+            .retry
+    );
+    drop(viewer);
+    while runs.attach_run(request()).await.is_err() {
+        until(&daemon, |_, _| true).await;
+    }
 }
