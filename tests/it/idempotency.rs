@@ -232,12 +232,13 @@ async fn keys_are_counted_and_none_is_dropped_early() {
 #[tokio::test]
 async fn the_deadline_of_one_caller_is_not_that_of_another() {
     let daemon = Daemon::start().await;
-    let run = || kit(&["sleep", "1500"]).key("k");
+    let digest = daemon.loaded(crate::guests::kit()).await;
+    let run = || by_digest(&digest).args(&["kit", "sleep", "2500"]).key("k");
     let request = ringfence::api::proto::RunRequest { spec: Some(run()) };
-    let hasty = crate::harness::within(request, Duration::from_millis(500));
+    let hasty = crate::harness::within(request, Duration::from_millis(1200));
     let mut client = daemon.client.clone();
     let (hasty, patient) = tokio::join!(client.run(hasty), async {
-        until(&daemon, |in_flight, _| in_flight == 1).await;
+        while asked_for(&daemon).await == 0 {}
         daemon.ran(run()).await
     });
     assert!(hasty.is_err());
