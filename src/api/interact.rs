@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::frames::{self, Failed, malformed, piece};
 use super::proto::interact_request::Frame;
 use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof};
 use super::start::Call;
 use super::status;
 use super::stream::Events;
-use crate::refusal::{Reason, Refusal};
 use crate::run::{Method, Run, Runner, before};
 use crate::sandbox::{Input, MAX_STDIN_CHUNK};
 
@@ -66,18 +65,6 @@ impl Drop for Taken {
     }
 }
 
-/// Why the caller's side cannot be taken: refused here, or by the layers that its messages came through.
-enum Failed {
-    Refused(Refusal),
-    Broken(Status),
-}
-
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
 async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Failed> {
     match next(frames).await? {
         Some(Frame::Start(spec)) => Ok(*spec),
@@ -108,7 +95,7 @@ async fn take(
             Frame::Start(_) => return Err(malformed("an interaction has one `start`")),
             Frame::Stdin(_) if !open => return Err(malformed("`stdin` came after `stdin_eof`")),
             Frame::Stdin(bytes) => {
-                let bytes = checked(bytes)?;
+                let bytes = piece("stdin", bytes, MAX_STDIN_CHUNK)?;
                 let mut push = std::pin::pin!(input.push(&bytes));
                 // A guest that does not read can still be cancelled by the message behind.
                 while ahead.is_none() {
@@ -139,25 +126,11 @@ async fn take(
 }
 
 async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, Failed> {
-    match frames.message().await.map_err(Failed::Broken)? {
-        None => Ok(None),
-        Some(InteractRequest { frame: Some(frame) }) => Ok(Some(frame)),
-        Some(InteractRequest { frame: None }) => Err(malformed(
-            "a message of an interaction has a `start`, `stdin`, `stdin_eof` or `cancel`",
-        )),
-    }
-}
-
-fn checked(bytes: Bytes) -> Result<Bytes, Refusal> {
-    if bytes.is_empty() {
-        return Err(Refusal::invalid("stdin", "is empty"));
-    }
-    if bytes.len() > MAX_STDIN_CHUNK {
-        return Err(Refusal::above("stdin", bytes.len(), MAX_STDIN_CHUNK));
-    }
-    Ok(bytes)
-}
-
-fn malformed(message: &str) -> Failed {
-    Failed::Refused(Refusal::new(Reason::MalformedRequest, message))
+    let frame = |InteractRequest { frame }| frame;
+    frames::next(
+        frames,
+        frame,
+        "a message of an interaction has a `start`, `stdin`, `stdin_eof` or `cancel`",
+    )
+    .await
 }

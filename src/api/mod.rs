@@ -4,6 +4,7 @@ pub(crate) mod codec;
 mod decode;
 mod delivery;
 mod encode;
+mod frames;
 mod intake;
 mod interact;
 mod listen;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::decode::Page;
+use super::frames::{self, Failed, malformed, piece};
 use super::intake::{Arrival, MAX_CHUNK};
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
 use super::{decode, encode, proto, status};
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::Refusal;
 use crate::request::Digest;
 use crate::run::{Runner, Taken, before};
 
@@ -44,7 +44,7 @@ impl ModuleApi {
             let mut arriving = self.runner.arrive()?;
             while let Some(frame) = next(&mut frames).await? {
                 match frame {
-                    Frame::Chunk(chunk) => arriving.push(checked(chunk)?).await?,
+                    Frame::Chunk(chunk) => arriving.push(piece("chunk", chunk, MAX_CHUNK)?).await?,
                     Frame::Start(_) => return Err(malformed("an upload has one `start`")),
                 }
             }
@@ -56,41 +56,14 @@ impl ModuleApi {
     }
 }
 
-/// Why an upload failed: refused here, or by the layers that its messages came through.
-enum Failed {
-    Refused(Refusal),
-    Broken(Status),
-}
-
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
 async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Option<Frame>, Failed> {
-    let message = frames.message().await.map_err(Failed::Broken)?;
-    match message {
-        None => Ok(None),
-        Some(proto::UploadModuleRequest { frame: Some(frame) }) => Ok(Some(frame)),
-        Some(proto::UploadModuleRequest { frame: None }) => Err(malformed(
-            "a message of an upload has a `start` or a `chunk`",
-        )),
-    }
-}
-
-fn checked(chunk: Bytes) -> Result<Bytes, Refusal> {
-    if chunk.is_empty() {
-        return Err(Refusal::invalid("chunk", "is empty"));
-    }
-    if chunk.len() > MAX_CHUNK {
-        return Err(Refusal::above("chunk", chunk.len(), MAX_CHUNK));
-    }
-    Ok(chunk)
-}
-
-fn malformed(message: &str) -> Failed {
-    Failed::Refused(Refusal::new(Reason::MalformedRequest, message))
+    let frame = |proto::UploadModuleRequest { frame }| frame;
+    frames::next(
+        frames,
+        frame,
+        "a message of an upload has a `start` or a `chunk`",
+    )
+    .await
 }
 
 fn refused(refusal: Refusal) -> Status {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::intake::{Arrival, Charge};
@@ -19,8 +18,7 @@ use crate::sandbox::Input;
 pub(super) struct Call {
     id: RunId,
     origin: Origin,
-    metadata: MetadataMap,
-    at: Instant,
+    until: Result<Option<Instant>, Refusal>,
     charge: Option<Charge>,
 }
 
@@ -35,8 +33,7 @@ impl Call {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
             },
-            metadata: request.metadata().clone(),
-            at: arrival.at,
+            until: decode::until(request.metadata(), arrival.at),
             charge: arrival.charge,
         }
     }
@@ -46,7 +43,7 @@ impl Call {
     /// # Errors
     /// `MALFORMED_REQUEST`.
     pub(super) fn until(&self) -> Result<Option<Instant>, Refusal> {
-        decode::until(&self.metadata, self.at)
+        self.until.clone()
     }
 
     /// Starts the run, whose guest reads `input` where there is one.

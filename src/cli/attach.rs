@@ -40,10 +40,11 @@ impl Attach {
     /// Attaches, and again after the last event that came when the connection breaks.
     async fn attach(self) -> Result<ExitCode, Failure> {
         let mut next = self.from;
+        let mut attached = false;
         let mut broken: Option<(Instant, Duration)> = None;
         loop {
             let before = next;
-            let failed = match self.once(&mut next).await {
+            let failed = match self.once(&mut next, &mut attached).await {
                 Ok(done) => return done,
                 Err(failed) => failed,
             };
@@ -63,22 +64,25 @@ impl Attach {
         }
     }
 
-    async fn once(&self, next: &mut u64) -> Result<Result<ExitCode, Failure>, Failed> {
+    /// One attempt; `attached` is set once the daemon has answered one.
+    async fn once(
+        &self,
+        next: &mut u64,
+        attached: &mut bool,
+    ) -> Result<Result<ExitCode, Failure>, Failed> {
         let from_seq = *next;
-        let mut client = connect_runs(&self.server).await.map_err(|failure| Failed {
-            failure,
-            // Not there from the start, it is the wrong address.
-            again: from_seq > self.from,
-        })?;
+        let connected = connect_runs(&self.server).await;
+        // Not there from the start, it is the wrong address.
+        let again = *attached;
+        let mut client = connected.map_err(|failure| Failed { failure, again })?;
         let run_id = self.run.clone();
         let answer = client.attach_run(AttachRunRequest { run_id, from_seq });
-        let mut events = answer
-            .await
-            .map_err(|status| Failed::of(&status))?
-            .into_inner();
+        let answer = answer.await.map_err(|status| Failed::of(&status, again))?;
+        *attached = true;
+        let mut events = answer.into_inner();
         match follow(&mut events, next).await {
             Over::Told(told) => Ok(told),
-            Over::Broken(Some(status)) => Err(Failed::of(&status)),
+            Over::Broken(Some(status)) => Err(Failed::of(&status, true)),
             Over::Broken(None) => Err(Failed {
                 failure: Failure::new("the connection broke before the run ended"),
                 again: true,
@@ -95,15 +99,17 @@ struct Failed {
 }
 
 impl Failed {
-    fn of(status: &Status) -> Self {
+    fn of(status: &Status, attached: bool) -> Self {
         let refused = status.get_details_error_info().is_some();
+        // Such as that the place of the connection that broke is not free yet.
+        let soon = status.get_details_retry_info().is_some();
         Self {
             failure: if refused {
                 failure(status)
             } else {
                 Failure::new(format!("the connection broke: {}", status.message()))
             },
-            again: !refused,
+            again: attached && (!refused || soon),
         }
     }
 }

@@ -22,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// What the client is ready to take at once; the default halves the rate of a stream.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
 
 /// A client of a daemon.
 pub(super) type Client = SandboxServiceClient<Channel>;
@@ -67,6 +69,9 @@ fn windows(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // One that only listens would not notice otherwise that nobody is there any more.
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_WAIT)
 }
 
 /// A client over `channel`.

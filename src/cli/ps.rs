@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::connect::{connect_runs, failure};
 use super::ending::{result, why};
-use super::{Failure, complain, exit, key_value, print, print_json, runtime};
+use super::{Failure, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -184,8 +184,9 @@ impl Kill {
                         }
                     }
                     Err(status) => {
-                        complain(&failure(&status).message);
-                        code = ExitCode::from(exit::REFUSED);
+                        let failure = failure(&status);
+                        complain(&failure.message);
+                        code = ExitCode::from(failure.code);
                     }
                 }
             }

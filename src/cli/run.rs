@@ -21,6 +21,8 @@ use crate::api::proto::{
 
 /// A module up to this size goes with the run; a larger one is loaded first, which takes larger messages.
 const INLINE: usize = 8 << 20;
+/// The same for one that is talked to, whose first message is smaller.
+const INLINE_INTERACTIVE: usize = 512 << 10;
 
 /// Run a module.
 #[derive(Debug, Args)]
@@ -156,7 +158,14 @@ impl Run {
         let json = self.output.is_some();
         let (interactive, detach) = (self.interactive, self.detach);
         let stream = !self.no_stream && !json;
-        let module = module.reference(&mut sandbox(channel.clone())).await?;
+        let most = if interactive {
+            INLINE_INTERACTIVE
+        } else {
+            INLINE
+        };
+        let module = module
+            .reference(&mut sandbox(channel.clone()), most)
+            .await?;
         let spec = self.spec(module, stdin);
         let work = async {
             if interactive {
@@ -174,7 +183,11 @@ impl Run {
             // Dropping the call cancels the run.
             _ = tokio::signal::ctrl_c() => Err(Failure {
                 code: exit::KILLED,
-                message: "cancelled: interrupted".to_owned(),
+                message: if detach {
+                    "interrupted; the run may go on: see `ringfence ps`".to_owned()
+                } else {
+                    "cancelled: interrupted".to_owned()
+                },
             }),
         }
     }
@@ -266,11 +279,15 @@ enum Module {
 }
 
 impl Module {
-    /// As a spec names it; a large one is loaded for that.
-    async fn reference(self, client: &mut Client) -> Result<proto::run_spec::Module, Failure> {
+    /// As a spec names it; one of more than `most` bytes is loaded for that.
+    async fn reference(
+        self,
+        client: &mut Client,
+        most: usize,
+    ) -> Result<proto::run_spec::Module, Failure> {
         match self {
             Self::Digest(digest) => Ok(proto::run_spec::Module::Digest(digest)),
-            Self::Bytes { wasm, .. } if wasm.len() <= INLINE => {
+            Self::Bytes { wasm, .. } if wasm.len() <= most => {
                 Ok(proto::run_spec::Module::Wasm(wasm))
             }
             Self::Bytes { name, wasm } => {

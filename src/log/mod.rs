@@ -29,7 +29,7 @@ pub type End = Result<Ended, Refusal>;
 /// The most bytes of one event.
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// What an event costs besides its bytes, so that a million one-byte events are not free.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 128;
 /// What a caller may be owed however little room all logs have.
 const FLOOR: usize = 2 * CHUNK_BYTES;
 
@@ -193,7 +193,7 @@ impl Log {
         self.lock().captured.clone()
     }
 
-    /// Adds output, at most as much as [`Self::space`] said, or little more.
+    /// Adds output, at most as much as [`Self::room`] said, or little more.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -215,15 +215,14 @@ impl Log {
 
     /// Takes its place among the logs of the pool when it has something to give.
     fn enter(&self, inner: &mut Inner) {
+        if inner.ticket.is_some() {
+            return;
+        }
         let owed = inner.owed.map_or(0, |owed| owed.bytes);
-        if inner.ticket.is_none() && inner.held - owed > FLOOR {
+        let last = inner.entries.back().map_or(0, |entry| entry.cost);
+        if inner.held - owed > last {
             inner.ticket = Some(self.pool.enter(self.me.clone(), true));
         }
-    }
-
-    /// How many bytes may be written in one piece now.
-    pub fn space(&self) -> usize {
-        self.room().unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)
     }
 
     /// How many bytes may be written before the caller has read some; `None`: any.
@@ -238,18 +237,17 @@ impl Log {
         Some(most.saturating_sub(owed.bytes + OVERHEAD))
     }
 
-    /// Resolves to true when something may be written, and to false when the caller has taken nothing for `stall`.
-    pub async fn wait_for_space(&self, stall: Duration) -> bool {
-        while self.space() == 0 {
+    /// Resolves to true when there is room for more than `beside`, and to false when the caller has taken nothing for
+    /// `stall`.
+    pub async fn wait_for_room(&self, beside: usize, stall: Duration) -> bool {
+        let full = || self.room().is_some_and(|room| room <= beside);
+        while full() {
             let since = *self.lock().full_since.get_or_insert_with(Instant::now);
             let patience = stall.saturating_sub(since.elapsed());
             let waited = tokio::time::timeout(patience, self.space.notified()).await;
             // It may have taken something in the last moment.
             let since = self.lock().full_since;
-            if waited.is_err()
-                && self.space() == 0
-                && since.is_some_and(|since| since.elapsed() >= stall)
-            {
+            if waited.is_err() && full() && since.is_some_and(|since| since.elapsed() >= stall) {
                 return false;
             }
         }

@@ -264,12 +264,7 @@ impl Run {
 
     /// Tells how it ended; everybody who waits learns of it.
     pub(super) fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
-        // Kept for others to ask for, it takes no more than it is; else it leaves at once.
-        let exact = |bytes: Bytes| match &self.key {
-            Some(_) => Bytes::copy_from_slice(&bytes),
-            None => bytes,
-        };
-        self.log.finish(end, captured.map(|both| both.map(exact)));
+        self.log.finish(end, captured);
         let mut facts = self.lock();
         facts.over = true;
         if facts.callers == 0 {
@@ -342,6 +337,12 @@ impl Pending {
     /// Ends it; what was `captured` is for its callers.
     pub(super) fn ended(mut self, result: End, captured: Option<[Bytes; 2]>) {
         self.write(&result);
+        // Kept for others to ask for, it takes no more than it is; else it leaves at once.
+        let exact = |bytes: Bytes| match &self.run.key {
+            Some(_) => Bytes::copy_from_slice(&bytes),
+            None => bytes,
+        };
+        let captured = captured.map(|both| both.map(exact));
         self.finish(result, captured);
     }
 

@@ -139,7 +139,10 @@ impl Registry {
 
     /// Notes that a run is not as it was.
     pub(super) fn changed(&self, run: &Run) {
-        self.tell(self.lock(), run);
+        // Whoever begins to watch after this looks at every run as it is then.
+        if self.news.receiver_count() > 0 {
+            self.tell(self.lock(), run);
+        }
     }
 
     /// Ends a run, and forgets what is too much. Whoever learns of the end finds it in the history.
@@ -257,9 +260,11 @@ impl Registry {
         selector: Selector,
         place: OwnedSemaphorePermit,
     ) -> Watch {
+        // Before anything is looked at: see `changed`.
+        let news = self.news.subscribe();
         let until = self.lock().last;
         Watch {
-            news: self.news.subscribe(),
+            news,
             registry: Arc::clone(self),
             selector,
             seen: 0,

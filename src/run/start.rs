@@ -48,6 +48,12 @@ pub struct Refused {
     pub refusal: Refusal,
 }
 
+impl Refused {
+    fn was_left(&self) -> bool {
+        self.refusal.reason() == Reason::RunCancelled
+    }
+}
+
 /// A run whose module is ready; it needs a slot.
 struct Ready {
     loaded: Arc<Loaded>,
@@ -79,7 +85,7 @@ impl Runner {
             spec.idempotency_key.clone(),
             self.new_log(),
         );
-        let pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+        let mut pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
         // Before anybody else can be attached to it, and leave.
         let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
         let refused = |pending: Pending, refusal| Refused {
@@ -91,17 +97,33 @@ impl Runner {
         }
         let until = asked.until;
         if let Some(key) = &spec.idempotency_key {
-            match self.first_with(&run, key, spec, until).await {
-                Ok(None) => {}
-                Ok(Some(first)) => {
-                    // This call is not a run of its own.
-                    pending.forget();
-                    return Ok(first);
-                }
+            let fingerprint = match before(until, fingerprint(spec)).await {
+                Ok(fingerprint) => fingerprint,
                 Err(refusal) => return Err(refused(pending, refusal)),
+            };
+            loop {
+                let first = match self.registry.keys.take(&run, key, fingerprint) {
+                    Ok(None) => break,
+                    Ok(Some(first)) => first,
+                    Err(refusal) => return Err(refused(pending, refusal)),
+                };
+                // This call is not a run of its own.
+                pending.forget();
+                let again = Attached::again(&first, self.inflight.untold());
+                match again.begun(until).await {
+                    Err(refused) if refused.was_left() && first.was_left() => {
+                        // It was dying when this call came, since its callers had left it. Its key is free now.
+                        pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+                    }
+                    attached => return attached,
+                }
             }
         }
         self.registry.add(&run);
+        if self.admission.is_closed() {
+            // Registered before this look: a drain either ends it or is seen here.
+            return Err(refused(pending, shutting_down()));
+        }
         if !asked.spec.detach && asked.spec.idempotency_key.is_none() {
             self.carry(pending, asked).await;
             return attached.begun(None).await;
@@ -124,35 +146,6 @@ impl Runner {
         attached.begun(until).await
     }
 
-    /// Attaches to the run that has `run`'s key already, of the same spec; or gives `run` the key.
-    async fn first_with(
-        &self,
-        run: &Arc<Run>,
-        key: &str,
-        spec: &RunSpec,
-        until: Option<Instant>,
-    ) -> Result<Option<Attached>, Refusal> {
-        let hashed = async {
-            match &spec.module {
-                ModuleRef::Inline(wasm) => Ok(hashed(wasm.clone()).await?.1),
-                ModuleRef::Loaded(digest) => Ok::<_, Refusal>(*digest),
-            }
-        };
-        let fingerprint = spec.fingerprint(before(until, hashed).await?);
-        loop {
-            let Some(first) = self.registry.keys.take(run, key, fingerprint)? else {
-                return Ok(None);
-            };
-            let attached = Attached::again(&first, self.inflight.untold());
-            match attached.begun(until).await {
-                Ok(attached) => return Ok(Some(attached)),
-                // It was dying when this call came: its callers had left it. Its key is free now.
-                Err(_) if first.was_left() => {}
-                Err(Refused { refusal, .. }) => return Err(refusal),
-            }
-        }
-    }
-
     /// Takes a run to its start, or to its refusal.
     async fn carry(&self, pending: Pending, asked: Asked) {
         let stop = Arc::clone(&pending.run.stop);
@@ -161,9 +154,14 @@ impl Runner {
             () = stop.requested() => Err(unstarted(stop.reason())),
             admitted = self.admit(&asked, &pending) => admitted,
         };
-        match admitted {
-            Ok(admitted) => self.execute(admitted, pending),
-            Err(refusal) => {
+        match (admitted, stop.reason()) {
+            (Ok(admitted), None) => self.execute(admitted, pending),
+            (Ok(admitted), reason) => {
+                // Its slot first.
+                drop(admitted);
+                pending.refused(unstarted(reason));
+            }
+            (Err(refusal), _) => {
                 pending.refused(refusal);
             }
         }
@@ -298,6 +296,15 @@ impl Runner {
             }
         }
     }
+}
+
+/// What tells a spec from others.
+async fn fingerprint(spec: &RunSpec) -> Result<Digest, Refusal> {
+    let digest = match &spec.module {
+        ModuleRef::Inline(wasm) => hashed(wasm.clone()).await?.1,
+        ModuleRef::Loaded(digest) => *digest,
+    };
+    Ok(spec.fingerprint(digest))
 }
 
 /// Settles what a module says about a run of it: its imports are granted, its entry point fits, its memory has room.

@@ -74,6 +74,18 @@ impl Output {
         self.lock().written
     }
 
+    /// How many bytes may be written in one piece, beside what was promised, of which `own` bytes count as free.
+    fn space(&self, own: usize) -> usize {
+        let others = self.promised_beside(own);
+        let room = self.log.room();
+        room.map_or(CHUNK_BYTES, |room| room.saturating_sub(others))
+            .min(CHUNK_BYTES)
+    }
+
+    fn promised_beside(&self, own: usize) -> usize {
+        self.promised.load(Ordering::Relaxed).saturating_sub(own)
+    }
+
     /// Takes what was captured, of a run whose output is.
     pub fn take_captured(&self) -> Option<[Bytes; 2]> {
         let captured = self.lock().captured.take();
@@ -140,14 +152,17 @@ pub struct GuestOutput {
 pub struct Permit(Option<(Arc<Output>, usize)>);
 
 impl Permit {
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// Promises as much as there is room for beside what others were promised.
     fn renew(&mut self, output: &Arc<Output>) -> usize {
         self.give_back();
-        let Some(room) = output.log.room() else {
-            return CHUNK_BYTES;
-        };
-        let promised = output.promised.load(Ordering::Relaxed);
-        let bytes = room.saturating_sub(promised).min(CHUNK_BYTES);
+        let bytes = output.space(0);
+        if output.log.room().is_none() {
+            return bytes;
+        }
         output.promised.fetch_add(bytes, Ordering::Relaxed);
         self.0 = Some((Arc::clone(output), bytes));
         bytes
@@ -178,13 +193,14 @@ impl Drop for Permit {
 
 impl GuestOutput {
     fn space(&self) -> usize {
-        self.output.log.space()
+        self.output.space(self.permit.bytes())
     }
 
     /// Resolves when something may be written. A caller that takes nothing for too long ends the run, or, where that
     /// goes on without it, is not waited for any more.
     async fn wait_for_space(&self) {
-        if self.output.log.wait_for_space(self.stall).await {
+        let beside = self.output.promised_beside(self.permit.bytes());
+        if self.output.log.wait_for_room(beside, self.stall).await {
             return;
         }
         if self.detached {
@@ -258,6 +274,7 @@ impl OutputStream for GuestOutput {
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.permit.give_back();
         self.write_all(&bytes)
             .await
             .map_err(|over| StreamError::Trap(over.into()))

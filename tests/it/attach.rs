@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
-    CancelCause, CancelRunRequest, ListRunsRequest, Outcome, RunInfo, RunState, RunStreamRequest,
-    StreamEvent,
+    CancelCause, CancelRunRequest, Outcome, RunInfo, RunState, RunStreamRequest, StreamEvent,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -157,11 +156,7 @@ async fn a_detached_run_goes_on_when_its_caller_leaves_before_it_starts() {
     crate::harness::until(&daemon, |_, queued| queued == 1).await;
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
-    let page = daemon.list(ListRunsRequest {
-        labels: [("who".to_owned(), "left".to_owned())].into(),
-        ..Default::default()
-    });
-    let id = page.await.runs[0].run_id.clone();
+    let id = daemon.labelled("who", "left").await[0].run_id.clone();
     drop(spinner);
     let story = read(daemon.attach(&id, 0).await).await;
     assert_eq!(story.stdout, b"hello\n");
@@ -256,7 +251,10 @@ async fn two_hundred_broken_connections_lose_nothing() {
                         id.get_or_insert_with(|| event.run_id.clone());
                         seen.add(&event);
                     }
-                    Ok(None) => break,
+                    Ok(None) => {
+                        assert!(seen.exit.is_some(), "round {round}: no terminal event");
+                        break;
+                    }
                     Err(status) => panic!("round {round}: {status:?}"),
                 }
             }
@@ -355,7 +353,9 @@ async fn fifty_viewers_do_not_slow_the_guest() {
         }));
     }
     let mut most = 0;
+    let start = std::time::Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        assert!(start.elapsed() < crate::harness::PATIENCE, "no viewer ends");
         most = most.max(daemon.probe.remembered().0);
         tokio::task::yield_now().await;
     }
@@ -412,11 +412,7 @@ async fn a_viewer_may_come_before_the_start() {
         tokio::spawn(async move { client.run(request).await })
     });
     crate::harness::until(&daemon, |_, queued| queued == 2).await;
-    let page = daemon.list(ListRunsRequest {
-        labels: [("waits".to_owned(), "yes".to_owned())].into(),
-        ..Default::default()
-    });
-    let page = page.await.runs;
+    let page = daemon.labelled("waits", "yes").await;
     let (starts, refused) = (page[0].run_id.clone(), page[1].run_id.clone());
     let (starts, mut refused_stream) = (
         daemon.attach(&starts, 0).await,
@@ -446,7 +442,9 @@ async fn all_logs_together_stay_within_their_budget() {
     let digest = daemon.loaded(crate::guests::kit()).await;
     let mut ids = Vec::new();
     for _ in 0..12 {
-        let run = by_digest(&digest).args(&["kit", "count", "50000"]).detach();
+        let run = by_digest(&digest)
+            .args(&["kit", "flood", "500000"])
+            .detach();
         let id = leave(&daemon, run).await;
         daemon
             .until_run(&id, |run| run.state() == RunState::Ended)
@@ -458,7 +456,7 @@ async fn all_logs_together_stay_within_their_budget() {
     assert!(logs <= budget, "{logs}");
     assert_eq!(runs, 12, "their records stay");
     // The newest has its output, the oldest has let it go; both have their end.
-    let whole = lines(50_000).into_bytes();
+    let whole = vec![b'x'; 500_000];
     let oldest = Seen::default().rest(daemon.attach(&ids[0], 0).await).await;
     assert_eq!(
         (oldest.stdout.len(), oldest.exit.unwrap().exit_code),

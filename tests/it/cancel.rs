@@ -28,7 +28,9 @@ async fn cancel(daemon: &Daemon, run_id: &str) -> CancelRunResponse {
 /// The one run that has not ended.
 async fn only_run(daemon: &Daemon) -> String {
     let going = [RunState::Compiling, RunState::Queued, RunState::Running];
+    let start = std::time::Instant::now();
     loop {
+        assert!(start.elapsed() < crate::harness::PATIENCE, "one run");
         let request = ListRunsRequest {
             states: going.map(i32::from).to_vec(),
             ..ListRunsRequest::default()
@@ -55,14 +57,14 @@ fn is_gone(daemon: &Daemon, answer: &CancelRunResponse) {
     assert_eq!(result.exit_code, None);
 }
 
-async fn a_guest_at_it_is_ended(run: RunSpec) {
+async fn a_guest_at_it_is_ended(run: RunSpec, written: u64) {
     let daemon = Daemon::with(&[("admission.slots", "1"), ("admission.queue", "0")]).await;
     let stream = daemon.stream(run.timeout(LONG)).await.unwrap();
     let id = only_run(&daemon).await;
     let begun = |run: &ringfence::api::proto::RunInfo| {
         run.usage
             .as_ref()
-            .is_some_and(|usage| usage.stdout_bytes > 0)
+            .is_some_and(|usage| usage.stdout_bytes >= written)
     };
     daemon.until_run(&id, begun).await;
     let answer = cancel(&daemon, &id).await;
@@ -84,12 +86,12 @@ async fn a_guest_at_it_is_ended(run: RunSpec) {
 }
 
 cases!(a_guest_at_it_is_ended:
-    a_spinner(kit(&["spin", "x"])),
-    a_spinner_in_a_component(kit_component(&["spin", "x"])),
-    a_sleeper(kit(&["sleep", "3600000"])),
-    a_sleeper_in_a_component(kit_component(&["sleep", "3600000"])),
-    // Its caller reads nothing until it is gone.
-    one_that_waits_for_a_slow_reader(kit(&["flood", "1000000000"])),
+    a_spinner(kit(&["spin", "x"]), 2),
+    a_spinner_in_a_component(kit_component(&["spin", "x"]), 2),
+    a_sleeper(kit(&["sleep", "3600000"]), 7),
+    a_sleeper_in_a_component(kit_component(&["sleep", "3600000"]), 7),
+    // Its caller reads nothing until it is gone: by then there is no more room.
+    one_that_waits_for_a_slow_reader(kit(&["flood", "1000000000"]), 1 << 20),
 );
 
 #[tokio::test]

@@ -191,7 +191,7 @@ fn cutting(to: String) -> (String, mpsc::Sender<()>) {
 #[test]
 fn attach_goes_on_where_the_connection_broke() {
     let served = Served::start(&[]);
-    let id = detached(&served.addr, &["--timeout", "100s", &kit(), "drip", "1500"]);
+    let id = detached(&served.addr, &["--timeout", "100s", &kit(), "drip", "4000"]);
     let (addr, cut) = cutting(served.addr.clone());
     let mut attach = asks(&addr, &["attach", &id])
         .stdout(Stdio::piped())
@@ -215,7 +215,7 @@ fn attach_goes_on_where_the_connection_broke() {
         .read_to_string(&mut complaints)
         .unwrap();
     assert_eq!(attach.wait().unwrap().code(), Some(0), "{complaints}");
-    let whole: String = (0..1500).map(|i| format!("{i:01023}\n")).collect();
+    let whole: String = (0..4000).map(|i| format!("{i:01023}\n")).collect();
     assert!(printed == whole, "{complaints}");
     assert_eq!(
         complaints.matches("attaching again from event").count(),
@@ -256,6 +256,16 @@ fn interactive_input_reaches_the_guest_line_by_line() {
         drop(input);
         assert_eq!(run.wait().unwrap().code(), Some(0));
     }
+    // A module that is larger than the first message may be is loaded before.
+    let large = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli-large.wat");
+    let padding = "x".repeat(2 << 20);
+    let module = format!("(module (memory 1) (data \"{padding}\") (func (export \"_start\")))");
+    std::fs::write(&large, module).unwrap();
+    let output = ringfence()
+        .args(["run", "-i", large.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)));
     // A guest that ends before its input does not keep the command.
     let mut run = ringfence()
         .args(["run", "-i", &kit(), "exit", "3"])
@@ -302,5 +312,8 @@ fn flags_that_do_not_go_together_are_refused() {
     ] {
         let output = ringfence().arg("run").args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{args:?}");
+        let said = text(&output.stderr);
+        let why = ["cannot be used with", "required", "cannot be both"];
+        assert!(why.iter().any(|why| said.contains(why)), "{args:?}: {said}");
     }
 }

@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use ringfence::api::proto::interact_request::Frame;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
-    CancelCause, CancelRunRequest, Outcome, RunResult, RunSpec, StreamEvent,
+    Cancel, CancelCause, CancelRunRequest, InteractRequest, Outcome, RunResult, RunSpec, StdinEof,
+    StreamEvent,
 };
-use tonic::Streaming;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
 
-use crate::harness::{Daemon, SpecExt, by_digest};
+use crate::harness::{Daemon, Runs, SpecExt, by_digest};
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +24,8 @@ enum Guest {
     Writes(u32),
     Spins,
     Sleeps,
+    /// Is talked to, and ends with its input.
+    Listens,
 }
 
 /// What else happens to it.
@@ -43,6 +50,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         (0..400_000u32).prop_map(Guest::Writes),
         Just(Guest::Spins),
         Just(Guest::Sleeps),
+        Just(Guest::Listens),
     ];
     let fate = prop_oneof![
         Just(Fate::Left),
@@ -58,9 +66,12 @@ fn plans() -> impl Strategy<Value = Plan> {
     })
 }
 
-/// Reads a stream to its end: its terminal event, or none where the connection broke.
-async fn ending(mut stream: Streaming<StreamEvent>) -> Result<Option<RunResult>, String> {
-    let mut next = 0;
+/// Reads a stream on from event `next` to its end: its terminal event, or none where a drain broke the connection.
+async fn ending(
+    mut stream: Streaming<StreamEvent>,
+    mut next: u64,
+    drained: bool,
+) -> Result<Option<RunResult>, String> {
     let mut ends = Vec::new();
     loop {
         match stream.message().await {
@@ -83,8 +94,9 @@ async fn ending(mut stream: Streaming<StreamEvent>) -> Result<Option<RunResult>,
                 let end = ends.pop();
                 return end.ok_or_else(|| "it closed without a terminal event".to_owned());
             }
-            // The connection broke: that is the one excuse.
-            Err(_) => return Ok(None),
+            // The connection broke: that is the one excuse, where there is a reason for it.
+            Err(_) if drained => return Ok(None),
+            Err(status) => return Err(format!("it broke: {status:?}")),
         }
     }
 }
@@ -92,13 +104,14 @@ async fn ending(mut stream: Streaming<StreamEvent>) -> Result<Option<RunResult>,
 fn spec(digest: &str, guest: Guest, fate: Fate, after: u64) -> RunSpec {
     let bytes = match guest {
         Guest::Writes(bytes) => bytes.to_string(),
-        Guest::Exits | Guest::Spins | Guest::Sleeps => String::new(),
+        Guest::Exits | Guest::Spins | Guest::Sleeps | Guest::Listens => String::new(),
     };
     let args: &[&str] = match guest {
         Guest::Exits => &["kit", "hello"],
         Guest::Writes(_) => &["kit", "flood", &bytes],
         Guest::Spins => &["kit", "spin", "x"],
         Guest::Sleeps => &["kit", "sleep", "60000"],
+        Guest::Listens => &["kit", "lines"],
     };
     let run = by_digest(digest).args(args);
     match fate {
@@ -108,19 +121,55 @@ fn spec(digest: &str, guest: Guest, fate: Fate, after: u64) -> RunSpec {
     }
 }
 
+type Said = mpsc::Sender<InteractRequest>;
+
+/// Starts a run, one that listens with some input, and the end of it where it is left alone.
+async fn start(
+    daemon: &Daemon,
+    mut runs: Runs,
+    run: RunSpec,
+    (guest, fate): (Guest, Fate),
+) -> Result<(Streaming<StreamEvent>, Option<Said>), Status> {
+    if !matches!(guest, Guest::Listens) {
+        return Ok((daemon.stream(run).await?, None));
+    }
+    let (say, said) = mpsc::channel(8);
+    let mut frames = vec![
+        Frame::Start(Box::new(run)),
+        Frame::Stdin(Bytes::from_static(b"a\nb\n")),
+    ];
+    match fate {
+        Fate::Alone => frames.push(Frame::StdinEof(StdinEof {})),
+        Fate::Cancelled => frames.push(Frame::Cancel(Cancel {})),
+        Fate::Left | Fate::TimesOut | Fate::Detached => {}
+    }
+    for frame in frames {
+        let message = InteractRequest { frame: Some(frame) };
+        say.send(message).await.unwrap();
+    }
+    let answer = runs.interact(ReceiverStream::new(said)).await?;
+    Ok((answer.into_inner(), Some(say)))
+}
+
 /// Lives through one run of a plan.
 async fn one(
     daemon: &Daemon,
+    mut runs: Runs,
     digest: &str,
     (guest, fate, after): (Guest, Fate, u64),
+    drained: bool,
 ) -> Result<(), String> {
-    let mut runs = daemon.runs().await;
-    let Ok(mut stream) = daemon.stream(spec(digest, guest, fate, after)).await else {
-        // Refused by a drain, before anything was sent.
-        return Ok(());
+    let run = spec(digest, guest, fate, after);
+    // Refused by a drain, before anything was sent, or cut by it: nothing else may keep it from its start.
+    let unless_drained = |what: &str| match drained {
+        true => Ok(()),
+        false => Err(what.to_owned()),
+    };
+    let Ok((mut stream, said)) = start(daemon, runs.clone(), run, (guest, fate)).await else {
+        return unless_drained("refused");
     };
     let Ok(Some(started)) = stream.message().await else {
-        return Err("no first event".to_owned());
+        return unless_drained("no first event");
     };
     let run_id = started.run_id.clone();
     let request = ringfence::api::proto::AttachRunRequest {
@@ -128,13 +177,13 @@ async fn one(
         from_seq: 0,
     };
     let Ok(viewer) = runs.attach_run(request).await else {
-        return Ok(());
+        return unless_drained("not attached");
     };
-    let viewer = tokio::spawn(ending(viewer.into_inner()));
+    let viewer = tokio::spawn(ending(viewer.into_inner(), 0, drained));
     tokio::time::sleep(Duration::from_millis(after)).await;
     let caller = match fate {
         Fate::Left | Fate::Detached => {
-            drop(stream);
+            drop((stream, said));
             None
         }
         Fate::Cancelled => {
@@ -144,29 +193,23 @@ async fn one(
         Fate::TimesOut | Fate::Alone => Some(stream),
     };
     let seen = viewer.await.map_err(|error| error.to_string())??;
-    let mut told = None;
-    if let Some(mut caller) = caller {
+    let told = match caller {
         // The first event was read above.
-        while let Ok(Some(event)) = caller.message().await {
-            if told.is_some() {
-                return Err(format!("after the end: {event:?}"));
-            }
-            if let Some(Event::Exit(result)) = event.event {
-                told = Some(*result);
-            }
-        }
-        if let (Some(told), Some(seen)) = (&told, &seen)
-            && told != seen
-        {
-            return Err(format!("the caller was told {told:?}, a viewer {seen:?}"));
-        }
+        Some(caller) => ending(caller, 1, drained).await?,
+        None => None,
+    };
+    if let (Some(told), Some(seen)) = (&told, &seen)
+        && told != seen
+    {
+        return Err(format!("the caller was told {told:?}, a viewer {seen:?}"));
     }
     let Some(end) = seen.or(told) else {
         return Ok(());
     };
     let possible = match end.outcome() {
         Outcome::Exited => {
-            matches!(guest, Guest::Exits | Guest::Writes(_)) && end.exit_code == Some(0)
+            matches!(guest, Guest::Exits | Guest::Writes(_) | Guest::Listens)
+                && end.exit_code == Some(0)
         }
         Outcome::TimedOut => end.exit_code.is_none(),
         Outcome::Cancelled => match end.cancel_cause() {
@@ -193,9 +236,16 @@ async fn live(plan: Plan) -> Result<(), String> {
     let mut daemon =
         Daemon::with(&[("server.drain_grace", "0s"), ("runs.log_bytes", "128KiB")]).await;
     let digest = daemon.loaded(crate::guests::kit()).await;
+    let runs = daemon.runs().await;
     let stop = daemon.take_stop();
     let (all, stop) = tokio::join!(
-        futures_util::future::join_all(plan.runs.iter().map(|run| one(&daemon, &digest, *run))),
+        futures_util::future::join_all(plan.runs.iter().map(|run| one(
+            &daemon,
+            runs.clone(),
+            &digest,
+            *run,
+            plan.drained_after.is_some()
+        ))),
         async {
             if let Some(after) = plan.drained_after {
                 tokio::time::sleep(Duration::from_millis(after)).await;

@@ -1,7 +1,7 @@
 //! A real daemon on a port of its own, a real client, and short ways to say what a run should be.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringfence::api::proto::module_service_client::ModuleServiceClient;
@@ -21,6 +21,9 @@ use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
+
+/// Longer than anything that is waited for takes: what comes later never comes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) type Client = SandboxServiceClient<Channel>;
 pub(crate) type Runs = RunServiceClient<Channel>;
@@ -145,7 +148,9 @@ impl Daemon {
         holds: impl Fn(&RunInfo) -> bool,
     ) -> RunInfo {
         let mut runs = self.runs().await;
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < PATIENCE, "it does not come to be");
             let run_id = run_id.to_owned();
             let answer = runs.get_run(GetRunRequest { run_id }).await;
             let run = answer.expect("the run is known").into_inner().run;
@@ -161,6 +166,15 @@ impl Daemon {
     pub(crate) async fn list(&self, request: ListRunsRequest) -> ListRunsResponse {
         let answer = self.runs().await.list_runs(request).await;
         answer.expect("runs are listed").into_inner()
+    }
+
+    /// Runs that have a label, the newest first.
+    pub(crate) async fn labelled(&self, key: &str, value: &str) -> Vec<RunInfo> {
+        let request = ListRunsRequest {
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..ListRunsRequest::default()
+        };
+        self.list(request).await.runs
     }
 
     /// Attaches to a run.
@@ -502,7 +516,9 @@ pub(crate) async fn until_idle(daemon: &Daemon) {
 /// Waits until the daemon's health says what `holds` of runs in flight and runs that wait.
 pub(crate) async fn until(daemon: &Daemon, holds: impl Fn(u32, u32) -> bool) {
     let mut client = daemon.client.clone();
+    let start = Instant::now();
     loop {
+        assert!(start.elapsed() < PATIENCE, "it does not come to be");
         let health = client.health(ringfence::api::proto::HealthRequest {}).await;
         let health = health.expect("health answers").into_inner();
         if holds(health.runs_in_flight, health.runs_queued) {

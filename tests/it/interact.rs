@@ -410,11 +410,7 @@ async fn a_detached_one_whose_caller_leaves_before_its_start_has_no_input() {
     crate::harness::until(&daemon, |_, queued| queued == 1).await;
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
-    let page = daemon.list(ListRunsRequest {
-        labels: [("who".to_owned(), "left".to_owned())].into(),
-        ..ListRunsRequest::default()
-    });
-    let id = page.await.runs[0].run_id.clone();
+    let id = daemon.labelled("who", "left").await[0].run_id.clone();
     drop(spinner);
     let story = read(daemon.attach(&id, 0).await).await;
     assert_eq!(story.stdout, b"<a>\n");

@@ -384,13 +384,19 @@ async fn an_answer_that_nobody_takes_is_let_go_and_not_told_as_whole() {
 #[tokio::test]
 async fn a_drain_refuses_at_once_what_still_compiles() {
     let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
+    // The one compile thread is busy with another module for far longer than a refusal takes.
+    let mut client = daemon.client.clone();
+    let request = crate::harness::load(big_module(40_000));
+    let busy = tokio::spawn(async move { client.load_module(request).await });
+    while daemon.probe.compilations() < 2 {
+        until(&daemon, |_, _| true).await;
+    }
     let mut client = daemon.client.clone();
     let request = RunRequest {
-        spec: Some(spec(big_module(16_000))),
+        spec: Some(spec(big_module(100)).label("waits", "yes")),
     };
     let call = tokio::spawn(async move { client.run(request).await });
-    let list = ringfence::api::proto::ListRunsRequest::default;
-    while daemon.list(list()).await.runs.is_empty() {}
+    while daemon.labelled("waits", "yes").await.is_empty() {}
     daemon.drain();
     let status = call.await.unwrap().unwrap_err();
     assert!(
@@ -398,5 +404,8 @@ async fn a_drain_refuses_at_once_what_still_compiles() {
             .is(Code::Unavailable, "SHUTTING_DOWN")
             .retry
     );
+    assert!(!busy.is_finished(), "it did not wait for the compiler");
+    busy.abort();
+    let _ = busy.await;
     daemon.ended().await.unwrap();
 }

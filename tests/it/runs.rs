@@ -515,7 +515,9 @@ async fn viewers_and_watches_are_counted() {
             .retry
     );
     drop(viewer);
+    let start = std::time::Instant::now();
     while runs.attach_run(request()).await.is_err() {
+        assert!(start.elapsed() < crate::harness::PATIENCE, "no place");
         until(&daemon, |_, _| true).await;
     }
 }
