@@ -386,7 +386,7 @@ async fn a_drain_refuses_at_once_what_still_compiles() {
     let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
     // The one compile thread is busy with another module for far longer than a refusal takes.
     let mut client = daemon.client.clone();
-    let request = crate::harness::load(big_module(40_000));
+    let request = crate::harness::load(big_module(16_000));
     let busy = tokio::spawn(async move { client.load_module(request).await });
     while daemon.probe.compilations() < 2 {
         until(&daemon, |_, _| true).await;
