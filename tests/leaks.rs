@@ -145,7 +145,7 @@ async fn a_hundred_thousand_runs_stay_within_the_budgets() {
     const MIB: usize = 1 << 20;
     let daemon = Arc::new(Daemon::start().await);
     let digest = daemon.loaded(guests::kit()).await;
-    let mut run = by_digest(&digest).args(&["kit", "flood", "10000"]);
+    let mut run = by_digest(&digest).args(&["kit", "flood", "20000"]);
     for i in 0..32 {
         run = run.label(&format!("label-{i}"), &"x".repeat(100));
     }
