@@ -14,10 +14,10 @@
     reason = "a program that is looked at while it runs, and fails by panicking"
 )]
 
+mod served;
+
 use std::fmt::Write;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence::api::proto::load_module_request::Source;
@@ -26,6 +26,8 @@ use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::{LoadModuleRequest, LoadModuleResponse, RunRequest, RunSpec};
 use tonic::transport::{Channel, Endpoint};
 
+use self::served::Served;
+
 const ROUNDS: usize = 3;
 const LOADS: u64 = 15;
 const RESTARTS: usize = 5;
@@ -33,42 +35,10 @@ const WARM: usize = 5;
 
 type Client = SandboxServiceClient<Channel>;
 
-/// A daemon of its own process.
-struct Served(Child, String);
-
-impl Served {
-    fn start(set: &[String]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(set.iter().flat_map(|set| ["--set", set]))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let (mut addr, mut line) = (String::new(), String::new());
-        while !line.contains(" serving") {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "it serves");
-            if let Some((_, told)) = line.split_once("address=") {
-                addr = told.trim().to_owned();
-            }
-        }
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self(child, addr)
-    }
-
-    async fn client(&self) -> Client {
-        let channel = Endpoint::from_shared(format!("http://{}", self.1)).unwrap();
-        SandboxServiceClient::new(channel.connect().await.unwrap())
-            .max_encoding_message_size(usize::MAX)
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+async fn client(served: &Served) -> Client {
+    let channel = Endpoint::from_shared(format!("http://{}", served.1)).unwrap();
+    SandboxServiceClient::new(channel.connect().await.unwrap())
+        .max_encoding_message_size(usize::MAX)
 }
 
 /// About 50 KiB of ordinary code that no other number has.
@@ -126,7 +96,7 @@ async fn loads() {
         Served::start(&[]),
         Served::start(&["compile.mode=in-process".to_owned()]),
     );
-    let mut clients = [child.client().await, here.client().await];
+    let mut clients = [client(&child).await, client(&here).await];
     let (mut cold, mut compiled, mut known) = ([vec![], vec![]], [vec![], vec![]], vec![]);
     let size = module(0).len();
     for number in 0..ROUNDS as u64 * LOADS {
@@ -160,7 +130,7 @@ async fn restarts(path: &Path, args: &[String]) {
     let size = wasm.len();
     let digest = {
         let served = Served::start(&set);
-        let (took, answer) = load(&mut served.client().await, wasm).await;
+        let (took, answer) = load(&mut client(&served).await, wasm).await;
         println!(
             "LoadModule of {size} new bytes: {:.2} s",
             took.as_secs_f64()
@@ -174,7 +144,7 @@ async fn restarts(path: &Path, args: &[String]) {
     let (mut first, mut warm) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS * RESTARTS {
         let served = Served::start(&set);
-        let mut client = served.client().await;
+        let mut client = client(&served).await;
         first.push(run(&mut client, &digest, args).await);
         for _ in 0..WARM {
             warm.push(run(&mut client, &digest, args).await);

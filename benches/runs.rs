@@ -14,8 +14,8 @@
     reason = "a program that is looked at while it runs, and fails by panicking"
 )]
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+mod served;
+
 use std::time::{Duration, Instant};
 
 use ringfence::api::proto::interact_request::Frame;
@@ -33,6 +33,8 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+
+use self::served::Served;
 
 const ROUNDS: usize = 9;
 const VIEWERS: usize = 50;
@@ -71,37 +73,6 @@ const ECHO: &str = r#"(module
         (br $again))))"#;
 
 const SPIN: &str = r#"(module (func (export "_start") (loop $l (br $l))))"#;
-
-/// A daemon of its own process.
-struct Served(Child, String);
-
-impl Served {
-    fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let (mut addr, mut line) = (String::new(), String::new());
-        while !line.contains(" serving") {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "it serves");
-            if let Some((_, told)) = line.split_once("address=") {
-                addr = told.trim().to_owned();
-            }
-        }
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self(child, addr)
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 struct Clients {
     sandbox: SandboxServiceClient<Channel>,
@@ -181,8 +152,7 @@ async fn written_with(
             reading.spawn(to_the_end(stream));
         }
     }
-    let end = to_the_end(clients.attach(&run_id).await).await;
-    let _ = end;
+    to_the_end(clients.attach(&run_id).await).await;
     while reading.join_next().await.is_some() {}
     drop(frozen);
     let request = GetRunRequest { run_id };
@@ -272,7 +242,7 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let served = Served::start();
+    let served = Served::start(&[]);
     runtime.block_on(async {
         let mut clients = Clients::of(&served).await;
         viewers(&mut clients).await;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost_types::Duration as ProtoDuration;
-use tonic::metadata::MetadataMap;
+use tonic::Request;
 
+use super::intake::{Arrival, Charge};
 use super::proto;
 use crate::limits::{Delivery, OutputPolicy, Requested};
 use crate::policy::Policy;
@@ -287,8 +288,8 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
 ///
 /// # Errors
 /// `MALFORMED_REQUEST` for a header that says no time.
-pub(super) fn until(metadata: &MetadataMap, received: Instant) -> Result<Option<Instant>, Refusal> {
-    let Some(value) = metadata.get("grpc-timeout") else {
+pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
+    let Some(value) = request.metadata().get("grpc-timeout") else {
         return Ok(None);
     };
     let malformed = || {
@@ -318,6 +319,7 @@ pub(super) fn until(metadata: &MetadataMap, received: Instant) -> Result<Option<
         _ => return Err(malformed()),
     };
     // One too far off to be told is none.
+    let received = Arrival::of(request).at;
     Ok(received.checked_add(timeout - (timeout / 10).min(WAY_HOME)))
 }
 
@@ -459,10 +461,10 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
 }
 
 /// Keeps a request's charge for as long as any of its bytes are held.
-pub(super) fn charged(bytes: Bytes, charge: Option<super::intake::Charge>) -> Bytes {
+pub(super) fn charged(bytes: Bytes, charge: Option<Charge>) -> Bytes {
     struct Held {
         bytes: Bytes,
-        _charge: super::intake::Charge,
+        _charge: Charge,
     }
     impl AsRef<[u8]> for Held {
         fn as_ref(&self) -> &[u8] {

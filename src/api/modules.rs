@@ -1,17 +1,16 @@
 //! `ModuleService`: thin. Decode, hand over, encode.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tonic::{Request, Response, Status, Streaming};
 
 use super::decode::Page;
 use super::frames::{self, Failed, malformed, piece};
-use super::intake::{Arrival, MAX_CHUNK};
+use super::intake::MAX_CHUNK;
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
-use super::{decode, encode, proto, status};
-use crate::refusal::Refusal;
+use super::status::refused;
+use super::{decode, encode, proto};
 use crate::request::Digest;
 use crate::run::{Runner, Taken, before};
 
@@ -30,8 +29,7 @@ impl ModuleApi {
         &self,
         request: Request<Streaming<proto::UploadModuleRequest>>,
     ) -> Result<Taken, Failed> {
-        let arrival = Arrival::of(&request);
-        let until = decode::until(request.metadata(), arrival.at)?;
+        let until = decode::until(&request)?;
         let mut frames = request.into_inner();
         let receive = async {
             let (about, expected) = match next(&mut frames).await? {
@@ -66,14 +64,6 @@ async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Opti
     .await
 }
 
-fn refused(refusal: Refusal) -> Status {
-    status::from(&refusal)
-}
-
-fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
-    decode::until(request.metadata(), Arrival::of(request).at).map_err(refused)
-}
-
 fn digest(text: &str) -> Result<Digest, Status> {
     Digest::parse("digest", text).map_err(refused)
 }
@@ -99,7 +89,7 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::ListModulesRequest>,
     ) -> Result<Response<proto::ListModulesResponse>, Status> {
-        let until = until(&request)?;
+        let until = decode::until(&request).map_err(refused)?;
         let page = decode::page(request.into_inner()).map_err(refused)?;
         let Page {
             size,
@@ -118,7 +108,7 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::GetModuleRequest>,
     ) -> Result<Response<proto::GetModuleResponse>, Status> {
-        let until = until(&request)?;
+        let until = decode::until(&request).map_err(refused)?;
         let proto::GetModuleRequest { digest } = request.into_inner();
         let kept = self.runner.module(until, self::digest(&digest)?).await;
         Ok(Response::new(proto::GetModuleResponse {
@@ -130,7 +120,7 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::DeleteModuleRequest>,
     ) -> Result<Response<proto::DeleteModuleResponse>, Status> {
-        let until = until(&request)?;
+        let until = decode::until(&request).map_err(refused)?;
         let proto::DeleteModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
         let deleted = self.runner.delete_module(until, digest).await;

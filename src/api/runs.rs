@@ -2,17 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::intake::Arrival;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
+use super::status::refused;
 use super::stream::Events;
-use super::{decode, encode, interact, proto, status};
-use crate::refusal::Refusal;
+use super::{decode, encode, interact, proto};
 use crate::request::RunId;
 use crate::run::{Cancelled, News, Runner, Watch};
 
@@ -31,16 +29,8 @@ impl RunApi {
 /// The news of a watch.
 type Told = Pin<Box<dyn Stream<Item = Result<proto::WatchRunsResponse, Status>> + Send>>;
 
-fn refused(refusal: Refusal) -> Status {
-    status::from(&refusal)
-}
-
 fn run_id(text: &str) -> Result<RunId, Status> {
     RunId::parse("run_id", text).map_err(refused)
-}
-
-fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
-    decode::until(request.metadata(), Arrival::of(request).at).map_err(refused)
 }
 
 /// Tells what a watch tells, and at its end why there is one.
@@ -99,7 +89,7 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::CancelRunRequest>,
     ) -> Result<Response<proto::CancelRunResponse>, Status> {
-        let until = until(&request)?;
+        let until = decode::until(&request).map_err(refused)?;
         let proto::CancelRunRequest { run_id } = request.into_inner();
         let cancelled = self.runner.cancel(&self::run_id(&run_id)?, until).await;
         let Cancelled {

@@ -86,7 +86,7 @@ impl SandboxService for SandboxApi {
     ) -> Result<Response<proto::LoadModuleResponse>, Status> {
         let arrival = Arrival::of(&request);
         let loaded = async {
-            let until = decode::until(request.metadata(), arrival.at)?;
+            let until = decode::until(&request)?;
             let (from, about) = decode::load(request.into_inner(), self.runner.policy())?;
             match from {
                 LoadFrom::Wasm(wasm) => {

@@ -33,7 +33,7 @@ impl Call {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
             },
-            until: decode::until(request.metadata(), arrival.at),
+            until: decode::until(request),
             charge: arrival.charge,
         }
     }

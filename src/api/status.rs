@@ -62,6 +62,11 @@ pub(super) fn from(refusal: &Refusal) -> Status {
     Status::with_error_details(code(refusal.reason()), message(refusal), details)
 }
 
+/// The same, of one that nobody needs any more.
+pub(super) fn refused(refusal: Refusal) -> Status {
+    from(&refusal)
+}
+
 /// A refusal of a run, with the run's id.
 pub(super) fn of_run(refusal: &Refusal, id: &RunId) -> Status {
     let mut status = from(refusal);

@@ -29,22 +29,21 @@ pub struct Attached {
 impl Attached {
     /// As the caller that asked for the run. One that reads its output as it is written is owed all of it.
     pub(super) fn first(run: &Arc<Run>, delivery: Delivery, untold: Untold) -> Self {
-        match delivery {
-            Delivery::Captured => Self::again(run, untold),
-            Delivery::Streamed => Self {
-                viewer: run.log.owe(),
-                _caller: Some(run.join()),
-                _place: None,
-                run: Arc::clone(run),
-                untold: Some(untold),
-            },
-        }
+        let viewer = match delivery {
+            Delivery::Captured => run.log.follow(),
+            Delivery::Streamed => run.log.owe(),
+        };
+        Self::caller(run, viewer, untold)
     }
 
     /// As a caller that does not make the guest wait.
     pub(super) fn again(run: &Arc<Run>, untold: Untold) -> Self {
+        Self::caller(run, run.log.follow(), untold)
+    }
+
+    fn caller(run: &Arc<Run>, viewer: Viewer, untold: Untold) -> Self {
         Self {
-            viewer: run.log.follow(),
+            viewer,
             _caller: Some(run.join()),
             _place: None,
             run: Arc::clone(run),

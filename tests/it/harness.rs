@@ -508,6 +508,18 @@ async fn until_serving(mut client: Client) {
     }
 }
 
+/// Gives up the one call whose run waits for a slot, and returns the run's id, by the label that it has.
+pub(crate) async fn leave_the_queue<T: std::fmt::Debug>(
+    daemon: &Daemon,
+    call: JoinHandle<T>,
+    label: (&str, &str),
+) -> String {
+    until(daemon, |_, queued| queued == 1).await;
+    call.abort();
+    assert!(call.await.expect_err("it waits").is_cancelled());
+    daemon.labelled(label.0, label.1).await[0].run_id.clone()
+}
+
 /// Waits until no run is in flight, by asking.
 pub(crate) async fn until_idle(daemon: &Daemon) {
     until(daemon, |in_flight, _| in_flight == 0).await;

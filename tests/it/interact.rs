@@ -407,10 +407,7 @@ async fn a_detached_one_whose_caller_leaves_before_its_start_has_no_input() {
     say.send(frame(Frame::Start(Box::new(run)))).await.unwrap();
     let mut runs = daemon.runs().await;
     let call = tokio::spawn(async move { runs.interact(ReceiverStream::new(said)).await });
-    crate::harness::until(&daemon, |_, queued| queued == 1).await;
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled());
-    let id = daemon.labelled("who", "left").await[0].run_id.clone();
+    let id = crate::harness::leave_the_queue(&daemon, call, ("who", "left")).await;
     drop(spinner);
     let story = read(daemon.attach(&id, 0).await).await;
     assert_eq!(story.stdout, b"<a>\n");
