@@ -2,7 +2,7 @@
 //!
 //! A run walks through the modules of this crate in the order below and never turns back:
 //!
-//! 1. [`api`] decodes the request into a [`request::RunSpec`] whose [`limits`] are granted by the [`policy`].
+//! 1. [`auth`] says whose call it is. [`api`] decodes the request into a [`request::RunSpec`] whose [`limits`] are granted by the [`policy`].
 //! 2. [`run`] compiles the module where it is not ready, takes a slot or refuses.
 //! 3. [`sandbox`], the only one that knows wasmtime, arms a fresh store and executes the guest on its own threads.
 //! 4. Output goes into the run's [`log`], and after it the [`outcome`]; the caller, and any viewer, read it there.
@@ -12,8 +12,12 @@
 
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod hardening;
 pub mod limits;
 pub mod log;
 pub mod module;

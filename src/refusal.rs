@@ -48,6 +48,14 @@ pub enum Reason {
     DigestMismatch,
     /// No such module.
     ModuleNotFound,
+    /// The run reserves more than could ever be admitted.
+    CapacityExceeded,
+    /// The caller may not do that.
+    Forbidden,
+    /// The tenant's quota is used up.
+    TenantQuota,
+    /// There is no credential, or it is not valid.
+    CredentialsInvalid,
     /// Too many wait already.
     QueueFull,
     /// No slot came free within `admission.max_wait`.
@@ -76,7 +84,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -92,6 +100,10 @@ impl Reason {
         Self::PolicyDenied,
         Self::DigestMismatch,
         Self::ModuleNotFound,
+        Self::CapacityExceeded,
+        Self::Forbidden,
+        Self::TenantQuota,
+        Self::CredentialsInvalid,
         Self::QueueFull,
         Self::WaitExpired,
         Self::MessageTooLarge,
@@ -124,6 +136,10 @@ impl Reason {
             Self::PolicyDenied => "POLICY_DENIED",
             Self::DigestMismatch => "DIGEST_MISMATCH",
             Self::ModuleNotFound => "MODULE_NOT_FOUND",
+            Self::CapacityExceeded => "CAPACITY_EXCEEDED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::TenantQuota => "TENANT_QUOTA",
+            Self::CredentialsInvalid => "CREDENTIALS_INVALID",
             Self::QueueFull => "QUEUE_FULL",
             Self::WaitExpired => "WAIT_EXPIRED",
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",

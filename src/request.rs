@@ -61,6 +61,14 @@ impl Digest {
         Some(Self(digest))
     }
 
+    /// Another, which stands for this one where it belongs to `owner` alone.
+    pub fn apart(&self, owner: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        hash.update(owner);
+        hash.into()
+    }
+
     /// Its 64 hexadecimal digits.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -136,6 +136,23 @@ where
     }
 }
 
+/// Decodes one message as a server does, without a server.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`.
+pub(super) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
+    admit_entries::<U>(bytes)?;
+    U::decode(bytes).map_err(|error| malformed(&error.to_string()))
+}
+
+fn malformed(why: &str) -> Refusal {
+    let why = quote(why);
+    Refusal::new(
+        Reason::MalformedRequest,
+        format!("the request is not the message that this method takes: {why}"),
+    )
+}
+
 /// Encodes as tonic does.
 pub(crate) struct ProstEncoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Encoder)
 where
@@ -176,13 +193,9 @@ where
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // On the bytes, before anything is made of them.
         admit_entries::<U>(buf.chunk()).map_err(|refusal| status::from(&refusal))?;
-        self.0.decode(buf).map_err(|error| {
-            let why = quote(error.message());
-            status::from(&Refusal::new(
-                Reason::MalformedRequest,
-                format!("the request is not the message that this method takes: {why}"),
-            ))
-        })
+        self.0
+            .decode(buf)
+            .map_err(|error| status::from(&malformed(error.message())))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

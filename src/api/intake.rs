@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::delivery::Deliveries;
 use super::status;
 use crate::refusal::{Reason, Refusal};
-use crate::run::Untold;
+use crate::run::{Tenant, Untold};
 use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// Bytes of a message of a service that is not ours: health and reflection.
@@ -44,6 +44,8 @@ const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
 const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
+/// The part of the budget that one of several tenants leaves to the others.
+const LEFT_TO_OTHERS: u64 = 8;
 /// What a refused caller is told to wait.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -95,6 +97,7 @@ pub(super) struct Charge(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     total: Arc<AtomicU64>,
+    tenant: Option<Arc<Tenant>>,
     bytes: AtomicU64,
 }
 
@@ -102,24 +105,40 @@ impl Charge {
     /// Adds `bytes`, of a budget of `budget` for all requests.
     fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
         let bytes = bytes as u64;
-        let Held { total, bytes: mine } = &*self.0;
-        let fits = total.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-            held.checked_add(bytes).filter(|held| *held <= budget)
-        });
-        match fits {
-            Ok(_) => {
-                mine.fetch_add(bytes, Ordering::AcqRel);
-                Ok(())
-            }
-            Err(_) => Err(Refusal::new(
-                Reason::QueueFull,
-                format!(
-                    "requests in flight hold {budget} bytes already (server.inflight_request_bytes)"
-                ),
-            )
-            .retry_after(RETRY)),
+        let Held {
+            total,
+            tenant,
+            bytes: mine,
+        } = &*self.0;
+        if let Some(tenant) = tenant {
+            let share = match tenant.shares {
+                true => budget - budget / LEFT_TO_OTHERS,
+                false => budget,
+            };
+            take(&tenant.request_bytes, bytes, share)?;
         }
+        if let Err(refusal) = take(total, bytes, budget) {
+            if let Some(tenant) = tenant {
+                tenant.request_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            }
+            return Err(refusal);
+        }
+        mine.fetch_add(bytes, Ordering::AcqRel);
+        Ok(())
     }
+}
+
+/// Takes `bytes` of a budget.
+fn take(held: &AtomicU64, bytes: u64, budget: u64) -> Result<(), Refusal> {
+    let fits = held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+        held.checked_add(bytes).filter(|held| *held <= budget)
+    });
+    fits.map(|_| ()).map_err(|_| {
+        let message = format!(
+            "requests in flight hold {budget} bytes already (server.inflight_request_bytes)"
+        );
+        Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+    })
 }
 
 tokio::task_local! {
@@ -141,6 +160,9 @@ impl Drop for Held {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         self.total.fetch_sub(bytes, Ordering::AcqRel);
+        if let Some(tenant) = &self.tenant {
+            tenant.request_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        }
     }
 }
 
@@ -223,6 +245,7 @@ where
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let charge = Charge(Arc::new(Held {
             total: Arc::clone(&self.intake.held),
+            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
             bytes: AtomicU64::new(0),
         }));
         let (kind, cap) = self.intake.kind(request.uri().path());
@@ -374,8 +397,9 @@ impl Counted {
     /// Whether nothing need come for now.
     fn rests(&self) -> bool {
         match self.kind {
-            Kind::Foreign => true,
-            Kind::Interact => self.messages > 0 && matches!(self.state, Framing::Prefix(_, 0)),
+            Kind::Foreign | Kind::Interact => {
+                self.messages > 0 && matches!(self.state, Framing::Prefix(_, 0))
+            }
             Kind::Unary | Kind::Upload => false,
         }
     }

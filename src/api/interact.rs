@@ -19,7 +19,7 @@ pub(super) async fn interact(
     runner: &Arc<Runner>,
     request: Request<Streaming<InteractRequest>>,
 ) -> Result<Response<Events>, Status> {
-    let call = Call::of(runner, &request, Method::Interact);
+    let call = Call::of(runner, &request, Method::Interact)?;
     let mut frames = request.into_inner();
     let until = call.until();
     let spec = match until {

@@ -1,10 +1,12 @@
 //! The gRPC edge: decode, call `run`, encode. Wire types stop here.
 
+mod auth;
 pub(crate) mod codec;
 mod decode;
 mod delivery;
 mod encode;
 mod frames;
+pub(crate) mod fuzz;
 mod intake;
 mod interact;
 mod listen;
@@ -29,9 +31,10 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+pub use auth::Authentication;
 pub use delivery::Deliveries;
 pub use intake::{Intake, IntakeSettings};
-pub use listen::{Address, BindError, Bound, ListenSettings, bind, pair};
+pub use listen::{Address, BindError, Bound, ListenSettings, TlsSettings, bind, pair};
 pub use modules::ModuleApi;
 pub use runs::RunApi;
 pub use service::{Phase, SandboxApi};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::tenant_of;
 use super::decode::Page;
 use super::frames::{self, Failed, malformed, piece};
 use super::intake::MAX_CHUNK;
@@ -30,6 +31,7 @@ impl ModuleApi {
         request: Request<Streaming<proto::UploadModuleRequest>>,
     ) -> Result<Taken, Failed> {
         let until = decode::until(&request)?;
+        let tenant = tenant_of(&request)?;
         let mut frames = request.into_inner();
         let receive = async {
             let (about, expected) = match next(&mut frames).await? {
@@ -39,7 +41,7 @@ impl ModuleApi {
                 }
             };
             // Not before it has begun: connections that say nothing hold no place.
-            let mut arriving = self.runner.arrive()?;
+            let mut arriving = self.runner.arrive(&tenant)?;
             while let Some(frame) = next(&mut frames).await? {
                 match frame {
                     Frame::Chunk(chunk) => arriving.push(piece("chunk", chunk, MAX_CHUNK)?).await?,
@@ -49,7 +51,8 @@ impl ModuleApi {
             Ok((arriving, expected, about))
         };
         let (arriving, expected, about) = before(until, receive).await?;
-        let taken = self.runner.keep_arrived(until, arriving, expected, about);
+        let runner = &self.runner;
+        let taken = runner.keep_arrived(&tenant, until, arriving, expected, about);
         Ok(taken.await?)
     }
 }
@@ -90,13 +93,15 @@ impl ModuleService for ModuleApi {
         request: Request<proto::ListModulesRequest>,
     ) -> Result<Response<proto::ListModulesResponse>, Status> {
         let until = decode::until(&request).map_err(refused)?;
+        let tenant = tenant_of(&request).map_err(refused)?;
         let page = decode::page(request.into_inner()).map_err(refused)?;
         let Page {
             size,
             after,
             labels,
         } = page;
-        let listed = self.runner.modules(until, after, size, &labels).await;
+        let listed = self.runner.modules(&tenant, until, after, size, &labels);
+        let listed = listed.await;
         let (modules, next) = listed.map_err(refused)?;
         Ok(Response::new(proto::ListModulesResponse {
             modules: modules.iter().map(encode::listed).collect(),
@@ -109,8 +114,10 @@ impl ModuleService for ModuleApi {
         request: Request<proto::GetModuleRequest>,
     ) -> Result<Response<proto::GetModuleResponse>, Status> {
         let until = decode::until(&request).map_err(refused)?;
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::GetModuleRequest { digest } = request.into_inner();
-        let kept = self.runner.module(until, self::digest(&digest)?).await;
+        let digest = self::digest(&digest)?;
+        let kept = self.runner.module(&tenant, until, digest).await;
         Ok(Response::new(proto::GetModuleResponse {
             module: Some(encode::module(&kept.map_err(refused)?)),
         }))
@@ -121,9 +128,10 @@ impl ModuleService for ModuleApi {
         request: Request<proto::DeleteModuleRequest>,
     ) -> Result<Response<proto::DeleteModuleResponse>, Status> {
         let until = decode::until(&request).map_err(refused)?;
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::DeleteModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
-        let deleted = self.runner.delete_module(until, digest).await;
+        let deleted = self.runner.delete_module(&tenant, until, digest).await;
         Ok(Response::new(proto::DeleteModuleResponse {
             deleted: deleted.map_err(refused)?,
         }))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::tenant_of;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
 use super::status::refused;
@@ -57,8 +58,11 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::ListRunsRequest>,
     ) -> Result<Response<proto::ListRunsResponse>, Status> {
+        let tenant = tenant_of(&request).map_err(refused)?;
         let page = decode::run_page(request.into_inner()).map_err(refused)?;
-        let (runs, next) = self.runner.runs(&page.selector, page.before, page.size);
+        let (runs, next) = self
+            .runner
+            .runs(&tenant, &page.selector, page.before, page.size);
         Ok(Response::new(proto::ListRunsResponse {
             runs: runs.iter().map(|run| encode::listed_run(run)).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -69,9 +73,10 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::WatchRunsRequest>,
     ) -> Result<Response<Told>, Status> {
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::WatchRunsRequest { states, labels } = request.into_inner();
         let selector = decode::selector(states, labels).map_err(refused)?;
-        let watch = self.runner.watch(selector).map_err(refused)?;
+        let watch = self.runner.watch(&tenant, selector).map_err(refused)?;
         Ok(Response::new(Box::pin(told(watch))))
     }
 
@@ -79,8 +84,10 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::GetRunRequest>,
     ) -> Result<Response<proto::GetRunResponse>, Status> {
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::GetRunRequest { run_id } = request.into_inner();
-        let run = self.runner.find(&self::run_id(&run_id)?).map_err(refused)?;
+        let id = self::run_id(&run_id)?;
+        let run = self.runner.find(&tenant, &id).map_err(refused)?;
         let run = Some(encode::run(&run));
         Ok(Response::new(proto::GetRunResponse { run }))
     }
@@ -90,8 +97,10 @@ impl RunService for RunApi {
         request: Request<proto::CancelRunRequest>,
     ) -> Result<Response<proto::CancelRunResponse>, Status> {
         let until = decode::until(&request).map_err(refused)?;
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::CancelRunRequest { run_id } = request.into_inner();
-        let cancelled = self.runner.cancel(&self::run_id(&run_id)?, until).await;
+        let id = self::run_id(&run_id)?;
+        let cancelled = self.runner.cancel(&tenant, &id, until).await;
         let Cancelled {
             found,
             by_this,
@@ -108,9 +117,13 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::AttachRunRequest>,
     ) -> Result<Response<Events>, Status> {
+        let tenant = tenant_of(&request).map_err(refused)?;
         let proto::AttachRunRequest { run_id, from_seq } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let attached = self.runner.attach(&id, from_seq).map_err(refused)?;
+        let attached = self
+            .runner
+            .attach(&tenant, &id, from_seq)
+            .map_err(refused)?;
         Ok(Events::answer(attached))
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::auth::tenant_of;
 use super::decode::LoadFrom;
 use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
@@ -13,7 +14,7 @@ use super::start::{Call, told_by};
 use super::stream::Events;
 use super::{decode, encode, proto, status};
 use crate::refusal::Refusal;
-use crate::run::{Method, Runner};
+use crate::run::{Loads, Method, Runner};
 use crate::sandbox::WASMTIME_VERSION;
 
 /// Where the daemon is in its life.
@@ -32,15 +33,17 @@ pub struct SandboxApi {
     runner: Arc<Runner>,
     phase: watch::Receiver<Phase>,
     started: Instant,
+    hardening: String,
 }
 
 impl SandboxApi {
-    /// Over `runner`, telling of `phase`.
-    pub fn new(runner: Arc<Runner>, phase: watch::Receiver<Phase>) -> Self {
+    /// Over `runner`, telling of `phase`, and of what confines the daemon.
+    pub fn new(runner: Arc<Runner>, phase: watch::Receiver<Phase>, hardening: String) -> Self {
         Self {
             runner,
             phase,
             started: Instant::now(),
+            hardening,
         }
     }
 }
@@ -53,7 +56,7 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<proto::RunRequest>,
     ) -> Result<Response<proto::RunResponse>, Status> {
-        let call = Call::of(&self.runner, &request, Method::Run);
+        let call = Call::of(&self.runner, &request, Method::Run)?;
         let proto::RunRequest { spec } = request.into_inner();
         let attached = call.start(&self.runner, spec, None).await?;
         let run = &attached.run;
@@ -74,7 +77,7 @@ impl SandboxService for SandboxApi {
         &self,
         request: Request<proto::RunStreamRequest>,
     ) -> Result<Response<Events>, Status> {
-        let call = Call::of(&self.runner, &request, Method::RunStream);
+        let call = Call::of(&self.runner, &request, Method::RunStream)?;
         let proto::RunStreamRequest { spec } = request.into_inner();
         let attached = call.start(&self.runner, spec, None).await?;
         Ok(Events::answer(attached))
@@ -87,15 +90,17 @@ impl SandboxService for SandboxApi {
         let arrival = Arrival::of(&request);
         let loaded = async {
             let until = decode::until(&request)?;
-            let (from, about) = decode::load(request.into_inner(), self.runner.policy())?;
+            let tenant = tenant_of(&request)?;
+            let (from, about) = decode::load(request.into_inner(), &tenant.policy)?;
             match from {
                 LoadFrom::Wasm(wasm) => {
                     let wasm = decode::charged(wasm, arrival.charge);
-                    let taken = self.runner.keep(until, wasm, about).await?;
+                    let taken = self.runner.keep(&tenant, until, wasm, about).await?;
                     Ok((encode::loaded(&taken, None), taken.untold))
                 }
                 LoadFrom::Oci(reference) => {
-                    let (taken, resolved) = self.runner.pull(until, &reference, about).await?;
+                    let pulled = self.runner.pull(&tenant, until, &reference, about);
+                    let (taken, resolved) = pulled.await?;
                     Ok((encode::loaded(&taken, Some(resolved)), taken.untold))
                 }
             }
@@ -111,7 +116,12 @@ impl SandboxService for SandboxApi {
         &self,
         _request: Request<proto::HealthRequest>,
     ) -> Result<Response<proto::HealthResponse>, Status> {
-        let (runs_in_flight, runs_queued, run_capacity) = self.runner.load();
+        let (runs_in_flight, loads) = self.runner.load();
+        let Loads {
+            runs,
+            compiles,
+            arrivals,
+        } = loads;
         let sandbox = self.runner.sandbox();
         let status = match *self.phase.borrow() {
             Phase::Starting => proto::ServingStatus::NotServing,
@@ -128,12 +138,18 @@ impl SandboxService for SandboxApi {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.runner.instance().to_owned(),
             runs_in_flight,
-            runs_queued,
-            run_capacity,
+            runs_queued: runs.waiting,
+            run_capacity: runs.places,
             uptime: Some(encode::duration(self.started.elapsed())),
             pool_mode: sandbox.pool_mode().to_owned(),
             compile_mode: sandbox.modules().compile_mode().to_owned(),
-            hardening: "none".to_owned(),
+            hardening: self.hardening.clone(),
+            memory_reserved: runs.bytes,
+            memory_capacity: runs.capacity,
+            compiles_in_flight: compiles.held,
+            compiles_queued: compiles.waiting,
+            uploads_in_flight: arrivals.held,
+            upload_capacity: arrivals.places,
         }))
     }
 }

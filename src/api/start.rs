@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use tonic::{Request, Response, Status};
 
+use super::auth::tenant_of;
 use super::intake::{Arrival, Charge};
 use super::listen::Peer;
+use super::status::refused;
 use super::{decode, proto, status};
 use crate::limits::Delivery;
 use crate::refusal::Refusal;
@@ -24,18 +26,26 @@ pub(super) struct Call {
 
 impl Call {
     /// The one that `request` is.
-    pub(super) fn of<T>(runner: &Runner, request: &Request<T>, method: Method) -> Self {
+    ///
+    /// # Errors
+    /// Where its tenant was not settled.
+    pub(super) fn of<T>(
+        runner: &Runner,
+        request: &Request<T>,
+        method: Method,
+    ) -> Result<Self, Status> {
         let arrival = Arrival::of(request);
         let peer = request.extensions().get::<Peer>();
-        Self {
+        Ok(Self {
             id: RunId::new(runner.instance()),
             origin: Origin {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
+                tenant: tenant_of(request).map_err(refused)?,
             },
             until: decode::until(request),
             charge: arrival.charge,
-        }
+        })
     }
 
     /// When its caller gives up.
@@ -56,7 +66,7 @@ impl Call {
         spec: Option<proto::RunSpec>,
         input: Option<Arc<Input>>,
     ) -> Result<Attached, Status> {
-        let asked = match self.asked(runner, spec, input) {
+        let asked = match self.asked(spec, input) {
             Ok(asked) => asked,
             Err(refusal) => return Err(self.refused(runner, refusal)),
         };
@@ -72,7 +82,6 @@ impl Call {
 
     fn asked(
         &self,
-        runner: &Runner,
         spec: Option<proto::RunSpec>,
         input: Option<Arc<Input>>,
     ) -> Result<Asked, Refusal> {
@@ -81,7 +90,7 @@ impl Call {
             Method::RunStream | Method::Interact => Delivery::Streamed,
         };
         let until = self.until()?;
-        let mut spec = decode::spec(spec, runner.policy(), delivery)?;
+        let mut spec = decode::spec(spec, &self.origin.tenant.policy, delivery)?;
         if self.origin.method == Method::Interact {
             decode::interactive(&spec)?;
         }

@@ -35,12 +35,18 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::CompileLimitExceeded
         | Reason::MemoryBelowModuleMinimum
         | Reason::FeatureNotEnabled
+        | Reason::CapacityExceeded
         | Reason::RunElsewhere => Code::FailedPrecondition,
-        Reason::ImportNotAllowed | Reason::PolicyDenied => Code::PermissionDenied,
-        Reason::ModuleNotFound | Reason::RunNotFound => Code::NotFound,
-        Reason::QueueFull | Reason::WaitExpired | Reason::MessageTooLarge | Reason::StoreFull => {
-            Code::ResourceExhausted
+        Reason::ImportNotAllowed | Reason::PolicyDenied | Reason::Forbidden => {
+            Code::PermissionDenied
         }
+        Reason::CredentialsInvalid => Code::Unauthenticated,
+        Reason::ModuleNotFound | Reason::RunNotFound => Code::NotFound,
+        Reason::QueueFull
+        | Reason::WaitExpired
+        | Reason::TenantQuota
+        | Reason::MessageTooLarge
+        | Reason::StoreFull => Code::ResourceExhausted,
         Reason::NotStarted => Code::DeadlineExceeded,
         Reason::RunCancelled => Code::Cancelled,
         Reason::IdempotencyConflict => Code::AlreadyExists,

@@ -8,6 +8,7 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 use super::connect::{connect_runs, failure};
+use super::credentials::Credentials;
 use super::follow::{Over, follow};
 use super::{Failure, complain, runtime};
 use crate::api::proto::AttachRunRequest;
@@ -27,6 +28,8 @@ pub(super) struct Attach {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// How long to try again after the connection broke
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     retry: Duration,
@@ -71,7 +74,7 @@ impl Attach {
         attached: &mut bool,
     ) -> Result<Result<ExitCode, Failure>, Failed> {
         let from_seq = *next;
-        let connected = connect_runs(&self.server).await;
+        let connected = connect_runs(&self.server, &self.credentials).await;
         // Not there from the start, it is the wrong address.
         let again = *attached;
         let mut client = connected.map_err(|failure| Failed { failure, again })?;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 use tower::service_fn;
 
+use super::credentials::{Bearer, Credentials};
 use super::{Failure, PROGRAM, exit};
 use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
@@ -26,35 +28,54 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
 
 /// A client of a daemon.
-pub(super) type Client = SandboxServiceClient<Channel>;
+pub(super) type Client = SandboxServiceClient<Link>;
+
+/// A connection, and what is shown over it.
+pub(super) type Link = InterceptedService<Channel, Bearer>;
 
 /// Connects to the daemon at `addr`.
-pub(super) async fn connect(addr: &str) -> Result<Client, Failure> {
-    channel(addr).await.map(sandbox)
+pub(super) async fn connect(addr: &str, credentials: &Credentials) -> Result<Client, Failure> {
+    channel(addr, credentials).await.map(sandbox)
 }
 
 /// Connects to the runs of the daemon at `addr`.
-pub(super) async fn connect_runs(addr: &str) -> Result<RunServiceClient<Channel>, Failure> {
-    channel(addr).await.map(runs)
+pub(super) async fn connect_runs(
+    addr: &str,
+    credentials: &Credentials,
+) -> Result<RunServiceClient<Link>, Failure> {
+    channel(addr, credentials).await.map(runs)
 }
 
 /// Connects to the modules of the daemon at `addr`.
-pub(super) async fn connect_modules(addr: &str) -> Result<ModuleServiceClient<Channel>, Failure> {
-    let channel = channel(addr).await?;
+pub(super) async fn connect_modules(
+    addr: &str,
+    credentials: &Credentials,
+) -> Result<ModuleServiceClient<Link>, Failure> {
+    let channel = channel(addr, credentials).await?;
     Ok(ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
-/// A connection to `addr`: "host:port", "http://host:port" or "unix:/path".
-pub(super) async fn channel(addr: &str) -> Result<Channel, Failure> {
+/// A connection to `addr`: "host:port", "http://host:port", "https://host:port" or "unix:/path".
+pub(super) async fn channel(addr: &str, credentials: &Credentials) -> Result<Link, Failure> {
+    let bearer = credentials.bearer()?;
+    let tls = credentials.tls(addr)?;
     let uri = if addr.contains("://") || addr.starts_with("unix:") {
         addr.to_owned()
     } else {
-        format!("http://{addr}")
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{addr}")
     };
-    let endpoint = Endpoint::from_shared(uri)
-        .map_err(|error| Failure::new(format!("{addr} is no address: {error}")))?
+    let told = |error| Failure::new(format!("{addr} is no address: {error}"));
+    let mut endpoint = Endpoint::from_shared(uri)
+        .map_err(told)?
         .connect_timeout(CONNECT);
-    windows(endpoint).connect().await.map_err(|error| {
+    if let Some(tls) = tls {
+        endpoint = endpoint
+            .tls_config(tls)
+            .map_err(|error| Failure::new(format!("the credentials cannot be used: {error}")))?;
+    }
+    let connected = windows(endpoint).connect().await;
+    let channel = connected.map_err(|error| {
         let mut why = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(error) = source {
@@ -62,7 +83,8 @@ pub(super) async fn channel(addr: &str) -> Result<Channel, Failure> {
             source = error.source();
         }
         Failure::new(format!("cannot reach the daemon at {addr}: {why}"))
-    })
+    })?;
+    Ok(InterceptedService::new(channel, bearer))
 }
 
 fn windows(endpoint: Endpoint) -> Endpoint {
@@ -75,14 +97,14 @@ fn windows(endpoint: Endpoint) -> Endpoint {
 }
 
 /// A client over `channel`.
-pub(super) fn sandbox(channel: Channel) -> Client {
+pub(super) fn sandbox(channel: Link) -> Client {
     SandboxServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
 }
 
 /// A client of runs over `channel`.
-pub(super) fn runs(channel: Channel) -> RunServiceClient<Channel> {
+pub(super) fn runs(channel: Link) -> RunServiceClient<Link> {
     RunServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
@@ -96,7 +118,7 @@ pub(super) struct Embedded {
 
 impl Embedded {
     /// Starts it with the defaults and `set` over them.
-    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Channel), Failure> {
+    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Link), Failure> {
         let overrides = Overrides {
             set,
             ..Overrides::default()
@@ -124,7 +146,8 @@ impl Embedded {
             }))
             .await
             .map_err(|error| Failure::new(format!("the embedded daemon is gone: {error}")))?;
-        Ok((Self { stop, served }, channel))
+        let link = InterceptedService::new(channel, Bearer::default());
+        Ok((Self { stop, served }, link))
     }
 
     /// Ends it.

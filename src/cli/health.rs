@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::connect::{connect, failure};
+use super::credentials::Credentials;
 use super::{Failure, print, runtime};
 use crate::api::proto::{HealthRequest, ServingStatus};
 
@@ -15,6 +16,8 @@ pub(super) struct Health {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// How long to wait for an answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -23,7 +26,7 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let ask = async {
-            let mut client = connect(&self.server).await?;
+            let mut client = connect(&self.server, &self.credentials).await?;
             client
                 .health(HealthRequest {})
                 .await

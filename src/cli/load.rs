@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connect::{connect, connect_modules, failure};
+use super::credentials::Credentials;
 use super::modules::report;
 use super::{Failure, key_value, print, print_json, runtime};
 use crate::api::proto::load_module_request::Source;
@@ -34,6 +35,8 @@ pub(super) struct Load {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// A name for listings; the file's by default
     #[arg(long)]
     name: Option<String>,
@@ -111,7 +114,7 @@ impl Load {
             metered: self.metered,
             labels: self.label.iter().cloned().collect(),
         };
-        let mut client = connect(&self.server).await?;
+        let mut client = connect(&self.server, &self.credentials).await?;
         let answer = client.load_module(request).await;
         answer
             .map(tonic::Response::into_inner)
@@ -125,7 +128,7 @@ impl Load {
         from: Box<dyn Read + Send>,
         size: Option<u64>,
     ) -> Result<LoadModuleResponse, Failure> {
-        let mut client = connect_modules(&self.server).await?;
+        let mut client = connect_modules(&self.server, &self.credentials).await?;
         let start = Frame::Start(UploadStart {
             name: self.name(),
             metered: self.metered,

@@ -3,6 +3,7 @@
 mod attach;
 mod config;
 mod connect;
+mod credentials;
 mod ending;
 mod follow;
 mod health;
@@ -12,6 +13,7 @@ mod ps;
 mod run;
 mod serve;
 mod talk;
+mod token;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -79,6 +81,8 @@ enum Command {
     Kill(ps::Kill),
     /// Ask a daemon whether it takes runs; exits 0 when it does
     Health(health::Health),
+    /// Make a bearer token: prints it, and on standard error its line for the daemon's `auth.tokens_file`
+    Token(token::Token),
     /// Check or show the configuration
     Config(config::ConfigCommand),
     /// Compile one module for the daemon that started this process, and end
@@ -146,6 +150,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::new(error.to_string())),
         Command::Health(command) => command.execute(),
+        Command::Token(command) => command.execute(),
         Command::Config(command) => command.execute(),
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
@@ -221,8 +226,14 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// A runtime for a command that talks to a daemon.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    runtime_with(|| ())
+}
+
+/// A runtime, each of whose threads begins with `on_thread`.
+fn runtime_with(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("ringfence")
+        .on_thread_start(on_thread)
         .enable_all()
         .build();
     runtime.map_err(|error| Failure::new(format!("cannot start threads: {error}")))

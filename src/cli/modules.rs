@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::{connect_modules, failure};
+use super::credentials::Credentials;
 use super::{Failure, exit, key_value, print, print_json, runtime};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
@@ -25,6 +26,8 @@ pub(super) struct Modules {
         global = true
     )]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     #[command(subcommand)]
     what: What,
 }
@@ -61,23 +64,31 @@ enum Format {
 
 impl Modules {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        let Self { server, what } = self;
+        let Self {
+            server,
+            credentials,
+            what,
+        } = self;
+        let at = (server.as_str(), &credentials);
         runtime()?.block_on(async {
             match what {
-                What::Ls { label, output } => list(&server, label, output).await,
-                What::Rm { digest } => remove(&server, digest).await,
-                What::Show { digest } => show(&server, digest).await,
+                What::Ls { label, output } => list(at, label, output).await,
+                What::Rm { digest } => remove(at, digest).await,
+                What::Show { digest } => show(at, digest).await,
             }
         })
     }
 }
 
+/// A daemon, and what is shown to it.
+type At<'a> = (&'a str, &'a Credentials);
+
 async fn list(
-    server: &str,
+    at: At<'_>,
     labels: Vec<(String, String)>,
     output: Option<Format>,
 ) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(server).await?;
+    let mut client = connect_modules(at.0, at.1).await?;
     let mut request = ListModulesRequest {
         page_size: 0,
         page_token: String::new(),
@@ -105,8 +116,8 @@ async fn list(
     }
 }
 
-async fn remove(server: &str, digests: Vec<String>) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(server).await?;
+async fn remove(at: At<'_>, digests: Vec<String>) -> Result<ExitCode, Failure> {
+    let mut client = connect_modules(at.0, at.1).await?;
     let mut code = ExitCode::SUCCESS;
     for digest in digests {
         let request = DeleteModuleRequest {
@@ -124,8 +135,8 @@ async fn remove(server: &str, digests: Vec<String>) -> Result<ExitCode, Failure>
     Ok(code)
 }
 
-async fn show(server: &str, digest: String) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(server).await?;
+async fn show(at: At<'_>, digest: String) -> Result<ExitCode, Failure> {
+    let mut client = connect_modules(at.0, at.1).await?;
     let answer = client.get_module(GetModuleRequest { digest }).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
     print_json(&report(&answer.module.unwrap_or_default()))

@@ -9,6 +9,7 @@ use prost_types::Timestamp;
 use serde_json::{Value, json};
 
 use super::connect::{connect_runs, failure};
+use super::credentials::Credentials;
 use super::ending::{result, why};
 use super::{Failure, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
@@ -24,6 +25,8 @@ pub(super) struct Ps {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Those that have ended too
     #[arg(long, short)]
     all: bool,
@@ -67,6 +70,8 @@ pub(super) struct Inspect {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 /// End runs, and wait until they are gone.
@@ -78,6 +83,8 @@ pub(super) struct Kill {
     /// The daemon, at "host:port" or "unix:/path"
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     server: String,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 impl Ps {
@@ -111,7 +118,7 @@ impl Ps {
     }
 
     async fn list(&self) -> Result<ExitCode, Failure> {
-        let mut client = connect_runs(&self.server).await?;
+        let mut client = connect_runs(&self.server, &self.credentials).await?;
         let mut request = ListRunsRequest {
             states: self.states(),
             labels: self.label.iter().cloned().collect(),
@@ -130,7 +137,7 @@ impl Ps {
     }
 
     async fn follow(&self) -> Result<ExitCode, Failure> {
-        let mut client = connect_runs(&self.server).await?;
+        let mut client = connect_runs(&self.server, &self.credentials).await?;
         let request = WatchRunsRequest {
             states: self.states(),
             labels: self.label.iter().cloned().collect(),
@@ -156,7 +163,7 @@ impl Ps {
 impl Inspect {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
-            let mut client = connect_runs(&self.server).await?;
+            let mut client = connect_runs(&self.server, &self.credentials).await?;
             let answer = client.get_run(GetRunRequest { run_id: self.run }).await;
             let answer = answer.map_err(|status| failure(&status))?.into_inner();
             print_json(&report(&answer.run.unwrap_or_default()))
@@ -167,7 +174,7 @@ impl Inspect {
 impl Kill {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
-            let mut client = connect_runs(&self.server).await?;
+            let mut client = connect_runs(&self.server, &self.credentials).await?;
             let mut code = ExitCode::SUCCESS;
             for run_id in self.run {
                 let request = CancelRunRequest {

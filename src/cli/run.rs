@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use tonic::Streaming;
-use tonic::transport::Channel;
 
-use super::connect::{Client, Embedded, channel, failure, runs, sandbox};
+use super::connect::{Client, Embedded, Link, channel, failure, runs, sandbox};
+use super::credentials::Credentials;
 use super::ending::{code, conclude, report};
 use super::follow::{Over, follow, write};
 use super::{Failure, exit, key_value, print, print_json, read, runtime, talk};
@@ -35,6 +35,8 @@ pub(super) struct Run {
     /// Use the daemon at "host:port" or "unix:/path" rather than one of this command's own
     #[arg(long, value_name = "ADDR")]
     server: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Set an environment variable of the guest; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
@@ -116,7 +118,10 @@ impl Run {
         let module = self.read_module()?;
         runtime()?.block_on(async {
             match self.server.take() {
-                Some(addr) => self.run(channel(&addr).await?, module, stdin).await,
+                Some(addr) => {
+                    let link = channel(&addr, &self.credentials).await?;
+                    self.run(link, module, stdin).await
+                }
                 None => {
                     let (daemon, channel) = Embedded::start(self.grants()).await?;
                     let result = self.run(channel, module, stdin).await;
@@ -149,12 +154,7 @@ impl Run {
         set
     }
 
-    async fn run(
-        self,
-        channel: Channel,
-        module: Module,
-        stdin: Bytes,
-    ) -> Result<ExitCode, Failure> {
+    async fn run(self, channel: Link, module: Module, stdin: Bytes) -> Result<ExitCode, Failure> {
         let json = self.output.is_some();
         let (interactive, detach) = (self.interactive, self.detach);
         let stream = !self.no_stream && !json;
@@ -308,13 +308,13 @@ impl Module {
     }
 }
 
-async fn streamed(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn streamed(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
     let answer = sandbox(channel).run_stream(request).await;
     to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
 }
 
-async fn interactive(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn interactive(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
     let answer = runs(channel).interact(talk::messages(spec)).await;
     to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
 }
@@ -328,7 +328,7 @@ async fn to_the_end(mut events: Streaming<StreamEvent>) -> Result<ExitCode, Fail
 }
 
 /// Starts a run, prints its id, and leaves it.
-async fn detached(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn detached(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
     let answer = sandbox(channel).run_stream(request).await;
     let mut events = answer.map_err(|status| failure(&status))?.into_inner();
@@ -339,7 +339,7 @@ async fn detached(channel: Channel, spec: RunSpec) -> Result<ExitCode, Failure> 
     print(format!("{run_id}\n").as_bytes())
 }
 
-async fn captured(channel: Channel, spec: RunSpec, json: bool) -> Result<ExitCode, Failure> {
+async fn captured(channel: Link, spec: RunSpec, json: bool) -> Result<ExitCode, Failure> {
     let request = RunRequest { spec: Some(spec) };
     let answer = sandbox(channel).run(request).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArgs, Failure, PROGRAM, runtime};
-use crate::{app, shutdown, telemetry};
+use super::{ConfigArgs, Failure, PROGRAM, runtime_with};
+use crate::{app, config, hardening, shutdown, telemetry};
 
 /// Start the daemon.
 #[derive(Debug, Args)]
@@ -29,12 +29,20 @@ impl Serve {
         }
         let (config, warnings) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
+        // Before there is any other thread.
+        let missing = hardening::apply(&config, &config::credential_files());
+        let missing = missing.map_err(Failure::new)?;
         let log = telemetry::start(&config.telemetry).map_err(Failure::new)?;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        let runtime = runtime()?;
+        for wall in missing.0 {
+            tracing::warn!(wall, "this daemon is not confined as it could be");
+        }
+        tracing::info!(walls = hardening::state(), "confined");
+        let runtime = runtime_with(hardening::on_serving_thread)?;
         let result = runtime.block_on(async {
+            // Here, on the one thread that is not confined by seccomp, since it starts threads that start processes.
             let app = app::build(&config, Path::new(PROGRAM)).await?;
             tokio::select! {
                 result = app.serve_until(signalled()) => result,

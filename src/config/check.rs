@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use super::callers;
 use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
 use crate::limits::{MIN_STACK, StackClass};
 
@@ -101,10 +102,10 @@ impl std::error::Error for Problems {}
 
 /// Collects problems; each method checks one kind of rule.
 #[derive(Default)]
-struct Checker(Vec<Problem>);
+pub(super) struct Checker(pub(super) Vec<Problem>);
 
 impl Checker {
-    fn require(
+    pub(super) fn require(
         &mut self,
         holds: bool,
         key: impl fmt::Display,
@@ -116,12 +117,18 @@ impl Checker {
         }
     }
 
-    fn between<T: PartialOrd + fmt::Display>(&mut self, key: &str, value: T, low: T, high: T) {
+    pub(super) fn between<T: PartialOrd + fmt::Display>(
+        &mut self,
+        key: &str,
+        value: T,
+        low: T,
+        high: T,
+    ) {
         let holds = low <= value && value <= high;
         self.require(holds, key, &value, format!("from {low} to {high}"));
     }
 
-    fn known(&mut self, key: &str, names: &[String], known: &[&str]) {
+    pub(super) fn known(&mut self, key: &str, names: &[String], known: &[&str]) {
         for name in names {
             let holds = known.contains(&name.as_str());
             self.require(holds, key, name, known.join(", "));
@@ -138,11 +145,21 @@ pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
     modules(&mut c, config);
     limits(&mut c, config);
     grants(&mut c, config, known);
+    callers::check(&mut c, config, known);
+    telemetry(&mut c, config);
     if c.0.is_empty() {
         Ok(())
     } else {
         Err(Problems(c.0))
     }
+}
+
+/// What is wrong with the policy and the defaults, as a tenant has them.
+pub(super) fn limits_and_grants(config: &Config, known: &Known) -> Vec<Problem> {
+    let mut c = Checker::default();
+    limits(&mut c, config);
+    grants(&mut c, config, known);
+    c.0
 }
 
 fn listeners(c: &mut Checker, config: &Config) {
@@ -170,10 +187,10 @@ fn listeners(c: &mut Checker, config: &Config) {
             Ok(mut addrs) => {
                 let open = addrs.any(|addr| !is_loopback(addr.ip()));
                 c.require(
-                    !open || config.server.insecure_listen,
+                    !open || config.may_be_reached(),
                     "listen",
                     address,
-                    "loopback or a unix socket, since nobody is authenticated there (server.insecure_listen = true listens all the same)",
+                    "loopback or a unix socket, since nobody is authenticated there: set [auth], or tls.client_ca (server.insecure_listen = true listens all the same)",
                 );
             }
         }
@@ -222,6 +239,27 @@ fn server(c: &mut Checker, config: &Config) {
         minutes(5),
     );
     c.between("server.max_connections", server.max_connections, 1, 100_000);
+    c.between(
+        "server.max_connections_per_peer",
+        server.max_connections_per_peer,
+        1,
+        100_000,
+    );
+    let keepalive = [
+        ("server.keepalive_interval", server.keepalive_interval),
+        ("server.keepalive_timeout", server.keepalive_timeout),
+    ];
+    for (key, time) in keepalive {
+        c.between(key, time, millis(100), minutes(10));
+    }
+    for name in &server.allowed_authorities {
+        c.require(
+            !name.is_empty() && !name.contains(['/', '@']),
+            "server.allowed_authorities",
+            name,
+            "hosts, without a port",
+        );
+    }
     c.between(
         "server.max_message",
         server.max_message,
@@ -277,6 +315,20 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
         Time(Duration::ZERO),
         minutes(10),
     );
+    let share = config.admission.memory_share;
+    c.require(
+        (0.01..=1.0).contains(&share),
+        "admission.memory_share",
+        share,
+        "from 0.01 to 1.0",
+    );
+    let memory = (Size(0), Size(1 << 50));
+    c.between(
+        "admission.memory",
+        config.admission.memory,
+        memory.0,
+        memory.1,
+    );
     runs(c, &config.runs);
 }
 
@@ -312,6 +364,8 @@ fn modules(c: &mut Checker, config: &Config) {
     let (compile, store) = (&config.compile, &config.store);
     c.between("compile.concurrency", compile.concurrency, 1, 64);
     c.between("compile.queue", compile.queue, 1, 10_000);
+    let wait = (Time(Duration::ZERO), minutes(60));
+    c.between("compile.max_wait", compile.max_wait, wait.0, wait.1);
     c.between(
         "compile.timeout",
         compile.timeout,
@@ -463,6 +517,16 @@ fn grants(c: &mut Checker, config: &Config, known: &Known) {
             "an absolute path without \".\" or \"..\" to a directory that exists",
         );
     }
+}
+
+fn telemetry(c: &mut Checker, config: &Config) {
+    let audit = &config.telemetry.audit_file;
+    c.require(
+        audit.as_os_str().is_empty() || audit.is_absolute(),
+        "telemetry.audit_file",
+        audit.display(),
+        "an absolute path, or nothing",
+    );
     let filter = config
         .telemetry
         .log_level

@@ -2,6 +2,7 @@
 //!
 //! [`load`] gives a [`Config`] that is whole and consistent, or every semantic error at once. No behaviour lives here.
 
+mod callers;
 mod check;
 mod places;
 mod schema;
@@ -12,11 +13,16 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
+pub(crate) use callers::user_and_group;
+pub use callers::{DEFAULT_TENANT, JWT_ALGORITHMS};
 pub use check::{Known, Problem, Problems};
 pub use schema::*;
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
+
+/// Variables with our prefix that are no settings, but say what a command shows to a daemon.
+const CLIENTS: [&str; 2] = ["token_file", "tls_ca"];
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +62,8 @@ pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>
         figment = figment.merge(
             Env::prefixed("RINGFENCE_")
                 .filter(|key| {
-                    !is_service_link(&format!("RINGFENCE_{}", key.as_str().to_uppercase()))
+                    !CLIENTS.contains(&key.as_str().to_lowercase().as_str())
+                        && !is_service_link(&format!("RINGFENCE_{}", key.as_str().to_uppercase()))
                 })
                 .split("__"),
         );
@@ -67,6 +74,36 @@ pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>
     let config: Config = figment.extract().map_err(Problems::from_figment)?;
     check::check(&config, known)?;
     Ok((config, warnings))
+}
+
+/// Reads and checks what a file says, over the defaults.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(file: &str, known: &Known) -> Result<Config, Problems> {
+    let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(file));
+    let config: Config = figment.extract().map_err(Problems::from_figment)?;
+    check::check(&config, known)?;
+    Ok(config)
+}
+
+/// Files that variables of the environment name as credentials for object stores, or as certificates to trust.
+pub fn credential_files() -> Vec<PathBuf> {
+    const NAMES: [&str; 7] = [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_SERVICE_ACCOUNT",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ];
+    NAMES
+        .iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .collect()
 }
 
 /// Whether a variable is one that Kubernetes makes of a Service: `X_SERVICE_HOST`, `X_PORT_80_TCP_ADDR` and the like.

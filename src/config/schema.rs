@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use figment::value::Dict;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ pub use super::units::{Mode, Size, Time};
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Config {
     pub listen: Vec<String>,
+    pub tenants: Vec<Tenant>,
     pub server: Server,
     pub engine: Engine,
     pub defaults: Defaults,
@@ -24,6 +26,9 @@ pub struct Config {
     pub artifacts: Artifacts,
     pub oci: Oci,
     pub runs: Runs,
+    pub tls: Tls,
+    pub auth: Auth,
+    pub hardening: Hardening,
     pub telemetry: Telemetry,
 }
 
@@ -41,8 +46,12 @@ pub struct Server {
     pub max_message: Size,
     pub inflight_request_bytes: Size,
     pub max_connections: u32,
+    pub max_connections_per_peer: u32,
     pub handshake_timeout: Time,
     pub request_stall: Time,
+    pub keepalive_interval: Time,
+    pub keepalive_timeout: Time,
+    pub allowed_authorities: Vec<String>,
     pub insecure_listen: bool,
 }
 
@@ -140,6 +149,8 @@ pub struct Admission {
     pub slots: u32,
     pub queue: u32,
     pub max_wait: Time,
+    pub memory_share: f64,
+    pub memory: Size,
 }
 
 /// `[compile]`
@@ -152,6 +163,8 @@ pub struct Compile {
     pub memory: Size,
     pub concurrency: u32,
     pub queue: u32,
+    pub max_wait: Time,
+    pub share: bool,
     pub max_module: Size,
     pub max_artifact: Size,
 }
@@ -212,6 +225,106 @@ pub struct Runs {
     pub viewers: u32,
 }
 
+/// One of `[[tenants]]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Tenant {
+    #[serde(deserialize_with = "super::units::text")]
+    pub name: String,
+    #[serde(default = "one")]
+    pub weight: u32,
+    #[serde(default)]
+    pub certificates: Vec<String>,
+    #[serde(default)]
+    pub uids: Vec<u32>,
+    #[serde(default)]
+    pub policy: Dict,
+    #[serde(default)]
+    pub defaults: Dict,
+    #[serde(default)]
+    pub quota: Quota,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// `quota` of a tenant
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Quota {
+    pub runs: u32,
+    pub runs_per_second: f64,
+    pub cpu_seconds_per_minute: f64,
+    pub stored_bytes: Size,
+    pub modules: u64,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: PathBuf,
+    pub client_auth: ClientAuth,
+}
+
+/// `tls.client_auth`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub enum ClientAuth {
+    Require,
+    Request,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Auth {
+    pub tokens_file: PathBuf,
+    pub open_health: bool,
+    pub jwt: Jwt,
+}
+
+/// `[auth.jwt]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Jwt {
+    pub jwks: String,
+    pub issuer: String,
+    pub audience: String,
+    pub algorithms: Vec<String>,
+    pub tenant_claim: String,
+}
+
+/// `[hardening]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct Hardening {
+    pub mode: HardeningMode,
+    #[serde(deserialize_with = "super::units::text")]
+    pub user: String,
+    pub read: Vec<PathBuf>,
+}
+
+/// `hardening.mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub enum HardeningMode {
+    Auto,
+    Require,
+    Off,
+}
+
 /// `[telemetry]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -219,6 +332,7 @@ pub struct Runs {
 pub struct Telemetry {
     pub log_format: LogFormat,
     pub log_level: String,
+    pub audit_file: PathBuf,
 }
 
 /// `telemetry.log_format`

@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::attach::Attached;
 use super::record::{Run, State};
 use super::registry::{Selector, Watch};
+use super::tenant::Tenant;
 use super::{Runner, before};
 use crate::outcome::{CancelCause, Outcome};
 use crate::refusal::{Reason, Refusal};
@@ -28,56 +29,51 @@ pub struct Cancelled {
 }
 
 impl Runner {
-    /// One run.
+    /// One run of a tenant.
     ///
     /// # Errors
-    /// `RUN_ELSEWHERE` for another daemon's, `RUN_NOT_FOUND` for one that never was, or is not remembered any more.
-    pub fn find(&self, id: &RunId) -> Result<Arc<Run>, Refusal> {
+    /// `RUN_ELSEWHERE` for another daemon's, `RUN_NOT_FOUND` for one that never was, is not remembered any more, or is
+    /// another tenant's.
+    pub fn find(&self, tenant: &Tenant, id: &RunId) -> Result<Arc<Run>, Refusal> {
         if id.instance() != self.instance {
             let message = format!("run_id: {id} is a run of the daemon {}", id.instance());
             return Err(Refusal::new(Reason::RunElsewhere, message)
                 .at("run_id")
                 .with("instance", id.instance()));
         }
-        self.registry.find(id).ok_or_else(|| {
+        tenant.registry.find(id).ok_or_else(|| {
             let message = format!("run_id: there is no run {id}, or it is not remembered any more");
             Refusal::new(Reason::RunNotFound, message).at("run_id")
         })
     }
 
-    /// At most `size` runs that match, the newest first, older than `before`; and where others may follow, what the next
+    /// At most `size` runs of a tenant that match, the newest first, older than `before`; and where others may follow, what the next
     /// page is before.
     pub fn runs(
         &self,
+        tenant: &Tenant,
         selector: &Selector,
         before: Option<RunId>,
         size: usize,
     ) -> (Vec<Arc<Run>>, Option<RunId>) {
-        self.registry.list(selector, before, size)
+        tenant.registry.list(selector, before, size)
     }
 
-    /// Follows runs that match.
+    /// Follows runs of a tenant that match.
     ///
     /// # Errors
     /// `QUEUE_FULL` where there are `runs.viewers` already.
-    pub fn watch(&self, selector: Selector) -> Result<Watch, Refusal> {
-        Ok(self.registry.watch(selector, self.viewer()?))
-    }
-
-    fn viewer(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        Arc::clone(&self.viewers).try_acquire_owned().map_err(|_| {
-            let message = "as many are attached to runs, or watch them, as may (runs.viewers)";
-            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
-        })
+    pub fn watch(&self, tenant: &Tenant, selector: Selector) -> Result<Watch, Refusal> {
+        Ok(tenant.registry.watch(selector, viewer(tenant)?))
     }
 
     /// Attaches a viewer, from event `from` on.
     ///
     /// # Errors
     /// As [`Self::find`] and [`Self::watch`]; `SPEC_INVALID` where the run has not come as far.
-    pub fn attach(&self, id: &RunId, from: u64) -> Result<Attached, Refusal> {
-        let run = self.find(id)?;
-        let place = self.viewer()?;
+    pub fn attach(&self, tenant: &Tenant, id: &RunId, from: u64) -> Result<Attached, Refusal> {
+        let run = self.find(tenant, id)?;
+        let place = viewer(tenant)?;
         Attached::view(&run, from, place).map_err(|highest| {
             let message = format!("{from} is beyond the run's next event, {highest}");
             Refusal::invalid("from_seq", message)
@@ -90,8 +86,13 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Self::find`]; `NOT_STARTED` where the caller's deadline passes first.
-    pub async fn cancel(&self, id: &RunId, until: Option<Instant>) -> Result<Cancelled, Refusal> {
-        let run = self.find(id)?;
+    pub async fn cancel(
+        &self,
+        tenant: &Tenant,
+        id: &RunId,
+        until: Option<Instant>,
+    ) -> Result<Cancelled, Refusal> {
+        let run = self.find(tenant, id)?;
         let found = run.state();
         let first = run.cancel();
         let ended = async { Ok::<_, Refusal>(run.log.ended().await) };
@@ -105,4 +106,14 @@ impl Runner {
             run,
         })
     }
+}
+
+/// A place for one more viewer of a tenant.
+fn viewer(tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
+    Arc::clone(&tenant.viewers)
+        .try_acquire_owned()
+        .map_err(|_| {
+            let message = "as many are attached to runs, or watch them, as may (runs.viewers)";
+            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+        })
 }

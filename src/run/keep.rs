@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::admission::shutting_down;
-use super::{Runner, Untold, before};
+use super::tenant::Tenant;
+use super::{Pass, Runner, Untold, before};
 use crate::module::Description;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
 use crate::sandbox::{Source, Variant};
 use crate::store::{Assembly, Blob, Keep, Known, Pulled, hashed, not_found};
 
-/// What a caller is told to wait while too many modules arrive.
-const RETRY: Duration = Duration::from_secs(1);
 /// Records that a listing asks for at once, and that one page looks at, at the most: a selector that few match ends a
 /// page early.
 const BATCH: usize = 100;
@@ -78,24 +77,17 @@ impl Runner {
     ///
     /// # Errors
     /// `QUEUE_FULL` where `store.uploads` arrive already; `SHUTTING_DOWN`.
-    pub fn arrive(&self) -> Result<Arriving, Refusal> {
+    pub fn arrive(&self, tenant: &Tenant) -> Result<Arriving, Refusal> {
         Ok(Arriving {
-            assembly: self.assembly("chunk")?,
+            assembly: self.assembly(tenant, "chunk")?,
             until: Instant::now() + self.upload_timeout,
         })
     }
 
-    fn assembly(&self, field: &'static str) -> Result<Assembly, Refusal> {
-        if self.admission.is_closed() {
-            return Err(shutting_down());
-        }
-        let place = Arc::clone(&self.arrivals).try_acquire_owned();
-        let place = place.map_err(|_| {
-            let message = "too many modules are arriving (store.uploads)";
-            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
-        })?;
-        let spool = self.store.spool();
-        Ok(spool.assemble(field, self.policy.max_module, place))
+    fn assembly(&self, tenant: &Tenant, field: &'static str) -> Result<Assembly, Refusal> {
+        let place: Pass = self.admission.arrive(tenant.line)?;
+        let spool = tenant.store.spool();
+        Ok(spool.assemble(field, tenant.policy.max_module, Box::new(place)))
     }
 
     /// Keeps a module that arrived in pieces and is, where that was said, the one of `expected`.
@@ -104,6 +96,7 @@ impl Runner {
     /// `DIGEST_MISMATCH`, and those of [`Self::keep`].
     pub async fn keep_arrived(
         &self,
+        tenant: &Tenant,
         until: Option<Instant>,
         arrived: Arriving,
         expected: Option<Digest>,
@@ -114,7 +107,7 @@ impl Runner {
             match expected {
                 Some(expected) if expected != digest => Err(mismatch(expected, digest)),
                 Some(_) | None if wasm.is_empty() => Err(Refusal::invalid("chunk", "is empty")),
-                Some(_) | None => self.keep_now(wasm, digest, about).await,
+                Some(_) | None => self.keep_now(tenant, wasm, digest, about).await,
             }
         };
         before(until, work).await
@@ -126,13 +119,14 @@ impl Runner {
     /// Those of the module, `STORE_FULL`, `STORE_UNAVAILABLE`.
     pub async fn keep(
         &self,
+        tenant: &Tenant,
         until: Option<Instant>,
         wasm: Bytes,
         about: About,
     ) -> Result<Taken, Refusal> {
         let work = async {
             let (wasm, digest) = hashed(wasm).await?;
-            self.keep_now(wasm.into(), digest, about).await
+            self.keep_now(tenant, wasm.into(), digest, about).await
         };
         before(until, work).await
     }
@@ -143,24 +137,31 @@ impl Runner {
     /// `POLICY_DENIED` for a registry that is not allowed, those of the registry, and those of [`Self::keep`].
     pub async fn pull(
         &self,
+        tenant: &Tenant,
         until: Option<Instant>,
         reference: &str,
         about: About,
     ) -> Result<(Taken, String), Refusal> {
-        let assembly = self.assembly("oci")?;
+        let assembly = self.assembly(tenant, "oci")?;
         let work = async {
             let Pulled {
                 wasm,
                 digest,
                 resolved,
             } = self.registries.pull(reference, assembly).await?;
-            let taken = self.keep_now(wasm, digest, about).await?;
+            let taken = self.keep_now(tenant, wasm, digest, about).await?;
             Ok((taken, resolved))
         };
         before(until, work).await
     }
 
-    async fn keep_now(&self, wasm: Blob, digest: Digest, about: About) -> Result<Taken, Refusal> {
+    async fn keep_now(
+        &self,
+        tenant: &Tenant,
+        wasm: Blob,
+        digest: Digest,
+        about: About,
+    ) -> Result<Taken, Refusal> {
         // Counted before the look: a drain either waits for this or is seen here.
         let untold = self.inflight.untold();
         if self.admission.is_closed() {
@@ -171,9 +172,12 @@ impl Runner {
             metered,
             labels,
         } = about;
-        let default = self.policy.ceilings.require_fuel;
-        let stack = self.policy.ceilings.default_stack_class();
-        let (mut cached, mut compiled_in) = (true, Duration::ZERO);
+        let default = tenant.policy.ceilings.require_fuel;
+        let stack = tenant.policy.ceilings.default_stack_class();
+        // That another tenant has it already is not this one's to know: it is told what its own first load is told.
+        let had = !tenant.has_code_in_common() || tenant.store.find(digest).await?.is_some();
+        let code = tenant.code_of(digest);
+        let (mut cached, mut compiled_in) = (had, Duration::ZERO);
         let mut description = None;
         for metered in [Some(default), (metered && !default).then_some(true)]
             .into_iter()
@@ -181,13 +185,17 @@ impl Runner {
         {
             let variant = Variant { metered, stack };
             let modules = self.sandbox.modules();
-            let loaded = match modules.ready(digest, variant).await? {
-                Some(loaded) => loaded,
+            let loaded = match modules.ready(code, variant).await? {
+                Some(loaded) if had => loaded,
+                Some(loaded) => {
+                    compiled_in += loaded.compiled_in;
+                    loaded
+                }
                 None => {
-                    let source = || Source::Here(wasm.clone());
-                    let inspected = modules.inspect(digest, source()).await?;
-                    let (loaded, ready) = modules.get(digest, variant, source(), inspected).await?;
-                    if !ready {
+                    let wanted = self.wanted(tenant, Source::Here(wasm.clone()));
+                    let inspected = modules.inspect(code, wanted.clone()).await?;
+                    let (loaded, ready) = modules.get(code, variant, wanted, inspected).await?;
+                    if !ready || !had {
                         cached = false;
                         compiled_in += loaded.compiled_in;
                     }
@@ -205,18 +213,19 @@ impl Runner {
             labels,
             description,
         };
-        let known = self.store.keep(keep).await?;
+        let known = tenant.store.keep(keep).await?;
         Ok(Taken {
-            kept: self.kept(known),
+            kept: self.kept(tenant, known),
             cached,
             compiled_in,
             untold,
         })
     }
 
-    fn kept(&self, known: impl Into<Arc<Known>>) -> Kept {
+    fn kept(&self, tenant: &Tenant, known: impl Into<Arc<Known>>) -> Kept {
         let known = known.into();
-        let cached_in = self.sandbox.modules().cached_in(known.digest);
+        let code = tenant.code_of(known.digest);
+        let cached_in = self.sandbox.modules().cached_in(code);
         Kept { known, cached_in }
     }
 
@@ -224,10 +233,15 @@ impl Runner {
     ///
     /// # Errors
     /// `MODULE_NOT_FOUND`, `STORE_UNAVAILABLE`.
-    pub async fn module(&self, until: Option<Instant>, digest: Digest) -> Result<Kept, Refusal> {
-        let known = before(until, self.store.find(digest)).await?;
+    pub async fn module(
+        &self,
+        tenant: &Tenant,
+        until: Option<Instant>,
+        digest: Digest,
+    ) -> Result<Kept, Refusal> {
+        let known = before(until, tenant.store.find(digest)).await?;
         known
-            .map(|known| self.kept(known))
+            .map(|known| self.kept(tenant, known))
             .ok_or_else(|| not_found(digest).at("digest"))
     }
 
@@ -238,23 +252,25 @@ impl Runner {
     /// `STORE_UNAVAILABLE`.
     pub async fn modules(
         &self,
+        tenant: &Tenant,
         until: Option<Instant>,
         after: Option<Digest>,
         limit: usize,
         labels: &BTreeMap<String, String>,
     ) -> Result<(Vec<Kept>, Option<Digest>), Refusal> {
-        before(until, self.page(after, limit, labels)).await
+        before(until, self.page(tenant, after, limit, labels)).await
     }
 
     async fn page(
         &self,
+        tenant: &Tenant,
         after: Option<Digest>,
         limit: usize,
         labels: &BTreeMap<String, String>,
     ) -> Result<(Vec<Kept>, Option<Digest>), Refusal> {
         let (mut page, mut next, mut looked_at) = (Vec::new(), after, 0);
         while looked_at < LOOKED_AT {
-            let (found, after) = self.store.list(next, BATCH).await?;
+            let (found, after) = tenant.store.list(next, BATCH).await?;
             looked_at += BATCH;
             let mut found = found.into_iter().peekable();
             while let Some(known) = found.next() {
@@ -263,7 +279,7 @@ impl Runner {
                     continue;
                 }
                 let digest = known.digest;
-                page.push(self.kept(known));
+                page.push(self.kept(tenant, known));
                 if page.len() == limit {
                     let more = found.peek().is_some() || after.is_some();
                     return Ok((page, more.then_some(digest)));
@@ -283,12 +299,17 @@ impl Runner {
     /// `STORE_UNAVAILABLE`.
     pub async fn delete_module(
         &self,
+        tenant: &Tenant,
         until: Option<Instant>,
         digest: Digest,
     ) -> Result<bool, Refusal> {
         let work = async {
-            let deleted = self.store.delete(digest).await?;
-            self.sandbox.modules().forget(digest).await?;
+            let deleted = tenant.store.delete(digest).await?;
+            if !tenant.has_code_in_common() {
+                let code = tenant.code_of(digest);
+                self.sandbox.modules().forget(code).await?;
+            }
+            // Otherwise the code may be another's too: it goes when it has not been used for longest.
             Ok(deleted)
         };
         before(until, work).await

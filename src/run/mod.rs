@@ -5,6 +5,7 @@
 
 mod admission;
 mod attach;
+mod audit;
 mod control;
 mod inflight;
 mod keep;
@@ -12,28 +13,25 @@ mod keys;
 mod record;
 mod registry;
 mod start;
+mod tenant;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::sync::Semaphore;
-
 use self::admission::{Admission, not_started};
 use self::inflight::InFlight;
-use self::keys::Keys;
 use self::record::Pending;
-use self::registry::Registry;
+use self::tenant::Tenants;
 use crate::limits::{Delivery, Requested};
-use crate::log::{Log, Pool};
+use crate::log::End;
 use crate::outcome::{CancelCause, Outcome};
-use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::{Labels, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{Sandbox, StopReason};
-use crate::store::{Registries, Store};
+use crate::store::Registries;
+use bytes::Bytes;
 
-pub use self::admission::shutting_down;
+pub use self::admission::{Capacity, Load, Loads, Pass, Quota, share_of_memory, shutting_down};
 pub use self::attach::Attached;
 pub use self::control::Cancelled;
 pub use self::inflight::Untold;
@@ -41,6 +39,7 @@ pub use self::keep::{About, Arriving, Kept, Taken};
 pub use self::record::{Granted, Method, Origin, Run, State};
 pub use self::registry::{History, News, Selector, Watch};
 pub use self::start::{Asked, Refused};
+pub use self::tenant::{Tenant, TenantSettings};
 
 /// How often what has grown too old is looked for.
 const AGING: Duration = Duration::from_secs(5);
@@ -48,12 +47,10 @@ const AGING: Duration = Duration::from_secs(5);
 /// How a runner is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Runs at once.
-    pub slots: u32,
-    /// Runs that may wait.
-    pub queue: u32,
-    /// How long one may wait.
-    pub max_wait: Duration,
+    /// What there is for all tenants.
+    pub capacity: Capacity,
+    /// Whether tenants have compiled code in common.
+    pub share_code: bool,
     /// How long a guest may wait for a caller that takes nothing.
     pub stall_timeout: Duration,
     /// Bytes of one run's log.
@@ -68,65 +65,47 @@ pub struct Settings {
     pub idempotency_keys: usize,
     /// Viewers and watches at once.
     pub viewers: u32,
-    /// Modules that may arrive at once, in pieces or from a registry.
-    pub arrivals: u32,
-    /// How long one may take to arrive in pieces.
+    /// How long a module may take to arrive in pieces.
     pub upload_timeout: Duration,
 }
 
 /// Everything that a run needs, shared by all.
 pub struct Runner {
     instance: String,
-    policy: Arc<Policy>,
+    tenants: Tenants,
     sandbox: Sandbox,
-    store: Arc<Store>,
     registries: Registries,
-    arrivals: Arc<Semaphore>,
     upload_timeout: Duration,
-    admission: Admission,
+    admission: Arc<Admission>,
     inflight: Arc<InFlight>,
-    registry: Arc<Registry>,
-    viewers: Arc<Semaphore>,
-    /// Runs that are taken to their start without their callers.
-    unattended: Arc<Semaphore>,
-    logs: Arc<Pool>,
-    log_bytes: usize,
     stall_timeout: Duration,
 }
 
 impl Runner {
-    /// Of `instance`.
+    /// Of `instance`, for `tenants`.
+    ///
+    /// # Errors
+    /// Where a tenant's mounts cannot be opened.
     pub fn new(
         instance: String,
-        policy: Arc<Policy>,
         sandbox: Sandbox,
-        store: Arc<Store>,
         registries: Registries,
         settings: Settings,
-    ) -> Self {
-        Self {
+        tenants: Vec<TenantSettings>,
+    ) -> Result<Self, Refusal> {
+        let mut weights: Vec<u32> = tenants.iter().map(|tenant| tenant.weight).collect();
+        // The daemon's own.
+        weights.push(1);
+        Ok(Self {
             instance,
-            policy,
+            tenants: Tenants::new(tenants, &settings)?,
             sandbox,
-            store,
             registries,
-            arrivals: Arc::new(Semaphore::new(settings.arrivals as usize)),
             upload_timeout: settings.upload_timeout,
-            admission: Admission::new(settings.slots, settings.queue, settings.max_wait),
+            admission: Arc::new(Admission::new(&settings.capacity, &weights)),
             inflight: InFlight::new(),
-            registry: Registry::new(
-                settings.history,
-                Keys::new(settings.idempotency_window, settings.idempotency_keys),
-            ),
-            viewers: Arc::new(Semaphore::new(settings.viewers as usize)),
-            // As many as may run or wait for a slot.
-            unattended: Arc::new(Semaphore::new(
-                settings.slots as usize + settings.queue as usize,
-            )),
-            logs: Pool::new(settings.log_budget),
-            log_bytes: settings.log_bytes,
             stall_timeout: settings.stall_timeout,
-        }
+        })
     }
 
     /// The name of this daemon among its replicas.
@@ -134,9 +113,9 @@ impl Runner {
         &self.instance
     }
 
-    /// What the operator allows.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// The tenant of that name.
+    pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
+        self.tenants.get(name)
     }
 
     /// What executes the guests.
@@ -144,25 +123,18 @@ impl Runner {
         &self.sandbox
     }
 
-    /// Runs in flight, runs that wait, slots.
-    pub fn load(&self) -> (u32, u32, u32) {
+    /// Runs in flight; and what waits, and is held, at each gate.
+    pub fn load(&self) -> (u32, Loads) {
         let in_flight = u32::try_from(self.inflight.count()).unwrap_or(u32::MAX);
-        (
-            in_flight,
-            self.admission.queued(),
-            self.admission.capacity(),
-        )
+        (in_flight, self.admission.loads())
     }
 
     /// Records a run that was refused before it was a well-formed one, and answers with the refusal in its caller's terms.
     pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) -> Refusal {
-        let log = self.new_log();
+        let tenant = Arc::clone(&origin.tenant);
+        let log = tenant.new_log();
         let run = Run::new(id.clone(), origin, Labels::default(), false, None, log);
-        Pending::new(run, Arc::clone(&self.registry)).refused(refusal)
-    }
-
-    fn new_log(&self) -> Arc<Log> {
-        Log::new(self.log_bytes, Arc::clone(&self.logs))
+        Pending::new(run).refused(refusal)
     }
 
     /// Compiles and runs a module that does nothing, so that the first caller does not wait for what every run needs.
@@ -171,22 +143,38 @@ impl Runner {
     /// Where the engine cannot run even that.
     pub async fn warm(self: &Arc<Self>) -> Result<(), Refusal> {
         const NOTHING: &[u8] = br#"(module (memory 1) (func (export "_start")))"#;
+        let end = self.run_own(Bytes::from_static(NOTHING)).await?;
+        let outcome = (*end).as_ref().map_err(Refusal::clone)?.outcome;
+        if outcome == Outcome::Exited(0) {
+            return Ok(());
+        }
+        Err(Refusal::internal(format_args!(
+            "a module that does nothing ended with {outcome:?}"
+        )))
+    }
+
+    /// Runs a module for nobody, within the defaults, and forgets it.
+    ///
+    /// # Errors
+    /// Whatever keeps it from its first instruction.
+    pub async fn run_own(self: &Arc<Self>, wasm: Bytes) -> Result<Arc<End>, Refusal> {
+        let own = &self.tenants.own;
+        let policy = &own.policy;
         let spec = RunSpec {
-            module: ModuleRef::Inline(Bytes::from_static(NOTHING)),
+            module: ModuleRef::Inline(wasm),
             entry_point: None,
             args: Vec::new(),
             env: Vec::new(),
             stdin: Bytes::new(),
             working_dir: None,
             mounts: Vec::new(),
-            limits: self
-                .policy
+            limits: policy
                 .ceilings
                 .grant(&Requested::default(), Delivery::Captured)?,
-            wasi: self.policy.wasi,
+            wasi: policy.wasi,
             host_functions: Default::default(),
             network: false,
-            clock: self.policy.clock,
+            clock: policy.clock,
             labels: Labels::default(),
             detach: false,
             idempotency_key: None,
@@ -197,6 +185,7 @@ impl Runner {
             origin: Origin {
                 method: Method::Run,
                 caller: self.instance.as_str().into(),
+                tenant: Arc::clone(own),
             },
             spec,
             delivery: Delivery::Captured,
@@ -204,40 +193,43 @@ impl Runner {
             until: None,
             held: Box::new(()),
         };
-        let run = self.start(asked).await;
-        let end = run.map_err(|refused| refused.refusal)?.ended().await;
+        let run = match self.start(asked).await {
+            Ok(run) => Ok(run.ended().await),
+            Err(refused) => Err(refused.refusal),
+        };
         // Nobody asked for it.
-        self.registry.remove(&id);
-        let outcome = (*end).as_ref().map_err(Refusal::clone)?.outcome;
-        if outcome == Outcome::Exited(0) {
-            return Ok(());
-        }
-        Err(Refusal::internal(format_args!(
-            "a module that does nothing ended with {outcome:?}"
-        )))
+        own.registry.remove(&id);
+        run
     }
 
-    /// Looks after the store, and forgets what is too old, for as long as it is polled.
+    /// Looks after the stores, and forgets what is too old, for as long as it is polled.
     pub async fn tend(&self) {
         let age = async {
             loop {
                 tokio::time::sleep(AGING).await;
-                self.registry.age();
+                for tenant in self.tenants.all() {
+                    tenant.registry.age();
+                }
             }
         };
-        tokio::join!(self.store.tend(), age);
+        let stores = self.tenants.named().map(|tenant| tenant.store.tend());
+        tokio::join!(futures_util::future::join_all(stores), age);
     }
 
     /// Bytes of all logs, runs of the history, and bytes of their records.
     pub fn remembered(&self) -> (usize, usize, usize) {
-        let (runs, bytes) = self.registry.size();
-        (self.logs.held(), runs, bytes)
+        let mut sum = (0, 0, 0);
+        for tenant in self.tenants.all() {
+            let (runs, bytes) = tenant.registry.size();
+            sum = (sum.0 + tenant.logged(), sum.1 + runs, sum.2 + bytes);
+        }
+        sum
     }
 
     /// Takes no runs any more; those that have not started are refused.
     pub fn close(&self) {
         self.admission.close();
-        for run in self.registry.live() {
+        for run in self.live() {
             if run.log.started().is_none() {
                 run.stop
                     .request(StopReason::Cancelled(CancelCause::Draining));
@@ -247,15 +239,21 @@ impl Runner {
 
     /// Ends every run in flight.
     pub fn cancel_all(&self) {
-        for run in self.registry.live() {
+        for run in self.live() {
             run.stop
                 .request(StopReason::Cancelled(CancelCause::Draining));
         }
     }
 
+    fn live(&self) -> impl Iterator<Item = Arc<Run>> {
+        self.tenants.all().flat_map(|tenant| tenant.registry.live())
+    }
+
     /// Ends every watch: nothing will happen any more.
     pub fn end_watches(&self) {
-        self.registry.close();
+        for tenant in self.tenants.all() {
+            tenant.registry.close();
+        }
     }
 
     /// Resolves when no run is in flight and every end is told.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use super::admission::shutting_down;
+use super::audit::{self, Reach};
 use super::registry::Registry;
+use super::tenant::Tenant;
 use crate::limits::Limits;
 use crate::log::{End, Log};
 use crate::outcome::{CancelCause, Ended, Outcome, Usage};
@@ -57,6 +59,8 @@ pub struct Origin {
     pub method: Method,
     /// The caller's address.
     pub caller: Arc<str>,
+    /// Whose run it is.
+    pub tenant: Arc<Tenant>,
 }
 
 /// Where a run is.
@@ -184,6 +188,11 @@ impl Run {
         self.lock().granted.clone()
     }
 
+    /// Wall time since it was asked for.
+    pub(super) fn age(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
     /// Wall time since it started.
     pub fn elapsed(&self) -> Option<Duration> {
         self.lock().started.map(|started| started.elapsed())
@@ -283,18 +292,17 @@ impl Run {
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) run: Arc<Run>,
-    registry: Arc<Registry>,
     over: bool,
 }
 
 impl Pending {
     /// Of a run that is registered, or will be at its end.
-    pub(super) fn new(run: Arc<Run>, registry: Arc<Registry>) -> Self {
-        Self {
-            run,
-            registry,
-            over: false,
-        }
+    pub(super) fn new(run: Arc<Run>) -> Self {
+        Self { run, over: false }
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.run.origin.tenant.registry
     }
 
     /// Notes which module it runs.
@@ -305,13 +313,16 @@ impl Pending {
     /// Notes that it waits for a slot.
     pub(super) fn queued(&self) {
         self.run.set_queued();
-        self.registry.changed(&self.run);
+        self.registry().changed(&self.run);
     }
 
     /// Notes that it starts.
-    pub(super) fn started(&self, granted: Granted) {
+    pub(super) fn started(&self, granted: Granted, reach: Option<&Reach>) {
+        if let Some(reach) = reach {
+            audit::admitted(&self.run, &granted, reach);
+        }
         self.run.start(granted);
-        self.registry.changed(&self.run);
+        self.registry().changed(&self.run);
     }
 
     /// Ends it before its first instruction, and answers with the refusal as its caller's messages have it.
@@ -320,11 +331,13 @@ impl Pending {
         tracing::info!(
             target: "ringfence::run",
             run_id = %self.run.id,
+            tenant = &*self.run.origin.tenant.name,
             digest = self.run.digest().map(tracing::field::display),
             reason = refusal.reason().as_str(),
             field = refusal.field(),
             "run refused"
         );
+        audit::refused(&self.run, &refusal);
         self.finish(Err(refusal.clone()), None);
         refusal
     }
@@ -348,16 +361,21 @@ impl Pending {
 
     fn finish(&mut self, end: End, captured: Option<[Bytes; 2]>) {
         self.over = true;
-        self.registry.end(&self.run, end, captured);
+        self.registry().end(&self.run, end, captured);
     }
 
     fn write(&self, result: &End) {
+        match result {
+            Ok(ended) => audit::ended(&self.run, ended, self.waited(ended)),
+            Err(refusal) => audit::failed(&self.run, refusal),
+        }
         let digest = self.run.digest().map(tracing::field::display);
         let run_id = &self.run.id;
         match result {
             Ok(ended) => tracing::info!(
                 target: "ringfence::run",
                 %run_id,
+                tenant = &*self.run.origin.tenant.name,
                 digest,
                 outcome = outcome_name(ended.outcome),
                 exit_code = ended.outcome.exit_code(),
@@ -397,7 +415,9 @@ impl Drop for Pending {
                 digest = self.run.digest().map(tracing::field::display),
                 "run left by its caller before it started"
             );
-            self.finish(Err(unstarted(None)), None);
+            let refusal = unstarted(None);
+            audit::refused(&self.run, &refusal);
+            self.finish(Err(refusal), None);
         }
     }
 }
@@ -419,11 +439,11 @@ pub(super) fn unstarted(reason: Option<StopReason>) -> Refusal {
     )
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn outcome_name(outcome: Outcome) -> &'static str {
+pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Exited(_) => "exited",
         Outcome::Trapped => "trapped",
@@ -436,7 +456,7 @@ fn outcome_name(outcome: Outcome) -> &'static str {
     }
 }
 
-fn cause_name(outcome: Outcome) -> Option<&'static str> {
+pub(super) fn cause_name(outcome: Outcome) -> Option<&'static str> {
     let Outcome::Cancelled(cause) = outcome else {
         return None;
     };

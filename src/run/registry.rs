@@ -187,6 +187,12 @@ impl Registry {
         drop(removed);
     }
 
+    /// Forgets all runs.
+    pub(super) fn clear(&self) {
+        let forgotten = std::mem::take(&mut *self.lock());
+        drop(forgotten);
+    }
+
     /// Forgets what has grown too old.
     pub(super) fn age(&self) {
         let forgotten = self.lock().forget(self.history);

@@ -2,19 +2,21 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::admission::{Permit, shutting_down};
+use super::admission::{Counted, Pass, shutting_down};
 use super::attach::Attached;
+use super::audit::Reach;
 use super::inflight::Flight;
 use super::record::{Granted, Origin, Pending, Run, unstarted};
+use super::tenant::Tenant;
 use super::{Runner, before};
-use crate::limits::Delivery;
+use crate::limits::{Delivery, Limits, PAGE};
 use crate::log::End;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
-    self, Entry, Input, Inspection, Loaded, Output, Prepared, Source, Surroundings, Variant,
+    self, Entry, Input, Inspection, Loaded, Output, Prepared, Source, Surroundings, Variant, Wanted,
 };
 use crate::store::{hashed, not_found};
 
@@ -36,8 +38,10 @@ pub struct Asked {
     pub held: Box<dyn Any + Send + Sync>,
 }
 
-/// What a refused caller is told to wait.
-const RETRY: Duration = Duration::from_secs(1);
+/// What an async stack takes above the guest's own.
+const STACK_HEADROOM: u64 = 1 << 20;
+/// What a run's log takes at the least.
+const LOG_FLOOR: u64 = 128 << 10;
 
 /// A run that did not start.
 #[derive(Debug)]
@@ -66,8 +70,10 @@ struct Admitted {
     granted: Granted,
     prepared: Prepared,
     output: Arc<Output>,
-    permit: Permit,
+    permit: Pass,
     flight: Flight,
+    counted: Counted,
+    reach: Option<Reach>,
 }
 
 impl Runner {
@@ -77,15 +83,16 @@ impl Runner {
     /// Whatever keeps it from its first instruction.
     pub async fn start(self: &Arc<Self>, asked: Asked) -> Result<Attached, Refused> {
         let Asked { id, spec, .. } = &asked;
+        let tenant = &asked.origin.tenant;
         let run = Run::new(
             id.clone(),
             asked.origin.clone(),
             spec.labels.clone(),
             spec.detach,
             spec.idempotency_key.clone(),
-            self.new_log(),
+            tenant.new_log(),
         );
-        let mut pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+        let mut pending = Pending::new(Arc::clone(&run));
         // Before anybody else can be attached to it, and leave.
         let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
         let refused = |pending: Pending, refusal| Refused {
@@ -102,7 +109,7 @@ impl Runner {
                 Err(refusal) => return Err(refused(pending, refusal)),
             };
             loop {
-                let first = match self.registry.keys.take(&run, key, fingerprint) {
+                let first = match tenant.registry.keys.take(&run, key, fingerprint) {
                     Ok(None) => break,
                     Ok(Some(first)) => first,
                     Err(refusal) => return Err(refused(pending, refusal)),
@@ -113,26 +120,29 @@ impl Runner {
                 match again.begun(until).await {
                     Err(refused) if refused.was_left() && first.was_left() => {
                         // It was dying when this call came, since its callers had left it. Its key is free now.
-                        pending = Pending::new(Arc::clone(&run), Arc::clone(&self.registry));
+                        pending = Pending::new(Arc::clone(&run));
                     }
                     attached => return attached,
                 }
             }
         }
-        self.registry.add(&run);
+        let counted = match tenant.account.enter() {
+            Ok(counted) => counted,
+            Err(refusal) => return Err(refused(pending, refusal)),
+        };
+        tenant.registry.add(&run);
         if self.admission.is_closed() {
             // Registered before this look: a drain either ends it or is seen here.
             return Err(refused(pending, shutting_down()));
         }
         if !asked.spec.detach && asked.spec.idempotency_key.is_none() {
-            self.carry(pending, asked).await;
+            self.carry(pending, asked, counted).await;
             return attached.begun(None).await;
         }
         // What others wait for, or goes on without its caller, is not this caller's to drop.
-        let Ok(place) = Arc::clone(&self.unattended).try_acquire_owned() else {
-            let message = "too many runs that go on without their callers wait (admission.queue)";
-            let refusal = Refusal::new(Reason::QueueFull, message).retry_after(RETRY);
-            return Err(refused(pending, refusal));
+        let place = match self.admission.unattended(tenant.line) {
+            Ok(place) => place,
+            Err(refusal) => return Err(refused(pending, refusal)),
         };
         let runner = Arc::clone(self);
         #[expect(
@@ -140,19 +150,19 @@ impl Runner {
             reason = "ends by itself, at the latest when the run is asked to end"
         )]
         tokio::spawn(async move {
-            runner.carry(pending, asked).await;
+            runner.carry(pending, asked, counted).await;
             drop(place);
         });
         attached.begun(until).await
     }
 
     /// Takes a run to its start, or to its refusal.
-    async fn carry(&self, pending: Pending, asked: Asked) {
+    async fn carry(&self, pending: Pending, asked: Asked, counted: Counted) {
         let stop = Arc::clone(&pending.run.stop);
         let admitted = tokio::select! {
             biased;
             () = stop.requested() => Err(unstarted(stop.reason())),
-            admitted = self.admit(&asked, &pending) => admitted,
+            admitted = self.admit(&asked, &pending, counted) => admitted,
         };
         match (admitted, stop.reason()) {
             (Ok(admitted), None) => self.execute(admitted, pending),
@@ -168,22 +178,30 @@ impl Runner {
     }
 
     /// Does all that can refuse a run: its module, its slot, its mounts.
-    async fn admit(&self, asked: &Asked, pending: &Pending) -> Result<Admitted, Refusal> {
+    async fn admit(
+        &self,
+        asked: &Asked,
+        pending: &Pending,
+        counted: Counted,
+    ) -> Result<Admitted, Refusal> {
         let Asked {
             spec,
             delivery,
             input,
             until,
+            origin,
             id: _,
-            origin: _,
             held: _,
         } = asked;
+        let tenant = &origin.tenant;
         // One that goes on without its caller does so beyond the caller's patience; one that has several ends with the
         // last.
         let until = until.filter(|_| !spec.detach && spec.idempotency_key.is_none());
         let ready = before(until, self.compile(spec, pending)).await?;
         let queued = || pending.queued();
-        let permit = self.admission.admit(until, queued).await?;
+        let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
+        let permit = self.admission.run(tenant.line, bytes, until, queued);
+        let permit = permit.await?;
         let flight = self.inflight.enter();
         if self.admission.is_closed() {
             // Counted before this look: a drain either waits for this run or is seen here.
@@ -199,8 +217,8 @@ impl Runner {
             Arc::clone(&run.usage),
         ));
         let around = Surroundings {
-            grants: &self.policy.grants,
-            roots: self.sandbox.roots(),
+            grants: &tenant.policy.grants,
+            roots: &tenant.roots,
             input: input.clone(),
             output: Arc::clone(&output),
             usage: Arc::clone(&run.usage),
@@ -222,6 +240,8 @@ impl Runner {
             output,
             permit,
             flight,
+            counted,
+            reach: Reach::of(spec),
         })
     }
 
@@ -233,38 +253,45 @@ impl Runner {
             output,
             permit,
             flight,
+            counted,
+            reach,
         } = admitted;
-        pending.started(granted);
+        let lane = Arc::clone(pending.run.origin.tenant.account.lane());
+        pending.started(granted, reach.as_ref());
         let untold = self.inflight.untold();
         // The slot is free before anybody learns of the end.
         let ended = move |result: End| {
             drop(flight);
             drop(permit);
+            drop(counted);
             pending.ended(result, output.take_captured());
             drop(untold);
         };
-        self.sandbox.spawn(prepared, ended);
+        self.sandbox.spawn(&lane, prepared, ended);
     }
 
     /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
     async fn compile(&self, spec: &RunSpec, pending: &Pending) -> Result<Ready, Refusal> {
-        sandbox::check_grants(spec, &self.policy.grants, self.sandbox.roots())?;
+        let tenant = &pending.run.origin.tenant;
+        sandbox::check_grants(spec, &tenant.policy.grants, &tenant.roots)?;
         let variant = Variant {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
         };
-        let (digest, source) = self.module_of(spec, pending).await?;
+        let (digest, wasm) = self.module_of(spec, pending).await?;
+        let wanted = self.wanted(tenant, wasm);
+        let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
-        let (loaded, (entry, memory_pages)) = match modules.ready(digest, variant).await? {
+        let (loaded, (entry, memory_pages)) = match modules.ready(code, variant).await? {
             Some(loaded) => {
                 let settled = settle(&loaded.inspection, spec)?;
                 (loaded, settled)
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
-                let inspected = modules.inspect(digest, source.clone()).await?;
+                let inspected = modules.inspect(code, wanted.clone()).await?;
                 let settled = settle(&inspected.inspection, spec)?;
-                let (loaded, _) = modules.get(digest, variant, source, inspected).await?;
+                let (loaded, _) = modules.get(code, variant, wanted, inspected).await?;
                 (loaded, settled)
             }
         };
@@ -272,6 +299,15 @@ impl Runner {
             loaded,
             entry,
             memory_pages,
+        })
+    }
+
+    /// Bytes to compile, when it is the tenant's turn.
+    pub(super) fn wanted(&self, tenant: &Tenant, wasm: Source) -> Wanted {
+        let (admission, line) = (Arc::clone(&self.admission), tenant.line);
+        Wanted::new(wasm, move || {
+            let admission = Arc::clone(&admission);
+            async move { admission.compile(line).await }
         })
     }
 
@@ -289,13 +325,25 @@ impl Runner {
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
-                let known = self.store.find(*digest).await?;
+                let store = &pending.run.origin.tenant.store;
+                let known = store.find(*digest).await?;
                 let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
                 known.touch();
-                Ok((*digest, Source::Stored(Arc::clone(&self.store))))
+                Ok((*digest, Source::Stored(Arc::clone(store), *digest)))
             }
         }
     }
+}
+
+/// Bytes that a run reserves: its memories, its stack, and what is kept of its output while it goes on.
+fn reserved(limits: &Limits, memory_pages: u32, delivery: Delivery) -> u64 {
+    let output = match delivery {
+        Delivery::Captured => limits.output.unwrap_or_default().saturating_mul(2),
+        Delivery::Streamed => 0,
+    };
+    let stack = u64::from(limits.stack.bytes()) + STACK_HEADROOM;
+    let own = u64::from(memory_pages) * PAGE + stack + LOG_FLOOR;
+    own.saturating_add(output)
 }
 
 /// What tells a spec from others.

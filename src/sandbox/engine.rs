@@ -31,7 +31,7 @@ const MEMORIES_PER_RUN: u32 = 2;
 const TABLES_PER_RUN: u32 = 4;
 const CORE_INSTANCES_PER_RUN: u32 = 20;
 /// Elements of a pooled table; the largest interpreters have about 12,000.
-const TABLE_ELEMENTS: usize = 1 << 16;
+pub(super) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
 
 /// A proposal that an operator can turn on.
 #[derive(Clone, Copy, Debug)]
@@ -335,7 +335,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_tables_per_component(TABLES_PER_RUN)
         .max_core_instances_per_component(CORE_INSTANCES_PER_RUN)
         .max_memory_size(settings.max_memory)
-        .table_elements(TABLE_ELEMENTS)
+        .table_elements(POOLED_TABLE_ELEMENTS)
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .table_keep_resident(KEEP_STACK)
         .async_stack_keep_resident(KEEP_STACK)

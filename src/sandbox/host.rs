@@ -9,6 +9,7 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::meter::Meter;
+use super::regular;
 use super::stdio::{GuestOutput, Permit};
 use super::stop::Stop;
 use crate::log::{Log, Pool};
@@ -91,6 +92,7 @@ pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Lin
             Err(I32Exit(code).into())
         })?;
     }
+    regular::add_core(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_core(&mut linker)?;
     }
@@ -108,6 +110,7 @@ pub(super) fn component_linker(
 ) -> wasmtime::Result<wasmtime::component::Linker<State>> {
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    regular::add_component(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_component(&mut linker)?;
     }
@@ -219,7 +222,7 @@ fn define_label(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-fn memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<Memory> {
+pub(super) fn memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<Memory> {
     caller
         .get_export("memory")
         .and_then(Extern::into_memory)

@@ -95,8 +95,11 @@ impl Loaded {
     /// `IMPORT_NOT_ALLOWED` for an import of another type than what is offered under its name.
     pub fn linkage(&self, clock: Clock) -> Result<Linkage<'_>, Refusal> {
         let mismatch = |error: wasmtime::Error| {
-            let names = [quote(&format!("{error:#}"))];
-            import_not_allowed(&names, "offered by this daemon")
+            let text = format!("{error:#}");
+            // "incompatible import type for `module::name`"
+            let name = text.split('`').nth(1).unwrap_or(&text);
+            let names = [quote(&name.replacen("::", ".", 1))];
+            import_not_allowed(&names, "offered by this daemon under this type")
         };
         match &self.code {
             Code::Core { module, linked } => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
+use super::engine::POOLED_TABLE_ELEMENTS;
 use crate::outcome::Usage;
 
 /// The most elements of all tables of a run together: 8 MiB of host memory.
@@ -96,7 +97,11 @@ impl ResourceLimiter for Meter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|maximum| desired > maximum) {
+        if let Some(maximum) = maximum
+            && desired > maximum
+        {
+            // The pool's own bound is told as the table's: past that it is the host that says no.
+            self.denied |= maximum == POOLED_TABLE_ELEMENTS;
             return Ok(true);
         }
         let added = desired.saturating_sub(current);

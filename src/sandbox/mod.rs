@@ -19,11 +19,15 @@ mod loaded;
 mod meter;
 mod modules;
 mod mounts;
+mod regular;
+mod saver;
 mod stdin;
 mod stdio;
 mod stop;
+mod threads;
 mod trap;
 mod validate;
+mod wanted;
 mod wasi;
 
 use std::panic::AssertUnwindSafe;
@@ -31,16 +35,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::runtime::{Builder, Runtime};
 use wasmtime::PoolingAllocationConfig;
 
 use self::compile::Compiler;
 use self::engine::{EngineSettings, Engines};
 use self::inspect::Rules;
-use self::mounts::Roots;
+use self::threads::Threads;
 use crate::limits::StackClass;
 use crate::outcome::Ended;
-use crate::policy::{Grants, MountGrant};
+use crate::policy::Grants;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 use crate::store::Artifacts;
@@ -52,17 +55,16 @@ pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspection::Inspection;
 pub use self::loaded::Loaded;
-pub use self::modules::{Inspected, Modules, Source};
+pub use self::modules::{Inspected, Modules};
+pub use self::mounts::Roots;
 pub use self::stdin::{Input, MAX_STDIN_CHUNK};
 pub use self::stdio::Output;
 pub use self::stop::{Stop, StopReason};
+pub use self::threads::{Lane, OnThread};
+pub use self::wanted::{Source, Turn, Wanted};
 
 /// The runtime's version.
 pub const WASMTIME_VERSION: &str = "48.0.8";
-/// How much guest threads yield to the threads that serve: a tenth of their weight.
-const GUEST_NICE: i32 = 10;
-/// Threads that do guests' blocking file system calls.
-const BLOCKING_THREADS: usize = 64;
 
 /// How a sandbox is made.
 #[derive(Clone, Debug)]
@@ -85,8 +87,8 @@ pub struct Settings {
     pub compile: CompileSettings,
     /// Where code is kept on disk.
     pub artifacts: Option<Arc<Artifacts>>,
-    /// Directories that runs may mount.
-    pub mounts: Vec<MountGrant>,
+    /// What each thread that does guests' work does first.
+    pub on_thread: OnThread,
 }
 
 /// The engine with its modules and threads.
@@ -94,9 +96,7 @@ pub struct Sandbox {
     engines: Arc<Engines>,
     modules: Modules,
     features: Vec<String>,
-    roots: Roots,
-    /// Taken only when it is dropped.
-    guests: Option<Runtime>,
+    threads: Threads,
 }
 
 impl Sandbox {
@@ -125,22 +125,11 @@ impl Sandbox {
             settings.artifacts.clone(),
             settings.cache_budget,
         )?;
-        let guests = Builder::new_multi_thread()
-            .worker_threads(settings.guest_threads)
-            .max_blocking_threads(BLOCKING_THREADS)
-            .thread_name("guest")
-            .on_thread_start(|| {
-                // Raising one's own nice value is always permitted; were it not, serving would merely be less smooth.
-                let _ = rustix::process::setpriority_process(None, GUEST_NICE);
-            })
-            .enable_all()
-            .build()?;
         let sandbox = Self {
             engines,
             modules,
             features: settings.features.clone(),
-            roots: Roots::open(&settings.mounts)?,
-            guests: Some(guests),
+            threads: Threads::start(settings.guest_threads, settings.on_thread)?,
         };
         tracing::info!(
             pool_mode = sandbox.pool_mode(),
@@ -169,11 +158,6 @@ impl Sandbox {
         &self.features
     }
 
-    /// Directories that runs may mount.
-    pub fn roots(&self) -> &Roots {
-        &self.roots
-    }
-
     /// Instances that pools hold now.
     pub fn pooled_instances(&self) -> u64 {
         self.engines.pooled_instances()
@@ -184,9 +168,10 @@ impl Sandbox {
         &self.modules
     }
 
-    /// Executes a run on the guest threads. When it has ended and its store is gone, `ended` is called.
+    /// Executes a run on the guest threads, in a lane. When it has ended and its store is gone, `ended` is called.
     pub fn spawn(
         &self,
+        lane: &Arc<Lane>,
         prepared: Prepared,
         ended: impl FnOnce(Result<Ended, Refusal>) + Send + 'static,
     ) {
@@ -199,10 +184,7 @@ impl Sandbox {
             drop(active);
             ended(result);
         };
-        if let Some(guests) = &self.guests {
-            // Ends by itself: at its own end, its deadline, or when it is asked to.
-            guests.spawn(run);
-        }
+        self.threads.spawn(lane, run);
     }
 }
 
@@ -259,15 +241,6 @@ pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &Roots) -> Result<()
         ));
     }
     spec.mounts.iter().try_for_each(|mount| roots.check(mount))
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        if let Some(guests) = self.guests.take() {
-            // May happen on a runtime's own thread, where waiting is not allowed.
-            guests.shutdown_background();
-        }
-    }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

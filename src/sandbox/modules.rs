@@ -1,9 +1,10 @@
 //! Compiled modules by digest and variant: in memory within a byte budget, behind it on disk, behind that from their
 //! bytes.
 //!
-//! Identical work is done once for all who ask, and goes on when whoever asked first leaves.
+//! Identical work is done once for all who ask, and goes on when whoever asked first leaves. Modules are known here by
+//! their digest, or by what stands for it where a tenant shares no code.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,17 +15,16 @@ use super::engine::{Engines, Variant};
 use super::flight::SingleFlight;
 use super::inspection::Inspection;
 use super::loaded::{Loaded, kib, kib_u64};
+use super::saver::{Save, start_saver};
+use super::wanted::{Source, Wanted};
 use crate::refusal::Refusal;
 use crate::request::Digest;
-use crate::store::{ArtifactName, Artifacts, Blob, Store};
+use crate::store::{ArtifactName, Artifacts};
 
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
-/// Modules that are fetched from the store to be compiled, and that are read from disk, at once.
-const FETCHED_AT_ONCE: usize = 4;
+/// Modules that are read from disk at once.
 const READ_AT_ONCE: usize = 4;
-/// Compiled modules that may wait to be written to disk.
-const SAVES: usize = 16;
 /// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
 const REMEMBERED: u64 = 10_000;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -41,15 +41,6 @@ async fn aside<T: Send + 'static>(
 struct Key {
     digest: Digest,
     variant: Variant,
-}
-
-/// Where a module's bytes are to be had when they are needed.
-#[derive(Clone)]
-pub enum Source {
-    /// Here.
-    Here(Blob),
-    /// In the store.
-    Stored(Arc<Store>),
 }
 
 /// A module that was inspected. Where that was just now, whoever asks first has it compiled without another look.
@@ -75,8 +66,7 @@ struct Inner {
     artifacts: Option<Arc<Artifacts>>,
     /// Writes to them.
     saver: Option<SyncSender<Save>>,
-    /// Modules that are fetched from the store, or read from disk, at once.
-    fetching: Semaphore,
+    /// Modules that are read from disk at once.
     reading: Semaphore,
     /// Of the code that the engines take, unmetered and metered.
     compatible: [u64; 2],
@@ -122,7 +112,6 @@ impl Modules {
         Ok(Self {
             inner: Arc::new(Inner {
                 saver,
-                fetching: Semaphore::new(FETCHED_AT_ONCE),
                 reading: Semaphore::new(READ_AT_ONCE),
                 compatible: engines.compilers().each_ref().map(compatibility),
                 engines,
@@ -211,7 +200,7 @@ impl Modules {
     /// # Errors
     /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`, and those
     /// of the store.
-    pub async fn inspect(&self, digest: Digest, wasm: Source) -> Result<Inspected, Refusal> {
+    pub async fn inspect(&self, digest: Digest, wanted: Wanted) -> Result<Inspected, Refusal> {
         let inner = &self.inner;
         if let Some(refusal) = inner.failed.get(&(digest, None)) {
             return Err(refusal);
@@ -219,7 +208,7 @@ impl Modules {
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let (inspection, session) = inner.open(digest, wasm).await?;
+                let (inspection, session) = inner.open(digest, wanted).await?;
                 let inspection = Arc::new(inspection);
                 inner.inspected.insert(digest, Arc::clone(&inspection));
                 Ok(Inspected {
@@ -247,7 +236,7 @@ impl Modules {
         &self,
         digest: Digest,
         variant: Variant,
-        wasm: Source,
+        wanted: Wanted,
         inspected: Inspected,
     ) -> Result<(Arc<Loaded>, bool), Refusal> {
         let (inner, key) = (&self.inner, Key { digest, variant });
@@ -259,7 +248,7 @@ impl Modules {
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let loaded = Arc::clone(&inner).compile(key, wasm, inspected).await?;
+                let loaded = Arc::clone(&inner).compile(key, wanted, inspected).await?;
                 inner.loaded.insert(key, Arc::clone(&loaded));
                 Ok(loaded)
             }
@@ -333,23 +322,21 @@ impl Inner {
         refusal
     }
 
-    async fn open(&self, digest: Digest, wasm: Source) -> Result<(Inspection, Session), Refusal> {
-        let opened = match wasm {
-            Source::Here(blob) => self.compiler.open(blob).await,
-            Source::Stored(store) => {
-                // Held until a compile thread has the bytes: as many as wait would be in memory otherwise.
-                let _place = self.fetching.acquire().await.map_err(Refusal::internal)?;
-                let wasm = store.wasm(digest).await?;
-                self.compiler.open(wasm.into()).await
-            }
+    async fn open(&self, digest: Digest, wanted: Wanted) -> Result<(Inspection, Session), Refusal> {
+        // Before the bytes are fetched: as many as wait would be in memory otherwise.
+        let turn = wanted.turn().await?;
+        let wasm = match wanted.wasm {
+            Source::Here(blob) => blob,
+            Source::Stored(store, digest) => store.wasm(digest).await?.into(),
         };
+        let opened = self.compiler.open(wasm, turn).await;
         opened.map_err(|failed| self.remember((digest, None), failed))
     }
 
     async fn compile(
         self: Arc<Self>,
         key: Key,
-        wasm: Source,
+        wanted: Wanted,
         inspected: Inspected,
     ) -> Result<Arc<Loaded>, Refusal> {
         let Inspected { inspection, parked } = inspected;
@@ -363,7 +350,7 @@ impl Inner {
             None => None,
         };
         if compiled.is_none() {
-            let (_, session) = self.open(digest, wasm).await?;
+            let (_, session) = self.open(digest, wanted).await?;
             compiled = self.compiler.compile(session, variant.metered).await;
         }
         let compiled = compiled
@@ -507,36 +494,6 @@ impl Inner {
         let linked = self.engines.on_demand(variant)?;
         Loaded::map(variant, linked, artifact, inspection).map(Arc::new)
     }
-}
-
-/// Code to be written to disk.
-struct Save {
-    name: ArtifactName,
-    artifact: Arc<Artifact>,
-    inspection: Arc<Inspection>,
-}
-
-/// Starts the thread that writes code to disk; it ends when nobody can send it any.
-fn start_saver(artifacts: Arc<Artifacts>) -> std::io::Result<SyncSender<Save>> {
-    let (saver, saves) = sync_channel::<Save>(SAVES);
-    std::thread::Builder::new()
-        .name("artifacts".to_owned())
-        .spawn(move || {
-            for save in saves {
-                let Save {
-                    name,
-                    artifact,
-                    inspection,
-                } = save;
-                match serde_json::to_vec(&*inspection) {
-                    Ok(about) => {
-                        artifacts.save(name, &about, artifact.len(), |to| artifact.write_to(to));
-                    }
-                    Err(error) => tracing::warn!(%error, "an inspection cannot be written down"),
-                }
-            }
-        })?;
-    Ok(saver)
 }
 
 /// How many modules may be loaded at once: they may take half of the descriptors that the process may have.

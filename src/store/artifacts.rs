@@ -77,7 +77,8 @@ impl Name {
             && parts.next().is_none()
     }
 
-    fn file(self) -> String {
+    /// The file's name.
+    pub fn file(self) -> String {
         let variant = if self.metered { "metered" } else { "plain" };
         format!("{}-{variant}-{:016x}", self.digest.hex(), self.compatible)
     }

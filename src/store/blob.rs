@@ -1,5 +1,6 @@
 //! Bytes of a module: in memory, or in a nameless file where they are many.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -8,10 +9,12 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
+
+/// What a module that arrives holds for as long as it is not all in memory.
+pub(super) type Held = Box<dyn Any + Send + Sync>;
 
 /// Bytes of a module.
 #[derive(Clone, Debug)]
@@ -28,7 +31,7 @@ pub struct Spooled {
     file: File,
     len: u64,
     /// The place that it takes among those that arrive, for as long as there is the file.
-    _place: OwnedSemaphorePermit,
+    _place: Held,
 }
 
 impl From<Bytes> for Blob {
@@ -114,7 +117,7 @@ struct State {
     hash: Sha256,
     memory: BytesMut,
     file: Option<File>,
-    place: OwnedSemaphorePermit,
+    place: Held,
 }
 
 impl Spool {
@@ -123,12 +126,7 @@ impl Spool {
 
     /// Starts on a module of at most `most` bytes, which comes by `field` and takes `place` for as long as it is not all
     /// in memory.
-    pub fn assemble(
-        &self,
-        field: &'static str,
-        most: u64,
-        place: OwnedSemaphorePermit,
-    ) -> Assembly {
+    pub fn assemble(&self, field: &'static str, most: u64, place: Held) -> Assembly {
         Assembly {
             state: Some(State {
                 spool: self.clone(),

@@ -1,46 +1,101 @@
-//! How much of a store's budget is used: what was counted, and what is being written.
+//! How much of its budget a store uses: what was counted, and what is being written. Several stores share a total.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Settings;
 
 /// What a module takes besides its bytes and its record: what a file or an entry costs.
 pub(super) const EACH: u64 = 1 << 10;
 
-/// Bytes of a store's budget.
+/// What several stores may hold together.
+#[derive(Debug)]
+pub struct Total {
+    most: u64,
+    /// Of each store.
+    used: Mutex<Vec<Arc<Mutex<Used>>>>,
+}
+
+impl Total {
+    /// Of so many bytes.
+    pub fn new(most: u64) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            used: Mutex::default(),
+        })
+    }
+}
+
+/// A store's budget.
 #[derive(Debug)]
 pub(super) struct Budget {
-    most: u64,
-    used: Mutex<Used>,
+    total: Arc<Total>,
+    bytes: Option<u64>,
+    modules: Option<u64>,
+    used: Arc<Mutex<Used>>,
 }
 
 #[derive(Debug, Default)]
 struct Used {
     /// What is there; `None` until it was counted once.
-    counted: Option<u64>,
+    counted: Option<Amount>,
     /// What is being written.
-    reserved: u64,
+    reserved: Amount,
 }
 
-/// Bytes that are being written; given back when it is dropped before they are there.
+/// Bytes, and modules.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Amount {
+    pub(super) bytes: u64,
+    pub(super) modules: u64,
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            modules: self.modules.saturating_add(other.modules),
+        }
+    }
+
+    fn less(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            modules: self.modules.saturating_sub(other.modules),
+        }
+    }
+}
+
+impl Used {
+    fn all(&self) -> Amount {
+        self.counted.unwrap_or_default().plus(self.reserved)
+    }
+}
+
+/// What is being written; given back when it is dropped before it is there.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,
-    bytes: u64,
+    amount: Amount,
 }
 
 /// There is no room.
 #[derive(Debug)]
-pub(super) struct Full {
-    /// Bytes that are used.
-    pub(super) used: u64,
-    /// Bytes that there may be.
-    pub(super) most: u64,
+pub(super) enum Full {
+    /// In the place: what is used, and what may be.
+    Total { used: u64, most: u64 },
+    /// In the tenant's quota of that name.
+    Quota { name: &'static str, most: u64 },
 }
 
 impl Budget {
-    pub(super) fn new(most: u64) -> Arc<Self> {
+    pub(super) fn new(settings: &Settings) -> Arc<Self> {
+        let used = Arc::<Mutex<Used>>::default();
+        lock(&settings.total.used).push(Arc::clone(&used));
         Arc::new(Self {
-            most,
-            used: Mutex::default(),
+            total: Arc::clone(&settings.total),
+            bytes: settings.bytes,
+            modules: settings.modules,
+            used,
         })
     }
 
@@ -50,55 +105,70 @@ impl Budget {
     }
 
     /// Notes what is there, again where others write there too; otherwise what was noted since is right.
-    pub(super) fn counted(&self, bytes: u64, again: bool) {
+    pub(super) fn counted(&self, amount: Amount, again: bool) {
         let mut used = self.lock();
         if again || used.counted.is_none() {
-            used.counted = Some(bytes);
+            used.counted = Some(amount);
         }
     }
 
-    /// Takes `bytes` for what is about to be written.
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Full> {
-        let mut used = self.lock();
-        let before = used.counted.unwrap_or_default() + used.reserved;
-        if before.saturating_add(bytes) > self.most {
-            return Err(Full {
-                used: before,
-                most: self.most,
-            });
+    /// Takes what is about to be written.
+    pub(super) fn reserve(self: &Arc<Self>, amount: Amount) -> Result<Reservation, Full> {
+        // Held until it is noted: of two that fit one by one, one may be too much.
+        let all = lock(&self.total.used);
+        let own = self.lock().all().plus(amount);
+        let quotas = [
+            ("stored_bytes", own.bytes, self.bytes),
+            ("modules", own.modules, self.modules),
+        ];
+        for (name, wanted, most) in quotas {
+            if let Some(most) = most
+                && wanted > most
+            {
+                return Err(Full::Quota { name, most });
+            }
         }
-        used.reserved += bytes;
+        let used: u64 = all.iter().map(|used| lock(used).all().bytes).sum();
+        let most = self.total.most;
+        if used.saturating_add(amount.bytes) > most {
+            return Err(Full::Total { used, most });
+        }
+        let mut used = self.lock();
+        used.reserved = used.reserved.plus(amount);
+        drop(used);
         Ok(Reservation {
             budget: Arc::clone(self),
-            bytes,
+            amount,
         })
     }
 
-    /// Notes that `bytes` are there no more.
-    pub(super) fn freed(&self, bytes: u64) {
+    /// Notes what is there no more.
+    pub(super) fn freed(&self, amount: Amount) {
         let mut used = self.lock();
-        used.counted = used.counted.map(|counted| counted.saturating_sub(bytes));
+        used.counted = used.counted.map(|counted| counted.less(amount));
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
-        // Nothing panics while it is held.
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.used)
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Reservation {
-    /// Notes that the bytes are there.
+    /// Notes that it is there.
     pub(super) fn written(self) {
         let mut used = self.budget.lock();
-        used.counted = used
-            .counted
-            .map(|counted| counted.saturating_add(self.bytes));
+        used.counted = used.counted.map(|counted| counted.plus(self.amount));
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut used = self.budget.lock();
-        used.reserved = used.reserved.saturating_sub(self.bytes);
+        used.reserved = used.reserved.less(self.amount);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::MutexGuard;
 
 use super::backend::{Key, Kind, Mode, Put};
 use super::blob::{Blob, Spool};
-use super::budget::{EACH, Full, Reservation};
+use super::budget::{Amount, EACH, Full, Reservation};
 use super::known::{Known, Record, is_fresh, now};
 use super::{MAX_RECORD, Store};
 use crate::module::Description;
@@ -155,7 +155,7 @@ impl Store {
         let (before, after) = (before.unwrap_or_default(), text.len() as u64);
         let more = match new {
             true => None,
-            false => Some(self.reserve(after.saturating_sub(before)).await?),
+            false => Some(self.reserve(after.saturating_sub(before), 0).await?),
         };
         let put = self
             .backend
@@ -164,7 +164,8 @@ impl Store {
         put.map_err(refused)?;
         if let Some(more) = more {
             more.written();
-            self.budget.freed(before.saturating_sub(after));
+            let bytes = before.saturating_sub(after);
+            self.budget.freed(Amount { bytes, modules: 0 });
         }
         let known = self.as_known(digest, record);
         self.known.insert(digest, Arc::clone(&known));
@@ -187,7 +188,7 @@ impl Store {
             false => None,
         };
         if there.is_none() {
-            let reservation = self.reserve(cost).await?;
+            let reservation = self.reserve(cost, 1).await?;
             let put = self.backend.put(key, wasm.clone(), Mode::Create);
             if put.await.map_err(refused)? == Put::Written {
                 return Ok(Stored::Written(reservation));
@@ -239,9 +240,11 @@ impl Store {
         self.shard(digest).deletions.fetch_add(1, Ordering::AcqRel);
         self.known.invalidate(&digest);
         let [module, record] = sizes;
-        let each = if module.is_some() { EACH } else { 0 };
-        self.budget
-            .freed(module.unwrap_or_default() + record.unwrap_or_default() + each);
+        let each = u64::from(module.is_some());
+        self.budget.freed(Amount {
+            bytes: module.unwrap_or_default() + record.unwrap_or_default() + each * EACH,
+            modules: each,
+        });
         Ok(record.is_some())
     }
 
@@ -250,21 +253,31 @@ impl Store {
         self.shard(digest).writer.lock().await
     }
 
-    /// Takes `bytes` of the budget.
-    async fn reserve(&self, bytes: u64) -> Result<Reservation, Refusal> {
+    /// Takes `bytes` of the budget, for so many more modules.
+    async fn reserve(&self, bytes: u64, modules: u64) -> Result<Reservation, Refusal> {
         if !self.budget.is_counted() {
             self.count().await.map_err(|fault| self.refused(fault))?;
         }
-        self.budget.reserve(bytes).map_err(|Full { used, most }| {
-            Refusal::new(
-                Reason::StoreFull,
-                format!(
-                    "the module store is full: {used} of {most} bytes are used, {bytes} more are needed (store.budget)"
-                ),
-            )
-            .with("store", self.name)
-            .with("asked", bytes)
-            .with("allowed", most.saturating_sub(used))
+        let reserved = self.budget.reserve(Amount { bytes, modules });
+        reserved.map_err(|full| match full {
+            Full::Total { used, most } => {
+                let left = most.saturating_sub(used);
+                let message = format!(
+                    "the module store is full: {left} of {most} bytes are left, {bytes} more are needed (store.budget)"
+                );
+                Refusal::new(Reason::StoreFull, message)
+                    .with("store", self.name)
+                    .with("asked", bytes)
+                    .with("allowed", left)
+            }
+            Full::Quota { name, most } => {
+                let message = format!(
+                    "the tenant's quota is used up: {name} is {most}; delete modules to make room"
+                );
+                Refusal::new(Reason::TenantQuota, message)
+                    .with("quota", name)
+                    .with("allowed", most)
+            }
         })
     }
 }

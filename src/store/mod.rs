@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use self::backend::{Backend, Fault, Key, Kind};
 use self::budget::Budget;
+pub use self::budget::Total;
 use self::directory::Directory;
 use self::known::{is_fresh, now};
 use self::objects::Objects;
@@ -44,8 +45,6 @@ pub use self::sealed::{Sealed, unsealed};
 
 /// Bytes of a record at the most; more than a description of 1,000 exports and imports takes.
 const MAX_RECORD: u64 = 4 << 20;
-/// Bytes of records kept in memory.
-const RECORDS: u64 = 32 << 20;
 /// How long a place that others write to is taken to be as it was: what they delete is forgotten after that, at its
 /// next use, and what they add is counted.
 const TRUSTED: Duration = Duration::from_secs(30);
@@ -60,6 +59,9 @@ const READ_AT_ONCE: usize = 8;
 const SHARDS: usize = 256;
 /// What a caller is told to wait while the store is away.
 const RETRY: Duration = Duration::from_secs(1);
+/// The folder, beside those of the modules that are nobody's in particular, with one for each tenant.
+const TENANTS: &str = "tenants";
+
 /// Where modules are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -72,12 +74,20 @@ pub enum Place {
 }
 
 /// How a store is made.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Settings {
     /// Where.
     pub place: Place,
-    /// Bytes of modules, with what is known of them.
-    pub budget: u64,
+    /// Whose modules, where it is not all that the place has.
+    pub tenant: Option<String>,
+    /// Bytes of modules, with what is known of them, of all stores that share it.
+    pub total: Arc<Total>,
+    /// Bytes of this one's modules.
+    pub bytes: Option<u64>,
+    /// How many.
+    pub modules: Option<u64>,
+    /// Bytes of records kept in memory.
+    pub records: u64,
     /// Bytes of one module.
     pub max_module: u64,
     /// Where uploads are put together where the place is no folder itself.
@@ -122,6 +132,10 @@ impl Store {
         let (backend, name, spool): (Box<dyn Backend>, _, _) = match &settings.place {
             Place::Memory => (Box::new(Objects::memory()), "memory:", spool),
             Place::Directory(root) => {
+                let root = &settings
+                    .tenant
+                    .iter()
+                    .fold(root.clone(), |root, tenant| root.join(TENANTS).join(tenant));
                 let directory = Directory::open(root)
                     .map_err(|error| format!("store.url: {}: {error}", root.display()))?;
                 let spool = Spool {
@@ -131,7 +145,13 @@ impl Store {
                 (Box::new(directory), "file:", spool)
             }
             Place::Objects(url) => {
-                let objects = Objects::at(url).map_err(|error| format!("store.url: {error}"))?;
+                let mut url = url.clone();
+                if let Some(tenant) = &settings.tenant {
+                    let path = url.path().trim_end_matches('/');
+                    let path = format!("{path}/{TENANTS}/{tenant}");
+                    url.set_path(&path);
+                }
+                let objects = Objects::at(&url).map_err(|error| format!("store.url: {error}"))?;
                 let name = match url.scheme() {
                     "gs" => "gs:",
                     "az" => "az:",
@@ -145,7 +165,7 @@ impl Store {
                 "modules over 1 MiB cannot be uploaded or pulled: {} cannot be written", spool.key);
         }
         let known = moka::sync::Cache::builder()
-            .max_capacity(RECORDS)
+            .max_capacity(settings.records)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .weigher(|_: &Digest, known: &Arc<Known>| known.weight())
             .build();
@@ -153,7 +173,7 @@ impl Store {
             backend,
             name,
             shared: settings.place != Place::Memory,
-            budget: Budget::new(settings.budget),
+            budget: Budget::new(settings),
             max_module: settings.max_module,
             spool,
             known,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::backend::{Fault, Key, Kind};
-use super::budget::EACH;
+use super::budget::{Amount, EACH};
 use super::{Store, TRUSTED};
 
 /// Bytes whose record never came, since their daemon was killed between the two, are removed when they are so old. They
@@ -43,8 +43,11 @@ impl Store {
     pub(super) async fn count(&self) -> Result<(), Fault> {
         let (modules, bytes) = self.backend.used(Kind::Module).await?;
         let (_, records) = self.backend.used(Kind::Record).await?;
-        let used = bytes + records + modules * EACH;
-        self.budget.counted(used, self.shared);
+        let amount = Amount {
+            bytes: bytes + records + modules * EACH,
+            modules,
+        };
+        self.budget.counted(amount, self.shared);
         Ok(())
     }
 

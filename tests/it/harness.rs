@@ -335,7 +335,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    fn new(answer: RunResponse) -> Self {
+    pub(crate) fn new(answer: RunResponse) -> Self {
         Self {
             result: answer.result.expect("a result"),
             stdout: answer.stdout,

@@ -29,6 +29,7 @@ use self::wire::{Order, Setup};
 use super::inspect::{self, Rules};
 use super::inspection::Inspection;
 use super::panic_message;
+use super::wanted::Turn;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::store::Blob;
 
@@ -124,6 +125,7 @@ pub(super) fn compile_limit(
 /// A module to inspect and, if that is then wanted, to compile.
 struct Job {
     wasm: Blob,
+    turn: Turn,
     inspected: oneshot::Sender<Result<(Inspection, Session), Failed>>,
 }
 
@@ -132,6 +134,8 @@ type Commission = (Order, oneshot::Sender<Result<Artifact, Failed>>);
 /// A module that was inspected and waits, for a moment, to be compiled. Dropping it ends that.
 pub(super) struct Session {
     orders: SyncSender<Commission>,
+    /// Of whoever asked first.
+    _turn: Turn,
 }
 
 impl Session {
@@ -232,13 +236,21 @@ impl Compiler {
         self.compiled.load(Ordering::Relaxed)
     }
 
-    /// Validates `wasm` and reads what it is; it can then be compiled at once.
+    /// Validates `wasm` and reads what it is; it can then be compiled at once. `turn` is held until that is over.
     ///
     /// # Errors
     /// As [`inspect::inspect`], `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`.
-    pub(super) async fn open(&self, wasm: Blob) -> Result<(Inspection, Session), Failed> {
+    pub(super) async fn open(
+        &self,
+        wasm: Blob,
+        turn: Turn,
+    ) -> Result<(Inspection, Session), Failed> {
         let (inspected, answer) = oneshot::channel();
-        let job = Job { wasm, inspected };
+        let job = Job {
+            wasm,
+            turn,
+            inspected,
+        };
         self.jobs.try_send(job).map_err(|error| {
             Failed::this_time(match error {
                 TrySendError::Full(_) => Refusal::new(
@@ -306,7 +318,11 @@ impl Place {
 
     /// Inspects a module, says what it is, and compiles it if that is then ordered.
     fn serve(&self, job: Job, ready: &mut Option<Child>) {
-        let Job { wasm, inspected } = job;
+        let Job {
+            wasm,
+            turn,
+            inspected,
+        } = job;
         let (opened, commission) = match self.open(&wasm, ready) {
             Err(failed) => {
                 // A caller that left does not need it.
@@ -315,10 +331,11 @@ impl Place {
             }
             Ok((inspection, opened)) => {
                 let (orders, commission) = sync_channel::<Commission>(1);
-                if inspected
-                    .send(Ok((inspection, Session { orders })))
-                    .is_err()
-                {
+                let session = Session {
+                    orders,
+                    _turn: turn,
+                };
+                if inspected.send(Ok((inspection, session))).is_err() {
                     return;
                 }
                 (opened, commission)

@@ -1,8 +1,9 @@
 //! The composition root: builds everything from the configuration, binds, returns what it bound. No rules.
 
+mod settings;
+
 use std::fmt;
 use std::future::Future;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,15 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase, RunApi,
-    SandboxApi,
+    self, Address, Authentication, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase,
+    RunApi, SandboxApi,
 };
-use crate::config::{self, CompileMode, Config, Known, Overrides, PagemapScan, Problems, StoreUrl};
-use crate::limits::PAGE;
-use crate::policy::Policy;
-use crate::run::{self, Runner};
-use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings, Sandbox};
-use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store};
+use crate::auth::Gatekeeper;
+use crate::config::{self, Config, Known, Overrides, Problems};
+use crate::hardening;
+use crate::run::Runner;
+use crate::sandbox::{self, Sandbox};
+use crate::store::Artifacts;
 
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;
@@ -34,8 +35,6 @@ const MAX_LOCAL_RESETS: usize = 64;
 const MAX_HEADER_LIST: u32 = 8 << 10;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
 /// What cancelled runs may take to end, and then answers to get out, once the grace is over.
 const LAST_WAIT: Duration = Duration::from_millis(900);
 /// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
@@ -55,6 +54,9 @@ pub struct App {
     bound: Bound,
     listen: ListenSettings,
     intake: Intake,
+    gatekeeper: Arc<Gatekeeper>,
+    authentication: Authentication,
+    server: Server,
     /// How long an answer may lie untaken.
     patience: Duration,
     reflection: bool,
@@ -83,11 +85,15 @@ fn failed(what: &str) -> impl Fn(&dyn fmt::Display) -> AppError {
 /// # Errors
 /// As [`config::load`].
 pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Problems> {
-    let known = Known {
+    config::load(overrides, &known())
+}
+
+/// The names that a configuration may use.
+pub(crate) fn known() -> Known {
+    Known {
         features: &sandbox::FEATURE_NAMES,
         host_functions: &sandbox::HOST_FUNCTION_NAMES,
-    };
-    config::load(overrides, &known)
+    }
 }
 
 /// Builds the daemon and binds its listeners. `program` is the file of this program: modules are compiled in processes
@@ -96,7 +102,7 @@ pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Probl
 /// # Errors
 /// Whatever keeps it from serving.
 pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
-    let bound = api::bind(&config.listen, &listen_settings(config))
+    let bound = api::bind(&config.listen, &settings::listen_settings(config))
         .await
         .map_err(|error| AppError(error.to_string()))?;
     compose(config, program, bound)
@@ -130,28 +136,22 @@ fn raise_descriptors() {
 
 fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppError> {
     raise_descriptors();
-    let policy = Arc::new(Policy::from(config));
-    let store = Store::open(&store_settings(config))
-        .map_err(|error| failed("the module store does not open")(&error))?;
-    let artifacts = artifacts_settings(config)
-        .map(|settings| Artifacts::open(&settings).map(Arc::new))
-        .transpose()
-        .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
-    let sandbox = Sandbox::start(&sandbox_settings(config, &policy, program, artifacts))
-        .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
-    let runner = Runner::new(
-        instance(config),
-        policy,
-        sandbox,
-        store,
-        registries(config),
-        run_settings(config),
-    );
+    let gatekeeper = Gatekeeper::new(settings::auth_settings(config));
+    let gatekeeper = Arc::new(gatekeeper.map_err(AppError)?);
+    let runner = runner(config, program)?;
     let server = &config.server;
     Ok(App {
-        runner: Arc::new(runner),
+        authentication: Authentication::new(
+            Arc::clone(&gatekeeper),
+            Arc::clone(&runner),
+            config.auth.open_health,
+            server.allowed_authorities.clone(),
+        ),
+        gatekeeper,
+        runner,
         bound,
-        listen: listen_settings(config),
+        server: self::server(server),
+        listen: settings::listen_settings(config),
         intake: Intake::new(IntakeSettings {
             max_message: server.max_message.0,
             max_module: config.compile.max_module.0,
@@ -165,153 +165,31 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
     })
 }
 
-fn run_settings(config: &Config) -> run::Settings {
-    let runs = &config.runs;
-    // A 64-bit host, which this is, has room for more than any budget says.
-    let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
-    run::Settings {
-        slots: config.admission.slots,
-        queue: config.admission.queue,
-        max_wait: config.admission.max_wait.0,
-        stall_timeout: runs.stall_timeout.0,
-        log_bytes: bytes(runs.log_bytes),
-        log_budget: bytes(runs.log_budget),
-        history: run::History {
-            runs: runs.history as usize,
-            age: runs.history_age.0,
-            bytes: bytes(runs.history_bytes),
-        },
-        idempotency_window: runs.idempotency_window.0,
-        idempotency_keys: runs.idempotency_keys as usize,
-        viewers: runs.viewers,
-        arrivals: config.store.uploads,
-        upload_timeout: config.store.upload_timeout.0,
-    }
-}
-
-fn listen_settings(config: &Config) -> ListenSettings {
-    ListenSettings {
-        socket_mode: config.server.socket_mode.0,
-        max_connections: config.server.max_connections,
-        handshake_timeout: config.server.handshake_timeout.0,
-    }
-}
-
-fn store_settings(config: &Config) -> store::Settings {
-    store::Settings {
-        place: match &config.store.url {
-            StoreUrl::Memory => Place::Memory,
-            StoreUrl::Directory(path) => Place::Directory(path.clone()),
-            StoreUrl::Objects(url) => Place::Objects(url.clone()),
-        },
-        budget: config.store.budget.0,
-        max_module: config.compile.max_module.0,
-        spool: config.store.spool.clone(),
-    }
-}
-
-fn artifacts_settings(config: &Config) -> Option<ArtifactsSettings> {
-    let artifacts = &config.artifacts;
-    (!artifacts.dir.as_os_str().is_empty()).then(|| ArtifactsSettings {
-        dir: artifacts.dir.clone(),
-        budget: artifacts.budget.0,
-        key_file: artifacts.key_file.clone(),
-    })
-}
-
-fn registries(config: &Config) -> Registries {
-    let registry = |it: &config::RegistryHost| Registry {
-        host: it.host.clone(),
-        plain: it.plain,
-    };
-    let credentials = &config.oci.credentials_file;
-    Registries::new(
-        config.oci.registries.iter().map(registry).collect(),
-        (!credentials.as_os_str().is_empty()).then(|| credentials.clone()),
-    )
-}
-
-fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
-    let compile = &config.compile;
-    CompileSettings {
-        child: match compile.mode {
-            CompileMode::Child => Some(program.to_owned()),
-            CompileMode::InProcess => None,
-        },
-        concurrency: compile.concurrency,
-        queue: compile.queue,
-        budget: Budget {
-            timeout: compile.timeout.0,
-            memory: compile.memory.0,
-        },
-        artifact: {
-            // Code that no cache can hold would be compiled again for every run.
-            let limits = [
-                (compile.max_artifact.0, "compile.max_artifact"),
-                (config.engine.cache_budget.0, "engine.cache_budget"),
-            ];
-            let [first, second] = limits;
-            let (bytes, key) = if second.0 < first.0 { second } else { first };
-            ArtifactLimit {
-                bytes,
-                key: key.to_owned(),
-            }
-        },
-    }
-}
-
-fn sandbox_settings(
-    config: &Config,
-    policy: &Policy,
-    program: &Path,
-    artifacts: Option<Arc<Artifacts>>,
-) -> sandbox::Settings {
-    let engine = &config.engine;
-    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let memory = u64::from(config.policy.max_memory_pages) * PAGE;
-    sandbox::Settings {
-        guest_threads: match engine.guest_threads {
-            0 => cores(),
-            n => n as usize,
-        },
-        pool_slots: match engine.pool_slots {
-            0 => config.admission.slots,
-            n => n,
-        },
-        epoch_interval: engine.epoch_interval.0,
-        pagemap_scan: match engine.pagemap_scan {
-            PagemapScan::Auto => None,
-            PagemapScan::On => Some(true),
-            PagemapScan::Off => Some(false),
-        },
-        features: engine.features.clone(),
-        cache_budget: engine.cache_budget.0,
-        // At most 4 GiB, on a 64-bit host.
-        max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
-        compile: compile_settings(config, program),
-        artifacts,
-        mounts: policy.grants.mounts.clone(),
-    }
-}
-
-fn instance(config: &Config) -> String {
-    if !config.server.instance.is_empty() {
-        return config.server.instance.clone();
-    }
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let plain: String = name
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c))
-        .take(64)
-        .collect();
-    if plain.is_empty() {
-        "ringfence".to_owned()
-    } else {
-        plain
-    }
+/// What runs modules, without anything that listens.
+///
+/// # Errors
+/// Whatever keeps it from running any.
+pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, AppError> {
+    let tenants = settings::tenants(config)?;
+    let artifacts = settings::artifacts_settings(config)
+        .map(|settings| Artifacts::open(&settings).map(Arc::new))
+        .transpose()
+        .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
+    let pages = tenants.iter().map(|it| it.policy.ceilings.max_memory_pages);
+    let pages = pages.max().unwrap_or(config.policy.max_memory_pages);
+    let sandbox = settings::sandbox_settings(config, pages, program, artifacts);
+    let sandbox = Sandbox::start(&sandbox)
+        .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
+    let runner = Runner::new(
+        settings::instance(config),
+        sandbox,
+        settings::registries(config),
+        settings::run_settings(config),
+        tenants,
+    );
+    Ok(Arc::new(
+        runner.map_err(|refusal| AppError(refusal.to_string()))?,
+    ))
 }
 
 impl App {
@@ -334,7 +212,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let deliveries = self.intake.deliveries();
-        let api = SandboxApi::new(Arc::clone(&self.runner), phases);
+        let api = SandboxApi::new(Arc::clone(&self.runner), phases, hardening::state());
         let modules = ModuleApi::new(Arc::clone(&self.runner));
         let runs = RunApi::new(Arc::clone(&self.runner));
         let told = failed("reflection does not start");
@@ -345,8 +223,10 @@ impl App {
             ),
             false => (None, None),
         };
-        let router = server()
-            .layer(self.intake)
+        let router = self
+            .server
+            // Who calls, before anything is taken in.
+            .layer(tower_layer::Stack::new(self.intake, self.authentication))
             // The intake layer caps messages: tonic's own cap answers in other terms.
             .add_service(SandboxServiceServer::new(api).max_decoding_message_size(usize::MAX))
             .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
@@ -386,6 +266,7 @@ impl App {
             result = serve_beside(serve, live) => result,
             () = deliveries.let_go(self.patience) => Ok(()),
             () = tending.tend() => Ok(()),
+            () = self.gatekeeper.watch() => Ok(()),
         };
         drop(accepting);
         tracing::info!("ended");
@@ -432,7 +313,7 @@ async fn drain(runner: &Runner, grace: Duration) {
     }
 }
 
-fn server() -> Server {
+fn server(settings: &config::Server) -> Server {
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
@@ -440,8 +321,8 @@ fn server() -> Server {
         .http2_max_header_list_size(MAX_HEADER_LIST)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
+        .http2_keepalive_interval(Some(settings.keepalive_interval.0))
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout.0))
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

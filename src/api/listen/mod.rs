@@ -1,38 +1,45 @@
-//! Listeners and connections: TCP and unix sockets, a cap on connections, a bound on how long one may be silent.
+//! Listeners: TCP, plain or with TLS, and unix sockets. What they accept is in [`accept`], what comes of it in
+//! [`connection`].
+
+mod accept;
+mod connection;
+mod tls;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
-/// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
-/// header of its first frame.
-const GREETING: usize = 33;
-/// How long accepting rests after a failure, such as no descriptor being left.
-const ACCEPT_REST: Duration = Duration::from_millis(50);
+use self::accept::{Acceptor, Places};
+use self::connection::{Patience, Transport};
+use self::tls::Tls;
+
+pub(super) use self::connection::{Connection, Peer};
+pub use self::tls::TlsSettings;
 
 /// How connections are taken.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ListenSettings {
     /// Permissions of a unix socket.
     pub socket_mode: u32,
     /// Connections at once.
     pub max_connections: u32,
+    /// Of one address, or one user of a unix socket.
+    pub max_per_peer: u32,
+    /// What TCP connections are encrypted with.
+    pub tls: Option<TlsSettings>,
     /// How long a new connection may take to say its first bytes.
     pub handshake_timeout: Duration,
+    /// How long one may take nothing of what is written to it.
+    pub write_timeout: Duration,
 }
 
 /// Where a listener listens.
@@ -60,6 +67,15 @@ pub struct BindError {
     source: io::Error,
 }
 
+impl BindError {
+    fn tls(error: String) -> Self {
+        Self {
+            address: "TCP with TLS".to_owned(),
+            source: io::Error::other(error),
+        }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot listen on {}: {}", self.address, self.source)
@@ -79,6 +95,7 @@ pub struct Bound {
     addresses: Vec<Address>,
     /// A connection that is there already.
     paired: Option<UnixStream>,
+    tls: Option<Arc<Tls>>,
     /// Removed with this.
     sockets: Sockets,
 }
@@ -88,10 +105,12 @@ pub struct Bound {
 /// # Errors
 /// The first that cannot be bound.
 pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bound, BindError> {
+    let tls = settings.tls.as_ref().map(Tls::open).transpose();
     let mut bound = Bound {
         listeners: Vec::new(),
         addresses: Vec::new(),
         paired: None,
+        tls: tls.map_err(BindError::tls)?,
         sockets: Sockets::default(),
     };
     for address in addresses {
@@ -130,6 +149,7 @@ pub fn pair() -> Result<(Bound, UnixStream), BindError> {
         listeners: Vec::new(),
         addresses: Vec::new(),
         paired: Some(ours),
+        tls: None,
         sockets: Sockets::default(),
     };
     Ok((bound, theirs))
@@ -209,13 +229,17 @@ impl Bound {
         settings: &ListenSettings,
     ) -> (ReceiverStream<io::Result<Connection>>, Accepting) {
         let (found, connections) = mpsc::channel(1);
-        let slots = Arc::new(Semaphore::new(settings.max_connections as usize));
+        let places = Places::new(settings.max_connections, settings.max_per_peer);
+        let patience = Patience {
+            greeting: settings.handshake_timeout,
+            writing: settings.write_timeout,
+        };
         let mut tasks = JoinSet::new();
         if let Some(stream) = self.paired
-            && let Ok(slot) = Arc::clone(&slots).try_acquire_owned()
+            && let Some(place) = places.take(None)
         {
-            let connection =
-                Connection::new(Transport::Unix(stream), settings.handshake_timeout, slot);
+            let stream = Transport::Unix(stream);
+            let connection = Connection::new(stream, patience, place);
             let found = found.clone();
             tasks.spawn(async move {
                 // Nobody takes it when nobody serves any more.
@@ -227,10 +251,15 @@ impl Bound {
         for listener in self.listeners {
             let acceptor = Acceptor {
                 listener,
-                slots: Arc::clone(&slots),
-                handshake: settings.handshake_timeout,
+                places: Arc::clone(&places),
+                tls: self.tls.clone(),
+                patience,
+                found: found.clone(),
             };
-            tasks.spawn(acceptor.run(found.clone()));
+            tasks.spawn(acceptor.run());
+        }
+        if let Some(tls) = self.tls {
+            tasks.spawn(async move { tls.watch().await });
         }
         let accepting = Accepting {
             _tasks: tasks,
@@ -244,170 +273,4 @@ impl Bound {
 pub struct Accepting {
     _tasks: JoinSet<()>,
     _sockets: Sockets,
-}
-
-struct Acceptor {
-    listener: Listener,
-    slots: Arc<Semaphore>,
-    handshake: Duration,
-}
-
-impl Acceptor {
-    async fn run(self, found: mpsc::Sender<io::Result<Connection>>) {
-        loop {
-            let accepted = match &self.listener {
-                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    // Answers are small: waiting to fill a segment would cost more than it saves.
-                    let _ = stream.set_nodelay(true);
-                    Transport::Tcp(stream)
-                }),
-                Listener::Unix(listener) => listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| Transport::Unix(stream)),
-            };
-            let transport = match accepted {
-                Ok(transport) => transport,
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                    continue;
-                }
-            };
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                tracing::warn!("a connection was closed: server.max_connections are open");
-                continue;
-            };
-            let connection = Connection::new(transport, self.handshake, slot);
-            if found.send(Ok(connection)).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// A connection, which holds its slot, and ends when it stays silent from the start.
-pub struct Connection {
-    transport: Transport,
-    /// Gone once the greeting came.
-    silent: Option<Pin<Box<Sleep>>>,
-    /// Bytes that came while `silent` was there.
-    heard: usize,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn new(transport: Transport, handshake: Duration, slot: OwnedSemaphorePermit) -> Self {
-        Self {
-            transport,
-            silent: Some(Box::pin(tokio::time::sleep(handshake))),
-            heard: 0,
-            _slot: slot,
-        }
-    }
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub struct Peer(Arc<str>);
-
-impl Peer {
-    /// An address and port, or the user and process at the other end of a unix socket.
-    pub(super) fn name(&self) -> Arc<str> {
-        Arc::clone(&self.0)
-    }
-
-    fn of(transport: &Transport) -> Self {
-        let name = match transport {
-            Transport::Tcp(stream) => stream.peer_addr().map(|addr| addr.to_string()),
-            Transport::Unix(stream) => stream.peer_cred().map(|peer| {
-                let pid = peer.pid().unwrap_or_default();
-                format!("unix:uid={},pid={pid}", peer.uid())
-            }),
-        };
-        // A connection that broke already has no peer.
-        Self(name.unwrap_or_else(|_| "unknown".to_owned()).into())
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        Peer::of(&self.transport)
-    }
-}
-
-/// Calls a method of whichever transport it is.
-macro_rules! on {
-    ($self:ident, $method:ident ( $($arg:expr),* )) => {
-        match &mut $self.get_mut().transport {
-            Transport::Tcp(stream) => Pin::new(stream).$method($($arg),*),
-            Transport::Unix(stream) => Pin::new(stream).$method($($arg),*),
-        }
-    };
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
-        let Some(silent) = &mut self.silent else {
-            return polled;
-        };
-        if polled.is_pending() {
-            ready!(silent.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        self.heard += buf.filled().len() - before;
-        if self.heard >= GREETING {
-            self.silent = None;
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        on!(self, poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        on!(self, poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.transport {
-            Transport::Tcp(stream) => stream.is_write_vectored(),
-            Transport::Unix(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, poll_shutdown(cx))
-    }
 }

@@ -1,0 +1,173 @@
+//! Who calls: settled from a request's headers and its connection, before any of its body is read.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::AUTHORIZATION;
+use tonic::body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::listen::Peer;
+use super::status;
+use crate::auth::{Evidence, Gatekeeper};
+use crate::refusal::{Reason, Refusal, quote};
+use crate::run::{Runner, Tenant};
+
+/// Where health is asked for.
+const HEALTH: [&str; 2] = [
+    "/ringfence.v1.SandboxService/Health",
+    "/grpc.health.v1.Health/",
+];
+
+/// The layer.
+#[derive(Clone)]
+pub struct Authentication(Arc<Inner>);
+
+struct Inner {
+    gatekeeper: Arc<Gatekeeper>,
+    runner: Arc<Runner>,
+    /// Health is for everybody.
+    open_health: bool,
+    /// Hosts that requests may be addressed to; none: any.
+    authorities: Vec<String>,
+}
+
+impl Authentication {
+    /// Of callers that `gatekeeper` tells apart.
+    pub fn new(
+        gatekeeper: Arc<Gatekeeper>,
+        runner: Arc<Runner>,
+        open_health: bool,
+        authorities: Vec<String>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            gatekeeper,
+            runner,
+            open_health,
+            authorities,
+        }))
+    }
+}
+
+impl Inner {
+    /// The tenant of a request; none where it may go without one.
+    async fn tenant(&self, head: &http::request::Parts) -> Result<Option<Arc<Tenant>>, Refusal> {
+        self.check_authority(&head.uri)?;
+        let path = head.uri.path();
+        if self.open_health && HEALTH.iter().any(|it| path.starts_with(it)) {
+            return Ok(None);
+        }
+        let peer = head.extensions.get::<Peer>();
+        let mut headers = head.headers.get_all(AUTHORIZATION).iter();
+        let authorization = headers.next();
+        if headers.next().is_some() {
+            return Err(Refusal::new(
+                Reason::CredentialsInvalid,
+                "there is more than one authorization header",
+            ));
+        }
+        let evidence = Evidence {
+            authorization: authorization.map(http::HeaderValue::as_bytes),
+            certificate: peer.map(Peer::certificate).transpose()?.flatten(),
+            uid: peer.and_then(Peer::uid),
+        };
+        let name = self.gatekeeper.tenant(evidence).await?;
+        let tenant = self.runner.tenant(&name);
+        let tenant = tenant.ok_or_else(|| Refusal::internal("a credential of no tenant"))?;
+        Ok(Some(Arc::clone(tenant)))
+    }
+
+    fn check_authority(&self, uri: &http::Uri) -> Result<(), Refusal> {
+        if self.authorities.is_empty() {
+            return Ok(());
+        }
+        let host = uri.host().unwrap_or_default();
+        if self
+            .authorities
+            .iter()
+            .any(|it| it.eq_ignore_ascii_case(host))
+        {
+            return Ok(());
+        }
+        let message = format!(
+            "requests may not be addressed to \"{}\" (server.allowed_authorities)",
+            quote(host)
+        );
+        Err(Refusal::new(Reason::Forbidden, message))
+    }
+}
+
+/// The tenant that calls.
+///
+/// # Errors
+/// Where nobody settled it, which is a failure of the daemon.
+pub(super) fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Arc<Tenant>, Refusal> {
+    let tenant = request.extensions().get::<Arc<Tenant>>();
+    tenant
+        .map(Arc::clone)
+        .ok_or_else(|| Refusal::internal("a request without a tenant"))
+}
+
+impl<S> Layer<S> for Authentication {
+    type Service = Authenticated<S>;
+
+    fn layer(&self, inner: S) -> Authenticated<S> {
+        Authenticated {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// A service behind the layer.
+#[derive(Clone)]
+pub struct Authenticated<S> {
+    inner: S,
+    layer: Authentication,
+}
+
+impl<S> Service<http::Request<Body>> for Authenticated<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        // The one that is ready is the one that is called.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let layer = Arc::clone(&self.layer.0);
+        Box::pin(async move {
+            let (mut head, body) = request.into_parts();
+            match layer.tenant(&head).await {
+                Ok(tenant) => {
+                    if let Some(tenant) = tenant {
+                        head.extensions.insert(tenant);
+                    }
+                    inner.call(http::Request::from_parts(head, body)).await
+                }
+                Err(refusal) => {
+                    let peer = head.extensions.get::<Peer>().map(Peer::name);
+                    tracing::info!(
+                        target: "ringfence::auth",
+                        peer = peer.as_deref(),
+                        reason = refusal.reason().as_str(),
+                        why = refusal.message(),
+                        "call refused"
+                    );
+                    // Its body is dropped unread.
+                    Ok(status::from(&refusal).into_http())
+                }
+            }
+        })
+    }
+}

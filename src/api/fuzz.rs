@@ -1,0 +1,79 @@
+//! The way of a message from its bytes to what it asks for, for fuzzing: all of it is what the server does.
+
+use tonic::{Code, Request, Status};
+
+use super::codec::decoded;
+use super::{decode, proto, status};
+use crate::limits::Delivery;
+use crate::policy::Policy;
+use crate::refusal::Refusal;
+use crate::request::{Digest, RunId};
+
+/// Decodes `bytes` as each message that a client sends. What is refused is refused in terms that a client can read.
+///
+/// # Panics
+/// Where that does not hold.
+pub(crate) fn message(bytes: &[u8], policy: &Policy) {
+    judge(spec(bytes, policy, Delivery::Captured));
+    judge(spec(bytes, policy, Delivery::Streamed));
+    judge(decoded(bytes).and_then(|message| decode::load(message, policy).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode::page(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode::run_page(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| {
+        let proto::WatchRunsRequest { states, labels } = message;
+        decode::selector(states, labels).map(drop)
+    }));
+    judge(decoded(bytes).and_then(|message| {
+        let proto::UploadModuleRequest { frame } = message;
+        match frame {
+            Some(proto::upload_module_request::Frame::Start(start)) => {
+                decode::upload(start).map(drop)
+            }
+            Some(proto::upload_module_request::Frame::Chunk(_)) | None => Ok(()),
+        }
+    }));
+    judge(decoded(bytes).and_then(|message| {
+        let proto::GetModuleRequest { digest } = message;
+        Digest::parse("digest", &digest).map(drop)
+    }));
+    judge(decoded(bytes).and_then(|message| {
+        let proto::GetRunRequest { run_id } = message;
+        RunId::parse("run_id", &run_id).map(drop)
+    }));
+    let mut request = Request::new(());
+    if let Ok(value) = tonic::metadata::MetadataValue::try_from(bytes) {
+        request.metadata_mut().insert("grpc-timeout", value);
+        judge(decode::until(&request).map(drop));
+    }
+}
+
+fn spec(bytes: &[u8], policy: &Policy, delivery: Delivery) -> Result<(), Refusal> {
+    let proto::InteractRequest { frame } = decoded(bytes)?;
+    if let Some(proto::interact_request::Frame::Start(start)) = frame {
+        let spec = decode::spec(Some(*start), policy, delivery)?;
+        decode::interactive(&spec)?;
+    }
+    let proto::RunRequest { spec } = decoded(bytes)?;
+    let spec = decode::spec(spec, policy, delivery)?;
+    // Two that are the same run the same.
+    let of = Digest::of(bytes);
+    assert_eq!(spec.fingerprint(of), spec.clone().fingerprint(of));
+    Ok(())
+}
+
+/// A refusal is the caller's fault, and fits into what clients accept.
+fn judge(result: Result<(), Refusal>) {
+    let Err(refusal) = result else {
+        return;
+    };
+    let status: Status = status::from(&refusal);
+    assert_ne!(status.code(), Code::Internal, "{status:?}");
+    let plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'%';
+    let message: usize = status
+        .message()
+        .bytes()
+        .map(|byte| if plain(&byte) { 1 } else { 3 })
+        .sum();
+    let encoded = message + status.details().len().div_ceil(3) * 4;
+    assert!(encoded < 4096, "{encoded} bytes of error");
+}

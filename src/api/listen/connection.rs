@@ -1,0 +1,253 @@
+//! A connection, and who is at its other end.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use super::accept::Place;
+use super::tls::{ClientCertificate, Tls};
+use crate::refusal::{Reason, Refusal};
+
+/// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
+/// header of its first frame.
+const GREETING: usize = 33;
+
+/// What a connection is made of.
+pub(super) enum Transport {
+    /// Plain.
+    Tcp(TcpStream),
+    /// Encrypted, with what the client showed.
+    Tls(Box<TlsStream<TcpStream>>, Option<Arc<Shown>>),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+/// A client's certificate, and who says whether it is valid still.
+pub(super) struct Shown {
+    certificate: ClientCertificate,
+    tls: Arc<Tls>,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.certificate.names.fmt(f)
+    }
+}
+
+impl Transport {
+    /// One that shook hands.
+    pub(super) fn tls(stream: TlsStream<TcpStream>, tls: Arc<Tls>) -> Self {
+        let certificate = ClientCertificate::of(&stream);
+        let shown = certificate.map(|certificate| Arc::new(Shown { certificate, tls }));
+        Self::Tls(Box::new(stream), shown)
+    }
+}
+
+/// How long a connection may do nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// From its start to its greeting.
+    pub(super) greeting: Duration,
+    /// While something is written to it.
+    pub(super) writing: Duration,
+}
+
+/// A connection, which holds its slot, and ends when it stays silent from the start.
+pub struct Connection {
+    transport: Transport,
+    /// Gone once the greeting came.
+    silent: Option<Pin<Box<Sleep>>>,
+    /// Bytes that came while `silent` was there.
+    heard: usize,
+    /// How long the other end may take nothing of what is written to it. HTTP/2's own keepalive cannot end a connection
+    /// that it cannot write to.
+    patience: Duration,
+    /// Set while it takes nothing.
+    stuck: Option<Pin<Box<Sleep>>>,
+    _place: Place,
+}
+
+impl Connection {
+    pub(super) fn new(transport: Transport, patience: Patience, place: Place) -> Self {
+        Self {
+            transport,
+            silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
+            heard: 0,
+            patience: patience.writing,
+            stuck: None,
+            _place: place,
+        }
+    }
+}
+
+impl Connection {
+    /// What came of a write, which fails where nothing could be written for too long.
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if polled.is_ready() {
+            self.stuck = None;
+            return polled;
+        }
+        let patience = self.patience;
+        let stuck = self
+            .stuck
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(stuck.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    name: Arc<str>,
+    uid: Option<u32>,
+    shown: Option<Arc<Shown>>,
+}
+
+impl Peer {
+    /// An address and port, or the user and process at the other end of a unix socket.
+    pub(in crate::api) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// The user at the other end of a unix socket.
+    pub(in crate::api) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// The names in the client's certificate, where it showed one.
+    ///
+    /// # Errors
+    /// `CREDENTIALS_INVALID` where that is not valid any more.
+    pub(in crate::api) fn certificate(&self) -> Result<Option<&[String]>, Refusal> {
+        let Some(shown) = &self.shown else {
+            return Ok(None);
+        };
+        if !shown.tls.still_takes(&shown.certificate) {
+            return Err(Refusal::new(
+                Reason::CredentialsInvalid,
+                "the client certificate is not valid any more",
+            ));
+        }
+        Ok(Some(&shown.certificate.names))
+    }
+
+    fn of(transport: &Transport) -> Self {
+        let tcp = |stream: &TcpStream| stream.peer_addr().map(|addr| addr.to_string());
+        let (name, uid, shown) = match transport {
+            Transport::Tcp(stream) => (tcp(stream), None, None),
+            Transport::Tls(stream, shown) => (tcp(stream.get_ref().0), None, shown.clone()),
+            Transport::Unix(stream) => match stream.peer_cred() {
+                Ok(peer) => {
+                    let pid = peer.pid().unwrap_or_default();
+                    let name = format!("unix:uid={},pid={pid}", peer.uid());
+                    (Ok(name), Some(peer.uid()), None)
+                }
+                Err(error) => (Err(error), None, None),
+            },
+        };
+        Self {
+            // A connection that broke already has no peer.
+            name: name.unwrap_or_else(|_| "unknown".to_owned()).into(),
+            uid,
+            shown,
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer::of(&self.transport)
+    }
+}
+
+/// Calls a method of whichever transport it is.
+macro_rules! on {
+    ($self:expr, $method:ident ( $($arg:expr),* )) => {
+        match &mut $self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).$method($($arg),*),
+            Transport::Tls(stream, _) => Pin::new(&mut **stream).$method($($arg),*),
+            Transport::Unix(stream) => Pin::new(stream).$method($($arg),*),
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = match &mut self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream, _) => Pin::new(&mut **stream).poll_read(cx, buf),
+            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        let Some(silent) = &mut self.silent else {
+            return polled;
+        };
+        if polled.is_pending() {
+            ready!(silent.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.heard += buf.filled().len() - before;
+        if self.heard >= GREETING {
+            self.silent = None;
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = on!(this, poll_write(cx, buf));
+        this.written(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = on!(this, poll_write_vectored(cx, bufs));
+        this.written(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.transport {
+            Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream, _) => stream.is_write_vectored(),
+            Transport::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(self.get_mut(), poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(self.get_mut(), poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,278 @@
+//! From the configuration to what each room is made with. No rules.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::AppError;
+use crate::api::{ListenSettings, TlsSettings};
+use crate::auth::{self, JwtSettings, Keys};
+use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
+use crate::hardening;
+use crate::limits::PAGE;
+use crate::policy::Policy;
+use crate::run::{self, Capacity, Quota, TenantSettings};
+use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings};
+use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store, Total};
+
+/// Bytes of modules' records kept in memory, for all tenants, and for each at the least.
+const RECORDS: u64 = 32 << 20;
+const RECORDS_EACH: u64 = 1 << 20;
+
+/// Every tenant, with its modules.
+///
+/// # Errors
+/// Where a store does not open.
+pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> {
+    let all = config.all_tenants();
+    let total = Total::new(config.store.budget.0);
+    let records = (RECORDS / all.len() as u64).max(RECORDS_EACH);
+    all.into_iter()
+        .map(|tenant| {
+            let own = config.of(&tenant).map_err(|it| AppError(it.to_string()))?;
+            let quota = quota(&tenant.quota);
+            let settings = store::Settings {
+                place: place(&config.store.url),
+                tenant: (tenant.name != DEFAULT_TENANT).then(|| tenant.name.clone()),
+                total: Arc::clone(&total),
+                bytes: quota.stored_bytes,
+                modules: quota.modules,
+                records,
+                max_module: config.compile.max_module.0,
+                spool: config.store.spool.clone(),
+            };
+            let store = Store::open(&settings)
+                .map_err(|error| AppError(format!("the module store does not open: {error}")))?;
+            Ok(TenantSettings {
+                name: tenant.name,
+                weight: tenant.weight,
+                policy: Policy::from(&own),
+                quota,
+                store,
+            })
+        })
+        .collect()
+}
+
+fn quota(quota: &config::Quota) -> Quota {
+    let rate = |rate: f64| (rate > 0.0).then_some(rate);
+    let count = |n: u64| (n > 0).then_some(n);
+    Quota {
+        runs: (quota.runs > 0).then_some(quota.runs),
+        runs_per_second: rate(quota.runs_per_second),
+        cpu_seconds_per_minute: rate(quota.cpu_seconds_per_minute),
+        stored_bytes: count(quota.stored_bytes.0),
+        modules: count(quota.modules),
+    }
+}
+
+fn place(url: &StoreUrl) -> Place {
+    match url {
+        StoreUrl::Memory => Place::Memory,
+        StoreUrl::Directory(path) => Place::Directory(path.clone()),
+        StoreUrl::Objects(url) => Place::Objects(url.clone()),
+    }
+}
+
+/// How callers are told apart.
+pub(super) fn auth_settings(config: &Config) -> auth::Settings {
+    let jwt = &config.auth.jwt;
+    let keys = match url::Url::parse(&jwt.jwks) {
+        Ok(_) => Keys::Url(jwt.jwks.clone()),
+        Err(_) => Keys::File(PathBuf::from(&jwt.jwks)),
+    };
+    let tenants = config.all_tenants();
+    let mut certificates = HashMap::new();
+    let mut uids = HashMap::new();
+    for tenant in &tenants {
+        let owned = |name: &String| (name.clone(), tenant.name.clone());
+        certificates.extend(tenant.certificates.iter().map(owned));
+        uids.extend(tenant.uids.iter().map(|uid| (*uid, tenant.name.clone())));
+    }
+    auth::Settings {
+        tokens_file: named(&config.auth.tokens_file),
+        jwt: (!jwt.jwks.is_empty()).then(|| JwtSettings {
+            keys,
+            issuer: jwt.issuer.clone(),
+            audience: jwt.audience.clone(),
+            algorithms: jwt.algorithms.clone(),
+            tenant_claim: jwt.tenant_claim.clone(),
+        }),
+        tenants: tenants
+            .into_iter()
+            .map(|it| it.name)
+            .collect::<HashSet<_>>(),
+        certificates,
+        uids,
+        everyone: (!config.identifies()).then(|| DEFAULT_TENANT.to_owned()),
+    }
+}
+
+fn named(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
+
+fn tls_settings(tls: &config::Tls) -> Option<TlsSettings> {
+    Some(TlsSettings {
+        cert: named(&tls.cert)?,
+        key: named(&tls.key)?,
+        client_ca: named(&tls.client_ca),
+        require: tls.client_auth == ClientAuth::Require,
+    })
+}
+
+fn capacity(config: &Config) -> Capacity {
+    let (admission, compile) = (&config.admission, &config.compile);
+    Capacity {
+        slots: admission.slots,
+        memory: match admission.memory.0 {
+            0 => run::share_of_memory(admission.memory_share),
+            bytes => bytes,
+        },
+        queue: admission.queue,
+        max_wait: admission.max_wait.0,
+        compiles: compile.concurrency,
+        compile_queue: compile.queue,
+        compile_wait: compile.max_wait.0,
+        arrivals: config.store.uploads,
+    }
+}
+
+pub(super) fn run_settings(config: &Config) -> run::Settings {
+    let runs = &config.runs;
+    // A 64-bit host, which this is, has room for more than any budget says.
+    let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+    run::Settings {
+        capacity: capacity(config),
+        share_code: config.compile.share,
+        stall_timeout: runs.stall_timeout.0,
+        log_bytes: bytes(runs.log_bytes),
+        log_budget: bytes(runs.log_budget),
+        history: run::History {
+            runs: runs.history as usize,
+            age: runs.history_age.0,
+            bytes: bytes(runs.history_bytes),
+        },
+        idempotency_window: runs.idempotency_window.0,
+        idempotency_keys: runs.idempotency_keys as usize,
+        viewers: runs.viewers,
+        upload_timeout: config.store.upload_timeout.0,
+    }
+}
+
+pub(super) fn listen_settings(config: &Config) -> ListenSettings {
+    ListenSettings {
+        socket_mode: config.server.socket_mode.0,
+        max_connections: config.server.max_connections,
+        max_per_peer: config.server.max_connections_per_peer,
+        tls: tls_settings(&config.tls),
+        handshake_timeout: config.server.handshake_timeout.0,
+        // What a client that answers no keepalive has.
+        write_timeout: config.server.keepalive_interval.0 + config.server.keepalive_timeout.0,
+    }
+}
+
+pub(super) fn artifacts_settings(config: &Config) -> Option<ArtifactsSettings> {
+    let artifacts = &config.artifacts;
+    (!artifacts.dir.as_os_str().is_empty()).then(|| ArtifactsSettings {
+        dir: artifacts.dir.clone(),
+        budget: artifacts.budget.0,
+        key_file: artifacts.key_file.clone(),
+    })
+}
+
+pub(super) fn registries(config: &Config) -> Registries {
+    let registry = |it: &config::RegistryHost| Registry {
+        host: it.host.clone(),
+        plain: it.plain,
+    };
+    let credentials = &config.oci.credentials_file;
+    Registries::new(
+        config.oci.registries.iter().map(registry).collect(),
+        (!credentials.as_os_str().is_empty()).then(|| credentials.clone()),
+    )
+}
+
+fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
+    let compile = &config.compile;
+    CompileSettings {
+        child: match compile.mode {
+            CompileMode::Child => Some(program.to_owned()),
+            CompileMode::InProcess => None,
+        },
+        concurrency: compile.concurrency,
+        queue: compile.queue,
+        budget: Budget {
+            timeout: compile.timeout.0,
+            memory: compile.memory.0,
+        },
+        artifact: {
+            // Code that no cache can hold would be compiled again for every run.
+            let limits = [
+                (compile.max_artifact.0, "compile.max_artifact"),
+                (config.engine.cache_budget.0, "engine.cache_budget"),
+            ];
+            let [first, second] = limits;
+            let (bytes, key) = if second.0 < first.0 { second } else { first };
+            ArtifactLimit {
+                bytes,
+                key: key.to_owned(),
+            }
+        },
+    }
+}
+
+pub(super) fn sandbox_settings(
+    config: &Config,
+    max_memory_pages: u32,
+    program: &Path,
+    artifacts: Option<Arc<Artifacts>>,
+) -> sandbox::Settings {
+    let engine = &config.engine;
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let memory = u64::from(max_memory_pages) * PAGE;
+    sandbox::Settings {
+        guest_threads: match engine.guest_threads {
+            0 => cores(),
+            n => n as usize,
+        },
+        pool_slots: match engine.pool_slots {
+            0 => config.admission.slots,
+            n => n,
+        },
+        epoch_interval: engine.epoch_interval.0,
+        pagemap_scan: match engine.pagemap_scan {
+            PagemapScan::Auto => None,
+            PagemapScan::On => Some(true),
+            PagemapScan::Off => Some(false),
+        },
+        features: engine.features.clone(),
+        cache_budget: engine.cache_budget.0,
+        // At most 4 GiB, on a 64-bit host.
+        max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
+        compile: compile_settings(config, program),
+        artifacts,
+        on_thread: hardening::on_guest_thread,
+    }
+}
+
+pub(super) fn instance(config: &Config) -> String {
+    if !config.server.instance.is_empty() {
+        return config.server.instance.clone();
+    }
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let plain: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c))
+        .take(64)
+        .collect();
+    if plain.is_empty() {
+        "ringfence".to_owned()
+    } else {
+        plain
+    }
+}

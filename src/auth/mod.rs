@@ -1,0 +1,185 @@
+//! Who calls: credentials, and the tenant that each stands for.
+//!
+//! A caller is one tenant: by its bearer token, else by its client certificate, else by its user on a unix socket. Where
+//! a token and a certificate name two tenants, the call is refused. Nothing here knows the wire.
+
+mod jwt;
+mod tokens;
+mod watched;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::refusal::{Reason, Refusal};
+
+pub use self::jwt::{JwtSettings, Keys};
+pub use self::tokens::Tokens;
+pub use self::watched::Watched;
+
+use self::jwt::Jwt;
+
+/// How often files are read again.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of a bearer token at the most.
+const MAX_TOKEN: usize = 6 << 10;
+
+/// How callers are told apart.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// A file of static tokens.
+    pub tokens_file: Option<PathBuf>,
+    /// JSON Web Tokens.
+    pub jwt: Option<JwtSettings>,
+    /// The tenants that there are.
+    pub tenants: HashSet<String>,
+    /// Names in client certificates, and whose they are.
+    pub certificates: HashMap<String, String>,
+    /// Users on unix sockets, and whose they are.
+    pub uids: HashMap<u32, String>,
+    /// The tenant that all callers are where nothing tells them apart.
+    pub everyone: Option<String>,
+}
+
+/// What a caller shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Evidence<'a> {
+    /// What stands in its `authorization` header.
+    pub authorization: Option<&'a [u8]>,
+    /// The names in its client certificate, which is valid.
+    pub certificate: Option<&'a [String]>,
+    /// Its user, at the other end of a unix socket.
+    pub uid: Option<u32>,
+}
+
+/// Tells callers apart.
+pub struct Gatekeeper {
+    tokens: Option<Watched<Tokens>>,
+    jwt: Option<Jwt>,
+    tenants: HashMap<String, Arc<str>>,
+    certificates: HashMap<String, Arc<str>>,
+    uids: HashMap<u32, Arc<str>>,
+    everyone: Option<Arc<str>>,
+}
+
+impl Gatekeeper {
+    /// Reads what there is to read.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or do not say what they must.
+    pub fn new(settings: Settings) -> Result<Self, String> {
+        let names = settings.tenants.clone();
+        let tokens = settings.tokens_file.map(|path| {
+            Watched::open("auth.tokens_file", vec![path], move |contents| {
+                Tokens::parse(&contents[0], &names)
+            })
+        });
+        let named = |name: String| Arc::<str>::from(name);
+        Ok(Self {
+            tokens: tokens.transpose()?,
+            jwt: settings.jwt.as_ref().map(Jwt::new).transpose()?,
+            tenants: settings
+                .tenants
+                .into_iter()
+                .map(|name| (name.clone(), named(name)))
+                .collect(),
+            certificates: settings
+                .certificates
+                .into_iter()
+                .map(|(it, tenant)| (it, named(tenant)))
+                .collect(),
+            uids: settings
+                .uids
+                .into_iter()
+                .map(|(it, tenant)| (it, named(tenant)))
+                .collect(),
+            everyone: settings.everyone.map(named),
+        })
+    }
+
+    /// Reads files again that change, for as long as it is polled.
+    pub async fn watch(&self) {
+        loop {
+            // Small files: what it takes is less than handing it to another thread.
+            if let Some(tokens) = &self.tokens {
+                tokens.look();
+            }
+            if let Some(jwt) = &self.jwt {
+                jwt.look().await;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The tenant of a caller.
+    ///
+    /// # Errors
+    /// `CREDENTIALS_INVALID` where it shows nothing, or nothing that is valid; `FORBIDDEN` where what it shows is valid
+    /// and stands for no tenant, or for two.
+    pub async fn tenant(&self, evidence: Evidence<'_>) -> Result<Arc<str>, Refusal> {
+        if let Some(everyone) = &self.everyone {
+            return Ok(Arc::clone(everyone));
+        }
+        let by_certificate = evidence
+            .certificate
+            .and_then(|names| names.iter().find_map(|name| self.certificates.get(name)));
+        if let Some(header) = evidence.authorization {
+            let by_token = self.by_token(header).await?;
+            return match by_certificate {
+                Some(other) if *other != by_token => Err(forbidden(
+                    "the client certificate and the token stand for different tenants",
+                )),
+                Some(_) | None => Ok(by_token),
+            };
+        }
+        if let Some(tenant) = by_certificate {
+            return Ok(Arc::clone(tenant));
+        }
+        if let Some(uid) = evidence.uid
+            && let Some(tenant) = self.uids.get(&uid)
+        {
+            return Ok(Arc::clone(tenant));
+        }
+        if evidence.certificate.is_some() && self.tokens.is_none() && self.jwt.is_none() {
+            return Err(forbidden("the client certificate stands for no tenant"));
+        }
+        Err(invalid("no credential was given"))
+    }
+
+    async fn by_token(&self, header: &[u8]) -> Result<Arc<str>, Refusal> {
+        let token = bearer(header).ok_or_else(|| {
+            invalid("the authorization header is not \"Bearer\" and a token of at most 6 KiB")
+        })?;
+        if let Some(tokens) = &self.tokens
+            && let Some(tenant) = tokens.get().tenant(token)
+        {
+            return Ok(tenant);
+        }
+        let Some(jwt) = &self.jwt else {
+            return Err(invalid("the token is not known"));
+        };
+        let named = jwt.tenant(token).await.map_err(invalid)?;
+        let tenant = self.tenants.get(&*named).map(Arc::clone);
+        tenant.ok_or_else(|| forbidden("the token names a tenant that there is not"))
+    }
+}
+
+/// The token of a header.
+fn bearer(header: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(header).ok()?;
+    let (scheme, token) = text.split_once(' ')?;
+    let token = token.trim();
+    let well_formed = scheme.eq_ignore_ascii_case("bearer")
+        && (1..=MAX_TOKEN).contains(&token.len())
+        && token.bytes().all(|b| b.is_ascii_graphic());
+    well_formed.then_some(token)
+}
+
+fn invalid(why: &str) -> Refusal {
+    Refusal::new(Reason::CredentialsInvalid, why)
+}
+
+fn forbidden(why: &str) -> Refusal {
+    Refusal::new(Reason::Forbidden, why)
+}

@@ -1,0 +1,38 @@
+//! `ringfence token`
+
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::{Failure, complain, print};
+use crate::request::Digest;
+
+/// Random bytes of a token.
+const BYTES: usize = 32;
+
+/// Make a token.
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    /// The tenant that it is for
+    tenant: String,
+}
+
+impl Token {
+    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+        let mut random = [0; BYTES];
+        let filled = getrandom(&mut random[..], GetRandomFlags::empty());
+        let filled = filled.map_err(|error| Failure::new(error.to_string()))?;
+        if filled != BYTES {
+            return Err(Failure::new("the host has no randomness"));
+        }
+        let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let token = format!("rf_{digits}");
+        let hash = Digest::of(token.as_bytes());
+        complain(&format!(
+            "for the daemon's auth.tokens_file: {} {hash}",
+            self.tenant
+        ));
+        print(format!("{token}\n").as_bytes())
+    }
+}

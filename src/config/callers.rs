@@ -1,0 +1,269 @@
+//! Tenants and how callers are told apart: what the keys must satisfy, and what they come to.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use figment::Figment;
+use figment::providers::Serialized;
+
+use super::check::{self, Checker, Known, Problem, Problems};
+use super::schema::{Config, HardeningMode, Quota, Tenant};
+
+/// The tenant of all callers where nothing tells them apart, and the one whose modules stand where those of a daemon
+/// without tenants do.
+pub const DEFAULT_TENANT: &str = "default";
+/// More would make every decision on admission slow.
+const MAX_TENANTS: usize = 1000;
+/// Signatures of JSON Web Tokens that can be checked with a public key.
+pub const JWT_ALGORITHMS: [&str; 9] = [
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
+];
+
+impl Config {
+    /// The tenants: those that are configured, or the one that all callers are.
+    pub fn all_tenants(&self) -> Vec<Tenant> {
+        if !self.tenants.is_empty() {
+            return self.tenants.clone();
+        }
+        vec![Tenant {
+            name: DEFAULT_TENANT.to_owned(),
+            weight: 1,
+            certificates: Vec::new(),
+            uids: Vec::new(),
+            policy: Default::default(),
+            defaults: Default::default(),
+            quota: Quota::default(),
+        }]
+    }
+
+    /// This configuration with a tenant's own policy and defaults.
+    ///
+    /// # Errors
+    /// Keys that there are not, values that they do not take.
+    pub fn of(&self, tenant: &Tenant) -> Result<Self, Problems> {
+        let figment = Figment::from(Serialized::default("policy", &self.policy))
+            .merge(Serialized::default("defaults", &self.defaults))
+            .merge(Serialized::default("policy", &tenant.policy))
+            .merge(Serialized::default("defaults", &tenant.defaults));
+        let mut config = self.clone();
+        config.policy = figment
+            .extract_inner("policy")
+            .map_err(Problems::from_figment)?;
+        config.defaults = figment
+            .extract_inner("defaults")
+            .map_err(Problems::from_figment)?;
+        Ok(config)
+    }
+
+    /// Whether callers are told apart, so that one who says nothing is nobody.
+    pub fn identifies(&self) -> bool {
+        !self.auth.tokens_file.as_os_str().is_empty()
+            || !self.auth.jwt.jwks.is_empty()
+            || self
+                .tenants
+                .iter()
+                .any(|it| !it.uids.is_empty() || !it.certificates.is_empty())
+    }
+
+    /// Whether nobody can call a TCP listener without a credential.
+    fn authenticates(&self) -> bool {
+        let requires = self.tls.client_auth == super::ClientAuth::Require;
+        self.identifies() || (self.has_client_ca() && requires)
+    }
+
+    fn has_client_ca(&self) -> bool {
+        !self.tls.client_ca.as_os_str().is_empty()
+    }
+
+    /// Whether a TCP listener may be reached by others.
+    pub(super) fn may_be_reached(&self) -> bool {
+        self.authenticates() || self.server.insecure_listen
+    }
+}
+
+/// Checks all that is about callers.
+pub(super) fn check(c: &mut Checker, config: &Config, known: &Known) {
+    tenants(c, config, known);
+    tls(c, config);
+    auth(c, config);
+    hardening(c, config);
+}
+
+fn tenants(c: &mut Checker, config: &Config, known: &Known) {
+    let tenants = &config.tenants;
+    c.between("tenants", tenants.len(), 0, MAX_TENANTS);
+    let (mut names, mut uids, mut certificates) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for (i, tenant) in tenants.iter().enumerate() {
+        let key = |key: &str| format!("tenants[{i}].{key}");
+        let name = &tenant.name;
+        c.require(
+            is_name(name) && names.insert(name.as_str()),
+            key("name"),
+            name,
+            "1 to 63 of a-z, 0-9 and \"-\", not at its ends, no name twice",
+        );
+        c.between(&key("weight"), tenant.weight, 1, 1000);
+        for uid in &tenant.uids {
+            let once = uids.insert(*uid);
+            c.require(once, key("uids"), uid, "a user of one tenant only");
+        }
+        for name in &tenant.certificates {
+            let once = !name.is_empty() && certificates.insert(name.as_str());
+            c.require(once, key("certificates"), name, "a name of one tenant only");
+        }
+        quota(c, &tenant.quota, &key("quota"));
+        let problems = match config.of(tenant) {
+            Ok(own) => check::limits_and_grants(&own, known),
+            Err(problems) => problems.0,
+        };
+        c.0.extend(problems.into_iter().map(|problem| Problem {
+            key: key(&problem.key),
+            ..problem
+        }));
+    }
+    let only_default = tenants.iter().all(|it| it.name == DEFAULT_TENANT);
+    c.require(
+        only_default || config.identifies(),
+        "tenants",
+        tenants.len(),
+        "none, where nothing tells callers apart: auth.tokens_file, auth.jwt, or uids or certificates of tenants",
+    );
+    if !certificates.is_empty() {
+        c.require(
+            config.has_client_ca(),
+            "tls.client_ca",
+            config.tls.client_ca.display(),
+            "a file, since tenants have certificates",
+        );
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn quota(c: &mut Checker, quota: &Quota, key: &str) {
+    let rates = [
+        ("runs_per_second", quota.runs_per_second),
+        ("cpu_seconds_per_minute", quota.cpu_seconds_per_minute),
+    ];
+    for (name, rate) in rates {
+        let holds = rate == 0.0 || (0.001..=1e6).contains(&rate);
+        let allowed = "0, or from 0.001 to 1000000";
+        c.require(holds, format!("{key}.{name}"), rate, allowed);
+    }
+}
+
+fn tls(c: &mut Checker, config: &Config) {
+    let tls = &config.tls;
+    let is_set = |path: &Path| !path.as_os_str().is_empty();
+    let both = is_set(&tls.cert) == is_set(&tls.key);
+    c.require(
+        both,
+        "tls.key",
+        tls.key.display(),
+        "a file together with tls.cert, or neither",
+    );
+    c.require(
+        !config.has_client_ca() || is_set(&tls.cert),
+        "tls.client_ca",
+        tls.client_ca.display(),
+        "nothing without tls.cert and tls.key",
+    );
+    let files = [
+        ("tls.cert", &tls.cert),
+        ("tls.key", &tls.key),
+        ("tls.client_ca", &tls.client_ca),
+    ];
+    for (key, path) in files {
+        is_file(c, key, path);
+    }
+}
+
+fn is_file(c: &mut Checker, key: &str, path: &Path) {
+    let holds = path.as_os_str().is_empty() || (path.is_absolute() && path.is_file());
+    c.require(
+        holds,
+        key,
+        path.display(),
+        "an absolute path to a file that exists, or nothing",
+    );
+}
+
+fn auth(c: &mut Checker, config: &Config) {
+    is_file(c, "auth.tokens_file", &config.auth.tokens_file);
+    let jwt = &config.auth.jwt;
+    if jwt.jwks.is_empty() {
+        return;
+    }
+    match url::Url::parse(&jwt.jwks) {
+        Ok(url) => {
+            let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
+            let holds = url.scheme() == "https" || (url.scheme() == "http" && local);
+            c.require(
+                holds && url.username().is_empty() && url.password().is_none(),
+                "auth.jwt.jwks",
+                "(a URL)",
+                "an absolute path to a file, or an https:// URL without credentials (http:// for loopback only)",
+            );
+        }
+        Err(_) => is_file(c, "auth.jwt.jwks", Path::new(&jwt.jwks)),
+    }
+    let texts = [
+        ("auth.jwt.issuer", &jwt.issuer),
+        ("auth.jwt.audience", &jwt.audience),
+        ("auth.jwt.tenant_claim", &jwt.tenant_claim),
+    ];
+    for (key, text) in texts {
+        c.require(
+            !text.is_empty(),
+            key,
+            "\"\"",
+            "some text, where auth.jwt.jwks is set",
+        );
+    }
+    c.require(
+        !jwt.algorithms.is_empty(),
+        "auth.jwt.algorithms",
+        "[]",
+        JWT_ALGORITHMS.join(", "),
+    );
+    c.known("auth.jwt.algorithms", &jwt.algorithms, &JWT_ALGORITHMS);
+}
+
+fn hardening(c: &mut Checker, config: &Config) {
+    let hardening = &config.hardening;
+    let user = &hardening.user;
+    c.require(
+        user.is_empty() || user_and_group(user).is_some(),
+        "hardening.user",
+        user,
+        "\"uid:gid\", two numbers from 1 up, or nothing",
+    );
+    for path in &hardening.read {
+        c.require(
+            path.is_absolute(),
+            "hardening.read",
+            path.display(),
+            "absolute paths",
+        );
+    }
+    let off = hardening.mode == HardeningMode::Off;
+    c.require(
+        !off || user.is_empty(),
+        "hardening.user",
+        user,
+        "nothing where hardening.mode is \"off\"",
+    );
+}
+
+/// The numbers of "uid:gid".
+pub(crate) fn user_and_group(text: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = text.split_once(':')?;
+    let number = |text: &str| text.parse().ok().filter(|n| (1..u32::MAX).contains(n));
+    Some((number(uid)?, number(gid)?))
+}

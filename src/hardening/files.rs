@@ -1,0 +1,226 @@
+//! Files, by Landlock: what is configured, what the program is made of, and nothing else.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
+    PathFd, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope,
+};
+use rustix::process::geteuid;
+
+use crate::config::{Access as MountAccess, Config, StoreUrl};
+
+/// The kernel interface that is asked for; one that has less gives what it has.
+const INTERFACE: ABI = ABI::V6;
+/// What programs are made of: this one is started again for each module that is compiled.
+const PROGRAMS: [&str; 7] = [
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/nix/store",
+];
+/// What the C library, name resolution and TLS read; and what the engine asks the kernel.
+const READ: [&str; 16] = [
+    "/etc/ld.so.cache",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/ssl",
+    "/etc/pki",
+    "/etc/ca-certificates",
+    "/usr/share/ca-certificates",
+    "/run/systemd/resolve",
+    "/proc",
+    "/sys/fs/cgroup",
+    "/sys/devices/system/cpu",
+    "/dev/urandom",
+];
+/// The mode of folders that are made because they are configured.
+const PRIVATE: u32 = 0o700;
+
+/// Denies every path but those that `config` names, with `credentials`, and every TCP port but those that it needs.
+pub(super) fn restrict(config: &Config, credentials: &[PathBuf]) -> Result<&'static str, String> {
+    match rules(config, credentials) {
+        Ok(RulesetStatus::FullyEnforced) => Ok("landlock"),
+        Ok(RulesetStatus::PartiallyEnforced) => Ok("landlock-partial"),
+        Ok(RulesetStatus::NotEnforced) => Err("the kernel has no Landlock".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn rules(config: &Config, credentials: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
+    let connects = connects(config);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(INTERFACE))?
+        .handle_access(AccessNet::BindTcp)?;
+    if !connects {
+        ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
+    }
+    let ruleset = ruleset.scope(Scope::from_all(INTERFACE))?.create()?;
+    let mut rules = Rules(ruleset);
+    rules.program()?;
+    for path in READ.iter().map(Path::new) {
+        rules.allow(path, reading())?;
+    }
+    for path in credentials.iter().chain(&config.hardening.read) {
+        rules.allow(path, reading())?;
+    }
+    rules.allow(Path::new("/dev/null"), reading() | AccessFs::WriteFile)?;
+    if !geteuid().is_root() {
+        // Compile children put themselves first in line for when memory runs out. Root could write to /proc/sys too.
+        rules.allow(Path::new("/proc"), reading() | AccessFs::WriteFile)?;
+    }
+    rules.configured(config)?;
+    rules.ports(config)?;
+    let status = rules.0.restrict_self()?;
+    Ok(status.ruleset)
+}
+
+struct Rules(RulesetCreated);
+
+impl Rules {
+    /// Allows `access` to a path with all below it; one that is not there needs no rule.
+    fn allow(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), RulesetError> {
+        if path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let Ok(there) = PathFd::new(path) else {
+            return Ok(());
+        };
+        let access = match path.is_dir() {
+            true => access,
+            false => access & AccessFs::from_file(INTERFACE),
+        };
+        (&mut self.0).add_rule(PathBeneath::new(there, access))?;
+        Ok(())
+    }
+
+    /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it.
+    fn file(&mut self, path: &Path) -> Result<(), RulesetError> {
+        path.parent().map_or(Ok(()), |it| self.allow(it, reading()))
+    }
+
+    fn program(&mut self) -> Result<(), RulesetError> {
+        let execute = reading() | AccessFs::Execute;
+        for path in PROGRAMS.iter().map(Path::new) {
+            self.allow(path, execute)?;
+        }
+        self.allow(Path::new("/proc/self/exe"), execute)
+    }
+
+    fn configured(&mut self, config: &Config) -> Result<(), RulesetError> {
+        if let StoreUrl::Directory(folder) = &config.store.url {
+            self.folder(folder)?;
+        } else {
+            self.allow(&config.store.spool, writing())?;
+        }
+        self.folder(&config.artifacts.dir)?;
+        let key = &config.artifacts.key_file;
+        match key.is_file() {
+            true => self.allow(key, reading())?,
+            // It is made.
+            false => key
+                .parent()
+                .map_or(Ok(()), |it| self.allow(it, writing()))?,
+        }
+        let tls = &config.tls;
+        let files = [
+            &tls.cert,
+            &tls.key,
+            &tls.client_ca,
+            &config.auth.tokens_file,
+            &config.oci.credentials_file,
+        ];
+        for file in files {
+            self.file(file)?;
+        }
+        let jwks = Path::new(&config.auth.jwt.jwks);
+        if jwks.is_absolute() {
+            self.file(jwks)?;
+        }
+        if let Some(folder) = config.telemetry.audit_file.parent() {
+            self.allow(folder, writing())?;
+        }
+        for address in &config.listen {
+            if let Some(socket) = address.strip_prefix("unix:")
+                && let Some(folder) = Path::new(socket).parent()
+            {
+                self.allow(folder, writing() | AccessFs::MakeSock)?;
+            }
+        }
+        for tenant in config.all_tenants() {
+            // It was checked.
+            let own = config.of(&tenant);
+            for mount in own.iter().flat_map(|own| &own.policy.mounts) {
+                let access = match mount.access {
+                    MountAccess::Read => reading(),
+                    MountAccess::Write => writing(),
+                };
+                self.allow(&mount.host, access)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Allows writing to a folder, which is made where it is not there.
+    fn folder(&mut self, folder: &Path) -> Result<(), RulesetError> {
+        if folder.as_os_str().is_empty() {
+            return Ok(());
+        }
+        // Whoever needs it says what is wrong.
+        let _ = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(folder);
+        self.allow(folder, writing())
+    }
+
+    fn ports(&mut self, config: &Config) -> Result<(), RulesetError> {
+        let tcp = config.listen.iter().filter(|it| !it.starts_with("unix:"));
+        let ports = tcp.filter_map(|it| it.rsplit_once(':')?.1.parse::<u16>().ok());
+        // A guest's socket is bound to any free port before it connects.
+        let any = connects(config).then_some(0);
+        for port in ports.chain(any) {
+            (&mut self.0).add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the daemon, or a guest, may have to connect to somewhere.
+fn connects(config: &Config) -> bool {
+    let guests = config.all_tenants().iter().any(|tenant| {
+        let own = config.of(tenant);
+        own.is_ok_and(|own| !own.policy.network.is_empty())
+    });
+    guests
+        || !config.oci.registries.is_empty()
+        || matches!(config.store.url, StoreUrl::Objects(_))
+        || config.auth.jwt.jwks.starts_with("http")
+}
+
+fn reading() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// Everything that is done to files and folders; nothing that makes a device, a FIFO or a socket.
+fn writing() -> BitFlags<AccessFs> {
+    reading()
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::MakeSym
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+        | AccessFs::Refer
+}

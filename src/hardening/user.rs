@@ -1,0 +1,53 @@
+//! Root, capabilities and new privileges.
+
+use rustix::process::{Gid, Uid, geteuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::config::user_and_group;
+
+/// Becomes the user "uid:gid" where this is root and there is one; the inner error is that of a daemon that stays root.
+///
+/// # Errors
+/// Where it cannot be become.
+pub(super) fn become_user(user: &str) -> Result<Result<&'static str, String>, String> {
+    if !geteuid().is_root() {
+        return Ok(Ok("user"));
+    }
+    let Some((uid, gid)) = user_and_group(user) else {
+        return Ok(Err("started as root without hardening.user".to_owned()));
+    };
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let failed = |error| format!("hardening.user = {user}: {error}");
+    // There is one thread yet: what holds for it holds for all that come after it.
+    set_thread_groups(&[]).map_err(failed)?;
+    set_thread_res_gid(gid, gid, gid).map_err(failed)?;
+    set_thread_res_uid(uid, uid, uid).map_err(failed)?;
+    Ok(Ok("user"))
+}
+
+/// No program that is executed gains anything by it.
+pub(super) fn no_new_privileges() -> Result<&'static str, String> {
+    set_no_new_privs(true)
+        .map(|()| "no_new_privs")
+        .map_err(|error| error.to_string())
+}
+
+/// Gives up every capability. Without new privileges none comes back.
+pub(super) fn no_capabilities() -> Result<&'static str, String> {
+    let told = |error: rustix::io::Errno| error.to_string();
+    // Kernels before 4.3 have none.
+    let _ = clear_ambient_capability_set();
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(told)?;
+    match capabilities(None).map_err(told)? {
+        left if left == none => Ok("capabilities"),
+        left => Err(format!("some stay: {left:?}")),
+    }
+}

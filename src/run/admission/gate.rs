@@ -1,0 +1,476 @@
+//! A gate: so many places and so many bytes, for which tenants take turns.
+//!
+//! Each tenant has a line, first come first served. The line whose tenant has been let through least, by its weight, is
+//! served first; one whose head does not fit is passed by, but not for ever. Where there are several tenants, none holds
+//! the last eighth, so that whoever comes next finds room. A queue that is full makes room for a tenant that has fewer
+//! in it than another.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+/// What one turn moves a line on, for a weight of one.
+const TURN: u64 = 1 << 20;
+/// How often others may go ahead of the head of a line that does not fit, before they wait until it does.
+const PASSES: u32 = 64;
+/// The part of everything that is left to others, where there are others.
+const LEFT_TO_OTHERS: u64 = 8;
+/// How much one more place that comes free says about how long they are held: one part in so many.
+const PACE: u32 = 8;
+/// What a caller that is refused is told to wait, at the least and at the most.
+const SOON: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_secs(30);
+
+/// Places and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) places: u32,
+    pub(super) bytes: u64,
+}
+
+impl Amount {
+    /// One place, with so many bytes.
+    pub(super) fn one(bytes: u64) -> Self {
+        Self { places: 1, bytes }
+    }
+
+    /// Of places only, of which no number of bytes is too much.
+    pub(super) fn places(places: u32) -> Self {
+        Self {
+            places,
+            bytes: u64::MAX,
+        }
+    }
+
+    /// Whether `more` fits beside this into `most`.
+    fn has_room(self, more: Self, most: Self) -> bool {
+        self.places.saturating_add(more.places) <= most.places
+            && self.bytes.saturating_add(more.bytes) <= most.bytes
+    }
+
+    fn add(&mut self, more: Self) {
+        self.places += more.places;
+        self.bytes += more.bytes;
+    }
+
+    fn sub(&mut self, less: Self) {
+        self.places -= less.places;
+        self.bytes -= less.bytes;
+    }
+
+    /// What one of several tenants may hold.
+    fn share(self) -> Self {
+        let rest = |all: u64, least: u64| all - all.div_ceil(LEFT_TO_OTHERS).min(all - least);
+        let places = rest(u64::from(self.places), 1);
+        Self {
+            places: u32::try_from(places).unwrap_or(self.places),
+            bytes: match self.bytes {
+                u64::MAX => u64::MAX,
+                bytes => rest(bytes, bytes.min(1)),
+            },
+        }
+    }
+}
+
+/// The gate.
+#[derive(Debug)]
+pub(super) struct Gate {
+    capacity: Amount,
+    /// What one tenant may hold.
+    share: Amount,
+    /// How many may wait.
+    queue: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Amount,
+    waiting: u32,
+    /// Where the line that was served last stood.
+    now: u64,
+    lines: Vec<Line>,
+    tickets: u64,
+    closed: bool,
+    /// How long a place is held, about.
+    pace: Duration,
+}
+
+/// One tenant's.
+#[derive(Debug)]
+struct Line {
+    weight: u32,
+    held: Amount,
+    /// How far it was let through.
+    at: u64,
+    waiting: VecDeque<Waiter>,
+    /// How often others went ahead of its head, which did not fit.
+    passed: u32,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    ask: Amount,
+    told: Told,
+}
+
+/// Somebody that was let through, until this is dropped.
+#[derive(Debug)]
+pub struct Pass {
+    gate: Arc<Gate>,
+    line: usize,
+    held: Amount,
+    since: Instant,
+}
+
+/// Why somebody was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// It can never fit: this is the most.
+    TooMuch(Amount),
+    /// Too many wait.
+    Full,
+    /// The time to wait is over.
+    Expired,
+    /// Nobody is let through any more.
+    Closed,
+}
+
+/// What a gate holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Places that are held.
+    pub held: u32,
+    /// Places in all.
+    pub places: u32,
+    /// Those that wait.
+    pub waiting: u32,
+    /// Bytes that are held.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub capacity: u64,
+}
+
+/// What is to be told, or dropped, when the lock is free again: both may take it.
+#[derive(Default)]
+struct Later(Vec<(Told, Result<Pass, Turned>)>);
+
+/// Where somebody that waits learns what becomes of it.
+type Told = oneshot::Sender<Result<Pass, Turned>>;
+
+impl Later {
+    fn tell(self) {
+        for (told, what) in self.0 {
+            // One that has left gives back what it got, by the drop.
+            let _ = told.send(what);
+        }
+    }
+}
+
+impl Gate {
+    /// Of `capacity`, with a queue of `queue`, for tenants of `weights`.
+    pub(super) fn new(capacity: Amount, queue: u32, weights: &[u32]) -> Arc<Self> {
+        let line = |weight: &u32| Line {
+            weight: (*weight).max(1),
+            held: Amount::default(),
+            at: 0,
+            waiting: VecDeque::new(),
+            passed: 0,
+        };
+        // The last line is the daemon's own.
+        let several = weights.len() > 2;
+        Arc::new(Self {
+            capacity,
+            share: if several { capacity.share() } else { capacity },
+            queue,
+            state: Mutex::new(State {
+                lines: weights.iter().map(line).collect(),
+                ..State::default()
+            }),
+        })
+    }
+
+    /// Lets `ask` of the tenant `line` through, at once or after it waited, no longer than `patience`, in its line;
+    /// `waits` is told where it does.
+    ///
+    /// # Errors
+    /// Why it is turned away.
+    pub(super) async fn enter(
+        self: &Arc<Self>,
+        line: usize,
+        ask: Amount,
+        patience: Duration,
+        waits: impl FnOnce(),
+    ) -> Result<Pass, Turned> {
+        let (ticket, mut told) = match self.arrive(line, ask)? {
+            Arrived::Through(pass) => return Ok(pass),
+            Arrived::InLine(ticket, told) => (ticket, told),
+        };
+        let _place = Place {
+            gate: self,
+            line,
+            ticket,
+        };
+        waits();
+        match tokio::time::timeout(patience, &mut told).await {
+            Ok(Ok(what)) => what,
+            Ok(Err(_gone)) => Err(Turned::Closed),
+            // It may have been let through at that moment.
+            Err(_elapsed) => told.try_recv().unwrap_or(Err(Turned::Expired)),
+        }
+    }
+
+    /// Lets `ask` through where there is room now.
+    ///
+    /// # Errors
+    /// Why it is turned away.
+    pub(super) fn try_enter(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Pass, Turned> {
+        let mut state = self.lock();
+        self.check(&state, ask)?;
+        if state.waiting > 0 || !self.fits(&state, line, ask) {
+            return Err(Turned::Full);
+        }
+        Ok(self.let_through(&mut state, line, ask))
+    }
+
+    /// Lets nobody through any more; those that wait are turned away.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let mut later = Later::default();
+        for line in &mut state.lines {
+            let waiting = line.waiting.drain(..);
+            later
+                .0
+                .extend(waiting.map(|waiter| (waiter.told, Err(Turned::Closed))));
+        }
+        state.waiting = 0;
+        drop(state);
+        later.tell();
+    }
+
+    /// Whether nobody is let through any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// What it holds.
+    pub(super) fn load(&self) -> Load {
+        let state = self.lock();
+        Load {
+            held: state.held.places,
+            places: self.capacity.places,
+            waiting: state.waiting,
+            bytes: state.held.bytes,
+            capacity: self.capacity.bytes,
+        }
+    }
+
+    /// When somebody that comes now may be let through, about: all that wait are before it, and as many go at once as
+    /// there are places.
+    pub(super) fn retry_after(&self) -> Duration {
+        let state = self.lock();
+        let before = f64::from(state.waiting + 1) / f64::from(self.capacity.places.max(1));
+        state.pace.mul_f64(before).clamp(SOON, LATE)
+    }
+
+    fn arrive(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Arrived, Turned> {
+        let mut state = self.lock();
+        self.check(&state, ask)?;
+        if state.waiting == 0 && self.fits(&state, line, ask) {
+            return Ok(Arrived::Through(self.let_through(&mut state, line, ask)));
+        }
+        let mut later = Later::default();
+        let (told, answer) = oneshot::channel();
+        state.tickets += 1;
+        let ticket = state.tickets;
+        let mut full = state.waiting >= self.queue;
+        if full && let Some(longest) = state.makes_way_for(line) {
+            let newest = state.lines[longest].waiting.pop_back();
+            later
+                .0
+                .extend(newest.map(|waiter| (waiter.told, Err(Turned::Full))));
+            state.waiting -= 1;
+            full = false;
+        }
+        // Also where the queue is full: there may be room for this line, though not for those that wait.
+        state.line_up(line, Waiter { ticket, ask, told });
+        self.serve(&mut state, &mut later);
+        if full && state.leave(line, ticket) {
+            drop(state);
+            later.tell();
+            return Err(Turned::Full);
+        }
+        drop(state);
+        later.tell();
+        Ok(Arrived::InLine(ticket, answer))
+    }
+
+    fn check(&self, state: &State, ask: Amount) -> Result<(), Turned> {
+        if state.closed {
+            return Err(Turned::Closed);
+        }
+        if !Amount::default().has_room(ask, self.share) {
+            return Err(Turned::TooMuch(self.share));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, state: &State, line: usize, ask: Amount) -> bool {
+        state.held.has_room(ask, self.capacity)
+            && state.lines[line]
+                .held
+                .has_room(ask, self.limit(line, state))
+    }
+
+    /// What the tenant of a line may hold. The daemon's own work is no tenant.
+    fn limit(&self, line: usize, state: &State) -> Amount {
+        if line + 1 == state.lines.len() {
+            return self.capacity;
+        }
+        self.share
+    }
+
+    fn let_through(self: &Arc<Self>, state: &mut State, line: usize, ask: Amount) -> Pass {
+        state.held.add(ask);
+        let it = &mut state.lines[line];
+        it.held.add(ask);
+        it.passed = 0;
+        if it.waiting.is_empty() {
+            // What it did not use while nobody of it waited is not its to catch up on.
+            it.at = it.at.max(state.now);
+        }
+        state.now = state.now.max(it.at);
+        it.at += TURN / u64::from(it.weight);
+        Pass {
+            gate: Arc::clone(self),
+            line,
+            held: ask,
+            since: Instant::now(),
+        }
+    }
+
+    /// Lets all through that fit, in turn.
+    fn serve(self: &Arc<Self>, state: &mut State, later: &mut Later) {
+        while state.waiting > 0 {
+            let mut order: Vec<usize> = (0..state.lines.len())
+                .filter(|line| !state.lines[*line].waiting.is_empty())
+                .collect();
+            order.sort_unstable_by_key(|line| state.lines[*line].at);
+            let mut passed = Vec::new();
+            let mut next = None;
+            for line in order {
+                let Some(head) = state.lines[line].waiting.front() else {
+                    continue;
+                };
+                let ask = head.ask;
+                if self.fits(state, line, ask) {
+                    next = Some((line, ask));
+                    break;
+                }
+                let over_its_share = !state.lines[line]
+                    .held
+                    .has_room(ask, self.limit(line, state));
+                if over_its_share {
+                    // Only its own tenant can make room for it.
+                    continue;
+                }
+                if state.lines[line].passed >= PASSES {
+                    break;
+                }
+                passed.push(line);
+            }
+            let Some((line, ask)) = next else {
+                return;
+            };
+            for line in passed {
+                state.lines[line].passed += 1;
+            }
+            state.waiting -= 1;
+            let Some(waiter) = state.lines[line].waiting.pop_front() else {
+                return;
+            };
+            let pass = self.let_through(state, line, ask);
+            later.0.push((waiter.told, Ok(pass)));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn line_up(&mut self, line: usize, waiter: Waiter) {
+        let it = &mut self.lines[line];
+        if it.waiting.is_empty() {
+            it.at = it.at.max(self.now);
+        }
+        it.waiting.push_back(waiter);
+        self.waiting += 1;
+    }
+
+    /// Takes one out of its line; false where it is there no more.
+    fn leave(&mut self, line: usize, ticket: u64) -> bool {
+        let waiting = &mut self.lines[line].waiting;
+        let Some(at) = waiting.iter().position(|waiter| waiter.ticket == ticket) else {
+            return false;
+        };
+        waiting.remove(at);
+        self.waiting -= 1;
+        true
+    }
+
+    /// The line whose newest gives its place in the queue to one more of `line`: the longest by weight, where it stays
+    /// longer than that.
+    fn makes_way_for(&self, line: usize) -> Option<usize> {
+        let length =
+            |it: &Line, more: u64| (it.waiting.len() as u64 + more) * TURN / u64::from(it.weight);
+        let longest = (0..self.lines.len()).max_by_key(|it| length(&self.lines[*it], 0))?;
+        let mine = length(&self.lines[line], 1);
+        (longest != line && length(&self.lines[longest], 0) > mine).then_some(longest)
+    }
+}
+
+enum Arrived {
+    Through(Pass),
+    InLine(u64, oneshot::Receiver<Result<Pass, Turned>>),
+}
+
+/// One that waits, until this is dropped.
+struct Place<'a> {
+    gate: &'a Arc<Gate>,
+    line: usize,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        let mut later = Later::default();
+        if state.leave(self.line, self.ticket) {
+            // Those behind it may fit where it did not.
+            self.gate.serve(&mut state, &mut later);
+        }
+        drop(state);
+        later.tell();
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        state.held.sub(self.held);
+        state.lines[self.line].held.sub(self.held);
+        let held = self.since.elapsed();
+        state.pace = (state.pace * (PACE - 1) + held) / PACE;
+        let mut later = Later::default();
+        self.gate.serve(&mut state, &mut later);
+        drop(state);
+        later.tell();
+    }
+}

@@ -1,0 +1,228 @@
+//! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
+//! its own numbers; all of them are in Health.
+
+mod gate;
+mod memory;
+mod quota;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::gate::{Amount, Gate, Turned};
+use crate::refusal::{Reason, Refusal};
+
+pub use self::gate::{Load, Pass};
+pub use self::memory::share_of_memory;
+pub use self::quota::Quota;
+pub(super) use self::quota::{Account, Counted};
+
+/// What there is for all tenants.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Runs at once.
+    pub slots: u32,
+    /// Bytes that they may reserve.
+    pub memory: u64,
+    /// Runs that may wait.
+    pub queue: u32,
+    /// How long one may wait.
+    pub max_wait: Duration,
+    /// Modules that are compiled at once.
+    pub compiles: u32,
+    /// Modules that may wait to be compiled.
+    pub compile_queue: u32,
+    /// How long one may wait.
+    pub compile_wait: Duration,
+    /// Modules that may arrive at once, in pieces or from a registry.
+    pub arrivals: u32,
+}
+
+/// Which gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Run,
+    Compile,
+    Arrival,
+    Unattended,
+}
+
+/// The gates.
+#[derive(Debug)]
+pub(super) struct Admission {
+    runs: Arc<Gate>,
+    compiles: Arc<Gate>,
+    arrivals: Arc<Gate>,
+    /// Runs that are taken to their start without their callers: as many as may run or wait for a slot.
+    unattended: Arc<Gate>,
+    max_wait: Duration,
+    compile_wait: Duration,
+}
+
+/// What waits, and what is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Loads {
+    /// Runs.
+    pub runs: Load,
+    /// Compilations.
+    pub compiles: Load,
+    /// Modules that arrive.
+    pub arrivals: Load,
+}
+
+impl Admission {
+    /// For tenants of `weights`, the last of which is the daemon itself.
+    pub(super) fn new(capacity: &Capacity, weights: &[u32]) -> Self {
+        let places = |places: u32, queue| Gate::new(Amount::places(places), queue, weights);
+        let slots = Amount {
+            places: capacity.slots,
+            bytes: capacity.memory,
+        };
+        Self {
+            runs: Gate::new(slots, capacity.queue, weights),
+            compiles: places(capacity.compiles, capacity.compile_queue),
+            arrivals: places(capacity.arrivals, 0),
+            unattended: places(capacity.slots.saturating_add(capacity.queue), 0),
+            max_wait: capacity.max_wait,
+            compile_wait: capacity.compile_wait,
+        }
+    }
+
+    /// A slot with `bytes` for a run of the tenant `line`, at once or after waiting, of which `waits` is told; the caller
+    /// has until `until`.
+    ///
+    /// # Errors
+    /// `CAPACITY_EXCEEDED`, `QUEUE_FULL`, `WAIT_EXPIRED`, `NOT_STARTED`, `SHUTTING_DOWN`.
+    pub(super) async fn run(
+        &self,
+        line: usize,
+        bytes: u64,
+        until: Option<Instant>,
+        waits: impl FnOnce(),
+    ) -> Result<Pass, Refusal> {
+        let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let wait = patience.map_or(self.max_wait, |patience| patience.min(self.max_wait));
+        let entered = self.runs.enter(line, Amount::one(bytes), wait, waits).await;
+        entered.map_err(|turned| {
+            let gives_up = patience.is_some_and(|it| it <= self.max_wait);
+            if turned == Turned::Expired && gives_up {
+                return not_started();
+            }
+            self.refusal(Kind::Run, bytes, turned)
+        })
+    }
+
+    /// A compile thread for the tenant `line`.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL`, `WAIT_EXPIRED`, `SHUTTING_DOWN`.
+    pub(super) async fn compile(&self, line: usize) -> Result<Pass, Refusal> {
+        let entered = self
+            .compiles
+            .enter(line, Amount::one(0), self.compile_wait, || ());
+        let refused = |turned| self.refusal(Kind::Compile, 0, turned);
+        entered.await.map_err(refused)
+    }
+
+    /// A place for a module that arrives.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL`, `SHUTTING_DOWN`.
+    pub(super) fn arrive(&self, line: usize) -> Result<Pass, Refusal> {
+        let entered = self.arrivals.try_enter(line, Amount::one(0));
+        entered.map_err(|turned| self.refusal(Kind::Arrival, 0, turned))
+    }
+
+    /// A place for a run that goes on to its start without its caller.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL`, `SHUTTING_DOWN`.
+    pub(super) fn unattended(&self, line: usize) -> Result<Pass, Refusal> {
+        let entered = self.unattended.try_enter(line, Amount::one(0));
+        entered.map_err(|turned| self.refusal(Kind::Unattended, 0, turned))
+    }
+
+    /// Admits no run any more; those that wait are refused at once. What compiles goes on to its end.
+    pub(super) fn close(&self) {
+        for gate in [&self.runs, &self.arrivals, &self.unattended] {
+            gate.close();
+        }
+    }
+
+    /// Whether no run is admitted any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.runs.is_closed()
+    }
+
+    /// What waits, and what is held.
+    pub(super) fn loads(&self) -> Loads {
+        Loads {
+            runs: self.runs.load(),
+            compiles: self.compiles.load(),
+            arrivals: self.arrivals.load(),
+        }
+    }
+
+    fn refusal(&self, kind: Kind, asked: u64, turned: Turned) -> Refusal {
+        let (gate, full, wait, key) = match kind {
+            Kind::Run => (
+                &self.runs,
+                "all slots, or all memory for runs, are taken and too many runs wait already (admission.queue)",
+                self.max_wait,
+                "admission.max_wait",
+            ),
+            Kind::Compile => (
+                &self.compiles,
+                "too many modules wait to be compiled (compile.queue)",
+                self.compile_wait,
+                "compile.max_wait",
+            ),
+            Kind::Arrival => (
+                &self.arrivals,
+                "too many modules are arriving (store.uploads)",
+                Duration::ZERO,
+                "store.uploads",
+            ),
+            Kind::Unattended => (
+                &self.unattended,
+                "too many runs that go on without their callers wait (admission.queue)",
+                Duration::ZERO,
+                "admission.queue",
+            ),
+        };
+        match turned {
+            Turned::TooMuch(most) => too_much(asked, most.bytes),
+            Turned::Full => Refusal::new(Reason::QueueFull, full).retry_after(gate.retry_after()),
+            Turned::Expired => {
+                let wait = humantime::format_duration(wait);
+                let message = format!("no place came free within {wait} ({key})");
+                Refusal::new(Reason::WaitExpired, message).retry_after(gate.retry_after())
+            }
+            Turned::Closed => shutting_down(),
+        }
+    }
+}
+
+/// A run that could never be admitted.
+fn too_much(asked: u64, allowed: u64) -> Refusal {
+    let message = format!(
+        "the run would reserve {asked} bytes of memory, stack and output buffers; at most {allowed} can ever be had here (admission.memory)"
+    );
+    Refusal::new(Reason::CapacityExceeded, message)
+        .at("spec.resources")
+        .with("asked", asked)
+        .with("allowed", allowed)
+}
+
+/// The caller's deadline passed before its run could start.
+pub(super) fn not_started() -> Refusal {
+    Refusal::new(
+        Reason::NotStarted,
+        "the caller's deadline passed before what it asked for could be done",
+    )
+}
+
+/// The daemon is ending.
+pub fn shutting_down() -> Refusal {
+    Refusal::new(Reason::ShuttingDown, "the daemon is shutting down")
+        .retry_after(Duration::from_secs(1))
+}

@@ -1,0 +1,141 @@
+//! Guests open regular files and directories only. A FIFO would hold a thread until somebody opens its other end, and a
+//! device is nobody's data. No guest can make either, so that what is looked at before it is opened stays what it is.
+
+use wasmtime::component::{self, Resource};
+use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut};
+use wasmtime_wasi::filesystem::WasiFilesystemView;
+use wasmtime_wasi::p0::wasi_unstable;
+use wasmtime_wasi::p1::types::{self, Filetype};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    Descriptor, DescriptorFlags, DescriptorType, ErrorCode, HostDescriptor, OpenFlags, PathFlags,
+};
+use wiggle::{GuestMemory, GuestPtr};
+
+use super::host::{State, memory};
+
+/// The interface of components that opens files, in the version that the runtime offers.
+const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
+/// What a core module is told.
+const ERRNO_ACCES: i32 = 2;
+
+/// What `path_open` of core modules takes.
+type PathOpen = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
+
+/// Replaces `path_open` of preview 1 and of `wasi_unstable`.
+pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.func_wrap_async(
+        "wasi_snapshot_preview1",
+        "path_open",
+        |caller: Caller<'_, State>, args: PathOpen| Box::new(path_open(caller, args, false)),
+    )?;
+    linker.func_wrap_async(
+        "wasi_unstable",
+        "path_open",
+        |caller: Caller<'_, State>, args: PathOpen| Box::new(path_open(caller, args, true)),
+    )?;
+    Ok(())
+}
+
+async fn path_open(
+    mut caller: Caller<'_, State>,
+    args: PathOpen,
+    unstable: bool,
+) -> wasmtime::Result<i32> {
+    let (dir, follow, path, len, how, base, inheriting, flags, out) = args;
+    let fuel = caller.as_context_mut().hostcall_fuel();
+    let memory = memory(&mut caller)?;
+    let (bytes, state) = memory.data_and_store_mut(&mut caller);
+    let mut memory = GuestMemory::Unshared(bytes);
+    let wasi = &mut state.wasi;
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, fuel);
+    if let Ok(lookup) = types::Lookupflags::try_from(follow.cast_unsigned()) {
+        let name = GuestPtr::<str>::new((path.cast_unsigned(), len.cast_unsigned()));
+        let dir = types::Fd::from(dir.cast_unsigned());
+        let stat = WasiSnapshotPreview1::path_filestat_get(wasi, &mut memory, dir, lookup, name);
+        // What cannot be looked at is not there, or is refused below for what it is.
+        if let Ok(stat) = stat.await
+            && !matches!(
+                stat.filetype,
+                Filetype::RegularFile | Filetype::Directory | Filetype::SymbolicLink
+            )
+        {
+            return Ok(ERRNO_ACCES);
+        }
+    }
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, fuel);
+    if unstable {
+        return wasi_unstable::path_open(
+            wasi,
+            &mut memory,
+            dir,
+            follow,
+            path,
+            len,
+            how,
+            base,
+            inheriting,
+            flags,
+            out,
+        )
+        .await;
+    }
+    wasi_snapshot_preview1::path_open(
+        wasi,
+        &mut memory,
+        dir,
+        follow,
+        path,
+        len,
+        how,
+        base,
+        inheriting,
+        flags,
+        out,
+    )
+    .await
+}
+
+/// Replaces `open-at` of components.
+pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut interface = linker.instance(INTERFACE)?;
+    interface.func_wrap_async(
+        "[method]descriptor.open-at",
+        |store: StoreContextMut<'_, State>, args: OpenAt| Box::new(open_at(store, args)),
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// What `open-at` takes, and gives.
+type OpenAt = (
+    Resource<Descriptor>,
+    PathFlags,
+    String,
+    OpenFlags,
+    DescriptorFlags,
+);
+type Opened = (Result<Resource<Descriptor>, ErrorCode>,);
+
+async fn open_at(
+    mut store: StoreContextMut<'_, State>,
+    (dir, follow, path, how, flags): OpenAt,
+) -> wasmtime::Result<Opened> {
+    let mut files = store.data_mut().filesystem();
+    let again = Resource::new_borrow(dir.rep());
+    let stat = HostDescriptor::stat_at(&mut files, again, follow, path.clone());
+    // What cannot be looked at is not there, or is refused below for what it is.
+    if let Ok(stat) = stat.await
+        && !matches!(
+            stat.type_,
+            DescriptorType::RegularFile | DescriptorType::Directory | DescriptorType::SymbolicLink
+        )
+    {
+        return Ok((Err(ErrorCode::Access),));
+    }
+    match HostDescriptor::open_at(&mut files, dir, follow, path, how, flags).await {
+        Ok(opened) => Ok((Ok(opened),)),
+        Err(error) => Ok((Err(error.downcast()?),)),
+    }
+}

@@ -1,0 +1,54 @@
+//! A module that is to be compiled: its bytes, and who says when.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::refusal::Refusal;
+use crate::request::Digest;
+use crate::store::{Blob, Store};
+
+/// Where a module's bytes are to be had when they are needed.
+#[derive(Clone)]
+pub enum Source {
+    /// Here.
+    Here(Blob),
+    /// In a store, by its digest.
+    Stored(Arc<Store>, Digest),
+}
+
+/// Held for as long as a module is compiled.
+pub type Turn = Box<dyn Any + Send>;
+type Turns = Arc<dyn Fn() -> BoxFuture<'static, Result<Turn, Refusal>> + Send + Sync>;
+
+/// A module's bytes, and who says when it may be compiled.
+#[derive(Clone)]
+pub struct Wanted {
+    pub(super) wasm: Source,
+    turn: Turns,
+}
+
+impl Wanted {
+    /// `wasm`, to be compiled while what `turn` gives is held.
+    pub fn new<F, T>(wasm: Source, turn: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<T, Refusal>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let boxed = move || {
+            let turn = turn();
+            async move { turn.await.map(|held| Box::new(held) as Turn) }.boxed()
+        };
+        Self {
+            wasm,
+            turn: Arc::new(boxed),
+        }
+    }
+
+    /// Waits until it may be compiled.
+    pub(super) async fn turn(&self) -> Result<Turn, Refusal> {
+        (self.turn)().await
+    }
+}

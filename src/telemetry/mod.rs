@@ -1,0 +1,138 @@
+//! The log: structured, to standard error, by a writer that never blocks the daemon. And the audit, to a file, by one
+//! that loses no line.
+
+mod audit;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use self::audit::AuditFile;
+use crate::config::{LogFormat, Telemetry};
+use crate::refusal::printable;
+
+/// Lines that wait for a slow reader of standard error; more are dropped and counted.
+const BUFFERED_LINES: usize = 16_384;
+/// Lines of the audit that wait for the disk; whoever writes one more waits too.
+const BUFFERED_AUDIT_LINES: usize = 65_536;
+/// The target of the audit's lines.
+const AUDIT: &str = "ringfence::audit";
+/// How often dropped lines are told.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// Writes what is left when it is dropped.
+pub struct Log {
+    _worker: WorkerGuard,
+    _audit: Option<WorkerGuard>,
+    dropped: ErrorCounter,
+}
+
+/// Starts the log of this process, and sends panics to it.
+///
+/// # Errors
+/// A directive that is not one, which the configuration's check has seen already; an audit file that cannot be opened.
+pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
+    let mut filter: Targets = telemetry
+        .log_level
+        .parse()
+        .map_err(|error| format!("telemetry.log_level: {error}"))?;
+    // The audit has a place of its own, and what guests can make a library say at each call is none of the log's.
+    for quiet in [AUDIT, "wasmtime_wasi", "wasmtime_wasi_io", "wiggle"] {
+        if !telemetry.log_level.contains(quiet) {
+            filter = filter.with_target(quiet, LevelFilter::OFF);
+        }
+    }
+    let (audit, audit_worker) = audit_layer(telemetry)?.unzip();
+    let (writer, worker) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(BUFFERED_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
+    let log = match telemetry.log_format {
+        LogFormat::Text => layer(writer).with_ansi(false).boxed(),
+        LogFormat::Json => layer(writer).json().boxed(),
+    };
+    let registry = tracing_subscriber::registry().with(log.with_filter(filter));
+    let started = registry.with(audit).try_init();
+    started.map_err(|error| error.to_string())?;
+    std::panic::set_hook(Box::new(|panic| {
+        let cause = panic.payload_as_str().map(printable).unwrap_or_default();
+        let at = panic.location().map(ToString::to_string);
+        tracing::error!(cause, at, "panic");
+    }));
+    Ok(Log {
+        _worker: worker,
+        _audit: audit_worker,
+        dropped,
+    })
+}
+
+/// What writes the audit, where there is a file for it, and what writes the rest of it at the end.
+#[expect(clippy::type_complexity, reason = "a layer of any subscriber")]
+fn audit_layer<S>(
+    telemetry: &Telemetry,
+) -> Result<Option<(Box<dyn Layer<S> + Send + Sync>, WorkerGuard)>, String>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    let path = &telemetry.audit_file;
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let file = AuditFile::open(path)
+        .map_err(|error| format!("telemetry.audit_file: {}: {error}", path.display()))?;
+    let (writer, worker) = NonBlockingBuilder::default()
+        .lossy(false)
+        .buffered_lines_limit(BUFFERED_AUDIT_LINES)
+        .thread_name("audit")
+        .finish(file);
+    let layer = tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_level(false)
+        .with_target(false)
+        .with_writer(writer);
+    let only = Targets::new().with_target(AUDIT, LevelFilter::INFO);
+    Ok(Some((layer.with_filter(only).boxed(), worker)))
+}
+
+fn layer<S, W>(
+    writer: W,
+) -> tracing_subscriber::fmt::Layer<
+    S,
+    tracing_subscriber::fmt::format::DefaultFields,
+    tracing_subscriber::fmt::format::Format,
+    W,
+>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    tracing_subscriber::fmt::layer().with_writer(writer)
+}
+
+impl Log {
+    /// Tells of dropped lines, now and then, for as long as it is polled.
+    pub async fn report_drops(&self) {
+        let told = AtomicUsize::new(0);
+        loop {
+            tokio::time::sleep(REPORT).await;
+            let dropped = self.dropped.dropped_lines();
+            if dropped > told.swap(dropped, Ordering::Relaxed) {
+                tracing::warn!(
+                    dropped,
+                    "log lines were dropped since the start: nobody reads them fast enough"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+;; The smallest program that prints: `cargo run --release -- run examples/hello.wat`
+(module
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 8) "Hello from inside the fence.\n")
+  (func (export "_start")
+    ;; An iovec at 0: where the text is, and how long.
+    (i32.store (i32.const 0) (i32.const 8))
+    (i32.store (i32.const 4) (i32.const 29))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))))

@@ -1,0 +1,1 @@
+(module (memory 1) (memory 1) (func (export "_start") (memory.copy 0 1 (i32.const 0) (i32.const 0) (i32.const 65536))))

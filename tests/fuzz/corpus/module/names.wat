@@ -1,0 +1,1 @@
+(module (func $"a\n\1b[31mb" (export "_start") unreachable))

@@ -1,0 +1,1 @@
+(module (func (export "_start") (drop (i8x16.popcnt (v128.const i64x2 1 2)))))

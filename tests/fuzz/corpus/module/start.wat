@@ -1,0 +1,1 @@
+(module (func $f (loop (br 0))) (start $f))

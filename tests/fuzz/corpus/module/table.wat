@@ -1,0 +1,1 @@
+(module (table 10 funcref) (func (export "_start") (drop (table.grow (ref.null func) (i32.const 100000)))))

@@ -1,0 +1,25 @@
+;; Bulk operations, each of which checks once whether it is to end.
+(module
+  (memory (export "memory") 128)
+  (data $data "0123456789abcdef")
+  (table $table 60000 funcref)
+  (elem $elem func $f $f $f $f)
+  (func $f)
+  (func (export "fill")
+    (loop $again (memory.fill (i32.const 0) (i32.const 7) (i32.const 0x800000)) (br $again)))
+  (func (export "copy")
+    (loop $again
+      (memory.copy (i32.const 0) (i32.const 0x400000) (i32.const 0x400000))
+      (memory.copy (i32.const 0x400000) (i32.const 0) (i32.const 0x400000))
+      (br $again)))
+  (func (export "init")
+    (loop $again (memory.init $data (i32.const 0) (i32.const 0) (i32.const 16)) (br $again)))
+  (func (export "table_fill")
+    (loop $again (table.fill $table (i32.const 0) (ref.func $f) (i32.const 60000)) (br $again)))
+  (func (export "table_copy")
+    (loop $again
+      (table.copy $table $table (i32.const 0) (i32.const 30000) (i32.const 30000))
+      (table.copy $table $table (i32.const 30000) (i32.const 0) (i32.const 30000))
+      (br $again)))
+  (func (export "table_init")
+    (loop $again (table.init $table $elem (i32.const 0) (i32.const 0) (i32.const 4)) (br $again))))

@@ -1,0 +1,55 @@
+;; Host calls that take long, or for ever, or much.
+(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_get" (func $args (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "sock_accept" (func $accept (param i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 320)
+  (func (export "random_all")
+    (loop $again (drop (call $random (i32.const 0) (i32.const 0x1400000))) (br $again)))
+  (func (export "random_pieces") (local $at i32)
+    (loop $again
+      (drop (call $random (local.get $at) (i32.const 0x10000)))
+      (local.set $at (i32.and (i32.add (local.get $at) (i32.const 0x10000)) (i32.const 0x3fffff)))
+      (br $again)))
+  ;; One clock, an hour from now.
+  (func $hour (param $at i32)
+    (i32.store offset=16 (local.get $at) (i32.const 1))
+    (i64.store offset=24 (local.get $at) (i64.const 3600000000000)))
+  (func (export "sleep")
+    (call $hour (i32.const 0))
+    (call $exit (call $poll (i32.const 0) (i32.const 0x100000) (i32.const 1) (i32.const 0x200000))))
+  (func (export "sleep_often") (local $at i32)
+    (loop $more
+      (call $hour (local.get $at))
+      (local.set $at (i32.add (local.get $at) (i32.const 48)))
+      (br_if $more (i32.lt_u (local.get $at) (i32.const 4800))))
+    (call $exit (call $poll (i32.const 0) (i32.const 0x100000) (i32.const 100) (i32.const 0x200000))))
+  ;; As many subscriptions as there is room for, all of them clocks that are due.
+  (func $all (result i32)
+    (call $poll (i32.const 0) (i32.const 12000000) (i32.const 250000) (i32.const 20900000)))
+  (func (export "poll_all") (call $exit (call $all)))
+  (func (export "poll_all_for_ever") (loop $again (drop (call $all)) (br $again)))
+  ;; A count that no memory holds.
+  (func (export "poll_too_many")
+    (call $exit (call $poll (i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0))))
+  (func (export "clock") (loop $again (drop (call $clock (i32.const 1) (i64.const 0) (i32.const 0))) (br $again)))
+  (func (export "yield") (loop $again (drop (call $yield)) (br $again)))
+  (func (export "arguments") (loop $again (drop (call $args (i32.const 0x100000) (i32.const 0))) (br $again)))
+  (func (export "environment") (loop $again (drop (call $environ (i32.const 0x100000) (i32.const 0))) (br $again)))
+  (func (export "accept") (loop $again (drop (call $accept (i32.const 1) (i32.const 0) (i32.const 0))) (br $again)))
+  ;; Reads on at the end of its input, into a million vectors that are the same megabyte.
+  (func (export "read_on") (local $at i32)
+    (loop $more
+      (i32.store (local.get $at) (i32.const 0x1000000))
+      (i32.store offset=4 (local.get $at) (i32.const 0x100000))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if $more (i32.lt_u (local.get $at) (i32.const 8000000))))
+    (loop $again
+      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1000000) (i32.const 0x900000)))
+      (br $again))))

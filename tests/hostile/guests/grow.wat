@@ -1,0 +1,18 @@
+;; Grows what it has for as long as it is let.
+(module
+  (memory 1)
+  (table $table 1 funcref)
+  (func (export "memory_for_ever") (loop $again (drop (memory.grow (i32.const 1))) (br $again)))
+  (func (export "memory_and_cope")
+    (loop $again (br_if $again (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))))
+  (func (export "memory_or_trap")
+    (loop $again (br_if $again (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+    unreachable)
+  (func (export "memory_at_once")
+    (if (i32.eq (memory.grow (i32.const 65535)) (i32.const -1)) (then unreachable)))
+  (func (export "table_for_ever")
+    (loop $again (drop (table.grow $table (ref.null func) (i32.const 100))) (br $again)))
+  (func (export "table_and_cope")
+    (loop $again (br_if $again (i32.ne (table.grow $table (ref.null func) (i32.const 100)) (i32.const -1)))))
+  (func (export "table_at_once")
+    (if (i32.eq (table.grow $table (ref.null func) (i32.const 0xfffffff0)) (i32.const -1)) (then unreachable))))
