@@ -3,12 +3,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::header::AUTHORIZATION;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::intake::Arrived;
 use super::listen::Peer;
 use super::status;
 use crate::auth::{Evidence, Gatekeeper};
@@ -83,7 +85,7 @@ impl Inner {
         if self.authorities.is_empty() {
             return Ok(());
         }
-        let host = uri.host().unwrap_or_default();
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         if self
             .authorities
             .iter()
@@ -148,6 +150,7 @@ where
         let layer = Arc::clone(&self.layer.0);
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
+            head.extensions.insert(Arrived(Instant::now()));
             match layer.tenant(&head).await {
                 Ok(tenant) => {
                     if let Some(tenant) = tenant {

@@ -23,8 +23,10 @@ use crate::refusal::{Reason, Refusal};
 use crate::run::{Tenant, Untold};
 use crate::sandbox::MAX_STDIN_CHUNK;
 
-/// Bytes of a message of a service that is not ours: health and reflection.
+/// Bytes of a message of a service that is not ours, which is reflection.
 const MAX_FOREIGN: u64 = 64 << 10;
+/// Bytes of a question about health, which may be left to everybody.
+const MAX_HEALTH: u64 = 1 << 10;
 /// What a message may take besides the module, or the part of it, that it carries.
 const LOAD_SLACK: u64 = 64 << 10;
 /// Bytes of one chunk of an upload, and of a message with one.
@@ -69,6 +71,10 @@ pub struct Intake {
     held: Arc<AtomicU64>,
     deliveries: Deliveries,
 }
+
+/// When a request's headers were there, noted by whoever saw them first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
 
 /// When a request's first bytes came, and what it holds.
 #[derive(Clone, Debug)]
@@ -190,6 +196,8 @@ impl Intake {
             }
             "/ringfence.v1.ModuleService/UploadModule" => (Kind::Upload, UPLOAD_MESSAGE),
             "/ringfence.v1.RunService/Interact" => (Kind::Interact, INTERACT_START),
+            "/ringfence.v1.SandboxService/Health" => (Kind::Health, MAX_HEALTH),
+            path if path.starts_with("/grpc.health.v1.Health/") => (Kind::Health, MAX_HEALTH),
             path if path.starts_with("/ringfence.v1.RunService/") => (Kind::Unary, MAX_QUESTION),
             path if path.starts_with("/ringfence.v1.") => (Kind::Unary, self.settings.max_message),
             _ => (Kind::Foreign, MAX_FOREIGN),
@@ -207,6 +215,9 @@ enum Kind {
     /// One message, which is charged for as long as the others come, since what it arrived in is used for them too; then
     /// small ones, as far apart as their caller likes: charged for what they hold at once.
     Interact,
+    /// One message, so small that it is not charged, which has to be there as a whole in the time that others have for
+    /// their next bytes.
+    Health,
     /// Of a service that is not ours: small, short-lived, and not charged.
     Foreign,
 }
@@ -252,8 +263,9 @@ where
         let budget = self.intake.settings.inflight;
         let charge_of_decoding = Some((charge.clone(), budget));
         let stall = self.intake.settings.stall;
+        let at = request.extensions().get::<Arrived>().map(|it| it.0);
         request.extensions_mut().insert(Arrival {
-            at: Instant::now(),
+            at: at.unwrap_or_else(Instant::now),
             charge: Some(charge.clone()),
         });
         let request = request.map(|body| {
@@ -342,7 +354,7 @@ impl Counted {
             return Err(malformed("the message is compressed, which is not offered"));
         }
         self.messages += 1;
-        if self.kind == Kind::Unary && self.messages > 1 {
+        if matches!(self.kind, Kind::Unary | Kind::Health) && self.messages > 1 {
             return Err(malformed("there is more than one message"));
         }
         if length > self.cap {
@@ -380,7 +392,7 @@ impl Counted {
             Kind::Unary => bytes,
             Kind::Upload if !self.charged => UPLOAD_HOLDS,
             Kind::Interact if first => bytes,
-            Kind::Interact | Kind::Upload | Kind::Foreign => return Ok(()),
+            Kind::Interact | Kind::Upload | Kind::Foreign | Kind::Health => return Ok(()),
         };
         self.charged = true;
         self.charge.add(holds, self.budget)
@@ -400,7 +412,7 @@ impl Counted {
             Kind::Foreign | Kind::Interact => {
                 self.messages > 0 && matches!(self.state, Framing::Prefix(_, 0))
             }
-            Kind::Unary | Kind::Upload => false,
+            Kind::Unary | Kind::Upload | Kind::Health => false,
         }
     }
 
@@ -449,7 +461,9 @@ impl http_body::Body for Counted {
                 "the rest of the message did not come (server.request_stall)",
             ));
         }
-        self.silent = None;
+        if self.kind != Kind::Health {
+            self.silent = None;
+        }
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             // The transport tells a reset as an end without an error: half of a message, or half of an upload.

@@ -26,7 +26,7 @@ const RECORDS_EACH: u64 = 1 << 20;
 /// Where a store does not open.
 pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> {
     let all = config.all_tenants();
-    let total = Total::new(config.store.budget.0);
+    let total = Total::new(config.store.budget.0, all.len());
     let records = (RECORDS / all.len() as u64).max(RECORDS_EACH);
     all.into_iter()
         .map(|tenant| {

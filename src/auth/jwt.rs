@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::{Map, Value};
-use tokio::sync::Mutex;
+use tokio::sync::{Notify, watch};
 
 use super::watched::Watched;
 
@@ -66,8 +66,10 @@ struct Remote {
     url: String,
     client: reqwest::Client,
     set: arc_swap::ArcSwap<Set>,
-    /// When they were asked for last.
-    asked: Mutex<Option<Instant>>,
+    /// Asks for the keys before it is time.
+    wanted: Notify,
+    /// How often they were asked for, and when last; what callers do or leave has no part in it.
+    asked: watch::Sender<(u64, Option<Instant>)>,
 }
 
 /// Why a token is refused. Never the token, nor what it says.
@@ -106,13 +108,14 @@ impl Jwt {
         })
     }
 
-    /// Reads what the keys are again, where it is time.
-    pub(super) async fn look(&self) {
+    /// Reads the keys again when it is time, for as long as it is polled.
+    pub(super) async fn watch(&self, look: Duration) {
         match &self.source {
-            Source::File(file) => {
+            Source::File(file) => loop {
                 file.look();
-            }
-            Source::Url(remote) => remote.refresh(AGE).await,
+                tokio::time::sleep(look).await;
+            },
+            Source::Url(remote) => remote.watch().await,
         }
     }
 
@@ -213,36 +216,50 @@ impl Remote {
             url: url.to_owned(),
             client,
             set: arc_swap::ArcSwap::from_pointee(Set::default()),
-            asked: Mutex::new(None),
+            wanted: Notify::new(),
+            asked: watch::Sender::new((0, None)),
         })
     }
 
     /// The keys, asked for again where none of them can be the one. A caller whose key is known waits for nobody.
     async fn set(&self, alg: Algorithm, kid: Option<&str>) -> Arc<Set> {
         let set = self.set.load_full();
-        if set.has(alg, kid) {
+        let mut asked = self.asked.subscribe();
+        let recently = asked.borrow().1.is_some_and(|at| at.elapsed() < AGAIN);
+        if recently || set.has(alg, kid) {
             return set;
         }
-        self.refresh(AGAIN).await;
+        // It is asked beside the callers: none of them can keep the others from the answer by leaving.
+        self.wanted.notify_one();
+        let _ = tokio::time::timeout(PATIENCE, asked.changed()).await;
         self.set.load_full()
     }
 
-    /// Asks for them where that was longer ago than `age`.
-    async fn refresh(&self, age: Duration) {
-        // One at a time, the others wait for its answer: a flood of unknown keys asks once.
-        let mut asked = self.asked.lock().await;
-        if asked.is_some_and(|at| at.elapsed() < age) {
-            return;
-        }
-        *asked = Some(Instant::now());
-        match self.fetch().await {
-            Ok(fresh) => self.set.store(Arc::new(fresh)),
-            Err(error) => {
-                tracing::error!(
-                    error,
-                    "auth.jwt.jwks cannot be read; the keys that are known stay in force"
-                );
-            }
+    /// Asks now and then, and where somebody wants it.
+    async fn watch(&self) -> ! {
+        loop {
+            let rest = match self.fetch().await {
+                Ok(fresh) => {
+                    self.set.store(Arc::new(fresh));
+                    AGE
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error,
+                        "auth.jwt.jwks cannot be read; the keys that are known stay in force"
+                    );
+                    AGAIN
+                }
+            };
+            self.asked
+                .send_modify(|asked| *asked = (asked.0 + 1, Some(Instant::now())));
+            let again = tokio::time::sleep(AGAIN);
+            let wanted = async {
+                self.wanted.notified().await;
+                // Not sooner than that, however much it is wanted.
+                again.await;
+            };
+            let _ = tokio::time::timeout(rest, wanted).await;
         }
     }
 

@@ -100,16 +100,21 @@ impl Gatekeeper {
 
     /// Reads files again that change, for as long as it is polled.
     pub async fn watch(&self) {
-        loop {
-            // Small files: what it takes is less than handing it to another thread.
-            if let Some(tokens) = &self.tokens {
-                tokens.look();
+        let tokens = async {
+            loop {
+                // A small file: what it takes is less than handing it to another thread.
+                if let Some(tokens) = &self.tokens {
+                    tokens.look();
+                }
+                tokio::time::sleep(LOOK).await;
             }
+        };
+        let keys = async {
             if let Some(jwt) = &self.jwt {
-                jwt.look().await;
+                jwt.watch(LOOK).await;
             }
-            tokio::time::sleep(LOOK).await;
-        }
+        };
+        tokio::join!(tokens, keys);
     }
 
     /// The tenant of a caller.
@@ -121,20 +126,18 @@ impl Gatekeeper {
         if let Some(everyone) = &self.everyone {
             return Ok(Arc::clone(everyone));
         }
-        let by_certificate = evidence
-            .certificate
-            .and_then(|names| names.iter().find_map(|name| self.certificates.get(name)));
+        let by_certificate = self.by_certificate(evidence.certificate)?;
         if let Some(header) = evidence.authorization {
             let by_token = self.by_token(header).await?;
             return match by_certificate {
-                Some(other) if *other != by_token => Err(forbidden(
+                Some(other) if other != by_token => Err(forbidden(
                     "the client certificate and the token stand for different tenants",
                 )),
                 Some(_) | None => Ok(by_token),
             };
         }
         if let Some(tenant) = by_certificate {
-            return Ok(Arc::clone(tenant));
+            return Ok(tenant);
         }
         if let Some(uid) = evidence.uid
             && let Some(tenant) = self.uids.get(&uid)
@@ -145,6 +148,20 @@ impl Gatekeeper {
             return Err(forbidden("the client certificate stands for no tenant"));
         }
         Err(invalid("no credential was given"))
+    }
+
+    fn by_certificate(&self, names: Option<&[String]>) -> Result<Option<Arc<str>>, Refusal> {
+        let names = names.unwrap_or_default().iter();
+        let mut tenants = names.filter_map(|name| self.certificates.get(name));
+        let Some(first) = tenants.next() else {
+            return Ok(None);
+        };
+        if tenants.any(|other| other != first) {
+            return Err(forbidden(
+                "the client certificate stands for several tenants",
+            ));
+        }
+        Ok(Some(Arc::clone(first)))
     }
 
     async fn by_token(&self, header: &[u8]) -> Result<Arc<str>, Refusal> {

@@ -6,7 +6,8 @@ use std::path::Path;
 use figment::Figment;
 use figment::providers::Serialized;
 
-use super::check::{self, Checker, Known, Problem, Problems};
+use super::check::{Checker, Known, Problem, Problems};
+use super::granted;
 use super::schema::{Config, HardeningMode, Quota, Tenant};
 
 /// The tenant of all callers where nothing tells them apart, and the one whose modules stand where those of a daemon
@@ -113,7 +114,7 @@ fn tenants(c: &mut Checker, config: &Config, known: &Known) {
         }
         quota(c, &tenant.quota, &key("quota"));
         let problems = match config.of(tenant) {
-            Ok(own) => check::limits_and_grants(&own, known),
+            Ok(own) => granted::limits_and_grants(&own, known),
             Err(problems) => problems.0,
         };
         c.0.extend(problems.into_iter().map(|problem| Problem {

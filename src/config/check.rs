@@ -4,13 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use super::callers;
 use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
-use crate::limits::{MIN_STACK, StackClass};
-
-/// The most that arguments, or environment, may be allowed to take: each of their entries takes a byte at the least, and
-/// a message may have 400,000.
-const MAX_LIST: Size = Size(192 << 10);
+use super::{callers, granted};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
@@ -143,8 +138,7 @@ pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
     server(&mut c, config);
     engine(&mut c, config, known);
     modules(&mut c, config);
-    limits(&mut c, config);
-    grants(&mut c, config, known);
+    granted::check(&mut c, config, known);
     callers::check(&mut c, config, known);
     telemetry(&mut c, config);
     if c.0.is_empty() {
@@ -152,14 +146,6 @@ pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
     } else {
         Err(Problems(c.0))
     }
-}
-
-/// What is wrong with the policy and the defaults, as a tenant has them.
-pub(super) fn limits_and_grants(config: &Config, known: &Known) -> Vec<Problem> {
-    let mut c = Checker::default();
-    limits(&mut c, config);
-    grants(&mut c, config, known);
-    c.0
 }
 
 fn listeners(c: &mut Checker, config: &Config) {
@@ -260,6 +246,11 @@ fn server(c: &mut Checker, config: &Config) {
             "hosts, without a port",
         );
     }
+    messages(c, config);
+}
+
+fn messages(c: &mut Checker, config: &Config) {
+    let server = &config.server;
     c.between(
         "server.max_message",
         server.max_message,
@@ -267,11 +258,17 @@ fn server(c: &mut Checker, config: &Config) {
         Size(1 << 30),
     );
     let largest = server.max_message.max(config.compile.max_module);
+    // Of several tenants, none may hold the last eighth.
+    let inflight = server.inflight_request_bytes.0;
+    let share = match config.tenants.len() {
+        0 | 1 => inflight,
+        _ => inflight - inflight / 8,
+    };
     c.require(
-        server.inflight_request_bytes > largest,
+        share > largest.0,
         "server.inflight_request_bytes",
         server.inflight_request_bytes,
-        format!("more than one message of server.max_message or compile.max_module ({largest})"),
+        format!("more than one message of server.max_message or compile.max_module ({largest}), of which several tenants have seven eighths each"),
     );
     let stdin_fits = config.policy.max_stdin.0 + config.policy.max_args.0 + config.policy.max_env.0
         < server.max_message.0;
@@ -329,15 +326,17 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
         memory.0,
         memory.1,
     );
-    runs(c, &config.runs);
+    runs(c, &config.runs, config.tenants.len());
 }
 
-fn runs(c: &mut Checker, runs: &Runs) {
+fn runs(c: &mut Checker, runs: &Runs, tenants: usize) {
     let stall = (millis(100), minutes(60));
     c.between("runs.stall_timeout", runs.stall_timeout, stall.0, stall.1);
     let log = (Size(128 << 10), Size(1 << 30));
     c.between("runs.log_bytes", runs.log_bytes, log.0, log.1);
-    let logs = (runs.log_bytes, Size(1 << 40));
+    // It is divided among tenants.
+    let least = runs.log_bytes.0.saturating_mul(tenants.max(1) as u64);
+    let logs = (Size(least), Size(1 << 40));
     c.between("runs.log_budget", runs.log_budget, logs.0, logs.1);
     c.between("runs.history", runs.history, 0, 10_000_000);
     let age = (Time(Duration::ZERO), minutes(30 * 24 * 60));
@@ -433,92 +432,6 @@ fn artifacts(c: &mut Checker, artifacts: &Artifacts) {
     );
 }
 
-fn limits(c: &mut Checker, config: &Config) {
-    let (defaults, policy) = (&config.defaults, &config.policy);
-    c.between(
-        "policy.max_memory_pages",
-        policy.max_memory_pages,
-        1,
-        65_536,
-    );
-    c.between(
-        "defaults.memory_pages",
-        defaults.memory_pages,
-        1,
-        policy.max_memory_pages,
-    );
-    c.between(
-        "policy.max_timeout",
-        policy.max_timeout,
-        millis(1),
-        minutes(24 * 60),
-    );
-    c.between(
-        "defaults.timeout",
-        defaults.timeout,
-        millis(1),
-        policy.max_timeout,
-    );
-    let classes = StackClass::ALL.map(|class| Size(u64::from(class.bytes())));
-    c.require(
-        classes.contains(&policy.max_stack_size),
-        "policy.max_stack_size",
-        policy.max_stack_size,
-        classes.map(|size| size.to_string()).join(", "),
-    );
-    c.between(
-        "defaults.stack_size",
-        defaults.stack_size,
-        Size(u64::from(MIN_STACK)),
-        policy.max_stack_size,
-    );
-    // What one answer may carry: two streams in a message that a client must hold whole.
-    c.between(
-        "policy.max_output",
-        policy.max_output,
-        Size(1),
-        Size(1 << 30),
-    );
-    c.between(
-        "defaults.output_limit",
-        defaults.output_limit,
-        Size(1),
-        policy.max_output,
-    );
-    c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
-    c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
-    c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);
-    let max_fuel = if policy.max_fuel == 0 {
-        u64::MAX
-    } else {
-        policy.max_fuel
-    };
-    c.between("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
-}
-
-fn grants(c: &mut Checker, config: &Config, known: &Known) {
-    c.known(
-        "policy.host_functions",
-        &config.policy.host_functions,
-        known.host_functions,
-    );
-    for mount in &config.policy.mounts {
-        let plain = mount.host.is_absolute()
-            && mount.host.components().all(|part| {
-                matches!(
-                    part,
-                    std::path::Component::RootDir | std::path::Component::Normal(_)
-                )
-            });
-        c.require(
-            plain && mount.host.is_dir(),
-            "policy.mounts.host",
-            mount.host.display(),
-            "an absolute path without \".\" or \"..\" to a directory that exists",
-        );
-    }
-}
-
 fn telemetry(c: &mut Checker, config: &Config) {
     let audit = &config.telemetry.audit_file;
     c.require(
@@ -539,10 +452,10 @@ fn telemetry(c: &mut Checker, config: &Config) {
     );
 }
 
-fn minutes(n: u64) -> Time {
+pub(super) fn minutes(n: u64) -> Time {
     Time(Duration::from_secs(60 * n))
 }
 
-fn millis(n: u64) -> Time {
+pub(super) fn millis(n: u64) -> Time {
     Time(Duration::from_millis(n))
 }

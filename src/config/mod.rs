@@ -4,6 +4,7 @@
 
 mod callers;
 mod check;
+mod granted;
 mod places;
 mod schema;
 mod units;

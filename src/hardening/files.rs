@@ -25,9 +25,8 @@ const PROGRAMS: [&str; 7] = [
     "/nix/store",
 ];
 /// What the C library, name resolution and TLS read; and what the engine asks the kernel.
-const READ: [&str; 16] = [
+const READ: [&str; 15] = [
     "/etc/ld.so.cache",
-    "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/host.conf",
     "/etc/nsswitch.conf",
@@ -71,7 +70,12 @@ fn rules(config: &Config, credentials: &[PathBuf]) -> Result<RulesetStatus, Rule
     for path in READ.iter().map(Path::new) {
         rules.allow(path, reading())?;
     }
-    for path in credentials.iter().chain(&config.hardening.read) {
+    // Where it leads, and what is beside it there: it may be replaced by another file.
+    rules.file(Path::new("/etc/resolv.conf"))?;
+    for path in credentials {
+        rules.file(path)?;
+    }
+    for path in &config.hardening.read {
         rules.allow(path, reading())?;
     }
     rules.allow(Path::new("/dev/null"), reading() | AccessFs::WriteFile)?;
@@ -104,9 +108,20 @@ impl Rules {
         Ok(())
     }
 
-    /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it.
+    /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it, and
+    /// the one that it is a link into now.
     fn file(&mut self, path: &Path) -> Result<(), RulesetError> {
-        path.parent().map_or(Ok(()), |it| self.allow(it, reading()))
+        let leads = path.canonicalize();
+        let folders = [Some(path), leads.as_deref().ok()];
+        for folder in folders.into_iter().flatten().filter_map(Path::parent) {
+            // One in a folder of many things is let in alone.
+            let shared = ["/", "/etc", "/run", "/var", "/tmp", "/home", "/root"];
+            match shared.iter().any(|it| folder == Path::new(it)) {
+                true => self.allow(path, reading())?,
+                false => self.allow(folder, reading())?,
+            }
+        }
+        Ok(())
     }
 
     fn program(&mut self) -> Result<(), RulesetError> {

@@ -50,6 +50,7 @@ pub(super) fn filters() -> Result<Filters, String> {
 /// What both make: memory, time, threads of this process, files, sockets that connect.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const SHARED: &[libc::c_long] = &[
+    libc::SYS_bind,
     libc::SYS_brk,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
@@ -149,7 +150,6 @@ const SHARED: &[libc::c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
-    libc::SYS_socket,
     libc::SYS_socketpair,
     libc::SYS_statfs,
     libc::SYS_statx,
@@ -166,12 +166,7 @@ const SHARED: &[libc::c_long] = &[
 
 /// What serving makes besides.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const SERVING: &[libc::c_long] = &[
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_bind,
-    libc::SYS_listen,
-];
+const SERVING: &[libc::c_long] = &[libc::SYS_accept, libc::SYS_accept4, libc::SYS_listen];
 
 /// Older names of some of the above.
 #[cfg(target_arch = "x86_64")]
@@ -212,6 +207,15 @@ fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
             .unsigned_abs(),
     );
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    // What the internet and this host speak; netlink is how the C library learns which addresses there are.
+    let families = [
+        libc::AF_UNIX,
+        libc::AF_INET,
+        libc::AF_INET6,
+        libc::AF_NETLINK,
+    ];
+    let families = families.map(|it| only(0, SeccompCmpOp::Eq, u64::from(it.unsigned_abs())));
+    let families = families.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Threads, no processes; the newer clone3 cannot be looked into, and the C library does without it. Signals to
     // itself, as an abort is one.
     let limited = [
@@ -227,6 +231,7 @@ fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
         .flat_map(|list| list.iter())
         .map(|call| (*call, Vec::new()))
         .chain(limited.map(|(call, rule)| (call, vec![rule])))
+        .chain([(libc::SYS_socket, families)])
         .collect();
     let denied = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCH).map_err(told)?;

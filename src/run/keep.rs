@@ -224,8 +224,14 @@ impl Runner {
 
     fn kept(&self, tenant: &Tenant, known: impl Into<Arc<Known>>) -> Kept {
         let known = known.into();
-        let code = tenant.code_of(known.digest);
-        let cached_in = self.sandbox.modules().cached_in(code);
+        let cached_in = match tenant.has_code_in_common() {
+            // It may be there because of another.
+            true => Vec::new(),
+            false => {
+                let code = tenant.code_of(known.digest);
+                self.sandbox.modules().cached_in(code)
+            }
+        };
         Kept { known, cached_in }
     }
 

@@ -305,7 +305,7 @@ impl Runner {
     /// Bytes to compile, when it is the tenant's turn.
     pub(super) fn wanted(&self, tenant: &Tenant, wasm: Source) -> Wanted {
         let (admission, line) = (Arc::clone(&self.admission), tenant.line);
-        Wanted::new(wasm, move || {
+        Wanted::new(wasm, line, move || {
             let admission = Arc::clone(&admission);
             async move { admission.compile(line).await }
         })

@@ -163,7 +163,8 @@ impl<F: Future + Unpin> Future for OnCpu<F> {
     }
 }
 
-fn thread_time() -> Duration {
+/// Processor time of this thread.
+pub(super) fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     // The clock counts up from the thread's start: neither part is ever negative.
     Duration::new(

@@ -16,13 +16,15 @@ use super::flight::SingleFlight;
 use super::inspection::Inspection;
 use super::loaded::{Loaded, kib, kib_u64};
 use super::saver::{Save, start_saver};
-use super::wanted::{Source, Wanted};
-use crate::refusal::Refusal;
+use super::wanted::{Source, Turn, Wanted};
+use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
 use crate::store::{ArtifactName, Artifacts};
 
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
+/// How long a module's bytes may take to come from the store: others wait for the turn that it has.
+const FETCH: Duration = Duration::from_secs(60);
 /// Modules that are read from disk at once.
 const READ_AT_ONCE: usize = 4;
 /// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
@@ -56,8 +58,9 @@ pub struct Modules {
     inner: Arc<Inner>,
     restoring: SingleFlight<Key, Option<Arc<Loaded>>>,
     /// By metering: the code is the same for every stack class.
-    compiling: SingleFlight<(Digest, bool), Arc<Loaded>>,
-    inspecting: SingleFlight<Digest, Inspected>,
+    compiling: SingleFlight<(Digest, bool, usize), Arc<Loaded>>,
+    /// By owner, as compiling is: each waits in a line of its own, and what another has done meanwhile is taken then.
+    inspecting: SingleFlight<(Digest, usize), Inspected>,
 }
 
 struct Inner {
@@ -205,10 +208,18 @@ impl Modules {
         if let Some(refusal) = inner.failed.get(&(digest, None)) {
             return Err(refusal);
         }
+        let key = (digest, wanted.owner);
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let (inspection, session) = inner.open(digest, wanted).await?;
+                let turn = wanted.turn().await?;
+                if let Some(inspection) = inner.inspected.get(&digest) {
+                    return Ok(Inspected {
+                        inspection,
+                        parked: None,
+                    });
+                }
+                let (inspection, session) = inner.open(digest, wanted.wasm, turn).await?;
                 let inspection = Arc::new(inspection);
                 inner.inspected.insert(digest, Arc::clone(&inspection));
                 Ok(Inspected {
@@ -224,7 +235,7 @@ impl Modules {
                 parked: None,
             })
         };
-        let (inspected, _) = self.inspecting.run(digest, ready, work).await?;
+        let (inspected, _) = self.inspecting.run(key, ready, work).await?;
         Ok(inspected)
     }
 
@@ -243,7 +254,7 @@ impl Modules {
         if let Some(refusal) = inner.failed.get(&(digest, Some(variant.metered))) {
             return Err(refusal);
         }
-        let code = (digest, variant.metered);
+        let code = (digest, variant.metered, wanted.owner);
         // Dropped where the work is under way already: a session that nobody uses would hold a compile thread.
         let work = || {
             let inner = Arc::clone(inner);
@@ -322,12 +333,19 @@ impl Inner {
         refusal
     }
 
-    async fn open(&self, digest: Digest, wanted: Wanted) -> Result<(Inspection, Session), Refusal> {
-        // Before the bytes are fetched: as many as wait would be in memory otherwise.
-        let turn = wanted.turn().await?;
-        let wasm = match wanted.wasm {
+    async fn open(
+        &self,
+        digest: Digest,
+        wasm: Source,
+        turn: Turn,
+    ) -> Result<(Inspection, Session), Refusal> {
+        // Only now: as many as wait for a turn would be in memory otherwise.
+        let wasm = match wasm {
             Source::Here(blob) => blob,
-            Source::Stored(store, digest) => store.wasm(digest).await?.into(),
+            Source::Stored(store, digest) => {
+                let fetched = tokio::time::timeout(FETCH, store.wasm(digest)).await;
+                fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
+            }
         };
         let opened = self.compiler.open(wasm, turn).await;
         opened.map_err(|failed| self.remember((digest, None), failed))
@@ -350,7 +368,11 @@ impl Inner {
             None => None,
         };
         if compiled.is_none() {
-            let (_, session) = self.open(digest, wanted).await?;
+            let turn = wanted.turn().await?;
+            if let Some(loaded) = self.sibling(key) {
+                return Ok(loaded);
+            }
+            let (_, session) = self.open(digest, wanted.wasm, turn).await?;
             compiled = self.compiler.compile(session, variant.metered).await;
         }
         let compiled = compiled
@@ -500,6 +522,11 @@ impl Inner {
 fn most_loaded() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.map_or(u64::MAX, |limit| (limit / 2).max(1))
+}
+
+fn too_slow() -> Refusal {
+    let message = "the module store does not give back the module in time";
+    Refusal::new(Reason::StoreUnavailable, message).retry_after(Duration::from_secs(1))
 }
 
 fn not_mapped(error: wasmtime::Error) -> Refusal {

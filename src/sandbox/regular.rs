@@ -1,5 +1,6 @@
 //! Guests open regular files and directories only. A FIFO would hold a thread until somebody opens its other end, and a
-//! device is nobody's data. No guest can make either, so that what is looked at before it is opened stays what it is.
+//! device is nobody's data. No guest can make either; what the host has put into a writable mount can be renamed by one
+//! guest between the look and the open of another, which then holds a thread as it would have.
 
 use wasmtime::component::{self, Resource};
 use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut};

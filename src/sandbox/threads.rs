@@ -8,16 +8,20 @@ use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::meter::thread_time;
 
 /// How much guest threads yield to the threads that serve: a tenth of their weight.
 const GUEST_NICE: i32 = 10;
 /// Threads that do guests' blocking file system calls.
 const BLOCKING_THREADS: usize = 64;
 /// So many new runs of a lane may go before one of its others that waits.
-const NEW_AHEAD: u32 = 8;
+const NEW_AHEAD: u32 = 4;
+/// Processor time, by weight, that a lane may be behind the others at the most: what it did not use is not saved up.
+const CREDIT: u64 = 20_000_000;
 
 /// What runs until a guest gives way.
 type Slice = async_task::Runnable;
@@ -30,6 +34,8 @@ pub struct Lane {
     weight: u32,
     /// Nanoseconds on guest threads.
     spent: AtomicU64,
+    /// How far it had come when nothing of it waited last.
+    at: AtomicU64,
     queue: Mutex<Queue>,
 }
 
@@ -47,6 +53,7 @@ impl Lane {
         Arc::new(Self {
             weight: weight.max(1),
             spent: AtomicU64::new(0),
+            at: AtomicU64::new(0),
             queue: Mutex::default(),
         })
     }
@@ -179,8 +186,12 @@ impl Shared {
             drop(slice);
             return;
         }
-        let at = state.activate(lane);
-        state.active[at].waiting += 1;
+        let (at, now) = (state.activate(lane), state.now);
+        let it = &mut state.active[at];
+        if it.waiting == 0 {
+            it.at = it.at.max(now.saturating_sub(CREDIT));
+        }
+        it.waiting += 1;
         let mut queue = lock(&lane.queue);
         match is_new {
             true => queue.new.push_back(slice),
@@ -199,13 +210,13 @@ impl Shared {
     fn execute(&self) {
         let mut had = None;
         while let Some((lane, slice)) = self.next(had.take()) {
-            let start = Instant::now();
+            let before = thread_time();
             // A guest's own panics are caught where it is executed; this thread outlives all others too.
             let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| slice.run())).is_err();
             if panicked {
                 tracing::error!("a guest's task panicked");
             }
-            had = Some((lane, start.elapsed()));
+            had = Some((lane, thread_time().saturating_sub(before)));
         }
     }
 
@@ -241,7 +252,7 @@ impl Shared {
 }
 
 impl State {
-    /// Where a lane stands among the active ones; one that was not active catches up on nothing.
+    /// Where a lane stands among the active ones; one that was not active catches up on nothing, and is forgiven nothing.
     fn activate(&mut self, lane: &Arc<Lane>) -> usize {
         let found = self
             .active
@@ -250,7 +261,7 @@ impl State {
         found.unwrap_or_else(|| {
             self.active.push(Active {
                 lane: Arc::clone(lane),
-                at: self.now,
+                at: self.now.max(lane.at.load(Ordering::Relaxed)),
                 waiting: 0,
                 executing: 0,
             });
@@ -270,6 +281,7 @@ impl State {
         it.at += nanos / u64::from(lane.weight);
         it.executing -= 1;
         if it.waiting == 0 && it.executing == 0 {
+            lane.at.store(it.at, Ordering::Relaxed);
             self.active.swap_remove(at);
         }
     }
@@ -277,6 +289,7 @@ impl State {
     fn take(&mut self) -> Option<(Arc<Lane>, Slice)> {
         let waiting = self.active.iter_mut().filter(|it| it.waiting > 0);
         let it = waiting.min_by_key(|it| it.at)?;
+        it.at = it.at.max(self.now.saturating_sub(CREDIT));
         let slice = lock(&it.lane.queue).take()?;
         it.waiting -= 1;
         it.executing += 1;

@@ -27,12 +27,18 @@ type Turns = Arc<dyn Fn() -> BoxFuture<'static, Result<Turn, Refusal>> + Send + 
 #[derive(Clone)]
 pub struct Wanted {
     pub(super) wasm: Source,
+    /// Whose it is: what one waits for, or fails by, is not another's.
+    pub(super) owner: usize,
     turn: Turns,
 }
 
 impl Wanted {
-    /// `wasm`, to be compiled while what `turn` gives is held.
-    pub fn new<F, T>(wasm: Source, turn: impl Fn() -> F + Send + Sync + 'static) -> Self
+    /// `wasm` of `owner`, to be compiled while what `turn` gives is held.
+    pub fn new<F, T>(
+        wasm: Source,
+        owner: usize,
+        turn: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<T, Refusal>> + Send + 'static,
         T: Send + 'static,
@@ -43,6 +49,7 @@ impl Wanted {
         };
         Self {
             wasm,
+            owner,
             turn: Arc::new(boxed),
         }
     }

@@ -7,19 +7,26 @@ use super::Settings;
 /// What a module takes besides its bytes and its record: what a file or an entry costs.
 pub(super) const EACH: u64 = 1 << 10;
 
+/// The part of a total that each store leaves to the others.
+const LEFT_TO_OTHERS: u64 = 8;
+
 /// What several stores may hold together.
 #[derive(Debug)]
 pub struct Total {
     most: u64,
+    /// What one of the stores may hold.
+    share: u64,
     /// Of each store.
     used: Mutex<Vec<Arc<Mutex<Used>>>>,
 }
 
 impl Total {
-    /// Of so many bytes.
-    pub fn new(most: u64) -> Arc<Self> {
+    /// Of so many bytes, for so many stores, none of which may hold the last eighth where there are several.
+    pub fn new(most: u64, stores: usize) -> Arc<Self> {
+        let left = if stores > 1 { most / LEFT_TO_OTHERS } else { 0 };
         Arc::new(Self {
             most,
+            share: most - left,
             used: Mutex::default(),
         })
     }
@@ -81,8 +88,8 @@ pub(super) struct Reservation {
 /// There is no room.
 #[derive(Debug)]
 pub(super) enum Full {
-    /// In the place: what is used, and what may be.
-    Total { used: u64, most: u64 },
+    /// In the place: what is left, where one store has all of it.
+    Total { left: Option<u64> },
     /// In the tenant's quota of that name.
     Quota { name: &'static str, most: u64 },
 }
@@ -118,20 +125,24 @@ impl Budget {
         let all = lock(&self.total.used);
         let own = self.lock().all().plus(amount);
         let quotas = [
-            ("stored_bytes", own.bytes, self.bytes),
-            ("modules", own.modules, self.modules),
+            ("stored_bytes", amount.bytes, own.bytes, self.bytes),
+            ("modules", amount.modules, own.modules, self.modules),
         ];
-        for (name, wanted, most) in quotas {
+        for (name, added, wanted, most) in quotas {
+            // What adds nothing, such as another name, goes through also where there is too much already.
             if let Some(most) = most
                 && wanted > most
+                && added > 0
             {
                 return Err(Full::Quota { name, most });
             }
         }
         let used: u64 = all.iter().map(|used| lock(used).all().bytes).sum();
-        let most = self.total.most;
-        if used.saturating_add(amount.bytes) > most {
-            return Err(Full::Total { used, most });
+        let Total { most, share, .. } = *self.total;
+        if own.bytes > share || used.saturating_add(amount.bytes) > most {
+            // What others hold is not this one's to know.
+            let left = (all.len() == 1).then(|| most.saturating_sub(used));
+            return Err(Full::Total { left });
         }
         let mut used = self.lock();
         used.reserved = used.reserved.plus(amount);

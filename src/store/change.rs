@@ -260,15 +260,17 @@ impl Store {
         }
         let reserved = self.budget.reserve(Amount { bytes, modules });
         reserved.map_err(|full| match full {
-            Full::Total { used, most } => {
-                let left = most.saturating_sub(used);
+            Full::Total { left } => {
                 let message = format!(
-                    "the module store is full: {left} of {most} bytes are left, {bytes} more are needed (store.budget)"
+                    "the module store is full: {bytes} bytes more are needed (store.budget)"
                 );
-                Refusal::new(Reason::StoreFull, message)
+                let refusal = Refusal::new(Reason::StoreFull, message)
                     .with("store", self.name)
-                    .with("asked", bytes)
-                    .with("allowed", left)
+                    .with("asked", bytes);
+                match left {
+                    Some(left) => refusal.with("allowed", left),
+                    None => refusal,
+                }
             }
             Full::Quota { name, most } => {
                 let message = format!(

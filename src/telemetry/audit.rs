@@ -16,6 +16,11 @@ pub(super) struct AuditFile {
     path: PathBuf,
     file: File,
     looked: Instant,
+    /// Whether the last line may be there in part.
+    torn: bool,
+    /// Lines that could not be written, and when that was said last.
+    lost: u64,
+    complained: Option<Instant>,
 }
 
 impl AuditFile {
@@ -25,6 +30,9 @@ impl AuditFile {
             path: path.to_owned(),
             file: append_to(path)?,
             looked: Instant::now(),
+            torn: false,
+            lost: 0,
+            complained: None,
         })
     }
 
@@ -55,10 +63,20 @@ fn append_to(path: &Path) -> io::Result<File> {
 }
 
 impl Write for AuditFile {
+    /// Takes a whole line, or says in the log that it is lost: the thread that writes has nobody to tell.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.follow();
-        // Whole lines: what cannot be written now is told to the log by the writer, and not tried for ever.
-        self.file.write_all(line).map(|()| line.len())
+        let end: &[u8] = if self.torn { b"\n" } else { b"" };
+        let written = self.file.write_all(&[end, line].concat());
+        self.torn = written.is_err();
+        if let Err(error) = written {
+            self.lost += 1;
+            if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
+                self.complained = Some(Instant::now());
+                tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+            }
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

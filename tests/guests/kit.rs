@@ -35,6 +35,7 @@ fn main() {
         "sleep" => sleep(arg(2).parse().expect("ms")),
         "open" => open_many(arg(2)),
         "connect" => connect(arg(2)),
+        "send" => send(arg(2)),
         other => {
             eprintln!("no habit {other:?}");
             exit(64);
@@ -103,6 +104,13 @@ fn list(dir: &str) {
         .collect();
     names.sort();
     println!("{}", names.join(" "));
+}
+
+/// Sends a datagram.
+fn send(addr: &str) {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap_or_else(fail);
+    socket.connect(addr).unwrap_or_else(fail);
+    socket.send(b"sent").unwrap_or_else(fail);
 }
 
 fn hog(mib: usize) {

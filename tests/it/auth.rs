@@ -401,6 +401,13 @@ async fn every_method_of_every_listener_asks_who_calls() {
             );
         }
     }
+    // One that stands for two tenants is neither.
+    let both = clients.issue(&["spiffe://test/a", "b.test"]);
+    let both = tls(&addr, &servers.pem(), Some(&both)).await.unwrap();
+    for header in [vec![], bearer(&token("a"))] {
+        let status = call(&both, "RunService/ListRuns", &header).await;
+        assert_eq!(judged(&status), "forbidden");
+    }
     // Certificates that are not valid make no connection that can be called on.
     let strangers = Authority::new("clients");
     for bad in [

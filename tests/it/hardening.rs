@@ -202,6 +202,16 @@ async fn all_of_it_works_under_all_of_it() {
     let answer = client.run(RunRequest { spec: Some(spec) }).await.unwrap();
     Ran::new(answer.into_inner()).exited(0);
     assert!(accepting.await.unwrap());
+    // And a datagram, whose socket is bound first.
+    let receiver = tokio::net::UdpSocket::bind(&connect_to).await.unwrap();
+    let spec = crate::harness::spec(kit_component())
+        .args(&["kit", "send", &connect_to])
+        .security(|it| it.enable_network = true);
+    let answer = client.run(RunRequest { spec: Some(spec) }).await.unwrap();
+    Ran::new(answer.into_inner()).exited(0);
+    let mut datagram = [0; 16];
+    let received = tokio::time::timeout(PATIENCE, receiver.recv(&mut datagram)).await;
+    assert_eq!(&datagram[..received.unwrap().unwrap()], b"sent");
     // Again, with what is there from before.
     let log = daemon.drain_log();
     drop(client);

@@ -91,11 +91,11 @@ impl Connection {
 
 impl Connection {
     /// What came of a write, which fails where nothing could be written for too long.
-    fn written(
+    fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
-        polled: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stuck = None;
             return polled;
@@ -244,10 +244,15 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self.get_mut(), poll_flush(cx))
+        // With TLS, a write is done when it is encrypted, and waits here.
+        let this = self.get_mut();
+        let polled = on!(this, poll_flush(cx));
+        this.written(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self.get_mut(), poll_shutdown(cx))
+        let this = self.get_mut();
+        let polled = on!(this, poll_shutdown(cx));
+        this.written(cx, polled)
     }
 }

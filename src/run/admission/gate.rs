@@ -60,6 +60,15 @@ impl Amount {
         self.bytes -= less.bytes;
     }
 
+    /// An eighth of it, and at least one place.
+    fn eighth(self) -> Self {
+        let places = u64::from(self.places).div_ceil(LEFT_TO_OTHERS);
+        Self {
+            places: u32::try_from(places).unwrap_or(self.places),
+            bytes: self.bytes / LEFT_TO_OTHERS,
+        }
+    }
+
     /// What one of several tenants may hold.
     fn share(self) -> Self {
         let rest = |all: u64, least: u64| all - all.div_ceil(LEFT_TO_OTHERS).min(all - least);
@@ -80,6 +89,8 @@ pub(super) struct Gate {
     capacity: Amount,
     /// What one tenant may hold.
     share: Amount,
+    /// What it may hold while another is owed room.
+    little: Amount,
     /// How many may wait.
     queue: u32,
     state: Mutex<State>,
@@ -185,6 +196,7 @@ impl Gate {
         Arc::new(Self {
             capacity,
             share: if several { capacity.share() } else { capacity },
+            little: capacity.eighth(),
             queue,
             state: Mutex::new(State {
                 lines: weights.iter().map(line).collect(),
@@ -209,6 +221,9 @@ impl Gate {
             Arrived::Through(pass) => return Ok(pass),
             Arrived::InLine(ticket, told) => (ticket, told),
         };
+        if let Ok(what) = told.try_recv() {
+            return what;
+        }
         let _place = Place {
             gate: self,
             line,
@@ -287,22 +302,19 @@ impl Gate {
         let (told, answer) = oneshot::channel();
         state.tickets += 1;
         let ticket = state.tickets;
-        let mut full = state.waiting >= self.queue;
-        if full && let Some(longest) = state.makes_way_for(line) {
-            let newest = state.lines[longest].waiting.pop_back();
-            later
-                .0
-                .extend(newest.map(|waiter| (waiter.told, Err(Turned::Full))));
-            state.waiting -= 1;
-            full = false;
-        }
-        // Also where the queue is full: there may be room for this line, though not for those that wait.
         state.line_up(line, Waiter { ticket, ask, told });
         self.serve(&mut state, &mut later);
-        if full && state.leave(line, ticket) {
-            drop(state);
-            later.tell();
-            return Err(Turned::Full);
+        if state.waiting > self.queue {
+            // One too many: of the longest line, or this one.
+            match state.makes_way_for(line) {
+                Some(longest) => later.0.extend(state.evict(longest)),
+                None => {
+                    state.leave(line, ticket);
+                    drop(state);
+                    later.tell();
+                    return Err(Turned::Full);
+                }
+            }
         }
         drop(state);
         later.tell();
@@ -362,25 +374,26 @@ impl Gate {
             order.sort_unstable_by_key(|line| state.lines[*line].at);
             let mut passed = Vec::new();
             let mut next = None;
+            let mut owed = false;
             for line in order {
                 let Some(head) = state.lines[line].waiting.front() else {
                     continue;
                 };
                 let ask = head.ask;
-                if self.fits(state, line, ask) {
+                let held = state.lines[line].held;
+                // Where room is owed to one that was passed by too often, only those go ahead who hold little.
+                if (!owed || held.has_room(ask, self.little)) && self.fits(state, line, ask) {
                     next = Some((line, ask));
                     break;
                 }
-                let over_its_share = !state.lines[line]
-                    .held
-                    .has_room(ask, self.limit(line, state));
-                if over_its_share {
-                    // Only its own tenant can make room for it.
+                if !held.has_room(ask, self.limit(line, state)) {
+                    // Only its own tenant can make room for it; what others have meanwhile is not its to catch up on.
+                    let now = state.now;
+                    let it = &mut state.lines[line];
+                    it.at = it.at.max(now);
                     continue;
                 }
-                if state.lines[line].passed >= PASSES {
-                    break;
-                }
+                owed |= state.lines[line].passed >= PASSES;
                 passed.push(line);
             }
             let Some((line, ask)) = next else {
@@ -404,6 +417,16 @@ impl Gate {
     }
 }
 
+impl Line {
+    /// What others waited for is not there any more: who made them wait has had a turn.
+    fn lost_its_head(&mut self) {
+        if self.passed >= PASSES {
+            self.at += TURN / u64::from(self.weight);
+        }
+        self.passed = 0;
+    }
+}
+
 impl State {
     fn line_up(&mut self, line: usize, waiter: Waiter) {
         let it = &mut self.lines[line];
@@ -416,23 +439,39 @@ impl State {
 
     /// Takes one out of its line; false where it is there no more.
     fn leave(&mut self, line: usize, ticket: u64) -> bool {
-        let waiting = &mut self.lines[line].waiting;
-        let Some(at) = waiting.iter().position(|waiter| waiter.ticket == ticket) else {
+        let it = &mut self.lines[line];
+        let found = it.waiting.iter().position(|waiter| waiter.ticket == ticket);
+        let Some(at) = found else {
             return false;
         };
-        waiting.remove(at);
+        it.waiting.remove(at);
+        if at == 0 {
+            it.lost_its_head();
+        }
         self.waiting -= 1;
         true
     }
 
-    /// The line whose newest gives its place in the queue to one more of `line`: the longest by weight, where it stays
-    /// longer than that.
+    /// Turns away the newest of a line.
+    fn evict(&mut self, line: usize) -> Option<(Told, Result<Pass, Turned>)> {
+        let it = &mut self.lines[line];
+        let newest = it.waiting.pop_back()?;
+        if it.waiting.is_empty() {
+            it.lost_its_head();
+        }
+        self.waiting -= 1;
+        Some((newest.told, Err(Turned::Full)))
+    }
+
+    /// The line whose newest gives its place in the queue to the newest of `line`: the longest by weight, where that is
+    /// longer.
     fn makes_way_for(&self, line: usize) -> Option<usize> {
-        let length =
-            |it: &Line, more: u64| (it.waiting.len() as u64 + more) * TURN / u64::from(it.weight);
-        let longest = (0..self.lines.len()).max_by_key(|it| length(&self.lines[*it], 0))?;
-        let mine = length(&self.lines[line], 1);
-        (longest != line && length(&self.lines[longest], 0) > mine).then_some(longest)
+        let length = |it: usize| {
+            let it = &self.lines[it];
+            it.waiting.len() as u64 * TURN / u64::from(it.weight)
+        };
+        let longest = (0..self.lines.len()).max_by_key(|it| length(*it))?;
+        (longest != line && length(longest) > length(line)).then_some(longest)
     }
 }
 

@@ -205,7 +205,7 @@ impl Admission {
 /// A run that could never be admitted.
 fn too_much(asked: u64, allowed: u64) -> Refusal {
     let message = format!(
-        "the run would reserve {asked} bytes of memory, stack and output buffers; at most {allowed} can ever be had here (admission.memory)"
+        "the run would reserve {asked} bytes of memory, stack and output buffers; at most {allowed} can ever be had here (admission.memory, or memory_share of what this host has)"
     );
     Refusal::new(Reason::CapacityExceeded, message)
         .at("spec.resources")

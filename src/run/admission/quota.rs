@@ -73,11 +73,12 @@ impl Bucket {
         }
     }
 
-    fn refill(&mut self) {
+    /// Takes what was `spent` since it was looked at last, and gives back what came since.
+    fn settle(&mut self, spent: f64) {
         let now = Instant::now();
         let since = now.duration_since(self.at).as_secs_f64();
         self.at = now;
-        self.left = (self.left + since * self.per_second).min(self.most);
+        self.left = (self.left + since * self.per_second - spent).min(self.most);
     }
 
     /// Until when there is `want`.
@@ -125,16 +126,15 @@ impl Account {
         let since = spent.saturating_sub(used.spent).as_secs_f64();
         used.spent = spent;
         if let Some(cpu) = &mut used.cpu {
-            cpu.refill();
             // Runs that go on when it is used up go on: what they use is owed.
-            cpu.left -= since;
+            cpu.settle(since);
             if cpu.left <= 0.0 {
                 let most = self.quota.cpu_seconds_per_minute.unwrap_or_default();
                 return Err(over("cpu_seconds_per_minute", most, cpu.wait_for(0.0)));
             }
         }
         if let Some(rate) = &mut used.rate {
-            rate.refill();
+            rate.settle(0.0);
             if rate.left < 1.0 {
                 let most = self.quota.runs_per_second.unwrap_or_default();
                 return Err(over("runs_per_second", most, rate.wait_for(1.0)));
