@@ -48,7 +48,7 @@ impl Authentication {
             gatekeeper,
             runner,
             open_health,
-            authorities,
+            authorities: authorities.iter().map(|it| bare(it).to_owned()).collect(),
         }))
     }
 }
@@ -85,7 +85,7 @@ impl Inner {
         if self.authorities.is_empty() {
             return Ok(());
         }
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let host = bare(uri.host().unwrap_or_default());
         if self
             .authorities
             .iter()
@@ -99,6 +99,11 @@ impl Inner {
         );
         Err(Refusal::new(Reason::Forbidden, message))
     }
+}
+
+/// A host, without the brackets around an address of IPv6.
+fn bare(host: &str) -> &str {
+    host.trim_matches(['[', ']'])
 }
 
 /// The tenant that calls.

@@ -18,6 +18,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// How long the answer may take, and how long it may be.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MOST: usize = 1 << 20;
+/// How much longer than that callers wait for it.
+const LONGER: Duration = Duration::from_secs(1);
 /// How far clocks may be apart.
 const LEEWAY: u64 = 30;
 
@@ -223,15 +225,16 @@ impl Remote {
 
     /// The keys, asked for again where none of them can be the one. A caller whose key is known waits for nobody.
     async fn set(&self, alg: Algorithm, kid: Option<&str>) -> Arc<Set> {
-        let set = self.set.load_full();
         let mut asked = self.asked.subscribe();
         let recently = asked.borrow().1.is_some_and(|at| at.elapsed() < AGAIN);
+        // After that: what came is what is looked at.
+        let set = self.set.load_full();
         if recently || set.has(alg, kid) {
             return set;
         }
         // It is asked beside the callers: none of them can keep the others from the answer by leaving.
         self.wanted.notify_one();
-        let _ = tokio::time::timeout(PATIENCE, asked.changed()).await;
+        let _ = tokio::time::timeout(PATIENCE + LONGER, asked.changed()).await;
         self.set.load_full()
     }
 

@@ -181,11 +181,11 @@ fn tls(c: &mut Checker, config: &Config) {
         ("tls.client_ca", &tls.client_ca),
     ];
     for (key, path) in files {
-        is_file(c, key, path);
+        is_file(c, key, path, config);
     }
 }
 
-fn is_file(c: &mut Checker, key: &str, path: &Path) {
+fn is_file(c: &mut Checker, key: &str, path: &Path, config: &Config) {
     let holds = path.as_os_str().is_empty() || (path.is_absolute() && path.is_file());
     c.require(
         holds,
@@ -193,10 +193,29 @@ fn is_file(c: &mut Checker, key: &str, path: &Path) {
         path.display(),
         "an absolute path to a file that exists, or nothing",
     );
+    let confined = config.hardening.mode != HardeningMode::Off;
+    c.require(
+        !confined || !path.parent().is_some_and(is_of_many_things),
+        key,
+        path.display(),
+        "a file in a folder of its own: it is read again when it changes, and a daemon that is confined ([hardening]) sees the folders that are configured only",
+    );
+}
+
+/// Whether a folder holds many things that are not the daemon's, and is not to be opened to it for one file's sake.
+pub(crate) fn is_of_many_things(folder: &Path) -> bool {
+    const SHARED: [&str; 14] = [
+        "/", "/boot", "/dev", "/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp",
+        "/usr", "/var", "/var/lib",
+    ];
+    let real = folder.canonicalize();
+    let real = real.as_deref().unwrap_or(folder);
+    let of = |folder: &Path| SHARED.iter().any(|it| folder == Path::new(it));
+    of(folder) || of(real) || real.parent() == Some(Path::new("/home"))
 }
 
 fn auth(c: &mut Checker, config: &Config) {
-    is_file(c, "auth.tokens_file", &config.auth.tokens_file);
+    is_file(c, "auth.tokens_file", &config.auth.tokens_file, config);
     let jwt = &config.auth.jwt;
     if jwt.jwks.is_empty() {
         return;
@@ -212,7 +231,7 @@ fn auth(c: &mut Checker, config: &Config) {
                 "an absolute path to a file, or an https:// URL without credentials (http:// for loopback only)",
             );
         }
-        Err(_) => is_file(c, "auth.jwt.jwks", Path::new(&jwt.jwks)),
+        Err(_) => is_file(c, "auth.jwt.jwks", Path::new(&jwt.jwks), config),
     }
     let texts = [
         ("auth.jwt.issuer", &jwt.issuer),

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
-pub(crate) use callers::user_and_group;
 pub use callers::{DEFAULT_TENANT, JWT_ALGORITHMS};
+pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
 pub use schema::*;
 

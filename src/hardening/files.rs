@@ -10,7 +10,7 @@ use landlock::{
 };
 use rustix::process::geteuid;
 
-use crate::config::{Access as MountAccess, Config, StoreUrl};
+use crate::config::{Access as MountAccess, Config, StoreUrl, is_of_many_things};
 
 /// The kernel interface that is asked for; one that has less gives what it has.
 const INTERFACE: ABI = ABI::V6;
@@ -111,12 +111,14 @@ impl Rules {
     /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it, and
     /// the one that it is a link into now.
     fn file(&mut self, path: &Path) -> Result<(), RulesetError> {
+        if path.is_dir() {
+            return self.allow(path, reading());
+        }
         let leads = path.canonicalize();
         let folders = [Some(path), leads.as_deref().ok()];
         for folder in folders.into_iter().flatten().filter_map(Path::parent) {
             // One in a folder of many things is let in alone.
-            let shared = ["/", "/etc", "/run", "/var", "/tmp", "/home", "/root"];
-            match shared.iter().any(|it| folder == Path::new(it)) {
+            match is_of_many_things(folder) {
                 true => self.allow(path, reading())?,
                 false => self.allow(folder, reading())?,
             }

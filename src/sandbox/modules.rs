@@ -1,8 +1,8 @@
 //! Compiled modules by digest and variant: in memory within a byte budget, behind it on disk, behind that from their
 //! bytes.
 //!
-//! Identical work is done once for all who ask, and goes on when whoever asked first leaves. Modules are known here by
-//! their digest, or by what stands for it where a tenant shares no code.
+//! Identical work is done once for all of a tenant who ask, and goes on when whoever asked first leaves. Modules are known
+//! here by their digest, or by what stands for it where a tenant shares no code.
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ use crate::store::{ArtifactName, Artifacts};
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
 /// How long a module's bytes may take to come from the store: others wait for the turn that it has.
-const FETCH: Duration = Duration::from_secs(60);
+const FETCH: Duration = Duration::from_secs(300);
 /// Modules that are read from disk at once.
 const READ_AT_ONCE: usize = 4;
 /// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
@@ -213,6 +213,10 @@ impl Modules {
             let inner = Arc::clone(inner);
             async move {
                 let turn = wanted.turn().await?;
+                // What another did meanwhile, or failed at.
+                if let Some(refusal) = inner.failed.get(&(digest, None)) {
+                    return Err(refusal);
+                }
                 if let Some(inspection) = inner.inspected.get(&digest) {
                     return Ok(Inspected {
                         inspection,
@@ -260,6 +264,11 @@ impl Modules {
             let inner = Arc::clone(inner);
             async move {
                 let loaded = Arc::clone(&inner).compile(key, wanted, inspected).await?;
+                // Under what it is: another may have had it compiled meanwhile, for another stack class.
+                let key = Key {
+                    variant: loaded.variant,
+                    ..key
+                };
                 inner.loaded.insert(key, Arc::clone(&loaded));
                 Ok(loaded)
             }
@@ -369,6 +378,9 @@ impl Inner {
         };
         if compiled.is_none() {
             let turn = wanted.turn().await?;
+            if let Some(refusal) = self.failed.get(&(digest, Some(variant.metered))) {
+                return Err(refusal);
+            }
             if let Some(loaded) = self.sibling(key) {
                 return Ok(loaded);
             }

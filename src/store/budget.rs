@@ -139,7 +139,8 @@ impl Budget {
         }
         let used: u64 = all.iter().map(|used| lock(used).all().bytes).sum();
         let Total { most, share, .. } = *self.total;
-        if own.bytes > share || used.saturating_add(amount.bytes) > most {
+        let too_much = own.bytes > share || used.saturating_add(amount.bytes) > most;
+        if too_much && amount.bytes > 0 {
             // What others hold is not this one's to know.
             let left = (all.len() == 1).then(|| most.saturating_sub(used));
             return Err(Full::Total { left });

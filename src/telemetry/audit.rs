@@ -48,7 +48,10 @@ impl AuditFile {
             return;
         }
         match append_to(&self.path) {
-            Ok(file) => self.file = file,
+            Ok(file) => {
+                self.file = file;
+                self.torn = false;
+            }
             Err(error) => tracing::error!(%error, "telemetry.audit_file cannot be opened again"),
         }
     }
@@ -69,12 +72,19 @@ impl Write for AuditFile {
         let end: &[u8] = if self.torn { b"\n" } else { b"" };
         let written = self.file.write_all(&[end, line].concat());
         self.torn = written.is_err();
-        if let Err(error) = written {
-            self.lost += 1;
-            if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
-                self.complained = Some(Instant::now());
-                tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+        match written {
+            Err(error) => {
+                self.lost += 1;
+                if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
+                    self.complained = Some(Instant::now());
+                    tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+                }
             }
+            Ok(()) if self.lost > 0 => {
+                tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
+                self.lost = 0;
+            }
+            Ok(()) => {}
         }
         Ok(line.len())
     }

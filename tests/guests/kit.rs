@@ -17,6 +17,7 @@ fn main() {
         "write" => std::fs::write(arg(2), arg(3)).unwrap_or_else(fail),
         "append" => append(arg(2), arg(3)),
         "read" => print!("{}", std::fs::read_to_string(arg(2)).unwrap_or_else(fail)),
+        "later" => later(arg(2)),
         "list" => list(arg(2)),
         "hog" => hog(arg(2).parse().expect("MiB")),
         "spin" => spin(arg(2)),
@@ -104,6 +105,15 @@ fn list(dir: &str) {
         .collect();
     names.sort();
     println!("{}", names.join(" "));
+}
+
+/// Says that it is there, and reads a file for each line of its input.
+fn later(path: &str) {
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap();
+        println!("{line}: {}", std::fs::read_to_string(path).unwrap_or_else(fail));
+    }
 }
 
 /// Sends a datagram.

@@ -518,3 +518,37 @@ async fn what_it_may_hold_is_charged_before_it_starts() {
     talk.line("a").await;
     talk.hears("<a>\n").await;
 }
+
+/// A mount is what was opened, whatever becomes of its name.
+#[tokio::test]
+async fn a_mount_that_is_swapped_while_the_guest_has_it_stays_what_it_was() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (name, words) in [("data", "mine"), ("other", "another's")] {
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(at(name).join("file"), words).unwrap();
+    }
+    let mounts = format!("[{{ host = {:?}, access = \"read\" }}]", at("data"));
+    let daemon = Daemon::with(&[("policy.mounts", &mounts)]).await;
+    for later in [kit, kit_component] {
+        let run = later(&["later", "/data/file"]).mount(at("data"), "/data", true);
+        let mut talk = Talk::start(&daemon, run.clone()).await;
+        talk.hears("ready\n").await;
+        // Another folder of that name, then a link of that name to one that is not granted.
+        std::fs::rename(at("data"), at("gone")).unwrap();
+        std::fs::rename(at("other"), at("data")).unwrap();
+        talk.line("swapped").await;
+        talk.hears("ready\nswapped: mine\n").await;
+        std::fs::rename(at("data"), at("other")).unwrap();
+        std::os::unix::fs::symlink(at("other"), at("data")).unwrap();
+        talk.line("linked").await;
+        talk.hears("ready\nswapped: mine\nlinked: mine\n").await;
+        // Nor does one that starts now get there: a grant is the folder that was there when the daemon started.
+        let ran = daemon.ran(later(&["read", "/data/file"]).mount(at("data"), "/data", true));
+        assert_eq!(ran.await.exited(0).out(), "mine");
+        talk.say(Frame::StdinEof(StdinEof {})).await;
+        assert_eq!(talk.end().await.exit.unwrap().exit_code, Some(0));
+        std::fs::remove_file(at("data")).unwrap();
+        std::fs::rename(at("gone"), at("data")).unwrap();
+    }
+}

@@ -390,6 +390,110 @@ async fn connections_are_capped_and_silent_ones_closed() {
 }
 
 #[tokio::test]
+async fn connections_of_one_address_are_capped() {
+    let daemon = Daemon::with(&[("server.max_connections_per_peer", "3")]).await;
+    let mut byte = [0; 64];
+    let mut held = Vec::new();
+    // The harness holds one.
+    for _ in 0..2 {
+        held.push(connect(&daemon.addr).await);
+    }
+    let mut over = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+    assert_eq!(over.read(&mut byte).await.unwrap_or(0), 0, "closed at once");
+    // Another address has places of its own.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let other = socket.connect(daemon.addr.parse().unwrap()).await.unwrap();
+    let mut other = Some(hyper_util::rt::TokioIo::new(other));
+    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+    let channel = endpoint
+        .connect_with_connector(tower::service_fn(move |_| {
+            let other = other.take().ok_or(std::io::ErrorKind::NotConnected);
+            async move { other.map_err(std::io::Error::from) }
+        }))
+        .await
+        .unwrap();
+    let mut client =
+        ringfence::api::proto::sandbox_service_client::SandboxServiceClient::new(channel);
+    client.health(HealthRequest {}).await.unwrap();
+    for client in &mut held {
+        client.health(HealthRequest {}).await.unwrap();
+    }
+}
+
+/// Whoever connects when no descriptor is left is told so by being closed, and the daemon goes on.
+#[tokio::test]
+async fn without_descriptors_connections_are_closed_and_later_ones_served() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let daemon = crate::process::Served::start(&[]);
+    let pid = Pid::from_raw(i32::try_from(daemon.child.id()).unwrap());
+    let limit = |descriptors: u64| {
+        let to = Rlimit {
+            current: Some(descriptors),
+            maximum: Some(4096),
+        };
+        prlimit(pid, Resource::Nofile, to).unwrap();
+    };
+    connect(&daemon.addr)
+        .await
+        .health(HealthRequest {})
+        .await
+        .unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap();
+    limit(open.count() as u64 + 4);
+    let mut held = Vec::new();
+    let mut closed = 0;
+    while closed < 3 {
+        assert!(held.len() < 1000, "none is ever closed");
+        let mut stream = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+        let mut byte = [0; 64];
+        // One that is taken is greeted; one for which there is no descriptor ends.
+        let told = tokio::time::timeout(crate::harness::PATIENCE, async {
+            stream
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                .await?;
+            stream.read(&mut byte).await
+        });
+        match told.await.expect("it is neither taken nor closed") {
+            Ok(n) if n > 0 => held.push(stream),
+            Ok(_) | Err(_) => closed += 1,
+        }
+    }
+    drop(held);
+    limit(4096);
+    // One that came at that moment may still be closed.
+    let start = std::time::Instant::now();
+    loop {
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
+        if let Ok(channel) = endpoint.connect().await {
+            let mut client =
+                ringfence::api::proto::sandbox_service_client::SandboxServiceClient::new(channel);
+            if client.health(HealthRequest {}).await.is_ok() {
+                break;
+            }
+        }
+        assert!(
+            start.elapsed() < crate::harness::PATIENCE,
+            "nobody is served"
+        );
+    }
+}
+
+#[tokio::test]
+async fn requests_may_be_limited_to_hosts_that_they_are_addressed_to() {
+    let daemon = Daemon::with(&[("server.allowed_authorities", "[\"127.0.0.1\"]")]).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr));
+    let origin = http::Uri::from_static("http://rebound.example:50051");
+    let channel = endpoint.unwrap().origin(origin).connect().await.unwrap();
+    let mut client =
+        ringfence::api::proto::sandbox_service_client::SandboxServiceClient::new(channel);
+    let refused = client.health(HealthRequest {}).await.unwrap_err();
+    Refused::new(&refused).is(Code::PermissionDenied, "FORBIDDEN");
+}
+
+#[tokio::test]
 async fn reflection_can_be_turned_off() {
     let daemon = Daemon::with(&[("server.reflection", "false")]).await;
     let channel =

@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 const TURN: u64 = 1 << 20;
 /// How often others may go ahead of the head of a line that does not fit, before they wait until it does.
 const PASSES: u32 = 64;
+/// And how many times that those may who hold little.
+const PASSES_OF_LITTLE: u32 = 8;
 /// The part of everything that is left to others, where there are others.
 const LEFT_TO_OTHERS: u64 = 8;
 /// How much one more place that comes free says about how long they are held: one part in so many.
@@ -307,7 +309,11 @@ impl Gate {
         if state.waiting > self.queue {
             // One too many: of the longest line, or this one.
             match state.makes_way_for(line) {
-                Some(longest) => later.0.extend(state.evict(longest)),
+                Some(longest) => {
+                    later.0.extend(state.evict(longest));
+                    // Others may have waited for that one.
+                    self.serve(&mut state, &mut later);
+                }
                 None => {
                     state.leave(line, ticket);
                     drop(state);
@@ -393,7 +399,12 @@ impl Gate {
                     it.at = it.at.max(now);
                     continue;
                 }
-                owed |= state.lines[line].passed >= PASSES;
+                let by = state.lines[line].passed;
+                if by >= PASSES * PASSES_OF_LITTLE {
+                    // Many that hold little hold much together.
+                    break;
+                }
+                owed |= by >= PASSES;
                 passed.push(line);
             }
             let Some((line, ask)) = next else {
