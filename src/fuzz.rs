@@ -24,6 +24,9 @@ use crate::refusal::Reason;
 use crate::request::Digest;
 use crate::store::{ArtifactName, Artifacts, ArtifactsSettings};
 
+/// A set with a key whose other half nobody has.
+const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "1",
+    "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 /// Bytes of a module at the most: larger ones find nothing that smaller ones do not.
 const MAX_MODULE: usize = 64 << 10;
 
@@ -130,7 +133,7 @@ pub fn authorization(bytes: &[u8]) {
             path
         };
         let tokens = put("tokens", &format!("a {}\n", Digest::of(b"of a test")));
-        let keys = put("keys", include_str!("../tests/fuzz/jwks.json"));
+        let keys = put("keys", KEYS);
         let settings = Settings {
             tokens_file: Some(tokens),
             jwt: Some(JwtSettings {
