@@ -9,6 +9,18 @@ pub const PAGE: u64 = 65_536;
 /// The smallest stack that may be asked for, in bytes.
 pub const MIN_STACK: u32 = 64 * 1024;
 
+/// The part of what all tenants share that each leaves to the others, where there are several.
+pub const LEFT_TO_OTHERS: u64 = 8;
+
+/// What one tenant may hold of `all` bytes, where there are `several`.
+pub const fn share_of(all: u64, several: bool) -> u64 {
+    if several {
+        all - all / LEFT_TO_OTHERS
+    } else {
+        all
+    }
+}
+
 /// What a caller asks for. `None` is "not said"; the wire's zero never gets here.
 #[derive(Clone, Debug, Default)]
 pub struct Requested {

@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::delivery::Deliveries;
 use super::status;
+use crate::limits::share_of;
 use crate::refusal::{Reason, Refusal};
 use crate::run::{Tenant, Untold};
 use crate::sandbox::MAX_STDIN_CHUNK;
@@ -46,8 +47,6 @@ const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
 const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
-/// The part of the budget that one of several tenants leaves to the others.
-const LEFT_TO_OTHERS: u64 = 8;
 /// What a refused caller is told to wait.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -117,11 +116,11 @@ impl Charge {
             bytes: mine,
         } = &*self.0;
         if let Some(tenant) = tenant {
-            let share = match tenant.shares {
-                true => budget - budget / LEFT_TO_OTHERS,
-                false => budget,
-            };
-            take(&tenant.request_bytes, bytes, share)?;
+            take(
+                &tenant.request_bytes,
+                bytes,
+                share_of(budget, tenant.shares),
+            )?;
         }
         if let Err(refusal) = take(total, bytes, budget) {
             if let Some(tenant) = tenant {

@@ -16,7 +16,7 @@ pub const DEFAULT_TENANT: &str = "default";
 /// More would make every decision on admission slow.
 const MAX_TENANTS: usize = 1000;
 /// Signatures of JSON Web Tokens that can be checked with a public key.
-pub const JWT_ALGORITHMS: [&str; 9] = [
+const JWT_ALGORITHMS: [&str; 9] = [
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
 ];
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
 use super::{callers, granted};
+use crate::limits::share_of;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
@@ -259,11 +260,8 @@ fn messages(c: &mut Checker, config: &Config) {
     );
     let largest = server.max_message.max(config.compile.max_module);
     // Of several tenants, none may hold the last eighth.
-    let inflight = server.inflight_request_bytes.0;
-    let share = match config.tenants.len() {
-        0 | 1 => inflight,
-        _ => inflight - inflight / 8,
-    };
+    let several = config.tenants.len() > 1;
+    let share = share_of(server.inflight_request_bytes.0, several);
     c.require(
         share > largest.0,
         "server.inflight_request_bytes",

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
-pub use callers::{DEFAULT_TENANT, JWT_ALGORITHMS};
+pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
 pub use schema::*;

@@ -31,7 +31,7 @@ pub const CHUNK_BYTES: usize = 64 * 1024;
 /// What an event costs besides its bytes, so that a million one-byte events are not free.
 const OVERHEAD: usize = 128;
 /// What a caller may be owed however little room all logs have.
-const FLOOR: usize = 2 * CHUNK_BYTES;
+pub const FLOOR: usize = 2 * CHUNK_BYTES;
 
 /// A run's log.
 #[derive(Debug)]

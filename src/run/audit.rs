@@ -9,10 +9,17 @@ use crate::outcome::Ended;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// The target of its lines.
+/// One line of a run: whose it is and of which module, then the rest.
 macro_rules! line {
-    ($($field:tt)*) => {
-        tracing::info!(target: "ringfence::audit", $($field)*)
+    ($run:ident, $($field:tt)*) => {
+        tracing::info!(
+            target: "ringfence::audit",
+            run_id = %$run.id,
+            tenant = &*$run.origin.tenant.name,
+            caller = &*$run.origin.caller,
+            digest = $run.digest().map(tracing::field::display),
+            $($field)*
+        )
     };
 }
 
@@ -52,13 +59,10 @@ impl Reach {
 pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
     let limits = &granted.limits;
     line!(
+        run,
         event = "admission",
         decision = "admitted",
-        run_id = %run.id,
-        tenant = &*run.origin.tenant.name,
-        caller = &*run.origin.caller,
         method = run.origin.method.as_str(),
-        digest = run.digest().map(tracing::field::display),
         waited_us = micros(run.age()),
         memory_bytes = u64::from(granted.memory_pages) * PAGE,
         fuel = limits.fuel,
@@ -77,13 +81,10 @@ pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
 /// A run was refused, or left before it was admitted.
 pub(super) fn refused(run: &Run, refusal: &Refusal) {
     line!(
+        run,
         event = "admission",
         decision = "refused",
-        run_id = %run.id,
-        tenant = &*run.origin.tenant.name,
-        caller = &*run.origin.caller,
         method = run.origin.method.as_str(),
-        digest = run.digest().map(tracing::field::display),
         waited_us = micros(run.age()),
         reason = refusal.reason().as_str(),
         field = refusal.field(),
@@ -93,11 +94,8 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
 /// A run that was admitted ended.
 pub(super) fn ended(run: &Run, ended: &Ended, waited: Duration) {
     line!(
+        run,
         event = "end",
-        run_id = %run.id,
-        tenant = &*run.origin.tenant.name,
-        caller = &*run.origin.caller,
-        digest = run.digest().map(tracing::field::display),
         outcome = outcome_name(ended.outcome),
         exit_code = ended.outcome.exit_code(),
         cause = cause_name(ended.outcome),
@@ -115,12 +113,5 @@ pub(super) fn ended(run: &Run, ended: &Ended, waited: Duration) {
 
 /// A run that was admitted ended because the daemon failed.
 pub(super) fn failed(run: &Run, refusal: &Refusal) {
-    line!(
-        event = "end",
-        run_id = %run.id,
-        tenant = &*run.origin.tenant.name,
-        caller = &*run.origin.caller,
-        digest = run.digest().map(tracing::field::display),
-        reason = refusal.reason().as_str(),
-    );
+    line!(run, event = "end", reason = refusal.reason().as_str(),);
 }

@@ -12,7 +12,7 @@ use super::record::{Granted, Origin, Pending, Run, unstarted};
 use super::tenant::Tenant;
 use super::{Runner, before};
 use crate::limits::{Delivery, Limits, PAGE};
-use crate::log::End;
+use crate::log::{self, End};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
@@ -37,11 +37,6 @@ pub struct Asked {
     /// What is to be held until the run has started, or has not.
     pub held: Box<dyn Any + Send + Sync>,
 }
-
-/// What an async stack takes above the guest's own.
-const STACK_HEADROOM: u64 = 1 << 20;
-/// What a run's log takes at the least.
-const LOG_FLOOR: u64 = 128 << 10;
 
 /// A run that did not start.
 #[derive(Debug)]
@@ -341,8 +336,8 @@ fn reserved(limits: &Limits, memory_pages: u32, delivery: Delivery) -> u64 {
         Delivery::Captured => limits.output.unwrap_or_default().saturating_mul(2),
         Delivery::Streamed => 0,
     };
-    let stack = u64::from(limits.stack.bytes()) + STACK_HEADROOM;
-    let own = u64::from(memory_pages) * PAGE + stack + LOG_FLOOR;
+    let stack = u64::from(limits.stack.bytes()) + sandbox::HOST_STACK as u64;
+    let own = u64::from(memory_pages) * PAGE + stack + log::FLOOR as u64;
     own.saturating_add(output)
 }
 

@@ -19,7 +19,7 @@ use super::host::{self, Clock, State};
 use crate::limits::StackClass;
 
 /// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
-const HOST_STACK: usize = 1 << 20;
+pub const HOST_STACK: usize = 1 << 20;
 /// Frames in a backtrace.
 const MAX_FRAMES: usize = 20;
 /// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.

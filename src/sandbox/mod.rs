@@ -49,7 +49,7 @@ use crate::request::RunSpec;
 use crate::store::Artifacts;
 
 pub use self::compile::{ArtifactLimit, Budget, CompileSettings, SUBCOMMAND, serve_as_child};
-pub use self::engine::{FEATURE_NAMES, Variant};
+pub use self::engine::{FEATURE_NAMES, HOST_STACK, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::host::HOST_FUNCTION_NAMES;

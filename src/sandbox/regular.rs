@@ -65,36 +65,29 @@ async fn path_open(
         }
     }
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, fuel);
-    if unstable {
-        return wasi_unstable::path_open(
-            wasi,
-            &mut memory,
-            dir,
-            follow,
-            path,
-            len,
-            how,
-            base,
-            inheriting,
-            flags,
-            out,
-        )
-        .await;
+    // The two versions take the same.
+    macro_rules! open {
+        ($version:ident) => {
+            $version::path_open(
+                wasi,
+                &mut memory,
+                dir,
+                follow,
+                path,
+                len,
+                how,
+                base,
+                inheriting,
+                flags,
+                out,
+            )
+            .await
+        };
     }
-    wasi_snapshot_preview1::path_open(
-        wasi,
-        &mut memory,
-        dir,
-        follow,
-        path,
-        len,
-        how,
-        base,
-        inheriting,
-        flags,
-        out,
-    )
-    .await
+    match unstable {
+        true => open!(wasi_unstable),
+        false => open!(wasi_snapshot_preview1),
+    }
 }
 
 /// Replaces `open-at` of components.

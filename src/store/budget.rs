@@ -3,12 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Settings;
+use crate::limits::share_of;
 
 /// What a module takes besides its bytes and its record: what a file or an entry costs.
 pub(super) const EACH: u64 = 1 << 10;
-
-/// The part of a total that each store leaves to the others.
-const LEFT_TO_OTHERS: u64 = 8;
 
 /// What several stores may hold together.
 #[derive(Debug)]
@@ -23,10 +21,9 @@ pub struct Total {
 impl Total {
     /// Of so many bytes, for so many stores, none of which may hold the last eighth where there are several.
     pub fn new(most: u64, stores: usize) -> Arc<Self> {
-        let left = if stores > 1 { most / LEFT_TO_OTHERS } else { 0 };
         Arc::new(Self {
             most,
-            share: most - left,
+            share: share_of(most, stores > 1),
             used: Mutex::default(),
         })
     }

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::limits::LEFT_TO_OTHERS;
+
 /// What one turn moves a line on, for a weight of one.
 const TURN: u64 = 1 << 20;
 /// How often others may go ahead of the head of a line that does not fit, before they wait until it does.
 const PASSES: u32 = 64;
 /// And how many times that those may who hold little.
 const PASSES_OF_LITTLE: u32 = 8;
-/// The part of everything that is left to others, where there are others.
-const LEFT_TO_OTHERS: u64 = 8;
 /// How much one more place that comes free says about how long they are held: one part in so many.
 const PACE: u32 = 8;
 /// What a caller that is refused is told to wait, at the least and at the most.
