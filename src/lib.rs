@@ -13,6 +13,8 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+#[doc(hidden)]
+pub mod bench;
 pub mod cli;
 pub mod config;
 #[doc(hidden)]

@@ -88,8 +88,14 @@ impl From<Sha256> for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        // At once: told twice for each run, byte by byte it would show.
+        let mut text = [0; 64];
+        for (digits, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            digits.copy_from_slice(&[byte >> 4, byte & 15].map(|it| DIGITS[usize::from(it)]));
+        }
         f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -106,7 +112,9 @@ pub struct RunId(Arc<str>);
 impl RunId {
     /// A fresh one of `instance`.
     pub fn new(instance: &str) -> Self {
-        Self(format!("{}.{instance}", uuid::Uuid::now_v7().simple()).into())
+        let mut number = uuid::Uuid::encode_buffer();
+        let number = uuid::Uuid::now_v7().simple().encode_lower(&mut number);
+        Self([number, ".", instance].concat().into())
     }
 
     /// Reads 32 lower-case hexadecimal digits, a dot, and the name of an instance.

@@ -140,7 +140,7 @@ where
 ///
 /// # Errors
 /// `MALFORMED_REQUEST`.
-pub(super) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
+pub(crate) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
     admit_entries::<U>(bytes)?;
     U::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }

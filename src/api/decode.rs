@@ -24,7 +24,7 @@ const WAY_HOME: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`, `MODULE_TOO_LARGE`, `POLICY_DENIED`, naming the field.
-pub(super) fn spec(
+pub(crate) fn spec(
     spec: Option<proto::RunSpec>,
     policy: &Policy,
     delivery: Delivery,

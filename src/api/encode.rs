@@ -12,7 +12,7 @@ use crate::request::RunId;
 use crate::run::{Granted, Kept, Run, State, Taken};
 
 /// How a run ended.
-pub(super) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
+pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
     let Ended {
         outcome,
         trap,

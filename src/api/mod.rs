@@ -2,9 +2,9 @@
 
 mod auth;
 pub(crate) mod codec;
-mod decode;
+pub(crate) mod decode;
 mod delivery;
-mod encode;
+pub(crate) mod encode;
 mod frames;
 pub(crate) mod fuzz;
 mod intake;

@@ -107,7 +107,10 @@ pub(super) fn event_of(status: &Status) -> RunError {
 /// A run's id as a metadata value.
 pub(super) fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
     // An id is hexadecimal digits and a checked instance name.
-    id.as_str().parse().ok()
+    let mut value: MetadataValue<_> = id.as_str().parse().ok()?;
+    // Never the same twice: HTTP/2 need not keep it for the next answer, and look through those that it kept.
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn metadata(refusal: &Refusal) -> HashMap<String, String> {

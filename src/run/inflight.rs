@@ -1,20 +1,19 @@
 //! How many runs hold a slot now, and how many answers are on their way: what a drain waits for.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The counts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct InFlight {
-    count: watch::Sender<Count>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    running: usize,
+    running: AtomicUsize,
     /// Answers that their callers have not been given.
-    untold: usize,
+    untold: AtomicUsize,
+    /// One of them has come down to none.
+    none: Notify,
 }
 
 /// An answer that its caller has not been given yet, counted until the last clone of this is dropped.
@@ -26,7 +25,7 @@ struct Counted(Arc<InFlight>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.count.send_modify(|count| count.untold -= 1);
+        self.0.leave(&self.0.untold);
     }
 }
 
@@ -36,39 +35,49 @@ pub(super) struct Flight(Arc<InFlight>);
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.count.send_modify(|count| count.running -= 1);
+        self.0.leave(&self.0.running);
     }
 }
 
 impl InFlight {
     /// None yet.
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            count: watch::Sender::new(Count::default()),
-        })
+        Arc::default()
     }
 
     /// Counts a run.
     pub(super) fn enter(self: &Arc<Self>) -> Flight {
-        self.count.send_modify(|count| count.running += 1);
+        self.running.fetch_add(1, Ordering::SeqCst);
         Flight(Arc::clone(self))
     }
 
     /// Counts an answer.
     pub(super) fn untold(self: &Arc<Self>) -> Untold {
-        self.count.send_modify(|count| count.untold += 1);
+        self.untold.fetch_add(1, Ordering::SeqCst);
         Untold(Arc::new(Counted(Arc::clone(self))))
+    }
+
+    fn leave(&self, count: &AtomicUsize) {
+        if count.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.none.notify_waiters();
+        }
     }
 
     /// How many runs there are.
     pub(super) fn count(&self) -> usize {
-        self.count.borrow().running
+        self.running.load(Ordering::SeqCst)
     }
 
     /// Resolves when there is none, and every end is told.
     pub(super) async fn none_left(&self) {
-        // The sender lives as long as self.
-        let none = |count: &Count| count.running == 0 && count.untold == 0;
-        let _ = self.count.subscribe().wait_for(none).await;
+        loop {
+            let mut none = pin!(self.none.notified());
+            // Before the counts are looked at, so that no change of them is missed.
+            none.as_mut().enable();
+            if self.count() == 0 && self.untold.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            none.await;
+        }
     }
 }

@@ -311,6 +311,10 @@ impl Registry {
         }
         let last = *last;
         drop(inner);
+        if self.news.receiver_count() == 0 {
+            // Whoever begins to watch looks at the changes from then on, this one included.
+            return;
+        }
         self.news.send_modify(|news| {
             if let Some(news) = news {
                 *news = last.max(*news);

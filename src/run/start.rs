@@ -240,7 +240,7 @@ impl Runner {
         })
     }
 
-    /// Hands a run to the guest threads. Nothing can refuse it any more.
+    /// Has a run executed. Nothing can refuse it any more.
     fn execute(&self, admitted: Admitted, pending: Pending) {
         let Admitted {
             granted,

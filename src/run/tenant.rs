@@ -80,7 +80,7 @@ impl Tenant {
     }
 
     /// A log for a run of it.
-    pub(super) fn new_log(&self) -> Arc<Log> {
+    pub(crate) fn new_log(&self) -> Arc<Log> {
         Log::new(self.log_bytes, Arc::clone(&self.logs))
     }
 

@@ -25,6 +25,8 @@ const MAX_FRAMES: usize = 20;
 /// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.
 const KEEP_RESIDENT: usize = 1 << 20;
 const KEEP_STACK: usize = 64 << 10;
+/// How long epochs go on when nothing runs, so that not every one of some short runs has to wake their thread.
+const LINGER: Duration = Duration::from_millis(100);
 /// What one run may take of a pool. A module or component that needs more runs in an on-demand engine, so that a pool
 /// of n slots never fails one of n runs.
 const MEMORIES_PER_RUN: u32 = 2;
@@ -352,7 +354,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The thread that advances the epochs of all engines while runs are active, and sleeps while none is.
+/// The thread that advances the epochs of all engines while runs are active, and sleeps when none has been for a moment.
 struct Ticker {
     shared: Arc<Ticks>,
     thread: Thread,
@@ -427,11 +429,20 @@ impl Drop for Active {
 }
 
 fn tick(ticks: &Ticks, interval: Duration) {
+    let mut quiet = Duration::ZERO;
     loop {
         match ticks.active.load(Ordering::SeqCst) {
-            0 => std::thread::park(),
             ENDED => return,
-            _ => {
+            0 if quiet >= LINGER => {
+                std::thread::park();
+                quiet = Duration::ZERO;
+            }
+            active => {
+                quiet = if active == 0 {
+                    quiet + interval
+                } else {
+                    Duration::ZERO
+                };
                 std::thread::sleep(interval);
                 for engine in lock(&ticks.engines).iter() {
                     engine.increment_epoch();

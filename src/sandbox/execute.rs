@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use wasmtime::{Engine, Instance, Store, UpdateDeadline, Val};
@@ -28,6 +29,8 @@ use crate::request::RunSpec;
 const HOSTCALL_FUEL: usize = 16 << 20;
 /// A metered guest gives way after this much fuel, which also bounds how far a reading of its fuel may be off.
 const FUEL_INTERVAL: u64 = 1_000_000;
+/// What a guest gets at the least before it gives way for the first time.
+const FIRST_SLICE: Duration = Duration::from_millis(1);
 /// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
 /// epoch. One that waits in a host call is dropped after this.
 const STOP_GRACE: Duration = Duration::from_millis(10);
@@ -131,6 +134,11 @@ pub fn prepare(
 }
 
 impl Prepared {
+    /// What it runs.
+    pub(super) fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded)
+    }
+
     /// Runs it to its end. When this returns its store is gone.
     ///
     /// # Errors
@@ -195,6 +203,7 @@ fn arm(
     deadline: Option<Instant>,
     usage: Arc<Usage>,
 ) -> wasmtime::Result<Store<State>> {
+    let start = Instant::now();
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
@@ -214,12 +223,27 @@ fn arm(
         if let Some(fuel) = fuel {
             usage.set_fuel(fuel.saturating_sub(context.get_fuel().unwrap_or_default()));
         }
-        Ok(UpdateDeadline::YieldCustom(
-            1,
-            Box::pin(tokio::task::yield_now()),
-        ))
+        if start.elapsed() < FIRST_SLICE {
+            // This epoch was nearly over when the guest began.
+            return Ok(UpdateDeadline::Continue(1));
+        }
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(give_way())))
     });
     Ok(store)
+}
+
+/// Is pending once, and wakes at once. tokio's own waits until the thread's other tasks were polled, where there are any.
+async fn give_way() {
+    let mut gave = false;
+    std::future::poll_fn(|cx| {
+        if gave {
+            return Poll::Ready(());
+        }
+        gave = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Resolves when a run that has to stop did not do so by itself.

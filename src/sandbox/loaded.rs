@@ -9,6 +9,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::compile::Artifact;
 use super::engine::{Linked, Variant};
+use super::habit::Habit;
 use super::host::{Clock, State};
 use super::inspect::import_not_allowed;
 use super::inspection::Inspection;
@@ -29,6 +30,8 @@ pub struct Loaded {
     code: Code,
     /// What it was mapped from, where that is worth holding: another stack class maps it again.
     artifact: Option<Arc<Artifact>>,
+    /// How long its runs take.
+    pub(super) habit: Habit,
 }
 
 enum Code {
@@ -81,6 +84,7 @@ impl Loaded {
             linked,
             code,
             artifact: artifact.is_mapped().then(|| Arc::clone(artifact)),
+            habit: Habit::default(),
         })
     }
 

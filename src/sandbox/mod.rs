@@ -4,7 +4,7 @@
 //! bytes -> inspect -> compile -> Loaded -> prepare -> Prepared -> spawn -> Ended
 //! ```
 //!
-//! A guest gets a fresh store, executes on the guest threads, and its store is gone before its end is told.
+//! A guest gets a fresh store, executes on the guest threads, unless it is over in a moment, and its store is gone before its end is told.
 
 mod clock;
 mod compile;
@@ -12,6 +12,7 @@ mod engine;
 mod entry;
 mod execute;
 mod flight;
+mod habit;
 mod host;
 mod inspect;
 mod inspection;
@@ -168,7 +169,9 @@ impl Sandbox {
         &self.modules
     }
 
-    /// Executes a run on the guest threads, in a lane. When it has ended and its store is gone, `ended` is called.
+    /// Executes a run in a lane: on the guest threads, or, where it is expected to be over in a moment and they have
+    /// nothing to do, on the thread that calls, which it leaves at its first epoch or when it waits. When it has ended
+    /// and its store is gone, `ended` is called.
     pub fn spawn(
         &self,
         lane: &Arc<Lane>,
@@ -176,15 +179,24 @@ impl Sandbox {
         ended: impl FnOnce(Result<Ended, Refusal>) + Send + 'static,
     ) {
         let active = self.engines.active();
+        let loaded = prepared.loaded();
+        let noted = Arc::clone(&loaded);
         let run = async move {
             let result = AssertUnwindSafe(prepared.execute())
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
+            if let Ok(ended) = &result {
+                noted.habit.ended(ended.cpu_time);
+            }
             drop(active);
             ended(result);
         };
-        self.threads.spawn(lane, run);
+        if !loaded.habit.is_short() {
+            self.threads.spawn(lane, run);
+        } else if let Some(spent) = self.threads.begin_here(lane, run) {
+            loaded.habit.note(spent);
+        }
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Each tenant's guests are a lane. The lane that has had the least processor time, by its weight, is next; within it a
 //! run that is new goes before those that were interrupted, so that a short one is not held up by the long ones. A guest
-//! gives way at each epoch. Timers and blocking file system calls have threads of their own beside these.
+//! gives way at each epoch. One that is expected to be short may begin on a thread that serves. Timers and blocking file system calls have threads of their own beside these.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -23,6 +23,11 @@ const NEW_AHEAD: u32 = 4;
 /// Processor time, by weight, that a lane may be behind the others at the most: what it did not use is not saved up.
 const CREDIT: u64 = 20_000_000;
 
+/// A slice that began elsewhere and took longer kept its thread from serving.
+const LONG: Duration = Duration::from_millis(4);
+/// So many times as long nothing begins elsewhere after that.
+const PAUSE: u32 = 10;
+
 /// What runs until a guest gives way.
 type Slice = async_task::Runnable;
 /// What a new thread that does guests' work does first.
@@ -32,7 +37,7 @@ pub type OnThread = fn();
 #[derive(Debug)]
 pub struct Lane {
     weight: u32,
-    /// Nanoseconds on guest threads.
+    /// Nanoseconds of processor time on guest threads, and of the clock on the wall elsewhere.
     spent: AtomicU64,
     /// How far it had come when nothing of it waited last.
     at: AtomicU64,
@@ -87,6 +92,10 @@ struct State {
     /// Threads that wait for one.
     idle: usize,
     closed: bool,
+    /// Whether a slice is executed elsewhere: all but one of the threads that serve are left to serving.
+    elsewhere: bool,
+    /// Until when nothing begins elsewhere than here: something that did took long.
+    here_only: Option<Instant>,
 }
 
 struct Active {
@@ -139,8 +148,42 @@ impl Threads {
 
     /// Executes `run` in a lane.
     pub(super) fn spawn(&self, lane: &Arc<Lane>, run: impl Future<Output = ()> + Send + 'static) {
+        self.task(lane, run, true).schedule();
+    }
+
+    /// The same, but executes its first slice on the thread that calls, and says how long that took. Where something
+    /// waits already, or something took long when it began so, it begins on these threads as all others do.
+    pub(super) fn begin_here(
+        &self,
+        lane: &Arc<Lane>,
+        run: impl Future<Output = ()> + Send + 'static,
+    ) -> Option<Duration> {
+        let serves_beside = |handle: Handle| handle.metrics().num_workers() > 1;
+        if !Handle::try_current().is_ok_and(serves_beside) || !self.shared.lock().leave() {
+            self.spawn(lane, run);
+            return None;
+        }
+        let slice = self.task(lane, run, false);
+        let _beside = self.beside.as_ref().map(Runtime::enter);
+        // Not the processor's, which costs two system calls to learn: it is a moment.
+        let start = Instant::now();
+        execute(slice);
+        let took = start.elapsed();
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        lane.spent.fetch_add(nanos, Ordering::Relaxed);
+        self.shared.lock().charge_elsewhere(lane, took);
+        Some(took)
+    }
+
+    /// A task of a lane, which is told at its first scheduling whether it is new.
+    fn task(
+        &self,
+        lane: &Arc<Lane>,
+        run: impl Future<Output = ()> + Send + 'static,
+        is_new: bool,
+    ) -> Slice {
         let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(lane));
-        let is_new = std::sync::atomic::AtomicBool::new(true);
+        let is_new = AtomicBool::new(is_new);
         let schedule = move |slice: Slice| {
             let is_new = is_new.swap(false, Ordering::Relaxed);
             shared.push(&lane, slice, is_new);
@@ -148,7 +191,7 @@ impl Threads {
         let (slice, task) = async_task::spawn(run, schedule);
         // Ends by itself: at its own end, its deadline, or when it is asked to.
         task.detach();
-        slice.schedule();
+        slice
     }
 }
 
@@ -176,6 +219,15 @@ fn begin(on_thread: OnThread) {
     // Raising one's own nice value is always permitted; were it not, serving would merely be less smooth.
     let _ = rustix::process::setpriority_process(None, GUEST_NICE);
     on_thread();
+}
+
+/// Executes a slice.
+fn execute(slice: Slice) {
+    // A guest's own panics are caught where it is executed; this thread outlives all others too.
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| slice.run())).is_err();
+    if panicked {
+        tracing::error!("a guest's task panicked");
+    }
 }
 
 impl Shared {
@@ -208,15 +260,13 @@ impl Shared {
 
     /// Executes slices until it is closed.
     fn execute(&self) {
-        let mut had = None;
+        let (mut had, mut before) = (None, thread_time());
         while let Some((lane, slice)) = self.next(had.take()) {
-            let before = thread_time();
-            // A guest's own panics are caught where it is executed; this thread outlives all others too.
-            let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| slice.run())).is_err();
-            if panicked {
-                tracing::error!("a guest's task panicked");
-            }
-            had = Some((lane, thread_time().saturating_sub(before)));
+            execute(slice);
+            // From the end of the last slice on: what lies between them is next to nothing.
+            let after = thread_time();
+            had = Some((lane, after.saturating_sub(before)));
+            before = after;
         }
     }
 
@@ -267,6 +317,40 @@ impl State {
             });
             self.active.len() - 1
         })
+    }
+
+    /// Whether a slice may be executed elsewhere, which it then is. Only while a thread here has nothing to do, so that it
+    /// goes ahead of nobody.
+    fn leave(&mut self) -> bool {
+        self.here_only = self.here_only.filter(|until| Instant::now() < *until);
+        let has_room = self.waiting == 0 && self.idle > 0 && !self.closed;
+        let may = has_room && !self.elsewhere && self.here_only.is_none();
+        self.elsewhere |= may;
+        may
+    }
+
+    /// Charges a lane for the slice that was executed elsewhere.
+    fn charge_elsewhere(&mut self, lane: &Arc<Lane>, took: Duration) {
+        self.elsewhere = false;
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = nanos / u64::from(lane.weight);
+        match self
+            .active
+            .iter_mut()
+            .find(|it| Arc::ptr_eq(&it.lane, lane))
+        {
+            Some(it) => it.at += nanos,
+            None => {
+                let at = self.now.max(lane.at.load(Ordering::Relaxed));
+                // As where one is taken: whoever goes on alone owes nobody.
+                self.now = at;
+                lane.at.store(at + nanos, Ordering::Relaxed);
+            }
+        }
+        if took > LONG {
+            let until = Instant::now().checked_add(took.saturating_mul(PAUSE));
+            self.here_only = self.here_only.max(until);
+        }
     }
 
     fn charge(&mut self, lane: &Arc<Lane>, nanos: u64) {

@@ -2,11 +2,12 @@
 //! that loses no line.
 
 mod audit;
+mod lines;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -14,11 +15,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::audit::AuditFile;
+use self::lines::{Last, Lines};
 use crate::config::{LogFormat, Telemetry};
 use crate::refusal::printable;
 
-/// Lines that wait for a slow reader of standard error; more are dropped and counted.
-const BUFFERED_LINES: usize = 16_384;
 /// Lines of the audit that wait for the disk; whoever writes one more waits too.
 const BUFFERED_AUDIT_LINES: usize = 65_536;
 /// The target of the audit's lines.
@@ -28,9 +28,9 @@ const REPORT: Duration = Duration::from_secs(10);
 
 /// Writes what is left when it is dropped.
 pub struct Log {
-    _worker: WorkerGuard,
+    _last: Last,
     _audit: Option<WorkerGuard>,
-    dropped: ErrorCounter,
+    lines: Lines,
 }
 
 /// Starts the log of this process, and sends panics to it.
@@ -49,15 +49,10 @@ pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
         }
     }
     let (audit, audit_worker) = audit_layer(telemetry)?.unzip();
-    let (writer, worker) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(BUFFERED_LINES)
-        .thread_name("log")
-        .finish(std::io::stderr());
-    let dropped = writer.error_counter();
+    let (lines, last) = Lines::start(std::io::stderr()).map_err(|error| error.to_string())?;
     let log = match telemetry.log_format {
-        LogFormat::Text => layer(writer).with_ansi(false).boxed(),
-        LogFormat::Json => layer(writer).json().boxed(),
+        LogFormat::Text => layer(lines.clone()).with_ansi(false).boxed(),
+        LogFormat::Json => layer(lines.clone()).json().boxed(),
     };
     let registry = tracing_subscriber::registry().with(log.with_filter(filter));
     let started = registry.with(audit).try_init();
@@ -68,9 +63,9 @@ pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
         tracing::error!(cause, at, "panic");
     }));
     Ok(Log {
-        _worker: worker,
+        _last: last,
         _audit: audit_worker,
-        dropped,
+        lines,
     })
 }
 
@@ -123,10 +118,10 @@ where
 impl Log {
     /// Tells of dropped lines, now and then, for as long as it is polled.
     pub async fn report_drops(&self) {
-        let told = AtomicUsize::new(0);
+        let told = AtomicU64::new(0);
         loop {
             tokio::time::sleep(REPORT).await;
-            let dropped = self.dropped.dropped_lines();
+            let dropped = self.lines.dropped();
             if dropped > told.swap(dropped, Ordering::Relaxed) {
                 tracing::warn!(
                     dropped,

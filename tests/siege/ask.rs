@@ -1,5 +1,7 @@
 //! The command line: our own words, and those that `cargo test` hands to every test binary.
 
+use std::path::PathBuf;
+
 /// Every row, in the order in which they run.
 const ROWS: [&str; 8] = [
     "health",
@@ -27,6 +29,8 @@ const WITH_VALUE: [&str; 7] = [
 pub(crate) struct Ask {
     pub rows: Vec<&'static str>,
     pub scale: Scale,
+    /// Where the findings go; the file's name is that of their table.
+    pub json: Option<PathBuf>,
     /// Name the rows and run none.
     pub list: bool,
 }
@@ -51,6 +55,7 @@ impl Ask {
         let full = words.iter().any(|word| word == "--full");
         let mut soak_runs = if full { 2_000_000 } else { 5_000 };
         let (mut names, mut list, mut none) = (Vec::new(), false, false);
+        let mut json = None;
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -60,6 +65,7 @@ impl Ask {
                     let number = words.next().and_then(|number| number.parse().ok());
                     soak_runs = number.ok_or("--soak-runs takes a number")?;
                 }
+                "--json" => json = Some(words.next().ok_or("--json takes a file")?.into()),
                 // No row is an ignored test.
                 "--ignored" => none = true,
                 option if option.starts_with('-') && full => {
@@ -79,6 +85,11 @@ impl Ask {
             .filter(|row| !none && wanted(row))
             .collect();
         let scale = Scale { full, soak_runs };
-        Ok(Self { rows, scale, list })
+        Ok(Self {
+            rows,
+            scale,
+            json,
+            list,
+        })
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
+use std::path::Path;
 use std::time::Duration;
+
+use crate::results::Row;
 
 /// The findings of a row.
 pub(crate) struct Report {
@@ -63,6 +66,24 @@ impl Report {
     /// A count that must be above zero, or the row has not done what it is for.
     pub(crate) fn some(&mut self, what: &str, measured: usize) {
         self.count(what, measured, "some", measured > 0);
+    }
+
+    /// The same for a document, in a table that is called like the file.
+    pub(crate) fn rows(&self, file: &Path) -> Vec<Row> {
+        let table = file.file_stem().unwrap_or_default().to_string_lossy();
+        let row = |[what, measured, target, verdict]: &[String; 4]| Row {
+            table: table.clone().into_owned(),
+            what: format!("{}: {what}", self.row),
+            target: target.clone(),
+            met: match verdict.as_str() {
+                "met" | "ok" => Some(true),
+                "MISSED" | "BROKEN" => Some(false),
+                _ => None,
+            },
+            measured: measured.clone(),
+            figures: Vec::new(),
+        };
+        self.lines.iter().map(row).collect()
     }
 
     pub(crate) fn is_broken(&self) -> bool {

@@ -4,6 +4,7 @@
 //! cargo test --release --test siege                                    # short: a minute, judges counts
 //! cargo test --release --test siege -- --full                          # long: says which targets were met
 //! cargo test --release --test siege -- --full --soak-runs 200000 soak  # one row of it
+//! cargo test --release --test siege -- --full --json reliability.json  # kept, for docs/performance.md
 //! ```
 //!
 //! Times are printed, never judged: they belong to the machine. What is counted is judged in both forms.
@@ -36,6 +37,8 @@ mod overshoot;
 #[path = "../it/process.rs"]
 mod process;
 mod raw;
+#[path = "../../benches/load/results.rs"]
+mod results;
 mod soak;
 mod vanish;
 
@@ -60,16 +63,23 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let mut broken = Vec::new();
+    let (mut broken, mut rows) = (Vec::new(), Vec::new());
     for row in &ask.rows {
         let start = Instant::now();
         let report = besiege(row, &ask.scale);
         print!("{report}");
         println!("  {:.1} s\n", start.elapsed().as_secs_f64());
+        rows.extend(ask.json.as_deref().map(|path| report.rows(path)));
         if report.is_broken() {
             broken.push(*row);
         }
     }
+    let rows: Vec<_> = rows.into_iter().flatten().collect();
+    results::keep(
+        rows,
+        ask.json.as_deref(),
+        "cargo test --release --test siege",
+    );
     println!("{} rows, broken: {broken:?}", ask.rows.len());
     if broken.is_empty() {
         ExitCode::SUCCESS

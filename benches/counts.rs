@@ -1,0 +1,192 @@
+//! How many instructions the hot path of a run takes, by callgrind: about the same on a machine that is busy.
+//!
+//! `.ci/counts` runs this, and compares it with `benches/counts.toml`.
+
+#![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
+#![expect(missing_docs, unused_qualifications, reason = "made by macros")]
+
+#[path = "inside/bare.rs"]
+mod bare;
+#[path = "inside/guests.rs"]
+mod guests;
+
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use gungraun::{library_benchmark, library_benchmark_group};
+use prost::Message;
+use ringfence::bench::{Daemon, Module};
+use ringfence::outcome::{Ended, Outcome};
+use ringfence::request::{Digest, RunSpec};
+use ringfence::run::Attached;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use tokio::runtime::Runtime;
+
+use self::bare::Bare;
+
+/// Runs before the one that counts: the first ones make what is made once.
+const WARM: usize = 3;
+/// Instances of the pool. Valgrind has room for a few only.
+const SLOTS: &str = "4";
+
+/// All that is made beforehand, for as long as the process lives: taking it down is not to count.
+struct Ready {
+    runtime: Runtime,
+    daemon: Daemon,
+}
+
+fn ready() -> &'static Ready {
+    let runtime = Runtime::new().unwrap();
+    let daemon = {
+        let _context = runtime.enter();
+        Daemon::new(&[("admission.slots", SLOTS)])
+    };
+    Box::leak(Box::new(Ready { runtime, daemon }))
+}
+
+/// A run's future ends at the first poll: it waits for nobody.
+fn finish<F: Future>(future: F) -> F::Output {
+    let mut context = Context::from_waker(Waker::noop());
+    match pin!(future).poll(&mut context) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("it waits"),
+    }
+}
+
+/// A module that was run.
+struct Subject {
+    daemon: &'static Daemon,
+    module: Module,
+    spec: RunSpec,
+}
+
+impl Subject {
+    fn new(wasm: Bytes) -> &'static Self {
+        let Ready { runtime, daemon } = ready();
+        let module = runtime.block_on(daemon.load(wasm));
+        Box::leak(Box::new(Self {
+            spec: daemon.decode(&guests::request(module.digest)),
+            daemon,
+            module,
+        }))
+    }
+
+    fn run(&self) -> (Ended, [Bytes; 2]) {
+        finish(self.daemon.execute(&self.module, &self.spec))
+    }
+}
+
+fn warm(wasm: Bytes) -> &'static Subject {
+    let subject = Subject::new(wasm);
+    for _ in 0..WARM {
+        assert_eq!(subject.run().0.outcome, Outcome::Exited(0));
+    }
+    subject
+}
+
+fn warm_bare(wasm: Bytes) -> &'static (Bare, RunSpec) {
+    let subject = Subject::new(wasm.clone());
+    let bare = Bare::new(subject.module.loaded.engine(), &wasm);
+    for _ in 0..WARM {
+        finish(bare.execute(&subject.spec.args, &subject.spec.env));
+    }
+    Box::leak(Box::new((bare, subject.spec.clone())))
+}
+
+fn asked() -> (&'static Daemon, Vec<u8>) {
+    let subject = Subject::new(guests::noop());
+    let request = guests::request(subject.module.digest);
+    subject.daemon.decode(&request);
+    (subject.daemon, request)
+}
+
+fn answered() -> &'static Attached {
+    let Ready { runtime, daemon } = ready();
+    let module = runtime.block_on(daemon.load(guests::hello()));
+    let spec = daemon.decode(&guests::request(module.digest));
+    Box::leak(Box::new(runtime.block_on(daemon.run(spec))))
+}
+
+#[library_benchmark]
+#[bench::hello(args = (guests::hello()), setup = warm)]
+#[bench::noop(args = (guests::noop()), setup = warm)]
+fn run(subject: &'static Subject) -> (Ended, [Bytes; 2]) {
+    black_box(subject.run())
+}
+
+#[library_benchmark]
+#[bench::hello(args = (guests::hello()), setup = warm_bare)]
+#[bench::noop(args = (guests::noop()), setup = warm_bare)]
+fn bare_run((bare, spec): &'static (Bare, RunSpec)) -> Bytes {
+    black_box(finish(bare.execute(&spec.args, &spec.env)))
+}
+
+#[library_benchmark]
+#[bench::request(args = (), setup = asked)]
+fn decode((daemon, request): (&'static Daemon, Vec<u8>)) -> RunSpec {
+    black_box(daemon.decode(black_box(&request)))
+}
+
+#[library_benchmark]
+#[bench::response(args = (), setup = answered)]
+fn encode(ended: &'static Attached) -> BytesMut {
+    // As large as tonic's own.
+    let mut buffer = BytesMut::with_capacity(8 << 10);
+    Daemon::answer(black_box(ended))
+        .encode(&mut buffer)
+        .unwrap();
+    black_box(buffer)
+}
+
+#[library_benchmark]
+#[bench::hello(args = (), setup = guests::hello)]
+fn digest(wasm: Bytes) -> Digest {
+    black_box(Digest::of(black_box(&wasm)))
+}
+
+library_benchmark_group!(
+    name = hot,
+    benchmarks = [decode, run, bare_run, encode, digest]
+);
+
+/// What gungraun makes.
+mod made {
+    use gungraun::main;
+
+    use super::{guests, hot};
+
+    main!(setup = guests::build(), library_benchmark_groups = hot);
+
+    pub(super) fn run() {
+        main();
+    }
+}
+
+/// Has the kernel keep its auxiliary vector from this process and those that it starts. Valgrind takes the vDSO out of
+/// the copy that it gives a program, and out of its memory; rustix asks the kernel, and would look for it there.
+fn hide_auxv() {
+    const PR_GET_AUXV: u64 = 0x4155_5856;
+    let asks = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, PR_GET_AUXV);
+    let rule = SeccompRule::new(vec![asks.unwrap()]).unwrap();
+    let filter = SeccompFilter::new(
+        [(libc::SYS_prctl, vec![rule])].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EINVAL.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+fn main() {
+    // Under valgrind it is hidden already, and valgrind has no such system call.
+    if std::env::args().all(|it| it != "--gungraun-run") {
+        hide_auxv();
+    }
+    made::run();
+}

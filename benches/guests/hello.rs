@@ -1,0 +1,5 @@
+//! What an ordinary short run does.
+
+fn main() {
+    println!("hello");
+}
