@@ -37,6 +37,7 @@ mod compile;
 mod cpython;
 mod durable;
 mod endings;
+mod habit;
 mod hardening;
 mod idempotency;
 mod interact;
