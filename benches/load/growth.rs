@@ -172,7 +172,11 @@ async fn tenants(asked: &Growth) -> Vec<Row> {
         let at = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(at("tokens"), tokens).unwrap();
         std::fs::write(at("config.toml"), config).unwrap();
-        let set = [format!("auth.tokens_file={}", at("tokens"))];
+        // What a log needs at the least, for each.
+        let set = [
+            format!("auth.tokens_file={}", at("tokens")),
+            format!("runs.log_budget={}MiB", count.max(64)),
+        ];
         let daemon = Process::configured(&[&asked.how.set[..], &set].concat(), &at("config.toml"));
         let mut caller = Caller::connect(&daemon.addr).await;
         let mut digest = String::new();

@@ -179,12 +179,13 @@ pub(crate) struct Wasmtime {
 }
 
 impl Wasmtime {
-    /// Where the command line is installed: compiles `wasm` with `flags`.
+    /// Where the command line is installed: compiles `wasm`, to be run with `flags`, of which a timeout needs code that
+    /// looks at epochs.
     pub(crate) fn compiled(program: &Path, wasm: &Path, flags: &[&str]) -> Option<Self> {
         let code = wasm.with_extension(format!("{}.cwasm", flags.len()));
+        let epochs = if flags.is_empty() { "n" } else { "y" };
         let status = Command::new(program)
-            .arg("compile")
-            .args(flags)
+            .args(["compile", "-W", &format!("epoch-interruption={epochs}")])
             .arg("-o")
             .args([&code, wasm])
             .status();

@@ -25,6 +25,8 @@ const MAX_FRAMES: usize = 20;
 /// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.
 const KEEP_RESIDENT: usize = 1 << 20;
 const KEEP_STACK: usize = 64 << 10;
+/// Epochs after the end, so that no guest goes on by itself.
+const LAST_EPOCHS: u32 = 3;
 /// How long epochs go on when nothing runs, so that not every one of some short runs has to wake their thread.
 const LINGER: Duration = Duration::from_millis(100);
 /// What one run may take of a pool. A module or component that needs more runs in an on-demand engine, so that a pool
@@ -374,6 +376,14 @@ pub(super) struct Active {
     shared: Arc<Ticks>,
 }
 
+impl Ticks {
+    fn advance(&self) {
+        for engine in lock(&self.engines).iter() {
+            engine.increment_epoch();
+        }
+    }
+}
+
 impl Ticker {
     fn start(interval: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Ticks {
@@ -432,7 +442,14 @@ fn tick(ticks: &Ticks, interval: Duration) {
     let mut quiet = Duration::ZERO;
     loop {
         match ticks.active.load(Ordering::SeqCst) {
-            ENDED => return,
+            ENDED => {
+                // What a guest may get before it gives way for the first time, and once more.
+                for _ in 0..LAST_EPOCHS {
+                    std::thread::sleep(interval);
+                    ticks.advance();
+                }
+                return;
+            }
             0 if quiet >= LINGER => {
                 std::thread::park();
                 quiet = Duration::ZERO;
@@ -444,9 +461,7 @@ fn tick(ticks: &Ticks, interval: Duration) {
                     Duration::ZERO
                 };
                 std::thread::sleep(interval);
-                for engine in lock(&ticks.engines).iter() {
-                    engine.increment_epoch();
-                }
+                ticks.advance();
             }
         }
     }

@@ -94,10 +94,12 @@ pub struct Settings {
 
 /// The engine with its modules and threads.
 pub struct Sandbox {
-    engines: Arc<Engines>,
+    /// First to go: a guest that gives way then is not taken up again.
+    threads: Threads,
     modules: Modules,
     features: Vec<String>,
-    threads: Threads,
+    /// Last: until then epochs have guests give way.
+    engines: Arc<Engines>,
 }
 
 impl Sandbox {
