@@ -12,9 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::{Code, Streaming};
 
-use crate::harness::{
-    Daemon, Refused, SpecExt, Story, attach, by_digest, kit, read, read_on, until_idle,
-};
+use crate::harness::{Daemon, Refused, SpecExt, Story, attach, by_digest, kit, read, read_on};
 
 /// What a viewer was told, from event `from` on, checked as it goes.
 #[derive(Debug, Default)]
