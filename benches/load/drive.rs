@@ -105,6 +105,11 @@ pub(crate) async fn closed(
             stats
         });
     }
+    together(all, start).await
+}
+
+/// What all clients of a loop did since it started.
+async fn together(mut all: JoinSet<Stats>, start: Instant) -> Stats {
     let mut stats = Stats::new();
     while let Some(each) = all.join_next().await {
         stats.add(&each.unwrap());
@@ -190,10 +195,5 @@ pub(crate) async fn commands(
             stats
         });
     }
-    let mut stats = Stats::new();
-    while let Some(each) = all.join_next().await {
-        stats.add(&each.unwrap());
-    }
-    stats.took = start.elapsed();
-    stats
+    together(all, start).await
 }

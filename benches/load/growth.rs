@@ -179,13 +179,10 @@ async fn tenants(asked: &Growth) -> Vec<Row> {
         ];
         let daemon = Process::configured(&[&asked.how.set[..], &set].concat(), &at("config.toml"));
         let mut caller = Caller::connect(&daemon.addr).await;
-        let mut digest = String::new();
+        let digest = Digest::of(&wasm).to_string();
         let mut questions = Vec::new();
         for i in 0..count {
             let load = guests::load(wasm.clone()).by(&token(i));
-            if i == 0 {
-                digest = Digest::of(&wasm).to_string();
-            }
             caller.ask(&load).await.expect("it is taken");
             let spec = guests::spec(&digest, &["hello"]);
             questions.push(guests::run(spec, "hello\n").by(&token(i)));
