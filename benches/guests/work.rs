@@ -10,6 +10,7 @@ fn main() {
         "flood" => flood(number(2), number(3)),
         "stamp" => stamp(number(2)),
         "compute" => println!("{}", compute(number(2))),
+        "sieve" => println!("{}", sieve(number(2))),
         "sleep" => std::thread::sleep(Duration::from_millis(number(2))),
         other => panic!("no habit {other}"),
     }
@@ -35,8 +36,59 @@ fn stamp(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// Counts primes, rounds over: branches, loads and stores in a working set of 64 KiB, and divisions.
+/// What ordinary programs do, rounds over: sorting, arithmetic on matrices, a map, text.
 fn compute(rounds: u64) -> u64 {
+    let mut seed = 88_172_645_463_325_252;
+    (0..rounds)
+        .map(|_| sort(&mut seed) ^ multiply(&mut seed) ^ look_up(&mut seed) ^ tell(&mut seed))
+        .fold(0, u64::wrapping_add)
+}
+
+/// Xorshift, by Marsaglia.
+fn next(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+fn sort(seed: &mut u64) -> u64 {
+    let mut numbers: Vec<u64> = (0..8_000).map(|_| next(seed)).collect();
+    numbers.sort_unstable();
+    numbers[numbers.len() / 2]
+}
+
+fn multiply(seed: &mut u64) -> u64 {
+    const N: usize = 64;
+    let mut matrix = || -> Vec<f64> { (0..N * N).map(|_| (next(seed) >> 40) as f64).collect() };
+    let (a, b) = (matrix(), matrix());
+    let mut product = vec![0.0; N * N];
+    for (row, out) in a.chunks_exact(N).zip(product.chunks_exact_mut(N)) {
+        for (x, others) in row.iter().zip(b.chunks_exact(N)) {
+            for (sum, y) in out.iter_mut().zip(others) {
+                *sum += x * y;
+            }
+        }
+    }
+    product.iter().sum::<f64>().to_bits()
+}
+
+fn look_up(seed: &mut u64) -> u64 {
+    let mut counts = std::collections::HashMap::new();
+    for _ in 0..4_000 {
+        *counts.entry(next(seed) % 1_500).or_insert(0) += 1;
+    }
+    (0..2_000).filter_map(|key| counts.get(&key)).max().copied().unwrap_or(0)
+}
+
+fn tell(seed: &mut u64) -> u64 {
+    let text: String = (0..1_000).map(|_| format!("{:x} ", next(seed))).collect();
+    let numbers = text.split_whitespace().map(|it| u64::from_str_radix(it, 16).expect("one"));
+    numbers.fold(0, |all, n| all ^ n.rotate_left(7))
+}
+
+/// Counts primes, rounds over: loops of two or three instructions, in which a look at epoch or fuel costs most.
+fn sieve(rounds: u64) -> u64 {
     const SIZE: usize = 1 << 16;
     let mut found = 0;
     for round in 0..rounds {

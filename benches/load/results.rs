@@ -33,7 +33,7 @@ pub(crate) struct Row {
 }
 
 /// A figure of something that was asked.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Figure {
     /// Who was asked.
     pub who: String,

@@ -110,24 +110,16 @@ impl Viewer {
         if self.finished {
             return Poll::Ready(None);
         }
-        let gathered = match &mut self.gathers {
-            Some(gathers) => {
-                ready!(gathers.as_mut().poll(cx));
-                self.gathers = None;
-                true
-            }
-            None => false,
-        };
         let log = Arc::clone(&self.log);
-        let mut inner = log.lock();
-        if !self.owed && !gathered && inner.is_gathering(self.next) {
-            drop(inner);
-            let mut gathers = Box::pin(tokio::time::sleep(GATHER));
-            // It has begun to count, and will wake us.
-            let _ = gathers.as_mut().poll(cx);
-            self.gathers = Some(gathers);
-            return Poll::Pending;
+        if !self.owed && self.gathers.is_none() && log.lock().is_gathering(self.next) {
+            self.gathers = Some(Box::pin(tokio::time::sleep(GATHER)));
         }
+        if let Some(gathers) = &mut self.gathers {
+            // Also where it is new: on a busy host it may be over already, and then wakes nobody.
+            ready!(gathers.as_mut().poll(cx));
+            self.gathers = None;
+        }
+        let mut inner = log.lock();
         let Some(event) = inner.read(self.next) else {
             let place = &mut inner.waiting[self.place];
             if !place.as_ref().is_some_and(|it| it.will_wake(cx.waker())) {

@@ -16,6 +16,7 @@ use wasmtime::{
 };
 
 use super::host::{self, Clock, State};
+use super::turn::Epochs;
 use crate::limits::StackClass;
 
 /// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
@@ -148,13 +149,16 @@ impl Variant {
 pub(super) struct Linked {
     /// The engine.
     pub engine: Engine,
+    /// Its epochs.
+    pub epochs: Epochs,
     core: [wasmtime::Linker<State>; 2],
     component: [wasmtime::component::Linker<State>; 2],
 }
 
 impl Linked {
-    fn new(engine: Engine) -> wasmtime::Result<Self> {
+    fn new(engine: Engine, epochs: Epochs) -> wasmtime::Result<Self> {
         Ok(Self {
+            epochs,
             core: [
                 host::core_linker(&engine, Clock::Real)?,
                 host::core_linker(&engine, Clock::Stepped)?,
@@ -275,7 +279,8 @@ impl Engines {
     }
 
     fn link(&self, config: &Config) -> wasmtime::Result<Arc<Linked>> {
-        let linked = Arc::new(Linked::new(Engine::new(config)?)?);
+        let epochs = self.ticker.shared.epochs.clone();
+        let linked = Arc::new(Linked::new(Engine::new(config)?, epochs)?);
         self.ticker.add(&linked.engine);
         Ok(linked)
     }
@@ -364,6 +369,7 @@ struct Ticker {
 }
 
 struct Ticks {
+    epochs: Epochs,
     engines: Mutex<Vec<Engine>>,
     /// Runs now; [`ENDED`] says that the thread is to end.
     active: AtomicUsize,
@@ -381,12 +387,14 @@ impl Ticks {
         for engine in lock(&self.engines).iter() {
             engine.increment_epoch();
         }
+        self.epochs.advance();
     }
 }
 
 impl Ticker {
     fn start(interval: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Ticks {
+            epochs: Epochs::default(),
             engines: Mutex::default(),
             active: AtomicUsize::new(0),
         });

@@ -2,10 +2,9 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use wasmtime::{Engine, Instance, Store, UpdateDeadline, Val};
+use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
@@ -16,8 +15,9 @@ use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output, Permit};
-use super::stop::{Stop, StopReason, Stopped};
+use super::stop::{Stop, StopReason};
 use super::trap;
+use super::turn::Turn;
 use super::wasi;
 use crate::limits::PAGE;
 use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
@@ -29,8 +29,6 @@ use crate::request::RunSpec;
 const HOSTCALL_FUEL: usize = 16 << 20;
 /// A metered guest gives way after this much fuel, which also bounds how far a reading of its fuel may be off.
 const FUEL_INTERVAL: u64 = 1_000_000;
-/// What a guest gets at the least before it gives way for the first time.
-const FIRST_SLICE: Duration = Duration::from_millis(1);
 /// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
 /// epoch. One that waits in a host call is dropped after this.
 const STOP_GRACE: Duration = Duration::from_millis(10);
@@ -153,9 +151,12 @@ impl Prepared {
         let mut store = arm(
             self.loaded.engine(),
             self.state,
-            self.fuel,
-            deadline,
-            self.usage,
+            Turn {
+                epochs: self.loaded.epochs().clone(),
+                deadline,
+                fuel: self.fuel,
+                usage: self.usage,
+            },
         )
         .map_err(|error| Refusal::internal(format_args!("arming a store: {error:#}")))?;
         let (finished, cpu_time) = {
@@ -196,54 +197,16 @@ impl Prepared {
 }
 
 /// The one place where a store gets its limits: memory, tables, handles, fuel, time.
-fn arm(
-    engine: &Engine,
-    state: State,
-    fuel: Option<u64>,
-    deadline: Option<Instant>,
-    usage: Arc<Usage>,
-) -> wasmtime::Result<Store<State>> {
-    let start = Instant::now();
+fn arm(engine: &Engine, state: State, turn: Turn) -> wasmtime::Result<Store<State>> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
-    if let Some(fuel) = fuel {
+    if let Some(fuel) = turn.fuel {
         store.set_fuel(fuel)?;
         store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
     }
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |context| {
-        let stop = &context.data().stop;
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            stop.request(StopReason::TimedOut);
-        }
-        if stop.reason().is_some() {
-            return Err(Stopped.into());
-        }
-        if let Some(fuel) = fuel {
-            usage.set_fuel(fuel.saturating_sub(context.get_fuel().unwrap_or_default()));
-        }
-        if start.elapsed() < FIRST_SLICE {
-            // This epoch was nearly over when the guest began.
-            return Ok(UpdateDeadline::Continue(1));
-        }
-        Ok(UpdateDeadline::YieldCustom(1, Box::pin(give_way())))
-    });
+    turn.watch(&mut store);
     Ok(store)
-}
-
-/// Is pending once, and wakes at once. tokio's own waits until the thread's other tasks were polled, where there are any.
-async fn give_way() {
-    let mut gave = false;
-    std::future::poll_fn(|cx| {
-        if gave {
-            return Poll::Ready(());
-        }
-        gave = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Resolves when a run that has to stop did not do so by itself.

@@ -13,6 +13,7 @@ use super::habit::Habit;
 use super::host::{Clock, State};
 use super::inspect::import_not_allowed;
 use super::inspection::Inspection;
+use super::turn::Epochs;
 use crate::refusal::{Reason, Refusal, quote};
 
 /// What a module costs besides its code, in bytes: tables, metadata, linkage.
@@ -91,6 +92,11 @@ impl Loaded {
     /// The engine that runs it.
     pub fn engine(&self) -> &wasmtime::Engine {
         &self.linked.engine
+    }
+
+    /// That engine's epochs.
+    pub(super) fn epochs(&self) -> &Epochs {
+        &self.linked.epochs
     }
 
     /// The module with its imports resolved against those of `clock`.

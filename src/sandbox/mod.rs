@@ -27,6 +27,7 @@ mod stdio;
 mod stop;
 mod threads;
 mod trap;
+mod turn;
 mod validate;
 mod wanted;
 mod wasi;

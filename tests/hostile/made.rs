@@ -56,6 +56,16 @@ pub(crate) fn recursion_by_frame(locals: usize) -> String {
     )
 }
 
+/// Asks for 4 MiB of randomness so many times, one call after the other: no loop, and no function of its own.
+pub(crate) fn straight_calls(count: usize) -> String {
+    let call = "(drop (call $random (i32.const 0) (i32.const 0x400000)))";
+    command(
+        "(import \"wasi_snapshot_preview1\" \"random_get\" (func $random (param i32 i32) (result i32)))
+         (memory (export \"memory\") 64)",
+        &call.repeat(count),
+    )
+}
+
 /// Overflows a set inside the compiler.
 pub(crate) fn compiler_panic() -> Bytes {
     let globals = "(global (mut i32) (i32.const 0))".repeat(66_000);

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use ringfence::api::proto::{HealthRequest, Outcome, RunSpec};
+use ringfence::api::proto::stream_event::Event;
+use ringfence::api::proto::{HealthRequest, Outcome, RunSpec, RunState, RunStreamRequest};
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, SpecExt, by_digest, kit, read, spec, until_idle};
+use crate::harness::{Daemon, SpecExt, by_digest, kit, read, spec, told_id, until_idle};
 
 /// More than make a habit.
 const SHORT_RUNS: usize = 6;
@@ -123,4 +124,41 @@ async fn many_at_once_are_all_told() {
         .ran(spec("(module (func (export \"_start\")))"))
         .await
         .exited(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_only_calls_the_host_gives_way() {
+    let daemon = Daemon::with(&[("engine.guest_threads", "1")]).await;
+    let write = "(call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12))";
+    let random = "(call $random (i32.const 64) (i32.const 0x400000))";
+    let calls = format!("(drop {random})").repeat(2_000);
+    let straight = format!(
+        "(module
+            (import \"wasi_snapshot_preview1\" \"fd_write\"
+                (func $write (param i32 i32 i32 i32) (result i32)))
+            (import \"wasi_snapshot_preview1\" \"random_get\"
+                (func $random (param i32 i32) (result i32)))
+            (memory (export \"memory\") 65)
+            (data (i32.const 0) \"\\08\\00\\00\\00\\01\\00\\00\\00.\")
+            (func (export \"_start\") (drop {write}) {calls}))"
+    );
+    let mut client = daemon.client.clone();
+    let request = RunStreamRequest {
+        spec: Some(spec(straight)),
+    };
+    let answer = client.run_stream(request).await.unwrap();
+    let id = told_id(answer.metadata());
+    let mut stream = answer.into_inner();
+    while !matches!(
+        stream.message().await.unwrap().unwrap().event,
+        Some(Event::Stdout(_))
+    ) {}
+    // It has the only thread now.
+    daemon
+        .ran(spec("(module (func (export \"_start\")))"))
+        .await
+        .exited(0);
+    assert_eq!(daemon.get(&id).await.state(), RunState::Running);
+    drop(stream);
+    until_idle(&daemon).await;
 }

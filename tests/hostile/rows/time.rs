@@ -3,6 +3,7 @@
 use ringfence::api::proto::Outcome;
 
 use crate::harness::SpecExt;
+use crate::made;
 use crate::row::{End, Row, row};
 
 const SPIN: &str = include_str!("../guests/spin.wat");
@@ -174,6 +175,12 @@ fn calls() -> Vec<Row> {
     })
     .collect();
     rows.extend([
+        row(
+            "calls: in a straight line",
+            "It makes host calls one after the other, where no loop turns.",
+            made::straight_calls(2_000),
+        )
+        .times_out(),
         row(
             "calls: random_all",
             "It asks for 20 MiB of randomness at once.",
