@@ -56,12 +56,12 @@ pub(crate) fn recursion_by_frame(locals: usize) -> String {
     )
 }
 
-/// Asks for 4 MiB of randomness so many times, one call after the other: no loop, and no function of its own.
+/// Asks for 64 KiB of randomness so many times, one call after the other: no loop, and no function of its own.
 pub(crate) fn straight_calls(count: usize) -> String {
-    let call = "(drop (call $random (i32.const 0) (i32.const 0x400000)))";
+    let call = "(drop (call $random (i32.const 0) (i32.const 0x10000)))";
     command(
         "(import \"wasi_snapshot_preview1\" \"random_get\" (func $random (param i32 i32) (result i32)))
-         (memory (export \"memory\") 64)",
+         (memory (export \"memory\") 1)",
         &call.repeat(count),
     )
 }

@@ -130,15 +130,15 @@ async fn many_at_once_are_all_told() {
 async fn one_that_only_calls_the_host_gives_way() {
     let daemon = Daemon::with(&[("engine.guest_threads", "1")]).await;
     let write = "(call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12))";
-    let random = "(call $random (i32.const 64) (i32.const 0x400000))";
-    let calls = format!("(drop {random})").repeat(2_000);
+    let random = "(call $random (i32.const 64) (i32.const 0x10000))";
+    let calls = format!("(drop {random})").repeat(40_000);
     let straight = format!(
         "(module
             (import \"wasi_snapshot_preview1\" \"fd_write\"
                 (func $write (param i32 i32 i32 i32) (result i32)))
             (import \"wasi_snapshot_preview1\" \"random_get\"
                 (func $random (param i32 i32) (result i32)))
-            (memory (export \"memory\") 65)
+            (memory (export \"memory\") 2)
             (data (i32.const 0) \"\\08\\00\\00\\00\\01\\00\\00\\00.\")
             (func (export \"_start\") (drop {write}) {calls}))"
     );

@@ -178,7 +178,7 @@ fn calls() -> Vec<Row> {
         row(
             "calls: in a straight line",
             "It makes host calls one after the other, where no loop turns.",
-            made::straight_calls(2_000),
+            made::straight_calls(40_000),
         )
         .times_out(),
         row(
