@@ -43,14 +43,43 @@ pub(crate) async fn row(scale: &Scale, report: &mut Report) {
         let digest = taken(&mut client, hostile, &wat).await;
         kinds.push(hostile_run(&digest).timeout(TIMEOUT));
     }
+    // Which may begin where they are received, before all that waits.
+    let short = by_digest(&taken(&mut client, hostile, &hello()).await);
     let hello = by_digest(&taken(&mut client, good, &hello()).await);
+    let window = scale.pick(Duration::from_secs(5), Duration::from_secs(60));
+    for (what, kinds) in [
+        ("a neighbour's hello", kinds),
+        ("a neighbour's hello beside short runs", vec![short]),
+    ] {
+        let (mut times, endings) = beside(&daemon, kinds, hello.clone(), window).await;
+        times.told(what, report);
+        times.p99(what, P99, report);
+        report.told(&format!("{what}, endings"), &endings);
+        report.some(&format!("{what}, runs"), endings.total());
+        report.equal(
+            &format!("{what}, did not succeed"),
+            endings.beside(&["hello"]),
+            0,
+        );
+    }
+    daemon.end(report).await;
+}
+
+/// The neighbour's runs while the other tenant's callers ask for `kinds`, as many as it may have and more.
+async fn beside(
+    daemon: &Besieged,
+    kinds: Vec<RunSpec>,
+    hello: RunSpec,
+    window: Duration,
+) -> (Times, Tally) {
+    let [_, (_, good)] = TENANTS;
     let mut flood = JoinSet::new();
     let addr = daemon.addr().to_owned();
     flood.spawn(async move {
         let call = |i: usize, client: Client| attack(client, kinds[i % kinds.len()].clone());
         side_by_side(&addr, SLOTS + QUEUE, call).await;
     });
-    let mut looks = client.clone();
+    let mut looks = daemon.client().await;
     loop {
         let question = as_tenant(HealthRequest {}, good);
         let health = looks.health(question).await.unwrap().into_inner();
@@ -59,22 +88,8 @@ pub(crate) async fn row(scale: &Scale, report: &mut Report) {
             break;
         }
     }
-    let window = scale.pick(Duration::from_secs(5), Duration::from_secs(60));
     let addr = daemon.addr().to_owned();
-    let (mut times, endings) = alone(move || neighbour(addr, hello, window)).await;
-    let asked = endings.total();
-    drop(flood);
-
-    times.told("a neighbour's hello", report);
-    times.p99("a neighbour's hello", P99, report);
-    report.told("its endings", &endings);
-    report.some("its runs", asked);
-    report.equal(
-        "its runs that did not succeed",
-        endings.beside(&["hello"]),
-        0,
-    );
-    daemon.end(report).await;
+    alone(move || neighbour(addr, hello, window)).await
 }
 
 /// A daemon that knows two tenants by their tokens.
