@@ -9,7 +9,7 @@ use ringfence::api::proto::{DeleteModuleRequest, RunRequest, UploadStart};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::harness::{Daemon, Modules, Refused, by_digest, channel, connect, load, spec};
+use crate::harness::{Client, Daemon, Modules, Refused, by_digest, channel, connect, load, spec};
 use crate::modules::{frame, saying};
 use crate::process::Served;
 
@@ -54,8 +54,11 @@ fn start(dir: &Path) -> (Served, Duration) {
 }
 
 /// Loads and uploads modules for as long as the daemon is there; returns what it acknowledged.
-async fn load_until_it_is_gone(addr: String, round: u64, lane: u64) -> Vec<(String, String)> {
-    let (mut client, mut modules) = (connect(&addr).await, Modules::new(channel(&addr).await));
+async fn load_until_it_is_gone(
+    (mut client, mut modules): (Client, Modules),
+    round: u64,
+    lane: u64,
+) -> Vec<(String, String)> {
     let mut acknowledged = Vec::new();
     for i in 0.. {
         let text = format!("{round} {lane} {i}");
@@ -119,7 +122,12 @@ async fn kill_at_random_moments(rounds: u64) -> Duration {
         all.append(&mut fresh);
         let mut lanes = JoinSet::new();
         for lane in 0..4 {
-            lanes.spawn(load_until_it_is_gone(served.addr.clone(), round, lane));
+            // Before the moment is waited for: one that comes at once finds nobody still to connect.
+            let clients = (
+                connect(&served.addr).await,
+                Modules::new(channel(&served.addr).await),
+            );
+            lanes.spawn(load_until_it_is_gone(clients, round, lane));
         }
         // The moment is what is random about this test, not what it waits for.
         tokio::time::sleep(Duration::from_millis(dice.below(150))).await;
