@@ -64,7 +64,7 @@ fn huge_br_tables() -> Bytes {
     const TARGETS: usize = 60_000;
     let targets: String = (0..TARGETS).map(|i| format!("{} ", i % BLOCKS)).collect();
     let mut functions = String::new();
-    for _ in 0..60 {
+    for _ in 0..160 {
         write!(
             functions,
             "(func (param i32) {} (br_table {targets} (local.get 0)) {})",
