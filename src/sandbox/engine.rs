@@ -384,10 +384,11 @@ pub(super) struct Active {
 
 impl Ticks {
     fn advance(&self) {
+        // First, so that a guest which looks since its engine says so knows of it.
+        self.epochs.advance();
         for engine in lock(&self.engines).iter() {
             engine.increment_epoch();
         }
-        self.epochs.advance();
     }
 }
 

@@ -153,6 +153,7 @@ impl Prepared {
             self.state,
             Turn {
                 epochs: self.loaded.epochs().clone(),
+                start,
                 deadline,
                 fuel: self.fuel,
                 usage: self.usage,

@@ -1,8 +1,8 @@
 //! A guest's turn: when it has to stop, and when it gives way to others. Its code looks at each epoch, which is where loops
-//! turn and functions begin; it looks for it wherever a host call returns, since a straight line of those passes no such
-//! place.
+//! turn and functions begin; it also does wherever a call of the host or of the engine returns, since a straight line
+//! of those passes no such place.
 
-use std::future::{Future, ready};
+use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,10 +34,11 @@ impl Epochs {
 }
 
 /// What ends a guest's turn.
-#[derive(Clone)]
 pub(super) struct Turn {
     /// Those of its engine.
     pub epochs: Epochs,
+    /// When it began.
+    pub start: Instant,
     /// When it stops.
     pub deadline: Option<Instant>,
     /// What it began with, where it is metered.
@@ -49,69 +50,72 @@ pub(super) struct Turn {
 impl Turn {
     /// Has the guest of a store that was just made look.
     pub(super) fn watch(self, store: &mut Store<State>) {
-        let start = Instant::now();
-        store.set_epoch_deadline(1);
-        store.call_hook_async(OnReturn {
+        let watched = Arc::new(Watched {
             looked: AtomicU64::new(self.epochs.now()),
-            turn: self.clone(),
-            start,
+            turn: self,
         });
+        store.set_epoch_deadline(1);
+        store.call_hook_async(Arc::clone(&watched));
         store.epoch_deadline_callback(move |context| {
-            Ok(if self.is_over(&context, start)? {
-                UpdateDeadline::YieldCustom(1, Box::pin(GiveWay { gave: false }))
+            Ok(if watched.is_over(&context)? {
+                UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&watched).give_way()))
             } else {
                 UpdateDeadline::Continue(1)
             })
         });
     }
+}
 
+/// A turn that is looked at from two places, and once in each epoch.
+struct Watched {
+    turn: Turn,
+    /// The epoch in which it was looked at last. For one thread at a time: a store has no other.
+    looked: AtomicU64,
+}
+
+impl Watched {
     /// Whether the guest gives way now; an error where it has to stop.
-    fn is_over(
-        &self,
-        context: &StoreContextMut<'_, State>,
-        start: Instant,
-    ) -> wasmtime::Result<bool> {
+    fn is_over(&self, context: &StoreContextMut<'_, State>) -> wasmtime::Result<bool> {
+        let Turn {
+            epochs,
+            start,
+            deadline,
+            fuel,
+            usage,
+        } = &self.turn;
+        self.looked.store(epochs.now(), Ordering::Relaxed);
         let now = Instant::now();
         let stop = &context.data().stop;
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        if deadline.is_some_and(|deadline| now >= deadline) {
             stop.request(StopReason::TimedOut);
         }
         if stop.reason().is_some() {
             return Err(Stopped.into());
         }
-        if let Some(fuel) = self.fuel {
+        if let Some(fuel) = fuel {
             let left = context.get_fuel().unwrap_or_default();
-            self.usage.set_fuel(fuel.saturating_sub(left));
+            usage.set_fuel(fuel.saturating_sub(left));
         }
         // The epoch in which it began may have been nearly over.
-        Ok(now.saturating_duration_since(start) >= FIRST_SLICE)
+        Ok(now.saturating_duration_since(*start) >= FIRST_SLICE)
     }
-}
 
-/// Is pending once, and wakes at once. tokio's own waits until the thread's other tasks were polled, where there are any.
-struct GiveWay {
-    gave: bool,
-}
-
-impl Future for GiveWay {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.gave {
-            return Poll::Ready(());
-        }
-        self.gave = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+    /// Is pending once, and wakes at once. tokio's own waits until the thread's other tasks were polled, where there are
+    /// any.
+    async fn give_way(self: Arc<Self>) {
+        let mut gave = false;
+        poll_fn(|cx| {
+            if gave {
+                return Poll::Ready(());
+            }
+            gave = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        // Epochs that passed meanwhile were others' turns: it would give way again before it did anything.
+        self.looked.store(self.turn.epochs.now(), Ordering::Relaxed);
     }
-}
-
-/// Looks where a host call returns, at most once in each epoch.
-struct OnReturn {
-    turn: Turn,
-    start: Instant,
-    /// The epoch in which it looked last. For one thread at a time: a store has no other.
-    looked: AtomicU64,
 }
 
 /// What wasmtime's trait, an `async_trait`, returns.
@@ -128,7 +132,7 @@ impl Future for GoOn {
     }
 }
 
-impl CallHookHandler<State> for OnReturn {
+impl CallHookHandler<State> for Arc<Watched> {
     fn handle_call_event<'hook, 'store, 'looked>(
         &'hook self,
         mut context: StoreContextMut<'store, State>,
@@ -138,18 +142,15 @@ impl CallHookHandler<State> for OnReturn {
         'hook: 'looked,
         'store: 'looked,
     {
-        if !matches!(event, CallHook::ReturningFromHost) {
+        let looked = self.looked.load(Ordering::Relaxed);
+        if !matches!(event, CallHook::ReturningFromHost) || looked == self.turn.epochs.now() {
             return Box::pin(GoOn);
         }
-        let epoch = self.turn.epochs.now();
-        if self.looked.swap(epoch, Ordering::Relaxed) == epoch {
-            return Box::pin(GoOn);
-        }
-        match self.turn.is_over(&context, self.start) {
+        match self.is_over(&context) {
             Err(error) => Box::pin(ready(Err(error))),
             Ok(false) => Box::pin(GoOn),
             Ok(true) => Box::pin(async move {
-                GiveWay { gave: false }.await;
+                Arc::clone(self).give_way().await;
                 // Its own code need not look before the next one.
                 context.as_context_mut().set_epoch_deadline(1);
                 Ok(())

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use ringfence::api::proto::stream_event::Event;
-use ringfence::api::proto::{HealthRequest, Outcome, RunSpec, RunState, RunStreamRequest};
+use ringfence::api::proto::{HealthRequest, Outcome, RunSpec, RunState};
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, SpecExt, by_digest, kit, read, spec, told_id, until_idle};
+use crate::harness::{Daemon, SpecExt, by_digest, kit, read, spec, until_idle};
 
 /// More than make a habit.
 const SHORT_RUNS: usize = 6;
@@ -142,17 +142,13 @@ async fn one_that_only_calls_the_host_gives_way() {
             (data (i32.const 0) \"\\08\\00\\00\\00\\01\\00\\00\\00.\")
             (func (export \"_start\") (drop {write}) {calls}))"
     );
-    let mut client = daemon.client.clone();
-    let request = RunStreamRequest {
-        spec: Some(spec(straight)),
+    let mut stream = daemon.stream(spec(straight)).await.unwrap();
+    let id = loop {
+        let told = stream.message().await.unwrap().unwrap();
+        if let Some(Event::Stdout(_)) = told.event {
+            break told.run_id;
+        }
     };
-    let answer = client.run_stream(request).await.unwrap();
-    let id = told_id(answer.metadata());
-    let mut stream = answer.into_inner();
-    while !matches!(
-        stream.message().await.unwrap().unwrap().event,
-        Some(Event::Stdout(_))
-    ) {}
     // It has the only thread now.
     daemon
         .ran(spec("(module (func (export \"_start\")))"))
