@@ -68,6 +68,8 @@ def memory(daemon, settings):
         budgets.append("store.budget")
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)
     worst += settings["compile.concurrency"] * amount(settings["compile.memory"])
+    if amount(settings["compile.small_module"]):
+        worst += amount(settings["compile.small_memory"])
     # Two modules on their way into the store, one being read by the compile thread, one being checked.
     worst += 4 * amount(settings["compile.max_module"])
     limit = amount(daemon["resources"]["limits"]["memory"])

@@ -13,7 +13,7 @@ use crate::hardening;
 use crate::limits::PAGE;
 use crate::policy::Policy;
 use crate::run::{self, Capacity, Quota, TenantSettings};
-use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings};
+use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings, SmallLane};
 use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store, Total};
 
 /// Bytes of modules' records kept in memory, for all tenants, and for each at the least.
@@ -207,6 +207,13 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
             timeout: compile.timeout.0,
             memory: compile.memory.0,
         },
+        small: (compile.small_module.0 > 0).then(|| SmallLane {
+            max_module: compile.small_module.0,
+            budget: Budget {
+                timeout: compile.small_timeout.0,
+                memory: compile.small_memory.0,
+            },
+        }),
         artifact: {
             // Code that no cache can hold would be compiled again for every run.
             let limits = [

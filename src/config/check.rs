@@ -374,6 +374,26 @@ fn modules(c: &mut Checker, config: &Config) {
     c.between("compile.memory", compile.memory, memory.0, memory.1);
     let module = (Size(1 << 10), Size(1 << 30));
     c.between("compile.max_module", compile.max_module, module.0, module.1);
+    // Of one that outgrows the small lane the time there is lost.
+    let small = (Size(0), Size(16 << 20));
+    c.between(
+        "compile.small_module",
+        compile.small_module,
+        small.0,
+        small.1,
+    );
+    c.between(
+        "compile.small_timeout",
+        compile.small_timeout,
+        millis(50),
+        millis(10_000),
+    );
+    c.between(
+        "compile.small_memory",
+        compile.small_memory,
+        memory.0,
+        memory.1,
+    );
     let artifact = (Size(1 << 20), Size(1 << 36));
     c.between(
         "compile.max_artifact",

@@ -167,6 +167,9 @@ pub struct Compile {
     pub share: bool,
     pub max_module: Size,
     pub max_artifact: Size,
+    pub small_module: Size,
+    pub small_timeout: Time,
+    pub small_memory: Size,
 }
 
 /// `compile.mode`

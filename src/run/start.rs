@@ -300,9 +300,9 @@ impl Runner {
     /// Bytes to compile, when it is the tenant's turn.
     pub(super) fn wanted(&self, tenant: &Tenant, wasm: Source) -> Wanted {
         let (admission, line) = (Arc::clone(&self.admission), tenant.line);
-        Wanted::new(wasm, line, move || {
+        Wanted::new(wasm, line, move |lane| {
             let admission = Arc::clone(&admission);
-            async move { admission.compile(line).await }
+            async move { admission.compile(line, lane).await }
         })
     }
 
@@ -324,7 +324,12 @@ impl Runner {
                 let known = store.find(*digest).await?;
                 let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
                 known.touch();
-                Ok((*digest, Source::Stored(Arc::clone(store), *digest)))
+                let source = Source::Stored {
+                    store: Arc::clone(store),
+                    digest: *digest,
+                    size: known.record.size,
+                };
+                Ok((*digest, source))
             }
         }
     }

@@ -39,7 +39,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use wasmtime::PoolingAllocationConfig;
 
-use self::compile::Compiler;
+use self::compile::{Compiler, Lanes};
 use self::engine::{EngineSettings, Engines};
 use self::inspect::Rules;
 use self::threads::Threads;
@@ -50,7 +50,9 @@ use crate::refusal::Refusal;
 use crate::request::RunSpec;
 use crate::store::Artifacts;
 
-pub use self::compile::{ArtifactLimit, Budget, CompileSettings, SUBCOMMAND, serve_as_child};
+pub use self::compile::{
+    ArtifactLimit, Budget, CompileLane, CompileSettings, SUBCOMMAND, SmallLane, serve_as_child,
+};
 pub use self::engine::{FEATURE_NAMES, HOST_STACK, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
@@ -126,6 +128,7 @@ impl Sandbox {
         let modules = Modules::new(
             Arc::clone(&engines),
             compiler,
+            Lanes::new(settings.compile.small),
             settings.artifacts.clone(),
             settings.cache_budget,
         )?;

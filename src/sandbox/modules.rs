@@ -6,17 +6,20 @@
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::compile::{Artifact, Compiler, Failed, Session, compatibility, compile_limit};
+use super::compile::{
+    Artifact, CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibility,
+    compile_limit, estimate,
+};
 use super::engine::{Engines, Variant};
 use super::flight::SingleFlight;
 use super::inspection::Inspection;
 use super::loaded::{Loaded, kib, kib_u64};
 use super::saver::{Save, start_saver};
-use super::wanted::{Source, Turn, Wanted};
+use super::wanted::{Source, Wanted};
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
 use crate::store::{ArtifactName, Artifacts};
@@ -25,6 +28,13 @@ use crate::store::{ArtifactName, Artifacts};
 const INSPECTED: u64 = 32 << 20;
 /// How long a module's bytes may take to come from the store: others wait for the turn that it has.
 const FETCH: Duration = Duration::from_secs(300);
+/// The same for a small module, whose bytes are needed before it has a turn: where they take longer they come in the
+/// turn of a large one. So many come at once.
+const FETCH_SMALL: Duration = Duration::from_secs(1);
+const FETCHED_AT_ONCE: usize = 16;
+/// How often a module is begun to be compiled for one who asks: an order can come too late, and a module can outgrow the
+/// small lane, each once.
+const ATTEMPTS: usize = 3;
 /// Modules that are read from disk at once.
 const READ_AT_ONCE: usize = 4;
 /// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
@@ -66,6 +76,9 @@ pub struct Modules {
 struct Inner {
     engines: Arc<Engines>,
     compiler: Compiler,
+    lanes: Lanes,
+    /// Small modules whose bytes come from a store at once.
+    fetching: Semaphore,
     artifacts: Option<Arc<Artifacts>>,
     /// Writes to them.
     saver: Option<SyncSender<Save>>,
@@ -87,6 +100,7 @@ impl Modules {
     pub(super) fn new(
         engines: Arc<Engines>,
         compiler: Compiler,
+        lanes: Lanes,
         artifacts: Option<Arc<Artifacts>>,
         budget: u64,
     ) -> std::io::Result<Self> {
@@ -119,6 +133,8 @@ impl Modules {
                 compatible: engines.compilers().each_ref().map(compatibility),
                 engines,
                 compiler,
+                lanes,
+                fetching: Semaphore::new(FETCHED_AT_ONCE),
                 artifacts,
                 loaded,
                 inspected,
@@ -212,18 +228,20 @@ impl Modules {
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let turn = wanted.turn().await?;
                 // What another did meanwhile, or failed at.
-                if let Some(refusal) = inner.failed.get(&(digest, None)) {
-                    return Err(refusal);
-                }
-                if let Some(inspection) = inner.inspected.get(&digest) {
-                    return Ok(Inspected {
-                        inspection,
-                        parked: None,
-                    });
-                }
-                let (inspection, session) = inner.open(digest, wanted.wasm, turn).await?;
+                let done = || match inner.failed.get(&(digest, None)) {
+                    Some(refusal) => Some(Err(refusal)),
+                    None => inner.inspected.get(&digest).map(Ok),
+                };
+                let (inspection, session) = match inner.open(digest, &wanted, done).await? {
+                    Opening::Done(inspection) => {
+                        return Ok(Inspected {
+                            inspection,
+                            parked: None,
+                        });
+                    }
+                    Opening::Opened(inspection, session) => (inspection, session),
+                };
                 let inspection = Arc::new(inspection);
                 inner.inspected.insert(digest, Arc::clone(&inspection));
                 Ok(Inspected {
@@ -317,6 +335,13 @@ impl Modules {
     }
 }
 
+/// What came of opening a module.
+enum Opening<T> {
+    /// Another did what it was to be opened for.
+    Done(T),
+    Opened(Inspection, Session),
+}
+
 impl Inner {
     /// The name of a module's code on disk, where there is some.
     fn on_disk(&self, digest: Digest, metered: bool) -> Option<(&Arc<Artifacts>, ArtifactName)> {
@@ -335,29 +360,97 @@ impl Inner {
 
     /// Keeps in mind what says something about the module itself.
     fn remember(&self, key: (Digest, Option<bool>), failed: Failed) -> Refusal {
-        let Failed { refusal, for_good } = failed;
-        if for_good {
+        let Failed {
+            refusal,
+            for_good,
+            outgrew,
+        } = failed;
+        // What was too much for the small lane may not be too much.
+        if for_good && !outgrew {
             self.failed.insert(key, refusal.clone());
         }
         refusal
     }
 
-    async fn open(
+    /// Opens a module in its lane, when it is its tenant's turn. Where what it is wanted for is `done` by then, that is
+    /// all.
+    ///
+    /// # Errors
+    /// Those of the turn, of the store, and of [`Compiler::open`].
+    async fn open<T>(
         &self,
         digest: Digest,
-        wasm: Source,
-        turn: Turn,
-    ) -> Result<(Inspection, Session), Refusal> {
-        // Only now: as many as wait for a turn would be in memory otherwise.
-        let wasm = match wasm {
+        wanted: &Wanted,
+        done: impl Fn() -> Option<Result<T, Refusal>>,
+    ) -> Result<Opening<T>, Refusal> {
+        let (mut placement, wasm) = self.place(digest, wanted).await?;
+        loop {
+            let (lane, turn) = wanted.turn(placement.lane).await?;
+            if let Some(done) = done() {
+                return done.map(Opening::Done);
+            }
+            // What its tenant's others did while it waited may have closed the small lane to it.
+            if lane == CompileLane::Small && self.lane(digest, wanted, placement.cost) != lane {
+                placement = Placement::LARGE;
+                continue;
+            }
+            placement.lane = lane;
+            // Only now, but for small ones: as many as wait for a turn would be in memory otherwise.
+            let bytes = match wasm.clone() {
+                Source::Here(blob) => blob,
+                Source::Stored { store, digest, .. } => {
+                    let fetched = tokio::time::timeout(FETCH, store.wasm(digest)).await;
+                    fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
+                }
+            };
+            match self.compiler.open(bytes, placement, turn).await {
+                Ok((inspection, session)) => return Ok(Opening::Opened(inspection, session)),
+                Err(failed) if failed.outgrew => {
+                    self.outgrew(digest, wanted, placement);
+                    placement = Placement::LARGE;
+                }
+                Err(failed) => return Err(self.remember((digest, None), failed)),
+            }
+        }
+    }
+
+    /// Where a module is to be compiled, with its bytes where they were needed to tell.
+    async fn place(&self, digest: Digest, wanted: &Wanted) -> Result<(Placement, Source), Refusal> {
+        let large = || Ok((Placement::LARGE, wanted.wasm.clone()));
+        if !self.lanes.may_be_small(digest, wanted.wasm.len()) {
+            return large();
+        }
+        let blob = match wanted.wasm.clone() {
             Source::Here(blob) => blob,
-            Source::Stored(store, digest) => {
-                let fetched = tokio::time::timeout(FETCH, store.wasm(digest)).await;
-                fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
+            Source::Stored { store, digest, .. } => {
+                let fetch = async {
+                    let _place = self.fetching.acquire().await.map_err(Refusal::internal)?;
+                    store.wasm(digest).await
+                };
+                match tokio::time::timeout(FETCH_SMALL, fetch).await {
+                    Ok(fetched) => fetched?.into(),
+                    Err(_elapsed) => return large(),
+                }
             }
         };
-        let opened = self.compiler.open(wasm, turn).await;
-        opened.map_err(|failed| self.remember((digest, None), failed))
+        let counted = blob.clone();
+        let counted = tokio::task::spawn_blocking(move || counted.read().map(|it| estimate(&it)));
+        let Ok(Ok(cost)) = counted.await else {
+            // Whatever is wrong with it is told by who compiles it.
+            return large();
+        };
+        let lane = self.lane(digest, wanted, cost);
+        Ok((Placement { lane, cost }, Source::Here(blob)))
+    }
+
+    fn lane(&self, digest: Digest, wanted: &Wanted, cost: u64) -> CompileLane {
+        self.lanes
+            .choose(digest, wanted.owner, cost, Instant::now())
+    }
+
+    fn outgrew(&self, digest: Digest, wanted: &Wanted, placement: Placement) {
+        self.lanes
+            .outgrew(digest, wanted.owner, placement.cost, Instant::now());
     }
 
     async fn compile(
@@ -368,24 +461,30 @@ impl Inner {
     ) -> Result<Arc<Loaded>, Refusal> {
         let Inspected { inspection, parked } = inspected;
         let Key { digest, variant } = key;
-        let parked = parked.and_then(|parked| {
+        let mut opened = parked.and_then(|parked| {
             // Nothing panics while it is held.
             parked.lock().unwrap_or_else(PoisonError::into_inner).take()
         });
-        let mut compiled = match parked {
-            Some(session) => self.compiler.compile(session, variant.metered).await,
-            None => None,
+        let done = || match self.failed.get(&(digest, Some(variant.metered))) {
+            Some(refusal) => Some(Err(refusal)),
+            None => self.sibling(key).map(Ok),
         };
-        if compiled.is_none() {
-            let turn = wanted.turn().await?;
-            if let Some(refusal) = self.failed.get(&(digest, Some(variant.metered))) {
-                return Err(refusal);
-            }
-            if let Some(loaded) = self.sibling(key) {
-                return Ok(loaded);
-            }
-            let (_, session) = self.open(digest, wanted.wasm, turn).await?;
+        let mut compiled = None;
+        for _ in 0..ATTEMPTS {
+            let session = match opened.take() {
+                Some(session) => session,
+                None => match self.open(digest, &wanted, done).await? {
+                    Opening::Done(loaded) => return Ok(loaded),
+                    Opening::Opened(_, session) => session,
+                },
+            };
+            let placement = session.placement;
             compiled = self.compiler.compile(session, variant.metered).await;
+            match &compiled {
+                Some(Err(failed)) if failed.outgrew => self.outgrew(digest, &wanted, placement),
+                Some(_) => break,
+                None => {}
+            }
         }
         let compiled = compiled
             .ok_or_else(|| Refusal::internal("the compile thread did not take an order"))?;
@@ -400,10 +499,7 @@ impl Inner {
                 let message = "the compiled module does not fit the cache".to_owned();
                 let allowed = bytesize::ByteSize::kib(this.budget()).display().iec();
                 let refusal = compile_limit("engine.cache_budget", message, allowed);
-                let failed = Failed {
-                    refusal,
-                    for_good: true,
-                };
+                let failed = Failed::for_good(refusal);
                 return Err(this.remember((digest, Some(variant.metered)), failed));
             }
             this.save(digest, variant.metered, artifact, inspection);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::compile::CompileLane;
 use crate::refusal::Refusal;
 use crate::request::Digest;
 use crate::store::{Blob, Store};
@@ -15,13 +16,32 @@ use crate::store::{Blob, Store};
 pub enum Source {
     /// Here.
     Here(Blob),
-    /// In a store, by its digest.
-    Stored(Arc<Store>, Digest),
+    /// In a store.
+    Stored {
+        /// Which has it.
+        store: Arc<Store>,
+        /// By this digest.
+        digest: Digest,
+        /// Bytes of it.
+        size: u64,
+    },
+}
+
+impl Source {
+    /// Bytes of the module.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Here(blob) => blob.len(),
+            Self::Stored { size, .. } => *size,
+        }
+    }
 }
 
 /// Held for as long as a module is compiled.
 pub type Turn = Box<dyn Any + Send>;
-type Turns = Arc<dyn Fn() -> BoxFuture<'static, Result<Turn, Refusal>> + Send + Sync>;
+type Turns = Arc<
+    dyn Fn(CompileLane) -> BoxFuture<'static, Result<(CompileLane, Turn), Refusal>> + Send + Sync,
+>;
 
 /// A module's bytes, and who says when it may be compiled.
 #[derive(Clone)]
@@ -33,19 +53,24 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// `wasm` of `owner`, to be compiled while what `turn` gives is held.
+    /// `wasm` of `owner`, to be compiled while what `turn` gives is held. It is told the lane that is asked for, and
+    /// gives that or the large one.
     pub fn new<F, T>(
         wasm: Source,
         owner: usize,
-        turn: impl Fn() -> F + Send + Sync + 'static,
+        turn: impl Fn(CompileLane) -> F + Send + Sync + 'static,
     ) -> Self
     where
-        F: Future<Output = Result<T, Refusal>> + Send + 'static,
+        F: Future<Output = Result<(CompileLane, T), Refusal>> + Send + 'static,
         T: Send + 'static,
     {
-        let boxed = move || {
-            let turn = turn();
-            async move { turn.await.map(|held| Box::new(held) as Turn) }.boxed()
+        let boxed = move |lane| {
+            let turn = turn(lane);
+            async move {
+                let (lane, held) = turn.await?;
+                Ok((lane, Box::new(held) as Turn))
+            }
+            .boxed()
         };
         Self {
             wasm,
@@ -54,8 +79,9 @@ impl Wanted {
         }
     }
 
-    /// Waits until it may be compiled.
-    pub(super) async fn turn(&self) -> Result<Turn, Refusal> {
-        (self.turn)().await
+    /// Waits until it may be compiled in `lane`, or, where it is for the small one and that comes first, in the large
+    /// one.
+    pub(super) async fn turn(&self, lane: CompileLane) -> Result<(CompileLane, Turn), Refusal> {
+        (self.turn)(lane).await
     }
 }

@@ -70,7 +70,7 @@ impl Tenant {
         Refused::new(&self.run(spec).await.expect_err("it is refused"))
     }
 
-    async fn ran(&self, spec: RunSpec) -> Ran {
+    pub(crate) async fn ran(&self, spec: RunSpec) -> Ran {
         Ran::new(self.run(spec).await.expect("it is not refused"))
     }
 
@@ -85,7 +85,7 @@ impl Tenant {
         Ok(answer.into_inner())
     }
 
-    async fn loaded(&self, wasm: impl Into<Bytes>) -> String {
+    pub(crate) async fn loaded(&self, wasm: impl Into<Bytes>) -> String {
         let answer = self.load(wasm).await.expect("the module is taken");
         answer.module.unwrap().digest
     }
@@ -109,7 +109,11 @@ pub(crate) fn tokens_file(dir: &TempDir, names: &[&str]) -> std::path::PathBuf {
 }
 
 /// A daemon with two tenants, "a" and "b", each with more of its table.
-async fn two(a: &str, b: &str, set: &[(&str, &str)]) -> (Daemon, Tenant, Tenant, TempDir) {
+pub(crate) async fn two(
+    a: &str,
+    b: &str,
+    set: &[(&str, &str)],
+) -> (Daemon, Tenant, Tenant, TempDir) {
     let dir = TempDir::new().unwrap();
     let tokens = tokens_file(&dir, &["a", "b"]);
     let tenants = format!("[{{ name = \"a\", {a} }}, {{ name = \"b\", {b} }}]");

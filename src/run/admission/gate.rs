@@ -167,6 +167,19 @@ pub struct Load {
     pub capacity: u64,
 }
 
+impl Load {
+    /// What two gates hold together, for the second of which nobody waits who does not wait for the first as well.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            held: self.held + other.held,
+            places: self.places + other.places,
+            waiting: self.waiting.max(other.waiting),
+            bytes: self.bytes.saturating_add(other.bytes),
+            capacity: self.capacity.saturating_add(other.capacity),
+        }
+    }
+}
+
 /// What is to be told, or dropped, when the lock is free again: both may take it.
 #[derive(Default)]
 struct Later(Vec<(Told, Result<Pass, Turned>)>);

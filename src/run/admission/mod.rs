@@ -5,11 +5,15 @@ mod gate;
 mod memory;
 mod quota;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
+
 use self::gate::{Amount, Gate, Turned};
 use crate::refusal::{Reason, Refusal};
+use crate::sandbox::CompileLane;
 
 pub use self::gate::{Load, Pass};
 pub use self::memory::share_of_memory;
@@ -51,6 +55,8 @@ enum Kind {
 pub(super) struct Admission {
     runs: Arc<Gate>,
     compiles: Arc<Gate>,
+    /// The one thread that compiles small modules only.
+    small_compiles: Arc<Gate>,
     arrivals: Arc<Gate>,
     /// Runs that are taken to their start without their callers: as many as may run or wait for a slot.
     unattended: Arc<Gate>,
@@ -80,6 +86,7 @@ impl Admission {
         Self {
             runs: Gate::new(slots, capacity.queue, weights),
             compiles: places(capacity.compiles, capacity.compile_queue),
+            small_compiles: places(1, capacity.compile_queue),
             arrivals: places(capacity.arrivals, 0),
             unattended: places(capacity.slots.saturating_add(capacity.queue), 0),
             max_wait: capacity.max_wait,
@@ -111,16 +118,32 @@ impl Admission {
         })
     }
 
-    /// A compile thread for the tenant `line`.
+    /// A compile thread for the tenant `line`, and the lane that it is of: a small module waits for either lane.
     ///
     /// # Errors
     /// `QUEUE_FULL`, `WAIT_EXPIRED`, `SHUTTING_DOWN`.
-    pub(super) async fn compile(&self, line: usize) -> Result<Pass, Refusal> {
-        let entered = self
-            .compiles
-            .enter(line, Amount::one(0), self.compile_wait, || ());
-        let refused = |turned| self.refusal(Kind::Compile, 0, turned);
-        entered.await.map_err(refused)
+    pub(super) async fn compile(
+        &self,
+        line: usize,
+        lane: CompileLane,
+    ) -> Result<(CompileLane, Pass), Refusal> {
+        let enter = |gate| Gate::enter(gate, line, Amount::one(0), self.compile_wait, || ());
+        let large = pin!(enter(&self.compiles));
+        let entered = match lane {
+            CompileLane::Large => (CompileLane::Large, large.await),
+            CompileLane::Small => match select(pin!(enter(&self.small_compiles)), large).await {
+                // Where one line is full, the other may not be.
+                Either::Left((Err(_), large)) => (CompileLane::Large, large.await),
+                Either::Right((Err(_), small)) => (CompileLane::Small, small.await),
+                Either::Left((pass, _)) => (CompileLane::Small, pass),
+                Either::Right((pass, _)) => (CompileLane::Large, pass),
+            },
+        };
+        let (lane, entered) = entered;
+        match entered {
+            Ok(pass) => Ok((lane, pass)),
+            Err(turned) => Err(self.refusal(Kind::Compile, 0, turned)),
+        }
     }
 
     /// A place for a module that arrives.
@@ -157,7 +180,7 @@ impl Admission {
     pub(super) fn loads(&self) -> Loads {
         Loads {
             runs: self.runs.load(),
-            compiles: self.compiles.load(),
+            compiles: self.compiles.load().and(self.small_compiles.load()),
             arrivals: self.arrivals.load(),
         }
     }

@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::artifact::Artifact;
+use super::lanes::CompileLane;
 use super::wire::{self, Failure, Hello, Order, Setup};
 use super::{Budget, Failed, compile_limit};
 use crate::refusal::{Refusal, printable};
@@ -24,8 +25,8 @@ const LAST_WORDS: u64 = 2 << 10;
 /// What the standard library says before it ends a process that asked for memory in vain, and what allocators of
 /// others panic with.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of ", "out of memory"];
-/// How many times its processor time a child gets in wall time, so that one that is given the processor meets that
-/// limit first: it says something about the module, and this one about the machine.
+/// How many times its processor time a child of the large lane gets in wall time, so that one that is given the processor
+/// meets that limit first: it says something about the module, and this one about the machine.
 const PATIENCE: u32 = 2;
 
 /// A process that compiles one module.
@@ -35,6 +36,7 @@ pub(super) struct Child {
     artifact: File,
     complaints: File,
     budget: Budget,
+    lane: CompileLane,
     hello: Option<Hello>,
     /// What it took of its time.
     spent: Duration,
@@ -42,7 +44,12 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts one. It makes itself ready by itself.
-    pub(super) fn spawn(program: &Path, setup: &Setup, budget: Budget) -> io::Result<Self> {
+    pub(super) fn spawn(
+        program: &Path,
+        setup: &Setup,
+        budget: Budget,
+        lane: CompileLane,
+    ) -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         let artifact = unsealed("ringfence-artifact")?;
         let complaints = unsealed("ringfence-complaints")?;
@@ -61,6 +68,7 @@ impl Child {
             artifact,
             complaints,
             budget,
+            lane,
             hello: None,
             spent: Duration::ZERO,
         };
@@ -104,7 +112,7 @@ impl Child {
             wire::send_module(socket, wasm)?;
             wire::receive::<wire::Inspected>(socket)
         })?;
-        inspected.map_err(Failed::for_good)
+        inspected.map_err(|why| why.failed(self.lane))
     }
 
     /// Has it compile what it inspected.
@@ -136,7 +144,7 @@ impl Child {
         talk: impl FnOnce(&mut Timed<'_>) -> io::Result<T>,
     ) -> Result<T, Failed> {
         let start = Instant::now();
-        let until = start + (self.budget.timeout * PATIENCE).saturating_sub(self.spent);
+        let until = start + self.patience().saturating_sub(self.spent);
         let mut socket = Timed {
             socket: &self.socket,
             until,
@@ -152,12 +160,28 @@ impl Child {
         })
     }
 
+    /// How long it may take, whatever it gets of the processor.
+    fn patience(&self) -> Duration {
+        match self.lane {
+            // Others wait, and it can start again in the large lane.
+            CompileLane::Small => self.budget.timeout,
+            CompileLane::Large => self.budget.timeout * PATIENCE,
+        }
+    }
+
     /// Kills it at the end of its time.
     fn too_slow(&mut self) -> Failed {
         // What it has done so far says nothing about the module: it did not get the processor.
         let end = self.end();
-        tracing::warn!(%end, "a compile child did not get its processor time within twice compile.timeout");
-        Failed::this_time(self.over_time("compiling the module took too long"))
+        match self.lane {
+            CompileLane::Small => tracing::debug!("a module has outgrown the small compile lane"),
+            CompileLane::Large => tracing::warn!(
+                %end,
+                "a compile child did not get its processor time within twice compile.timeout"
+            ),
+        }
+        let over = self.over_time("compiling the module took too long");
+        Failed::this_time(over).over_budget_of(self.lane)
     }
 
     fn over_time(&self, message: &str) -> Refusal {
@@ -172,7 +196,7 @@ impl Child {
         let words = self.last_words();
         if status.is_some_and(|status| status.signal() == Some(libc::SIGXCPU)) {
             let message = "compiling the module took too much processor time";
-            return Failed::for_good(self.over_time(message));
+            return Failed::for_good(self.over_time(message)).over_budget_of(self.lane);
         }
         if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
             return self.crashed(&words);
@@ -186,11 +210,12 @@ impl Child {
     /// Tells what a child died of that could still say so.
     fn crashed(&self, words: &str) -> Failed {
         if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
-            return Failed::for_good(compile_limit(
+            let over = compile_limit(
                 "compile.memory",
                 "compiling the module took too much memory".to_owned(),
                 bytesize::ByteSize(self.budget.memory).display().iec(),
-            ));
+            );
+            return Failed::for_good(over).over_budget_of(self.lane);
         }
         Failed::this_time(Refusal::internal(format_args!(
             "a compile child's compiler panicked: {words}"

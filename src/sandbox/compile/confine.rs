@@ -14,8 +14,6 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::NICE;
-
 /// What the kernel is to kill first when memory runs out.
 const OOM_FIRST: &str = "1000";
 /// Seconds of CPU time from the signal that says that it is used up to the one that kills.
@@ -62,10 +60,10 @@ const ALLOWED: &[libc::c_long] = &[
 
 /// To be called before any other thread is started: what holds for the process, and closes its file system and network.
 /// Returns what is in force.
-pub(super) fn before_threads() -> Vec<String> {
+pub(super) fn before_threads(nice: i32) -> Vec<String> {
     // Each of these is one wall of several, and what a host does not have is told by what is not in the answer.
     let _ = rustix::thread::set_name(c"rf-compile");
-    let _ = rustix::process::setpriority_process(None, NICE);
+    let _ = rustix::process::setpriority_process(None, nice);
     let _ = fs::write("/proc/self/oom_score_adj", OOM_FIRST);
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = limit(Resource::Core, 0, 0);

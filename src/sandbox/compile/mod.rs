@@ -3,11 +3,15 @@
 //! Both happen in a compile child, a process that sees one module, has no files and no network, and is killed when it
 //! goes over its budget: a compiler cannot be interrupted, and ends its process when it gets no memory. Each compile
 //! thread keeps one child ready. `in-process` compiles on those threads themselves, for hosts that cannot start
-//! processes.
+//! processes. Small modules have a thread of their own (`lanes`).
 
 mod artifact;
 mod child;
 mod confine;
+mod cost;
+mod lanes;
+mod nursery;
+mod place;
 mod precheck;
 mod wire;
 mod worker;
@@ -16,44 +20,46 @@ use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use wasmtime::Engine;
 
 use self::child::Child;
-use self::wire::{Order, Setup};
+use self::nursery::Nursery;
+use self::place::{Place, PlaceKind};
+use self::wire::{NotInspected, Order};
 use super::inspect::{self, Rules};
 use super::inspection::Inspection;
-use super::panic_message;
 use super::wanted::Turn;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::store::Blob;
 
 pub(super) use self::artifact::Artifact;
 pub use self::child::SUBCOMMAND;
+pub(super) use self::cost::estimate;
+pub use self::lanes::{CompileLane, SmallLane};
+pub(super) use self::lanes::{Lanes, Placement};
 pub use self::worker::serve as serve_as_child;
 
 /// How much compile threads yield to all else: compiling must never starve runs.
 const NICE: i32 = 15;
+/// The same for the small lane, which has as much of the processor as a guest, beside whatever is compiled.
+const SMALL_NICE: i32 = 10;
 /// The stack of a thread that compiles. Cranelift recurses with the nesting of what it compiles.
 const STACK: usize = 64 << 20;
 /// What a caller is told to wait when too many modules wait to be compiled.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a module that was inspected waits for the order to compile it. Whoever asked has it at once, or is gone.
-const ORDER: Duration = Duration::from_secs(5);
 /// To be counted up where an [`Inspection`] changes what it means.
 const INSPECTION: u32 = 1;
-/// Threads of a child at the most.
-const MAX_CHILD_THREADS: usize = 4;
 
 /// What compiling one module may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Processor time, from the module's arrival in the child.
+    /// Processor time, from the module's arrival in the child; in the small lane, wall time.
     pub timeout: Duration,
     /// Bytes of memory.
     pub memory: u64,
@@ -79,6 +85,8 @@ pub struct CompileSettings {
     pub queue: u32,
     /// For each.
     pub budget: Budget,
+    /// The lane for small modules, where there is one.
+    pub small: Option<SmallLane>,
     /// For what comes of each.
     pub artifact: ArtifactLimit,
 }
@@ -89,13 +97,17 @@ pub(super) struct Failed {
     pub(super) refusal: Refusal,
     /// It says something about the module under this budget, rather than about the machine at that moment.
     pub(super) for_good: bool,
+    /// It went over the budget of the small lane only: the refusal is for nobody, and the module is to be compiled in the
+    /// large one.
+    pub(super) outgrew: bool,
 }
 
 impl Failed {
-    fn for_good(refusal: Refusal) -> Self {
+    pub(super) fn for_good(refusal: Refusal) -> Self {
         Self {
             refusal,
             for_good: true,
+            outgrew: false,
         }
     }
 
@@ -103,6 +115,15 @@ impl Failed {
         Self {
             refusal,
             for_good: false,
+            outgrew: false,
+        }
+    }
+
+    /// The same where it is about the budget of `lane`.
+    fn over_budget_of(self, lane: CompileLane) -> Self {
+        Self {
+            outgrew: lane == CompileLane::Small,
+            ..self
         }
     }
 }
@@ -125,6 +146,7 @@ pub(super) fn compile_limit(
 /// A module to inspect and, if that is then wanted, to compile.
 struct Job {
     wasm: Blob,
+    placement: Placement,
     turn: Turn,
     inspected: oneshot::Sender<Result<(Inspection, Session), Failed>>,
 }
@@ -134,6 +156,7 @@ type Commission = (Order, oneshot::Sender<Result<Artifact, Failed>>);
 /// A module that was inspected and waits, for a moment, to be compiled. Dropping it ends that.
 pub(super) struct Session {
     orders: SyncSender<Commission>,
+    pub(super) placement: Placement,
     /// Of whoever asked first.
     _turn: Turn,
 }
@@ -149,7 +172,10 @@ impl Session {
 
 /// Inspects and compiles modules, a few at a time, the rest in a bounded queue.
 pub(super) struct Compiler {
-    jobs: SyncSender<Job>,
+    /// Of the large lane.
+    large: SyncSender<Job>,
+    /// Of the small lane, where there is one.
+    small: Option<SyncSender<Job>>,
     compiled: AtomicU64,
     mode: String,
 }
@@ -165,61 +191,57 @@ impl Compiler {
         engines: [Engine; 2],
         rules: Rules,
     ) -> wasmtime::Result<Self> {
-        let mut mode = "in-process".to_owned();
-        let mut first = None;
-        let place = match &settings.child {
-            None => Place::Here {
-                engines,
-                rules,
-                max_artifact: settings.artifact.clone(),
-            },
-            Some(program) => {
-                let threads = std::thread::available_parallelism().map_or(1, usize::from);
-                let nursery = Nursery {
-                    program: program.clone(),
-                    setup: Setup {
-                        features: features.to_vec(),
-                        memory: settings.budget.memory,
-                        cpu: settings.budget.timeout,
-                        artifact: settings.artifact.clone(),
-                        threads: threads.min(MAX_CHILD_THREADS),
-                    },
-                    budget: settings.budget,
-                    compatible: engines.each_ref().map(compatibility),
-                };
-                let mut child = nursery.ready().map_err(wasmtime::Error::msg)?;
-                let hello = child.ready().map_err(wasmtime::Error::msg)?;
-                for wall in ["landlock", "seccomp"] {
-                    if !hello.confinement.iter().any(|it| it == wall) {
-                        tracing::warn!(wall, "this host does not fully confine compile children");
-                    }
+        let rules = Arc::new(rules);
+        let place = |lane| Place {
+            lane,
+            most_cost: settings.most_cost(lane),
+            kind: match &settings.child {
+                None => PlaceKind::Here {
+                    engines: engines.clone(),
+                    rules: Arc::clone(&rules),
+                    max_artifact: settings.artifact.clone(),
+                },
+                Some(program) => {
+                    let compatible = engines.each_ref().map(compatibility);
+                    PlaceKind::Child(Nursery::new(program, settings, features, lane, compatible))
                 }
-                mode = std::iter::once("child")
-                    .chain(hello.confinement.iter().map(String::as_str))
-                    .collect::<Vec<_>>()
-                    .join("+");
-                first = Some(child);
-                Place::Child(nursery)
+            },
+        };
+        let large = place(CompileLane::Large);
+        let (mode, first) = match &large.kind {
+            PlaceKind::Here { .. } => ("in-process".to_owned(), None),
+            PlaceKind::Child(nursery) => {
+                let mut child = nursery.ready().map_err(wasmtime::Error::msg)?;
+                let mode = confinement(&mut child).map_err(wasmtime::Error::msg)?;
+                (mode, Some(child))
             }
         };
+        let concurrency = settings.concurrency;
+        let small = settings.small.map(|_| {
+            let place = place(CompileLane::Small);
+            Self::threads("compile-small", 1, settings.queue, place, None)
+        });
         Ok(Self {
-            jobs: Self::threads(settings, place, first)?,
+            large: Self::threads("compile", concurrency, settings.queue, large, first)?,
+            small: small.transpose()?,
             compiled: AtomicU64::new(0),
             mode,
         })
     }
 
     fn threads(
-        settings: &CompileSettings,
+        name: &str,
+        count: u32,
+        queue: u32,
         place: Place,
         mut first: Option<Child>,
     ) -> std::io::Result<SyncSender<Job>> {
-        let (jobs, queued) = sync_channel::<Job>(settings.queue as usize);
+        let (jobs, queued) = sync_channel::<Job>(queue as usize);
         let (queued, place) = (Arc::new(Mutex::new(queued)), Arc::new(place));
-        for i in 0..settings.concurrency {
+        for i in 0..count {
             let (queued, place, ready) = (Arc::clone(&queued), Arc::clone(&place), first.take());
             std::thread::Builder::new()
-                .name(format!("compile-{i}"))
+                .name(format!("{name}-{i}"))
                 .stack_size(STACK)
                 .spawn(move || place.work(&queued, ready))?;
         }
@@ -236,22 +258,29 @@ impl Compiler {
         self.compiled.load(Ordering::Relaxed)
     }
 
-    /// Validates `wasm` and reads what it is; it can then be compiled at once. `turn` is held until that is over.
+    /// Validates `wasm` and reads what it is; it can then be compiled at once, in the same lane. `turn` is held until
+    /// that is over.
     ///
     /// # Errors
     /// As [`inspect::inspect`], `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`.
     pub(super) async fn open(
         &self,
         wasm: Blob,
+        placement: Placement,
         turn: Turn,
     ) -> Result<(Inspection, Session), Failed> {
         let (inspected, answer) = oneshot::channel();
+        let jobs = match (placement.lane, &self.small) {
+            (CompileLane::Small, Some(small)) => small,
+            (CompileLane::Small, None) | (CompileLane::Large, _) => &self.large,
+        };
         let job = Job {
             wasm,
+            placement,
             turn,
             inspected,
         };
-        self.jobs.try_send(job).map_err(|error| {
+        jobs.try_send(job).map_err(|error| {
             Failed::this_time(match error {
                 TrySendError::Full(_) => Refusal::new(
                     Reason::QueueFull,
@@ -286,197 +315,74 @@ impl Compiler {
     }
 }
 
-/// Where modules are compiled.
-enum Place {
-    /// On the compile threads.
-    Here {
-        engines: [Engine; 2],
-        rules: Rules,
-        max_artifact: ArtifactLimit,
-    },
-    /// In children.
-    Child(Nursery),
-}
-
-impl Place {
-    fn work(&self, queued: &Mutex<Receiver<Job>>, mut ready: Option<Child>) {
-        // Raising one's own nice value is always permitted; where it is not, compiling is merely less polite.
-        let _ = rustix::process::setpriority_process(None, NICE);
-        loop {
-            if let (Self::Child(nursery), None) = (self, &ready) {
-                // One that cannot be started now is tried again for the module that needs it, which is told why.
-                ready = nursery.spawn().ok();
-            }
-            let job = queued.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = job else { return };
-            // A panic is that job's failure, told to its caller by the sender that is dropped with it.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.serve(job, &mut ready);
-            }));
+impl CompileSettings {
+    /// What a module may be estimated to cost where it is compiled.
+    fn most_cost(&self, lane: CompileLane) -> u64 {
+        match (lane, self.small) {
+            (CompileLane::Small, Some(small)) => small.max_cost(),
+            (CompileLane::Small, None) | (CompileLane::Large, _) => u64::MAX,
         }
     }
 
-    /// Inspects a module, says what it is, and compiles it if that is then ordered.
-    fn serve(&self, job: Job, ready: &mut Option<Child>) {
-        let Job {
-            wasm,
-            turn,
-            inspected,
-        } = job;
-        let (opened, commission) = match self.open(&wasm, ready) {
-            Err(failed) => {
-                // A caller that left does not need it.
-                let _ = inspected.send(Err(failed));
-                return;
-            }
-            Ok((inspection, opened)) => {
-                let (orders, commission) = sync_channel::<Commission>(1);
-                let session = Session {
-                    orders,
-                    _turn: turn,
-                };
-                if inspected.send(Ok((inspection, session))).is_err() {
-                    return;
-                }
-                (opened, commission)
-            }
-        };
-        let (order, done) = match commission.recv_timeout(ORDER) {
-            Ok(commissioned) => commissioned,
-            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
-        };
-        let _ = done.send(opened.compile(&order));
-    }
-
-    fn open(
-        &self,
-        wasm: &Blob,
-        ready: &mut Option<Child>,
-    ) -> Result<(Inspection, Opened<'_>), Failed> {
-        // What does not fit in memory is read only now: as many at once as there are compile threads.
-        let wasm = wasm.read().map_err(|error| {
-            Failed::this_time(Refusal::internal(format_args!("reading a module: {error}")))
-        })?;
-        if wasm.starts_with(b"\0asm") {
-            precheck::check(&wasm).map_err(Failed::for_good)?;
-        }
-        match self {
-            Self::Here {
-                engines,
-                rules,
-                max_artifact,
-            } => {
-                let (binary, inspection) = inspected(&wasm, rules).map_err(Failed::for_good)?;
-                let opened = Opened::Here {
-                    engines,
-                    bytes: binary.into_owned(),
-                    max_artifact,
-                };
-                Ok((inspection, opened))
-            }
-            Self::Child(nursery) => {
-                // Text is read in the child only: a little of it can take a lot of memory to read.
-                let mut child = nursery.make_ready(ready.take())?;
-                let inspection = match child.inspect(&wasm) {
-                    // When memory runs out the kernel kills children first. Once more, where there may be room.
-                    Err(failed) if !failed.for_good && child.was_killed() => {
-                        child = nursery.make_ready(None)?;
-                        child.inspect(&wasm)?
-                    }
-                    inspected => inspected?,
-                };
-                Ok((inspection, Opened::Child(child)))
-            }
+    /// What compiling one module may take.
+    fn budget(&self, lane: CompileLane) -> Budget {
+        match (lane, self.small) {
+            (CompileLane::Small, Some(small)) => small.budget,
+            (CompileLane::Small, None) | (CompileLane::Large, _) => self.budget,
         }
     }
 }
 
-/// A module that is inspected.
-enum Opened<'a> {
-    Here {
-        engines: &'a [Engine; 2],
-        bytes: Vec<u8>,
-        max_artifact: &'a ArtifactLimit,
-    },
-    Child(Child),
+/// The nice value of what compiles.
+fn nice(lane: CompileLane) -> i32 {
+    match lane {
+        CompileLane::Small => SMALL_NICE,
+        CompileLane::Large => NICE,
+    }
 }
 
-impl Opened<'_> {
-    fn compile(self, order: &Order) -> Result<Artifact, Failed> {
-        match self {
-            Self::Child(child) => child.compile(order),
-            Self::Here {
-                engines,
-                bytes,
-                max_artifact,
-            } => {
-                let engine = &engines[usize::from(order.metered)];
-                let component = inspect::is_component(&bytes);
-                let start = Instant::now();
-                let work = || precompile(engine, &bytes, component, max_artifact);
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-                    .map_err(|panic| {
-                        let words = panic_message(panic.as_ref());
-                        Failed::this_time(Refusal::internal(format_args!(
-                            "the compiler panicked: {words}"
-                        )))
-                    })?
-                    .map(|bytes| Artifact::own(bytes, start.elapsed()))
-                    .map_err(Failed::for_good)
-            }
+/// Tells what confines a child, and the log what does not.
+fn confinement(child: &mut Child) -> Result<String, String> {
+    let hello = child.ready()?;
+    for wall in ["landlock", "seccomp"] {
+        if !hello.confinement.iter().any(|it| it == wall) {
+            tracing::warn!(wall, "this host does not fully confine compile children");
         }
     }
-}
-
-/// Starts children.
-struct Nursery {
-    program: PathBuf,
-    setup: Setup,
-    budget: Budget,
-    /// What artefacts must be compatible with.
-    compatible: [u64; 2],
-}
-
-impl Nursery {
-    fn spawn(&self) -> std::io::Result<Child> {
-        Child::spawn(&self.program, &self.setup, self.budget)
-    }
-
-    /// A child that is ready.
-    fn ready(&self) -> Result<Child, String> {
-        let child = self
-            .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
-        self.greet(child)
-    }
-
-    fn greet(&self, mut child: Child) -> Result<Child, String> {
-        if child.ready()?.compatible != self.compatible {
-            return Err("the compile child is another version than the daemon".to_owned());
-        }
-        Ok(child)
-    }
-
-    /// `started` once it is ready, or another where it is not.
-    fn make_ready(&self, started: Option<Child>) -> Result<Child, Failed> {
-        let ready = match started.map(|child| self.greet(child)) {
-            Some(Ok(child)) => Ok(child),
-            // It may have been killed while it waited.
-            Some(Err(_)) | None => self.ready(),
-        };
-        ready.map_err(|why| Failed::this_time(Refusal::internal(why)))
-    }
+    let words = std::iter::once("child").chain(hello.confinement.iter().map(String::as_str));
+    Ok(words.collect::<Vec<_>>().join("+"))
 }
 
 /// The binary form of a module, and what it is. A binary went through the pre-checks before; what text says is seen here
-/// first.
-fn inspected<'a>(bytes: &'a [u8], rules: &Rules) -> Result<(Cow<'a, [u8]>, Inspection), Refusal> {
-    let binary = inspect::binary(bytes)?;
+/// first, and may be estimated to cost no more than `most_cost`.
+fn inspected<'a>(
+    bytes: &'a [u8],
+    rules: &Rules,
+    most_cost: u64,
+) -> Result<(Cow<'a, [u8]>, Inspection), NotInspected> {
+    let binary = inspect::binary(bytes).map_err(NotInspected::Refused)?;
     if let Cow::Owned(binary) = &binary {
-        precheck::check(binary)?;
+        precheck::check(binary).map_err(NotInspected::Refused)?;
+        // Where all may be compiled there is nothing to count.
+        if most_cost < u64::MAX && estimate(binary) > most_cost {
+            return Err(NotInspected::TooCostly);
+        }
     }
-    let inspection = inspect::inspect(&binary, rules)?;
+    let inspection = inspect::inspect(&binary, rules).map_err(NotInspected::Refused)?;
     Ok((binary, inspection))
+}
+
+impl NotInspected {
+    fn failed(self, lane: CompileLane) -> Failed {
+        match self {
+            Self::Refused(refusal) => Failed::for_good(refusal),
+            Self::TooCostly => {
+                let message = "the module is expected to take longer".to_owned();
+                let refusal = compile_limit("compile.small_timeout", message, "half of it");
+                Failed::for_good(refusal).over_budget_of(lane)
+            }
+        }
+    }
 }
 
 /// Compiles a binary module or component that was inspected, to at most `most` bytes.

@@ -37,6 +37,10 @@ pub(super) struct Setup {
     pub(super) artifact: ArtifactLimit,
     /// Threads that it compiles with.
     pub(super) threads: usize,
+    /// Its nice value.
+    pub(super) nice: i32,
+    /// What a module may be estimated to cost.
+    pub(super) most_cost: u64,
 }
 
 /// A child is ready.
@@ -48,8 +52,17 @@ pub(super) struct Hello {
     pub(super) confinement: Vec<String>,
 }
 
-/// What a module is, or why it is none.
-pub(super) type Inspected = Result<Inspection, Refusal>;
+/// What a module is, or why that is not told.
+pub(super) type Inspected = Result<Inspection, NotInspected>;
+
+/// Why a module was not inspected.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum NotInspected {
+    /// For what it is.
+    Refused(Refusal),
+    /// Its text turned out to cost more than is compiled here.
+    TooCostly,
+}
 
 /// Compile it.
 #[derive(Debug, Serialize, Deserialize)]

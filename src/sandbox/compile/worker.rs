@@ -13,7 +13,7 @@ use std::time::Instant;
 use wasmtime::Engine;
 
 use super::confine::{self, AddressSpace};
-use super::wire::{self, Compiled, Failure, Hello, Order, Setup};
+use super::wire::{self, Compiled, Failure, Hello, NotInspected, Order, Setup};
 use super::{STACK, compatibility, compile_limit, inspected, precompile};
 use crate::sandbox::engine;
 use crate::sandbox::inspect::{self, Rules};
@@ -32,7 +32,7 @@ pub fn serve() -> io::Result<()> {
     let artifact = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let setup: Setup = wire::receive(&mut daemon)?;
     let space = AddressSpace::open()?;
-    let confinement = confine::before_threads();
+    let confinement = confine::before_threads(setup.nice);
     rayon::ThreadPoolBuilder::new()
         .num_threads(setup.threads)
         .stack_size(STACK)
@@ -68,6 +68,7 @@ impl Child {
             memory,
             cpu,
             ref artifact,
+            most_cost,
             ..
         } = self.setup;
         confine::budget(&self.space, memory, cpu, artifact.bytes)?;
@@ -80,15 +81,16 @@ impl Child {
         };
         wire::send(&mut self.daemon, &hello)?;
         let bytes = wire::receive_module(&mut self.daemon)?;
-        let (wasm, inspection) = match inspected(&bytes, &rules) {
+        let (wasm, inspection) = match inspected(&bytes, &rules, most_cost) {
             Ok(inspected) => inspected,
-            Err(refusal) => return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal)),
+            Err(why) => return wire::send(&mut self.daemon, &wire::Inspected::Err(why)),
         };
         let text = serde_json::to_vec(&wire::Inspected::Ok(inspection))?;
         if text.len() > wire::MAX_MESSAGE {
             let message = "what the module exports and imports takes too much to tell".to_owned();
             let refusal = compile_limit("exports", message, wire::MAX_MESSAGE);
-            return wire::send(&mut self.daemon, &wire::Inspected::Err(refusal));
+            let why = NotInspected::Refused(refusal);
+            return wire::send(&mut self.daemon, &wire::Inspected::Err(why));
         }
         wire::send_text(&mut self.daemon, &text)?;
         drop(text);
@@ -112,7 +114,7 @@ impl Child {
         }
         let rules = Rules::of(features, &engines[0])?;
         // What comes of it does not matter: that it was done once does.
-        let _ = inspected(SMALL, &rules);
+        let _ = inspected(SMALL, &rules, u64::MAX);
         Ok((engines, rules))
     }
 

@@ -1,0 +1,81 @@
+//! Where compile children come from: started ahead of need, checked before they see a module.
+
+use std::path::{Path, PathBuf};
+
+use super::child::Child;
+use super::lanes::CompileLane;
+use super::wire::Setup;
+use super::{Budget, CompileSettings, Failed, nice};
+use crate::refusal::Refusal;
+
+/// Threads of a child at the most.
+const MAX_CHILD_THREADS: usize = 4;
+
+/// Starts the children of a lane.
+pub(super) struct Nursery {
+    program: PathBuf,
+    setup: Setup,
+    budget: Budget,
+    lane: CompileLane,
+    /// What artefacts must be compatible with.
+    compatible: [u64; 2],
+}
+
+impl Nursery {
+    /// Of `program`, whose artefacts are to be `compatible` with the daemon's engines.
+    pub(super) fn new(
+        program: &Path,
+        settings: &CompileSettings,
+        features: &[String],
+        lane: CompileLane,
+        compatible: [u64; 2],
+    ) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let budget = settings.budget(lane);
+        Self {
+            program: program.to_owned(),
+            setup: Setup {
+                features: features.to_vec(),
+                memory: budget.memory,
+                cpu: budget.timeout,
+                artifact: settings.artifact.clone(),
+                threads: threads.min(MAX_CHILD_THREADS),
+                nice: nice(lane),
+                most_cost: settings.most_cost(lane),
+            },
+            budget,
+            lane,
+            compatible,
+        }
+    }
+
+    /// Starts a child, which makes itself ready.
+    pub(super) fn spawn(&self) -> std::io::Result<Child> {
+        Child::spawn(&self.program, &self.setup, self.budget, self.lane)
+    }
+
+    /// A child that is ready.
+    pub(super) fn ready(&self) -> Result<Child, String> {
+        let child = self
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
+        self.greet(child)
+    }
+
+    fn greet(&self, mut child: Child) -> Result<Child, String> {
+        if child.ready()?.compatible != self.compatible {
+            return Err("the compile child is another version than the daemon".to_owned());
+        }
+        Ok(child)
+    }
+
+    /// `started` once it is ready, or another where it is not.
+    pub(super) fn make_ready(&self, started: Option<Child>) -> Result<Child, Failed> {
+        let ready = match started.map(|child| self.greet(child)) {
+            Some(Ok(child)) => Ok(child),
+            // It may have been killed while it waited.
+            Some(Err(_)) | None => self.ready(),
+        };
+        ready.map_err(|why| Failed::this_time(Refusal::internal(why)))
+    }
+}

@@ -1,0 +1,178 @@
+//! What a compile thread does: takes a module, inspects it, and compiles it if that is then ordered.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use wasmtime::Engine;
+
+use super::artifact::Artifact;
+use super::child::Child;
+use super::lanes::CompileLane;
+use super::nursery::Nursery;
+use super::wire::Order;
+use super::{
+    ArtifactLimit, Commission, Failed, Job, Session, inspected, nice, precheck, precompile,
+};
+use crate::refusal::Refusal;
+use crate::sandbox::inspect::{self, Rules};
+use crate::sandbox::inspection::Inspection;
+use crate::sandbox::panic_message;
+use crate::store::Blob;
+
+/// How long a module that was inspected waits for the order to compile it. Whoever asked has it at once, or is gone.
+const ORDER: Duration = Duration::from_secs(5);
+
+/// Where the modules of a lane are compiled.
+pub(super) struct Place {
+    pub(super) lane: CompileLane,
+    /// What text may be estimated to cost once it is read. The costs of binaries are known before.
+    pub(super) most_cost: u64,
+    pub(super) kind: PlaceKind,
+}
+
+/// In which process.
+pub(super) enum PlaceKind {
+    /// On the compile threads.
+    Here {
+        engines: [Engine; 2],
+        rules: Arc<Rules>,
+        max_artifact: ArtifactLimit,
+    },
+    /// In children.
+    Child(Nursery),
+}
+
+impl Place {
+    /// Serves modules, one after the other, for as long as there is a compiler.
+    pub(super) fn work(&self, queued: &Mutex<Receiver<Job>>, mut ready: Option<Child>) {
+        // Raising one's own nice value is always permitted; where it is not, compiling is merely less polite.
+        let _ = rustix::process::setpriority_process(None, nice(self.lane));
+        loop {
+            if let (PlaceKind::Child(nursery), None) = (&self.kind, &ready) {
+                // One that cannot be started now is tried again for the module that needs it, which is told why.
+                ready = nursery.spawn().ok();
+            }
+            let job = queued.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = job else { return };
+            // A panic is that job's failure, told to its caller by the sender that is dropped with it.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.serve(job, &mut ready);
+            }));
+        }
+    }
+
+    /// Inspects a module, says what it is, and compiles it if that is then ordered.
+    fn serve(&self, job: Job, ready: &mut Option<Child>) {
+        let Job {
+            wasm,
+            placement,
+            turn,
+            inspected,
+        } = job;
+        let (opened, commission) = match self.open(&wasm, ready) {
+            Err(failed) => {
+                // A caller that left does not need it.
+                let _ = inspected.send(Err(failed));
+                return;
+            }
+            Ok((inspection, opened)) => {
+                let (orders, commission) = sync_channel::<Commission>(1);
+                let session = Session {
+                    orders,
+                    placement,
+                    _turn: turn,
+                };
+                if inspected.send(Ok((inspection, session))).is_err() {
+                    return;
+                }
+                (opened, commission)
+            }
+        };
+        let (order, done) = match commission.recv_timeout(ORDER) {
+            Ok(commissioned) => commissioned,
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
+        };
+        let _ = done.send(opened.compile(&order));
+    }
+
+    fn open(
+        &self,
+        wasm: &Blob,
+        ready: &mut Option<Child>,
+    ) -> Result<(Inspection, Opened<'_>), Failed> {
+        // What does not fit in memory is read only now: as many at once as there are compile threads.
+        let wasm = wasm.read().map_err(|error| {
+            Failed::this_time(Refusal::internal(format_args!("reading a module: {error}")))
+        })?;
+        if wasm.starts_with(b"\0asm") {
+            precheck::check(&wasm).map_err(Failed::for_good)?;
+        }
+        match &self.kind {
+            PlaceKind::Here {
+                engines,
+                rules,
+                max_artifact,
+            } => {
+                let inspected = inspected(&wasm, rules, self.most_cost);
+                let (binary, inspection) = inspected.map_err(|why| why.failed(self.lane))?;
+                let opened = Opened::Here {
+                    engines,
+                    bytes: binary.into_owned(),
+                    max_artifact,
+                };
+                Ok((inspection, opened))
+            }
+            PlaceKind::Child(nursery) => {
+                // Text is read in the child only: a little of it can take a lot of memory to read.
+                let mut child = nursery.make_ready(ready.take())?;
+                let inspection = match child.inspect(&wasm) {
+                    // When memory runs out the kernel kills children first. Once more, where there may be room.
+                    Err(failed) if !failed.for_good && child.was_killed() => {
+                        child = nursery.make_ready(None)?;
+                        child.inspect(&wasm)?
+                    }
+                    inspected => inspected?,
+                };
+                Ok((inspection, Opened::Child(child)))
+            }
+        }
+    }
+}
+
+/// A module that is inspected.
+enum Opened<'a> {
+    Here {
+        engines: &'a [Engine; 2],
+        bytes: Vec<u8>,
+        max_artifact: &'a ArtifactLimit,
+    },
+    Child(Child),
+}
+
+impl Opened<'_> {
+    fn compile(self, order: &Order) -> Result<Artifact, Failed> {
+        match self {
+            Self::Child(child) => child.compile(order),
+            Self::Here {
+                engines,
+                bytes,
+                max_artifact,
+            } => {
+                let engine = &engines[usize::from(order.metered)];
+                let component = inspect::is_component(&bytes);
+                let start = Instant::now();
+                let work = || precompile(engine, &bytes, component, max_artifact);
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+                    .map_err(|panic| {
+                        let words = panic_message(panic.as_ref());
+                        Failed::this_time(Refusal::internal(format_args!(
+                            "the compiler panicked: {words}"
+                        )))
+                    })?
+                    .map(|bytes| Artifact::own(bytes, start.elapsed()))
+                    .map_err(Failed::for_good)
+            }
+        }
+    }
+}
