@@ -385,7 +385,7 @@ fn modules(c: &mut Checker, config: &Config) {
     c.between(
         "compile.small_timeout",
         compile.small_timeout,
-        millis(50),
+        millis(100),
         millis(10_000),
     );
     c.between(

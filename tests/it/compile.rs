@@ -299,7 +299,7 @@ async fn in_process_compilation_is_told_and_does_the_same() {
 }
 
 /// Processes that `served` has started and that are still there.
-fn children(served: &Served) -> Vec<String> {
+pub(crate) fn children(served: &Served) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", served.child.id())).unwrap();
     tasks
         .flatten()

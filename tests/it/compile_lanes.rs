@@ -8,7 +8,9 @@ use ringfence::api::proto::{HealthRequest, LoadModuleResponse};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
-use crate::harness::{Client, Daemon, Refused, SpecExt, by_digest, load, spec};
+use crate::compile::children;
+use crate::harness::{Client, Daemon, Refused, SpecExt, by_digest, connect, load, spec};
+use crate::process::Served;
 use crate::tenants::two;
 
 /// What the bombs below go over; several times what a small module may take.
@@ -185,7 +187,7 @@ async fn what_outgrows_the_small_lane_is_compiled_in_the_large_one() {
         ("compile.small_memory", "64MiB"),
     ])
     .await;
-    let module = long_function(60_000);
+    let module = long_function(150_000);
     let before = daemon.probe.compilations();
     daemon.loaded(module.clone()).await;
     assert_eq!(daemon.probe.compilations() - before, 2, "begun twice");
@@ -197,6 +199,55 @@ async fn what_outgrows_the_small_lane_is_compiled_in_the_large_one() {
     assert_eq!(daemon.probe.compilations() - before, 1, "begun once");
 }
 
+/// The child that waits for a small module, which is the one at nice 10, once it has made itself ready.
+async fn small_child(served: &Served) -> String {
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    loop {
+        for child in children(served) {
+            let stat = read(format!("/proc/{child}/stat"));
+            let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            let is_small = after_name.split(' ').nth(16) == Some("10");
+            // Confining itself is the last that it does before it waits.
+            let waits =
+                |status: &str| status.contains("State:\tS") && status.contains("Seccomp:\t2");
+            let threads = std::fs::read_dir(format!("/proc/{child}/task"));
+            let is_ready = threads.into_iter().flatten().flatten().any(|thread| {
+                let status = read(format!("{}/status", thread.path().display()));
+                status.starts_with("Name:\tcompile\n") && waits(&status)
+            });
+            if is_small && is_ready {
+                return child;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_takes_too_long_in_the_small_lane_holds_nobody_up_and_is_compiled_in_the_large_one() {
+    const SMALL: Duration = Duration::from_secs(5);
+    let served = Served::start(&["--set", "compile.small_timeout=5s"]);
+    let client = connect(&served.addr).await;
+    let child = small_child(&served).await;
+    let stopped = std::process::Command::new("kill")
+        .args(["-STOP", &child])
+        .status();
+    assert!(stopped.unwrap().success());
+    let start = Instant::now();
+    let slow = begin(&client, tiny(0));
+    until_compiling(&client, 1).await;
+    for seed in 1..4 {
+        let start = Instant::now();
+        begin(&client, tiny(seed)).await.unwrap().unwrap();
+        eprintln!("beside one that hangs: {} ms", start.elapsed().as_millis());
+        assert!(!slow.is_finished(), "{seed} waited");
+    }
+    slow.await.unwrap().unwrap();
+    assert!(start.elapsed() >= SMALL, "{:?}", start.elapsed());
+    // What a tenant can always have compiled in the small lane still is.
+    begin(&client, tiny(4)).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn what_goes_over_both_budgets_is_refused_by_the_large_one() {
     let daemon = Daemon::with(&[
@@ -206,7 +257,7 @@ async fn what_goes_over_both_budgets_is_refused_by_the_large_one() {
         ("compile.memory", "65MiB"),
     ])
     .await;
-    let module = long_function(60_000);
+    let module = long_function(150_000);
     for _ in 0..2 {
         let status = daemon.load(module.clone()).await.unwrap_err();
         Refused::new(&status)

@@ -378,7 +378,7 @@ impl NotInspected {
             Self::Refused(refusal) => Failed::for_good(refusal),
             Self::TooCostly => {
                 let message = "the module is expected to take longer".to_owned();
-                let refusal = compile_limit("compile.small_timeout", message, "half of it");
+                let refusal = compile_limit("compile.small_timeout", message, "a quarter of it");
                 Failed::for_good(refusal).over_budget_of(lane)
             }
         }
