@@ -249,3 +249,98 @@ pub fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the daemon is shutting down")
         .retry_after(Duration::from_secs(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// Of one compile thread, for two tenants and the daemon itself.
+    fn admission(compile_queue: u32) -> Admission {
+        let capacity = Capacity {
+            slots: 1,
+            memory: 1,
+            queue: 1,
+            max_wait: Duration::ZERO,
+            compiles: 1,
+            compile_queue,
+            compile_wait: Duration::from_secs(600),
+            arrivals: 1,
+        };
+        Admission::new(&capacity, &[1, 1, 1])
+    }
+
+    /// Both lanes are taken by the first tenant.
+    async fn taken(admission: &Admission) -> [Pass; 2] {
+        let mut passes = Vec::new();
+        for asked in [CompileLane::Small, CompileLane::Large] {
+            let (lane, pass) = admission.compile(0, asked).await.unwrap();
+            assert_eq!(lane, asked);
+            passes.push(pass);
+        }
+        passes.try_into().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_small_module_is_compiled_in_the_lane_that_is_free_first() {
+        for (free, lane) in [(0, CompileLane::Small), (1, CompileLane::Large)] {
+            let admission = admission(8);
+            let mut passes: Vec<_> = taken(&admission).await.map(Some).into();
+            let mut waits = pin!(admission.compile(0, CompileLane::Small));
+            assert!(waits.as_mut().now_or_never().is_none());
+            let compiles = admission.loads().compiles;
+            assert_eq!((compiles.held, compiles.waiting), (2, 1));
+            passes[free] = None;
+            let (given, _pass) = waits.await.unwrap();
+            assert_eq!(given, lane);
+            // It stands in no line any more.
+            let compiles = admission.loads().compiles;
+            assert_eq!((compiles.held, compiles.waiting), (2, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_module_waits_for_the_large_lane() {
+        let admission = admission(8);
+        let [small, large] = taken(&admission).await;
+        let mut waits = pin!(admission.compile(1, CompileLane::Large));
+        drop(small);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(large);
+        assert_eq!(waits.await.unwrap().0, CompileLane::Large);
+    }
+
+    #[tokio::test]
+    async fn a_full_line_of_large_modules_keeps_no_small_one_out() {
+        let admission = admission(1);
+        let [small, _large] = taken(&admission).await;
+        let mut first = pin!(admission.compile(0, CompileLane::Large));
+        assert!(first.as_mut().now_or_never().is_none());
+        let refused = admission.compile(0, CompileLane::Large).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::QueueFull);
+        let mut waits = pin!(admission.compile(0, CompileLane::Small));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(small);
+        assert_eq!(waits.await.unwrap().0, CompileLane::Small);
+    }
+
+    #[tokio::test]
+    async fn tenants_take_turns_in_the_small_lane() {
+        let admission = admission(8);
+        let [small, _large] = taken(&admission).await;
+        let mut own: Vec<_> = (0..3)
+            .map(|_| Box::pin(admission.compile(0, CompileLane::Small)))
+            .collect();
+        for waits in &mut own {
+            assert!(waits.as_mut().now_or_never().is_none());
+        }
+        let mut other = pin!(admission.compile(1, CompileLane::Small));
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(small);
+        // The first tenant had the last turn.
+        assert!(own[0].as_mut().now_or_never().is_none());
+        let (lane, _pass) = other.await.unwrap();
+        assert_eq!(lane, CompileLane::Small);
+    }
+}

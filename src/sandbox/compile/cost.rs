@@ -196,7 +196,9 @@ impl Open {
     }
 
     fn carried_to(&self, depth: u32) -> u64 {
-        let label = self.labels.iter().rev().nth(depth as usize);
+        // Innermost last.
+        let at = self.labels.len().checked_sub(1 + depth as usize);
+        let label = at.and_then(|at| self.labels.get(at));
         label.map_or(0, |(carries, _)| *carries)
     }
 }
