@@ -1,5 +1,6 @@
 //! What the operator allows: ceilings on what runs use, grants of what they reach.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -38,6 +39,8 @@ pub struct Grants {
     pub mounts: Vec<MountGrant>,
     /// Where sockets may connect to.
     pub network: Vec<NetworkGrant>,
+    /// WebAssembly proposals that modules may need beyond those that are always on.
+    pub features: BTreeSet<String>,
 }
 
 /// A directory that may be mounted.
@@ -103,6 +106,13 @@ impl From<&Config> for Policy {
                         host: mount.host.clone(),
                         writable: mount.access == Access::Write,
                     })
+                    .collect(),
+                features: config
+                    .engine
+                    .features
+                    .iter()
+                    .chain(&policy.features)
+                    .cloned()
                     .collect(),
                 network: policy
                     .network

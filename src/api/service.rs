@@ -14,7 +14,7 @@ use super::start::{Call, told_by};
 use super::stream::Events;
 use super::{decode, encode, proto, status};
 use crate::refusal::Refusal;
-use crate::run::{Loads, Method, Runner};
+use crate::run::{Loads, Method, Runner, Tenant};
 use crate::sandbox::WASMTIME_VERSION;
 
 /// Where the daemon is in its life.
@@ -114,7 +114,7 @@ impl SandboxService for SandboxApi {
 
     async fn health(
         &self,
-        _request: Request<proto::HealthRequest>,
+        request: Request<proto::HealthRequest>,
     ) -> Result<Response<proto::HealthResponse>, Status> {
         let (runs_in_flight, loads) = self.runner.load();
         let Loads {
@@ -133,7 +133,7 @@ impl SandboxService for SandboxApi {
             runtime: Some(proto::RuntimeInfo {
                 name: "wasmtime".to_owned(),
                 version: WASMTIME_VERSION.to_owned(),
-                features: features(sandbox.features()),
+                features: features(&tenant_of(&request)),
             }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.runner.instance().to_owned(),
@@ -154,8 +154,8 @@ impl SandboxService for SandboxApi {
     }
 }
 
-/// What the runtime can do, in the API's vocabulary.
-fn features(proposals: &[String]) -> Vec<String> {
+/// What the runtime can do for a caller, in the API's vocabulary. One that is not known is told of no proposals.
+fn features(tenant: &Result<Arc<Tenant>, Refusal>) -> Vec<String> {
     const ALWAYS: [&str; 8] = [
         "wasi_snapshot_preview1",
         "wasi_unstable",
@@ -166,9 +166,12 @@ fn features(proposals: &[String]) -> Vec<String> {
         "context_cancellation",
         "streaming",
     ];
+    let granted = tenant
+        .iter()
+        .flat_map(|tenant| &tenant.policy.grants.features);
     ALWAYS
         .into_iter()
         .map(str::to_owned)
-        .chain(proposals.iter().map(|name| format!("wasm:{name}")))
+        .chain(granted.map(|name| format!("wasm:{name}")))
         .collect()
 }

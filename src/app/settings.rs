@@ -254,7 +254,6 @@ pub(super) fn sandbox_settings(
             PagemapScan::On => Some(true),
             PagemapScan::Off => Some(false),
         },
-        features: engine.features.clone(),
         cache_budget: engine.cache_budget.0,
         // At most 4 GiB, on a 64-bit host.
         max_memory: usize::try_from(memory).unwrap_or(usize::MAX),

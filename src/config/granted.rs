@@ -85,6 +85,7 @@ fn limits(c: &mut Checker, config: &Config) {
 }
 
 fn grants(c: &mut Checker, config: &Config, known: &Known) {
+    c.known("policy.features", &config.policy.features, known.features);
     c.known(
         "policy.host_functions",
         &config.policy.host_functions,

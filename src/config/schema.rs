@@ -107,6 +107,7 @@ pub struct Policy {
     pub max_stdin: Size,
     pub max_args: Size,
     pub max_env: Size,
+    pub features: Vec<String>,
     pub host_functions: Vec<String>,
     pub network: Vec<NetworkGrant>,
     pub mounts: Vec<MountGrant>,

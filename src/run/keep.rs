@@ -12,7 +12,7 @@ use super::{Pass, Runner, Untold, before};
 use crate::module::Description;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
-use crate::sandbox::{Source, Variant};
+use crate::sandbox::{self, Source, Variant};
 use crate::store::{Assembly, Blob, Keep, Known, Pulled, hashed, not_found};
 
 /// Records that a listing asks for at once, and that one page looks at, at the most: a selector that few match ends a
@@ -177,6 +177,7 @@ impl Runner {
         // That another tenant has it already is not this one's to know: it is told what its own first load is told.
         let had = !tenant.has_code_in_common() || tenant.store.find(digest).await?.is_some();
         let code = tenant.code_of(digest);
+        let grants = &tenant.policy.grants;
         let (mut cached, mut compiled_in) = (had, Duration::ZERO);
         let mut description = None;
         for metered in [Some(default), (metered && !default).then_some(true)]
@@ -186,14 +187,17 @@ impl Runner {
             let variant = Variant { metered, stack };
             let modules = self.sandbox.modules();
             let loaded = match modules.ready(code, variant).await? {
-                Some(loaded) if had => loaded,
                 Some(loaded) => {
-                    compiled_in += loaded.compiled_in;
+                    sandbox::check_proposals(&loaded.inspection, grants)?;
+                    if !had {
+                        compiled_in += loaded.compiled_in;
+                    }
                     loaded
                 }
                 None => {
                     let wanted = self.wanted(tenant, Source::Here(wasm.clone()));
                     let inspected = modules.inspect(code, wanted.clone()).await?;
+                    sandbox::check_proposals(&inspected.inspection, grants)?;
                     let (loaded, ready) = modules.get(code, variant, wanted, inspected).await?;
                     if !ready || !had {
                         cached = false;

@@ -13,6 +13,7 @@ use super::tenant::Tenant;
 use super::{Runner, before};
 use crate::limits::{Delivery, Limits, PAGE};
 use crate::log::{self, End};
+use crate::policy::Grants;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
@@ -268,7 +269,8 @@ impl Runner {
     /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
     async fn compile(&self, spec: &RunSpec, pending: &Pending) -> Result<Ready, Refusal> {
         let tenant = &pending.run.origin.tenant;
-        sandbox::check_grants(spec, &tenant.policy.grants, &tenant.roots)?;
+        let grants = &tenant.policy.grants;
+        sandbox::check_grants(spec, grants, &tenant.roots)?;
         let variant = Variant {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
@@ -279,13 +281,13 @@ impl Runner {
         let modules = self.sandbox.modules();
         let (loaded, (entry, memory_pages)) = match modules.ready(code, variant).await? {
             Some(loaded) => {
-                let settled = settle(&loaded.inspection, spec)?;
+                let settled = settle(&loaded.inspection, spec, grants)?;
                 (loaded, settled)
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
                 let inspected = modules.inspect(code, wanted.clone()).await?;
-                let settled = settle(&inspected.inspection, spec)?;
+                let settled = settle(&inspected.inspection, spec, grants)?;
                 let (loaded, _) = modules.get(code, variant, wanted, inspected).await?;
                 (loaded, settled)
             }
@@ -355,8 +357,14 @@ async fn fingerprint(spec: &RunSpec) -> Result<Digest, Refusal> {
     Ok(spec.fingerprint(digest))
 }
 
-/// Settles what a module says about a run of it: its imports are granted, its entry point fits, its memory has room.
-fn settle(inspection: &Inspection, spec: &RunSpec) -> Result<(Entry, u32), Refusal> {
+/// Settles what a module says about a run of it: its proposals and imports are granted, its entry point fits, its memory
+/// has room.
+fn settle(
+    inspection: &Inspection,
+    spec: &RunSpec,
+    grants: &Grants,
+) -> Result<(Entry, u32), Refusal> {
+    sandbox::check_proposals(inspection, grants)?;
     sandbox::check_imports(inspection, spec)?;
     let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
     if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {

@@ -15,6 +15,7 @@ use wasmtime::{
     WasmBacktraceDetails, WasmFeatures,
 };
 
+use super::features::Proposals;
 use super::host::{self, Clock, State};
 use super::turn::Epochs;
 use crate::limits::StackClass;
@@ -35,62 +36,11 @@ const LINGER: Duration = Duration::from_millis(100);
 const MEMORIES_PER_RUN: u32 = 2;
 const TABLES_PER_RUN: u32 = 4;
 const CORE_INSTANCES_PER_RUN: u32 = 20;
+/// Pools for modules that need proposals: each set of proposals in each variant has an engine, and
+/// pools reserve address space, of which 47 bits hold about sixty of them.
+const POOLS_WITH_PROPOSALS: usize = 8;
 /// Elements of a pooled table; the largest interpreters have about 12,000.
 pub(super) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
-
-/// A proposal that an operator can turn on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Feature {
-    /// As in `engine.features`.
-    pub(super) name: &'static str,
-    /// What a module that needs it cannot do without.
-    pub(super) own: WasmFeatures,
-    /// What it builds on.
-    pub(super) brings: WasmFeatures,
-    /// What lets a validator pass it when it is off itself.
-    pub(super) implied_by: WasmFeatures,
-}
-
-impl Feature {
-    const fn new(name: &'static str, own: WasmFeatures) -> Self {
-        Self {
-            name,
-            own,
-            brings: WasmFeatures::empty(),
-            implied_by: WasmFeatures::empty(),
-        }
-    }
-
-    const fn with(self, brings: WasmFeatures) -> Self {
-        Self { brings, ..self }
-    }
-}
-
-/// The proposals that an operator can turn on.
-pub(super) const FEATURES: [Feature; 7] = [
-    Feature::new("gc", WasmFeatures::GC.union(WasmFeatures::GC_TYPES))
-        .with(WasmFeatures::FUNCTION_REFERENCES),
-    Feature {
-        implied_by: WasmFeatures::GC,
-        ..Feature::new("function-references", WasmFeatures::FUNCTION_REFERENCES)
-    },
-    Feature::new("exceptions", WasmFeatures::EXCEPTIONS).with(WasmFeatures::GC_TYPES),
-    Feature::new("threads", WasmFeatures::THREADS),
-    Feature::new("memory64", WasmFeatures::MEMORY64),
-    Feature::new("custom-page-sizes", WasmFeatures::CUSTOM_PAGE_SIZES),
-    Feature::new("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
-];
-
-/// The names in `FEATURES`.
-pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
-    let mut names = [""; FEATURES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = FEATURES[i].name;
-        i += 1;
-    }
-    names
-};
 
 /// How engines are made.
 #[derive(Clone, Debug)]
@@ -101,29 +51,9 @@ pub(super) struct EngineSettings {
     pub max_memory: usize,
     /// Reset memories by PAGEMAP_SCAN.
     pub pagemap_scan: bool,
-    /// Proposals that are on.
-    pub features: WasmFeatures,
 }
 
-/// The proposals that are on: the defaults less what untrusted code does not need, plus `names`.
-pub(super) fn features(names: &[String]) -> WasmFeatures {
-    let off = WasmFeatures::GC
-        | WasmFeatures::GC_TYPES
-        | WasmFeatures::FUNCTION_REFERENCES
-        | WasmFeatures::EXCEPTIONS
-        | WasmFeatures::LEGACY_EXCEPTIONS
-        | WasmFeatures::THREADS
-        | WasmFeatures::MEMORY64;
-    let on = FEATURES
-        .iter()
-        .filter(|feature| names.iter().any(|asked| asked == feature.name))
-        .fold(WasmFeatures::empty(), |all, feature| {
-            all | feature.own | feature.brings
-        });
-    (WasmFeatures::WASM3 - off) | WasmFeatures::COMPONENT_MODEL | on
-}
-
-/// Which engine runs a module.
+/// How a run of a module is executed. Which engine that takes depends on the module's proposals too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Whether fuel is counted.
@@ -191,7 +121,7 @@ struct Pair {
 /// All engines, made when first needed.
 pub(super) struct Engines {
     settings: EngineSettings,
-    pairs: Mutex<HashMap<Variant, Arc<Pair>>>,
+    pairs: Mutex<HashMap<(Variant, Proposals), Arc<Pair>>>,
     compilers: [Engine; 2],
     ticker: Ticker,
 }
@@ -199,7 +129,7 @@ pub(super) struct Engines {
 impl Engines {
     /// With epochs that advance each `interval` while a run is active.
     pub(super) fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
-        let compiler = |metered| compiler(settings.features, metered, false);
+        let compiler = |metered| compiler(Proposals::default(), metered, false);
         Ok(Self {
             compilers: [compiler(false)?, compiler(true)?],
             settings,
@@ -208,14 +138,9 @@ impl Engines {
         })
     }
 
-    /// The engines that compile for execution, unmetered and metered.
+    /// Engines that compile modules which need no proposals, unmetered and metered.
     pub(super) fn compilers(&self) -> &[Engine; 2] {
         &self.compilers
-    }
-
-    /// Proposals that are on.
-    pub(super) fn features(&self) -> WasmFeatures {
-        self.settings.features
     }
 
     /// Whether memories are reset by PAGEMAP_SCAN.
@@ -223,18 +148,27 @@ impl Engines {
         self.settings.pagemap_scan
     }
 
-    /// The pooled engine of a variant; `None` where the host has no room for its pool.
-    pub(super) fn pooled(&self, variant: Variant) -> wasmtime::Result<Option<Arc<Linked>>> {
-        Ok(self.pair(variant)?.pooled.clone())
+    /// The pooled engine for a variant of modules that need `proposals`; `None` where the host has no
+    /// room for its pool.
+    pub(super) fn pooled(
+        &self,
+        variant: Variant,
+        proposals: Proposals,
+    ) -> wasmtime::Result<Option<Arc<Linked>>> {
+        Ok(self.pair(variant, proposals)?.pooled.clone())
     }
 
-    /// The on-demand engine of a variant.
-    pub(super) fn on_demand(&self, variant: Variant) -> wasmtime::Result<Arc<Linked>> {
-        let pair = self.pair(variant)?;
+    /// The on-demand engine for a variant of modules that need `proposals`.
+    pub(super) fn on_demand(
+        &self,
+        variant: Variant,
+        proposals: Proposals,
+    ) -> wasmtime::Result<Arc<Linked>> {
+        let pair = self.pair(variant, proposals)?;
         if let Some(linked) = pair.on_demand.get() {
             return Ok(Arc::clone(linked));
         }
-        let linked = self.link(&config(self.settings.features, variant))?;
+        let linked = self.link(&config(proposals, variant))?;
         // Two callers may race; the loser's engine holds nothing yet.
         Ok(Arc::clone(pair.on_demand.get_or_init(|| linked)))
     }
@@ -253,29 +187,38 @@ impl Engines {
             .sum()
     }
 
-    fn pair(&self, variant: Variant) -> wasmtime::Result<Arc<Pair>> {
+    fn pair(&self, variant: Variant, proposals: Proposals) -> wasmtime::Result<Arc<Pair>> {
         let mut pairs = lock(&self.pairs);
-        if let Some(pair) = pairs.get(&variant) {
+        if let Some(pair) = pairs.get(&(variant, proposals)) {
             return Ok(Arc::clone(pair));
         }
-        let mut pooled_config = config(self.settings.features, variant);
-        pooled_config
-            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&self.settings)));
+        let others = pairs.keys().filter(|(_, other)| !other.is_empty()).count();
+        let pooled = if proposals.is_empty() || others < POOLS_WITH_PROPOSALS {
+            self.pool(variant, proposals)
+        } else {
+            None
+        };
+        let pair = Arc::new(Pair {
+            pooled,
+            on_demand: OnceLock::new(),
+        });
+        pairs.insert((variant, proposals), Arc::clone(&pair));
+        Ok(pair)
+    }
+
+    fn pool(&self, variant: Variant, proposals: Proposals) -> Option<Arc<Linked>> {
+        let mut config = config(proposals, variant);
+        let pool = pool(&self.settings, proposals);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         // A limit on address space, some hosts and some containers refuse the reservation.
-        let pooled = match self.link(&pooled_config) {
+        match self.link(&config) {
             Ok(linked) => Some(linked),
             Err(error) => {
                 tracing::warn!(?variant, slots = self.settings.slots, %error,
                     "no room for an instance pool; instances are allocated on demand, which is slower");
                 None
             }
-        };
-        let pair = Arc::new(Pair {
-            pooled,
-            on_demand: OnceLock::new(),
-        });
-        pairs.insert(variant, Arc::clone(&pair));
-        Ok(pair)
+        }
     }
 
     fn link(&self, config: &Config) -> wasmtime::Result<Arc<Linked>> {
@@ -291,24 +234,22 @@ impl Engines {
 /// # Errors
 /// Where the proposals contradict each other.
 pub(super) fn compiler(
-    features: WasmFeatures,
+    proposals: Proposals,
     metered: bool,
     parallel: bool,
 ) -> wasmtime::Result<Engine> {
     let stack = StackClass::K512;
-    let mut config = config(features, Variant { metered, stack });
+    let mut config = config(proposals, Variant { metered, stack });
     Engine::new(config.parallel_compilation(parallel))
 }
 
 /// What every engine of a variant has in common; by default it allocates on demand.
-fn config(features: WasmFeatures, variant: Variant) -> Config {
+fn config(proposals: Proposals, variant: Variant) -> Config {
     let mut config = Config::new();
     let stack = variant.stack.bytes() as usize;
-    for feature in WasmFeatures::WASM3.iter() {
-        config.wasm_features(feature, features.contains(feature));
-    }
-    for feature in FEATURES.iter().flat_map(|feature| feature.own.iter()) {
-        config.wasm_features(feature, features.contains(feature));
+    let enabled = proposals.enabled();
+    for feature in (WasmFeatures::WASM3 | Proposals::ALL.enabled()).iter() {
+        config.wasm_features(feature, enabled.contains(feature));
     }
     config
         .consume_fuel(variant.metered)
@@ -326,10 +267,10 @@ fn config(features: WasmFeatures, variant: Variant) -> Config {
     config
 }
 
-fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
+fn pool(settings: &EngineSettings, proposals: Proposals) -> PoolingAllocationConfig {
     let slots = settings.slots;
     // A run's GC heap, where there is one, takes a memory's slot.
-    let gc = settings.features.contains(WasmFeatures::GC_TYPES);
+    let gc = proposals.enabled().contains(WasmFeatures::GC_TYPES);
     let memories = MEMORIES_PER_RUN + u32::from(gc);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)

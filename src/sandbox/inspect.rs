@@ -1,5 +1,5 @@
-//! What a module is, read from its bytes before anything is compiled: kind, imports, exports, memories, and whether
-//! it is valid under the proposals that are on.
+//! What a module is, read from its bytes before anything is compiled: kind, imports, exports, what it takes of a store,
+//! and which proposals it needs.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -8,12 +8,13 @@ use wasmparser::{
     ComponentExternalKind, Encoding, ExternalKind, FuncType, KnownCustom, Name, Parser, Payload,
     TypeRef,
 };
-use wasmtime::{Engine, WasmFeatures};
+use wasmtime::Engine;
 
+use super::footprint::{Footprint, footprint};
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES, offered};
 use super::inspection::{Inspection, Signature};
-use super::meter::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLES};
-use super::validate::{invalid, not_enabled, validate};
+use super::meter::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use super::validate::{Needs, invalid, unavailable, validate};
 use crate::module::{Description, Exported, Imported};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -31,23 +32,20 @@ const WASI_PACKAGES: [&str; 6] = [
     "wasi:sockets/",
 ];
 
-/// What can be imported and which proposals are on.
+/// What can be imported.
 #[derive(Debug)]
 pub(super) struct Rules {
-    /// Proposals.
-    features: WasmFeatures,
     /// Functions for core modules, as (module, name).
     offered: HashSet<(String, String)>,
 }
 
 impl Rules {
-    /// With `features`, and what a linker of `engine` has.
+    /// Offers what a linker of `engine` has.
     ///
     /// # Errors
     /// Those of the linker.
-    pub(super) fn of(features: WasmFeatures, engine: &Engine) -> wasmtime::Result<Self> {
+    pub(super) fn of(engine: &Engine) -> wasmtime::Result<Self> {
         Ok(Self {
-            features,
             offered: offered(engine)?,
         })
     }
@@ -95,15 +93,15 @@ pub(super) fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
 /// Validates `wasm`, binary, and reads what it is.
 ///
 /// # Errors
-/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with the proposals, `IMPORT_NOT_ALLOWED` with the imports
-/// that nothing here offers.
+/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with what no setting turns on, `IMPORT_NOT_ALLOWED` with the
+/// imports that nothing here offers, `LIMIT_ABOVE_MAXIMUM` for what no run's store could hold.
 pub(super) fn inspect(wasm: &[u8], rules: &Rules) -> Result<Inspection, Refusal> {
-    validate(wasm, rules.features)?;
+    let needs = validate(wasm)?;
     let mut reader = Reader::default();
     reader
         .read(wasm)
         .map_err(|error| invalid(&quote(error.message()), Some(error.offset())))?;
-    reader.finish(rules)
+    reader.finish(rules, needs, &footprint(wasm)?)
 }
 
 /// Collects what the sections say.
@@ -116,10 +114,6 @@ struct Reader {
     functions: Vec<u32>,
     imports: Vec<(String, String, &'static str)>,
     exports: Vec<(String, &'static str, Option<u32>)>,
-    memory_pages: u64,
-    memories: usize,
-    tables: usize,
-    instances: usize,
     shared_memory: bool,
 }
 
@@ -138,14 +132,9 @@ impl Reader {
                 Payload::End(_) => self.depth -= 1,
                 Payload::MemorySection(memories) => {
                     for memory in memories {
-                        let memory = memory?;
-                        self.memories += 1;
-                        self.memory_pages = self.memory_pages.saturating_add(pages(&memory));
-                        self.shared_memory |= memory.shared;
+                        self.shared_memory |= memory?.shared;
                     }
                 }
-                Payload::TableSection(tables) => self.tables += tables.count() as usize,
-                Payload::InstanceSection(instances) => self.instances += instances.count() as usize,
                 payload => {
                     if self.depth == 1 {
                         self.read_outermost(payload)?;
@@ -251,15 +240,27 @@ impl Reader {
         })
     }
 
-    fn finish(self, rules: &Rules) -> Result<Inspection, Refusal> {
+    fn finish(
+        self,
+        rules: &Rules,
+        needs: Needs,
+        footprint: &Footprint,
+    ) -> Result<Inspection, Refusal> {
+        let mut missing = needs.unavailable;
         if self.shared_memory {
-            return Err(not_enabled(&["shared-memory".to_owned()]));
+            missing.push("shared-memory".to_owned());
         }
-        check_counts(&[
-            ("memories", self.memories, MAX_MEMORIES),
-            ("tables", self.tables, MAX_TABLES),
-            ("core instances", self.instances, MAX_INSTANCES),
-        ])?;
+        if self
+            .imports
+            .iter()
+            .any(|(_, name, _)| self.component && is_wasi_0_3(name))
+        {
+            missing.push("wasi-0.3".to_owned());
+        }
+        if !missing.is_empty() {
+            return Err(unavailable(&missing));
+        }
+        check_footprint(footprint)?;
         let refused: Vec<String> = self
             .imports
             .iter()
@@ -300,7 +301,8 @@ impl Reader {
                 .exports
                 .iter()
                 .any(|(name, ..)| name.starts_with(CLI_RUN)),
-            description: self.describe(),
+            proposals: needs.proposals,
+            description: self.describe(footprint.pages),
         })
     }
 
@@ -324,7 +326,7 @@ impl Reader {
     }
 
     /// As listings tell it.
-    fn describe(self) -> Description {
+    fn describe(self, memory_minimum_pages: u64) -> Description {
         let signature = |index: &Option<u32>| {
             index
                 .and_then(|index| self.signature(index))
@@ -333,7 +335,7 @@ impl Reader {
         };
         Description {
             component: self.component,
-            memory_minimum_pages: self.memory_pages,
+            memory_minimum_pages,
             exports: self
                 .exports
                 .iter()
@@ -376,12 +378,28 @@ pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
     Refusal::listing(Reason::ImportNotAllowed, &sentence, "imports", names).at("module")
 }
 
-/// Refuses a module that a store could not hold.
-fn check_counts(counts: &[(&str, usize, usize)]) -> Result<(), Refusal> {
-    match counts.iter().find(|(_, asked, allowed)| asked > allowed) {
+/// Refuses a module that no run's store could hold.
+fn check_footprint(footprint: &Footprint) -> Result<(), Refusal> {
+    let Footprint {
+        instances,
+        memories,
+        pages: _,
+        tables,
+        elements,
+    } = *footprint;
+    let counts = [
+        ("core instances", instances, MAX_INSTANCES),
+        ("memories", memories, MAX_MEMORIES),
+        ("tables", tables, MAX_TABLES),
+        ("table elements", elements, MAX_TABLE_ELEMENTS),
+    ];
+    let over = |(_, asked, allowed): &&(&str, u64, usize)| *asked > *allowed as u64;
+    match counts.iter().find(over) {
         Some((what, asked, allowed)) => Err(Refusal::new(
             Reason::LimitAboveMaximum,
-            format!("the module has {asked} {what}; allowed are {allowed}"),
+            format!(
+                "an instance of the module takes {asked} {what}; allowed are {allowed} for a run"
+            ),
         )
         .at("module")
         .with("asked", asked)
@@ -390,10 +408,9 @@ fn check_counts(counts: &[(&str, usize, usize)]) -> Result<(), Refusal> {
     }
 }
 
-/// A memory's minimum in pages of 64 KiB, whatever size its own pages have.
-fn pages(memory: &wasmparser::MemoryType) -> u64 {
-    let bytes = u128::from(memory.initial) << memory.page_size_log2.unwrap_or(16);
-    u64::try_from(bytes.div_ceil(u128::from(crate::limits::PAGE))).unwrap_or(u64::MAX)
+/// Whether a component's import is of the version of WASI after the one that is offered.
+fn is_wasi_0_3(name: &str) -> bool {
+    name.starts_with("wasi:") && name.contains("@0.3.")
 }
 
 fn dotted(module: &str, name: &str) -> String {

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wasmparser::ValType;
 
+use super::features::Proposals;
 use crate::module::Description;
 
 /// What a module is.
@@ -25,6 +26,8 @@ pub struct Inspection {
     pub imports_host: BTreeSet<String>,
     /// A component: whether it exports `wasi:cli/run`.
     pub runs: bool,
+    /// The proposals that it needs beyond those that are always on.
+    pub proposals: Proposals,
 }
 
 /// A function's type.

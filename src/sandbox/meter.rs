@@ -13,7 +13,7 @@ use super::engine::POOLED_TABLE_ELEMENTS;
 use crate::outcome::Usage;
 
 /// The most elements of all tables of a run together: 8 MiB of host memory.
-const MAX_TABLE_ELEMENTS: usize = 1 << 20;
+pub(super) const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 /// The most core instances of a run; an interpreter as a component takes about 40.
 pub(super) const MAX_INSTANCES: usize = 200;
 /// The most linear memories of a run.
@@ -119,7 +119,9 @@ impl ResourceLimiter for Meter {
     }
 
     fn instances(&self) -> usize {
-        MAX_INSTANCES
+        // Inspection allows MAX_INSTANCES of a module's own. The adapters that the compiler makes between components
+        // are instances too, and are seen here only.
+        2 * MAX_INSTANCES
     }
 
     fn tables(&self) -> usize {

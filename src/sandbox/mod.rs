@@ -11,7 +11,9 @@ mod compile;
 mod engine;
 mod entry;
 mod execute;
+mod features;
 mod flight;
+mod footprint;
 mod habit;
 mod host;
 mod inspect;
@@ -41,6 +43,7 @@ use wasmtime::PoolingAllocationConfig;
 
 use self::compile::{Compiler, Lanes};
 use self::engine::{EngineSettings, Engines};
+use self::features::Proposals;
 use self::inspect::Rules;
 use self::threads::Threads;
 use crate::limits::StackClass;
@@ -53,9 +56,10 @@ use crate::store::Artifacts;
 pub use self::compile::{
     ArtifactLimit, Budget, CompileLane, CompileSettings, SUBCOMMAND, SmallLane, serve_as_child,
 };
-pub use self::engine::{FEATURE_NAMES, HOST_STACK, Variant};
+pub use self::engine::{HOST_STACK, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
+pub use self::features::FEATURE_NAMES;
 pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspection::Inspection;
 pub use self::loaded::Loaded;
@@ -81,8 +85,6 @@ pub struct Settings {
     pub epoch_interval: Duration,
     /// Reset memories by PAGEMAP_SCAN; `None`: where it is there and safe.
     pub pagemap_scan: Option<bool>,
-    /// Proposals beyond the defaults, of [`FEATURE_NAMES`].
-    pub features: Vec<String>,
     /// Bytes of compiled modules held in memory.
     pub cache_budget: u64,
     /// The most bytes of one linear memory.
@@ -100,7 +102,6 @@ pub struct Sandbox {
     /// First to go: a guest that gives way then is not taken up again.
     threads: Threads,
     modules: Modules,
-    features: Vec<String>,
     /// Last: until then epochs have guests give way.
     engines: Arc<Engines>,
 }
@@ -117,14 +118,12 @@ impl Sandbox {
                 slots: settings.pool_slots,
                 max_memory: settings.max_memory,
                 pagemap_scan,
-                features: engine::features(&settings.features),
             },
             settings.epoch_interval,
         )?);
-        let [plain, metered] = engines.compilers();
-        let rules = Rules::of(engines.features(), plain)?;
-        let compilers = [plain.clone(), metered.clone()];
-        let compiler = Compiler::start(&settings.compile, &settings.features, compilers, rules)?;
+        let compilers = engines.compilers().clone();
+        let rules = Rules::of(&compilers[0])?;
+        let compiler = Compiler::start(&settings.compile, compilers, rules)?;
         let modules = Modules::new(
             Arc::clone(&engines),
             compiler,
@@ -135,7 +134,6 @@ impl Sandbox {
         let sandbox = Self {
             engines,
             modules,
-            features: settings.features.clone(),
             threads: Threads::start(settings.guest_threads, settings.on_thread)?,
         };
         tracing::info!(
@@ -153,16 +151,11 @@ impl Sandbox {
             metered: false,
             stack: StackClass::K512,
         };
-        match self.engines.pooled(variant) {
+        match self.engines.pooled(variant, Proposals::default()) {
             Ok(Some(_)) if self.engines.pagemap_scan() => "pooled+pagemap_scan",
             Ok(Some(_)) => "pooled",
             Ok(None) | Err(_) => "on-demand",
         }
-    }
-
-    /// Proposals that are on beyond the defaults.
-    pub fn features(&self) -> &[String] {
-        &self.features
     }
 
     /// Instances that pools hold now.
@@ -229,6 +222,23 @@ pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refu
         &refused,
         "named in security.allowed_host_functions",
     ))
+}
+
+/// Refuses a module that needs proposals which the operator has not turned on.
+///
+/// # Errors
+/// `FEATURE_NOT_ENABLED`, naming the proposals.
+pub fn check_proposals(inspection: &Inspection, grants: &Grants) -> Result<(), Refusal> {
+    let missing: Vec<String> = inspection
+        .proposals
+        .names()
+        .filter(|name| !grants.features.contains(*name))
+        .map(str::to_owned)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(validate::not_enabled(&missing))
 }
 
 /// Refuses what no grant covers.

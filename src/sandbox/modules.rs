@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::compile::{
-    Artifact, CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibility,
+    Artifact, CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibilities,
     compile_limit, estimate,
 };
 use super::engine::{Engines, Variant};
@@ -103,7 +103,7 @@ impl Modules {
         lanes: Lanes,
         artifacts: Option<Arc<Artifacts>>,
         budget: u64,
-    ) -> std::io::Result<Self> {
+    ) -> wasmtime::Result<Self> {
         let lru = moka::policy::EvictionPolicy::lru;
         // One that has memory to begin with holds a descriptor.
         let least = kib_u64(budget / most_loaded());
@@ -130,7 +130,7 @@ impl Modules {
             inner: Arc::new(Inner {
                 saver,
                 reading: Semaphore::new(READ_AT_ONCE),
-                compatible: engines.compilers().each_ref().map(compatibility),
+                compatible: compatibilities(engines.compilers())?,
                 engines,
                 compiler,
                 lanes,
@@ -615,13 +615,14 @@ impl Inner {
         inspection: &Arc<Inspection>,
     ) -> wasmtime::Result<Arc<Loaded>> {
         // What is too large for a slot of the pool fails here and runs on demand.
-        if let Some(linked) = self.engines.pooled(variant)? {
+        let proposals = inspection.proposals;
+        if let Some(linked) = self.engines.pooled(variant, proposals)? {
             match Loaded::map(variant, linked, artifact, inspection) {
                 Ok(loaded) => return Ok(Arc::new(loaded)),
                 Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
             }
         }
-        let linked = self.engines.on_demand(variant)?;
+        let linked = self.engines.on_demand(variant, proposals)?;
         Loaded::map(variant, linked, artifact, inspection).map(Arc::new)
     }
 }

@@ -1,71 +1,123 @@
-//! Whether a module is valid under the proposals that are on, and which others it needs.
+//! Whether a module is valid, and which proposals it needs beyond those that are always on.
 
 use wasmparser::Validator;
 use wasmtime::WasmFeatures;
 
-use super::engine::{FEATURES, Feature};
+use super::features::{Proposals, defaults};
 use crate::refusal::{Reason, Refusal, quote};
 
-/// The largest module, in bytes, that is looked through for proposals which nobody can turn on.
-const THOROUGH: usize = 1 << 20;
+/// Proposals that others build on come after those, so that a module is told the outer one only where
+/// it needs that itself.
+const INNER_LAST: WasmFeatures = WasmFeatures::FUNCTION_REFERENCES.union(WasmFeatures::GC_TYPES);
 
-/// Validates a binary module under the proposals that are on.
+/// What nobody can turn on here, and what to do about it.
+const UNAVAILABLE: [(&str, &str); 5] = [
+    (
+        "legacy-exceptions",
+        "compile it for the exceptions of WebAssembly 3 (clang: -mllvm -wasm-use-legacy-eh=false)",
+    ),
+    (
+        "shared-memory",
+        "build it without threads: a thread that waits on one outlives its deadline",
+    ),
+    ("wasi-0.3", "build it for WASI 0.2"),
+    ("component-model-async", "build it for WASI 0.2"),
+    ("compact-imports", "link it without compact import sections"),
+];
+
+/// What a module needs that is not on for every module.
+#[derive(Debug, Default)]
+pub(super) struct Needs {
+    /// Proposals that an operator can turn on.
+    pub(super) proposals: Proposals,
+    /// Names of what nobody can turn on.
+    pub(super) unavailable: Vec<String>,
+}
+
+/// Validates a binary module, whatever proposals it needs, and finds these.
 ///
 /// # Errors
-/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with the proposals that it needs.
-pub(super) fn validate(wasm: &[u8], features: WasmFeatures) -> Result<(), Refusal> {
+/// `MODULE_INVALID` with the offset.
+pub(super) fn validate(wasm: &[u8]) -> Result<Needs, Refusal> {
     let passes = |features| Validator::new_with_features(features).validate_all(wasm);
-    if passes(features).is_ok() {
-        return Ok(());
+    if passes(defaults()).is_ok() {
+        return Ok(Needs::default());
     }
     if let Err(error) = passes(WasmFeatures::all()) {
         return Err(invalid(&quote(error.message()), Some(error.offset())));
     }
-    // Valid with everything on: the proposals that it cannot do without are those it needs.
-    let missing = |feature: WasmFeatures| !features.contains(feature);
-    let needed: Vec<Feature> = FEATURES
-        .into_iter()
-        .filter(|feature| missing(feature.own))
-        .filter(|feature| {
-            let without = WasmFeatures::all() - feature.own - feature.implied_by;
-            passes(without).is_err()
-        })
-        .collect();
-    // One that another brings along goes without saying.
-    let brought = |feature: &Feature| {
-        needed
-            .iter()
-            .any(|other| other.brings.contains(feature.own))
-    };
-    let mut needs: Vec<String> = needed
+    let beyond = WasmFeatures::all() - defaults();
+    let candidates: Vec<WasmFeatures> = (beyond - INNER_LAST)
         .iter()
-        .filter(|feature| !brought(feature))
-        .map(|feature| feature.name.to_owned())
+        .chain((beyond & INNER_LAST).iter())
         .collect();
-    // Each look costs a validation: those that nobody can turn on are looked for in small modules only.
-    if needs.is_empty() && wasm.len() <= THOROUGH {
-        needs = WasmFeatures::all()
-            .iter_names()
-            .filter(|(_, feature)| missing(*feature))
-            .filter(|(_, feature)| passes(WasmFeatures::all() - *feature).is_err())
-            .map(|(name, _)| name.to_ascii_lowercase().replace('_', "-"))
-            .collect();
+    let mut needed = WasmFeatures::all();
+    let passes = |features| passes(features).is_ok();
+    shed(&mut needed, &candidates, &passes);
+    let (proposals, left) = Proposals::covering(needed & beyond);
+    let mut unavailable: Vec<String> = left.iter_names().map(|(name, _)| told(name)).collect();
+    if unavailable.is_empty() && !passes(proposals.enabled()) {
+        // Proposals that nothing but each other lets pass: none is known, and nothing is promised.
+        unavailable.push("an unknown combination".to_owned());
     }
-    if needs.is_empty() {
-        // The validator's own words name it.
-        let error = passes(features).err();
-        needs = error
-            .iter()
-            .map(|error| error.message().to_owned())
-            .collect();
-    }
-    Err(not_enabled(&needs))
+    Ok(Needs {
+        proposals,
+        unavailable,
+    })
 }
 
-/// Refuses a module that needs proposals.
+/// Takes from `features` what a module passes without, halving the candidates where it does not pass
+/// without all of them: each look validates the whole module, and most need one or two of forty.
+fn shed(
+    features: &mut WasmFeatures,
+    candidates: &[WasmFeatures],
+    passes: &impl Fn(WasmFeatures) -> bool,
+) {
+    let without = candidates.iter().fold(*features, |all, one| all - *one);
+    if without == *features {
+        return;
+    }
+    if passes(without) {
+        *features = without;
+        return;
+    }
+    if candidates.len() > 1 {
+        let (first, second) = candidates.split_at(candidates.len() / 2);
+        shed(features, first, passes);
+        shed(features, second, passes);
+    }
+}
+
+/// The name of a proposal as people know it.
+fn told(name: &str) -> String {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    match name.strip_prefix("cm-") {
+        Some(part) => format!("component-model-{part}"),
+        None => name,
+    }
+}
+
+/// Refuses a module that needs proposals which are off, and could be on.
 pub(super) fn not_enabled(names: &[String]) -> Refusal {
-    let sentence = "the module needs a WebAssembly proposal that is not enabled here";
-    Refusal::listing(Reason::FeatureNotEnabled, sentence, "feature", names).at("module")
+    let sentence = "the module needs WebAssembly proposals that are off here and that policy.features turns on";
+    Refusal::listing(Reason::FeatureNotEnabled, sentence, "feature", names)
+        .at("module")
+        .with("setting", "policy.features")
+}
+
+/// Refuses a module that needs what no setting turns on.
+pub(super) fn unavailable(names: &[String]) -> Refusal {
+    let advice = |name: &String| {
+        let known = UNAVAILABLE.iter().find(|(known, _)| known == name);
+        known.map(|(_, advice)| *advice)
+    };
+    let sentence = match names.iter().find_map(advice) {
+        Some(advice) => format!(
+            "the module needs what this daemon does not have, whatever its settings ({advice})"
+        ),
+        None => "the module needs what this daemon does not have, whatever its settings".to_owned(),
+    };
+    Refusal::listing(Reason::FeatureNotEnabled, &sentence, "feature", names).at("module")
 }
 
 /// Refuses what is no module.

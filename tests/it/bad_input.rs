@@ -129,8 +129,8 @@ cases!(proposals_that_are_off_are_named:
         "threads",
         "(module (memory 1) (func (export \"_start\") (atomic.fence)))",
     ),
-    threads_are_named_for_a_shared_memory(
-        "threads",
+    shared_memory_is_named(
+        "shared-memory",
         "(module (memory 1 1 shared) (func (export \"_start\")))",
     ),
     memory64_is_named("memory64", "(module (memory i64 1) (func (export \"_start\")))"),

@@ -49,6 +49,7 @@ mod modules;
 mod outcomes;
 mod places;
 mod runs;
+mod shapes;
 mod spec;
 mod streams;
 mod tenants;

@@ -61,12 +61,12 @@ impl Tenant {
         }
     }
 
-    async fn run(&self, spec: RunSpec) -> Result<RunResponse, Status> {
+    pub(crate) async fn run(&self, spec: RunSpec) -> Result<RunResponse, Status> {
         let request = RunRequest { spec: Some(spec) };
         Ok(self.sandbox.clone().run(request).await?.into_inner())
     }
 
-    async fn refused(&self, spec: RunSpec) -> Refused {
+    pub(crate) async fn refused(&self, spec: RunSpec) -> Refused {
         Refused::new(&self.run(spec).await.expect_err("it is refused"))
     }
 
@@ -74,13 +74,13 @@ impl Tenant {
         Ran::new(self.run(spec).await.expect("it is not refused"))
     }
 
-    async fn stream(&self, spec: RunSpec) -> (String, Streaming<StreamEvent>) {
+    pub(crate) async fn stream(&self, spec: RunSpec) -> (String, Streaming<StreamEvent>) {
         let request = RunStreamRequest { spec: Some(spec) };
         let answer = self.sandbox.clone().run_stream(request).await.unwrap();
         (told_id(answer.metadata()), answer.into_inner())
     }
 
-    async fn load(&self, wasm: impl Into<Bytes>) -> Result<LoadModuleResponse, Status> {
+    pub(crate) async fn load(&self, wasm: impl Into<Bytes>) -> Result<LoadModuleResponse, Status> {
         let answer = self.sandbox.clone().load_module(load(wasm)).await?;
         Ok(answer.into_inner())
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::artifact::Artifact;
 use super::lanes::CompileLane;
 use super::wire::{self, Failure, Hello, Order, Setup};
-use super::{Budget, Failed, compile_limit};
+use super::{Budget, Failed, compile_limit, crashed};
 use crate::refusal::{Refusal, printable};
 use crate::sandbox::inspection::Inspection;
 use crate::store::{Sealed, unsealed};
@@ -25,6 +25,16 @@ const LAST_WORDS: u64 = 2 << 10;
 /// What the standard library says before it ends a process that asked for memory in vain, and what allocators of
 /// others panic with.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of ", "out of memory"];
+/// Signals that end a process for what it did itself: it called abort, overflowed its stack, or was
+/// denied a system call that no compiler makes.
+const OF_ITS_OWN_DOING: [i32; 6] = [
+    libc::SIGABRT,
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+];
 /// How many times its processor time a child of the large lane gets in wall time, so that one that is given the processor
 /// meets that limit first: it says something about the module, and this one about the machine.
 const PATIENCE: u32 = 2;
@@ -198,8 +208,14 @@ impl Child {
             let message = "compiling the module took too much processor time";
             return Failed::for_good(self.over_time(message)).over_budget_of(self.lane);
         }
-        if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
+        let signal = status.and_then(|status| status.signal());
+        if signal.is_some_and(|signal| OF_ITS_OWN_DOING.contains(&signal)) {
             return self.crashed(&words);
+        }
+        if signal == Some(libc::SIGKILL) {
+            // Nobody here killed it: the kernel did, as it does first with these when a host runs out of memory.
+            let message = "the host ran out of memory while the module was compiled".to_owned();
+            return Failed::this_time(self.over_memory(message));
         }
         let end = described(status);
         Failed::this_time(Refusal::internal(format_args!(
@@ -207,19 +223,18 @@ impl Child {
         )))
     }
 
-    /// Tells what a child died of that could still say so.
+    /// Tells what a compiler died of that panicked, or ended its process by a signal of its own doing.
     fn crashed(&self, words: &str) -> Failed {
         if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
-            let over = compile_limit(
-                "compile.memory",
-                "compiling the module took too much memory".to_owned(),
-                bytesize::ByteSize(self.budget.memory).display().iec(),
-            );
-            return Failed::for_good(over).over_budget_of(self.lane);
+            let message = "compiling the module took too much memory".to_owned();
+            return Failed::for_good(self.over_memory(message)).over_budget_of(self.lane);
         }
-        Failed::this_time(Refusal::internal(format_args!(
-            "a compile child's compiler panicked: {words}"
-        )))
+        Failed::for_good(crashed(words))
+    }
+
+    fn over_memory(&self, message: String) -> Refusal {
+        let allowed = bytesize::ByteSize(self.budget.memory).display().iec();
+        compile_limit("compile.memory", message, allowed)
     }
 
     /// Kills it if it is still there, and tells how it ended.

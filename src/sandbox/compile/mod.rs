@@ -32,6 +32,8 @@ use self::child::Child;
 use self::nursery::Nursery;
 use self::place::{Place, PlaceKind};
 use self::wire::{NotInspected, Order};
+use super::engine;
+use super::features::Proposals;
 use super::inspect::{self, Rules};
 use super::inspection::Inspection;
 use super::wanted::Turn;
@@ -54,15 +56,24 @@ const STACK: usize = 64 << 20;
 /// What a caller is told to wait when too many modules wait to be compiled.
 const RETRY: Duration = Duration::from_secs(1);
 /// To be counted up where an [`Inspection`] changes what it means.
-const INSPECTION: u32 = 1;
+const INSPECTION: u32 = 2;
 
 /// What compiling one module may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Budget {
     /// Processor time, from the module's arrival in the child; in the small lane, wall time.
     pub timeout: Duration,
     /// Bytes of memory.
     pub memory: u64,
+}
+
+/// What a module may be expected to take before it is compiled.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Bounds {
+    /// By its counts alone: what goes over this is compiled in no lane.
+    budget: Budget,
+    /// By all that it contains, in microseconds of processor time.
+    cost: u64,
 }
 
 /// What compiled code may take.
@@ -187,14 +198,14 @@ impl Compiler {
     /// Where the host refuses threads, or a child does not become ready.
     pub(super) fn start(
         settings: &CompileSettings,
-        features: &[String],
         engines: [Engine; 2],
         rules: Rules,
     ) -> wasmtime::Result<Self> {
         let rules = Arc::new(rules);
+        let compatible = compatibilities(&engines)?;
         let place = |lane| Place {
             lane,
-            most_cost: settings.most_cost(lane),
+            bounds: settings.bounds(lane),
             kind: match &settings.child {
                 None => PlaceKind::Here {
                     engines: engines.clone(),
@@ -202,8 +213,7 @@ impl Compiler {
                     max_artifact: settings.artifact.clone(),
                 },
                 Some(program) => {
-                    let compatible = engines.each_ref().map(compatibility);
-                    PlaceKind::Child(Nursery::new(program, settings, features, lane, compatible))
+                    PlaceKind::Child(Nursery::new(program, settings, lane, compatible))
                 }
             },
         };
@@ -316,11 +326,13 @@ impl Compiler {
 }
 
 impl CompileSettings {
-    /// What a module may be estimated to cost where it is compiled.
-    fn most_cost(&self, lane: CompileLane) -> u64 {
-        match (lane, self.small) {
-            (CompileLane::Small, Some(small)) => small.max_cost(),
-            (CompileLane::Small, None) | (CompileLane::Large, _) => u64::MAX,
+    fn bounds(&self, lane: CompileLane) -> Bounds {
+        Bounds {
+            budget: self.budget,
+            cost: match (lane, self.small) {
+                (CompileLane::Small, Some(small)) => small.max_cost(),
+                (CompileLane::Small, None) | (CompileLane::Large, _) => u64::MAX,
+            },
         }
     }
 
@@ -354,17 +366,17 @@ fn confinement(child: &mut Child) -> Result<String, String> {
 }
 
 /// The binary form of a module, and what it is. A binary went through the pre-checks before; what text says is seen here
-/// first, and may be estimated to cost no more than `most_cost`.
+/// first, and has to be within `bounds`.
 fn inspected<'a>(
     bytes: &'a [u8],
     rules: &Rules,
-    most_cost: u64,
+    bounds: &Bounds,
 ) -> Result<(Cow<'a, [u8]>, Inspection), NotInspected> {
     let binary = inspect::binary(bytes).map_err(NotInspected::Refused)?;
     if let Cow::Owned(binary) = &binary {
-        precheck::check(binary).map_err(NotInspected::Refused)?;
+        precheck::check(binary, &bounds.budget).map_err(NotInspected::Refused)?;
         // Where all may be compiled there is nothing to count.
-        if most_cost < u64::MAX && estimate(binary) > most_cost {
+        if bounds.cost < u64::MAX && estimate(binary) > bounds.cost {
             return Err(NotInspected::TooCostly);
         }
     }
@@ -397,14 +409,7 @@ fn precompile(
     } else {
         engine.precompile_module(wasm)
     };
-    let bytes = compiled.map_err(|error| {
-        let why = quote(&format!("{error:#}"));
-        Refusal::new(
-            Reason::CompilationFailed,
-            format!("the module cannot be compiled: {why}"),
-        )
-        .at("module")
-    })?;
+    let bytes = compiled.map_err(|error| not_compiled(&format!("{error:#}")))?;
     let len = bytes.len() as u64;
     if len > most.bytes {
         let message = format!("the compiled module takes {len} bytes");
@@ -413,13 +418,45 @@ fn precompile(
     Ok(bytes)
 }
 
-/// A number that two engines have in common if one takes what the other compiles.
-pub(super) fn compatibility(engine: &Engine) -> u64 {
-    // Its keys are constants: the same in every process.
-    let mut hasher = DefaultHasher::new();
-    // What is told about the code is this version's: another may look for other things in a module.
-    env!("CARGO_PKG_VERSION").hash(&mut hasher);
-    INSPECTION.hash(&mut hasher);
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    hasher.finish()
+/// Numbers that two processes have in common if each takes what the other compiles, unmetered and metered. They are the
+/// same whatever proposals are turned on, since a module's code depends on those that it needs itself.
+pub(super) fn compatibilities(engines: &[Engine; 2]) -> wasmtime::Result<[u64; 2]> {
+    let number = |metered: bool| -> wasmtime::Result<u64> {
+        // Its keys are constants: the same in every process.
+        let mut hasher = DefaultHasher::new();
+        // What is told about the code is this version's: another may look for other things in a module.
+        env!("CARGO_PKG_VERSION").hash(&mut hasher);
+        INSPECTION.hash(&mut hasher);
+        let engine = &engines[usize::from(metered)];
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        let all = engine::compiler(Proposals::ALL, metered, false)?;
+        all.precompile_compatibility_hash().hash(&mut hasher);
+        Ok(hasher.finish())
+    };
+    Ok([number(false)?, number(true)?])
+}
+
+/// An engine that compiles modules which need `proposals`, where they need any. It is made for one module: few need
+/// some, and there are many sets of them.
+fn with_proposals(proposals: Proposals, metered: bool) -> Result<Option<Engine>, Refusal> {
+    if proposals.is_empty() {
+        return Ok(None);
+    }
+    engine::compiler(proposals, metered, true)
+        .map(Some)
+        .map_err(|error| not_compiled(&format!("{error:#}")))
+}
+
+/// Refuses a module that the compiler does not take.
+fn not_compiled(why: &str) -> Refusal {
+    let why = quote(why);
+    let message = format!("the module cannot be compiled: {why}");
+    Refusal::new(Reason::CompilationFailed, message).at("module")
+}
+
+/// Refuses a module that ends the compiler instead of being compiled. What the compiler said is for the log: it is about
+/// the compiler's own source.
+fn crashed(words: &str) -> Refusal {
+    tracing::warn!(%words, "a module crashes the compiler");
+    not_compiled("the compiler fails on it")
 }

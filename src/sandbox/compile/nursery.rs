@@ -26,7 +26,6 @@ impl Nursery {
     pub(super) fn new(
         program: &Path,
         settings: &CompileSettings,
-        features: &[String],
         lane: CompileLane,
         compatible: [u64; 2],
     ) -> Self {
@@ -35,13 +34,12 @@ impl Nursery {
         Self {
             program: program.to_owned(),
             setup: Setup {
-                features: features.to_vec(),
                 memory: budget.memory,
                 cpu: budget.timeout,
                 artifact: settings.artifact.clone(),
                 threads: threads.min(MAX_CHILD_THREADS),
                 nice: nice(lane),
-                most_cost: settings.most_cost(lane),
+                bounds: settings.bounds(lane),
             },
             budget,
             lane,

@@ -12,9 +12,11 @@ use super::lanes::CompileLane;
 use super::nursery::Nursery;
 use super::wire::Order;
 use super::{
-    ArtifactLimit, Commission, Failed, Job, Session, inspected, nice, precheck, precompile,
+    ArtifactLimit, Bounds, Commission, Failed, Job, Session, crashed, inspected, nice, precheck,
+    precompile, with_proposals,
 };
 use crate::refusal::Refusal;
+use crate::sandbox::features::Proposals;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::inspection::Inspection;
 use crate::sandbox::panic_message;
@@ -26,8 +28,8 @@ const ORDER: Duration = Duration::from_secs(5);
 /// Where the modules of a lane are compiled.
 pub(super) struct Place {
     pub(super) lane: CompileLane,
-    /// What text may be estimated to cost once it is read. The costs of binaries are known before.
-    pub(super) most_cost: u64,
+    /// What a module may be expected to take. What a binary costs is known before; text has to be read first.
+    pub(super) bounds: Bounds,
     pub(super) kind: PlaceKind,
 }
 
@@ -106,7 +108,7 @@ impl Place {
             Failed::this_time(Refusal::internal(format_args!("reading a module: {error}")))
         })?;
         if wasm.starts_with(b"\0asm") {
-            precheck::check(&wasm).map_err(Failed::for_good)?;
+            precheck::check(&wasm, &self.bounds.budget).map_err(Failed::for_good)?;
         }
         match &self.kind {
             PlaceKind::Here {
@@ -114,10 +116,11 @@ impl Place {
                 rules,
                 max_artifact,
             } => {
-                let inspected = inspected(&wasm, rules, self.most_cost);
+                let inspected = inspected(&wasm, rules, &self.bounds);
                 let (binary, inspection) = inspected.map_err(|why| why.failed(self.lane))?;
                 let opened = Opened::Here {
                     engines,
+                    proposals: inspection.proposals,
                     bytes: binary.into_owned(),
                     max_artifact,
                 };
@@ -144,6 +147,7 @@ impl Place {
 enum Opened<'a> {
     Here {
         engines: &'a [Engine; 2],
+        proposals: Proposals,
         bytes: Vec<u8>,
         max_artifact: &'a ArtifactLimit,
     },
@@ -156,20 +160,18 @@ impl Opened<'_> {
             Self::Child(child) => child.compile(order),
             Self::Here {
                 engines,
+                proposals,
                 bytes,
                 max_artifact,
             } => {
                 let engine = &engines[usize::from(order.metered)];
+                let own = with_proposals(proposals, order.metered).map_err(Failed::for_good)?;
+                let engine = own.as_ref().unwrap_or(engine);
                 let component = inspect::is_component(&bytes);
                 let start = Instant::now();
                 let work = || precompile(engine, &bytes, component, max_artifact);
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-                    .map_err(|panic| {
-                        let words = panic_message(panic.as_ref());
-                        Failed::this_time(Refusal::internal(format_args!(
-                            "the compiler panicked: {words}"
-                        )))
-                    })?
+                    .map_err(|panic| Failed::for_good(crashed(&panic_message(panic.as_ref()))))?
                     .map(|bytes| Artifact::own(bytes, start.elapsed()))
                     .map_err(Failed::for_good)
             }

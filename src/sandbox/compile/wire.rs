@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::refusal::Refusal;
 use crate::sandbox::inspection::Inspection;
 
-use super::ArtifactLimit;
+use super::{ArtifactLimit, Bounds};
 
 /// Bytes of a message at the most. An inspection names every export of a module: one that takes more is refused.
 pub(super) const MAX_MESSAGE: usize = 4 << 20;
@@ -27,8 +27,6 @@ pub(super) const MAX_MESSAGE: usize = 4 << 20;
 /// How a child is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
-    /// Proposals beyond the defaults.
-    pub(super) features: Vec<String>,
     /// Bytes that it may take beyond what it has when it is ready.
     pub(super) memory: u64,
     /// CPU time that it may take from then on.
@@ -39,8 +37,8 @@ pub(super) struct Setup {
     pub(super) threads: usize,
     /// Its nice value.
     pub(super) nice: i32,
-    /// What a module may be estimated to cost.
-    pub(super) most_cost: u64,
+    /// What a module may be expected to take.
+    pub(super) bounds: Bounds,
 }
 
 /// A child is ready.

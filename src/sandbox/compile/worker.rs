@@ -14,8 +14,9 @@ use wasmtime::Engine;
 
 use super::confine::{self, AddressSpace};
 use super::wire::{self, Compiled, Failure, Hello, NotInspected, Order, Setup};
-use super::{STACK, compatibility, compile_limit, inspected, precompile};
+use super::{STACK, compatibilities, compile_limit, inspected, precompile, with_proposals};
 use crate::sandbox::engine;
+use crate::sandbox::features::Proposals;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::panic_message;
 
@@ -68,7 +69,7 @@ impl Child {
             memory,
             cpu,
             ref artifact,
-            most_cost,
+            bounds,
             ..
         } = self.setup;
         confine::budget(&self.space, memory, cpu, artifact.bytes)?;
@@ -76,15 +77,16 @@ impl Child {
             self.confinement.push("seccomp".to_owned());
         }
         let hello = Hello {
-            compatible: engines.each_ref().map(compatibility),
+            compatible: compatibilities(&engines).map_err(io::Error::other)?,
             confinement: std::mem::take(&mut self.confinement),
         };
         wire::send(&mut self.daemon, &hello)?;
         let bytes = wire::receive_module(&mut self.daemon)?;
-        let (wasm, inspection) = match inspected(&bytes, &rules, most_cost) {
+        let (wasm, inspection) = match inspected(&bytes, &rules, &bounds) {
             Ok(inspected) => inspected,
             Err(why) => return wire::send(&mut self.daemon, &wire::Inspected::Err(why)),
         };
+        let proposals = inspection.proposals;
         let text = serde_json::to_vec(&wire::Inspected::Ok(inspection))?;
         if text.len() > wire::MAX_MESSAGE {
             let message = "what the module exports and imports takes too much to tell".to_owned();
@@ -100,21 +102,24 @@ impl Child {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error),
         };
-        let compiled = self.compile(&engines[usize::from(order.metered)], &wasm);
+        let compiled = match with_proposals(proposals, order.metered) {
+            Ok(Some(own)) => self.compile(&own, &wasm),
+            Ok(None) => self.compile(&engines[usize::from(order.metered)], &wasm),
+            Err(refusal) => Err(Failure::Refused(refusal)),
+        };
         wire::send(&mut self.daemon, &compiled)
     }
 
     /// Does once all that is slow the first time.
     fn warm(&self) -> wasmtime::Result<([Engine; 2], Rules)> {
-        let features = engine::features(&self.setup.features);
-        let make = |metered| engine::compiler(features, metered, true);
+        let make = |metered| engine::compiler(Proposals::default(), metered, true);
         let engines = [make(false)?, make(true)?];
         for engine in &engines {
             engine.precompile_module(SMALL)?;
         }
-        let rules = Rules::of(features, &engines[0])?;
+        let rules = Rules::of(&engines[0])?;
         // What comes of it does not matter: that it was done once does.
-        let _ = inspected(SMALL, &rules, u64::MAX);
+        let _ = inspected(SMALL, &rules, &self.setup.bounds);
         Ok((engines, rules))
     }
 
