@@ -250,11 +250,9 @@ impl Reader {
         if self.shared_memory {
             missing.push("shared-memory".to_owned());
         }
-        if self
-            .imports
-            .iter()
-            .any(|(_, name, _)| self.component && is_wasi_0_3(name))
-        {
+        let newer = self.component && self.imports.iter().any(|(_, name, _)| is_wasi_0_3(name));
+        if newer && !missing.is_empty() {
+            // What it needs of components, it needs for that.
             missing.push("wasi-0.3".to_owned());
         }
         if !missing.is_empty() {
@@ -268,7 +266,11 @@ impl Reader {
             .map(|(module, name, _)| dotted(module, name))
             .collect();
         if !refused.is_empty() {
-            return Err(import_not_allowed(&refused, "offered by this daemon"));
+            let offered = match newer {
+                true => "offered by this daemon, which has WASI 0.2",
+                false => "offered by this daemon",
+            };
+            return Err(import_not_allowed(&refused, offered));
         }
         let is_wasi = |(module, name, _): &&(String, String, &str)| {
             WASI_MODULES.contains(&module.as_str())

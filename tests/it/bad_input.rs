@@ -149,15 +149,16 @@ async fn proposals_that_are_off_are_named(feature: &str, wat: &str) {
         .await
         .is(Code::FailedPrecondition, "FEATURE_NOT_ENABLED")
         .with("feature", feature);
-    let on = Daemon::with(&[("engine.features", &format!("[{feature:?}]"))]).await;
     if wat.contains("shared") {
         // Atomics can be had; memory that threads share cannot.
+        let on = Daemon::with(&[("engine.features", "[\"threads\"]")]).await;
         refused(&on, wat.to_owned())
             .await
             .is(Code::FailedPrecondition, "FEATURE_NOT_ENABLED")
             .with("feature", "shared-memory");
         return;
     }
+    let on = Daemon::with(&[("engine.features", &format!("[{feature:?}]"))]).await;
     on.ran(spec(wat.to_owned())).await.exited(0);
     let health = on
         .client

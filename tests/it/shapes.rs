@@ -337,7 +337,12 @@ cases!(what_no_setting_turns_on_is_called_that:
         (core instance $i (instantiate $m))
         (func $f async (canon lift (core func $i \"f\") async))
         (export \"f\" (func $f)))"),
-    wasi_0_3("wasi-0.3", "(component (import \"wasi:cli/environment@0.3.0\" (instance)))"),
+    wasi_0_3("wasi-0.3", "(component
+        (import \"wasi:cli/environment@0.3.0\" (instance))
+        (core module $m (func (export \"f\")))
+        (core instance $i (instantiate $m))
+        (func $f async (canon lift (core func $i \"f\") async))
+        (export \"f\" (func $f)))"),
     stack_switching("stack-switching", "(module (type $f (func)) (type $c (cont $f)))"),
 );
 async fn what_no_setting_turns_on_is_called_that(feature: &str, text: &str) {
