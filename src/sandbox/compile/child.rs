@@ -157,7 +157,8 @@ impl Child {
         // What it has done so far says nothing about the module: it did not get the processor.
         let end = self.end();
         tracing::warn!(%end, "a compile child did not get its processor time within twice compile.timeout");
-        Failed::this_time(self.over_time("compiling the module took too long"))
+        let message = "compiling the module did not get its processor time in twice as long";
+        Failed::this_time(self.over_time(message))
     }
 
     fn over_time(&self, message: &str) -> Refusal {
