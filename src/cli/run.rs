@@ -57,13 +57,13 @@ pub(super) struct Run {
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
     /// Wall time, as "500ms", "10s", "2m"
-    #[arg(long, value_parser = humantime::parse_duration)]
+    #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
     /// Linear memory, in pages of 64 KiB
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     memory_pages: Option<u32>,
     /// Count fuel, and stop at this much
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     fuel: Option<u64>,
     /// Call stack, in bytes or as "1MiB"
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -445,5 +445,17 @@ fn mount(text: &str) -> Result<Mount, String> {
 
 fn size(text: &str) -> Result<u32, String> {
     let size: bytesize::ByteSize = text.parse()?;
-    u32::try_from(size.as_u64()).map_err(|_| "allowed is less than 4 GiB".to_owned())
+    // On the wire zero is the default, which nobody means who writes it.
+    match u32::try_from(size.as_u64()) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err("allowed is from 1 byte to less than 4 GiB".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("allowed is more than nothing, as \"500ms\"".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; allowed is as \"500ms\", \"10s\", \"2m\"")),
+    }
 }

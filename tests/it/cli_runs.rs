@@ -502,6 +502,33 @@ fn told_until(terminal: &mut impl Read, what: &str) -> String {
 }
 
 #[test]
+fn a_limit_of_nothing_is_refused_rather_than_taken_for_the_default() {
+    let kit = kit();
+    for (flag, none, least) in [
+        ("--timeout", "0s", "10s"),
+        ("--memory-pages", "0", "300"),
+        ("--fuel", "0", "1000000000"),
+        ("--stack", "0", "65536"),
+        ("--output-limit", "0B", "6"),
+    ] {
+        let run = |value: &str| {
+            ringfence()
+                .args(["run", flag, value, &kit, "hello"])
+                .output()
+        };
+        let output = run(none).unwrap();
+        assert_eq!(output.status.code(), Some(125), "{flag}");
+        assert!(text(&output.stderr).contains(flag), "{output:?}");
+        let output = run(least).unwrap();
+        assert_eq!(
+            (text(&output.stdout), output.status.code()),
+            ("hello\n", Some(0)),
+            "{flag}"
+        );
+    }
+}
+
+#[test]
 fn flags_that_do_not_go_together_are_refused() {
     let kit = kit();
     for args in [

