@@ -169,7 +169,7 @@ impl Run {
         let json = self.prints_json();
         let (interactive, detach) = (self.interactive, self.detach);
         let stream = !self.no_stream && !json;
-        let told = module.told();
+        let (name, sized) = (module.told(false), module.told(true));
         let waiting = |what: String| {
             if json {
                 Waiting::silent()
@@ -179,14 +179,14 @@ impl Run {
         };
         let work = async {
             let loading = if embedded { "compiling" } else { "loading" };
-            let module = waiting(format!("{loading} {told}"))
+            let module = waiting(format!("{loading} {sized}"))
                 .during(module.reference(&mut sandbox(channel.clone()), interactive))
                 .await?;
             let spec = self.spec(module, stdin);
             let starting = waiting(if embedded {
-                format!("compiling {told}")
+                format!("compiling {sized}")
             } else {
-                format!("waiting for the run of {told} to start")
+                format!("waiting for the run of {name} to start")
             });
             if interactive {
                 self::interactive(channel, spec, starting).await
@@ -195,7 +195,7 @@ impl Run {
             } else if stream {
                 streamed(channel, spec, starting).await
             } else {
-                let ending = waiting(format!("waiting for the run of {told} to end"));
+                let ending = waiting(format!("waiting for the run of {name} to end"));
                 captured(channel, spec, json, ending).await
             }
         };
@@ -315,11 +315,11 @@ enum Module {
 }
 
 impl Module {
-    /// As a line on a terminal names it.
-    fn told(&self) -> String {
+    /// As a line on a terminal names it, with its size where that is wanted and known.
+    fn told(&self, with_size: bool) -> String {
         match self {
             Self::Digest(digest) => sized(digest, None),
-            Self::Bytes { name, wasm } => sized(name, Some(wasm.len() as u64)),
+            Self::Bytes { name, wasm } => sized(name, with_size.then_some(wasm.len() as u64)),
         }
     }
 

@@ -95,7 +95,7 @@ pub(super) fn sized(name: &str, size: Option<u64>) -> String {
 }
 
 fn shortened(name: &str) -> String {
-    const MOST: usize = 32;
+    const MOST: usize = 24;
     match name.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),
