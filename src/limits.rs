@@ -9,6 +9,9 @@ pub const PAGE: u64 = 65_536;
 /// The smallest stack that may be asked for, in bytes.
 pub const MIN_STACK: u32 = 64 * 1024;
 
+/// The setting that is the ceiling of memory.
+const MAX_PAGES_KEY: &str = "policy.max_memory_pages";
+
 /// The part of what all tenants share that each leaves to the others, where there are several.
 pub const LEFT_TO_OTHERS: u64 = 8;
 
@@ -149,16 +152,18 @@ impl Ceilings {
         if let Some(pages) = asked.memory_pages
             && pages > self.max_memory_pages
         {
-            return Err(Refusal::above(
+            return Err(Refusal::above_ceiling(
                 "spec.resources.memory_pages",
+                MAX_PAGES_KEY,
                 pages,
                 self.max_memory_pages,
             ));
         }
         let timeout = asked.timeout.unwrap_or(self.default_timeout);
         if timeout > self.max_timeout {
-            return Err(Refusal::above(
+            return Err(Refusal::above_ceiling(
                 "spec.timeout",
+                "policy.max_timeout",
                 humantime::format_duration(timeout),
                 humantime::format_duration(self.max_timeout),
             ));
@@ -184,7 +189,8 @@ impl Ceilings {
     fn grant_fuel(&self, asked: Option<u64>) -> Result<Option<u64>, Refusal> {
         match (asked, self.max_fuel) {
             (Some(fuel), Some(max)) if fuel > max => {
-                Err(Refusal::above("spec.resources.fuel_limit", fuel, max))
+                const FIELD: &str = "spec.resources.fuel_limit";
+                Err(Refusal::above_ceiling(FIELD, "policy.max_fuel", fuel, max))
             }
             (Some(fuel), _) => Ok(Some(fuel)),
             (None, _) if self.require_fuel => Ok(Some(self.default_fuel)),
@@ -205,18 +211,30 @@ impl Ceilings {
         }
         match StackClass::at_least(bytes) {
             Some(class) if bytes <= self.max_stack => Ok(class),
-            _ => Err(Refusal::above(FIELD, bytes, self.max_stack)),
+            _ => {
+                const KEY: &str = "policy.max_stack_size";
+                Err(Refusal::above_ceiling(FIELD, KEY, bytes, self.max_stack))
+            }
         }
     }
 
     fn grant_output(&self, asked: Option<u64>, delivery: Delivery) -> Result<Option<u64>, Refusal> {
-        let (default, max) = match delivery {
-            Delivery::Captured => (Some(self.default_output), Some(self.max_output)),
-            Delivery::Streamed => (self.max_stream_output, self.max_stream_output),
+        const FIELD: &str = "spec.resources.output_limit";
+        let (default, max, key) = match delivery {
+            Delivery::Captured => (
+                Some(self.default_output),
+                Some(self.max_output),
+                "policy.max_output",
+            ),
+            Delivery::Streamed => (
+                self.max_stream_output,
+                self.max_stream_output,
+                "policy.max_stream_output",
+            ),
         };
         match (asked, max) {
             (Some(bytes), Some(max)) if bytes > max => {
-                Err(Refusal::above("spec.resources.output_limit", bytes, max))
+                Err(Refusal::above_ceiling(FIELD, key, bytes, max))
             }
             (Some(bytes), _) => Ok(Some(bytes)),
             (None, _) => Ok(default),
@@ -253,7 +271,10 @@ impl Limits {
             Ok(minimum) if minimum <= self.max_pages => Ok(minimum
                 .saturating_add(self.default_pages)
                 .min(self.max_pages)),
-            _ => Err(below("the ceiling", self.max_pages)),
+            _ => {
+                let ceiling = format!("the ceiling ({MAX_PAGES_KEY})");
+                Err(below(&ceiling, self.max_pages).with("limit", MAX_PAGES_KEY))
+            }
         }
     }
 }

@@ -187,7 +187,7 @@ impl Refusal {
         Self::new(Reason::SpecInvalid, format!("{field}: {message}")).at(field)
     }
 
-    /// A limit above the operator's ceiling.
+    /// More than the `allowed` that is the most for everybody, which no setting changes.
     pub fn above(
         field: impl Into<String>,
         asked: impl fmt::Display,
@@ -201,6 +201,18 @@ impl Refusal {
         .at(field)
         .with("asked", asked)
         .with("allowed", allowed)
+    }
+
+    /// More than the operator's ceiling, which `setting` sets.
+    pub fn above_ceiling(
+        field: impl Into<String>,
+        setting: &'static str,
+        asked: impl fmt::Display,
+        allowed: impl fmt::Display,
+    ) -> Self {
+        let mut refusal = Self::above(field, asked, allowed).with("limit", setting);
+        refusal.0.message.push_str(&format!(" ({setting})"));
+        refusal
     }
 
     /// `sentence`, then the first few of `names`, which are also the fact `key`.

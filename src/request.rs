@@ -309,7 +309,7 @@ pub fn entry_point(field: &str, text: String) -> Result<String, Refusal> {
 /// # Errors
 /// `SPEC_INVALID` for a NUL byte, `LIMIT_ABOVE_MAXIMUM` over the cap.
 pub fn args(field: &str, args: Vec<String>, max: u64) -> Result<Vec<String>, Refusal> {
-    check_list(field, &args, max)?;
+    check_list(field, "policy.max_args", &args, max)?;
     Ok(args)
 }
 
@@ -319,7 +319,7 @@ pub fn args(field: &str, args: Vec<String>, max: u64) -> Result<Vec<String>, Ref
 /// `SPEC_INVALID` for an entry without "=", an empty or repeated key, a NUL byte; `LIMIT_ABOVE_MAXIMUM` over the cap.
 /// Values are never quoted in an error.
 pub fn env(field: &str, entries: &[String], max: u64) -> Result<Vec<(String, String)>, Refusal> {
-    check_list(field, entries, max)?;
+    check_list(field, "policy.max_env", entries, max)?;
     let mut seen = HashSet::with_capacity(entries.len());
     entries
         .iter()
@@ -344,16 +344,16 @@ pub fn env(field: &str, entries: &[String], max: u64) -> Result<Vec<(String, Str
 /// Mounts with absolute, plain host paths and distinct guest paths.
 ///
 /// # Errors
-/// `SPEC_INVALID`, naming the mount and its field.
+/// `SPEC_INVALID`, naming the mount and its field; `LIMIT_ABOVE_MAXIMUM` for too many.
 pub fn mounts(
     field: &str,
-    mounts: impl IntoIterator<Item = (String, String, bool)>,
+    mounts: impl ExactSizeIterator<Item = (String, String, bool)>,
 ) -> Result<Vec<Mount>, Refusal> {
-    let mut out: Vec<Mount> = Vec::new();
-    for (index, (host, guest, read_only)) in mounts.into_iter().enumerate() {
-        if index >= MAX_MOUNTS {
-            return Err(Refusal::above(field, "more", MAX_MOUNTS));
-        }
+    if mounts.len() > MAX_MOUNTS {
+        return Err(Refusal::above(field, mounts.len(), MAX_MOUNTS));
+    }
+    let mut out: Vec<Mount> = Vec::with_capacity(mounts.len());
+    for (index, (host, guest, read_only)) in mounts.enumerate() {
         let host_field = format!("{field}[{index}].host_path");
         check_text(&host_field, &host, MAX_PATH_BYTES)?;
         let host = PathBuf::from(host);
@@ -419,10 +419,8 @@ impl Labels {
             }
             out.insert(key, value);
             if out.len() > MAX_LABELS {
-                return Err(Refusal::invalid(
-                    field,
-                    format!("there are more than {MAX_LABELS}"),
-                ));
+                let message = format!("there are more than the {MAX_LABELS} that are allowed");
+                return Err(Refusal::invalid(field, message).with("allowed", MAX_LABELS));
             }
         }
         Ok(Self(out))
@@ -459,20 +457,28 @@ pub fn idempotency_key(field: &str, key: String) -> Result<Option<String>, Refus
 /// `LIMIT_ABOVE_MAXIMUM` over the cap.
 pub fn stdin(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
     if bytes.len() as u64 > max {
-        return Err(Refusal::above(field, bytes.len(), max));
+        const SETTING: &str = "policy.max_stdin";
+        return Err(Refusal::above_ceiling(field, SETTING, bytes.len(), max));
     }
     Ok(bytes)
 }
 
-/// Refuses a module of `asked` bytes, or more.
-pub fn module_too_large(field: &str, asked: u64, max: u64) -> Refusal {
+/// Refuses a module of `asked` bytes, or one of which so many have come and the rest is not known.
+pub fn module_too_large(field: &str, asked: u64, is_whole: bool, max: u64) -> Refusal {
+    const SETTING: &str = "compile.max_module";
+    let size = if is_whole {
+        format!("the module of {asked} bytes")
+    } else {
+        format!("the module, of which {asked} bytes have come so far,")
+    };
     Refusal::new(
         Reason::ModuleTooLarge,
-        format!("the module of {asked} bytes is above the maximum of {max}"),
+        format!("{size} is above the maximum of {max} ({SETTING})"),
     )
     .at(field)
     .with("asked", asked)
     .with("allowed", max)
+    .with("limit", SETTING)
 }
 
 /// Takes a module's bytes: some, and at most `max`.
@@ -485,7 +491,7 @@ pub fn module_bytes(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusa
     }
     let asked = bytes.len() as u64;
     if asked > max {
-        return Err(module_too_large(field, asked, max));
+        return Err(module_too_large(field, asked, true, max));
     }
     Ok(bytes)
 }
@@ -500,10 +506,15 @@ fn check_text(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_list(field: &str, list: &[String], max: u64) -> Result<(), Refusal> {
+fn check_list(
+    field: &str,
+    setting: &'static str,
+    list: &[String],
+    max: u64,
+) -> Result<(), Refusal> {
     let total: u64 = list.iter().map(|item| item.len() as u64 + 1).sum();
     if total > max {
-        return Err(Refusal::above(field, total, max));
+        return Err(Refusal::above_ceiling(field, setting, total, max));
     }
     match list.iter().position(|item| item.contains('\0')) {
         Some(i) => Err(Refusal::invalid(format!("{field}[{i}]"), "has a NUL byte")),

@@ -17,8 +17,9 @@ use crate::request::{
 };
 use crate::run::{About, Selector, State};
 
-/// What an answer needs to get home before its caller gives up: the smaller of this and a tenth of the caller's time.
-const WAY_HOME: Duration = Duration::from_millis(100);
+/// What an answer needs to get home before its caller gives up, on a machine that is busy: the smaller of this and a
+/// fifth of the caller's time.
+const WAY_HOME: Duration = Duration::from_millis(250);
 
 /// A run's spec, its limits granted.
 ///
@@ -168,9 +169,15 @@ pub(super) fn upload(start: proto::UploadStart) -> Result<(About, Option<Digest>
 }
 
 fn module_name(field: &str, name: String) -> Result<String, Refusal> {
-    if name.len() > MAX_LABEL_BYTES || name.chars().any(char::is_control) {
-        let message = format!("is over {MAX_LABEL_BYTES} bytes or has a control character");
-        return Err(Refusal::invalid(field, message));
+    if name.len() > MAX_LABEL_BYTES {
+        let asked = name.len();
+        let message = format!("is of {asked} bytes; allowed are {MAX_LABEL_BYTES}");
+        return Err(Refusal::invalid(field, message)
+            .with("asked", asked)
+            .with("allowed", MAX_LABEL_BYTES));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Refusal::invalid(field, "has a control character"));
     }
     Ok(name)
 }
@@ -320,7 +327,7 @@ pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal>
     };
     // One too far off to be told is none.
     let received = Arrival::of(request).at;
-    Ok(received.checked_add(timeout - (timeout / 10).min(WAY_HOME)))
+    Ok(received.checked_add(timeout - (timeout / 5).min(WAY_HOME)))
 }
 
 fn module_ref(
@@ -400,7 +407,10 @@ fn duration(field: &str, duration: ProtoDuration) -> Result<Duration, Refusal> {
     }
     match (u64::try_from(seconds), u32::try_from(nanos)) {
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
-        _ => Err(Refusal::invalid(field, format!("{told} is no duration"))),
+        _ => {
+            let message = format!("{told} is no duration; nanos are from 0 to 999999999");
+            Err(Refusal::invalid(field, message).with("asked", told))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::delivery::Deliveries;
+use super::message_cap::MessageCap;
 use super::status;
 use crate::limits::share_of;
 use crate::refusal::{Reason, Refusal};
@@ -139,10 +140,14 @@ fn take(held: &AtomicU64, bytes: u64, budget: u64) -> Result<(), Refusal> {
         held.checked_add(bytes).filter(|held| *held <= budget)
     });
     fits.map(|_| ()).map_err(|_| {
+        const SETTING: &str = "server.inflight_request_bytes";
         let message = format!(
-            "requests in flight hold {budget} bytes already (server.inflight_request_bytes)"
+            "{bytes} bytes more would be over the {budget} that requests in flight may hold together ({SETTING})"
         );
-        Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+        Refusal::new(Reason::QueueFull, message)
+            .with("allowed", budget)
+            .with("limit", SETTING)
+            .retry_after(RETRY)
     })
 }
 
@@ -186,20 +191,36 @@ impl Intake {
         self.deliveries.clone()
     }
 
-    /// What requests of a method are, and bytes of their messages at the most.
-    fn kind(&self, path: &str) -> (Kind, u64) {
+    /// What requests of a method are, and what their messages may be.
+    fn kind(&self, path: &str) -> (Kind, MessageCap) {
+        let (fixed, set) = (MessageCap::fixed, MessageCap::set);
         match path {
             "/ringfence.v1.SandboxService/LoadModule" => {
                 let cap = self.settings.max_module.saturating_add(LOAD_SLACK);
-                (Kind::Unary, cap)
+                let hint = "compile.max_module and 64 KiB for the rest";
+                (Kind::Unary, set(cap, "compile.max_module", hint))
             }
-            "/ringfence.v1.ModuleService/UploadModule" => (Kind::Upload, UPLOAD_MESSAGE),
-            "/ringfence.v1.RunService/Interact" => (Kind::Interact, INTERACT_START),
-            "/ringfence.v1.SandboxService/Health" => (Kind::Health, MAX_HEALTH),
-            path if path.starts_with("/grpc.health.v1.Health/") => (Kind::Health, MAX_HEALTH),
-            path if path.starts_with("/ringfence.v1.RunService/") => (Kind::Unary, MAX_QUESTION),
-            path if path.starts_with("/ringfence.v1.") => (Kind::Unary, self.settings.max_message),
-            _ => (Kind::Foreign, MAX_FOREIGN),
+            "/ringfence.v1.ModuleService/UploadModule" => {
+                (Kind::Upload, fixed(UPLOAD_MESSAGE, "a chunk has 1 MiB"))
+            }
+            "/ringfence.v1.RunService/Interact" => {
+                let hint = "a larger module is loaded before, and run by its digest";
+                (Kind::Interact, fixed(INTERACT_START, hint))
+            }
+            "/ringfence.v1.SandboxService/Health" => (Kind::Health, fixed(MAX_HEALTH, "")),
+            path if path.starts_with("/grpc.health.v1.Health/") => {
+                (Kind::Health, fixed(MAX_HEALTH, ""))
+            }
+            path if path.starts_with("/ringfence.v1.RunService/") => {
+                (Kind::Unary, fixed(MAX_QUESTION, ""))
+            }
+            path if path.starts_with("/ringfence.v1.") => {
+                let hint =
+                    "server.max_message; a larger module is loaded before, and run by its digest";
+                let cap = self.settings.max_message;
+                (Kind::Unary, set(cap, "server.max_message", hint))
+            }
+            _ => (Kind::Foreign, fixed(MAX_FOREIGN, "")),
         }
     }
 }
@@ -305,7 +326,7 @@ enum Framing {
 struct Counted {
     body: Body,
     charge: Charge,
-    cap: u64,
+    cap: MessageCap,
     budget: u64,
     state: Framing,
     kind: Kind,
@@ -356,16 +377,8 @@ impl Counted {
         if matches!(self.kind, Kind::Unary | Kind::Health) && self.messages > 1 {
             return Err(malformed("there is more than one message"));
         }
-        if length > self.cap {
-            return Err(Refusal::new(
-                Reason::MessageTooLarge,
-                format!(
-                    "the message of {length} bytes is above the maximum of {} here",
-                    self.cap
-                ),
-            )
-            .with("asked", length)
-            .with("allowed", self.cap));
+        if length > self.cap.bytes() {
+            return Err(self.cap.refuse(length));
         }
         if length == 0 {
             self.state = Framing::Prefix([0; PREFIX], 0);
@@ -381,7 +394,8 @@ impl Counted {
             return Ok(());
         }
         // What those after it hold, before the run starts.
-        self.cap = INTERACT_MESSAGE;
+        let hint = "a piece of standard input has 64 KiB";
+        self.cap = MessageCap::fixed(INTERACT_MESSAGE, hint);
         self.charge.add(INTERACT_HOLDS, self.budget)
     }
 
@@ -456,9 +470,11 @@ impl http_body::Body for Counted {
                 .silent
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
             ready!(silent.as_mut().poll(cx));
-            return self.fail(&malformed(
-                "the rest of the message did not come (server.request_stall)",
-            ));
+            let message = format!(
+                "the rest of the message did not come within {} (server.request_stall)",
+                humantime::format_duration(stall)
+            );
+            return self.fail(&malformed(&message));
         }
         if self.kind != Kind::Health {
             self.silent = None;

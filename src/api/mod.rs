@@ -10,6 +10,7 @@ pub(crate) mod fuzz;
 mod intake;
 mod interact;
 mod listen;
+mod message_cap;
 mod modules;
 mod runs;
 mod service;

@@ -147,7 +147,30 @@ impl Gatekeeper {
         if evidence.certificate.is_some() && self.tokens.is_none() && self.jwt.is_none() {
             return Err(forbidden("the client certificate stands for no tenant"));
         }
-        Err(invalid("no credential was given"))
+        Err(invalid(&format!(
+            "no credential was given; allowed is {}",
+            self.allowed().join(", or ")
+        )))
+    }
+
+    /// The kinds of credential that stand for anybody here.
+    fn allowed(&self) -> Vec<&'static str> {
+        let kinds = [
+            (
+                self.tokens.is_some() || self.jwt.is_some(),
+                "a bearer token in the header `authorization`",
+            ),
+            (
+                !self.certificates.is_empty(),
+                "a client certificate of a tenant",
+            ),
+            (
+                !self.uids.is_empty(),
+                "a unix socket, as the user of a tenant",
+            ),
+        ];
+        let there = kinds.into_iter().filter(|(there, _)| *there);
+        there.map(|(_, kind)| kind).collect()
     }
 
     fn by_certificate(&self, names: Option<&[String]>) -> Result<Option<Arc<str>>, Refusal> {

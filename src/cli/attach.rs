@@ -10,6 +10,7 @@ use tonic_types::StatusExt;
 use super::connect::{connect_runs, failure};
 use super::credentials::Credentials;
 use super::follow::{Over, follow};
+use super::waiting::Waiting;
 use super::{Failure, complain, runtime};
 use crate::api::proto::AttachRunRequest;
 
@@ -83,11 +84,16 @@ impl Attach {
         let answer = answer.await.map_err(|status| Failed::of(&status, again))?;
         *attached = true;
         let mut events = answer.into_inner();
-        match follow(&mut events, next).await {
+        // A run that has written nothing for a while is not one that has not started.
+        let waiting = match from_seq {
+            0 => Waiting::new("waiting for the run to start"),
+            _ => Waiting::silent(),
+        };
+        match follow(&mut events, next, waiting).await {
             Over::Told(told) => Ok(told),
             Over::Broken(Some(status)) => Err(Failed::of(&status, true)),
             Over::Broken(None) => Err(Failed {
-                failure: Failure::new("the connection broke before the run ended"),
+                failure: Failure::unreachable("the connection broke before the run ended"),
                 again: true,
             }),
         }
@@ -110,7 +116,7 @@ impl Failed {
             failure: if refused {
                 failure(status)
             } else {
-                Failure::new(format!("the connection broke: {}", status.message()))
+                Failure::unreachable(format!("the connection broke: {}", status.message()))
             },
             again: attached && (!refused || soon),
         }

@@ -28,11 +28,8 @@ impl ConfigCommand {
             What::Check(args) => (args, false),
             What::Show(args) => (args, true),
         };
-        let (config, warnings) =
-            app::load_config(&args.overrides()).map_err(|problems| Failure {
-                code: 1,
-                message: problems.to_string(),
-            })?;
+        let (config, warnings) = app::load_config(&args.overrides())
+            .map_err(|problems| Failure::with(1, problems.to_string()))?;
         for warning in warnings {
             complain(&warning);
         }

@@ -8,11 +8,10 @@ use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic_types::StatusExt;
 use tower::service_fn;
 
 use super::credentials::{Bearer, Credentials};
-use super::{Failure, PROGRAM, exit};
+use super::{Failure, PROGRAM};
 use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
@@ -79,10 +78,14 @@ pub(super) async fn channel(addr: &str, credentials: &Credentials) -> Result<Lin
         let mut why = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(error) = source {
-            why = format!("{why}: {error}");
+            // Some say what is below them already.
+            let below = error.to_string();
+            if !why.ends_with(&below) {
+                why = format!("{why}: {below}");
+            }
             source = error.source();
         }
-        Failure::new(format!("cannot reach the daemon at {addr}: {why}"))
+        Failure::unreachable(format!("cannot reach the daemon at {addr}: {why}"))
     })?;
     Ok(InterceptedService::new(channel, bearer))
 }
@@ -160,16 +163,5 @@ impl Embedded {
 
 /// A call that failed: refused with a reason, or the daemon's failure.
 pub(super) fn failure(status: &Status) -> Failure {
-    let details = status.get_error_details();
-    match details.error_info() {
-        Some(info) if info.reason != "INTERNAL" => Failure {
-            code: exit::REFUSED,
-            message: format!("refused: {}: {}", info.reason, status.message()),
-        },
-        _ => Failure::new(format!(
-            "the daemon failed: {:?}: {}",
-            status.code(),
-            status.message()
-        )),
-    }
+    Failure::of_status(status)
 }

@@ -7,8 +7,9 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::follow::write;
-use super::{Failure, complain, exit};
-use crate::api::proto::{self, CancelCause, Outcome, RunError, RunResult};
+use super::{complain, exit};
+use crate::api::proto::{self, CancelCause, Outcome, Resources, RunResult};
+use crate::limits::PAGE;
 
 /// Prints what an entry point returned, and says why the run ended where the guest did not end it.
 pub(super) fn conclude(result: &RunResult) -> ExitCode {
@@ -46,12 +47,65 @@ pub(super) fn code(result: &RunResult) -> u8 {
     }
 }
 
-/// What happened, in a few words, where the guest did not end by itself.
-pub(super) fn why(result: &RunResult) -> String {
+/// What happened where the guest did not end by itself; of a limit, how much it was and what asks for more.
+fn why(result: &RunResult) -> String {
+    let granted = result.granted.unwrap_or_default();
+    let of = |amount: Option<String>| amount.map(|it| format!(" of {it}")).unwrap_or_default();
+    match result.outcome() {
+        Outcome::TimedOut => timed_out(result),
+        Outcome::MemoryExceeded => {
+            let pages = granted.memory_pages.map(|pages| {
+                let bytes = size(u64::from(pages) * PAGE);
+                format!("{pages} pages ({bytes})")
+            });
+            format!(
+                "over the memory limit{}{}; --memory-pages (resources.memory_pages) asks for more",
+                of(pages),
+                trap_of(result)
+            )
+        }
+        Outcome::FuelExhausted => format!(
+            "out of fuel: over the limit{}; --fuel (resources.fuel_limit) asks for more",
+            of(granted.fuel_limit.map(|fuel| fuel.to_string()))
+        ),
+        Outcome::StackOverflow => format!(
+            "over the stack limit{}; --stack (resources.stack_size) asks for more",
+            of(granted.stack_size.map(|bytes| size(bytes.into())))
+        ),
+        Outcome::OutputExceeded => format!(
+            "over the output limit{}; --output-limit (resources.output_limit) asks for more, --truncate (resources.output_policy) drops the rest instead",
+            of(granted.output_limit.map(size))
+        ),
+        Outcome::Trapped | Outcome::Cancelled | Outcome::Exited | Outcome::Unspecified => {
+            briefly(result)
+        }
+    }
+}
+
+fn timed_out(result: &RunResult) -> String {
+    let took = result.duration.unwrap_or_default();
+    let took = Duration::try_from(took).unwrap_or_default();
+    // A guest is stopped within a few milliseconds of what it was granted.
+    let whole = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    format!(
+        "timed out after {}; --timeout (spec.timeout) asks for more, within its caller's deadline",
+        humantime::format_duration(whole)
+    )
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+fn trap_of(result: &RunResult) -> String {
     let trap = result.trap.as_ref();
-    let trap = trap
-        .map(|trap| format!(": {} ({})", trap.message, trap.code))
-        .unwrap_or_default();
+    trap.map(|trap| format!(": {} ({})", trap.message, trap.code))
+        .unwrap_or_default()
+}
+
+/// The same in a few words.
+pub(super) fn briefly(result: &RunResult) -> String {
+    let trap = trap_of(result);
     match result.outcome() {
         Outcome::Trapped => format!("the guest trapped{trap}"),
         Outcome::TimedOut => "timed out".to_owned(),
@@ -71,18 +125,6 @@ fn cause(result: &RunResult) -> &'static str {
         CancelCause::ReaderStalled => "the reader stalled",
         CancelCause::Draining => "the daemon is ending",
         CancelCause::Unspecified => "no cause told",
-    }
-}
-
-/// A run that was refused, or that the daemon failed.
-pub(super) fn broken(error: &RunError) -> Failure {
-    if error.reason == "INTERNAL" {
-        let message = format!("the daemon failed: {}: {}", error.reason, error.message);
-        return Failure::new(message);
-    }
-    Failure {
-        code: exit::REFUSED,
-        message: format!("refused: {}: {}", error.reason, error.message),
     }
 }
 
@@ -126,6 +168,7 @@ pub(super) fn result(result: &RunResult) -> Value {
         "stderr_bytes": result.stderr_bytes,
         "stdout_truncated": result.stdout_truncated,
         "stderr_truncated": result.stderr_truncated,
+        "granted": result.granted.as_ref().map(granted),
         "values": result.values.iter().map(value).collect::<Vec<_>>(),
     })
 }
@@ -144,8 +187,30 @@ fn value(value: &proto::Value) -> Value {
         Some(proto::value::Value::I32(v)) => v.into(),
         // A JSON number loses the low bits of a large i64.
         Some(proto::value::Value::I64(v)) => v.to_string().into(),
-        Some(proto::value::Value::F32(v)) => f64::from(v).into(),
-        Some(proto::value::Value::F64(v)) => v.into(),
+        // The digits that tell an f32 apart are fewer than those of the same number as an f64.
+        Some(proto::value::Value::F32(v)) => float(v.to_string().parse().unwrap_or(v.into())),
+        Some(proto::value::Value::F64(v)) => float(v),
         None => Value::Null,
     }
+}
+
+/// A number as protobuf's JSON has it, which knows names for those that JSON does not.
+fn float(value: f64) -> Value {
+    match serde_json::Number::from_f64(value) {
+        Some(number) => number.into(),
+        None if value.is_nan() => "NaN".into(),
+        None if value > 0.0 => "Infinity".into(),
+        None => "-Infinity".into(),
+    }
+}
+
+/// What a run got, as JSON.
+pub(super) fn granted(granted: &Resources) -> Value {
+    json!({
+        "memory_pages": granted.memory_pages,
+        "fuel_limit": granted.fuel_limit,
+        "stack_size": granted.stack_size,
+        "output_limit": granted.output_limit,
+        "output_policy": granted.output_policy().as_str_name(),
+    })
 }

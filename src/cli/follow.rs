@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use tonic::{Status, Streaming};
 
-use super::ending::{broken, conclude};
+use super::ending::conclude;
+use super::waiting::Waiting;
 use super::{Failure, complain, exit};
 use crate::api::proto::StreamEvent;
 use crate::api::proto::stream_event::Event;
@@ -18,10 +19,17 @@ pub(super) enum Over {
     Broken(Option<Status>),
 }
 
-/// Prints the guest's output to the matching streams until the run ends; `next` is the event that is due.
-pub(super) async fn follow(events: &mut Streaming<StreamEvent>, next: &mut u64) -> Over {
+/// Prints the guest's output to the matching streams until the run ends; `next` is the event that is due, and `waiting`
+/// says what keeps the first one from coming.
+pub(super) async fn follow(
+    events: &mut Streaming<StreamEvent>,
+    next: &mut u64,
+    mut waiting: Waiting,
+) -> Over {
     loop {
-        let StreamEvent { seq, event, .. } = match events.message().await {
+        let event = waiting.during(events.message()).await;
+        waiting = Waiting::silent();
+        let StreamEvent { seq, event, .. } = match event {
             Ok(Some(event)) => event,
             Ok(None) => return Over::Broken(None),
             Err(status) => return Over::Broken(Some(status)),
@@ -38,7 +46,7 @@ pub(super) async fn follow(events: &mut Streaming<StreamEvent>, next: &mut u64) 
                 continue;
             }
             Some(Event::Exit(result)) => return Over::Told(Ok(conclude(&result))),
-            Some(Event::Error(error)) => return Over::Told(Err(broken(&error))),
+            Some(Event::Error(error)) => return Over::Told(Err(Failure::of_run(&error))),
             Some(Event::Started(_)) | None => Ok(()),
         };
         if let Err(failure) = written {
@@ -52,10 +60,9 @@ pub(super) async fn follow(events: &mut Streaming<StreamEvent>, next: &mut u64) 
 pub(super) fn write(mut to: impl Write, bytes: &[u8]) -> Result<(), Failure> {
     match to.write_all(bytes).and_then(|()| to.flush()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure {
-            code: exit::KILLED,
-            message: "nobody reads the output".to_owned(),
-        }),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::with(exit::KILLED, "nobody reads the output"))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
 use super::connect::{connect, failure};
 use super::credentials::Credentials;
-use super::{Failure, print, runtime};
-use crate::api::proto::{HealthRequest, ServingStatus};
+use super::{Failure, print, print_json, runtime};
+use crate::api::proto::{HealthRequest, HealthResponse, ServingStatus};
 
 /// Ask a daemon whether it takes runs.
 #[derive(Debug, Args)]
@@ -21,9 +22,22 @@ pub(super) struct Health {
     /// How long to wait for an answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Print all that the daemon tells, rather than a line
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// One JSON object
+    Json,
 }
 
 impl Health {
+    pub(super) fn prints_json(&self) -> bool {
+        self.output.is_some()
+    }
+
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let ask = async {
             let mut client = connect(&self.server, &self.credentials).await?;
@@ -34,7 +48,7 @@ impl Health {
         };
         let answer = runtime()?
             .block_on(async { tokio::time::timeout(self.timeout, ask).await })
-            .map_err(|_| Failure::new("the daemon did not answer in time"))??
+            .map_err(|_| self.too_late())??
             .into_inner();
         let runtime = answer.runtime.clone().unwrap_or_default();
         let (status, code) = match answer.status() {
@@ -44,6 +58,10 @@ impl Health {
                 ("not serving", ExitCode::FAILURE)
             }
         };
+        if let Some(Format::Json) = self.output {
+            print_json(&report(&answer))?;
+            return Ok(code);
+        }
         print(
             format!(
                 "{status}: ringfence {} on {} ({} {}, {}, compiling {}), {} of {} slots taken, {} waiting\n",
@@ -61,4 +79,37 @@ impl Health {
         )?;
         Ok(code)
     }
+
+    fn too_late(&self) -> Failure {
+        Failure::unreachable(format!(
+            "the daemon at {} did not answer within {} (--timeout)",
+            self.server,
+            humantime::format_duration(self.timeout)
+        ))
+    }
+}
+
+/// All that is told of a daemon, as JSON, in the names of the API.
+fn report(answer: &HealthResponse) -> Value {
+    let uptime = answer.uptime.unwrap_or_default();
+    let uptime = Duration::try_from(uptime).unwrap_or_default();
+    json!({
+        "status": answer.status().as_str_name(),
+        "runtime": answer.runtime.as_ref().map(|it| json!({ "name": it.name, "version": it.version, "features": it.features })),
+        "version": answer.version,
+        "instance": answer.instance,
+        "runs_in_flight": answer.runs_in_flight,
+        "runs_queued": answer.runs_queued,
+        "run_capacity": answer.run_capacity,
+        "uptime_seconds": uptime.as_secs_f64(),
+        "pool_mode": answer.pool_mode,
+        "compile_mode": answer.compile_mode,
+        "hardening": answer.hardening,
+        "memory_reserved": answer.memory_reserved,
+        "memory_capacity": answer.memory_capacity,
+        "compiles_in_flight": answer.compiles_in_flight,
+        "compiles_queued": answer.compiles_queued,
+        "uploads_in_flight": answer.uploads_in_flight,
+        "upload_capacity": answer.upload_capacity,
+    })
 }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connect::{connect, connect_modules, failure};
 use super::credentials::Credentials;
 use super::modules::report;
+use super::waiting::{Waiting, sized};
 use super::{Failure, key_value, print, print_json, runtime};
 use crate::api::proto::load_module_request::Source;
 use crate::api::proto::upload_module_request::Frame;
@@ -58,6 +59,22 @@ enum Format {
 }
 
 impl Load {
+    pub(super) fn prints_json(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// The line about `what` while the daemon is at it, of so many bytes where that is known.
+    fn waiting(&self, what: &str, size: Option<u64>) -> Waiting {
+        if self.prints_json() {
+            return Waiting::silent();
+        }
+        let name = match self.name() {
+            name if name.is_empty() => self.module.clone(),
+            name => name,
+        };
+        Waiting::new(format!("{what} {}", sized(&name, size)))
+    }
+
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let answer = runtime()?.block_on(async {
             if self.module.starts_with(OCI) {
@@ -108,6 +125,10 @@ impl Load {
     }
 
     async fn load(&self, source: Source) -> Result<LoadModuleResponse, Failure> {
+        let waiting = match &source {
+            Source::Wasm(wasm) => self.waiting("compiling", Some(wasm.len() as u64)),
+            Source::Oci(_) => self.waiting("pulling and compiling", None),
+        };
         let request = LoadModuleRequest {
             name: self.name(),
             source: Some(source),
@@ -115,7 +136,7 @@ impl Load {
             labels: self.label.iter().cloned().collect(),
         };
         let mut client = connect(&self.server, &self.credentials).await?;
-        let answer = client.load_module(request).await;
+        let answer = waiting.during(client.load_module(request)).await;
         answer
             .map(tonic::Response::into_inner)
             .map_err(|status| failure(&status))
@@ -137,14 +158,31 @@ impl Load {
         });
         let (frames, sent) = mpsc::channel(2);
         let (failed, mut unread) = oneshot::channel();
+        let (whole, all_sent) = oneshot::channel();
+        let bar = if self.prints_json() {
+            ProgressBar::hidden()
+        } else {
+            bar(size)
+        };
         // Ends with the process where it waits for input that nobody needs any more.
         std::thread::spawn(move || {
-            if let Err(error) = send(start, first, from, &bar(size), &frames) {
+            match send(start, first, from, &bar, &frames) {
                 // Told before the daemon notices, so that it is known when its answer comes.
-                let _ = failed.send(error);
+                Err(error) => {
+                    let _ = failed.send(error);
+                }
+                Ok(()) => {
+                    let _ = whole.send(());
+                }
             }
         });
-        let answer = client.upload_module(pieces(sent)).await;
+        let all_sent = async {
+            // One that broke off has its answer at once.
+            let _ = all_sent.await;
+        };
+        let waiting = self.waiting("compiling", size);
+        let answer = client.upload_module(pieces(sent));
+        let answer = waiting.during_after(all_sent, answer).await;
         if let Ok(error) = unread.try_recv() {
             let message = format!("cannot read {}: {error}", self.module);
             return Err(Failure::new(message));

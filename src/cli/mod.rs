@@ -5,6 +5,7 @@ mod config;
 mod connect;
 mod credentials;
 mod ending;
+mod failure;
 mod follow;
 mod health;
 mod load;
@@ -14,6 +15,7 @@ mod run;
 mod serve;
 mod talk;
 mod token;
+mod waiting;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -22,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use self::failure::Failure;
 use crate::config::Overrides;
 use crate::sandbox;
 
@@ -59,7 +62,8 @@ enum Command {
     /// The guest's standard output and error go to the matching streams, byte for byte, and its exit code is passed
     /// on. Codes above 255 exit 255. When the guest did not end by itself, one line on standard error says why, and
     /// the code is 124 (timed out), 125 (daemon failed), 126 (refused), 134 (trapped), or 137 (over a limit, or
-    /// cancelled); `--output json` tells these from a guest that exited with the same code.
+    /// cancelled); `--output json` tells these from a guest that exited with the same code, and a run that was refused
+    /// as {"error": {"code", "reason", "message", "field", "metadata"}}.
     Run(Box<run::Run>),
     /// Load a module into a daemon and print its digest
     Load(load::Load),
@@ -137,6 +141,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
+    let json = cli.command.prints_json();
     let result = match cli.command {
         Command::Serve(command) => command.execute(),
         Command::Run(command) => command.execute(),
@@ -155,32 +160,35 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
     };
-    result.unwrap_or_else(|Failure { code, message }| {
-        complain(&message);
-        ExitCode::from(code)
+    result.unwrap_or_else(|failure| {
+        if json {
+            // Whoever does not read it still has the exit code.
+            let _ = print_json(&failure.json());
+        }
+        complain(&failure.message);
+        ExitCode::from(failure.code)
     })
 }
 
-/// A command that failed: one line on standard error, and an exit code.
-#[derive(Debug)]
-struct Failure {
-    code: u8,
-    message: String,
-}
-
-impl Failure {
-    /// With [`exit::FAILED`].
-    fn new(message: impl Into<String>) -> Self {
-        Self {
-            code: exit::FAILED,
-            message: message.into(),
+impl Command {
+    /// Whether what it prints is JSON, so that a failure of it is told as JSON too.
+    fn prints_json(&self) -> bool {
+        match self {
+            Self::Run(command) => command.prints_json(),
+            Self::Load(command) => command.prints_json(),
+            Self::Modules(command) => command.prints_json(),
+            Self::Ps(command) => command.prints_json(),
+            Self::Health(command) => command.prints_json(),
+            Self::Inspect(_) => true,
+            Self::Serve(_)
+            | Self::Attach(_)
+            | Self::Kill(_)
+            | Self::CompileChild
+            | Self::Token(_)
+            | Self::Config(_)
+            | Self::Completions { .. }
+            | Self::Man { .. } => false,
         }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::new(error.to_string())
     }
 }
 

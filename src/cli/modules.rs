@@ -63,6 +63,14 @@ enum Format {
 }
 
 impl Modules {
+    pub(super) fn prints_json(&self) -> bool {
+        match &self.what {
+            What::Ls { output, .. } => output.is_some(),
+            What::Show { .. } => true,
+            What::Rm { .. } => false,
+        }
+    }
+
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let Self {
             server,
@@ -94,13 +102,14 @@ async fn list(
         page_token: String::new(),
         labels: labels.into_iter().collect(),
     };
-    if output.is_none() {
-        print(b"DIGEST                                                                   KIND       SIZE       USED      NAME\n")?;
-    }
+    let mut head = match output {
+        Some(Format::Json) => "",
+        None => HEAD,
+    };
     loop {
         let answer = client.list_modules(request.clone()).await;
         let page = answer.map_err(|status| failure(&status))?.into_inner();
-        let mut text = String::new();
+        let mut text = std::mem::take(&mut head).to_owned();
         for module in &page.modules {
             // Writing to a string cannot fail.
             let _ = match output {
@@ -141,6 +150,8 @@ async fn show(at: At<'_>, digest: String) -> Result<ExitCode, Failure> {
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
     print_json(&report(&answer.module.unwrap_or_default()))
 }
+
+const HEAD: &str = "DIGEST                                                                   KIND       SIZE       USED      NAME\n";
 
 fn kind(module: &ModuleInfo) -> &'static str {
     match module.kind() {

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::connect::{connect_runs, failure};
 use super::credentials::Credentials;
-use super::ending::{result, why};
+use super::ending::{briefly, granted, result};
+use super::failure::run_error;
 use super::{Failure, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
@@ -90,15 +91,16 @@ pub(super) struct Kill {
 impl Ps {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
-            if self.output.is_none() {
-                print(format!("{HEAD}\n").as_bytes())?;
-            }
             if self.watch {
                 self.follow().await
             } else {
                 self.list().await
             }
         })
+    }
+
+    pub(super) fn prints_json(&self) -> bool {
+        self.output.is_some()
     }
 
     fn states(&self) -> Vec<i32> {
@@ -119,6 +121,7 @@ impl Ps {
 
     async fn list(&self) -> Result<ExitCode, Failure> {
         let mut client = connect_runs(&self.server, &self.credentials).await?;
+        let mut head = self.head();
         let mut request = ListRunsRequest {
             states: self.states(),
             labels: self.label.iter().cloned().collect(),
@@ -128,7 +131,7 @@ impl Ps {
             let answer = client.list_runs(request.clone()).await;
             let page = answer.map_err(|status| failure(&status))?.into_inner();
             let lines: String = page.runs.iter().map(|run| self.line(run)).collect();
-            print(lines.as_bytes())?;
+            print(format!("{}{lines}", std::mem::take(&mut head)).as_bytes())?;
             if page.next_page_token.is_empty() {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -144,12 +147,21 @@ impl Ps {
         };
         let answer = client.watch_runs(request).await;
         let mut news = answer.map_err(|status| failure(&status))?.into_inner();
+        print(self.head().as_bytes())?;
         while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
             if let Some(Event::Run(run)) = news.event {
                 print(self.line(&run).as_bytes())?;
             }
         }
-        Err(Failure::new("the connection broke"))
+        Err(Failure::unreachable("the connection broke"))
+    }
+
+    /// What stands above a table. Not before the daemon has answered: a refusal has no table.
+    fn head(&self) -> String {
+        match self.output {
+            Some(Format::Json) => String::new(),
+            None => format!("{HEAD}\n"),
+        }
     }
 
     fn line(&self, run: &RunInfo) -> String {
@@ -263,7 +275,7 @@ fn end(run: &RunInfo) -> String {
         Some(End::Error(error)) => printable(&error.reason),
         Some(End::Result(result)) => match (result.outcome(), result.exit_code) {
             (Outcome::Exited, Some(code)) => format!("exited {code}"),
-            _ => printable(&why(result)),
+            _ => printable(&briefly(result)),
         },
     }
 }
@@ -288,13 +300,7 @@ fn report(run: &RunInfo) -> Value {
         "asked": time(run.asked),
         "started": time(run.started),
         "ended": time(run.ended),
-        "granted": run.granted.map(|granted| json!({
-            "memory_pages": granted.memory_pages,
-            "fuel_limit": granted.fuel_limit,
-            "stack_size": granted.stack_size,
-            "output_limit": granted.output_limit,
-            "output_policy": granted.output_policy().as_str_name(),
-        })),
+        "granted": run.granted.as_ref().map(granted),
         "usage": run.usage.map(|usage| json!({
             "elapsed_seconds": usage.elapsed.and_then(|it| Duration::try_from(it).ok()).map(|it| it.as_secs_f64()),
             "fuel_consumed": usage.fuel_consumed,
@@ -307,13 +313,7 @@ fn report(run: &RunInfo) -> Value {
     match &run.end {
         None => {}
         Some(End::Result(ended)) => report["result"] = result(ended),
-        Some(End::Error(error)) => {
-            report["error"] = json!({
-                "reason": error.reason,
-                "message": error.message,
-                "metadata": error.metadata,
-            });
-        }
+        Some(End::Error(error)) => report["error"] = run_error(error),
     }
     report
 }

@@ -13,6 +13,7 @@ use super::connect::{Client, Embedded, Link, channel, failure, runs, sandbox};
 use super::credentials::Credentials;
 use super::ending::{code, conclude, report};
 use super::follow::{Over, follow, write};
+use super::waiting::{Waiting, sized};
 use super::{Failure, exit, key_value, print, print_json, read, runtime, talk};
 use crate::api::proto::{
     self, LoadModuleRequest, Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest,
@@ -56,13 +57,13 @@ pub(super) struct Run {
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
     /// Wall time, as "500ms", "10s", "2m"
-    #[arg(long, value_parser = humantime::parse_duration)]
+    #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
     /// Linear memory, in pages of 64 KiB
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     memory_pages: Option<u32>,
     /// Count fuel, and stop at this much
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     fuel: Option<u64>,
     /// Call stack, in bytes or as "1MiB"
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -116,15 +117,18 @@ impl Run {
     pub(super) fn execute(mut self: Box<Self>) -> Result<ExitCode, Failure> {
         let stdin = self.read_stdin()?;
         let module = self.read_module()?;
+        if self.server.is_none() {
+            self.check_mounts()?;
+        }
         runtime()?.block_on(async {
             match self.server.take() {
                 Some(addr) => {
                     let link = channel(&addr, &self.credentials).await?;
-                    self.run(link, module, stdin).await
+                    self.run(link, module, stdin, false).await
                 }
                 None => {
                     let (daemon, channel) = Embedded::start(self.grants()).await?;
-                    let result = self.run(channel, module, stdin).await;
+                    let result = self.run(channel, module, stdin, true).await;
                     daemon.end().await;
                     result
                 }
@@ -154,42 +158,63 @@ impl Run {
         set
     }
 
-    async fn run(self, channel: Link, module: Module, stdin: Bytes) -> Result<ExitCode, Failure> {
-        let json = self.output.is_some();
+    /// Runs it on the daemon at the other end of `channel`, which is `embedded` here or serves others too.
+    async fn run(
+        self,
+        channel: Link,
+        module: Module,
+        stdin: Bytes,
+        embedded: bool,
+    ) -> Result<ExitCode, Failure> {
+        let json = self.prints_json();
         let (interactive, detach) = (self.interactive, self.detach);
         let stream = !self.no_stream && !json;
-        let most = if interactive {
-            INLINE_INTERACTIVE
-        } else {
-            INLINE
-        };
-        let module = module
-            .reference(&mut sandbox(channel.clone()), most)
-            .await?;
-        let spec = self.spec(module, stdin);
-        let work = async {
-            if interactive {
-                self::interactive(channel, spec).await
-            } else if detach {
-                detached(channel, spec).await
-            } else if stream {
-                streamed(channel, spec).await
+        let (name, sized) = (module.told(false), module.told(true));
+        let waiting = |what: String| {
+            if json {
+                Waiting::silent()
             } else {
-                captured(channel, spec, json).await
+                Waiting::new(what)
+            }
+        };
+        let work = async {
+            let loading = if embedded { "compiling" } else { "loading" };
+            let module = waiting(format!("{loading} {sized}"))
+                .during(module.reference(&mut sandbox(channel.clone()), interactive))
+                .await?;
+            let spec = self.spec(module, stdin);
+            let starting = waiting(if embedded {
+                format!("compiling {sized}")
+            } else {
+                format!("waiting for the run of {name} to start")
+            });
+            if interactive {
+                self::interactive(channel, spec, starting).await
+            } else if detach {
+                detached(channel, spec, starting).await
+            } else if stream {
+                streamed(channel, spec, starting).await
+            } else {
+                let ending = waiting(format!("waiting for the run of {name} to end"));
+                captured(channel, spec, json, ending).await
             }
         };
         tokio::select! {
             result = work => result,
             // Dropping the call cancels the run.
-            _ = tokio::signal::ctrl_c() => Err(Failure {
-                code: exit::KILLED,
-                message: if detach {
-                    "interrupted; the run may go on: see `ringfence ps`".to_owned()
+            _ = tokio::signal::ctrl_c() => Err(Failure::with(
+                exit::KILLED,
+                if detach {
+                    "interrupted; the run may go on: see `ringfence ps`"
                 } else {
-                    "cancelled: interrupted".to_owned()
+                    "cancelled: interrupted"
                 },
-            }),
+            )),
         }
+    }
+
+    pub(super) fn prints_json(&self) -> bool {
+        self.output.is_some()
     }
 
     fn spec(self, module: proto::run_spec::Module, stdin: Bytes) -> RunSpec {
@@ -241,6 +266,17 @@ impl Run {
         }
     }
 
+    /// Refuses what is not there on this machine, which a daemon of our own would blame on its configuration.
+    fn check_mounts(&self) -> Result<(), Failure> {
+        let hosts = self.mount.iter().map(|mount| mount.host_path.as_str());
+        match hosts.into_iter().find(|host| !Path::new(host).is_dir()) {
+            Some(host) => Err(Failure::new(format!(
+                "--mount {host}: is not a folder that exists here"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn read_module(&self) -> Result<Module, Failure> {
         if self.module.starts_with("sha256:") {
             return Ok(Module::Digest(self.module.clone()));
@@ -279,12 +315,26 @@ enum Module {
 }
 
 impl Module {
-    /// As a spec names it; one of more than `most` bytes is loaded for that.
+    /// As a line on a terminal names it, with its size where that is wanted and known.
+    fn told(&self, with_size: bool) -> String {
+        match self {
+            Self::Digest(digest) => sized(digest, None),
+            Self::Bytes { name, wasm } => sized(name, with_size.then_some(wasm.len() as u64)),
+        }
+    }
+
+    /// As a spec names it; one that is too large for the spec's message, which is smaller where the run is
+    /// `interactive`, is loaded for that.
     async fn reference(
         self,
         client: &mut Client,
-        most: usize,
+        interactive: bool,
     ) -> Result<proto::run_spec::Module, Failure> {
+        let most = if interactive {
+            INLINE_INTERACTIVE
+        } else {
+            INLINE
+        };
         match self {
             Self::Digest(digest) => Ok(proto::run_spec::Module::Digest(digest)),
             Self::Bytes { wasm, .. } if wasm.len() <= most => {
@@ -308,40 +358,54 @@ impl Module {
     }
 }
 
-async fn streamed(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn streamed(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
-    let answer = sandbox(channel).run_stream(request).await;
+    let mut client = sandbox(channel);
+    let answer = waiting.during(client.run_stream(request)).await;
     to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
 }
 
-async fn interactive(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
-    let answer = runs(channel).interact(talk::messages(spec)).await;
+async fn interactive(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
+    let mut client = runs(channel);
+    let answer = client.interact(talk::messages(spec));
+    let answer = waiting.during(answer).await;
     to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
 }
 
 async fn to_the_end(mut events: Streaming<StreamEvent>) -> Result<ExitCode, Failure> {
-    match follow(&mut events, &mut 0).await {
+    // It is answered when it has started: nothing is waited for any more.
+    match follow(&mut events, &mut 0, Waiting::silent()).await {
         Over::Told(told) => told,
         Over::Broken(Some(status)) => Err(failure(&status)),
-        Over::Broken(None) => Err(Failure::new("the connection broke before the run ended")),
+        Over::Broken(None) => Err(Failure::unreachable(
+            "the connection broke before the run ended",
+        )),
     }
 }
 
 /// Starts a run, prints its id, and leaves it.
-async fn detached(channel: Link, spec: RunSpec) -> Result<ExitCode, Failure> {
+async fn detached(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
-    let answer = sandbox(channel).run_stream(request).await;
+    let mut client = sandbox(channel);
+    let answer = waiting.during(client.run_stream(request)).await;
     let mut events = answer.map_err(|status| failure(&status))?.into_inner();
     let event = events.message().await.map_err(|status| failure(&status))?;
     let Some(StreamEvent { run_id, .. }) = event else {
-        return Err(Failure::new("the connection broke before the run started"));
+        let message = "the connection broke before the run started";
+        return Err(Failure::unreachable(message));
     };
     print(format!("{run_id}\n").as_bytes())
 }
 
-async fn captured(channel: Link, spec: RunSpec, json: bool) -> Result<ExitCode, Failure> {
+async fn captured(
+    channel: Link,
+    spec: RunSpec,
+    json: bool,
+    waiting: Waiting,
+) -> Result<ExitCode, Failure> {
     let request = RunRequest { spec: Some(spec) };
-    let answer = sandbox(channel).run(request).await;
+    let mut client = sandbox(channel);
+    let answer = waiting.during(client.run(request)).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
     let result = answer.result.unwrap_or_default();
     if json {
@@ -381,5 +445,17 @@ fn mount(text: &str) -> Result<Mount, String> {
 
 fn size(text: &str) -> Result<u32, String> {
     let size: bytesize::ByteSize = text.parse()?;
-    u32::try_from(size.as_u64()).map_err(|_| "allowed is less than 4 GiB".to_owned())
+    // On the wire zero is the default, which nobody means who writes it.
+    match u32::try_from(size.as_u64()) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err("allowed is from 1 byte to less than 4 GiB".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("allowed is more than nothing, as \"500ms\"".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; allowed is as \"500ms\", \"10s\", \"2m\"")),
+    }
 }

@@ -42,7 +42,9 @@ impl Runner {
                 .with("instance", id.instance()));
         }
         tenant.registry.find(id).ok_or_else(|| {
-            let message = format!("run_id: there is no run {id}, or it is not remembered any more");
+            let message = format!(
+                "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
+            );
             Refusal::new(Reason::RunNotFound, message).at("run_id")
         })
     }
@@ -114,6 +116,8 @@ fn viewer(tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
         .try_acquire_owned()
         .map_err(|_| {
             let message = "as many are attached to runs, or watch them, as may (runs.viewers)";
-            Refusal::new(Reason::QueueFull, message).retry_after(RETRY)
+            Refusal::new(Reason::QueueFull, message)
+                .with("limit", "runs.viewers")
+                .retry_after(RETRY)
         })
 }

@@ -35,6 +35,8 @@ pub struct About {
 pub struct Arriving {
     assembly: Assembly,
     until: Instant,
+    /// How long it may take, to name it.
+    allowed: Duration,
 }
 
 /// A module that is kept.
@@ -65,8 +67,13 @@ impl Arriving {
     /// together.
     pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
         if Instant::now() > self.until {
-            let message = "the upload took too long (store.upload_timeout)";
-            return Err(Refusal::new(Reason::MalformedRequest, message));
+            let allowed = humantime::format_duration(self.allowed);
+            let message = format!(
+                "the upload took longer than the {allowed} that it may (store.upload_timeout)"
+            );
+            return Err(Refusal::new(Reason::MalformedRequest, message)
+                .with("allowed", allowed)
+                .with("limit", "store.upload_timeout"));
         }
         self.assembly.push(piece).await
     }
@@ -81,6 +88,7 @@ impl Runner {
         Ok(Arriving {
             assembly: self.assembly(tenant, "chunk")?,
             until: Instant::now() + self.upload_timeout,
+            allowed: self.upload_timeout,
         })
     }
 

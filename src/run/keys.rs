@@ -70,7 +70,10 @@ impl Keys {
                 "{} idempotency keys are in use already (runs.idempotency_keys)",
                 self.most
             );
-            return Err(Refusal::new(Reason::QueueFull, message).retry_after(RETRY));
+            return Err(Refusal::new(Reason::QueueFull, message)
+                .with("allowed", self.most)
+                .with("limit", "runs.idempotency_keys")
+                .retry_after(RETRY));
         }
         let end = Instant::now() + self.window;
         let taken = Taken {
@@ -120,7 +123,9 @@ impl Taken {
                 .with("run_id", id));
         }
         self.run.upgrade().ok_or_else(|| {
-            let message = format!("run {id} had this key, and is not remembered any more");
+            let message = format!(
+                "run {id} had this key, and is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
+            );
             Refusal::new(Reason::RunNotFound, message)
                 .at("spec.idempotency_key")
                 .with("run_id", id)

@@ -205,7 +205,9 @@ impl Run {
     pub fn captured(&self) -> Result<[Bytes; 2], Refusal> {
         self.log.captured().ok_or_else(|| {
             let id = &self.id;
-            let message = format!("run {id} had this key, and its output is not kept any more");
+            let message = format!(
+                "run {id} had this key, and its output is not kept any more (runs.log_budget)"
+            );
             Refusal::new(Reason::RunNotFound, message)
                 .at("spec.idempotency_key")
                 .with("run_id", id)

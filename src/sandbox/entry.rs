@@ -2,7 +2,7 @@
 
 use super::inspection::{Export, Inspection, Signature, ValueType};
 use crate::outcome::Value;
-use crate::refusal::{Reason, Refusal, quote};
+use crate::refusal::{Reason, Refusal, list, quote};
 
 /// The command of a core module.
 const START: &str = "_start";
@@ -38,8 +38,11 @@ impl Entry {
         let name = asked.unwrap_or(START);
         let signature = match inspection.export(name) {
             Export::Function(signature) => signature,
-            Export::Other => return Err(not_found(name, "is not a function")),
-            Export::Missing => return Err(not_found(name, "is not exported by the module")),
+            Export::Other => return Err(no_function(inspection, name, "is not a function")),
+            Export::Missing => {
+                let why = "is not exported by the module";
+                return Err(no_function(inspection, name, why));
+            }
         };
         check_results(name, signature)?;
         let initialize = match inspection.export(INITIALIZE) {
@@ -101,6 +104,18 @@ fn not_found(name: &str, why: &str) -> Refusal {
     .with("asked", name)
 }
 
+/// Refuses a name that no exported function has, and tells which names they have.
+fn no_function(inspection: &Inspection, name: &str, why: &str) -> Refusal {
+    let exports = inspection.description.exports.iter();
+    let functions = exports.filter(|it| it.kind == "func").map(|it| &it.name);
+    let functions = list(functions);
+    if functions.is_empty() {
+        return not_found(name, &format!("{why}, which exports no function"));
+    }
+    let why = format!("{why}; allowed are: {functions}");
+    not_found(name, &why).with("allowed", functions)
+}
+
 fn mismatch(name: &str, signature: &Signature, allowed: &str) -> Refusal {
     let (name, signature) = (quote(name), quote(&signature.to_string()));
     Refusal::new(
@@ -152,7 +167,7 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
         .map(|(i, (ty, arg))| {
             number(ty, arg).ok_or_else(|| {
                 // Not what it is: arguments may be secrets, and refusals are remembered.
-                let message = format!("argument {i} is not an {ty}");
+                let message = format!("argument {i} is not an {ty}, as text");
                 Refusal::new(Reason::EntryPointSignature, message)
                     .at(format!("spec.args[{i}]"))
                     .with("allowed", ty)

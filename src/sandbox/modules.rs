@@ -496,10 +496,11 @@ impl Inner {
                 .map(variant, &artifact, &inspection)
                 .map_err(not_mapped)?;
             if !this.fits(&loaded) {
-                let message = "the compiled module does not fit the cache".to_owned();
-                let allowed = bytesize::ByteSize::kib(this.budget()).display().iec();
+                let size = |kib| bytesize::ByteSize::kib(kib).display().iec();
+                let (asked, allowed) = (size(loaded.weight().into()), size(this.budget()));
+                let message = format!("the compiled module takes {asked} of the cache");
                 let refusal = compile_limit("engine.cache_budget", message, allowed);
-                let failed = Failed::for_good(refusal);
+                let failed = Failed::for_good(refusal.with("asked", asked));
                 return Err(this.remember((digest, Some(variant.metered)), failed));
             }
             this.save(digest, variant.metered, artifact, inspection);

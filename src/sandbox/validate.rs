@@ -102,7 +102,7 @@ pub(super) fn not_enabled(names: &[String]) -> Refusal {
     let sentence = "the module needs WebAssembly proposals that are off here and that policy.features turns on";
     Refusal::listing(Reason::FeatureNotEnabled, sentence, "feature", names)
         .at("module")
-        .with("setting", "policy.features")
+        .with("rule", "policy.features")
 }
 
 /// Refuses a module that needs what no setting turns on.

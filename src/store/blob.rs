@@ -190,7 +190,8 @@ impl Assembly {
     pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
         self.len += piece.len() as u64;
         if self.len > self.most {
-            return Err(module_too_large(self.field, self.len, self.most));
+            // How much more there is, only its sender knows.
+            return Err(module_too_large(self.field, self.len, false, self.most));
         }
         self.with(move |state| {
             state.hash.update(&piece);

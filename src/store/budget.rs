@@ -85,10 +85,26 @@ pub(super) struct Reservation {
 /// There is no room.
 #[derive(Debug)]
 pub(super) enum Full {
-    /// In the place: what is left, where one store has all of it.
-    Total { left: Option<u64> },
-    /// In the tenant's quota of that name.
-    Quota { name: &'static str, most: u64 },
+    /// In the place, which holds `budget` for all its stores together.
+    Total { budget: u64, room: Room },
+    /// In the tenant's quota of that name, of which so much is used, and which so much would be added to.
+    Quota {
+        name: &'static str,
+        most: u64,
+        used: u64,
+        asked: u64,
+    },
+}
+
+/// What a store may know of the bytes in its place: of what others hold there, nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// It has the place to itself.
+    Own { used: u64, left: u64 },
+    /// One of several, which would go over its share.
+    Share { share: u64, used: u64 },
+    /// One of several, within its share: together they hold too much.
+    Shared,
 }
 
 impl Budget {
@@ -131,16 +147,28 @@ impl Budget {
                 && wanted > most
                 && added > 0
             {
-                return Err(Full::Quota { name, most });
+                return Err(Full::Quota {
+                    name,
+                    most,
+                    used: wanted.saturating_sub(added),
+                    asked: added,
+                });
             }
         }
         let used: u64 = all.iter().map(|used| lock(used).all().bytes).sum();
         let Total { most, share, .. } = *self.total;
         let too_much = own.bytes > share || used.saturating_add(amount.bytes) > most;
         if too_much && amount.bytes > 0 {
-            // What others hold is not this one's to know.
-            let left = (all.len() == 1).then(|| most.saturating_sub(used));
-            return Err(Full::Total { left });
+            let room = if all.len() == 1 {
+                let left = most.saturating_sub(used);
+                Room::Own { used, left }
+            } else if own.bytes > share {
+                let used = own.bytes.saturating_sub(amount.bytes);
+                Room::Share { share, used }
+            } else {
+                Room::Shared
+            };
+            return Err(Full::Total { budget: most, room });
         }
         let mut used = self.lock();
         used.reserved = used.reserved.plus(amount);

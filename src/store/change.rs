@@ -9,7 +9,7 @@ use tokio::sync::MutexGuard;
 
 use super::backend::{Key, Kind, Mode, Put};
 use super::blob::{Blob, Spool};
-use super::budget::{Amount, EACH, Full, Reservation};
+use super::budget::{Amount, EACH, Full, Reservation, Room};
 use super::known::{Known, Record, is_fresh, now};
 use super::{MAX_RECORD, Store};
 use crate::module::Description;
@@ -260,27 +260,58 @@ impl Store {
         }
         let reserved = self.budget.reserve(Amount { bytes, modules });
         reserved.map_err(|full| match full {
-            Full::Total { left } => {
+            Full::Total { budget, room } => full_of(self.name, bytes, budget, room),
+            Full::Quota {
+                name,
+                most,
+                used,
+                asked,
+            } => {
                 let message = format!(
-                    "the module store is full: {bytes} bytes more are needed (store.budget)"
-                );
-                let refusal = Refusal::new(Reason::StoreFull, message)
-                    .with("store", self.name)
-                    .with("asked", bytes);
-                match left {
-                    Some(left) => refusal.with("allowed", left),
-                    None => refusal,
-                }
-            }
-            Full::Quota { name, most } => {
-                let message = format!(
-                    "the tenant's quota is used up: {name} is {most}; delete modules to make room"
+                    "the tenant's quota is used up: of {name}, {most}, it has used {used}, and {asked} more are needed (tenants.quota.{name}); delete modules to make room"
                 );
                 Refusal::new(Reason::TenantQuota, message)
                     .with("quota", name)
                     .with("allowed", most)
+                    .with("used", used)
+                    .with("asked", asked)
+                    .with("limit", format_args!("tenants.quota.{name}"))
             }
         })
+    }
+}
+
+/// Refuses `bytes` for which the place `store` has no room. `allowed` is what would have fitted.
+fn full_of(store: &str, bytes: u64, budget: u64, room: Room) -> Refusal {
+    const SETTING: &str = "store.budget";
+    let state = match room {
+        Room::Own { used, left } => {
+            format!("of its {budget} bytes {used} are used and {left} left ({SETTING})")
+        }
+        Room::Share { share, used } => format!(
+            "of the {share} bytes that one tenant may have in it ({SETTING}) this one has used {used}"
+        ),
+        Room::Shared => {
+            format!("all tenants together may have {budget} bytes in it ({SETTING})")
+        }
+    };
+    let message = format!(
+        "the module store is full: {bytes} bytes more are needed, and {state}; delete modules to make room"
+    );
+    let refusal = Refusal::new(Reason::StoreFull, message)
+        .with("store", store)
+        .with("asked", bytes)
+        .with("limit", SETTING);
+    match room {
+        Room::Own { used, left } => refusal
+            .with("allowed", left)
+            .with("budget", budget)
+            .with("used", used),
+        Room::Share { share, used } => refusal
+            .with("allowed", share.saturating_sub(used))
+            .with("budget", share)
+            .with("used", used),
+        Room::Shared => refusal.with("budget", budget),
     }
 }
 

@@ -360,7 +360,10 @@ impl Store {
                 tracing::warn!(%error, store = self.name, "the module store has no room");
                 Refusal::new(
                     Reason::StoreFull,
-                    format!("the module store has no room left ({})", self.name),
+                    format!(
+                        "the place of the module store has no room left, whatever store.budget says ({}, store.url)",
+                        self.name
+                    ),
                 )
                 .with("store", self.name)
             }

@@ -152,7 +152,7 @@ impl Registries {
         layer.urls = None;
         let size = u64::try_from(layer.size).unwrap_or(u64::MAX);
         if size > assembly.most() {
-            return Err(module_too_large(FIELD, size, assembly.most()));
+            return Err(module_too_large(FIELD, size, true, assembly.most()));
         }
         let expected = Digest::parse("digest", &layer.digest)
             .map_err(|_| not_a_module(reference, "its layer has no SHA-256"))?;

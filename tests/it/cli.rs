@@ -137,7 +137,16 @@ fn every_way_to_end_has_its_code_and_one_line() {
     let deep = dir.path().join("deep.wat");
     std::fs::write(&deep, "(module (func $f (export \"_start\") (call $f)))").unwrap();
     for (args, code, line) in [
-        (vec!["--timeout", "200ms", &kit, "spin"], 124, "timed out"),
+        (
+            vec!["--timeout", "200ms", &kit, "spin"],
+            124,
+            "; --timeout (spec.timeout) asks for more",
+        ),
+        (
+            vec!["--timeout", "200ms", &kit, "spin"],
+            124,
+            "timed out after 2",
+        ),
         (vec!["no-such-file"], 125, "cannot read no-such-file"),
         (
             vec!["--server", "127.0.0.1:1", &kit],
@@ -147,7 +156,7 @@ fn every_way_to_end_has_its_code_and_one_line() {
         (
             vec!["--memory-pages", "100000", &kit],
             126,
-            "LIMIT_ABOVE_MAXIMUM",
+            "100000 is above the maximum of 4096 (policy.max_memory_pages)",
         ),
         (
             vec!["--entry", "nothing", &kit],
@@ -155,17 +164,30 @@ fn every_way_to_end_has_its_code_and_one_line() {
             "ENTRY_POINT_NOT_FOUND",
         ),
         (vec!["--no-wasi", &kit], 126, "IMPORT_NOT_ALLOWED"),
-        (vec!["--fuel", "10000", &kit, "spin"], 137, "out of fuel"),
-        (vec![deep.to_str().unwrap()], 137, "over the stack limit"),
+        (
+            vec!["--fuel", "10000", &kit, "spin"],
+            137,
+            "out of fuel: over the limit of 10000; --fuel (resources.fuel_limit)",
+        ),
+        (
+            vec![deep.to_str().unwrap()],
+            137,
+            "over the stack limit of 512.0 KiB; --stack (resources.stack_size)",
+        ),
         (
             vec!["--memory-pages", "100", &kit, "hog", "60"],
             137,
-            "over the memory limit",
+            "over the memory limit of 100 pages (6.2 MiB)",
+        ),
+        (
+            vec!["--memory-pages", "100", &kit, "hog", "60"],
+            137,
+            "; --memory-pages (resources.memory_pages) asks for more",
         ),
         (
             vec!["--output-limit", "99", &kit, "flood", "100"],
             137,
-            "over the output limit",
+            "over the output limit of 99 B; --output-limit (resources.output_limit) asks for more, --truncate",
         ),
     ] {
         let output = run(&args);
@@ -223,6 +245,188 @@ fn json_tells_a_guests_own_code_from_a_reserved_one() {
     assert_eq!(binary["stdout_base64"], "/wA=");
 }
 
+/// What `f` of a module that returns `results` prints, as text and as one JSON object.
+fn returned(results: &str, constants: &str) -> (String, String) {
+    let module = format!("(module (func (export \"f\") (result {results}) {constants}))");
+    let plain = piped(&["--entry", "f", "-"], module.as_bytes());
+    let json = piped(
+        &["--output", "json", "--entry", "f", "-"],
+        module.as_bytes(),
+    );
+    assert_eq!(
+        (plain.status.code(), json.status.code()),
+        (Some(0), Some(0))
+    );
+    let told = text(&json.stdout);
+    serde_json::from_str::<Value>(told).unwrap();
+    let (_, values) = told.split_once("\"values\":[").unwrap();
+    let (values, _) = values.split_once(']').unwrap();
+    (text(&plain.stdout).to_owned(), values.to_owned())
+}
+
+#[test]
+fn every_number_is_told_as_it_is() {
+    for (ty, constant, json) in [
+        ("f64", "nan", "\"NaN\""),
+        ("f64", "inf", "\"Infinity\""),
+        ("f64", "-inf", "\"-Infinity\""),
+        ("f32", "nan", "\"NaN\""),
+        ("f32", "inf", "\"Infinity\""),
+        ("f32", "-inf", "\"-Infinity\""),
+        ("f64", "-0", "-0.0"),
+        ("f32", "-0", "-0.0"),
+        // Not 0.10000000149011612, which is the nearest f64.
+        ("f32", "0.1", "0.1"),
+        ("f64", "0.1", "0.1"),
+        ("f32", "16777217", "16777216.0"),
+        ("f32", "1e-45", "1e-45"),
+        ("f64", "5e-324", "5e-324"),
+        ("i64", "9223372036854775807", "\"9223372036854775807\""),
+        ("i32", "-2147483648", "-2147483648"),
+    ] {
+        let (_, told) = returned(ty, &format!("({ty}.const {constant})"));
+        assert_eq!(told, json, "{ty} {constant}");
+    }
+    let (plain, told) = returned("f32 f64", "(f32.const 3.4028235e38) (f64.const 1.5)");
+    assert_eq!(told, "3.4028235e+38,1.5");
+    assert_eq!(plain, format!("{}\n1.5\n", f32::MAX));
+}
+
+/// The object that a failed command prints, whose line on standard error is there as ever.
+#[track_caller]
+fn error(output: &Output, code: i32) -> Value {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let error = told["error"].clone();
+    let line = text(&output.stderr).lines().last().unwrap();
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        line.starts_with("ringfence: ") && line.ends_with(message),
+        "{line}"
+    );
+    error
+}
+
+#[test]
+fn a_refusal_is_json_where_the_answer_would_be() {
+    let kit = kit();
+    let json = ["--output", "json"];
+    let refused = error(
+        &run(&[&json[..], &["--memory-pages", "100000", &kit]].concat()),
+        126,
+    );
+    assert_eq!(refused["code"], "INVALID_ARGUMENT");
+    assert_eq!(refused["reason"], "LIMIT_ABOVE_MAXIMUM");
+    assert_eq!(refused["field"], "spec.resources.memory_pages");
+    assert_eq!(refused["metadata"]["asked"], "100000");
+    assert_eq!(refused["metadata"]["limit"], "policy.max_memory_pages");
+    // The command's own failure, and one of the way there.
+    let missing = error(&run(&[&json[..], &["no-such-file"]].concat()), 125);
+    assert_eq!(
+        (&missing["code"], &missing["reason"]),
+        (&Value::Null, &Value::Null)
+    );
+
+    let served = Served::start(&["--set", "server.instance=here"]);
+    let unknown = format!("sha256:{}", "0".repeat(64));
+    let nobody = format!("{}.here", "0".repeat(32));
+    let bad = guests::root().join("Cargo.toml");
+    let bad = bad.to_str().unwrap();
+    for (args, code, reason) in [
+        (
+            &["run", "--output", "json", &unknown][..],
+            "NOT_FOUND",
+            "MODULE_NOT_FOUND",
+        ),
+        (
+            &["modules", "show", &unknown],
+            "NOT_FOUND",
+            "MODULE_NOT_FOUND",
+        ),
+        (&["inspect", &nobody], "NOT_FOUND", "RUN_NOT_FOUND"),
+        (
+            &["load", "--output", "json", bad],
+            "INVALID_ARGUMENT",
+            "MODULE_INVALID",
+        ),
+        (
+            &["ps", "--output", "json", "--label", "ringfence.x=1"],
+            "INVALID_ARGUMENT",
+            "SPEC_INVALID",
+        ),
+        (
+            &[
+                "ps",
+                "--watch",
+                "--output",
+                "json",
+                "--label",
+                "ringfence.x=1",
+            ],
+            "INVALID_ARGUMENT",
+            "SPEC_INVALID",
+        ),
+    ] {
+        // Where options of the module's own may follow, the server's stand first.
+        let mut args = args.to_vec();
+        args.splice(1..1, ["--server", served.addr.as_str()]);
+        let output = ringfence().args(&args).output().unwrap();
+        let error = error(&output, 126);
+        assert_eq!(
+            (&error["code"], &error["reason"]),
+            (&code.into(), &reason.into()),
+            "{args:?}"
+        );
+        assert!(error["metadata"].is_object());
+    }
+    let ended = served.addr.clone();
+    assert_eq!(served.end().0, 0);
+    for args in [
+        &["run", "--output", "json", &kit][..],
+        &["load", "--output", "json", &kit],
+        &["ps", "--output", "json"],
+        &["modules", "ls", "--output", "json"],
+        &["modules", "show", &unknown],
+        &["inspect", &nobody],
+        &["health", "--output", "json"],
+    ] {
+        let mut args = args.to_vec();
+        args.splice(1..1, ["--server", ended.as_str()]);
+        let output = ringfence().args(&args).output().unwrap();
+        let error = error(&output, 125);
+        assert_eq!(
+            (&error["code"], &error["reason"]),
+            (&"UNAVAILABLE".into(), &Value::Null),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn a_table_has_no_head_where_there_is_no_table() {
+    for args in [&["ps"][..], &["ps", "--watch"], &["modules", "ls"]] {
+        let output = ringfence()
+            .args(args)
+            .args(["--server", "127.0.0.1:1"])
+            .output()
+            .unwrap();
+        assert_eq!(
+            (text(&output.stdout), output.status.code()),
+            ("", Some(125)),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn json_tells_what_was_granted() {
+    let output = run(&["--output", "json", "--memory-pages", "300", &kit(), "hello"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["granted"]["memory_pages"], 300);
+    assert_eq!(told["granted"]["output_limit"], 1 << 20);
+    assert_eq!(told["granted"]["fuel_limit"], Value::Null);
+}
+
 #[test]
 fn the_embedded_daemon_grants_what_its_own_flags_ask() {
     let dir = tempfile::tempdir().unwrap();
@@ -258,6 +462,16 @@ fn the_embedded_daemon_grants_what_its_own_flags_ask() {
     assert_eq!(output.status.code(), Some(1));
     let output = run(&["--network", &kit, "hello"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What is wrong is told by the flag that it stands in.
+    for missing in ["/no/such/folder:/w", "/etc/passwd:/w:ro"] {
+        let output = run(&["--mount", missing, &kit, "hello"]);
+        assert_eq!(output.status.code(), Some(125));
+        let host = missing.split(':').next().unwrap();
+        assert_eq!(
+            text(&output.stderr),
+            format!("ringfence: --mount {host}: is not a folder that exists here\n")
+        );
+    }
     let output = run(&["--mount", "nonsense", &kit]);
     assert_eq!(output.status.code(), Some(125));
     let output = run(&["--no-clock", &kit, "clock"]);
@@ -301,6 +515,15 @@ fn serve_load_run_and_health_work_together() {
     assert!(
         text(&output.stdout).starts_with("serving: ringfence "),
         "{output:?}"
+    );
+    let output = ringfence()
+        .args(["health", "--output", "json", "--server", addr])
+        .output()
+        .unwrap();
+    let health: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&health["status"], &health["runtime"]["name"]),
+        (&"SERVING_STATUS_SERVING".into(), &"wasmtime".into())
     );
     let output = ringfence()
         .args(["load", "--server", addr, &kit()])

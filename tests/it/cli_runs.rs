@@ -230,7 +230,10 @@ fn attach_to_nobody_fails_at_once() {
     let id = format!("{}.x", "0".repeat(32));
     let output = told("127.0.0.1:1", &["attach", &id]);
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("cannot reach the daemon"));
+    let said = text(&output.stderr);
+    assert!(said.contains("cannot reach the daemon"));
+    // The reason once, not once for each layer that passes it on.
+    assert_eq!(said.matches("tcp connect error").count(), 1, "{said}");
 }
 
 #[test]
@@ -297,6 +300,232 @@ fn a_key_starts_one_run() {
     let other = hello(&["exit", "1"]);
     assert_eq!(other.status.code(), Some(126));
     assert!(text(&other.stderr).contains("IDEMPOTENCY_CONFLICT"));
+}
+
+/// What a command says on a terminal, its standard output aside, which goes to `out`.
+fn on_a_terminal(args: &[&str], out: &std::path::Path) -> Command {
+    let ringfence = ringfence();
+    let program = ringfence.get_program().to_str().unwrap();
+    let words = args.iter().map(|arg| format!(" '{arg}'"));
+    let line = format!(
+        "exec '{program}'{} >'{}'",
+        words.collect::<String>(),
+        out.display()
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["-qefc", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
+}
+
+/// What is still to be seen on a terminal that was told `said`: of each line what came after it was cleared.
+fn seen(said: &str) -> String {
+    let lines = said.split('\n').map(|line| {
+        let after = line.rsplit("\u{1b}[2K").next().unwrap_or_default();
+        after.trim_matches('\r').to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A module of at least `size` bytes whose compilation takes a second or more: every loop's head has to carry every
+/// local.
+fn slow_to_compile(size: usize) -> tempfile::NamedTempFile {
+    const LOCALS: usize = 1000;
+    const DEPTH: usize = 90;
+    let mut body = "(loop ".repeat(DEPTH);
+    for i in 0..LOCALS {
+        let from = (i * 7 + 1) % LOCALS;
+        body.push_str(&format!(
+            "(local.set {i} (i32.add (local.get {i}) (local.get {from})))"
+        ));
+    }
+    for i in 0..DEPTH {
+        body.push_str(&format!("(br_if 0 (local.get {i})))"));
+    }
+    let locals = "i32 ".repeat(LOCALS);
+    let module = format!("(module (func (export \"_start\")) (func (local {locals}) {body}))");
+    let padding = " ".repeat(size.saturating_sub(module.len()));
+    let mut file = tempfile::Builder::new()
+        .prefix("slow")
+        .suffix(".wat")
+        .tempfile()
+        .unwrap();
+    file.write_all(format!("{module}{padding}").as_bytes())
+        .unwrap();
+    file
+}
+
+#[test]
+fn a_terminal_is_told_what_is_compiled_and_a_pipe_is_not() {
+    // One that goes with the run, and one that is loaded for it, or in pieces.
+    let (small, large) = (slow_to_compile(0), slow_to_compile(9 << 20));
+    let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+    let (small, large) = (path(&small), path(&large));
+    let out = tempfile::NamedTempFile::new().unwrap();
+    // One for each load, since the second finds what the first has compiled.
+    let served = [Served::start(&[]), Served::start(&[])];
+    for args in [
+        &["run", &small][..],
+        &["run", &large],
+        &["run", "-i", &small],
+        &["run", "-i", &large],
+        &["load", "--server", &served[0].addr, &small],
+        &["load", "--server", &served[1].addr, &large],
+    ] {
+        let name = std::path::Path::new(args.last().unwrap()).file_name();
+        let name = name.unwrap().to_str().unwrap();
+        let output = on_a_terminal(args, out.path()).output().unwrap();
+        let said = text(&output.stdout);
+        assert!(
+            said.contains(&format!("ringfence: compiling {name} (")),
+            "{args:?}: {said:?}"
+        );
+        assert_eq!(
+            seen(said).trim_matches(['\r', '\n']),
+            "",
+            "{args:?}: {said:?}"
+        );
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+    }
+    // For programs nothing is drawn, on a terminal or not.
+    let json = ["run", "--output", "json", &small];
+    let output = on_a_terminal(&json, out.path()).output().unwrap();
+    assert_eq!((text(&output.stdout), output.status.code()), ("", Some(0)));
+    for args in [&["run", &small][..], &["run", "--no-stream", &large]] {
+        let output = ringfence().args(args).output().unwrap();
+        assert_eq!(
+            (text(&output.stdout), text(&output.stderr)),
+            ("", ""),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn a_terminal_is_told_that_a_run_waits_until_it_starts() {
+    let served = Served::start(&[
+        "--set",
+        "admission.slots=1",
+        "--set",
+        "admission.max_wait=60s",
+    ]);
+    let addr = served.addr.as_str();
+    let kit = kit();
+    let loaded = told(addr, &["load", &kit]);
+    let digest = text(&loaded.stdout).trim_end().to_owned();
+    for (args, waits) in [
+        (
+            &["run", "--server", addr, &kit, "both", "1"][..],
+            "to start",
+        ),
+        (&["run", "--server", addr, &digest, "both", "1"], "to start"),
+        (
+            &["run", "--server", addr, "-i", &kit, "both", "1"],
+            "to start",
+        ),
+        (
+            &["run", "--server", addr, "--no-stream", &kit, "both", "1"],
+            "to end",
+        ),
+    ] {
+        let first = detached(addr, &["--timeout", "100s", &digest, "spin"]);
+        let out = tempfile::NamedTempFile::new().unwrap();
+        let mut run = on_a_terminal(args, out.path()).spawn().unwrap();
+        let mut terminal = run.stdout.take().unwrap();
+        let mut said = told_until(&mut terminal, waits);
+        assert!(
+            said.contains("ringfence: waiting for the run of "),
+            "{said:?}"
+        );
+        assert!(!said.contains("err 0"), "{said:?}");
+        assert_eq!(told(addr, &["kill", &first]).status.code(), Some(0));
+        terminal.read_to_string(&mut said).unwrap();
+        // Gone before the guest says anything.
+        assert_eq!(
+            seen(&said).trim_matches(['\n', '\r']),
+            "err 0",
+            "{args:?}: {said:?}"
+        );
+        assert_eq!(run.wait().unwrap().code(), Some(0));
+        assert_eq!(std::fs::read(out.path()).unwrap(), b"out 0\n");
+    }
+}
+
+#[test]
+fn a_terminal_that_is_attached_to_a_run_that_waits_is_told_so() {
+    let served = Served::start(&[
+        "--set",
+        "admission.slots=1",
+        "--set",
+        "admission.max_wait=60s",
+    ]);
+    let addr = served.addr.as_str();
+    let kit = kit();
+    let first = detached(addr, &["--timeout", "100s", &kit, "spin"]);
+    let mut waits = asks(addr, &["run", &kit, "both", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let id = loop {
+        let listed = told(addr, &["ps", "--state", "queued", "--output", "json"]);
+        if let Some(run) = lines(&listed).first() {
+            break run["run_id"].as_str().unwrap().to_owned();
+        }
+    };
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let args = ["attach", "--server", addr, &id];
+    let mut attach = on_a_terminal(&args, out.path()).spawn().unwrap();
+    let mut terminal = attach.stdout.take().unwrap();
+    let mut said = told_until(&mut terminal, "waiting for the run to start");
+    assert_eq!(told(addr, &["kill", &first]).status.code(), Some(0));
+    terminal.read_to_string(&mut said).unwrap();
+    assert_eq!(seen(&said).trim_matches(['\n', '\r']), "err 0", "{said:?}");
+    assert_eq!(attach.wait().unwrap().code(), Some(0));
+    assert_eq!(waits.wait().unwrap().code(), Some(0));
+}
+
+/// What a terminal says until it has said `what`.
+fn told_until(terminal: &mut impl Read, what: &str) -> String {
+    let mut said = String::new();
+    while !said.contains(what) {
+        let mut piece = [0; 512];
+        let n = terminal.read(&mut piece).unwrap();
+        assert!(n > 0, "no {what} in {said:?}");
+        said.push_str(&String::from_utf8_lossy(&piece[..n]));
+    }
+    said
+}
+
+#[test]
+fn a_limit_of_nothing_is_refused_rather_than_taken_for_the_default() {
+    let kit = kit();
+    for (flag, none, least) in [
+        ("--timeout", "0s", "10s"),
+        ("--memory-pages", "0", "300"),
+        ("--fuel", "0", "1000000000"),
+        ("--stack", "0", "65536"),
+        ("--output-limit", "0B", "6"),
+    ] {
+        let run = |value: &str| {
+            ringfence()
+                .args(["run", flag, value, &kit, "hello"])
+                .output()
+        };
+        let output = run(none).unwrap();
+        assert_eq!(output.status.code(), Some(125), "{flag}");
+        assert!(text(&output.stderr).contains(flag), "{output:?}");
+        let output = run(least).unwrap();
+        assert_eq!(
+            (text(&output.stdout), output.status.code()),
+            ("hello\n", Some(0)),
+            "{flag}"
+        );
+    }
 }
 
 #[test]

@@ -150,17 +150,41 @@ async fn uploads_that_are_none_are_refused() {
             Ok(_) => assert!(fits),
             Err(status) => {
                 assert!(!fits);
-                Refused::new(&status)
+                let refused = Refused::new(&status)
                     .is(INVALID, "MODULE_TOO_LARGE")
                     .at("chunk")
-                    .with("allowed", 4096);
+                    .with("asked", 4097)
+                    .with("allowed", 4096)
+                    .with("limit", "compile.max_module");
+                // There may be more of it.
+                assert!(refused.message.contains("4097 bytes have come so far"));
             }
         }
+    }
+    // Of one that goes on, what has come is told; of one that is there, what it has.
+    let mut frames = vec![start()];
+    frames.extend((0..9).map(|_| chunk(vec![b' '; 1000])));
+    let endless = refused_for_size(upload(modules, frames).await.unwrap_err());
+    assert_eq!(endless.metadata["asked"], "5000");
+    assert!(endless.message.contains("5000 bytes have come so far"));
+    for size in [5000, 9000] {
+        let status = daemon.load(saying("x", size)).await.unwrap_err();
+        let large = refused_for_size(status);
+        assert_eq!(large.metadata["asked"], size.to_string());
+        let whole = format!("the module of {size} bytes is above the maximum of 4096");
+        assert!(large.message.starts_with(&whole), "{}", large.message);
     }
     refused(modules, vec![start(), chunk("no module")])
         .await
         .is(INVALID, "MODULE_INVALID");
     assert_eq!(all(modules).await.len(), 2);
+}
+
+fn refused_for_size(status: Status) -> Refused {
+    Refused::new(&status)
+        .is(INVALID, "MODULE_TOO_LARGE")
+        .with("allowed", 4096)
+        .with("limit", "compile.max_module")
 }
 
 #[tokio::test]
@@ -430,6 +454,14 @@ async fn the_store_takes_what_its_budget_says_and_evicts_nothing() {
                     .is(Code::ResourceExhausted, "STORE_FULL")
                     .with("store", format!("{name}:"));
                 let number = |key: &str| full.metadata[key].parse::<usize>().unwrap();
+                // What was asked, what there is, and what of that is used and left.
+                assert_eq!(number("budget"), MIB);
+                assert_eq!(number("used") + number("allowed"), MIB);
+                for key in ["asked", "budget", "used", "allowed", "limit"] {
+                    let told = &full.metadata[key];
+                    assert!(full.message.contains(told), "{key} in {}", full.message);
+                }
+                assert_eq!(full.metadata["limit"], "store.budget");
                 (number("asked"), number("allowed"))
             }
         };

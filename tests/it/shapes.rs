@@ -279,7 +279,7 @@ async fn proposals_are_a_tenants_own() {
         let refused = refused
             .is(Code::FailedPrecondition, "FEATURE_NOT_ENABLED")
             .with("feature", "exceptions")
-            .with("setting", "policy.features");
+            .with("rule", "policy.features");
         assert!(
             refused.message.contains("policy.features"),
             "{}",
@@ -355,7 +355,7 @@ async fn what_no_setting_turns_on_is_called_that(feature: &str, text: &str) {
             .at("module");
         let told = &refused.metadata["feature"];
         assert!(told.split(", ").any(|told| told == feature), "{told}");
-        assert!(!refused.metadata.contains_key("setting"), "{refused:?}");
+        assert!(!refused.metadata.contains_key("rule"), "{refused:?}");
         assert!(
             refused.message.contains("whatever its settings"),
             "{}",

@@ -394,6 +394,32 @@ async fn a_policy_of_ones_own_is_over_the_common_one() {
 }
 
 #[tokio::test]
+async fn a_full_store_tells_each_tenant_its_own_and_nothing_of_others() {
+    let (_daemon, a, b, _dir) = two("", "", &[("store.budget", "2MiB")]).await;
+    let module = |size: usize| {
+        let mut module = b"(module)".to_vec();
+        module.resize(size, b' ');
+        module
+    };
+    let full = |status: Status| {
+        Refused::new(&status)
+            .is(Code::ResourceExhausted, "STORE_FULL")
+            .with("limit", "store.budget")
+    };
+    a.loaded(module(3 << 19)).await;
+    // Its share is seven eighths.
+    let refused = full(a.load(module(1 << 19)).await.unwrap_err()).with("budget", 7 << 18);
+    let number = |key: &str| refused.metadata[key].parse::<u64>().unwrap();
+    assert_eq!(number("used") + number("allowed"), 7 << 18);
+    // Within its share, and the other has the rest.
+    let refused = full(b.load(module(3 << 18)).await.unwrap_err()).with("budget", 2 << 20);
+    for key in ["used", "allowed"] {
+        assert_eq!(refused.metadata.get(key), None);
+    }
+    b.loaded(module(1 << 18)).await;
+}
+
+#[tokio::test]
 async fn quotas_are_refused_where_they_end() {
     let quota = "quota = { runs = 2, modules = 2, stored_bytes = \"1MiB\" }";
     let (daemon, a, b, _dir) = two(quota, "", &[]).await;
@@ -401,7 +427,8 @@ async fn quotas_are_refused_where_they_end() {
     let over = |refused: Refused, quota: &str| {
         let refused = refused
             .is(Code::ResourceExhausted, "TENANT_QUOTA")
-            .with("quota", quota);
+            .with("quota", quota)
+            .with("limit", format!("tenants.quota.{quota}"));
         refused.retry
     };
     // Runs at once.

@@ -287,6 +287,11 @@ impl Gate {
         self.lock().closed
     }
 
+    /// How many may wait.
+    pub(super) fn queue(&self) -> u32 {
+        self.queue
+    }
+
     /// What it holds.
     pub(super) fn load(&self) -> Load {
         let state = self.lock();

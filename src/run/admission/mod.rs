@@ -186,39 +186,56 @@ impl Admission {
     }
 
     fn refusal(&self, kind: Kind, asked: u64, turned: Turned) -> Refusal {
-        let (gate, full, wait, key) = match kind {
+        let (gate, full, limit, most, wait, wait_limit) = match kind {
             Kind::Run => (
                 &self.runs,
-                "all slots, or all memory for runs, are taken and too many runs wait already (admission.queue)",
+                "all slots, or all memory for runs, are taken and too many runs wait already",
+                "admission.queue",
+                self.runs.queue(),
                 self.max_wait,
                 "admission.max_wait",
             ),
             Kind::Compile => (
                 &self.compiles,
-                "too many modules wait to be compiled (compile.queue)",
+                "too many modules wait to be compiled",
+                "compile.queue",
+                self.compiles.queue(),
                 self.compile_wait,
                 "compile.max_wait",
             ),
             Kind::Arrival => (
                 &self.arrivals,
-                "too many modules are arriving (store.uploads)",
+                "too many modules are arriving",
+                "store.uploads",
+                self.arrivals.load().places,
                 Duration::ZERO,
                 "store.uploads",
             ),
             Kind::Unattended => (
                 &self.unattended,
-                "too many runs that go on without their callers wait (admission.queue)",
+                "too many runs that go on without their callers wait",
+                "admission.queue",
+                self.runs.queue(),
                 Duration::ZERO,
                 "admission.queue",
             ),
         };
         match turned {
             Turned::TooMuch(most) => too_much(asked, most.bytes),
-            Turned::Full => Refusal::new(Reason::QueueFull, full).retry_after(gate.retry_after()),
+            Turned::Full => {
+                let message = format!("{full}; {most} may ({limit})");
+                Refusal::new(Reason::QueueFull, message)
+                    .with("allowed", most)
+                    .with("limit", limit)
+                    .retry_after(gate.retry_after())
+            }
             Turned::Expired => {
                 let wait = humantime::format_duration(wait);
-                let message = format!("no place came free within {wait} ({key})");
-                Refusal::new(Reason::WaitExpired, message).retry_after(gate.retry_after())
+                let message = format!("no place came free within {wait} ({wait_limit})");
+                Refusal::new(Reason::WaitExpired, message)
+                    .with("allowed", wait)
+                    .with("limit", wait_limit)
+                    .retry_after(gate.retry_after())
             }
             Turned::Closed => shutting_down(),
         }
@@ -228,7 +245,7 @@ impl Admission {
 /// A run that could never be admitted.
 fn too_much(asked: u64, allowed: u64) -> Refusal {
     let message = format!(
-        "the run would reserve {asked} bytes of memory, stack and output buffers; at most {allowed} can ever be had here (admission.memory, or memory_share of what this host has)"
+        "the run would reserve {asked} bytes of memory, stack and output buffers (spec.resources.memory_pages, stack_size, output_limit); at most {allowed} can ever be had here (admission.memory, or memory_share of what this host has)"
     );
     Refusal::new(Reason::CapacityExceeded, message)
         .at("spec.resources")

@@ -152,9 +152,11 @@ impl Account {
 }
 
 fn over(quota: &'static str, allowed: impl std::fmt::Display, retry: Duration) -> Refusal {
-    let message = format!("the tenant's quota is used up: {quota} is {allowed}");
+    let message =
+        format!("the tenant's quota is used up: {quota} is {allowed} (tenants.quota.{quota})");
     Refusal::new(Reason::TenantQuota, message)
         .with("quota", quota)
         .with("allowed", allowed)
+        .with("limit", format_args!("tenants.quota.{quota}"))
         .retry_after(retry)
 }

@@ -190,7 +190,8 @@ impl Child {
                 "a compile child did not get its processor time within twice compile.timeout"
             ),
         }
-        let over = self.over_time("compiling the module took too long");
+        let message = "compiling the module did not get its processor time in twice as long";
+        let over = self.over_time(message);
         Failed::this_time(over).over_budget_of(self.lane)
     }
 

@@ -89,9 +89,11 @@ impl Child {
         let proposals = inspection.proposals;
         let text = serde_json::to_vec(&wire::Inspected::Ok(inspection))?;
         if text.len() > wire::MAX_MESSAGE {
-            let message = "what the module exports and imports takes too much to tell".to_owned();
+            let asked = text.len();
+            let message =
+                format!("what the module exports and imports takes {asked} bytes to tell");
             let refusal = compile_limit("exports", message, wire::MAX_MESSAGE);
-            let why = NotInspected::Refused(refusal);
+            let why = NotInspected::Refused(refusal.with("asked", asked));
             return wire::send(&mut self.daemon, &wire::Inspected::Err(why));
         }
         wire::send_text(&mut self.daemon, &text)?;
