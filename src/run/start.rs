@@ -55,6 +55,8 @@ impl Refused {
 
 /// A run whose module is ready; it needs a slot.
 struct Ready {
+    /// What it was loaded as; empty: nothing.
+    name: String,
     loaded: Arc<Loaded>,
     entry: Entry,
     memory_pages: u32,
@@ -211,7 +213,14 @@ impl Runner {
             Arc::clone(&run.log),
             Arc::clone(&run.usage),
         ));
+        let Ready {
+            name,
+            loaded,
+            entry,
+            memory_pages,
+        } = ready;
         let around = Surroundings {
+            module_name: &name,
             grants: &tenant.policy.grants,
             roots: &tenant.roots,
             input: input.clone(),
@@ -221,11 +230,6 @@ impl Runner {
             stall: self.stall_timeout,
             until,
         };
-        let Ready {
-            loaded,
-            entry,
-            memory_pages,
-        } = ready;
         Ok(Admitted {
             granted: Granted {
                 memory_pages,
@@ -273,7 +277,7 @@ impl Runner {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
         };
-        let (digest, wasm) = self.module_of(spec, pending).await?;
+        let (digest, wasm, name) = self.module_of(spec, pending).await?;
         let wanted = self.wanted(tenant, wasm);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
@@ -291,6 +295,7 @@ impl Runner {
             }
         };
         Ok(Ready {
+            name,
             loaded,
             entry,
             memory_pages,
@@ -306,17 +311,17 @@ impl Runner {
         })
     }
 
-    /// Which module the run is of, and where its bytes are.
+    /// Which module the run is of, where its bytes are, and what it was loaded as.
     async fn module_of(
         &self,
         spec: &RunSpec,
         pending: &Pending,
-    ) -> Result<(Digest, Source), Refusal> {
+    ) -> Result<(Digest, Source, String), Refusal> {
         match &spec.module {
             ModuleRef::Inline(wasm) => {
                 let (wasm, digest) = hashed(wasm.clone()).await?;
                 pending.module(digest);
-                Ok((digest, Source::Here(wasm.into())))
+                Ok((digest, Source::Here(wasm.into()), String::new()))
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
@@ -324,7 +329,8 @@ impl Runner {
                 let known = store.find(*digest).await?;
                 let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
                 known.touch();
-                Ok((*digest, Source::Stored(Arc::clone(store), *digest)))
+                let source = Source::Stored(Arc::clone(store), *digest);
+                Ok((*digest, source, known.record.name.clone()))
             }
         }
     }
