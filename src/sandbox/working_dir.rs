@@ -51,12 +51,14 @@ pub(super) fn variable(spec: &RunSpec) -> Option<(&'static str, &str)> {
     (!is_set).then_some((NAME, dir))
 }
 
+/// With "/" as the first directory: what is mounted there, or an empty one. Where nobody asked for a working directory
+/// the empty one is the last, since programs that go by number look for their first mount in the first place.
 fn beginning_in_root(roots: &Roots, asked: bool, mut opened: Vec<Opened>) -> Vec<Opened> {
-    match opened.iter().position(|dir| dir.guest == "/") {
-        Some(root) => opened[..=root].rotate_right(1),
-        // Where nobody asked, the first mount stays the first directory: programs that go by number look for it there.
-        None if asked && !opened.is_empty() => opened.splice(0..0, roots.empty("/")).for_each(drop),
-        None => {}
+    if let Some(root) = opened.iter().position(|dir| dir.guest == "/") {
+        opened[..=root].rotate_right(1);
+    } else if !opened.is_empty() {
+        let at = if asked { 0 } else { opened.len() };
+        opened.splice(at..at, roots.empty("/"));
     }
     opened
 }

@@ -52,3 +52,4 @@ mod spec;
 mod streams;
 mod tenants;
 mod wire;
+mod working_dir;
