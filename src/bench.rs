@@ -105,6 +105,7 @@ impl Daemon {
             Arc::clone(&usage),
         ));
         let around = Surroundings {
+            module_name: "",
             grants: &self.tenant.policy.grants,
             roots: &self.roots,
             input: None,

@@ -14,6 +14,7 @@ use crate::policy::Policy;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::request::{
     self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
+    WORKING_DIR_FIELD,
 };
 use crate::run::{About, Selector, State};
 
@@ -63,7 +64,7 @@ pub(crate) fn spec(
         stdin: request::stdin("spec.stdin", stdin, policy.max_stdin)?,
         working_dir: match working_dir.as_str() {
             "" => None,
-            dir => Some(GuestPath::parse("spec.working_dir", dir)?),
+            dir => Some(GuestPath::parse(WORKING_DIR_FIELD, dir)?),
         },
         mounts: mount_list(mounts)?,
         limits: policy.ceilings.grant(
@@ -79,6 +80,7 @@ pub(crate) fn spec(
         idempotency_key: request::idempotency_key("spec.idempotency_key", idempotency_key)?,
     };
     needs_wasi(&spec)?;
+    request::check_places(&spec)?;
     Ok(spec)
 }
 
@@ -459,7 +461,7 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
         ("spec.env", !spec.env.is_empty()),
         ("spec.stdin", !spec.stdin.is_empty()),
         ("spec.mounts", !spec.mounts.is_empty()),
-        ("spec.working_dir", spec.working_dir.is_some()),
+        (WORKING_DIR_FIELD, spec.working_dir.is_some()),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(Refusal::invalid(

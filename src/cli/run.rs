@@ -139,14 +139,20 @@ impl Run {
     /// What a daemon of our own must grant so that the flags can be honoured.
     fn grants(&self) -> Vec<(String, String)> {
         let mut set = vec![("server.drain_grace".to_owned(), "0s".to_owned())];
-        let mounts: Vec<String> = self
-            .mount
-            .iter()
-            .map(|mount| {
-                let access = if mount.read_only { "read" } else { "write" };
-                format!("{{ host = {:?}, access = {access:?} }}", mount.host_path)
-            })
-            .collect();
+        // What is mounted to read inside what is mounted to write is granted writing: a grant of less would forbid the
+        // latter.
+        let leads = |mount: &Mount| std::fs::canonicalize(&mount.host_path).unwrap_or_default();
+        let writable = self.mount.iter().filter(|mount| !mount.read_only);
+        let writable: Vec<_> = writable.map(leads).collect();
+        let access = |mount: &Mount| match mount.read_only {
+            true if !writable.iter().any(|dir| leads(mount).starts_with(dir)) => "read",
+            true | false => "write",
+        };
+        let mounts = self.mount.iter().map(|mount| {
+            let access = access(mount);
+            format!("{{ host = {:?}, access = {access:?} }}", mount.host_path)
+        });
+        let mounts: Vec<String> = mounts.collect();
         set.push((
             "policy.mounts".to_owned(),
             format!("[{}]", mounts.join(", ")),

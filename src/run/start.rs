@@ -56,6 +56,8 @@ impl Refused {
 
 /// A run whose module is ready; it needs a slot.
 struct Ready {
+    /// What it was loaded as; empty: nothing.
+    name: String,
     loaded: Arc<Loaded>,
     entry: Entry,
     memory_pages: u32,
@@ -212,7 +214,14 @@ impl Runner {
             Arc::clone(&run.log),
             Arc::clone(&run.usage),
         ));
+        let Ready {
+            name,
+            loaded,
+            entry,
+            memory_pages,
+        } = ready;
         let around = Surroundings {
+            module_name: &name,
             grants: &tenant.policy.grants,
             roots: &tenant.roots,
             input: input.clone(),
@@ -222,11 +231,6 @@ impl Runner {
             stall: self.stall_timeout,
             until,
         };
-        let Ready {
-            loaded,
-            entry,
-            memory_pages,
-        } = ready;
         Ok(Admitted {
             granted: Granted {
                 memory_pages,
@@ -275,7 +279,7 @@ impl Runner {
             metered: spec.limits.fuel.is_some(),
             stack: spec.limits.stack,
         };
-        let (digest, wasm) = self.module_of(spec, pending).await?;
+        let (digest, wasm, name) = self.module_of(spec, pending).await?;
         let wanted = self.wanted(tenant, wasm);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
@@ -293,6 +297,7 @@ impl Runner {
             }
         };
         Ok(Ready {
+            name,
             loaded,
             entry,
             memory_pages,
@@ -308,17 +313,17 @@ impl Runner {
         })
     }
 
-    /// Which module the run is of, and where its bytes are.
+    /// Which module the run is of, where its bytes are, and what it was loaded as.
     async fn module_of(
         &self,
         spec: &RunSpec,
         pending: &Pending,
-    ) -> Result<(Digest, Source), Refusal> {
+    ) -> Result<(Digest, Source, String), Refusal> {
         match &spec.module {
             ModuleRef::Inline(wasm) => {
                 let (wasm, digest) = hashed(wasm.clone()).await?;
                 pending.module(digest);
-                Ok((digest, Source::Here(wasm.into())))
+                Ok((digest, Source::Here(wasm.into()), String::new()))
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
@@ -331,7 +336,7 @@ impl Runner {
                     digest: *digest,
                     size: known.record.size,
                 };
-                Ok((*digest, source))
+                Ok((*digest, source, known.record.name.clone()))
             }
         }
     }

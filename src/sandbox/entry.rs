@@ -1,5 +1,7 @@
 //! Which function a run calls, and with what.
 
+use std::borrow::Cow;
+
 use super::inspection::{Export, Inspection, Signature, ValueType};
 use crate::outcome::Value;
 use crate::refusal::{Reason, Refusal, list, quote};
@@ -8,6 +10,8 @@ use crate::refusal::{Reason, Refusal, list, quote};
 const START: &str = "_start";
 /// What a reactor wants called before anything else.
 const INITIALIZE: &str = "_initialize";
+/// What a module is called that has no name.
+const NAMELESS: &str = "main";
 
 /// A call that fits its module.
 #[derive(Debug)]
@@ -88,9 +92,16 @@ impl Entry {
         self.params.is_empty() && self.results == 0
     }
 
-    /// The command line that the guest sees: `args`, unless those were its parameters.
-    pub fn command_line<'a>(&self, args: &'a [String]) -> &'a [String] {
-        if self.params.is_empty() { args } else { &[] }
+    /// The command line that the guest sees: `args`, unless those were its parameters. It is never without the program's
+    /// name, which is then the first of `names` that there is: many programs take it without looking.
+    pub fn command_line<'a>(&self, args: &'a [String], names: [&str; 2]) -> Cow<'a, [String]> {
+        if self.params.is_empty() && !args.is_empty() {
+            return Cow::Borrowed(args);
+        }
+        let name = names.into_iter().find(|name| !name.is_empty());
+        // A command line cannot hold a NUL, and a guest's own name may be anything.
+        let name = name.unwrap_or(NAMELESS).replace('\0', "");
+        Cow::Owned(vec![name])
     }
 }
 

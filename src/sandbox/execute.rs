@@ -19,6 +19,7 @@ use super::stop::{Stop, StopReason};
 use super::trap;
 use super::turn::Turn;
 use super::wasi;
+use super::working_dir;
 use crate::limits::PAGE;
 use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
 use crate::policy::Grants;
@@ -49,6 +50,8 @@ pub struct Prepared {
 
 /// What a run takes beyond its spec.
 pub struct Surroundings<'a> {
+    /// What the module was loaded as; empty: nothing.
+    pub module_name: &'a str,
     /// What the operator grants.
     pub grants: &'a Grants,
     /// Directories that it may mount.
@@ -84,7 +87,8 @@ pub fn prepare(
         Clock::Stepped
     };
     loaded.linkage(clock)?;
-    let opened = mounts::open(around.roots, &spec.mounts, spec.working_dir.as_ref())?;
+    let opened = mounts::open(around.roots, &spec.mounts)?;
+    let dirs = working_dir::arrange(around.roots, spec, opened)?;
     let stream = |stream| GuestOutput {
         output: Arc::clone(&around.output),
         stream,
@@ -94,11 +98,12 @@ pub fn prepare(
         permit: Permit::default(),
     };
     let stepped = SteppedClock::default();
-    let args = entry.command_line(&spec.args);
+    let module_name = [around.module_name, &loaded.inspection.description.name];
+    let args = entry.command_line(&spec.args, module_name);
     let wasi = wasi::context(
         spec,
-        args,
-        &opened,
+        &args,
+        &dirs,
         &around.grants.network,
         wasi::Stdio {
             input: around.input,

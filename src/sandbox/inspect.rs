@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use wasmparser::{
-    ComponentExternalKind, Encoding, ExternalKind, FuncType, KnownCustom, Name, Parser, Payload,
-    TypeRef,
+    ComponentExternalKind, ComponentName, Encoding, ExternalKind, FuncType, KnownCustom, Name,
+    Parser, Payload, TypeRef,
 };
 use wasmtime::Engine;
 
@@ -197,16 +197,24 @@ impl Reader {
                     self.exports.push((export.name.name.to_owned(), kind, None));
                 }
             }
-            Payload::CustomSection(custom) => {
-                if let KnownCustom::Name(names) = custom.as_known() {
-                    // A name section is free-form: one that cannot be read names nothing.
+            Payload::CustomSection(custom) => match custom.as_known() {
+                // A name section is free-form: one that cannot be read names nothing.
+                KnownCustom::Name(names) => {
                     for name in names.into_iter().map_while(Result::ok) {
                         if let Name::Module { name, .. } = name {
                             self.name = quote(name);
                         }
                     }
                 }
-            }
+                KnownCustom::ComponentName(names) => {
+                    for name in names.into_iter().map_while(Result::ok) {
+                        if let ComponentName::Component { name, .. } = name {
+                            self.name = quote(name);
+                        }
+                    }
+                }
+                _ => {}
+            },
             _ => {}
         }
         Ok(())

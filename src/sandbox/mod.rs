@@ -33,6 +33,7 @@ mod turn;
 mod validate;
 mod wanted;
 mod wasi;
+mod working_dir;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

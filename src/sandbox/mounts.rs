@@ -1,26 +1,31 @@
 //! Host directories for guests: matched against the operator's grants, then opened beneath the granted root.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::policy::MountGrant;
-use crate::refusal::Refusal;
-use crate::request::{GuestPath, Mount};
+use crate::refusal::{Refusal, quote};
+use crate::request::Mount;
 
 /// How often an open is tried while renames race with it.
 const OPEN_TRIES: u32 = 16;
+/// The most directories that lie above one that has a path.
+const MAX_DEPTH: usize = 4096;
+/// A directory of Linux that has nothing in it, and that nobody can put anything into.
+const EMPTY: &str = "/proc/tty/ldisc";
 
 /// A directory that is open and may be handed to a guest.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Opened {
-    fd: OwnedFd,
+    pub(super) fd: Arc<OwnedFd>,
     /// What the guest sees it as.
-    pub guest: String,
+    pub(super) guest: String,
     /// Deny writes.
-    pub read_only: bool,
+    pub(super) read_only: bool,
 }
 
 impl Opened {
@@ -33,13 +38,20 @@ impl Opened {
 /// The directories that the operator grants, opened once at start: what a guest or anybody else later does to a name
 /// changes nothing about where a grant leads.
 #[derive(Debug, Default)]
-pub struct Roots(Vec<Root>);
+pub struct Roots {
+    granted: Vec<Root>,
+    /// A directory without anything in it; there where anything is granted.
+    empty: Option<Arc<OwnedFd>>,
+}
 
 #[derive(Debug)]
 struct Root {
     grant: MountGrant,
     fd: OwnedFd,
 }
+
+/// Which directory it is, by whatever name it is reached.
+type Identity = (u64, u64);
 
 impl Roots {
     /// Opens what `grants` name.
@@ -57,7 +69,23 @@ impl Roots {
                 fd,
             })
         };
-        grants.iter().map(open).collect::<Result<_, _>>().map(Self)
+        let empty = match grants {
+            [] => None,
+            [..] => Some(Arc::new(open_empty()?)),
+        };
+        Ok(Self {
+            granted: grants.iter().map(open).collect::<std::io::Result<_>>()?,
+            empty,
+        })
+    }
+
+    /// A directory without anything in it, as what the guest sees at `guest`.
+    pub(super) fn empty(&self, guest: &str) -> Option<Opened> {
+        self.empty.as_ref().map(|fd| Opened {
+            fd: Arc::clone(fd),
+            guest: guest.to_owned(),
+            read_only: true,
+        })
     }
 
     /// Matches `mount` against the grants, by name only: what is outside is never looked at.
@@ -68,23 +96,107 @@ impl Roots {
         self.covering(mount).map(|_| ())
     }
 
+    /// The innermost grant that `mount` is under, which says what may be done there.
     fn covering(&self, mount: &Mount) -> Result<&Root, Refusal> {
-        let covering = || {
-            self.0
-                .iter()
-                .filter(|root| mount.host.starts_with(&root.grant.host))
-        };
-        covering()
-            .filter(|root| root.grant.writable || mount.read_only)
-            .max_by_key(|root| root.grant.host.as_os_str().len())
-            .ok_or_else(|| match covering().next() {
-                Some(_) => {
-                    let field = format!("spec.mounts[{}].read_only", mount.index);
-                    Refusal::denied(field, "policy.mounts", "only reading is granted here")
-                }
-                None => outside(mount),
-            })
+        let root = self
+            .granted
+            .iter()
+            .filter(|root| mount.host.starts_with(&root.grant.host))
+            .max_by_key(|root| (root.grant.host.as_os_str().len(), root.grant.writable))
+            .ok_or_else(|| outside(mount))?;
+        match root.grant.writable || mount.read_only {
+            true => Ok(root),
+            false => Err(reading_only(mount, "only reading is granted here")),
+        }
     }
+
+    /// Refuses a writable mount of `fd` where that is, is in, or has in it, a directory of which only reading is
+    /// granted: by the directories that are there, since links and renames give them other names.
+    fn check_writable(&self, mount: &Mount, fd: &OwnedFd) -> Result<(), Refusal> {
+        let mut reading = self.granted.iter().filter(|root| !root.grant.writable);
+        if mount.read_only || reading.clone().next().is_none() {
+            return Ok(());
+        }
+        let above = self_and_above(fd);
+        let grant = above.iter().find_map(|dir| self.grant_of(*dir));
+        if grant == Some(false) {
+            return Err(reading_only(mount, "only reading is granted here"));
+        }
+        let holds = |root: &Root| {
+            let dirs = self_and_above(&root.fd);
+            let is_reading = dirs.first().and_then(|dir| self.grant_of(*dir)) == Some(false);
+            is_reading && above.first().is_some_and(|dir| dirs.contains(dir))
+        };
+        match reading.any(holds) {
+            true => Err(reading_only(
+                mount,
+                "only reading is granted of a directory in it",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a granted root that is this very directory grants writing.
+    fn grant_of(&self, dir: Identity) -> Option<bool> {
+        let same = |root: &&Root| identity(&root.fd) == Ok(dir);
+        let roots = self.granted.iter().filter(same);
+        roots.map(|root| root.grant.writable).max()
+    }
+}
+
+/// What directory `fd` is, and those above it, from the inside out, as far as the daemon can go up.
+fn self_and_above(fd: &OwnedFd) -> Vec<Identity> {
+    let mut dirs: Vec<Identity> = identity(fd).into_iter().collect();
+    let up = |from: &OwnedFd| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(from, "..", flags, Mode::empty())
+    };
+    let mut at = up(fd);
+    while let Ok(dir) = at
+        && let Ok(id) = identity(&dir)
+        // Nothing is above the topmost one but itself.
+        && dirs.last() != Some(&id)
+        && dirs.len() < MAX_DEPTH
+    {
+        dirs.push(id);
+        at = up(&dir);
+    }
+    dirs
+}
+
+fn identity(fd: impl AsFd) -> rustix::io::Result<Identity> {
+    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Opens a directory that has nothing in it: one that Linux has, or where it does not, one that is gone already.
+fn open_empty() -> std::io::Result<OwnedFd> {
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(CWD, path, flags, Mode::empty())
+    };
+    if let Ok(fd) = open(Path::new(EMPTY))
+        && is_empty(&fd) == Ok(true)
+    {
+        return Ok(fd);
+    }
+    let dir = tempfile::tempdir()?;
+    Ok(open(dir.path())?)
+}
+
+fn is_empty(dir: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entries = Dir::new(openat(dir, ".", flags, Mode::empty())?)?;
+    for entry in entries {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn reading_only(mount: &Mount, message: &str) -> Refusal {
+    let field = format!("spec.mounts[{}].read_only", mount.index);
+    Refusal::denied(field, "policy.mounts", message)
 }
 
 fn outside(mount: &Mount) -> Refusal {
@@ -92,24 +204,71 @@ fn outside(mount: &Mount) -> Refusal {
     Refusal::denied(field, "policy.mounts", "is not granted")
 }
 
-/// Opens `mounts`, and the working directory once more as ".", which is how preview 1 knows one.
+/// Opens `mounts`, in their order.
 ///
 /// # Errors
 /// `POLICY_DENIED` for what no grant covers, the same for everything outside; `SPEC_INVALID` for what is inside but no
-/// directory, and for a working directory that is under no mount.
-pub(super) fn open(
-    roots: &Roots,
-    mounts: &[Mount],
-    working_dir: Option<&GuestPath>,
-) -> Result<Vec<Opened>, Refusal> {
-    let mut opened = mounts
+/// directory, and for a mount inside another that has other files at its place.
+pub(super) fn open(roots: &Roots, mounts: &[Mount]) -> Result<Vec<Opened>, Refusal> {
+    let opened = mounts
         .iter()
         .map(|mount| open_one(roots, mount))
         .collect::<Result<Vec<_>, _>>()?;
-    if let Some(dir) = working_dir.filter(|dir| dir.as_str() != "/") {
-        opened.push(open_working_dir(&opened, mounts, dir)?);
+    for (inner, inner_dir) in mounts.iter().zip(&opened) {
+        for (outer, outer_dir) in mounts.iter().zip(&opened) {
+            if let Some(place) = inner.guest.beneath(&outer.guest)
+                && !place.is_empty()
+            {
+                check_place(inner, &inner_dir.fd, outer, &outer_dir.fd, Path::new(place))?;
+            }
+        }
     }
     Ok(opened)
+}
+
+/// Refuses a mount inside another that has something else at the inner one's place. Guests choose a mount by how a path
+/// is spelt: "/outer/./inner/x" leads through the outer mount to what that has there itself, which has to be the same
+/// directory, or nothing. That a mount to read is in none to write was refused before.
+fn check_place(
+    inner: &Mount,
+    inner_fd: &OwnedFd,
+    outer: &Mount,
+    outer_fd: &OwnedFd,
+    place: &Path,
+) -> Result<(), Refusal> {
+    let field = format!("spec.mounts[{}].guest_path", inner.index);
+    let nothing_else = match open_beneath(outer_fd, place, OFlags::PATH) {
+        Ok(there) => {
+            let same = identity(&there).is_ok_and(|there| identity(inner_fd) == Ok(there));
+            let is_dir =
+                || fstat(&there).is_ok_and(|it| FileType::from_raw_mode(it.st_mode).is_dir());
+            same || (is_dir() && is_empty(&there) == Ok(true))
+        }
+        // Guests cannot get there either.
+        Err(
+            Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::XDEV
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::ACCESS,
+        ) => true,
+        Err(errno) => {
+            return Err(Refusal::internal(format_args!(
+                "looking into a mount: {errno}"
+            )));
+        }
+    };
+    if nothing_else {
+        return Ok(());
+    }
+    let message = format!(
+        "\"{}\" lies in the mount at \"{}\", which has something else there that other spellings of the path \
+         lead to; allowed is a place where it has nothing, an empty directory, or this very one",
+        quote(inner.guest.as_str()),
+        quote(outer.guest.as_str()),
+    );
+    Err(Refusal::invalid(field, message))
 }
 
 fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
@@ -119,7 +278,7 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
         .host
         .strip_prefix(&root.grant.host)
         .map_err(|_| outside(mount))?;
-    let fd = open_beneath(&root.fd, beneath).map_err(|errno| match errno {
+    let fd = open_beneath(&root.fd, beneath, DIRECTORY).map_err(|errno| match errno {
         Errno::XDEV | Errno::LOOP => outside(mount),
         Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => {
             Refusal::invalid(&field, "is not a directory that exists")
@@ -127,45 +286,23 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
         Errno::ACCESS | Errno::PERM => Refusal::invalid(&field, "is not readable by the daemon"),
         errno => Refusal::internal(format_args!("opening a mount: {errno}")),
     })?;
+    roots.check_writable(mount, &fd)?;
     Ok(Opened {
-        fd,
+        fd: Arc::new(fd),
         guest: mount.guest.as_str().to_owned(),
         read_only: mount.read_only,
     })
 }
 
-fn open_working_dir(
-    opened: &[Opened],
-    mounts: &[Mount],
-    dir: &GuestPath,
-) -> Result<Opened, Refusal> {
-    const FIELD: &str = "spec.working_dir";
-    let (mount, beneath) = opened
-        .iter()
-        .zip(mounts)
-        .filter_map(|(open, mount)| Some((open, dir.beneath(&mount.guest)?)))
-        .min_by_key(|(_, beneath)| beneath.len())
-        .ok_or_else(|| Refusal::invalid(FIELD, "is not under a mount"))?;
-    let fd = open_beneath(&mount.fd, Path::new(beneath)).map_err(|errno| match errno {
-        Errno::XDEV
-        | Errno::LOOP
-        | Errno::NOENT
-        | Errno::NOTDIR
-        | Errno::NAMETOOLONG
-        | Errno::ACCESS => {
-            Refusal::invalid(FIELD, "is not a directory that exists under its mount")
-        }
-        errno => Refusal::internal(format_args!("opening the working directory: {errno}")),
-    })?;
-    Ok(Opened {
-        fd,
-        guest: ".".to_owned(),
-        read_only: mount.read_only,
-    })
-}
+/// How a directory is opened that is only a place to start from.
+pub(super) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// Opens a directory without ever leaving `root`, by whatever links there are.
-fn open_beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+/// Opens a path without ever leaving `root`, by whatever links there are.
+pub(super) fn open_beneath(
+    root: &OwnedFd,
+    path: &Path,
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -176,7 +313,7 @@ fn open_beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
         let opened = openat2(
             root,
             path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            flags | OFlags::CLOEXEC,
             Mode::empty(),
             ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
         );

@@ -11,6 +11,7 @@ use super::clock::SteppedClock;
 use super::mounts::Opened;
 use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
+use super::working_dir;
 use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
@@ -30,11 +31,12 @@ pub(super) struct Stdio {
     pub(super) stderr: GuestOutput,
 }
 
-/// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters.
+/// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters;
+/// `dirs` are the directories that the guest is given.
 pub(super) fn context(
     spec: &RunSpec,
     args: &[String],
-    mounts: &[Opened],
+    dirs: &[Opened],
     network: &[NetworkGrant],
     stdio: Stdio,
     stepped: &SteppedClock,
@@ -45,6 +47,7 @@ pub(super) fn context(
         .max_random_size(MAX_RANDOM)
         .args(args)
         .envs(&spec.env)
+        .envs(working_dir::variable(spec).as_slice())
         .stdout(stdio.stdout)
         .stderr(stdio.stderr)
         .allow_ip_name_lookup(false);
@@ -64,14 +67,14 @@ pub(super) fn context(
     if let Some(dir) = &spec.working_dir {
         builder.initial_cwd(dir.as_str());
     }
-    for mount in mounts {
-        let perms = if mount.read_only {
+    for dir in dirs {
+        let perms = if dir.read_only {
             FsPerms::ReadOnly
         } else {
             FsPerms::ReadWrite
         };
         builder
-            .preopened_dir(mount.path(), &mount.guest, perms)
+            .preopened_dir(dir.path(), &dir.guest, perms)
             .map_err(|error| Refusal::internal(format_args!("opening a mount: {error}")))?;
     }
     if spec.network {

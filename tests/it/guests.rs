@@ -33,6 +33,22 @@ pub(crate) fn reactor() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/places.rs` for preview 1.
+pub(crate) fn places() -> Bytes {
+    static PLACES: OnceLock<Bytes> = OnceLock::new();
+    PLACES
+        .get_or_init(|| build("places", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/places.rs` as a component.
+pub(crate) fn places_component() -> Bytes {
+    static PLACES: OnceLock<Bytes> = OnceLock::new();
+    PLACES
+        .get_or_init(|| build("places", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 fn build(name: &str, target: &str, flags: &[&str]) -> Bytes {
     install_target(target);
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{target}.wasm"));

@@ -54,3 +54,4 @@ mod spec;
 mod streams;
 mod tenants;
 mod wire;
+mod working_dir;

@@ -1,0 +1,124 @@
+//! The working directory, told so that guests of every make find it.
+//!
+//! Preview 1 has none to tell, and what components are told (`initial-cwd`) their libraries do not ask for. Each looks
+//! for it among the directories that it is given, in a way of its own:
+//!
+//! - wasi-libc, which C, Rust and Python stand on, for preview 1 and in components, starts in "/" and drops "/" and "./"
+//!   from the beginning of names and paths. The longest name that a path begins with is where it leads, of equal ones the
+//!   last. So "." and "/" are one to it, and so are "x" and "/x".
+//! - Go starts in the environment's PWD, or else in the first directory, and makes paths absolute and clean before it
+//!   looks for the longest name.
+//! - Zig without a libc starts in the first directory, and opens no absolute paths.
+//!
+//! So the working directory is given once more as ".", before all others, with the mounts below it by their relative
+//! names, and PWD is set. What one of them would nevertheless misread is refused.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::mounts::{DIRECTORY, Opened, Roots, open_beneath};
+use crate::refusal::{Refusal, quote};
+use crate::request::{GuestPath, Mount, RunSpec, WORKING_DIR_FIELD as FIELD};
+
+/// The directories that a guest is given: `opened`, which are the spec's mounts in their order, and the working
+/// directory.
+///
+/// # Errors
+/// `SPEC_INVALID` for a working directory that is not there, or has an entry that some guests take for a mount.
+pub(super) fn arrange(
+    roots: &Roots,
+    spec: &RunSpec,
+    opened: Vec<Opened>,
+) -> Result<Vec<Opened>, Refusal> {
+    match &spec.working_dir {
+        Some(dir) if !dir.is_root() => beginning_in(dir, &spec.mounts, opened),
+        dir => Ok(beginning_in_root(roots, dir.is_some(), opened)),
+    }
+}
+
+/// The variable that tells a guest where it starts, unless the spec has it.
+pub(super) fn variable(spec: &RunSpec) -> Option<(&'static str, &str)> {
+    const NAME: &str = "PWD";
+    let dir = match &spec.working_dir {
+        Some(dir) => dir.as_str(),
+        None if spec.mounts.is_empty() => return None,
+        None => "/",
+    };
+    let is_set = spec.env.iter().any(|(name, _)| name == NAME);
+    (!is_set).then_some((NAME, dir))
+}
+
+/// With "/" as the first directory: what is mounted there, or an empty one. Where nobody asked for a working directory
+/// the empty one is the last, since programs that go by number look for their first mount in the first place.
+fn beginning_in_root(roots: &Roots, asked: bool, mut opened: Vec<Opened>) -> Vec<Opened> {
+    if let Some(root) = opened.iter().position(|dir| dir.guest == "/") {
+        opened[..=root].rotate_right(1);
+    } else if !opened.is_empty() {
+        let at = if asked { 0 } else { opened.len() };
+        opened.splice(at..at, roots.empty("/"));
+    }
+    opened
+}
+
+fn beginning_in(
+    dir: &GuestPath,
+    mounts: &[Mount],
+    opened: Vec<Opened>,
+) -> Result<Vec<Opened>, Refusal> {
+    let (place, beneath) = opened
+        .iter()
+        .zip(mounts)
+        .filter_map(|(open, mount)| Some((open, dir.beneath(&mount.guest)?)))
+        .min_by_key(|(_, beneath)| beneath.len())
+        .ok_or_else(|| Refusal::invalid(FIELD, "is not under a mount"))?;
+    let fd =
+        open_beneath(&place.fd, Path::new(beneath), DIRECTORY).map_err(|errno| match errno {
+            Errno::XDEV
+            | Errno::LOOP
+            | Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::NAMETOOLONG
+            | Errno::ACCESS => {
+                Refusal::invalid(FIELD, "is not a directory that exists under its mount")
+            }
+            errno => Refusal::internal(format_args!("opening the working directory: {errno}")),
+        })?;
+    for mount in mounts {
+        // The name of a mount without its slash, begun from here.
+        let namesake = &mount.guest.as_str()[1..];
+        match open_beneath(&fd, Path::new(namesake), OFlags::PATH | OFlags::NOFOLLOW) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
+            Ok(_) | Err(_) => return Err(has_namesake(dir, mount)),
+        }
+    }
+    let first = Opened {
+        fd: Arc::new(fd),
+        guest: ".".to_owned(),
+        read_only: place.read_only,
+    };
+    let below = opened.iter().zip(mounts).filter_map(|(open, mount)| {
+        let name = mount.guest.beneath(dir)?;
+        (!name.is_empty()).then(|| Opened {
+            guest: name.to_owned(),
+            ..open.clone()
+        })
+    });
+    let below: Vec<Opened> = below.collect();
+    Ok([first].into_iter().chain(opened).chain(below).collect())
+}
+
+/// Programs that do not tell "data/x" from "/data/x" would open the mount's file for the working directory's.
+fn has_namesake(dir: &GuestPath, mount: &Mount) -> Refusal {
+    let (dir, mount) = (dir.as_str(), mount.guest.as_str());
+    let message = format!(
+        "\"{}\" has \"{}\" in it, which C, Rust and Python programs take for the mount at \"{}\"; allowed is a \
+         mount by another name",
+        quote(dir),
+        quote(&mount[1..]),
+        quote(mount),
+    );
+    Refusal::invalid(FIELD, message)
+}
