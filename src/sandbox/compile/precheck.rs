@@ -97,7 +97,8 @@ impl Counts {
     }
 
     fn told(&self) -> String {
-        let counts = self.each().into_iter().filter(|(_, count)| *count > 0);
+        // One of a kind explains nothing.
+        let counts = self.each().into_iter().filter(|(_, count)| *count > 1);
         list(counts.map(|(cost, count)| format!("{count} {}", cost.what)))
     }
 }
