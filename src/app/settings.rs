@@ -207,7 +207,7 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
             timeout: compile.timeout.0,
             memory: compile.memory.0,
         },
-        small: (compile.small_module.0 > 0).then(|| SmallLane {
+        small: (compile.small_module.0 > 0).then_some(SmallLane {
             max_module: compile.small_module.0,
             budget: Budget {
                 timeout: compile.small_timeout.0,

@@ -242,7 +242,6 @@ impl Modules {
                     }
                     Opening::Opened(inspection, session) => (inspection, session),
                 };
-                let inspection = Arc::new(inspection);
                 inner.inspected.insert(digest, Arc::clone(&inspection));
                 Ok(Inspected {
                     inspection,
@@ -339,7 +338,7 @@ impl Modules {
 enum Opening<T> {
     /// Another did what it was to be opened for.
     Done(T),
-    Opened(Inspection, Session),
+    Opened(Arc<Inspection>, Session),
 }
 
 impl Inner {
@@ -404,7 +403,9 @@ impl Inner {
                 }
             };
             match self.compiler.open(bytes, placement, turn).await {
-                Ok((inspection, session)) => return Ok(Opening::Opened(inspection, session)),
+                Ok((inspection, session)) => {
+                    return Ok(Opening::Opened(Arc::new(inspection), session));
+                }
                 Err(failed) if failed.outgrew => {
                     self.outgrew(digest, wanted, placement);
                     placement = Placement::LARGE;
