@@ -2,16 +2,19 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use crate::policy::MountGrant;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::request::{GuestPath, Mount};
 
 /// How often an open is tried while renames race with it.
 const OPEN_TRIES: u32 = 16;
+/// When to come again where there are no descriptors.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A directory that is open and may be handed to a guest.
 #[derive(Debug)]
@@ -92,6 +95,19 @@ fn outside(mount: &Mount) -> Refusal {
     Refusal::denied(field, "policy.mounts", "is not granted")
 }
 
+/// How many descriptors a run's mounts and its working directory take.
+pub(super) fn descriptors(mounts: &[Mount], working_dir: Option<&GuestPath>) -> usize {
+    mounts.len() + usize::from(working_dir.is_some())
+}
+
+/// A run that mounts more than there are descriptors for now.
+pub(super) fn no_descriptors() -> Refusal {
+    let message = "the files that runs have open are all that this process may have (its limit of open files): there is none left for the run's mounts";
+    Refusal::new(Reason::QueueFull, message)
+        .at("spec.mounts")
+        .retry_after(RETRY)
+}
+
 /// Opens `mounts`, and the working directory once more as ".", which is how preview 1 knows one.
 ///
 /// # Errors
@@ -125,6 +141,7 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
             Refusal::invalid(&field, "is not a directory that exists")
         }
         Errno::ACCESS | Errno::PERM => Refusal::invalid(&field, "is not readable by the daemon"),
+        Errno::MFILE | Errno::NFILE => no_descriptors(),
         errno => Refusal::internal(format_args!("opening a mount: {errno}")),
     })?;
     Ok(Opened {
@@ -155,6 +172,7 @@ fn open_working_dir(
         | Errno::ACCESS => {
             Refusal::invalid(FIELD, "is not a directory that exists under its mount")
         }
+        Errno::MFILE | Errno::NFILE => no_descriptors(),
         errno => Refusal::internal(format_args!("opening the working directory: {errno}")),
     })?;
     Ok(Opened {
