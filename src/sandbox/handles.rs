@@ -1,9 +1,10 @@
-//! Descriptors that guests hold: each run has a limit of its own, and all runs share a budget that leaves the daemon what it
-//! needs itself.
+//! Descriptors that guests hold: each run has a limit of its own, and all runs share a budget that
+//! leaves the daemon what it needs itself.
 //!
-//! Of the budget, half is divided evenly over the slots, so that whatever others do each run may open a few. The rest is
-//! taken by whoever opens more, and given back as files are closed; where there are several tenants none of them may hold
-//! the last eighth of it. A run that finds its limit or the budget used up is told so by the error of its own `open`.
+//! Of the budget, half is divided evenly over the slots, so that whatever others do each run may
+//! open a few. The rest is taken by whoever opens more, and given back as files are closed; where
+//! there are several tenants none of them may hold the last eighth of it. A run that finds its
+//! limit or the budget used up is told so by the error of its own `open`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,8 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const UNLIMITED: u64 = 1 << 20;
 /// What each run may open at the most before it takes from what all have in common.
 const MOST_EACH: usize = 16;
-/// Entries of a run's resource table for each handle that it may have: what is in the table beside descriptors (timers and
-/// other pollables, streams, errors) takes memory only, and a timer takes two.
+/// Entries of a run's resource table for each handle that it may have: what is in the table beside
+/// descriptors (timers and other pollables, streams, errors) takes memory only, and a timer takes
+/// two.
 const ENTRIES_PER_HANDLE: usize = 4;
 
 /// Descriptors that the guests of all runs may hold.
@@ -27,8 +29,9 @@ pub struct DescriptorBudget {
 }
 
 impl DescriptorBudget {
-    /// Creates the budget of this process, for `slots` runs at once: three eighths of the descriptors that it may have.
-    /// Loaded modules may take a quarter; connections, the store and compilations have the rest.
+    /// Creates the budget of this process, for `slots` runs at once: three eighths of the
+    /// descriptors that it may have. Loaded modules may take a quarter; connections, the store and
+    /// compilations have the rest.
     pub fn of_process(slots: u32) -> Arc<Self> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.unwrap_or(UNLIMITED).min(UNLIMITED);
@@ -103,7 +106,8 @@ pub(super) enum HandlesFull {
     Process,
 }
 
-/// What one run holds. All of it is given back when this is dropped, which is when the run's store is.
+/// What one run holds. All of it is given back when this is dropped, which is when the run's store
+/// is.
 #[derive(Debug)]
 pub(super) struct Handles {
     most: usize,
@@ -137,7 +141,8 @@ impl Handles {
         self.most * ENTRIES_PER_HANDLE
     }
 
-    /// Takes a place for a descriptor that is about to be opened. Where that comes to nothing it is put back.
+    /// Takes a place for a descriptor that is about to be opened. Where that comes to nothing it is
+    /// put back.
     pub(super) fn reserve(&mut self) -> Result<(), HandlesFull> {
         if self.held >= self.most {
             return Err(HandlesFull::Run);
@@ -172,14 +177,16 @@ impl Handles {
         }
     }
 
-    /// Gives back what is held under `number`, where anything is: what a guest closes and never opened counts for nothing.
+    /// Gives back what is held under `number`, where anything is: what a guest closes and never
+    /// opened counts for nothing.
     pub(super) fn close(&mut self, number: u32) {
         if self.forget(number) {
             self.put_back();
         }
     }
 
-    /// Says that what was known as `from` is known as `to`, whatever was known as that being closed.
+    /// Says that what was known as `from` is known as `to`, whatever was known as that being
+    /// closed.
     pub(super) fn renumber(&mut self, from: u32, to: u32) {
         self.close(to);
         if self.forget(from) {
@@ -206,7 +213,8 @@ impl Drop for Handles {
     }
 }
 
-/// Which word and which bit of it stand for a number. Numbers are reused, so that there are never many more than handles.
+/// Which word and which bit of it stand for a number. Numbers are reused, so that there are never
+/// many more than handles.
 fn place_of(number: u32) -> (usize, u64) {
     ((number / u64::BITS) as usize, 1 << (number % u64::BITS))
 }

@@ -8,9 +8,9 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
+use super::handles::{DescriptorBudget, Handles};
 use super::meter::Meter;
 use super::pace::Pace;
-use super::handles::{DescriptorBudget, Handles};
 use super::preview1::{self, Moved};
 use super::stdin::Input;
 use super::stdio::GuestOutput;

@@ -1,5 +1,6 @@
-//! How a host call does a lot of work for a guest: in pieces, between which it looks whether the run has to end, and gives
-//! way to others. Epochs never interrupt a host call, so whatever a guest may make large is done this way.
+//! How a host call does a lot of work for a guest: in pieces, between which it looks whether the
+//! run has to end, and gives way to others. Epochs never interrupt a host call, so whatever a guest
+//! may make large is done this way.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -15,7 +16,8 @@ const SLICE: Duration = Duration::from_millis(1);
 /// The pace of one host call.
 pub(super) struct Pace<'a> {
     stop: &'a Stop,
-    /// When others ran last; unset until the end of the first piece, so that a call of one piece looks at no clock.
+    /// When others ran last; unset until the end of the first piece, so that a call of one piece
+    /// looks at no clock.
     since: Option<Instant>,
 }
 

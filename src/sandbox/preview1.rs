@@ -1,7 +1,8 @@
-//! Host calls of preview 1 and of `wasi_unstable` that a guest can make large, or that open and close files. Large ones are
-//! done here in pieces (see [`super::pace`]), so that no size fails and none delays the run's end; the runtime's own
-//! functions see single pieces. What a guest may pass by size: any buffer, paths of [`MAX_PATH`], polls of as many
-//! subscriptions as it may have handles.
+//! Host calls of preview 1 and of `wasi_unstable` that a guest can make large, or that open and
+//! close files. Large ones are done here in pieces (see [`super::pace`]), so that no size fails and
+//! none delays the run's end; the runtime's own functions see single pieces. What a guest may pass
+//! by size: any buffer, paths of [`MAX_PATH`], polls of as many subscriptions as it may have
+//! handles.
 
 use wasmtime::{Caller, Linker};
 use wasmtime_wasi::p0::wasi_unstable;
@@ -14,7 +15,8 @@ use super::host::{State, memory};
 use super::pace::{PIECE_BYTES, Pace};
 use super::stdio::GuestOutput;
 
-/// The longest path that is looked at. Linux takes 4 KiB; what the runtime resolves itself may be longer.
+/// The longest path that is looked at. Linux takes 4 KiB; what the runtime resolves itself may be
+/// longer.
 pub(super) const MAX_PATH: u32 = 64 << 10;
 /// What the runtime may copy for one of its own calls: a piece, or two paths.
 const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
@@ -61,8 +63,8 @@ macro_rules! define {
     };
 }
 
-/// Defines a function that takes paths, which are given by the positions of their lengths, as one that first looks whether
-/// they are too long.
+/// Defines a function that takes paths, which are given by the positions of their lengths, as one
+/// that first looks whether they are too long.
 macro_rules! define_paths {
     ($linker:expr, $name:ident, ($($arg:ident),*), [$($len:ident),*]) => {
         for (module, version) in [
@@ -92,9 +94,15 @@ macro_rules! define_paths {
 
 /// The type of an argument of a function that takes paths.
 macro_rules! paths {
-    (@type accessed) => { i64 };
-    (@type modified) => { i64 };
-    (@type $arg:ident) => { i32 };
+    (@type accessed) => {
+        i64
+    };
+    (@type modified) => {
+        i64
+    };
+    (@type $arg:ident) => {
+        i32
+    };
 }
 
 /// Whether a path of a length that a guest gave is too long to be looked at.
@@ -126,7 +134,12 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define!(linker, "fd_close", (i32,), fd_close);
     define!(linker, "fd_renumber", (i32, i32), fd_renumber);
     define_paths!(linker, path_create_directory, (fd, path, len), [len]);
-    define_paths!(linker, path_filestat_get, (fd, flags, path, len, out), [len]);
+    define_paths!(
+        linker,
+        path_filestat_get,
+        (fd, flags, path, len, out),
+        [len]
+    );
     define_paths!(
         linker,
         path_filestat_set_times,
@@ -139,7 +152,12 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         (fd, flags, path, len, to_fd, to, to_len),
         [len, to_len]
     );
-    define_paths!(linker, path_readlink, (fd, path, len, buf, buf_len, out), [len]);
+    define_paths!(
+        linker,
+        path_readlink,
+        (fd, path, len, buf, buf_len, out),
+        [len]
+    );
     define_paths!(linker, path_remove_directory, (fd, path, len), [len]);
     define_paths!(
         linker,
@@ -147,12 +165,18 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         (fd, path, len, to_fd, to, to_len),
         [len, to_len]
     );
-    define_paths!(linker, path_symlink, (path, len, fd, to, to_len), [len, to_len]);
+    define_paths!(
+        linker,
+        path_symlink,
+        (path, len, fd, to, to_len),
+        [len, to_len]
+    );
     define_paths!(linker, path_unlink_file, (fd, path, len), [len]);
     Ok(())
 }
 
-/// What `fd_read` and `fd_write` take: a descriptor, buffers and their number, where the count of bytes goes.
+/// What `fd_read` and `fd_write` take: a descriptor, buffers and their number, where the count of
+/// bytes goes.
 type Vector = (i32, i32, i32, i32);
 /// What `fd_pread` and `fd_pwrite` take, which have an offset beside that.
 type VectorAt = (i32, i32, i32, i64, i32);
@@ -180,7 +204,8 @@ struct Buffer {
     len: u32,
 }
 
-/// The first of a guest's buffers that is not empty: reading and writing may stop after it, and the runtime does.
+/// The first of a guest's buffers that is not empty: reading and writing may stop after it, and the
+/// runtime does.
 async fn first_buffer(
     memory: &GuestMemory<'_>,
     (iovs, count): (i32, i32),
@@ -204,8 +229,8 @@ async fn first_buffer(
     Ok(None)
 }
 
-/// Reads into the first buffer that is not empty: a file until that is full, or the file at its end; input as long as that
-/// does not wait.
+/// Reads into the first buffer that is not empty: a file until that is full, or the file at its
+/// end; input as long as that does not wait.
 async fn read(
     mut caller: Caller<'_, State>,
     (fd, iovs, count, out): Vector,
@@ -224,12 +249,16 @@ async fn read(
         let (iovs, count) = first.map_or((0, 0), |buffer| (buffer.iovec, 1));
         return match offset {
             None => runtime!(version, fd_read(wasi, &mut memory, fd, iovs, count, out)),
-            Some(at) => runtime!(version, fd_pread(wasi, &mut memory, fd, iovs, count, at, out)),
+            Some(at) => runtime!(
+                version,
+                fd_pread(wasi, &mut memory, fd, iovs, count, at, out)
+            ),
         };
     };
     let guest_fd = types::Fd::from(fd.cast_unsigned());
-    let is_file = offset.is_some() || WasiSnapshotPreview1::fd_tell(wasi, &mut memory, guest_fd).is_ok();
-    let mut piece = Piece::new();
+    let is_file =
+        offset.is_some() || WasiSnapshotPreview1::fd_tell(wasi, &mut memory, guest_fd).is_ok();
+    let mut piece = ScratchMemory::new();
     let mut done = 0;
     while done < buffer.len {
         let want = piece.prepare(buffer.len - done);
@@ -256,7 +285,8 @@ async fn read(
         let start = start.ok_or(wasmtime::Trap::MemoryOutOfBounds)?;
         memory.copy_from_slice(piece.filled(read), GuestPtr::new((start, read)))?;
         done += read;
-        // A file's stream gives less than was asked for at a time; its end is where it gives nothing.
+        // A file's stream gives less than was asked for at a time; its end is where it gives
+        // nothing.
         let more = match is_file {
             true => read > 0,
             false => read == want && state.input.is_ready(),
@@ -336,11 +366,14 @@ async fn write_file(
         let (iovs, count) = first.map_or((0, 0), |buffer| (buffer.iovec, 1));
         return match offset {
             None => runtime!(version, fd_write(wasi, &mut memory, fd, iovs, count, out)),
-            Some(at) => runtime!(version, fd_pwrite(wasi, &mut memory, fd, iovs, count, at, out)),
+            Some(at) => runtime!(
+                version,
+                fd_pwrite(wasi, &mut memory, fd, iovs, count, at, out)
+            ),
         };
     };
     let guest_fd = types::Fd::from(fd.cast_unsigned());
-    let mut piece = Piece::new();
+    let mut piece = ScratchMemory::new();
     let mut done = 0;
     while done < buffer.len {
         let want = piece.prepare(buffer.len - done);
@@ -374,10 +407,11 @@ async fn write_file(
     Ok(SUCCESS)
 }
 
-/// A memory of the host's that holds one iovec and its buffer, which the runtime takes for the guest's.
-struct Piece(Vec<u8>);
+/// A memory of the host's that holds one iovec and its buffer, which the runtime takes for the
+/// guest's.
+struct ScratchMemory(Vec<u8>);
 
-impl Piece {
+impl ScratchMemory {
     fn new() -> Self {
         Self(vec![0; IOVEC_BYTES as usize + PIECE_BYTES])
     }
@@ -445,11 +479,14 @@ async fn poll_oneoff(
     let mut memory = GuestMemory::Unshared(bytes);
     let wasi = &mut state.wasi;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, count.cast_unsigned() as usize * POLL_BYTES);
-    runtime!(version, poll_oneoff(wasi, &mut memory, subs, events, count, out))
+    runtime!(
+        version,
+        poll_oneoff(wasi, &mut memory, subs, events, count, out)
+    )
 }
 
-/// Whether a guest may poll for so much at once. Each subscription takes two entries of its resource table for as long as
-/// the call takes, and descriptors take at most a quarter of that.
+/// Whether a guest may poll for so much at once. Each subscription takes two entries of its
+/// resource table for as long as the call takes, and descriptors take at most a quarter of that.
 pub(super) fn may_poll(state: &State, count: i32) -> bool {
     count.cast_unsigned() as usize <= state.handles.most()
 }
@@ -482,12 +519,15 @@ async fn fd_renumber(
     if errno == SUCCESS && from != to {
         state.moved.add(from);
         state.moved.add(to);
-        state.handles.renumber(from.cast_unsigned(), to.cast_unsigned());
+        state
+            .handles
+            .renumber(from.cast_unsigned(), to.cast_unsigned());
     }
     Ok(errno)
 }
 
-/// Which of the standard descriptors 0 to 2 of a core module are no longer what they were when it began.
+/// Which of the standard descriptors 0 to 2 of a core module are no longer what they were when it
+/// began.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Moved(u8);
 

@@ -1,5 +1,5 @@
-//! What a guest reads: the spec's input, and after that, where its caller still writes, a small pipe that makes the caller
-//! wait.
+//! What a guest reads: the spec's input, and after that, where its caller still writes, a small
+//! pipe that makes the caller wait.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -156,7 +156,8 @@ impl InputStream for GuestInput {
     }
 }
 
-/// Fails every read, so that a guest which took a way that nobody feeds does not see an end that is none.
+/// Fails every read, so that a guest which took a way that nobody feeds does not see an end that is
+/// none.
 struct NoStream;
 
 impl AsyncRead for NoStream {

@@ -17,6 +17,12 @@ use crate::limits::{Delivery, OutputPolicy};
 use crate::log::{CHUNK_BYTES, Log};
 use crate::outcome::{CancelCause, Stream, Usage, Written};
 
+/// What a guest is told that it may write in one call where there is room at all: more than any
+/// memory of 32 bits can hold in one piece, and what `write` of Linux transfers at the most. Some
+/// guests ignore that a write was short (CPython's unbuffered output does), so none ever is: a call
+/// writes all, and waits for the reader between its pieces.
+pub(super) const ANY_AMOUNT: usize = 0x7fff_f000;
+
 /// A run's output. Captured output also waits in memory for its caller, up to the output limit.
 #[derive(Debug)]
 pub struct Output {
@@ -35,7 +41,7 @@ struct Inner {
 
 /// The error that ends a guest which went over its output limit.
 #[derive(Debug)]
-pub struct OutputExceeded;
+pub(super) struct OutputExceeded;
 
 impl fmt::Display for OutputExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,8 +143,8 @@ pub struct GuestOutput {
 }
 
 impl GuestOutput {
-    /// Resolves when something may be written. A caller that takes nothing for too long ends the run, or, where that
-    /// goes on without it, is not waited for any more.
+    /// Resolves when something may be written. A caller that takes nothing for too long ends the
+    /// run, or, where that goes on without it, is not waited for any more.
     async fn wait_for_space(&self) {
         if self.output.log.wait_for_room(self.stall).await {
             return;
@@ -155,8 +161,8 @@ impl GuestOutput {
     /// Writes all of `bytes`, in pieces, waiting for the reader as it goes.
     ///
     /// # Errors
-    /// [`OutputExceeded`] where they go over the output limit and the run is to stop there; [`Stopped`] where it has to end
-    /// for another reason.
+    /// [`OutputExceeded`] where they go over the output limit and the run is to stop there;
+    /// [`Stopped`](super::stop::Stopped) where it has to end for another reason.
     pub(super) async fn write_all(
         &self,
         mut bytes: &[u8],
@@ -203,15 +209,10 @@ impl Pollable for GuestOutput {
     }
 }
 
-/// What a guest is told that it may write in one call where there is room at all: more than any memory of 32 bits can hold in
-/// one piece, and what `write` of Linux transfers at the most. Some guests ignore that a write was short (CPython's unbuffered
-/// output does), so none ever is: a call writes all, and waits for the reader between its pieces.
-pub(super) const ANY_AMOUNT: usize = 0x7fff_f000;
-
 #[async_trait]
 impl OutputStream for GuestOutput {
-    /// No guest's write comes here: those go by [`Self::blocking_write_and_flush`], which can wait. The bound on the log does
-    /// not rest on that.
+    /// No guest's write comes here: those go by [`Self::blocking_write_and_flush`], which can wait.
+    /// The bound on the log does not rest on that.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         if bytes.len() > CHUNK_BYTES {
             return Err(StreamError::trap("wrote more than there is room for"));

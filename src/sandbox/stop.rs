@@ -28,7 +28,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Asks the run to end, and says whether this was the first to ask; a later reason changes nothing.
+    /// Asks the run to end, and says whether this was the first to ask; a later reason changes
+    /// nothing.
     pub fn request(&self, reason: StopReason) -> bool {
         let code = match reason {
             StopReason::TimedOut => 1,
@@ -52,7 +53,8 @@ impl Stop {
         let _ = self.deadline.set(deadline);
     }
 
-    /// Whether the run has to end at `now`: somebody asked it to, or its deadline has passed, which counts as asking.
+    /// Whether the run has to end at `now`: somebody asked it to, or its deadline has passed, which
+    /// counts as asking.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         if self.deadline.get().is_some_and(|deadline| now >= *deadline) {
             self.request(StopReason::TimedOut);

@@ -15,7 +15,6 @@ use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-
 /// A run's three standard streams.
 pub(super) struct Stdio {
     /// Standard input.
