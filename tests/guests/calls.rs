@@ -45,7 +45,11 @@ fn main() {
         #[cfg(target_env = "p2")]
         "insecure" => raw::insecure(number(2)),
         #[cfg(target_env = "p2")]
-        "zeroes" => raw::zeroes(number(2)),
+        "zeroes" => {
+            for _ in 0..arg(3).parse().unwrap_or(1) {
+                raw::zeroes(number(2));
+            }
+        }
         #[cfg(target_env = "p2")]
         "splice" => raw::splice(number(2)),
         #[cfg(target_env = "p1")]
@@ -318,7 +322,11 @@ mod raw {
 
     fn check(list: &List, len: usize) {
         assert_eq!(list.1, len);
-        super::check_random(unsafe { std::slice::from_raw_parts(list.0, list.1) });
+        if len > 0 {
+            // What the host had allocated here.
+            let bytes = unsafe { Vec::from_raw_parts(list.0.cast_mut(), len, len) };
+            super::check_random(&bytes);
+        }
     }
 
     /// Waits for many timers, one after the other as they come.
