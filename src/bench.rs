@@ -114,6 +114,8 @@ impl Daemon {
             stop: Arc::default(),
             stall: STALL,
             until: None,
+            max_handles: self.tenant.policy.max_handles as usize,
+            descriptors: Arc::clone(&self.tenant.descriptors),
         };
         let loaded = Arc::clone(&module.loaded);
         let prepared = sandbox::prepare(loaded, spec, pages, entry, around);

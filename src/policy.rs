@@ -18,6 +18,8 @@ pub struct Policy {
     pub wasi: bool,
     /// The real clock for runs that do not say; false refuses it to all.
     pub clock: bool,
+    /// The most open files, directories, sockets and streams of files of a run.
+    pub max_handles: u32,
     /// The most bytes of standard input.
     pub max_stdin: u64,
     /// The most bytes of arguments, terminators included.
@@ -93,6 +95,7 @@ impl From<&Config> for Policy {
             },
             wasi: policy.wasi,
             clock: policy.clock,
+            max_handles: policy.max_handles,
             max_stdin: policy.max_stdin.0,
             max_args: policy.max_args.0,
             max_env: policy.max_env.0,

@@ -73,6 +73,8 @@ fn limits(c: &mut Checker, config: &Config) {
         Size(1),
         policy.max_output,
     );
+    // The least has room for as many mounts as a run may have; the most bounds what a table of them takes in memory.
+    c.between("policy.max_handles", policy.max_handles, 64, 65_536);
     c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
     c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
     c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);

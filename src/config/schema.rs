@@ -104,6 +104,7 @@ pub struct Policy {
     pub max_timeout: Time,
     pub max_output: Size,
     pub max_stream_output: Size,
+    pub max_handles: u32,
     pub max_stdin: Size,
     pub max_args: Size,
     pub max_env: Size,

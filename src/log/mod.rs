@@ -237,10 +237,9 @@ impl Log {
         Some(most.saturating_sub(owed.bytes + OVERHEAD))
     }
 
-    /// Resolves to true when there is room for more than `beside`, and to false when the caller has taken nothing for
-    /// `stall`.
-    pub async fn wait_for_room(&self, beside: usize, stall: Duration) -> bool {
-        let full = || self.room().is_some_and(|room| room <= beside);
+    /// Resolves to true when there is room, and to false when the caller has taken nothing for `stall`.
+    pub async fn wait_for_room(&self, stall: Duration) -> bool {
+        let full = || self.room() == Some(0);
         while full() {
             let since = *self.lock().full_since.get_or_insert_with(Instant::now);
             let patience = stall.saturating_sub(since.elapsed());

@@ -230,6 +230,8 @@ impl Runner {
             stop: Arc::clone(&run.stop),
             stall: self.stall_timeout,
             until,
+            max_handles: tenant.policy.max_handles as usize,
+            descriptors: Arc::clone(&tenant.descriptors),
         };
         Ok(Admitted {
             granted: Granted {

@@ -16,7 +16,7 @@ use crate::log::{Log, Pool};
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Digest;
-use crate::sandbox::{Lane, Roots};
+use crate::sandbox::{DescriptorAccount, DescriptorBudget, Lane, Roots};
 use crate::store::Store;
 
 /// The name of the tenant that the daemon's own runs are of. No tenant can be called so.
@@ -53,6 +53,8 @@ pub struct Tenant {
     pub(super) store: Arc<Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) viewers: Arc<Semaphore>,
+    /// Its share of what guests may have open.
+    pub(crate) descriptors: Arc<DescriptorAccount>,
     logs: Arc<Pool>,
     log_bytes: usize,
     /// Whether its compiled code is nobody else's.
@@ -115,6 +117,7 @@ impl Tenants {
         let count = all.len().max(1);
         let shares = count > 1;
         let each = |n: usize| n.div_ceil(count);
+        let descriptors = DescriptorBudget::of_process(settings.capacity.slots);
         let make = |line: usize, it: TenantSettings| {
             let roots = Roots::open(&it.policy.grants.mounts).map_err(Refusal::internal)?;
             let history = History {
@@ -134,6 +137,7 @@ impl Tenants {
                 store: it.store,
                 registry: Registry::new(history, keys),
                 viewers: Arc::new(Semaphore::new(each(settings.viewers as usize))),
+                descriptors: descriptors.account(shares),
                 logs: Pool::new(each(settings.log_budget)),
                 log_bytes: settings.log_bytes,
                 apart: !settings.share_code,

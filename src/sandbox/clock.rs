@@ -11,6 +11,7 @@ use wasmtime_wasi::p2::{DynPollable, Pollable, subscribe};
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiView, async_trait};
 
 use super::host::State;
+use super::preview1::may_poll;
 
 /// 2022-01-01T00:00:00Z, since the epoch.
 const START: Duration = Duration::from_secs(1_640_995_200);
@@ -131,7 +132,7 @@ fn poll_oneoff(
     size: usize,
     [subs, events, n, out]: [i32; 4],
 ) -> wasmtime::Result<i32> {
-    if n == 0 {
+    if n == 0 || !may_poll(caller.data(), n) {
         return Ok(ERRNO_INVAL);
     }
     let memory = caller

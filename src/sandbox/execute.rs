@@ -9,12 +9,14 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
 use super::entry::Entry;
+use super::handles::{DescriptorAccount, Handles};
 use super::host::{Clock, State};
 use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
+use super::preview1::Moved;
 use super::stdin::Input;
-use super::stdio::{GuestOutput, Output, Permit};
+use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason};
 use super::trap;
 use super::turn::Turn;
@@ -26,8 +28,9 @@ use crate::policy::Grants;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// Bytes that host calls may copy for a guest at once; much lower breaks large writes.
-const HOSTCALL_FUEL: usize = 16 << 20;
+/// The runtime's bound on what a host call may copy is none: what guests may make large is bounded, or done in pieces, where
+/// each call is defined ([`super::preview1`], [`super::preview2`]).
+const HOSTCALL_FUEL: usize = usize::MAX;
 /// A metered guest gives way after this much fuel, which also bounds how far a reading of its fuel may be off.
 const FUEL_INTERVAL: u64 = 1_000_000;
 /// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
@@ -68,6 +71,10 @@ pub struct Surroundings<'a> {
     pub stall: Duration,
     /// Ends the run however long its own timeout is.
     pub until: Option<Instant>,
+    /// The most handles that the run may have.
+    pub max_handles: usize,
+    /// Where their descriptors come from.
+    pub descriptors: Arc<DescriptorAccount>,
 }
 
 /// Settles all that can refuse a run.
@@ -87,6 +94,10 @@ pub fn prepare(
         Clock::Stepped
     };
     loaded.linkage(clock)?;
+    let mut handles = Handles::new(around.max_handles, around.descriptors);
+    for _ in 0..working_dir::given(spec) {
+        handles.reserve().map_err(|_| mounts::no_descriptors())?;
+    }
     let opened = mounts::open(around.roots, &spec.mounts)?;
     let dirs = working_dir::arrange(around.roots, spec, opened)?;
     let stream = |stream| GuestOutput {
@@ -95,7 +106,13 @@ pub fn prepare(
         stop: Arc::clone(&around.stop),
         stall: around.stall,
         detached: spec.detach,
-        permit: Permit::default(),
+    };
+    let input = match around.input {
+        Some(input) => {
+            input.begin_with(spec.stdin.clone());
+            input
+        }
+        None => Arc::new(Input::whole(spec.stdin.clone())),
     };
     let stepped = SteppedClock::default();
     let module_name = [around.module_name, &loaded.inspection.description.name];
@@ -106,11 +123,12 @@ pub fn prepare(
         &dirs,
         &around.grants.network,
         wasi::Stdio {
-            input: around.input,
+            input: Arc::clone(&input),
             stdout: stream(Stream::Stdout),
             stderr: stream(Stream::Stderr),
         },
         &stepped,
+        handles.table_entries(),
     )?;
     Ok(Prepared {
         loaded,
@@ -125,7 +143,11 @@ pub fn prepare(
                 Arc::clone(&around.usage),
             ),
             stop: Arc::clone(&around.stop),
+            input,
+            stdout: stream(Stream::Stdout),
             stderr: stream(Stream::Stderr),
+            moved: Moved::default(),
+            handles,
             labels: spec.labels.clone(),
         },
         fuel: spec.limits.fuel,
@@ -153,6 +175,9 @@ impl Prepared {
             .flatten()
             .min();
         let stop = Arc::clone(&self.state.stop);
+        if let Some(deadline) = deadline {
+            stop.set_deadline(deadline);
+        }
         let mut store = arm(
             self.loaded.engine(),
             self.state,

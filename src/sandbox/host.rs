@@ -8,10 +8,14 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
+use super::handles::{DescriptorBudget, Handles};
 use super::meter::Meter;
-use super::regular;
-use super::stdio::{GuestOutput, Permit};
+use super::pace::Pace;
+use super::preview1::{self, Moved};
+use super::stdin::Input;
+use super::stdio::GuestOutput;
 use super::stop::Stop;
+use super::{preview2, regular};
 use crate::log::{Log, Pool};
 use crate::request::Labels;
 
@@ -25,8 +29,16 @@ pub struct State {
     pub meter: Meter,
     /// Asks the guest to end.
     pub stop: Arc<Stop>,
-    /// The run's stderr, where `ringfence.log` writes.
+    /// What the run reads.
+    pub(super) input: Arc<Input>,
+    /// The run's stdout.
+    pub stdout: GuestOutput,
+    /// The run's stderr, where `ringfence.log` writes too.
     pub stderr: GuestOutput,
+    /// Which of a core module's standard descriptors are these no longer.
+    pub(super) moved: Moved,
+    /// The descriptors that the run holds.
+    pub(super) handles: Handles,
     /// What `ringfence.label` reads.
     pub labels: Labels,
 }
@@ -92,6 +104,7 @@ pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Lin
             Err(I32Exit(code).into())
         })?;
     }
+    preview1::add(&mut linker)?;
     regular::add_core(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_core(&mut linker)?;
@@ -110,6 +123,7 @@ pub(super) fn component_linker(
 ) -> wasmtime::Result<wasmtime::component::Linker<State>> {
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    preview2::add(&mut linker)?;
     regular::add_component(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_component(&mut linker)?;
@@ -140,19 +154,24 @@ impl State {
             Log::new(0, Pool::new(0)),
             Arc::default(),
         );
+        let output = Arc::new(output);
+        let stream = |stream| GuestOutput {
+            detached: false,
+            output: Arc::clone(&output),
+            stream,
+            stop: Arc::clone(&stop),
+            stall: std::time::Duration::ZERO,
+        };
         Self {
             wasi: WasiCtxBuilder::new().build_p1(),
             stepped: SteppedClock::default(),
             meter: Meter::new(0, Arc::default()),
             stop: Arc::clone(&stop),
-            stderr: GuestOutput {
-                detached: false,
-                output: Arc::new(output),
-                stream: crate::outcome::Stream::Stderr,
-                stop,
-                stall: std::time::Duration::ZERO,
-                permit: Permit::default(),
-            },
+            input: Arc::default(),
+            stdout: stream(crate::outcome::Stream::Stdout),
+            stderr: stream(crate::outcome::Stream::Stderr),
+            moved: Moved::default(),
+            handles: Handles::new(0, DescriptorBudget::of_process(0).account(false)),
             labels: Labels::default(),
         }
     }
@@ -186,7 +205,8 @@ fn define_log(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 // In one piece, so that nothing stands between a line and its level.
                 let line = [b"[", level.as_bytes(), b"] ", text, b"\n"].concat();
                 let stderr = caller.data().stderr.clone();
-                stderr.write_all(&line).await?;
+                let mut pace = Pace::new(&stderr.stop);
+                stderr.write_all(&line, &mut pace).await?;
                 Ok(())
             })
         },

@@ -629,10 +629,10 @@ impl Inner {
     }
 }
 
-/// How many modules may be loaded at once: they may take half of the descriptors that the process may have.
+/// How many modules may be loaded at once: they may take a quarter of the descriptors that the process may have.
 fn most_loaded() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(u64::MAX, |limit| (limit / 2).max(1))
+    limit.map_or(u64::MAX, |limit| (limit / 4).max(1))
 }
 
 fn too_slow() -> Refusal {

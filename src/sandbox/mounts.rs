@@ -3,16 +3,19 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::policy::MountGrant;
-use crate::refusal::{Refusal, quote};
+use crate::refusal::{Reason, Refusal, quote};
 use crate::request::Mount;
 
 /// How often an open is tried while renames race with it.
 const OPEN_TRIES: u32 = 16;
+/// When to come again where there are no descriptors.
+const RETRY: Duration = Duration::from_secs(1);
 /// The most directories that lie above one that has a path.
 const MAX_DEPTH: usize = 4096;
 /// A directory of Linux that has nothing in it, and that nobody can put anything into.
@@ -204,6 +207,14 @@ fn outside(mount: &Mount) -> Refusal {
     Refusal::denied(field, "policy.mounts", "is not granted")
 }
 
+/// A run that mounts more than there are descriptors for now.
+pub(super) fn no_descriptors() -> Refusal {
+    let message = "the files that runs have open are all that this process may have (its limit of open files): there is none left for the run's mounts";
+    Refusal::new(Reason::QueueFull, message)
+        .at("spec.mounts")
+        .retry_after(RETRY)
+}
+
 /// Opens `mounts`, in their order.
 ///
 /// # Errors
@@ -253,6 +264,7 @@ fn check_place(
             | Errno::NAMETOOLONG
             | Errno::ACCESS,
         ) => true,
+        Err(Errno::MFILE | Errno::NFILE) => return Err(no_descriptors()),
         Err(errno) => {
             return Err(Refusal::internal(format_args!(
                 "looking into a mount: {errno}"
@@ -284,6 +296,7 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
             Refusal::invalid(&field, "is not a directory that exists")
         }
         Errno::ACCESS | Errno::PERM => Refusal::invalid(&field, "is not readable by the daemon"),
+        Errno::MFILE | Errno::NFILE => no_descriptors(),
         errno => Refusal::internal(format_args!("opening a mount: {errno}")),
     })?;
     roots.check_writable(mount, &fd)?;

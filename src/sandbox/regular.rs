@@ -2,11 +2,11 @@
 //! device is nobody's data. No guest can make either; what the host has put into a writable mount can be renamed by one
 //! guest between the look and the open of another, which then holds a thread as it would have.
 
-use wasmtime::component::{self, Resource};
-use wasmtime::{AsContextMut, Caller, Linker, StoreContextMut};
+use wasmtime::component::{self, Resource, WasmStr};
+use wasmtime::{Caller, Linker, StoreContextMut};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p0::wasi_unstable;
-use wasmtime_wasi::p1::types::{self, Filetype};
+use wasmtime_wasi::p1::types::{self, Errno, Filetype};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     Descriptor, DescriptorFlags, DescriptorType, ErrorCode, HostDescriptor, OpenFlags, PathFlags,
@@ -14,11 +14,14 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::host::{State, memory};
+use super::preview1::{MAX_PATH, code, errno_of, is_too_long};
+use super::preview2;
 
 /// The interface of components that opens files, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What a core module is told.
 const ERRNO_ACCES: i32 = 2;
+const ERRNO_SUCCESS: i32 = 0;
 
 /// What `path_open` of core modules takes.
 type PathOpen = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
@@ -44,12 +47,14 @@ async fn path_open(
     unstable: bool,
 ) -> wasmtime::Result<i32> {
     let (dir, follow, path, len, how, base, inheriting, flags, out) = args;
-    let fuel = caller.as_context_mut().hostcall_fuel();
+    if is_too_long(len) {
+        return Ok(code(Errno::Nametoolong));
+    }
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let wasi = &mut state.wasi;
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, fuel);
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, MAX_PATH as usize);
     if let Ok(lookup) = types::Lookupflags::try_from(follow.cast_unsigned()) {
         let name = GuestPtr::<str>::new((path.cast_unsigned(), len.cast_unsigned()));
         let dir = types::Fd::from(dir.cast_unsigned());
@@ -64,7 +69,10 @@ async fn path_open(
             return Ok(ERRNO_ACCES);
         }
     }
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, fuel);
+    if let Err(full) = state.handles.reserve() {
+        return Ok(errno_of(full));
+    }
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, MAX_PATH as usize);
     // The two versions take the same.
     macro_rules! open {
         ($version:ident) => {
@@ -84,10 +92,17 @@ async fn path_open(
             .await
         };
     }
-    match unstable {
-        true => open!(wasi_unstable),
-        false => open!(wasi_snapshot_preview1),
+    let errno = match unstable {
+        true => open!(wasi_unstable)?,
+        false => open!(wasi_snapshot_preview1)?,
+    };
+    if errno == ERRNO_SUCCESS {
+        let fd = memory.read(GuestPtr::<u32>::new(out.cast_unsigned()))?;
+        state.handles.keep(fd);
+    } else {
+        state.handles.put_back();
     }
+    Ok(errno)
 }
 
 /// Replaces `open-at` of components.
@@ -106,7 +121,7 @@ pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::
 type OpenAt = (
     Resource<Descriptor>,
     PathFlags,
-    String,
+    WasmStr,
     OpenFlags,
     DescriptorFlags,
 );
@@ -116,6 +131,9 @@ async fn open_at(
     mut store: StoreContextMut<'_, State>,
     (dir, follow, path, how, flags): OpenAt,
 ) -> wasmtime::Result<Opened> {
+    let Some(path) = preview2::path(&store, &path)? else {
+        return Ok((Err(ErrorCode::NameTooLong),));
+    };
     let mut files = store.data_mut().filesystem();
     let again = Resource::new_borrow(dir.rep());
     let stat = HostDescriptor::stat_at(&mut files, again, follow, path.clone());
@@ -128,8 +146,20 @@ async fn open_at(
     {
         return Ok((Err(ErrorCode::Access),));
     }
-    match HostDescriptor::open_at(&mut files, dir, follow, path, how, flags).await {
-        Ok(opened) => Ok((Ok(opened),)),
-        Err(error) => Ok((Err(error.downcast()?),)),
+    if store.data_mut().handles.reserve().is_err() {
+        return Ok((Err(ErrorCode::InsufficientMemory),));
+    }
+    let mut files = store.data_mut().filesystem();
+    let opened = HostDescriptor::open_at(&mut files, dir, follow, path, how, flags).await;
+    let handles = &mut store.data_mut().handles;
+    match opened {
+        Ok(opened) => {
+            handles.keep(opened.rep());
+            Ok((Ok(opened),))
+        }
+        Err(error) => {
+            handles.put_back();
+            Ok((Err(error.downcast()?),))
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What a guest reads while its caller still writes it: a small pipe that makes the caller wait.
+//! What a guest reads: the spec's input, and after that, where its caller still writes, a small
+//! pipe that makes the caller wait.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +12,16 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
+use super::pace::PIECE_BYTES;
+
 /// The most bytes of one piece of live input.
 pub const MAX_STDIN_CHUNK: usize = 64 << 10;
+/// The most bytes that the guest gets by one read of the host's: its answer is a copy.
+const READ_BYTES: usize = PIECE_BYTES;
 /// While so many bytes wait for the guest, no more are taken.
 const ENOUGH: usize = 64 << 10;
 
-/// A run's live input.
+/// A run's input.
 #[derive(Debug, Default)]
 pub struct Input {
     inner: Mutex<Waiting>,
@@ -42,6 +47,26 @@ impl Waiting {
 }
 
 impl Input {
+    /// Creates input of which no more will come than `bytes`.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        let inner = Mutex::new(Waiting {
+            first: bytes,
+            rest: VecDeque::new(),
+            closed: true,
+        });
+        Self {
+            inner,
+            came: Notify::new(),
+            went: Notify::new(),
+        }
+    }
+
+    /// Whether a read would not wait.
+    pub(super) fn is_ready(&self) -> bool {
+        let waiting = self.lock();
+        !waiting.is_empty() || waiting.closed
+    }
+
     /// Adds to what the guest reads, when it has read enough of what is there.
     pub async fn push(&self, bytes: &[u8]) {
         loop {
@@ -100,11 +125,8 @@ impl Pollable for GuestInput {
         loop {
             let mut came = std::pin::pin!(self.0.came.notified());
             came.as_mut().enable();
-            {
-                let waiting = self.0.lock();
-                if !waiting.is_empty() || waiting.closed {
-                    return;
-                }
+            if self.0.is_ready() {
+                return;
             }
             came.await;
         }
@@ -113,6 +135,7 @@ impl Pollable for GuestInput {
 
 impl InputStream for GuestInput {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let size = size.min(READ_BYTES);
         let mut waiting = self.0.lock();
         if waiting.is_empty() {
             return if waiting.closed {
@@ -133,7 +156,8 @@ impl InputStream for GuestInput {
     }
 }
 
-/// Fails every read, so that a guest which took a way that nobody feeds does not see an end that is none.
+/// Fails every read, so that a guest which took a way that nobody feeds does not see an end that is
+/// none.
 struct NoStream;
 
 impl AsyncRead for NoStream {

@@ -1,7 +1,6 @@
 //! What a guest writes, up to its output limit, on its way to the run's log.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,10 +11,17 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use super::pace::Pace;
 use super::stop::{Stop, StopReason};
 use crate::limits::{Delivery, OutputPolicy};
 use crate::log::{CHUNK_BYTES, Log};
 use crate::outcome::{CancelCause, Stream, Usage, Written};
+
+/// What a guest is told that it may write in one call where there is room at all: more than any
+/// memory of 32 bits can hold in one piece, and what `write` of Linux transfers at the most. Some
+/// guests ignore that a write was short (CPython's unbuffered output does), so none ever is: a call
+/// writes all, and waits for the reader between its pieces.
+pub(super) const ANY_AMOUNT: usize = 0x7fff_f000;
 
 /// A run's output. Captured output also waits in memory for its caller, up to the output limit.
 #[derive(Debug)]
@@ -24,8 +30,6 @@ pub struct Output {
     policy: OutputPolicy,
     log: Arc<Log>,
     usage: Arc<Usage>,
-    /// Bytes that handles were told they may write, and have not.
-    promised: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
@@ -37,7 +41,7 @@ struct Inner {
 
 /// The error that ends a guest which went over its output limit.
 #[derive(Debug)]
-pub struct OutputExceeded;
+pub(super) struct OutputExceeded;
 
 impl fmt::Display for OutputExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,7 +65,6 @@ impl Output {
             policy,
             log,
             usage,
-            promised: AtomicUsize::new(0),
             inner: Mutex::new(Inner {
                 written: Default::default(),
                 captured: (delivery == Delivery::Captured).then(Default::default),
@@ -74,16 +77,10 @@ impl Output {
         self.lock().written
     }
 
-    /// How many bytes may be written in one piece, beside what was promised, of which `own` bytes count as free.
-    fn space(&self, own: usize) -> usize {
-        let others = self.promised_beside(own);
+    /// How many bytes may be written in one piece now.
+    fn space(&self) -> usize {
         let room = self.log.room();
-        room.map_or(CHUNK_BYTES, |room| room.saturating_sub(others))
-            .min(CHUNK_BYTES)
-    }
-
-    fn promised_beside(&self, own: usize) -> usize {
-        self.promised.load(Ordering::Relaxed).saturating_sub(own)
+        room.map_or(CHUNK_BYTES, |room| room.min(CHUNK_BYTES))
     }
 
     /// Takes what was captured, of a run whose output is.
@@ -143,64 +140,13 @@ pub struct GuestOutput {
     pub stall: Duration,
     /// Whether the run goes on without its caller.
     pub detached: bool,
-    /// What the guest was last told that it may write.
-    pub permit: Permit,
-}
-
-/// What a handle was told that it may write, and has not used: kept for it until then, or until it is gone.
-#[derive(Debug, Default)]
-pub struct Permit(Option<(Arc<Output>, usize)>);
-
-impl Permit {
-    fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |(_, bytes)| *bytes)
-    }
-
-    /// Promises as much as there is room for beside what others were promised.
-    fn renew(&mut self, output: &Arc<Output>) -> usize {
-        self.give_back();
-        let bytes = output.space(0);
-        if output.log.room().is_none() {
-            return bytes;
-        }
-        output.promised.fetch_add(bytes, Ordering::Relaxed);
-        self.0 = Some((Arc::clone(output), bytes));
-        bytes
-    }
-
-    /// Gives back what was promised, and says how much.
-    fn give_back(&mut self) -> usize {
-        let Some((output, bytes)) = self.0.take() else {
-            return 0;
-        };
-        output.promised.fetch_sub(bytes, Ordering::Relaxed);
-        bytes
-    }
-}
-
-impl Clone for Permit {
-    /// Another handle was told nothing.
-    fn clone(&self) -> Self {
-        Self(None)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.give_back();
-    }
 }
 
 impl GuestOutput {
-    fn space(&self) -> usize {
-        self.output.space(self.permit.bytes())
-    }
-
-    /// Resolves when something may be written. A caller that takes nothing for too long ends the run, or, where that
-    /// goes on without it, is not waited for any more.
+    /// Resolves when something may be written. A caller that takes nothing for too long ends the
+    /// run, or, where that goes on without it, is not waited for any more.
     async fn wait_for_space(&self) {
-        let beside = self.output.promised_beside(self.permit.bytes());
-        if self.output.log.wait_for_room(beside, self.stall).await {
+        if self.output.log.wait_for_room(self.stall).await {
             return;
         }
         if self.detached {
@@ -212,16 +158,28 @@ impl GuestOutput {
         std::future::pending::<()>().await;
     }
 
-    /// Writes all of `bytes`, waiting for the reader as it goes.
+    /// Writes all of `bytes`, in pieces, waiting for the reader as it goes.
     ///
     /// # Errors
-    /// Where they go over the output limit and the run is to stop there.
-    pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), OutputExceeded> {
+    /// [`OutputExceeded`] where they go over the output limit and the run is to stop there;
+    /// [`Stopped`](super::stop::Stopped) where it has to end for another reason.
+    pub(super) async fn write_all(
+        &self,
+        mut bytes: &[u8],
+        pace: &mut Pace<'_>,
+    ) -> wasmtime::Result<()> {
         while !bytes.is_empty() {
-            self.wait_for_space().await;
-            let (now, later) = bytes.split_at(bytes.len().min(self.space()));
+            let space = self.output.space();
+            if space == 0 {
+                self.wait_for_space().await;
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(space));
             self.output.write(self.stream, now)?;
             bytes = later;
+            if !bytes.is_empty() {
+                pace.between().await?;
+            }
         }
         Ok(())
     }
@@ -253,12 +211,11 @@ impl Pollable for GuestOutput {
 
 #[async_trait]
 impl OutputStream for GuestOutput {
+    /// No guest's write comes here: those go by [`Self::blocking_write_and_flush`], which can wait.
+    /// The bound on the log does not rest on that.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        // A guest may call this without asking first: the bound on the queue must not rest on its manners.
-        // The other stream may have taken the room since: a permit that was given holds.
-        let permitted = self.permit.give_back().max(self.space());
-        if bytes.len() > permitted {
-            return Err(StreamError::trap("wrote more than check-write permits"));
+        if bytes.len() > CHUNK_BYTES {
+            return Err(StreamError::trap("wrote more than there is room for"));
         }
         self.output
             .write(self.stream, &bytes)
@@ -270,14 +227,27 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(self.permit.renew(&self.output))
+        Ok(match self.output.space() {
+            0 => 0,
+            _ => ANY_AMOUNT,
+        })
+    }
+
+    async fn write_ready(&mut self) -> StreamResult<usize> {
+        loop {
+            self.wait_for_space().await;
+            // Other runs may have filled what all logs may hold meanwhile.
+            match self.check_write()? {
+                0 => {}
+                most => return Ok(most),
+            }
+        }
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.permit.give_back();
-        self.write_all(&bytes)
-            .await
-            .map_err(|over| StreamError::Trap(over.into()))
+        let mut pace = Pace::new(&self.stop);
+        let written = self.write_all(&bytes, &mut pace).await;
+        written.map_err(StreamError::Trap)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Why a run must end, told once, heard by the guest at its next epoch and by its driver at once.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -21,10 +23,13 @@ pub enum StopReason {
 pub struct Stop {
     reason: AtomicU8,
     requested: Notify,
+    /// When the run's time is over, once it executes.
+    deadline: OnceLock<Instant>,
 }
 
 impl Stop {
-    /// Asks the run to end, and says whether this was the first to ask; a later reason changes nothing.
+    /// Asks the run to end, and says whether this was the first to ask; a later reason changes
+    /// nothing.
     pub fn request(&self, reason: StopReason) -> bool {
         let code = match reason {
             StopReason::TimedOut => 1,
@@ -40,6 +45,21 @@ impl Stop {
             self.requested.notify_one();
         }
         first.is_ok()
+    }
+
+    /// Tells when the run's time is over. Only the first deadline counts.
+    pub(super) fn set_deadline(&self, deadline: Instant) {
+        // It is set once, where the run begins to execute.
+        let _ = self.deadline.set(deadline);
+    }
+
+    /// Whether the run has to end at `now`: somebody asked it to, or its deadline has passed, which
+    /// counts as asking.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        if self.deadline.get().is_some_and(|deadline| now >= *deadline) {
+            self.request(StopReason::TimedOut);
+        }
+        self.reason().is_some()
     }
 
     /// Why it was asked to end, if it was.

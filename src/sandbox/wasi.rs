@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::p2::pipe::MemoryInputPipe;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
 
 use super::clock::SteppedClock;
-use super::mounts::Opened;
+use super::mounts::{Opened, no_descriptors};
+use super::preview1::RANDOM_PIECE;
 use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
 use super::working_dir;
@@ -16,15 +18,10 @@ use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// The most resources (open files, directories, sockets, streams, pollables) of a run at once.
-const MAX_RESOURCES: usize = 256;
-/// The most bytes that one call for randomness gives. It cannot be interrupted.
-const MAX_RANDOM: u64 = 64 * 1024;
-
 /// A run's three standard streams.
 pub(super) struct Stdio {
-    /// What comes after the spec's input, where more does.
-    pub(super) input: Option<Arc<Input>>,
+    /// Standard input.
+    pub(super) input: Arc<Input>,
     /// Standard output.
     pub(super) stdout: GuestOutput,
     /// Standard error.
@@ -40,26 +37,20 @@ pub(super) fn context(
     network: &[NetworkGrant],
     stdio: Stdio,
     stepped: &SteppedClock,
+    table_entries: usize,
 ) -> Result<WasiP1Ctx, Refusal> {
     let mut builder = WasiCtxBuilder::new();
     builder
         .allow_blocking_current_thread(false)
-        .max_random_size(MAX_RANDOM)
+        // Of one piece: a guest's own calls are split into such.
+        .max_random_size(u64::from(RANDOM_PIECE))
         .args(args)
         .envs(&spec.env)
         .envs(working_dir::variable(spec).as_slice())
+        .stdin(GuestInput(stdio.input))
         .stdout(stdio.stdout)
         .stderr(stdio.stderr)
         .allow_ip_name_lookup(false);
-    match stdio.input {
-        Some(input) => {
-            input.begin_with(spec.stdin.clone());
-            builder.stdin(GuestInput(input));
-        }
-        None => {
-            builder.stdin(MemoryInputPipe::new(spec.stdin.clone()));
-        }
-    }
     if !spec.clock {
         builder.wall_clock(stepped.clone());
         builder.monotonic_clock(stepped.clone());
@@ -75,7 +66,7 @@ pub(super) fn context(
         };
         builder
             .preopened_dir(dir.path(), &dir.guest, perms)
-            .map_err(|error| Refusal::internal(format_args!("opening a mount: {error}")))?;
+            .map_err(not_opened)?;
     }
     if spec.network {
         allow(&mut builder, network);
@@ -83,8 +74,19 @@ pub(super) fn context(
         builder.allow_tcp(false).allow_udp(false);
     }
     let mut context = builder.build_p1();
-    context.ctx().table.set_max_capacity(MAX_RESOURCES);
+    context.ctx().table.set_max_capacity(table_entries);
     Ok(context)
+}
+
+/// Tells why a directory that is open could not be opened once more.
+fn not_opened(error: wasmtime::Error) -> Refusal {
+    let errno = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(Errno::from_io_error);
+    match errno {
+        Some(Errno::MFILE | Errno::NFILE) => no_descriptors(),
+        Some(_) | None => Refusal::internal(format_args!("opening a mount: {error}")),
+    }
 }
 
 fn allow(builder: &mut WasiCtxBuilder, grants: &[NetworkGrant]) {

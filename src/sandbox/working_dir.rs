@@ -19,7 +19,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::mounts::{DIRECTORY, Opened, Roots, open_beneath};
+use super::mounts::{DIRECTORY, Opened, Roots, no_descriptors, open_beneath};
 use crate::refusal::{Refusal, quote};
 use crate::request::{GuestPath, Mount, RunSpec, WORKING_DIR_FIELD as FIELD};
 
@@ -36,6 +36,19 @@ pub(super) fn arrange(
     match &spec.working_dir {
         Some(dir) if !dir.is_root() => beginning_in(dir, &spec.mounts, opened),
         dir => Ok(beginning_in_root(roots, dir.is_some(), opened)),
+    }
+}
+
+/// How many directories [`arrange`] gives to the guest of `spec`.
+pub(super) fn given(spec: &RunSpec) -> usize {
+    let mounts = spec.mounts.len();
+    match &spec.working_dir {
+        Some(dir) if !dir.is_root() => {
+            let below = |mount: &&Mount| mount.guest != *dir && mount.guest.is_in(dir);
+            1 + mounts + spec.mounts.iter().filter(below).count()
+        }
+        Some(_) | None if spec.mounts.iter().any(|mount| mount.guest.is_root()) => mounts,
+        Some(_) | None => mounts + usize::from(mounts > 0),
     }
 }
 
@@ -84,6 +97,7 @@ fn beginning_in(
             | Errno::ACCESS => {
                 Refusal::invalid(FIELD, "is not a directory that exists under its mount")
             }
+            Errno::MFILE | Errno::NFILE => no_descriptors(),
             errno => Refusal::internal(format_args!("opening the working directory: {errno}")),
         })?;
     for mount in mounts {
@@ -91,6 +105,7 @@ fn beginning_in(
         let namesake = &mount.guest.as_str()[1..];
         match open_beneath(&fd, Path::new(namesake), OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
+            Err(Errno::MFILE | Errno::NFILE) => return Err(no_descriptors()),
             Ok(_) | Err(_) => return Err(has_namesake(dir, mount)),
         }
     }

@@ -25,6 +25,22 @@ pub(crate) fn kit_component() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/calls.rs` for preview 1.
+pub(crate) fn calls() -> Bytes {
+    static CALLS: OnceLock<Bytes> = OnceLock::new();
+    CALLS
+        .get_or_init(|| build("calls", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/calls.rs` as a component.
+pub(crate) fn calls_component() -> Bytes {
+    static CALLS: OnceLock<Bytes> = OnceLock::new();
+    CALLS
+        .get_or_init(|| build("calls", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 /// `tests/guests/reactor.rs`.
 pub(crate) fn reactor() -> Bytes {
     static REACTOR: OnceLock<Bytes> = OnceLock::new();

@@ -130,20 +130,6 @@ async fn faults_in_host_calls_are_traps_with_their_own_code() {
 }
 
 #[tokio::test]
-async fn too_many_handles_are_a_trap_and_leave_the_daemon_its_descriptors() {
-    let dir = tempfile::tempdir().unwrap();
-    let grant = format!("[{{ host = {:?}, access = \"write\" }}]", dir.path());
-    let daemon = Daemon::with(&[("policy.mounts", &grant)]).await;
-    for run in [kit(&["open", "/d"]), kit_component(&["open", "/d"])] {
-        let ran = daemon
-            .ran(run.mount(dir.path(), "/d", false))
-            .await
-            .ended(Outcome::Trapped);
-        assert_eq!(ran.trap_code(), "handle_limit");
-    }
-}
-
-#[tokio::test]
 async fn an_uncaught_exception_is_a_trap() {
     let daemon = Daemon::with(&[("engine.features", "[\"exceptions\"]")]).await;
     let wat = "(module (tag $t) (func (export \"_start\") (throw $t)))";

@@ -33,8 +33,30 @@ impl Served {
 
     /// With `env` in its environment.
     pub(crate) fn with(args: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut child = ringfence()
-            .envs(env.iter().copied())
+        let mut command = ringfence();
+        command.envs(env.iter().copied());
+        Self::of(command, args)
+    }
+
+    /// Of a shell that runs `first`, such as `ulimit`, before it becomes the daemon.
+    pub(crate) fn limited(first: &str, args: &[&str]) -> Self {
+        let daemon = ringfence();
+        let mut command = Command::new("sh");
+        command
+            .current_dir(guests::root())
+            .stdin(Stdio::null())
+            .args(["-c", &format!("{first} && exec \"$0\" \"$@\"")])
+            .arg(daemon.get_program());
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("RINGFENCE_") {
+                command.env_remove(key);
+            }
+        }
+        Self::of(command, args)
+    }
+
+    fn of(mut command: Command, args: &[&str]) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(args)
             .stderr(Stdio::piped())

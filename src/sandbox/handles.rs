@@ -1,0 +1,294 @@
+//! Descriptors that guests hold: each run has a limit of its own, and all runs share a budget that
+//! leaves the daemon what it needs itself.
+//!
+//! Of the budget, half is divided evenly over the slots, so that whatever others do each run may
+//! open a few. The rest is taken by whoever opens more, and given back as files are closed; where
+//! there are several tenants none of them may hold the last eighth of it. A run that finds its
+//! limit or the budget used up is told so by the error of its own `open`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What a process whose limit is not known, or is none, may have.
+const UNLIMITED: u64 = 1 << 20;
+/// What each run may open at the most before it takes from what all have in common.
+const MOST_EACH: usize = 16;
+/// Entries of a run's resource table for each handle that it may have: what is in the table beside
+/// descriptors (timers and other pollables, streams, errors) takes memory only, and a timer takes
+/// two.
+const ENTRIES_PER_HANDLE: usize = 4;
+
+/// Descriptors that the guests of all runs may hold.
+#[derive(Debug)]
+pub struct DescriptorBudget {
+    /// What each run may hold without taking from `common`.
+    each: usize,
+    /// What there is beyond that for all.
+    common: usize,
+    taken: AtomicUsize,
+}
+
+impl DescriptorBudget {
+    /// Creates the budget of this process, for `slots` runs at once: three eighths of the
+    /// descriptors that it may have. Loaded modules may take a quarter; connections, the store and
+    /// compilations have the rest.
+    pub fn of_process(slots: u32) -> Arc<Self> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let limit = limit.unwrap_or(UNLIMITED).min(UNLIMITED);
+        Self::new(usize::try_from(limit / 8 * 3).unwrap_or(usize::MAX), slots)
+    }
+
+    fn new(descriptors: usize, slots: u32) -> Arc<Self> {
+        let slots = usize::try_from(slots).unwrap_or(usize::MAX).max(1);
+        let each = (descriptors / 2 / slots).min(MOST_EACH);
+        Arc::new(Self {
+            each,
+            common: descriptors - each * slots,
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    /// Creates the account of a tenant, which `shares` the budget with others or has it alone.
+    pub fn account(self: &Arc<Self>, shares: bool) -> Arc<DescriptorAccount> {
+        let most = if shares {
+            self.common - self.common.div_ceil(8)
+        } else {
+            self.common
+        };
+        Arc::new(DescriptorAccount {
+            budget: Arc::clone(self),
+            most,
+            taken: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// What the runs of one tenant have taken of what all tenants have in common.
+#[derive(Debug)]
+pub struct DescriptorAccount {
+    budget: Arc<DescriptorBudget>,
+    most: usize,
+    taken: AtomicUsize,
+}
+
+impl DescriptorAccount {
+    fn take(&self) -> bool {
+        if !add_up_to(&self.taken, self.most) {
+            return false;
+        }
+        let taken = add_up_to(&self.budget.taken, self.budget.common);
+        if !taken {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn give_back(&self, count: usize) {
+        self.budget.taken.fetch_sub(count, Ordering::Relaxed);
+        self.taken.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+/// Adds one where that does not make it more than `most`.
+fn add_up_to(counter: &AtomicUsize, most: usize) -> bool {
+    let more = |held: usize| (held < most).then_some(held + 1);
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+        .is_ok()
+}
+
+/// Why a run may not open another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandlesFull {
+    /// It has as many as one run may have.
+    Run,
+    /// Guests have as many as this process can leave them.
+    Process,
+}
+
+/// What one run holds. All of it is given back when this is dropped, which is when the run's store
+/// is.
+#[derive(Debug)]
+pub(super) struct Handles {
+    most: usize,
+    held: usize,
+    /// How many of `held` were taken from the account.
+    borrowed: usize,
+    account: Arc<DescriptorAccount>,
+    /// A bit for each number, the guest's own or a resource's, under which something is held.
+    numbers: Vec<u64>,
+}
+
+impl Handles {
+    /// Creates those of a run that may hold `most`, and holds none yet.
+    pub(super) fn new(most: usize, account: Arc<DescriptorAccount>) -> Self {
+        Self {
+            most,
+            held: 0,
+            borrowed: 0,
+            account,
+            numbers: Vec::new(),
+        }
+    }
+
+    /// The most that the run may hold.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The most entries of the run's resource table.
+    pub(super) fn table_entries(&self) -> usize {
+        self.most * ENTRIES_PER_HANDLE
+    }
+
+    /// Takes a place for a descriptor that is about to be opened. Where that comes to nothing it is
+    /// put back.
+    pub(super) fn reserve(&mut self) -> Result<(), HandlesFull> {
+        if self.held >= self.most {
+            return Err(HandlesFull::Run);
+        }
+        if self.held >= self.account.budget.each + self.borrowed {
+            if !self.account.take() {
+                return Err(HandlesFull::Process);
+            }
+            self.borrowed += 1;
+        }
+        self.held += 1;
+        Ok(())
+    }
+
+    /// Gives back a place that was reserved and is not needed.
+    pub(super) fn put_back(&mut self) {
+        self.held = self.held.saturating_sub(1);
+        if self.borrowed > 0 {
+            self.borrowed -= 1;
+            self.account.give_back(1);
+        }
+    }
+
+    /// Says under which number the guest knows what was opened in the place that was reserved.
+    pub(super) fn keep(&mut self, number: u32) {
+        let (word, bit) = place_of(number);
+        if self.numbers.len() <= word {
+            self.numbers.resize(word + 1, 0);
+        }
+        if let Some(word) = self.numbers.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    /// Gives back what is held under `number`, where anything is: what a guest closes and never
+    /// opened counts for nothing.
+    pub(super) fn close(&mut self, number: u32) {
+        if self.forget(number) {
+            self.put_back();
+        }
+    }
+
+    /// Says that what was known as `from` is known as `to`, whatever was known as that being
+    /// closed.
+    pub(super) fn renumber(&mut self, from: u32, to: u32) {
+        self.close(to);
+        if self.forget(from) {
+            self.keep(to);
+        }
+    }
+
+    fn forget(&mut self, number: u32) -> bool {
+        let (word, bit) = place_of(number);
+        let Some(word) = self.numbers.get_mut(word) else {
+            return false;
+        };
+        let held = *word & bit != 0;
+        *word &= !bit;
+        held
+    }
+}
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        if self.borrowed > 0 {
+            self.account.give_back(self.borrowed);
+        }
+    }
+}
+
+/// Which word and which bit of it stand for a number. Numbers are reused, so that there are never
+/// many more than handles.
+fn place_of(number: u32) -> (usize, u64) {
+    ((number / u64::BITS) as usize, 1 << (number % u64::BITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DescriptorBudget, Handles, HandlesFull};
+
+    #[test]
+    fn a_run_has_its_share_whatever_others_hold() {
+        let budget = DescriptorBudget::new(100, 10);
+        assert_eq!((budget.each, budget.common), (5, 50));
+        let account = budget.account(false);
+        let mut greedy = Handles::new(1000, account.clone());
+        for number in 0..55 {
+            greedy.reserve().expect("there is room");
+            greedy.keep(number);
+        }
+        assert_eq!(greedy.reserve(), Err(HandlesFull::Process));
+        let mut modest = Handles::new(1000, account);
+        for _ in 0..5 {
+            modest.reserve().expect("its own share");
+        }
+        assert_eq!(modest.reserve(), Err(HandlesFull::Process));
+        greedy.close(54);
+        modest.reserve().expect("one was given back");
+        assert_eq!(modest.reserve(), Err(HandlesFull::Process));
+        drop(greedy);
+        for _ in 0..49 {
+            modest.reserve().expect("all were given back");
+        }
+        assert_eq!(modest.reserve(), Err(HandlesFull::Process));
+    }
+
+    #[test]
+    fn a_run_is_held_at_its_limit_and_only_there() {
+        let mut run = Handles::new(3, DescriptorBudget::new(1000, 1).account(false));
+        for number in [7, 200, 3] {
+            run.reserve().expect("there is room");
+            run.keep(number);
+        }
+        assert_eq!(run.reserve(), Err(HandlesFull::Run));
+        // What it never opened, or has closed already, gives nothing back.
+        for number in [0, 8, 4_000_000_000] {
+            run.close(number);
+        }
+        assert_eq!(run.reserve(), Err(HandlesFull::Run));
+        run.close(200);
+        run.close(200);
+        run.reserve().expect("one was closed");
+        assert_eq!(run.reserve(), Err(HandlesFull::Run));
+        // The one that was open there goes, and what has moved is known by its new number only.
+        run.renumber(7, 3);
+        run.reserve().expect("one was closed");
+        run.close(7);
+        assert_eq!(run.reserve(), Err(HandlesFull::Run));
+        run.close(3);
+        run.reserve().expect("one was closed");
+    }
+
+    #[test]
+    fn no_tenant_of_several_holds_the_last_eighth() {
+        let budget = DescriptorBudget::new(80, 80);
+        assert_eq!((budget.each, budget.common), (0, 80));
+        let mut first = Handles::new(1000, budget.account(true));
+        let mut count = 0;
+        while first.reserve().is_ok() {
+            count += 1;
+        }
+        assert_eq!(count, 70);
+        let mut second = Handles::new(1000, budget.account(true));
+        for _ in 0..10 {
+            second.reserve().expect("the last eighth");
+        }
+        assert_eq!(second.reserve(), Err(HandlesFull::Process));
+    }
+}

@@ -1,0 +1,225 @@
+//! Files of components: writes in pieces, paths of a bounded length, and a count of what is open.
+
+use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
+use wasmtime_wasi::filesystem::WasiFilesystemView;
+use wasmtime_wasi::p2::FsResult;
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    Descriptor, DescriptorStat, ErrorCode, HostDescriptor, MetadataHashValue, NewTimestamp,
+    PathFlags,
+};
+
+use super::{CallStore, opened};
+use crate::sandbox::host::State;
+use crate::sandbox::pace::{PIECE_BYTES, Pace};
+use crate::sandbox::preview1::MAX_PATH;
+
+/// The interface that is replaced, in the version that the runtime offers.
+const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
+
+/// What functions of files return.
+type OfFile<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
+
+/// Replaces what writes, opens, closes, and takes paths.
+pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    add_files(linker)?;
+    add_paths(linker)
+}
+
+fn of_file<T>(result: FsResult<T>) -> OfFile<T> {
+    Ok((match result {
+        Ok(value) => Ok(value),
+        Err(error) => Err(error.downcast()?),
+    },))
+}
+
+fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance(INTERFACE)?;
+    interface.func_wrap_async(
+        "[method]descriptor.write",
+        |mut call: CallStore<'_>,
+         (to, bytes, offset): (Resource<Descriptor>, WasmList<u8>, u64)| {
+            Box::new(async move { write_at(&mut call, &to, &bytes, offset).await })
+        },
+    )?;
+    // A stream holds its file, whatever becomes of the descriptor that it was made of.
+    interface.func_wrap(
+        "[method]descriptor.read-via-stream",
+        |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+                let made = state.filesystem().read_via_stream(file, offset);
+                of_file(made).map(|(result,)| result)
+            })
+        },
+    )?;
+    interface.func_wrap(
+        "[method]descriptor.write-via-stream",
+        |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+                let made = state.filesystem().write_via_stream(file, offset);
+                of_file(made).map(|(result,)| result)
+            })
+        },
+    )?;
+    interface.func_wrap(
+        "[method]descriptor.append-via-stream",
+        |mut call: CallStore<'_>, (file,): (Resource<Descriptor>,)| {
+            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+                let made = state.filesystem().append_via_stream(file);
+                of_file(made).map(|(result,)| result)
+            })
+        },
+    )?;
+    interface.resource(
+        "descriptor",
+        ResourceType::host::<Descriptor>(),
+        |mut call: CallStore<'_>, rep| {
+            let state = call.data_mut();
+            HostDescriptor::drop(&mut state.filesystem(), Resource::new_own(rep))?;
+            state.handles.close(rep);
+            Ok(())
+        },
+    )
+}
+
+/// Writes all of `bytes` where the file takes it, and says how much it took.
+async fn write_at(
+    call: &mut CallStore<'_>,
+    to: &Resource<Descriptor>,
+    bytes: &WasmList<u8>,
+    offset: u64,
+) -> OfFile<u64> {
+    let stop = call.data().stop.clone();
+    let mut pace = Pace::new(&stop);
+    let mut done = 0;
+    loop {
+        let end = bytes.len().min(done + PIECE_BYTES);
+        let piece = bytes.as_le_slice(&*call)[done..end].to_vec();
+        let at = offset.saturating_add(done as u64);
+        let again = Resource::new_borrow(to.rep());
+        let mut files = call.data_mut().filesystem();
+        let written = HostDescriptor::write(&mut files, again, piece, at).await;
+        let written = match of_file(written)? {
+            (Ok(written),) => written,
+            // What was written counts: the guest meets the error when it writes on.
+            (Err(_),) if done > 0 => 0,
+            (Err(error),) => return Ok((Err(error),)),
+        };
+        done += usize::try_from(written).unwrap_or_default();
+        if written == 0 || done >= bytes.len() {
+            return Ok((Ok(done as u64),));
+        }
+        pace.between().await?;
+    }
+}
+
+/// A path that a guest gave; none where it is too long to be looked at.
+pub(in crate::sandbox) fn path(
+    call: &CallStore<'_>,
+    path: &WasmStr,
+) -> wasmtime::Result<Option<String>> {
+    let path = path.to_str(call)?;
+    Ok((path.len() <= MAX_PATH as usize).then(|| path.into_owned()))
+}
+
+/// Defines a function that takes one path, with what comes before and after it.
+macro_rules! define_path {
+    (
+        $interface:expr, $name:literal, $method:ident,
+        ($($before:ident: $b:ty),*), ($($after:ident: $a:ty),*) -> $result:ty
+    ) => {
+        $interface.func_wrap_async(
+            $name,
+            |mut call: CallStore<'_>,
+             (dir, $($before,)* given, $($after,)*): (
+                Resource<Descriptor>, $($b,)* WasmStr, $($a,)*
+            )| {
+                Box::new(async move {
+                    let Some(given) = path(&call, &given)? else {
+                        return Ok((Err(ErrorCode::NameTooLong),));
+                    };
+                    let mut files = call.data_mut().filesystem();
+                    let result: FsResult<$result> =
+                        HostDescriptor::$method(&mut files, dir, $($before,)* given, $($after,)*)
+                            .await;
+                    of_file(result)
+                })
+            },
+        )?
+    };
+}
+
+fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance(INTERFACE)?;
+    define_path!(
+        interface, "[method]descriptor.create-directory-at", create_directory_at,
+        (), () -> ()
+    );
+    define_path!(
+        interface, "[method]descriptor.stat-at", stat_at,
+        (flags: PathFlags), () -> DescriptorStat
+    );
+    define_path!(
+        interface, "[method]descriptor.set-times-at", set_times_at,
+        (flags: PathFlags), (accessed: NewTimestamp, modified: NewTimestamp) -> ()
+    );
+    define_path!(
+        interface, "[method]descriptor.readlink-at", readlink_at,
+        (), () -> String
+    );
+    define_path!(
+        interface, "[method]descriptor.remove-directory-at", remove_directory_at,
+        (), () -> ()
+    );
+    define_path!(
+        interface, "[method]descriptor.unlink-file-at", unlink_file_at,
+        (), () -> ()
+    );
+    define_path!(
+        interface, "[method]descriptor.metadata-hash-at", metadata_hash_at,
+        (flags: PathFlags), () -> MetadataHashValue
+    );
+    type LinkPaths = (
+        Resource<Descriptor>,
+        PathFlags,
+        WasmStr,
+        Resource<Descriptor>,
+        WasmStr,
+    );
+    interface.func_wrap_async(
+        "[method]descriptor.link-at",
+        |mut call: CallStore<'_>, (dir, flags, from, to_dir, to): LinkPaths| {
+            Box::new(async move {
+                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                    return Ok((Err(ErrorCode::NameTooLong),));
+                };
+                let mut files = call.data_mut().filesystem();
+                of_file(HostDescriptor::link_at(&mut files, dir, flags, from, to_dir, to).await)
+            })
+        },
+    )?;
+    type RenamePaths = (Resource<Descriptor>, WasmStr, Resource<Descriptor>, WasmStr);
+    interface.func_wrap_async(
+        "[method]descriptor.rename-at",
+        |mut call: CallStore<'_>, (dir, from, to_dir, to): RenamePaths| {
+            Box::new(async move {
+                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                    return Ok((Err(ErrorCode::NameTooLong),));
+                };
+                let mut files = call.data_mut().filesystem();
+                of_file(HostDescriptor::rename_at(&mut files, dir, from, to_dir, to).await)
+            })
+        },
+    )?;
+    interface.func_wrap_async(
+        "[method]descriptor.symlink-at",
+        |mut call: CallStore<'_>, (dir, from, to): (Resource<Descriptor>, WasmStr, WasmStr)| {
+            Box::new(async move {
+                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                    return Ok((Err(ErrorCode::NameTooLong),));
+                };
+                let mut files = call.data_mut().filesystem();
+                of_file(HostDescriptor::symlink_at(&mut files, dir, from, to).await)
+            })
+        },
+    )
+}

@@ -1,0 +1,128 @@
+//! Host calls of components that a guest can make large, or that open and close files, sockets and
+//! streams. A list that a guest passes is looked at where it lies in the guest's memory, and moved
+//! in pieces (see [`super::pace`]); what a call returns is bounded. A `write` may wait between its
+//! pieces: what is written to standard output and error always arrives whole.
+
+mod files;
+mod sockets;
+mod streams;
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource, WasmList};
+use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::io::poll;
+use wasmtime_wasi::p2::bindings::random::{insecure, random};
+use wasmtime_wasi::random::WasiRandomView;
+use wasmtime_wasi::{ResourceTableError, WasiView};
+
+use super::host::State;
+use super::pace::Pace;
+use super::preview1::RANDOM_PIECE;
+
+pub(super) use self::files::path;
+
+/// The most bytes of randomness of one call: a component gets them as one list, which the host has
+/// to hold.
+const MAX_RANDOM_LIST: u64 = 16 << 20;
+
+/// Replaces the functions. What is replaced of `open-at` is in [`super::regular`].
+pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    streams::add(linker)?;
+    add_poll(linker)?;
+    add_random(linker)?;
+    files::add(linker)?;
+    sockets::add(linker)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The store that a call came from.
+type CallStore<'a> = StoreContextMut<'a, State>;
+
+/// Opens something that holds a descriptor: `error` where there is no place for one.
+fn opened<T: 'static, E>(
+    call: &mut CallStore<'_>,
+    error: E,
+    open: impl FnOnce(&mut State) -> wasmtime::Result<Result<Resource<T>, E>>,
+) -> wasmtime::Result<(Result<Resource<T>, E>,)> {
+    let state = call.data_mut();
+    if state.handles.reserve().is_err() {
+        return Ok((Err(error),));
+    }
+    let result = open(state)?;
+    match &result {
+        Ok(resource) => state.handles.keep(resource.rep()),
+        Err(_) => state.handles.put_back(),
+    }
+    Ok((result,))
+}
+
+fn add_poll(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance("wasi:io/poll@0.2.12")?;
+    interface.func_wrap_async(
+        "poll",
+        |mut call: CallStore<'_>, (list,): (WasmList<Resource<DynPollable>>,)| {
+            Box::new(async move {
+                if list.len() > call.data().handles.table_entries() {
+                    return Err(ResourceTableError::Full.into());
+                }
+                let list = list.iter(&mut call)?.collect::<Result<Vec<_>, _>>()?;
+                let ready = poll::Host::poll(call.data_mut().ctx().table, list).await?;
+                Ok((ready,))
+            })
+        },
+    )
+}
+
+fn add_random(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance("wasi:random/random@0.2.12")?;
+    interface.func_wrap_async(
+        "get-random-bytes",
+        |mut call: CallStore<'_>, (len,): (u64,)| {
+            Box::new(async move {
+                randomness(&mut call, len, |state, piece| {
+                    random::Host::get_random_bytes(state.random(), piece)
+                })
+                .await
+            })
+        },
+    )?;
+    let mut interface = linker.instance("wasi:random/insecure@0.2.12")?;
+    interface.func_wrap_async(
+        "get-insecure-random-bytes",
+        |mut call: CallStore<'_>, (len,): (u64,)| {
+            Box::new(async move {
+                randomness(&mut call, len, |state, piece| {
+                    insecure::Host::get_insecure_random_bytes(state.random(), piece)
+                })
+                .await
+            })
+        },
+    )
+}
+
+async fn randomness(
+    call: &mut CallStore<'_>,
+    len: u64,
+    mut piece: impl FnMut(&mut State, u64) -> wasmtime::Result<Vec<u8>> + Send,
+) -> wasmtime::Result<(Vec<u8>,)> {
+    if len > MAX_RANDOM_LIST {
+        return Err(wasmtime::Error::msg(format!(
+            "{len} random bytes were asked for at once; at most {MAX_RANDOM_LIST} can be had"
+        )));
+    }
+    let stop = call.data().stop.clone();
+    let mut pace = Pace::new(&stop);
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+    let mut left = len;
+    loop {
+        let now = left.min(u64::from(RANDOM_PIECE));
+        bytes.extend(piece(call.data_mut(), now)?);
+        left -= now;
+        if left == 0 {
+            return Ok((bytes,));
+        }
+        pace.between().await?;
+    }
+}
