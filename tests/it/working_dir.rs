@@ -665,3 +665,24 @@ async fn loaded_as(daemon: &Daemon, name: &str, wasm: impl Into<bytes::Bytes>) -
     let answer = daemon.client.clone().load_module(request).await;
     answer.unwrap().into_inner().module.unwrap().digest
 }
+
+/// The command line's own daemon grants what its flags say, and no flag takes away from another.
+#[tokio::test]
+async fn the_command_line_mounts_a_folder_and_what_is_in_it() {
+    let folders = Folders::with(&TREE).await;
+    symlink("x", folders.at("d/link")).unwrap();
+    let wasm = folders.at("places.wasm");
+    std::fs::write(&wasm, places()).unwrap();
+    let mount = |host: &str, guest: &str| format!("{}:{guest}", folders.at(host).display());
+    for inner in ["d/x", "d/link", "d"] {
+        let output = crate::process::ringfence()
+            .args(["run", "--mount", &mount("d", "/a")])
+            .args(["--mount", &format!("{}:ro", mount(inner, "/b"))])
+            .arg(&wasm)
+            .args(["libc", "write", "/a/new", "/b/new"])
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(told, "/a/new written\n/b/new denied\n", "{inner}");
+    }
+}
