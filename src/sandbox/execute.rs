@@ -10,6 +10,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use super::clock::SteppedClock;
 use super::entry::Entry;
 use super::host::{Clock, State};
+use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
@@ -122,6 +123,7 @@ pub fn prepare(
             stop: Arc::clone(&around.stop),
             stderr: stream(Stream::Stderr),
             labels: spec.labels.clone(),
+            listings: OpenListings::default(),
         },
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,

@@ -8,6 +8,8 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
+use super::directories;
+use super::listing::OpenListings;
 use super::meter::Meter;
 use super::regular;
 use super::stdio::{GuestOutput, Permit};
@@ -29,6 +31,8 @@ pub struct State {
     pub stderr: GuestOutput,
     /// What `ringfence.label` reads.
     pub labels: Labels,
+    /// The directory listings that the guest has open.
+    pub listings: OpenListings,
 }
 
 impl WasiView for State {
@@ -93,6 +97,7 @@ pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Lin
         })?;
     }
     regular::add_core(&mut linker)?;
+    directories::add_core(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_core(&mut linker)?;
     }
@@ -111,6 +116,7 @@ pub(super) fn component_linker(
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     regular::add_component(&mut linker)?;
+    directories::add_component(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_component(&mut linker)?;
     }
@@ -154,6 +160,7 @@ impl State {
                 permit: Permit::default(),
             },
             labels: Labels::default(),
+            listings: OpenListings::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod clock;
 mod compile;
+mod directories;
 mod engine;
 mod entry;
 mod execute;
@@ -16,6 +17,7 @@ mod habit;
 mod host;
 mod inspect;
 mod inspection;
+mod listing;
 mod loaded;
 mod meter;
 mod modules;

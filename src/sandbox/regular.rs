@@ -16,7 +16,7 @@ use wiggle::{GuestMemory, GuestPtr};
 use super::host::{State, memory};
 
 /// The interface of components that opens files, in the version that the runtime offers.
-const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
+pub(super) const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What a core module is told.
 const ERRNO_ACCES: i32 = 2;
 

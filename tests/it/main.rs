@@ -35,6 +35,7 @@ mod cli;
 mod cli_runs;
 mod compile;
 mod cpython;
+mod directories;
 mod durable;
 mod endings;
 mod habit;

@@ -1,0 +1,324 @@
+//! How guests list directories: each listing is one snapshot of names, so that it is as long as its directory, whatever
+//! becomes of that meanwhile. Upstream reads and stats the whole directory for each piece of preview 1, and holds it
+//! in memory that nobody is charged for.
+//!
+//! For preview 1 the snapshot is taken where a listing begins, at cookie 0, and kept for the descriptor until that is
+//! closed or listed from the beginning again; cookies are positions in it. A component has one in each
+//! `directory-entry-stream`.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use wasmtime::component::{self, Resource, ResourceType};
+use wasmtime::{Caller, Linker, StoreContextMut};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView};
+use wasmtime_wasi::p0::wasi_unstable;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p1::types::{self, Errno, Filetype};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
+use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+use wiggle::{GuestMemory, GuestPtr};
+
+use super::host::{State, memory};
+use super::listing::{DirectoryListing, ListedEntry};
+use super::regular::INTERFACE;
+use super::stop::{Stop, Stopped};
+
+/// The guest gives way, and looks whether it has to stop, after so many bytes of one call.
+const COPIED_AT_ONCE: u32 = 256 << 10;
+/// "." and "..", which a snapshot does not have.
+const DOTS: [&str; 2] = [".", ".."];
+
+/// Replaces `fd_readdir` of preview 1 and of `wasi_unstable`, whose entries are laid out alike, and what ends a
+/// descriptor.
+pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    // The two versions take the same.
+    macro_rules! replace {
+        ($version:ident) => {
+            let module = stringify!($version);
+            linker.func_wrap_async(
+                module,
+                "fd_readdir",
+                |caller: Caller<'_, State>, args: ReadDirectory| Box::new(fd_readdir(caller, args)),
+            )?;
+            linker.func_wrap_async(
+                module,
+                "fd_close",
+                |mut caller: Caller<'_, State>, (fd,): (i32,)| {
+                    Box::new(async move {
+                        let memory = memory(&mut caller)?;
+                        let (bytes, state) = memory.data_and_store_mut(&mut caller);
+                        let mut memory = GuestMemory::Unshared(bytes);
+                        let closed = $version::fd_close(&mut state.wasi, &mut memory, fd).await?;
+                        if closed == 0 {
+                            let meter = &mut state.meter;
+                            state.listings.close(fd.cast_unsigned(), meter);
+                        }
+                        Ok(closed)
+                    })
+                },
+            )?;
+            linker.func_wrap_async(
+                module,
+                "fd_renumber",
+                |mut caller: Caller<'_, State>, (from, to): (i32, i32)| {
+                    Box::new(async move {
+                        let memory = memory(&mut caller)?;
+                        let (bytes, state) = memory.data_and_store_mut(&mut caller);
+                        let mut memory = GuestMemory::Unshared(bytes);
+                        let wasi = &mut state.wasi;
+                        let done = $version::fd_renumber(wasi, &mut memory, from, to).await?;
+                        if done == 0 {
+                            let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
+                            state.listings.renumber(from, to, &mut state.meter);
+                        }
+                        Ok(done)
+                    })
+                },
+            )?;
+        };
+    }
+    replace!(wasi_snapshot_preview1);
+    replace!(wasi_unstable);
+    Ok(())
+}
+
+/// What `fd_readdir` takes: descriptor, buffer, its length, cookie, and where the number of bytes goes.
+type ReadDirectory = (i32, i32, i32, i64, i32);
+
+async fn fd_readdir(
+    mut caller: Caller<'_, State>,
+    (fd, buffer, length, cookie, out): ReadDirectory,
+) -> wasmtime::Result<i32> {
+    let memory = memory(&mut caller)?;
+    let (bytes, state) = memory.data_and_store_mut(&mut caller);
+    let mut destination = Destination {
+        memory: GuestMemory::Unshared(bytes),
+        at: GuestPtr::new(buffer.cast_unsigned()),
+        left: length.cast_unsigned(),
+    };
+    let filled = async {
+        let listing = listing_of(state, fd.cast_unsigned(), cookie == 0).await?;
+        fill(&mut destination, listing, cookie.cast_unsigned()).await?;
+        let used = length.cast_unsigned() - destination.left;
+        let out = GuestPtr::<u32>::new(out.cast_unsigned());
+        destination.memory.write(out, used)?;
+        Ok::<_, types::Error>(())
+    };
+    match filled.await {
+        Ok(()) => Ok(0),
+        Err(error) => Ok(i32::from(error.downcast()? as u16)),
+    }
+}
+
+/// The listing of a descriptor, which is taken where there is none, or where one `begins`.
+async fn listing_of(state: &mut State, fd: u32, begins: bool) -> Result<Listed<'_>, types::Error> {
+    let State {
+        wasi,
+        meter,
+        stop,
+        listings,
+        ..
+    } = state;
+    if begins || listings.get_mut(fd).is_none() {
+        listings.close(fd, meter);
+        let dir = directory_of(wasi, fd).await?;
+        let listing = DirectoryListing::read(dir, meter, stop).await?;
+        listings.keep(fd, listing);
+    }
+    let listing = listings.get_mut(fd).ok_or(Errno::Badf)?;
+    Ok(Listed { listing, stop })
+}
+
+/// A listing, and whether its run has to stop.
+struct Listed<'a> {
+    listing: &'a mut DirectoryListing,
+    stop: &'a Stop,
+}
+
+/// The directory behind a descriptor of preview 1.
+///
+/// Upstream keeps the table of these to itself. So the directory is opened once more by its own `path_open`, which
+/// puts it where the table of resources was just seen to have room, and closed at once.
+async fn directory_of(wasi: &mut WasiP1Ctx, fd: u32) -> Result<Arc<File>, types::Error> {
+    let fd = types::Fd::from(fd);
+    let mut path = *b".";
+    let (length, size) = (1, path.len());
+    let mut memory = GuestMemory::Unshared(&mut path);
+    // What is no directory has an offset, or can have none. The first call of all also fills the tables, which must not
+    // happen in between.
+    match WasiSnapshotPreview1::fd_tell(wasi, &mut memory, fd).map_err(types::Error::downcast) {
+        Err(Ok(Errno::Badf)) => {}
+        Ok(_) | Err(Ok(_)) => return Err(Errno::Badf.into()),
+        Err(Err(trap)) => return Err(types::Error::trap(trap)),
+    }
+    let table = wasi.ctx().table;
+    // The handles that a run may have are all in use.
+    let room = table.push(()).map_err(|_| Errno::Mfile)?;
+    let rep = room.rep();
+    table.delete(room)?;
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, size);
+    let opened = WasiSnapshotPreview1::path_open(
+        wasi,
+        &mut memory,
+        fd,
+        types::Lookupflags::empty(),
+        GuestPtr::<str>::new((0, length)),
+        types::Oflags::DIRECTORY,
+        types::Rights::FD_READ,
+        types::Rights::empty(),
+        types::Fdflags::empty(),
+    )
+    .await?;
+    let dir = match wasi.ctx().table.get(&Resource::new_borrow(rep)) {
+        Ok(Descriptor::Dir(dir)) => Some(Arc::clone(&dir.dir)),
+        Ok(Descriptor::File(_)) | Err(_) => None,
+    };
+    WasiSnapshotPreview1::fd_close(wasi, &mut memory, opened).await?;
+    Ok(dir.ok_or(Errno::Io)?)
+}
+
+/// The guest's buffer, or what is left of it.
+struct Destination<'a> {
+    memory: GuestMemory<'a>,
+    at: GuestPtr<u8>,
+    left: u32,
+}
+
+impl Destination<'_> {
+    /// Writes as much as there is room for, and says whether there is more.
+    fn write(&mut self, bytes: &[u8]) -> Result<bool, types::Error> {
+        let length = u32::try_from(bytes.len()).map_or(self.left, |length| length.min(self.left));
+        let written = bytes.get(..length as usize).unwrap_or(bytes);
+        self.memory
+            .copy_from_slice(written, self.at.as_array(length))?;
+        self.at = self.at.add(length)?;
+        self.left -= length;
+        Ok(self.left > 0)
+    }
+}
+
+/// Writes entries from a cookie on, until there are no more or the buffer is full, the last entry cut off: a guest
+/// that gets less than it has room for takes that for the end.
+async fn fill(
+    destination: &mut Destination<'_>,
+    Listed { listing, stop }: Listed<'_>,
+    cookie: u64,
+) -> Result<(), types::Error> {
+    let mut yield_at = destination.left.saturating_sub(COPIED_AT_ONCE);
+    let directory = listing.serial();
+    for cookie in cookie.. {
+        let entry = match cookie.checked_sub(2) {
+            Some(position) => listing.entry(position),
+            None => usize::try_from(cookie).ok().and_then(|dot| {
+                DOTS.get(dot).map(|name| ListedEntry {
+                    serial: directory,
+                    file_type: Filetype::Directory as u8,
+                    name,
+                })
+            }),
+        };
+        let Some(entry) = entry else {
+            break;
+        };
+        // A name is at most 64 KiB.
+        let length = u32::try_from(entry.name.len()).unwrap_or_default();
+        let mut head = [0; 24];
+        head[..8].copy_from_slice(&cookie.saturating_add(1).to_le_bytes());
+        head[8..16].copy_from_slice(&entry.serial.to_le_bytes());
+        head[16..20].copy_from_slice(&length.to_le_bytes());
+        head[20] = entry.file_type;
+        if !destination.write(&head)? || !destination.write(entry.name.as_bytes())? {
+            break;
+        }
+        if destination.left < yield_at {
+            yield_at = destination.left.saturating_sub(COPIED_AT_ONCE);
+            tokio::task::yield_now().await;
+            if stop.reason().is_some() {
+                return Err(types::Error::trap(Stopped.into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces `read-directory` of components, and the stream that it gives.
+pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut interface = linker.instance(INTERFACE)?;
+    interface.resource(
+        "directory-entry-stream",
+        ResourceType::host::<ListingStream>(),
+        |mut store, rep| {
+            let State {
+                listings, meter, ..
+            } = store.data_mut();
+            listings.close(rep, meter);
+            Ok(())
+        },
+    )?;
+    interface.func_wrap_async(
+        "[method]descriptor.read-directory",
+        |store: StoreContextMut<'_, State>, (dir,): (Resource<Descriptor>,)| {
+            Box::new(read_directory(store, dir))
+        },
+    )?;
+    interface.func_wrap(
+        "[method]directory-entry-stream.read-directory-entry",
+        |mut store: StoreContextMut<'_, State>, (stream,): (Resource<ListingStream>,)| {
+            Ok(read_directory_entry(store.data_mut(), stream.rep()))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// A `directory-entry-stream`: its listing is among the run's others.
+struct ListingStream;
+
+/// What `read-directory` and `read-directory-entry` give.
+type Stream = (Result<Resource<ListingStream>, ErrorCode>,);
+type Entry = (Result<Option<DirectoryEntry>, ErrorCode>,);
+
+async fn read_directory(
+    mut store: StoreContextMut<'_, State>,
+    dir: Resource<Descriptor>,
+) -> wasmtime::Result<Stream> {
+    let state = store.data_mut();
+    let dir = match state.filesystem().table.get(&dir)? {
+        Descriptor::Dir(dir) => Arc::clone(&dir.dir),
+        Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
+    };
+    match DirectoryListing::read(dir, &mut state.meter, &state.stop).await {
+        Ok(listing) => {
+            let rep = state.listings.keep_new(listing);
+            Ok((Ok(Resource::new_own(rep)),))
+        }
+        Err(error) => Ok((Err(error.downcast()?),)),
+    }
+}
+
+fn read_directory_entry(state: &mut State, rep: u32) -> Entry {
+    let Some(listing) = state.listings.get_mut(rep) else {
+        return (Err(ErrorCode::BadDescriptor),);
+    };
+    let entry = listing.next().map(|entry| DirectoryEntry {
+        type_: descriptor_type(entry.file_type),
+        name: entry.name.to_owned(),
+    });
+    (Ok(entry),)
+}
+
+fn descriptor_type(file_type: u8) -> DescriptorType {
+    match Filetype::try_from(file_type) {
+        Ok(Filetype::RegularFile) => DescriptorType::RegularFile,
+        Ok(Filetype::Directory) => DescriptorType::Directory,
+        Ok(Filetype::SymbolicLink) => DescriptorType::SymbolicLink,
+        Ok(Filetype::CharacterDevice) => DescriptorType::CharacterDevice,
+        Ok(Filetype::BlockDevice) => DescriptorType::BlockDevice,
+        Ok(Filetype::Unknown | Filetype::SocketDgram | Filetype::SocketStream) | Err(_) => {
+            DescriptorType::Unknown
+        }
+    }
+}
