@@ -17,16 +17,23 @@ use wasmtime_wasi::p0::wasi_unstable;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p1::types::{self, Errno, Filetype};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
-use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    DescriptorType, DirectoryEntry, ErrorCode, HostDescriptor, MetadataHashValue, PathFlags,
+};
+use wasmtime_wasi::runtime::spawn_blocking;
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::host::{State, memory};
-use super::listing::{DirectoryListing, ListedEntry};
+use super::listing::{DirectoryListing, ListedEntry, serial_of};
 use super::regular::INTERFACE;
 use super::stop::{Stop, Stopped};
 
 /// The guest gives way, and looks whether it has to stop, after so many bytes of one call.
 const COPIED_AT_ONCE: u32 = 256 << 10;
+/// What upstream makes the upper half of a hash of, beside the lower.
+const UPPER_HALF: u64 = std::f64::consts::PI.to_bits();
+/// So many open directories are looked at in one piece.
+const STATTED_AT_ONCE: usize = 16;
 /// "." and "..", which a snapshot does not have.
 const DOTS: [&str; 2] = [".", ".."];
 
@@ -123,7 +130,7 @@ async fn listing_of(state: &mut State, fd: u32, begins: bool) -> Result<Listed<'
     } = state;
     if begins || listings.get_mut(fd).is_none() {
         listings.close(fd, meter);
-        let dir = directory_of(wasi, fd).await?;
+        let dir = directory_of(wasi, stop, fd).await?;
         let listing = DirectoryListing::read(dir, meter, stop).await?;
         listings.keep(fd, listing);
     }
@@ -139,44 +146,40 @@ struct Listed<'a> {
 
 /// The directory behind a descriptor of preview 1.
 ///
-/// Upstream keeps the table of these to itself. So the directory is opened once more by its own `path_open`, which
-/// puts it where the table of resources was just seen to have room, and closed at once.
-async fn directory_of(wasi: &mut WasiP1Ctx, fd: u32) -> Result<Arc<File>, types::Error> {
-    let fd = types::Fd::from(fd);
-    let mut path = *b".";
-    let (length, size) = (1, path.len());
-    let mut memory = GuestMemory::Unshared(&mut path);
-    // What is no directory has an offset, or can have none. The first call of all also fills the tables, which must not
-    // happen in between.
-    match WasiSnapshotPreview1::fd_tell(wasi, &mut memory, fd).map_err(types::Error::downcast) {
-        Err(Ok(Errno::Badf)) => {}
-        Ok(_) | Err(Ok(_)) => return Err(Errno::Badf.into()),
-        Err(Err(trap)) => return Err(types::Error::trap(trap)),
+/// Upstream keeps the table of these to itself, but tells a serial number, and every directory that the run has open is
+/// among its resources. Two with the same number are the same directory, and either serves.
+async fn directory_of(
+    wasi: &mut WasiP1Ctx,
+    stop: &Stop,
+    fd: u32,
+) -> Result<Arc<File>, types::Error> {
+    let mut nothing = GuestMemory::Unshared(&mut []);
+    let stat = WasiSnapshotPreview1::fd_filestat_get(wasi, &mut nothing, types::Fd::from(fd));
+    let stat = stat.await?;
+    if stat.filetype != Filetype::Directory {
+        return Err(Errno::Badf.into());
     }
     let table = wasi.ctx().table;
-    // The handles that a run may have are all in use.
-    let room = table.push(()).map_err(|_| Errno::Mfile)?;
-    let rep = room.rep();
-    table.delete(room)?;
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, size);
-    let opened = WasiSnapshotPreview1::path_open(
-        wasi,
-        &mut memory,
-        fd,
-        types::Lookupflags::empty(),
-        GuestPtr::<str>::new((0, length)),
-        types::Oflags::DIRECTORY,
-        types::Rights::FD_READ,
-        types::Rights::empty(),
-        types::Fdflags::empty(),
-    )
-    .await?;
-    let dir = match wasi.ctx().table.get(&Resource::new_borrow(rep)) {
-        Ok(Descriptor::Dir(dir)) => Some(Arc::clone(&dir.dir)),
-        Ok(Descriptor::File(_)) | Err(_) => None,
-    };
-    WasiSnapshotPreview1::fd_close(wasi, &mut memory, opened).await?;
-    Ok(dir.ok_or(Errno::Io)?)
+    // No key is larger than its capacity.
+    let keys = u32::try_from(table.max_capacity()).unwrap_or(u32::MAX);
+    let open: Vec<Arc<File>> = (0..keys)
+        .filter_map(|key| match table.get(&Resource::new_borrow(key)) {
+            Ok(Descriptor::Dir(dir)) => Some(Arc::clone(&dir.dir)),
+            Ok(Descriptor::File(_)) | Err(_) => None,
+        })
+        .collect();
+    for some in open.chunks(STATTED_AT_ONCE) {
+        let some = some.to_vec();
+        let is_it = move |dir: &Arc<File>| serial_of(dir) == Ok(stat.ino);
+        let found = spawn_blocking(move || some.into_iter().find(is_it)).await;
+        if let Some(dir) = found {
+            return Ok(dir);
+        }
+        if stop.reason().is_some() {
+            return Err(types::Error::trap(Stopped.into()));
+        }
+    }
+    Err(Errno::Io.into())
 }
 
 /// The guest's buffer, or what is left of it.
@@ -270,6 +273,12 @@ pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::
             Ok(read_directory_entry(store.data_mut(), stream.rep()))
         },
     )?;
+    interface.func_wrap_async(
+        "[method]descriptor.metadata-hash-at",
+        |store: StoreContextMut<'_, State>, args: MetadataHashAt| {
+            Box::new(metadata_hash_at(store, args))
+        },
+    )?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -300,14 +309,46 @@ async fn read_directory(
 }
 
 fn read_directory_entry(state: &mut State, rep: u32) -> Entry {
-    let Some(listing) = state.listings.get_mut(rep) else {
-        return (Err(ErrorCode::BadDescriptor),);
+    let Some(entry) = state.listings.read(rep) else {
+        return (Ok(None),);
     };
-    let entry = listing.next().map(|entry| DirectoryEntry {
+    let entry = DirectoryEntry {
         type_: descriptor_type(entry.file_type),
         name: entry.name.to_owned(),
-    });
-    (Ok(entry),)
+    };
+    (Ok(Some(entry)),)
+}
+
+/// What `metadata-hash-at` takes, and gives.
+type MetadataHashAt = (Resource<Descriptor>, PathFlags, String);
+type MetadataHash = (Result<MetadataHashValue, ErrorCode>,);
+
+/// As upstream's, but for an entry that was just read and is gone. Guests' libraries ask for the hash of each entry, for
+/// want of a number in it, and where that fails so does all of their listing.
+async fn metadata_hash_at(
+    mut store: StoreContextMut<'_, State>,
+    (dir, follow, path): MetadataHashAt,
+) -> wasmtime::Result<MetadataHash> {
+    let mut files = store.data_mut().filesystem();
+    let again = Resource::new_borrow(dir.rep());
+    let hash = HostDescriptor::metadata_hash_at(&mut files, again, follow, path.clone()).await;
+    let error = match hash {
+        Ok(hash) => return Ok((Ok(hash),)),
+        Err(error) => error.downcast()?,
+    };
+    let state = store.data_mut();
+    if matches!(error, ErrorCode::NoEntry)
+        && follow == PathFlags::empty()
+        && let Descriptor::Dir(dir) = state.wasi.ctx().table.get(&dir)?
+        && let Some(entry) = state.listings.read_last(&dir.dir)
+        && entry.name == path
+    {
+        return Ok((Ok(MetadataHashValue {
+            lower: entry.serial,
+            upper: entry.serial ^ UPPER_HALF,
+        }),));
+    }
+    Ok((Err(error),))
 }
 
 fn descriptor_type(file_type: u8) -> DescriptorType {

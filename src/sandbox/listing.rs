@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, fstat, openat, statat};
@@ -29,7 +29,7 @@ const PIECE_BYTES: usize = 32 << 10;
 /// A piece of a slow file system ends after this long: between pieces the run's stop request is looked at.
 const PIECE_TIME: Duration = Duration::from_millis(5);
 /// What a listing costs beyond its records: itself, its place among the others, and the guest's handle for it.
-const LISTING_OVERHEAD: usize = 256;
+const LISTING_OVERHEAD: usize = 512;
 /// What a chunk costs beyond its records: the vector of chunks grows by doubling, and the allocator rounds up.
 const CHUNK_OVERHEAD: usize = 2 * size_of::<Chunk>() + 32;
 
@@ -40,6 +40,8 @@ const CHUNK_OVERHEAD: usize = 2 * size_of::<Chunk>() + 32;
 /// wasmtime fails the whole listing for it.
 #[derive(Debug)]
 pub(super) struct DirectoryListing {
+    /// The descriptor that it was read through, which it does not keep open.
+    dir: Weak<File>,
     /// The directory's own serial number.
     serial: u64,
     chunks: Vec<Chunk>,
@@ -85,6 +87,7 @@ impl DirectoryListing {
     /// to stop.
     pub(super) async fn read(dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<Self> {
         let mut listing = Self {
+            dir: Arc::downgrade(&dir),
             serial: 0,
             chunks: Vec::new(),
             entries: 0,
@@ -312,6 +315,11 @@ impl DirectoryReader {
     }
 }
 
+/// The serial number of an open file or directory.
+pub(super) fn serial_of(file: &File) -> Result<u64, Errno> {
+    fstat(file).map(|stat| serial(stat.st_dev, stat.st_ino))
+}
+
 /// What upstream tells guests as the inode's number, so that an entry has the same as a stat of it. In a directory that
 /// something is mounted on, or that is made of several file systems, those entries have another.
 fn serial(device: u64, inode: u64) -> u64 {
@@ -325,6 +333,8 @@ fn serial(device: u64, inode: u64) -> u64 {
 pub struct OpenListings {
     listings: BTreeMap<u32, DirectoryListing>,
     next: u32,
+    /// The handle that was read from last.
+    last: u32,
 }
 
 impl OpenListings {
@@ -338,7 +348,7 @@ impl OpenListings {
         self.listings.insert(key, listing);
     }
 
-    /// Keeps a listing and makes a handle for it. Each holds 256 bytes of its run's memory at the least, so that
+    /// Keeps a listing and makes a handle for it. Each holds 512 bytes of its run's memory at the least, so that
     /// there are always free ones.
     pub(super) fn keep_new(&mut self, listing: DirectoryListing) -> u32 {
         while self.listings.contains_key(&self.next) {
@@ -348,6 +358,23 @@ impl OpenListings {
         self.next = self.next.wrapping_add(1);
         self.listings.insert(key, listing);
         key
+    }
+
+    /// The next entry of a handle's listing.
+    pub(super) fn read(&mut self, key: u32) -> Option<ListedEntry<'_>> {
+        self.last = key;
+        self.get_mut(key)?.next()
+    }
+
+    /// The entry that was read last, of all listings, if that one was read through this descriptor.
+    pub(super) fn read_last(&mut self, dir: &Arc<File>) -> Option<ListedEntry<'_>> {
+        let last = self.last;
+        let listing = self.get_mut(last)?;
+        if !std::ptr::eq(listing.dir.as_ptr(), Arc::as_ptr(dir)) {
+            return None;
+        }
+        let position = listing.next.checked_sub(1)?;
+        listing.entry(position)
     }
 
     /// Drops the listing of a descriptor or handle, where there is one.

@@ -56,8 +56,21 @@ fn listed(dir: &str) -> BTreeSet<String> {
     names
 }
 
+/// Counts files that are named "file-<i>.txt", each once.
 fn count(dir: &str) {
-    println!("{}", listed(dir).len());
+    let mut seen = Vec::new();
+    let mut count = 0;
+    for entry in open(dir) {
+        let name = name(entry);
+        let number = name.strip_prefix("file-").and_then(|it| it.strip_suffix(".txt"));
+        let number: usize = number.expect("a name of ours").parse().expect("a number");
+        if seen.len() <= number {
+            seen.resize(number + 1, false);
+        }
+        assert!(!std::mem::replace(&mut seen[number], true), "{name} is listed twice");
+        count += 1;
+    }
+    println!("{count}");
 }
 
 fn names(dir: &str) {
