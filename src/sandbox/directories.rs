@@ -287,13 +287,13 @@ pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::
 struct ListingStream;
 
 /// What `read-directory` and `read-directory-entry` give.
-type Stream = (Result<Resource<ListingStream>, ErrorCode>,);
-type Entry = (Result<Option<DirectoryEntry>, ErrorCode>,);
+type OpenedStream = (Result<Resource<ListingStream>, ErrorCode>,);
+type NextEntry = (Result<Option<DirectoryEntry>, ErrorCode>,);
 
 async fn read_directory(
     mut store: StoreContextMut<'_, State>,
     dir: Resource<Descriptor>,
-) -> wasmtime::Result<Stream> {
+) -> wasmtime::Result<OpenedStream> {
     let state = store.data_mut();
     let dir = match state.filesystem().table.get(&dir)? {
         Descriptor::Dir(dir) => Arc::clone(&dir.dir),
@@ -308,7 +308,7 @@ async fn read_directory(
     }
 }
 
-fn read_directory_entry(state: &mut State, rep: u32) -> Entry {
+fn read_directory_entry(state: &mut State, rep: u32) -> NextEntry {
     let Some(entry) = state.listings.read(rep) else {
         return (Ok(None),);
     };

@@ -17,6 +17,8 @@ fn main() {
         "interleave" => interleave(arg(2)),
         "hold" => hold(arg(2), number(3)),
         "again" => again(arg(2), number(3)),
+        #[cfg(target_env = "p2")]
+        "streams" => component::streams(number(3)),
         #[cfg(target_env = "p1")]
         "cookies" => preview1::cookies(arg(2)),
         #[cfg(target_env = "p1")]
@@ -325,5 +327,64 @@ mod preview1 {
             assert_eq!(call(file.as_raw_fd(), 0, 0), Ok(Vec::new()));
         }
         println!("{times}");
+    }
+}
+
+/// The interface of components itself, in the version that the standard library imports.
+#[cfg(target_env = "p2")]
+mod component {
+    #[link(wasm_import_module = "wasi:filesystem/types@0.2.0")]
+    unsafe extern "C" {
+        #[link_name = "[method]descriptor.read-directory"]
+        fn read_directory(descriptor: i32, out: *mut u32);
+        #[link_name = "[method]directory-entry-stream.read-directory-entry"]
+        fn read_entry(stream: i32, out: *mut u32);
+        #[link_name = "[resource-drop]directory-entry-stream"]
+        fn drop_stream(stream: i32);
+    }
+    #[link(wasm_import_module = "wasi:filesystem/preopens@0.2.0")]
+    unsafe extern "C" {
+        #[link_name = "get-directories"]
+        fn get_directories(out: *mut u32);
+    }
+
+    /// `insufficient-memory`
+    const NO_MEMORY: u32 = 22;
+
+    fn open(descriptor: i32) -> Result<i32, u32> {
+        let mut out = [0; 2];
+        unsafe { read_directory(descriptor, out.as_mut_ptr()) };
+        if out[0] & 0xff == 0 { Ok(out[1] as i32) } else { Err(out[1] & 0xff) }
+    }
+
+    /// Holds as many streams of the first mount as there can be, twice.
+    pub fn streams(at_least: usize) {
+        let mut list = [0; 2];
+        unsafe { get_directories(list.as_mut_ptr()) };
+        let first = unsafe { *(list[0] as *const i32) };
+        // Of one size throughout: it would not grow where nothing is left.
+        let mut held = Vec::with_capacity(100_000);
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            let error = loop {
+                match open(first) {
+                    Ok(stream) => held.push(stream),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error, NO_MEMORY);
+            assert!(held.len() >= at_least, "{}", held.len());
+            counts.push(held.len());
+            for stream in held.drain(..) {
+                let mut out = [0; 5];
+                unsafe {
+                    read_entry(stream, out.as_mut_ptr());
+                    drop_stream(stream);
+                }
+                assert_eq!(out[0] & 0xff, 0, "an entry, or the end");
+            }
+        }
+        assert_eq!(counts[0], counts[1]);
+        println!("{}", counts[0]);
     }
 }

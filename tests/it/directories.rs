@@ -378,6 +378,18 @@ async fn listings_are_held_in_the_runs_own_memory() {
 }
 
 #[tokio::test]
+async fn a_component_holds_as_many_streams_as_its_memory_does() {
+    let granted = Granted::start().await;
+    let held = granted.spec(listing_component(), &["streams", "/d", "1000"]);
+    let held = held.resources(|it| it.memory_pages = Some(64));
+    let ran = granted.daemon.ran(held).await.exited(0);
+    assert!(ran.result.memory_denied);
+    let streams: u64 = ran.out().trim().parse().unwrap();
+    // Each is charged with half a KiB.
+    assert!(streams < (64 << 16) / 512, "{streams}");
+}
+
+#[tokio::test]
 async fn time_ends_a_guest_that_only_lists() {
     let granted = Granted::start().await;
     make(granted.dir.path(), (0..20_000).map(|i| format!("file-{i}")));
