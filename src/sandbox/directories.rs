@@ -1,10 +1,10 @@
-//! How guests list directories: each listing is one snapshot of names, so that it is as long as its directory, whatever
-//! becomes of that meanwhile. Upstream reads and stats the whole directory for each piece of preview 1, and holds it
-//! in memory that nobody is charged for.
+//! How guests list directories: each listing is one snapshot of names, so that it is as long as its
+//! directory, whatever becomes of that meanwhile. Upstream reads and stats the whole directory for
+//! each piece of preview 1, and holds it in memory that nobody is charged for.
 //!
-//! For preview 1 the snapshot is taken where a listing begins, at cookie 0, and kept for the descriptor until that is
-//! closed or listed from the beginning again; cookies are positions in it. A component has one in each
-//! `directory-entry-stream`.
+//! For preview 1 the snapshot is taken where a listing begins, at cookie 0, and kept for the
+//! descriptor until that is closed or listed from the beginning again; cookies are positions in it.
+//! A component has one in each `directory-entry-stream`.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ const STATTED_AT_ONCE: usize = 16;
 /// "." and "..", which a snapshot does not have.
 const DOTS: [&str; 2] = [".", ".."];
 
-/// Replaces `fd_readdir` of preview 1 and of `wasi_unstable`, whose entries are laid out alike, and what ends a
-/// descriptor.
+/// Replaces `fd_readdir` of preview 1 and of `wasi_unstable`, whose entries are laid out alike, and
+/// what ends a descriptor.
 pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     // The two versions take the same.
     macro_rules! replace {
@@ -91,7 +91,8 @@ pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// What `fd_readdir` takes: descriptor, buffer, its length, cookie, and where the number of bytes goes.
+/// What `fd_readdir` takes: descriptor, buffer, its length, cookie, and where the number of bytes
+/// goes.
 type ReadDirectory = (i32, i32, i32, i64, i32);
 
 async fn fd_readdir(
@@ -146,8 +147,9 @@ struct Listed<'a> {
 
 /// The directory behind a descriptor of preview 1.
 ///
-/// Upstream keeps the table of these to itself, but tells a serial number, and every directory that the run has open is
-/// among its resources. Two with the same number are the same directory, and either serves.
+/// Upstream keeps the table of these to itself, but tells a serial number, and every directory that
+/// the run has open is among its resources. Two with the same number are the same directory, and
+/// either serves.
 async fn directory_of(
     wasi: &mut WasiP1Ctx,
     stop: &Stop,
@@ -202,16 +204,16 @@ impl Destination<'_> {
     }
 }
 
-/// Writes entries from a cookie on, until there are no more or the buffer is full, the last entry cut off: a guest
-/// that gets less than it has room for takes that for the end.
+/// Writes entries from a cookie on, until there are no more or the buffer is full, the last entry
+/// cut off: a guest that gets less than it has room for takes that for the end.
 async fn fill(
     destination: &mut Destination<'_>,
     Listed { listing, stop }: Listed<'_>,
-    cookie: u64,
+    mut cookie: u64,
 ) -> Result<(), types::Error> {
     let mut yield_at = destination.left.saturating_sub(COPIED_AT_ONCE);
     let directory = listing.serial();
-    for cookie in cookie.. {
+    loop {
         let entry = match cookie.checked_sub(2) {
             Some(position) => listing.entry(position),
             None => usize::try_from(cookie).ok().and_then(|dot| {
@@ -228,7 +230,8 @@ async fn fill(
         // A name is at most 64 KiB.
         let length = u32::try_from(entry.name.len()).unwrap_or_default();
         let mut head = [0; 24];
-        head[..8].copy_from_slice(&cookie.saturating_add(1).to_le_bytes());
+        cookie = cookie.saturating_add(1);
+        head[..8].copy_from_slice(&cookie.to_le_bytes());
         head[8..16].copy_from_slice(&entry.serial.to_le_bytes());
         head[16..20].copy_from_slice(&length.to_le_bytes());
         head[20] = entry.file_type;
@@ -323,8 +326,9 @@ fn read_directory_entry(state: &mut State, rep: u32) -> NextEntry {
 type MetadataHashAt = (Resource<Descriptor>, PathFlags, String);
 type MetadataHash = (Result<MetadataHashValue, ErrorCode>,);
 
-/// As upstream's, but for an entry that was just read and is gone. Guests' libraries ask for the hash of each entry, for
-/// want of a number in it, and where that fails so does all of their listing.
+/// As upstream's, but for an entry that was just read and is gone. Guests' libraries ask for the
+/// hash of each entry, for want of a number in it, and where that fails so does all of their
+/// listing.
 async fn metadata_hash_at(
     mut store: StoreContextMut<'_, State>,
     (dir, follow, path): MetadataHashAt,

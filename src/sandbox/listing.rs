@@ -20,24 +20,27 @@ use wasmtime_wasi::runtime::spawn_blocking;
 use super::meter::Meter;
 use super::stop::{Stop, Stopped};
 
-/// What the kernel may fill at once. An entry that does not fit fails: the longest names that any file system has are
-/// a few hundred bytes.
+/// What the kernel may fill at once. An entry that does not fit fails: the longest names that any
+/// file system has are a few hundred bytes.
 const KERNEL_BUFFER: usize = 32 << 10;
-/// A piece ends after so many bytes of records. Together with the buffer it is what a run holds without being charged,
-/// while a piece is read.
+/// A piece ends after so many bytes of records. Together with the buffer it is what a run holds
+/// without being charged, while a piece is read.
 const PIECE_BYTES: usize = 32 << 10;
-/// A piece of a slow file system ends after this long: between pieces the run's stop request is looked at.
+/// A piece of a slow file system ends after this long: between pieces the run's stop request is
+/// looked at.
 const PIECE_TIME: Duration = Duration::from_millis(5);
-/// What a listing costs beyond its records: itself, its place among the others, and the guest's handle for it.
+/// What a listing costs beyond its records: itself, its place among the others, and the guest's
+/// handle for it.
 const LISTING_OVERHEAD: usize = 512;
-/// What a chunk costs beyond its records: the vector of chunks grows by doubling, and the allocator rounds up.
+/// What a chunk costs beyond its records: the vector of chunks grows by doubling, and the allocator
+/// rounds up.
 const CHUNK_OVERHEAD: usize = 2 * size_of::<Chunk>() + 32;
 
-/// The names that a directory had when it was listed. A position in it stays what it is, whatever becomes of the
-/// directory: what was removed meanwhile is still listed, what was added is not.
+/// The names that a directory had when it was listed. A position in it stays what it is, whatever
+/// becomes of the directory: what was removed meanwhile is still listed, what was added is not.
 ///
-/// A name that is not UTF-8 is left out. WASI's paths are UTF-8, so that no guest could open or remove what it names;
-/// wasmtime fails the whole listing for it.
+/// A name that is not UTF-8 is left out. WASI's paths are UTF-8, so that no guest could open or
+/// remove what it names; wasmtime fails the whole listing for it.
 #[derive(Debug)]
 pub(super) struct DirectoryListing {
     /// The descriptor that it was read through, which it does not keep open.
@@ -53,7 +56,8 @@ pub(super) struct DirectoryListing {
     cursor: Cursor,
 }
 
-/// The records of one piece, each: serial number (8 bytes), file type (1), length of the name (2), name.
+/// The records of one piece, each: serial number (8 bytes), file type (1), length of the name (2),
+/// name.
 #[derive(Debug)]
 struct Chunk {
     /// The position of its first entry.
@@ -80,11 +84,12 @@ pub(super) struct ListedEntry<'a> {
 }
 
 impl DirectoryListing {
-    /// Reads all names of `dir`, through a descriptor of its own, and charges `meter` for them as they come.
+    /// Reads all names of `dir`, through a descriptor of its own, and charges `meter` for them as
+    /// they come.
     ///
     /// # Errors
-    /// `InsufficientMemory` where the run may not hold that many; what the file system says; a trap where the run has
-    /// to stop.
+    /// `InsufficientMemory` where the run may not hold that many; what the file system says; a trap
+    /// where the run has to stop.
     pub(super) async fn read(dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<Self> {
         let mut listing = Self {
             dir: Arc::downgrade(&dir),
@@ -288,7 +293,8 @@ impl DirectoryReader {
         true
     }
 
-    /// What the entry is, as upstream has it; `None` where it is gone. Only a file system that does not tell is asked.
+    /// What the entry is, as upstream has it; `None` where it is gone. Only a file system that does
+    /// not tell is asked.
     fn file_type(&self, name: &CStr, told: FileType) -> Option<Filetype> {
         let known = match told {
             FileType::Unknown => match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -320,8 +326,9 @@ pub(super) fn serial_of(file: &File) -> Result<u64, Errno> {
     fstat(file).map(|stat| serial(stat.st_dev, stat.st_ino))
 }
 
-/// What upstream tells guests as the inode's number, so that an entry has the same as a stat of it. In a directory that
-/// something is mounted on, or that is made of several file systems, those entries have another.
+/// What upstream tells guests as the inode's number, so that an entry has the same as a stat of it.
+/// In a directory that something is mounted on, or that is made of several file systems, those
+/// entries have another.
 fn serial(device: u64, inode: u64) -> u64 {
     let mut hasher = DefaultHasher::new();
     (device, inode).hash(&mut hasher);
@@ -348,8 +355,8 @@ impl OpenListings {
         self.listings.insert(key, listing);
     }
 
-    /// Keeps a listing and makes a handle for it. Each holds 512 bytes of its run's memory at the least, so that
-    /// there are always free ones.
+    /// Keeps a listing and makes a handle for it. Each holds 512 bytes of its run's memory at the
+    /// least, so that there are always free ones.
     pub(super) fn keep_new(&mut self, listing: DirectoryListing) -> u32 {
         while self.listings.contains_key(&self.next) {
             self.next = self.next.wrapping_add(1);

@@ -1,5 +1,5 @@
-//! Lists directories in the ways that programs do: `listing HOW DIR [ARGS...]`. Built for wasm32-wasip1 and
-//! wasm32-wasip2 by the test run.
+//! Lists directories in the ways that programs do: `listing HOW DIR [ARGS...]`. Built for
+//! wasm32-wasip1 and wasm32-wasip2 by the test run.
 
 use std::collections::BTreeSet;
 use std::fs::ReadDir;
