@@ -122,7 +122,7 @@ impl Usage {
         self.fuel.load(Ordering::Relaxed)
     }
 
-    /// The most bytes of linear memory held at once.
+    /// The most bytes held at once, of linear memory and of directory listings.
     pub fn memory(&self) -> u64 {
         self.memory.load(Ordering::Relaxed)
     }
@@ -161,9 +161,9 @@ pub struct Ended {
     pub cpu_time: Duration,
     /// Fuel used, where metered.
     pub fuel_consumed: Option<u64>,
-    /// The most bytes of linear memory held at once.
+    /// The most bytes held at once, of linear memory and of directory listings.
     pub memory_used: u64,
-    /// Whether a growth was denied.
+    /// Whether a growth or a directory listing was denied.
     pub memory_denied: bool,
     /// What the entry point returned.
     pub values: Vec<Value>,

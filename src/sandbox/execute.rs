@@ -11,6 +11,7 @@ use super::clock::SteppedClock;
 use super::entry::Entry;
 use super::handles::{DescriptorAccount, Handles};
 use super::host::{Clock, State};
+use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
@@ -149,6 +150,7 @@ pub fn prepare(
             moved: Moved::default(),
             handles,
             labels: spec.labels.clone(),
+            listings: OpenListings::default(),
         },
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,

@@ -8,7 +8,9 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
+use super::directories;
 use super::handles::{DescriptorBudget, Handles};
+use super::listing::OpenListings;
 use super::meter::Meter;
 use super::pace::Pace;
 use super::preview1::{self, Moved};
@@ -41,6 +43,8 @@ pub struct State {
     pub(super) handles: Handles,
     /// What `ringfence.label` reads.
     pub labels: Labels,
+    /// The directory listings that the guest has open.
+    pub listings: OpenListings,
 }
 
 impl WasiView for State {
@@ -106,6 +110,7 @@ pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Lin
     }
     preview1::add(&mut linker)?;
     regular::add_core(&mut linker)?;
+    directories::add_core(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_core(&mut linker)?;
     }
@@ -125,6 +130,7 @@ pub(super) fn component_linker(
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     preview2::add(&mut linker)?;
     regular::add_component(&mut linker)?;
+    directories::add_component(&mut linker)?;
     if clock == Clock::Stepped {
         clock::add_component(&mut linker)?;
     }
@@ -173,6 +179,7 @@ impl State {
             moved: Moved::default(),
             handles: Handles::new(0, DescriptorBudget::of_process(0).account(false)),
             labels: Labels::default(),
+            listings: OpenListings::default(),
         }
     }
 }

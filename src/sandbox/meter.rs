@@ -21,7 +21,8 @@ pub(super) const MAX_MEMORIES: usize = 32;
 /// The most tables of a run.
 pub(super) const MAX_TABLES: usize = 64;
 
-/// Limits the linear memories of a run, all together, and counts what it held at the most.
+/// Limits the linear memories of a run, all together and with the directory listings that the host holds for it, and
+/// counts what it held at the most.
 ///
 /// A growth over the limit is denied as the WebAssembly specification says, by -1; whether one was is remembered, so
 /// that a run which did not cope is told apart from one that did.
@@ -57,6 +58,28 @@ impl Meter {
     pub fn denied(&self) -> bool {
         self.denied
     }
+
+    /// Counts bytes that the host holds for the guest as if they were linear memory; where that is too much it counts
+    /// nothing, remembers the denial and says no.
+    pub(super) fn charge(&mut self, bytes: usize) -> bool {
+        match self.held.checked_add(bytes) {
+            Some(held) if held <= self.limit => {
+                self.held = held;
+                self.usage.set_memory(held as u64);
+                true
+            }
+            _ => {
+                self.denied = true;
+                false
+            }
+        }
+    }
+
+    /// Takes back what was charged.
+    pub(super) fn release(&mut self, bytes: usize) {
+        self.peak = self.peak.max(self.held);
+        self.held = self.held.saturating_sub(bytes);
+    }
 }
 
 impl ResourceLimiter for Meter {
@@ -71,18 +94,7 @@ impl ResourceLimiter for Meter {
             // Over the module's own maximum: fails by itself, and is no denial of ours.
             return Ok(true);
         }
-        let added = desired.saturating_sub(current);
-        match self.held.checked_add(added) {
-            Some(held) if held <= self.limit => {
-                self.held = held;
-                self.usage.set_memory(held as u64);
-                Ok(true)
-            }
-            _ => {
-                self.denied = true;
-                Ok(false)
-            }
-        }
+        Ok(self.charge(desired.saturating_sub(current)))
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {

@@ -8,6 +8,7 @@
 
 mod clock;
 mod compile;
+mod directories;
 mod engine;
 mod entry;
 mod execute;
@@ -19,6 +20,7 @@ mod handles;
 mod host;
 mod inspect;
 mod inspection;
+mod listing;
 mod loaded;
 mod meter;
 mod modules;

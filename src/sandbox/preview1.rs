@@ -501,8 +501,10 @@ async fn fd_close(
     let mut memory = GuestMemory::Unshared(bytes);
     let errno = runtime!(version, fd_close(&mut state.wasi, &mut memory, fd))?;
     if errno == SUCCESS {
+        let number = fd.cast_unsigned();
         state.moved.add(fd);
-        state.handles.close(fd.cast_unsigned());
+        state.handles.close(number);
+        state.listings.close(number, &mut state.meter);
     }
     Ok(errno)
 }
@@ -519,9 +521,9 @@ async fn fd_renumber(
     if errno == SUCCESS && from != to {
         state.moved.add(from);
         state.moved.add(to);
-        state
-            .handles
-            .renumber(from.cast_unsigned(), to.cast_unsigned());
+        let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
+        state.handles.renumber(from, to);
+        state.listings.renumber(from, to, &mut state.meter);
     }
     Ok(errno)
 }

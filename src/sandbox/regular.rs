@@ -18,7 +18,7 @@ use super::preview1::{MAX_PATH, code, errno_of, is_too_long};
 use super::preview2;
 
 /// The interface of components that opens files, in the version that the runtime offers.
-const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
+pub(super) const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What a core module is told.
 const ERRNO_ACCES: i32 = 2;
 const ERRNO_SUCCESS: i32 = 0;

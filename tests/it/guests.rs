@@ -41,6 +41,22 @@ pub(crate) fn calls_component() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/listing.rs` for preview 1.
+pub(crate) fn listing() -> Bytes {
+    static LISTING: OnceLock<Bytes> = OnceLock::new();
+    LISTING
+        .get_or_init(|| build("listing", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/listing.rs` as a component.
+pub(crate) fn listing_component() -> Bytes {
+    static LISTING: OnceLock<Bytes> = OnceLock::new();
+    LISTING
+        .get_or_init(|| build("listing", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 /// `tests/guests/reactor.rs`.
 pub(crate) fn reactor() -> Bytes {
     static REACTOR: OnceLock<Bytes> = OnceLock::new();

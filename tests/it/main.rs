@@ -36,6 +36,7 @@ mod cli_runs;
 mod compile;
 mod compile_lanes;
 mod cpython;
+mod directories;
 mod durable;
 mod endings;
 mod habit;

@@ -4,8 +4,7 @@ use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
-    Descriptor, DescriptorStat, ErrorCode, HostDescriptor, MetadataHashValue, NewTimestamp,
-    PathFlags,
+    Descriptor, DescriptorStat, ErrorCode, HostDescriptor, NewTimestamp, PathFlags,
 };
 
 use super::{CallStore, opened};
@@ -173,10 +172,6 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define_path!(
         interface, "[method]descriptor.unlink-file-at", unlink_file_at,
         (), () -> ()
-    );
-    define_path!(
-        interface, "[method]descriptor.metadata-hash-at", metadata_hash_at,
-        (flags: PathFlags), () -> MetadataHashValue
     );
     type LinkPaths = (
         Resource<Descriptor>,

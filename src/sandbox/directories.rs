@@ -1,0 +1,331 @@
+//! How guests list directories: each listing is one snapshot of names, so that it is as long as its
+//! directory, whatever becomes of that meanwhile. Upstream reads and stats the whole directory for
+//! each piece of preview 1, and holds it in memory that nobody is charged for.
+//!
+//! For preview 1 the snapshot is taken where a listing begins, at cookie 0, and kept for the
+//! descriptor until that is closed or listed from the beginning again; cookies are positions in it.
+//! A component has one in each `directory-entry-stream`.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use wasmtime::component::{self, Resource, ResourceType, WasmStr};
+use wasmtime::{Caller, Linker, StoreContextMut};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p1::types::{self, Errno, Filetype};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::WasiSnapshotPreview1;
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    DescriptorType, DirectoryEntry, ErrorCode, HostDescriptor, MetadataHashValue, PathFlags,
+};
+use wasmtime_wasi::runtime::spawn_blocking;
+use wiggle::{GuestMemory, GuestPtr};
+
+use super::host::{State, WASI_MODULES, memory};
+use super::listing::{DirectoryListing, ListedEntry, serial_of};
+use super::preview2::path;
+use super::regular::INTERFACE;
+use super::stop::{Stop, Stopped};
+
+/// The guest gives way, and looks whether it has to stop, after so many bytes of one call.
+const COPIED_AT_ONCE: u32 = 256 << 10;
+/// What upstream makes the upper half of a hash of, beside the lower.
+const UPPER_HALF: u64 = std::f64::consts::PI.to_bits();
+/// So many open directories are looked at in one piece.
+const STATTED_AT_ONCE: usize = 16;
+/// "." and "..", which a snapshot does not have.
+const DOTS: [&str; 2] = [".", ".."];
+
+/// Replaces `fd_readdir` of preview 1 and of `wasi_unstable`, whose entries are laid out alike. What
+/// ends a descriptor ends its listing too ([`super::preview1`]).
+pub(super) fn add_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    for module in WASI_MODULES {
+        linker.func_wrap_async(
+            module,
+            "fd_readdir",
+            |caller: Caller<'_, State>, args: ReadDirectory| Box::new(fd_readdir(caller, args)),
+        )?;
+    }
+    Ok(())
+}
+
+/// What `fd_readdir` takes: descriptor, buffer, its length, cookie, and where the number of bytes
+/// goes.
+type ReadDirectory = (i32, i32, i32, i64, i32);
+
+async fn fd_readdir(
+    mut caller: Caller<'_, State>,
+    (fd, buffer, length, cookie, out): ReadDirectory,
+) -> wasmtime::Result<i32> {
+    let memory = memory(&mut caller)?;
+    let (bytes, state) = memory.data_and_store_mut(&mut caller);
+    let mut destination = Destination {
+        memory: GuestMemory::Unshared(bytes),
+        at: GuestPtr::new(buffer.cast_unsigned()),
+        left: length.cast_unsigned(),
+    };
+    let filled = async {
+        let listing = listing_of(state, fd.cast_unsigned(), cookie == 0).await?;
+        fill(&mut destination, listing, cookie.cast_unsigned()).await?;
+        let used = length.cast_unsigned() - destination.left;
+        let out = GuestPtr::<u32>::new(out.cast_unsigned());
+        destination.memory.write(out, used)?;
+        Ok::<_, types::Error>(())
+    };
+    match filled.await {
+        Ok(()) => Ok(0),
+        Err(error) => Ok(i32::from(error.downcast()? as u16)),
+    }
+}
+
+/// The listing of a descriptor, which is taken where there is none, or where one `begins`.
+async fn listing_of(state: &mut State, fd: u32, begins: bool) -> Result<Listed<'_>, types::Error> {
+    let State {
+        wasi,
+        meter,
+        stop,
+        listings,
+        ..
+    } = state;
+    if begins || listings.get_mut(fd).is_none() {
+        listings.close(fd, meter);
+        let dir = directory_of(wasi, stop, fd).await?;
+        let listing = DirectoryListing::read(dir, meter, stop).await?;
+        listings.keep(fd, listing);
+    }
+    let listing = listings.get_mut(fd).ok_or(Errno::Badf)?;
+    Ok(Listed { listing, stop })
+}
+
+/// A listing, and whether its run has to stop.
+struct Listed<'a> {
+    listing: &'a mut DirectoryListing,
+    stop: &'a Stop,
+}
+
+/// The directory behind a descriptor of preview 1.
+///
+/// Upstream keeps the table of these to itself, but tells a serial number, and every directory that
+/// the run has open is among its resources. Two with the same number are the same directory, and
+/// either serves.
+async fn directory_of(
+    wasi: &mut WasiP1Ctx,
+    stop: &Stop,
+    fd: u32,
+) -> Result<Arc<File>, types::Error> {
+    let mut nothing = GuestMemory::Unshared(&mut []);
+    let stat = WasiSnapshotPreview1::fd_filestat_get(wasi, &mut nothing, types::Fd::from(fd));
+    let stat = stat.await?;
+    if stat.filetype != Filetype::Directory {
+        return Err(Errno::Badf.into());
+    }
+    let table = wasi.ctx().table;
+    // No key is larger than its capacity.
+    let keys = u32::try_from(table.max_capacity()).unwrap_or(u32::MAX);
+    let open: Vec<Arc<File>> = (0..keys)
+        .filter_map(|key| match table.get(&Resource::new_borrow(key)) {
+            Ok(Descriptor::Dir(dir)) => Some(Arc::clone(&dir.dir)),
+            Ok(Descriptor::File(_)) | Err(_) => None,
+        })
+        .collect();
+    for some in open.chunks(STATTED_AT_ONCE) {
+        let some = some.to_vec();
+        let is_it = move |dir: &Arc<File>| serial_of(dir) == Ok(stat.ino);
+        let found = spawn_blocking(move || some.into_iter().find(is_it)).await;
+        if let Some(dir) = found {
+            return Ok(dir);
+        }
+        if stop.reason().is_some() {
+            return Err(types::Error::trap(Stopped.into()));
+        }
+    }
+    Err(Errno::Io.into())
+}
+
+/// The guest's buffer, or what is left of it.
+struct Destination<'a> {
+    memory: GuestMemory<'a>,
+    at: GuestPtr<u8>,
+    left: u32,
+}
+
+impl Destination<'_> {
+    /// Writes as much as there is room for, and says whether there is more.
+    fn write(&mut self, bytes: &[u8]) -> Result<bool, types::Error> {
+        let length = u32::try_from(bytes.len()).map_or(self.left, |length| length.min(self.left));
+        let written = bytes.get(..length as usize).unwrap_or(bytes);
+        self.memory
+            .copy_from_slice(written, self.at.as_array(length))?;
+        self.at = self.at.add(length)?;
+        self.left -= length;
+        Ok(self.left > 0)
+    }
+}
+
+/// Writes entries from a cookie on, until there are no more or the buffer is full, the last entry
+/// cut off: a guest that gets less than it has room for takes that for the end.
+async fn fill(
+    destination: &mut Destination<'_>,
+    Listed { listing, stop }: Listed<'_>,
+    mut cookie: u64,
+) -> Result<(), types::Error> {
+    let mut yield_at = destination.left.saturating_sub(COPIED_AT_ONCE);
+    let directory = listing.serial();
+    loop {
+        let entry = match cookie.checked_sub(2) {
+            Some(position) => listing.entry(position),
+            None => usize::try_from(cookie).ok().and_then(|dot| {
+                DOTS.get(dot).map(|name| ListedEntry {
+                    serial: directory,
+                    file_type: Filetype::Directory as u8,
+                    name,
+                })
+            }),
+        };
+        let Some(entry) = entry else {
+            break;
+        };
+        // A name is at most 64 KiB.
+        let length = u32::try_from(entry.name.len()).unwrap_or_default();
+        let mut head = [0; 24];
+        cookie = cookie.saturating_add(1);
+        head[..8].copy_from_slice(&cookie.to_le_bytes());
+        head[8..16].copy_from_slice(&entry.serial.to_le_bytes());
+        head[16..20].copy_from_slice(&length.to_le_bytes());
+        head[20] = entry.file_type;
+        if !destination.write(&head)? || !destination.write(entry.name.as_bytes())? {
+            break;
+        }
+        if destination.left < yield_at {
+            yield_at = destination.left.saturating_sub(COPIED_AT_ONCE);
+            tokio::task::yield_now().await;
+            if stop.reason().is_some() {
+                return Err(types::Error::trap(Stopped.into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces `read-directory` of components, and the stream that it gives.
+pub(super) fn add_component(linker: &mut component::Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut interface = linker.instance(INTERFACE)?;
+    interface.resource(
+        "directory-entry-stream",
+        ResourceType::host::<ListingStream>(),
+        |mut store, rep| {
+            let State {
+                listings, meter, ..
+            } = store.data_mut();
+            listings.close(rep, meter);
+            Ok(())
+        },
+    )?;
+    interface.func_wrap_async(
+        "[method]descriptor.read-directory",
+        |store: StoreContextMut<'_, State>, (dir,): (Resource<Descriptor>,)| {
+            Box::new(read_directory(store, dir))
+        },
+    )?;
+    interface.func_wrap(
+        "[method]directory-entry-stream.read-directory-entry",
+        |mut store: StoreContextMut<'_, State>, (stream,): (Resource<ListingStream>,)| {
+            Ok(read_directory_entry(store.data_mut(), stream.rep()))
+        },
+    )?;
+    interface.func_wrap_async(
+        "[method]descriptor.metadata-hash-at",
+        |store: StoreContextMut<'_, State>, args: MetadataHashAt| {
+            Box::new(metadata_hash_at(store, args))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// A `directory-entry-stream`: its listing is among the run's others.
+struct ListingStream;
+
+/// What `read-directory` and `read-directory-entry` give.
+type OpenedStream = (Result<Resource<ListingStream>, ErrorCode>,);
+type NextEntry = (Result<Option<DirectoryEntry>, ErrorCode>,);
+
+async fn read_directory(
+    mut store: StoreContextMut<'_, State>,
+    dir: Resource<Descriptor>,
+) -> wasmtime::Result<OpenedStream> {
+    let state = store.data_mut();
+    let dir = match state.filesystem().table.get(&dir)? {
+        Descriptor::Dir(dir) => Arc::clone(&dir.dir),
+        Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
+    };
+    match DirectoryListing::read(dir, &mut state.meter, &state.stop).await {
+        Ok(listing) => {
+            let rep = state.listings.keep_new(listing);
+            Ok((Ok(Resource::new_own(rep)),))
+        }
+        Err(error) => Ok((Err(error.downcast()?),)),
+    }
+}
+
+fn read_directory_entry(state: &mut State, rep: u32) -> NextEntry {
+    let Some(entry) = state.listings.read(rep) else {
+        return (Ok(None),);
+    };
+    let entry = DirectoryEntry {
+        type_: descriptor_type(entry.file_type),
+        name: entry.name.to_owned(),
+    };
+    (Ok(Some(entry)),)
+}
+
+/// What `metadata-hash-at` takes, and gives.
+type MetadataHashAt = (Resource<Descriptor>, PathFlags, WasmStr);
+type MetadataHash = (Result<MetadataHashValue, ErrorCode>,);
+
+/// As upstream's, but for an entry that was just read and is gone. Guests' libraries ask for the
+/// hash of each entry, for want of a number in it, and where that fails so does all of their
+/// listing.
+async fn metadata_hash_at(
+    mut store: StoreContextMut<'_, State>,
+    (dir, follow, given): MetadataHashAt,
+) -> wasmtime::Result<MetadataHash> {
+    let Some(path) = path(&store, &given)? else {
+        return Ok((Err(ErrorCode::NameTooLong),));
+    };
+    let mut files = store.data_mut().filesystem();
+    let again = Resource::new_borrow(dir.rep());
+    let hash = HostDescriptor::metadata_hash_at(&mut files, again, follow, path.clone()).await;
+    let error = match hash {
+        Ok(hash) => return Ok((Ok(hash),)),
+        Err(error) => error.downcast()?,
+    };
+    let state = store.data_mut();
+    if matches!(error, ErrorCode::NoEntry)
+        && follow == PathFlags::empty()
+        && let Descriptor::Dir(dir) = state.wasi.ctx().table.get(&dir)?
+        && let Some(entry) = state.listings.read_last(&dir.dir)
+        && entry.name == path
+    {
+        return Ok((Ok(MetadataHashValue {
+            lower: entry.serial,
+            upper: entry.serial ^ UPPER_HALF,
+        }),));
+    }
+    Ok((Err(error),))
+}
+
+fn descriptor_type(file_type: u8) -> DescriptorType {
+    match Filetype::try_from(file_type) {
+        Ok(Filetype::RegularFile) => DescriptorType::RegularFile,
+        Ok(Filetype::Directory) => DescriptorType::Directory,
+        Ok(Filetype::SymbolicLink) => DescriptorType::SymbolicLink,
+        Ok(Filetype::CharacterDevice) => DescriptorType::CharacterDevice,
+        Ok(Filetype::BlockDevice) => DescriptorType::BlockDevice,
+        Ok(Filetype::Unknown | Filetype::SocketDgram | Filetype::SocketStream) | Err(_) => {
+            DescriptorType::Unknown
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! A snapshot of a directory's names, read once and in pieces, and charged to its run's memory.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, fstat, openat, statat};
+use rustix::io::Errno;
+use wasmtime_wasi::p1::types::Filetype;
+use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
+use wasmtime_wasi::p2::{FsError, FsResult};
+use wasmtime_wasi::runtime::spawn_blocking;
+
+use super::meter::Meter;
+use super::stop::{Stop, Stopped};
+
+/// What the kernel may fill at once. An entry that does not fit fails: the longest names that any
+/// file system has are a few hundred bytes.
+const KERNEL_BUFFER: usize = 32 << 10;
+/// A piece ends after so many bytes of records. Together with the buffer it is what a run holds
+/// without being charged, while a piece is read.
+const PIECE_BYTES: usize = 32 << 10;
+/// A piece of a slow file system ends after this long: between pieces the run's stop request is
+/// looked at.
+const PIECE_TIME: Duration = Duration::from_millis(5);
+/// What a listing costs beyond its records: itself, its place among the others, and the guest's
+/// handle for it.
+const LISTING_OVERHEAD: usize = 512;
+/// What a chunk costs beyond its records: the vector of chunks grows by doubling, and the allocator
+/// rounds up.
+const CHUNK_OVERHEAD: usize = 2 * size_of::<Chunk>() + 32;
+
+/// The names that a directory had when it was listed. A position in it stays what it is, whatever
+/// becomes of the directory: what was removed meanwhile is still listed, what was added is not.
+///
+/// A name that is not UTF-8 is left out. WASI's paths are UTF-8, so that no guest could open or
+/// remove what it names; wasmtime fails the whole listing for it.
+#[derive(Debug)]
+pub(super) struct DirectoryListing {
+    /// The descriptor that it was read through, which it does not keep open.
+    dir: Weak<File>,
+    /// The directory's own serial number.
+    serial: u64,
+    chunks: Vec<Chunk>,
+    entries: u64,
+    charged: usize,
+    /// The position of what `next` gives.
+    next: u64,
+    /// Where the entry that was asked for last begins: the next one is mostly asked for next.
+    cursor: Cursor,
+}
+
+/// The records of one piece, each: serial number (8 bytes), file type (1), length of the name (2),
+/// name.
+#[derive(Debug)]
+struct Chunk {
+    /// The position of its first entry.
+    first: u64,
+    records: Box<[u8]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    position: u64,
+    chunk: usize,
+    offset: usize,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ListedEntry<'a> {
+    /// What a guest takes for the inode's number.
+    pub serial: u64,
+    /// One of preview 1's file types.
+    pub file_type: u8,
+    /// Never "." or "..".
+    pub name: &'a str,
+}
+
+impl DirectoryListing {
+    /// Reads all names of `dir`, through a descriptor of its own, and charges `meter` for them as
+    /// they come.
+    ///
+    /// # Errors
+    /// `InsufficientMemory` where the run may not hold that many; what the file system says; a trap
+    /// where the run has to stop.
+    pub(super) async fn read(dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<Self> {
+        let mut listing = Self {
+            dir: Arc::downgrade(&dir),
+            serial: 0,
+            chunks: Vec::new(),
+            entries: 0,
+            charged: 0,
+            next: 0,
+            cursor: Cursor::default(),
+        };
+        let read = listing.read_all(dir, meter, stop).await;
+        match read {
+            Ok(()) => Ok(listing),
+            Err(error) => {
+                listing.release(meter);
+                Err(error)
+            }
+        }
+    }
+
+    async fn read_all(&mut self, dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<()> {
+        self.charge(meter, LISTING_OVERHEAD)?;
+        let opened = spawn_blocking(move || DirectoryReader::open(&dir).map(DirectoryReader::read));
+        let (mut reader, mut piece) = opened.await.map_err(io::Error::from)?;
+        self.serial = reader.serial;
+        loop {
+            let read = piece.map_err(io::Error::from)?;
+            let is_last = read.is_last;
+            self.append(read, meter)?;
+            if is_last {
+                return Ok(());
+            }
+            if stop.reason().is_some() {
+                return Err(FsError::trap(Stopped));
+            }
+            (reader, piece) = spawn_blocking(move || reader.read()).await;
+        }
+    }
+
+    fn append(&mut self, piece: Piece, meter: &mut Meter) -> FsResult<()> {
+        if piece.entries == 0 {
+            return Ok(());
+        }
+        self.charge(meter, piece.records.len() + CHUNK_OVERHEAD)?;
+        self.chunks.push(Chunk {
+            first: self.entries,
+            records: piece.records,
+        });
+        self.entries += piece.entries;
+        Ok(())
+    }
+
+    fn charge(&mut self, meter: &mut Meter, bytes: usize) -> FsResult<()> {
+        if !meter.charge(bytes) {
+            return Err(ErrorCode::InsufficientMemory.into());
+        }
+        self.charged += bytes;
+        Ok(())
+    }
+
+    /// Gives back what it was charged for.
+    pub(super) fn release(self, meter: &mut Meter) {
+        meter.release(self.charged);
+    }
+
+    /// The directory's own serial number.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The entry after the one that this gave before.
+    pub(super) fn next(&mut self) -> Option<ListedEntry<'_>> {
+        let position = self.next;
+        self.next = position.saturating_add(1);
+        self.entry(position)
+    }
+
+    /// The entry at a position; `None` past the last.
+    pub(super) fn entry(&mut self, position: u64) -> Option<ListedEntry<'_>> {
+        if position >= self.entries {
+            return None;
+        }
+        let after = self.chunks.partition_point(|it| it.first <= position);
+        let at = after.checked_sub(1)?;
+        let chunk = self.chunks.get(at)?;
+        let (mut reached, mut offset) =
+            if self.cursor.chunk == at && self.cursor.position <= position {
+                (self.cursor.position, self.cursor.offset)
+            } else {
+                (chunk.first, 0)
+            };
+        loop {
+            let (entry, next) = decode(&chunk.records, offset)?;
+            if reached == position {
+                self.cursor = Cursor {
+                    position,
+                    chunk: at,
+                    offset,
+                };
+                return Some(entry);
+            }
+            (reached, offset) = (reached + 1, next);
+        }
+    }
+}
+
+/// The record at an offset, and the offset of the next.
+fn decode(records: &[u8], offset: usize) -> Option<(ListedEntry<'_>, usize)> {
+    let rest = records.get(offset..)?;
+    let (serial, rest) = rest.split_first_chunk()?;
+    let (&file_type, rest) = rest.split_first()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let length = usize::from(u16::from_le_bytes(*length));
+    let (name, rest) = rest.split_at_checked(length)?;
+    let entry = ListedEntry {
+        serial: u64::from_le_bytes(*serial),
+        file_type,
+        name: str::from_utf8(name).ok()?,
+    };
+    Some((entry, records.len() - rest.len()))
+}
+
+/// Reads a directory, a piece at a time, on threads that may be held.
+struct DirectoryReader {
+    fd: OwnedFd,
+    device: u64,
+    serial: u64,
+}
+
+struct Piece {
+    records: Box<[u8]>,
+    entries: u64,
+    is_last: bool,
+}
+
+impl DirectoryReader {
+    /// Opens the directory again: an offset is shared by all that share a descriptor.
+    fn open(dir: &File) -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = openat(dir, c".", flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        Ok(Self {
+            fd,
+            device: stat.st_dev,
+            serial: serial(stat.st_dev, stat.st_ino),
+        })
+    }
+
+    fn read(self) -> (Self, Result<Piece, Errno>) {
+        let piece = self.piece();
+        (self, piece)
+    }
+
+    fn piece(&self) -> Result<Piece, Errno> {
+        let start = Instant::now();
+        let mut buffer = Vec::with_capacity(KERNEL_BUFFER);
+        let mut dir = RawDir::new(self.fd.as_fd(), buffer.spare_capacity_mut());
+        let (mut records, mut entries) = (Vec::with_capacity(PIECE_BYTES), 0);
+        let is_last = loop {
+            match dir.next() {
+                None => break true,
+                Some(Err(Errno::INTR)) => continue,
+                // It was removed itself, and has no names any more.
+                Some(Err(Errno::NOENT)) => break true,
+                Some(Err(error)) => return Err(error),
+                Some(Ok(entry)) => {
+                    let name = entry.file_name();
+                    if let Some(file_type) = self.file_type(name, entry.file_type())
+                        && self.encode(name, entry.ino(), file_type, &mut records)
+                    {
+                        entries += 1;
+                    }
+                }
+            }
+            let is_full = records.len() >= PIECE_BYTES || start.elapsed() >= PIECE_TIME;
+            // What the kernel gave is taken whole: its next answer begins behind it.
+            if is_full && dir.is_buffer_empty() {
+                break false;
+            }
+        };
+        Ok(Piece {
+            records: records.into_boxed_slice(),
+            entries,
+            is_last,
+        })
+    }
+
+    /// Appends a record, unless a guest could not use the name.
+    fn encode(&self, name: &CStr, inode: u64, file_type: Filetype, records: &mut Vec<u8>) -> bool {
+        let name = name.to_bytes();
+        let Ok(length) = u16::try_from(name.len()) else {
+            return false;
+        };
+        if matches!(name, b"." | b"..") || str::from_utf8(name).is_err() {
+            return false;
+        }
+        records.extend(serial(self.device, inode).to_le_bytes());
+        records.push(file_type as u8);
+        records.extend(length.to_le_bytes());
+        records.extend(name);
+        true
+    }
+
+    /// What the entry is, as upstream has it; `None` where it is gone. Only a file system that does
+    /// not tell is asked.
+    fn file_type(&self, name: &CStr, told: FileType) -> Option<Filetype> {
+        let known = match told {
+            FileType::Unknown => match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                Err(Errno::NOENT) => return None,
+                Err(_) => FileType::Unknown,
+            },
+            FileType::RegularFile
+            | FileType::Directory
+            | FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice => told,
+        };
+        Some(match known {
+            FileType::RegularFile => Filetype::RegularFile,
+            FileType::Directory => Filetype::Directory,
+            FileType::Symlink => Filetype::SymbolicLink,
+            FileType::CharacterDevice => Filetype::CharacterDevice,
+            FileType::BlockDevice => Filetype::BlockDevice,
+            FileType::Fifo | FileType::Socket | FileType::Unknown => Filetype::Unknown,
+        })
+    }
+}
+
+/// The serial number of an open file or directory.
+pub(super) fn serial_of(file: &File) -> Result<u64, Errno> {
+    fstat(file).map(|stat| serial(stat.st_dev, stat.st_ino))
+}
+
+/// What upstream tells guests as the inode's number, so that an entry has the same as a stat of it.
+/// In a directory that something is mounted on, or that is made of several file systems, those
+/// entries have another.
+fn serial(device: u64, inode: u64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (device, inode).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A run's listings, by descriptor of preview 1 or by handle of a component: a run has either.
+#[derive(Debug, Default)]
+pub struct OpenListings {
+    listings: BTreeMap<u32, DirectoryListing>,
+    next: u32,
+    /// The handle that was read from last.
+    last: u32,
+}
+
+impl OpenListings {
+    /// The listing of a descriptor or handle.
+    pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut DirectoryListing> {
+        self.listings.get_mut(&key)
+    }
+
+    /// Keeps a listing for a descriptor that has none.
+    pub(super) fn keep(&mut self, key: u32, listing: DirectoryListing) {
+        self.listings.insert(key, listing);
+    }
+
+    /// Keeps a listing and makes a handle for it. Each holds 512 bytes of its run's memory at the
+    /// least, so that there are always free ones.
+    pub(super) fn keep_new(&mut self, listing: DirectoryListing) -> u32 {
+        while self.listings.contains_key(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let key = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.listings.insert(key, listing);
+        key
+    }
+
+    /// The next entry of a handle's listing.
+    pub(super) fn read(&mut self, key: u32) -> Option<ListedEntry<'_>> {
+        self.last = key;
+        self.get_mut(key)?.next()
+    }
+
+    /// The entry that was read last, of all listings, if that one was read through this descriptor.
+    pub(super) fn read_last(&mut self, dir: &Arc<File>) -> Option<ListedEntry<'_>> {
+        let last = self.last;
+        let listing = self.get_mut(last)?;
+        if !std::ptr::eq(listing.dir.as_ptr(), Arc::as_ptr(dir)) {
+            return None;
+        }
+        let position = listing.next.checked_sub(1)?;
+        listing.entry(position)
+    }
+
+    /// Drops the listing of a descriptor or handle, where there is one.
+    pub(super) fn close(&mut self, key: u32, meter: &mut Meter) {
+        if let Some(listing) = self.listings.remove(&key) {
+            listing.release(meter);
+        }
+    }
+
+    /// Has a descriptor's listing be another's.
+    pub(super) fn renumber(&mut self, from: u32, to: u32, meter: &mut Meter) {
+        if from != to {
+            self.close(to, meter);
+            if let Some(listing) = self.listings.remove(&from) {
+                self.listings.insert(to, listing);
+            }
+        }
+    }
+}
