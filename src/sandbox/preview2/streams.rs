@@ -14,12 +14,15 @@ use crate::sandbox::stdio::ANY_AMOUNT;
 /// The most bytes that are handed to a stream at once; all of the runtime's own offer as much.
 const STREAM_PIECE: usize = 64 << 10;
 
+/// The interface that is replaced, in the version that the runtime offers.
+const INTERFACE: &str = "wasi:io/streams@0.2.12";
+
 /// What functions of streams return.
 type OfStream<T> = wasmtime::Result<(Result<T, streams::StreamError>,)>;
 
 /// Replaces what writes.
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    let mut interface = linker.instance("wasi:io/streams@0.2.12")?;
+    let mut interface = linker.instance(INTERFACE)?;
     interface.func_wrap_async(
         "[method]output-stream.write",
         |mut call: CallStore<'_>, (to, bytes): (Resource<DynOutputStream>, WasmList<u8>)| {
@@ -75,6 +78,12 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             })
         },
     )?;
+    add_drops(linker)
+}
+
+/// A stream of a file counts as a handle until it is dropped.
+fn add_drops(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance(INTERFACE)?;
     interface.resource_async(
         "input-stream",
         ResourceType::host::<DynInputStream>(),
