@@ -81,14 +81,19 @@ impl Recipe {
     /// The module, made where it was not made of the same before.
     pub(crate) fn module(&self, name: &str) -> Result<PathBuf, Unreachable> {
         match self {
-            Self::Ready(package, path) => return Ok(package.unpacked()?.join(path)),
-            Self::Kept(file) => {
-                let kept = folder("kept").join(file);
-                let missing = || Unreachable(format!("{file} was not made"));
-                return kept.exists().then_some(kept).ok_or_else(missing);
-            }
-            _ => {}
+            Self::Ready(package, path) => Ok(package.unpacked()?.join(path)),
+            // Whether it is there shows when those before it have run.
+            Self::Kept(file) => Ok(folder("kept").join(file)),
+            Self::Go(..)
+            | Self::Rust(..)
+            | Self::Zig(..)
+            | Self::AssemblyScript(_)
+            | Self::ComponentizePy(_)
+            | Self::ComponentizeJs(_) => self.built(name),
         }
+    }
+
+    fn built(&self, name: &str) -> Result<PathBuf, Unreachable> {
         let out = folder("built").join(format!("{name}.wasm"));
         let key = out.with_extension("key");
         let source = sources().join(self.source().unwrap());
@@ -114,6 +119,13 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// What a program before left.
+pub(crate) fn kept(file: &str) -> Result<PathBuf, Unreachable> {
+    let kept = folder("kept").join(file);
+    let missing = || Unreachable(format!("no program before it made {file}"));
+    kept.exists().then_some(kept).ok_or_else(missing)
 }
 
 fn go(toolchain: &Package, source: &Path, out: &Path) -> Result<(), Unreachable> {

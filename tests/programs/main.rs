@@ -18,7 +18,6 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    clippy::cast_precision_loss,
     dead_code,
     reason = "a program that is looked at while it runs, fails by panicking, and needs part of the harness"
 )]
@@ -182,6 +181,10 @@ fn make(programs: &[Program], wanted: &[usize], made: &mpsc::Sender<Made>) {
 }
 
 fn judged(program: &Program, made: Made, measure: bool) -> Result<Option<Figures>, Wrong> {
+    for name in program.keeps {
+        // What it left another time is not what it does now.
+        let _ = std::fs::remove_file(fetch::folder("kept").join(name));
+    }
     let module = made.module.map_err(Wrong::Unreachable)?;
     let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,5 +1,6 @@
 //! A program on a daemon of its own: refused as it should be, or loaded, run, judged and measured.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use ringfence::api::proto::{LoadModuleResponse, Outcome, RunRequest, RunSpec};
 use tempfile::TempDir;
 
+use crate::build::{Recipe, kept};
 use crate::child::{Taken, Watch};
 use crate::fetch::{self, Unreachable, folder, succeeded};
 use crate::harness::{Client, Ran, Refused, SpecExt, by_digest, connect, load};
@@ -57,6 +59,9 @@ pub(crate) async fn tried(
     module: &Path,
     measure: bool,
 ) -> Result<Option<Figures>, Wrong> {
+    if let Recipe::Kept(file) = program.recipe {
+        kept(file).map_err(Wrong::Unreachable)?;
+    }
     let wasm = std::fs::read(module).unwrap();
     if let Some(reason) = program.refused {
         refused(&wasm, reason).await?;
@@ -88,6 +93,11 @@ pub(crate) async fn tried(
         None
     };
     place.keep(program)?;
+    // Compiled code is written beside its use: by its end it is all there.
+    let (code, _) = on.served.end();
+    if code != 0 {
+        return Err(Wrong::Failed(format!("the daemon ended with {code}")));
+    }
     Ok(Some(Figures {
         size: wasm.len() as u64,
         compile: compile_duration.unwrap().try_into().unwrap(),
@@ -122,9 +132,11 @@ struct Place(TempDir);
 impl Place {
     fn new(program: &Program) -> Result<Self, Unreachable> {
         let place = Self(tempfile::tempdir().unwrap());
-        for name in ["folder", "artifacts"] {
-            std::fs::create_dir(place.0.path().join(name)).unwrap();
-        }
+        std::fs::create_dir(place.folder()).unwrap();
+        let mut own = std::fs::DirBuilder::new();
+        own.mode(0o700)
+            .create(place.0.path().join("artifacts"))
+            .unwrap();
         for put in program.folder {
             put.into_folder(&place.folder())?;
         }
@@ -201,10 +213,7 @@ impl Put {
                 unpack.args(["xz", "--no-same-owner", "-C"]).arg(&to);
                 succeeded(unpack.arg("-f").arg(package.unpacked()?.join(path)));
             }
-            Content::Kept(name) => {
-                let kept = crate::build::Recipe::Kept(name).module("")?;
-                copy(&kept, &to);
-            }
+            Content::Kept(name) => copy(&kept(name)?, &to),
             Content::Empty => std::fs::create_dir(to).unwrap(),
         }
         Ok(())
