@@ -88,7 +88,9 @@ pub(crate) fn write(programs: &[Program], measured: &[(&'static str, Figures)]) 
                     .row(&document, program.name)
                     .map(|row| format!("{row}\n"))
             };
-            new.map(|(name, figures)| costs(name, figures)).or_else(old)
+            let row = new.map(|(name, figures)| costs(name, figures)).or_else(old);
+            let none = || format!("| {}{} |\n", program.name, " | not measured".repeat(10));
+            (!program.calls.is_empty()).then(|| row.unwrap_or_else(none))
         })
         .collect();
     let next = COSTS.replaced(&next, &format!("{}\n\n", measured_on()), &rows);

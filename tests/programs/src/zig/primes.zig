@@ -18,6 +18,7 @@ pub fn main(init: std.process.Init) !void {
         if (composite[n]) continue;
         count += 1;
         last = n;
+        if (n > top / n) continue;
         var multiple = n * n;
         while (multiple <= top) : (multiple += n) composite[multiple] = true;
     }
