@@ -24,11 +24,18 @@ struct Table {
 }
 
 impl Table {
-    /// Where its rows are, with what is told before them.
+    /// What is before it, it with what is told at its head, and what is after it.
+    fn split<'a>(&self, document: &'a str) -> Option<[&'a str; 3]> {
+        let mark = format!("<!-- {} -->\n", self.mark);
+        let start = document.find(&mark)? + mark.len();
+        let (before, rest) = document.split_at(start);
+        let (table, after) = rest.split_at(rest.find("<!-- end -->")?);
+        Some([before, table, after])
+    }
+
+    /// Its rows, with what is told at its head.
     fn of<'a>(&self, document: &'a str) -> Option<&'a str> {
-        let (_, rest) = document.split_once(&format!("<!-- {} -->\n", self.mark))?;
-        let (table, _) = rest.split_once("<!-- end -->")?;
-        Some(table)
+        self.split(document).map(|[_, table, _]| table)
     }
 
     /// The row of a program.
@@ -39,9 +46,10 @@ impl Table {
             .find(|line| line.starts_with(&start))
     }
 
-    fn replaced(&self, document: &str, before: &str, rows: &[String]) -> String {
-        let table = format!("{before}{}{}", self.head, rows.concat());
-        document.replacen(self.of(document).unwrap(), &table, 1)
+    fn replaced(&self, document: &str, told: &str, rows: &[String]) -> String {
+        let [before, _, after] = self.split(document).expect("the marks of the table");
+        let (head, rows) = (self.head, rows.concat());
+        format!("{before}{told}{head}{rows}{after}")
     }
 }
 
