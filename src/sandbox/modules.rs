@@ -4,15 +4,18 @@
 //! Identical work is done once for all of a tenant who ask, and goes on when whoever asked first leaves. Modules are known
 //! here by their digest, or by what stands for it where a tenant shares no code.
 
+mod restore;
+
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use self::restore::not_mapped;
 use super::compile::{
-    Artifact, CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibilities,
-    compile_limit, estimate,
+    CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibilities, compile_limit,
+    estimate,
 };
 use super::engine::{Engines, Variant};
 use super::flight::SingleFlight;
@@ -22,7 +25,7 @@ use super::saver::{Save, start_saver};
 use super::wanted::{Source, Wanted};
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
-use crate::store::{ArtifactName, Artifacts};
+use crate::store::Artifacts;
 
 /// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
 const INSPECTED: u64 = 32 << 20;
@@ -342,21 +345,6 @@ enum Opening<T> {
 }
 
 impl Inner {
-    /// The name of a module's code on disk, where there is some.
-    fn on_disk(&self, digest: Digest, metered: bool) -> Option<(&Arc<Artifacts>, ArtifactName)> {
-        let artifacts = self.artifacts.as_ref()?;
-        let name = self.name(digest, metered);
-        artifacts.has(name).then_some((artifacts, name))
-    }
-
-    fn name(&self, digest: Digest, metered: bool) -> ArtifactName {
-        ArtifactName {
-            digest,
-            metered,
-            compatible: self.compatible[usize::from(metered)],
-        }
-    }
-
     /// Keeps in mind what says something about the module itself.
     fn remember(&self, key: (Digest, Option<bool>), failed: Failed) -> Refusal {
         let Failed {
@@ -509,124 +497,6 @@ impl Inner {
         })
         .await
     }
-
-    /// What the cache in memory holds, in KiB.
-    fn budget(&self) -> u64 {
-        self.loaded.policy().max_capacity().unwrap_or(u64::MAX)
-    }
-
-    /// Whether the cache holds a module at all: one that it does not would be dropped as soon as it is inserted, and
-    /// compiled again for every run.
-    fn fits(&self, loaded: &Loaded) -> bool {
-        u64::from(loaded.weight()) <= self.budget()
-    }
-
-    /// The module in any stack class that is in memory.
-    fn sibling(&self, key: Key) -> Option<Arc<Loaded>> {
-        let Key { digest, variant } = key;
-        let same = self.loaded.get(&key);
-        same.or_else(|| {
-            Variant::with_metering(variant.metered)
-                .find_map(|variant| self.loaded.get(&Key { digest, variant }))
-        })
-    }
-
-    /// Has code written to disk, behind whoever waits for it. A cache that cannot keep up goes without.
-    fn save(
-        &self,
-        digest: Digest,
-        metered: bool,
-        artifact: Arc<Artifact>,
-        inspection: Arc<Inspection>,
-    ) {
-        let Some(saver) = &self.saver else {
-            return;
-        };
-        let save = Save {
-            name: self.name(digest, metered),
-            artifact,
-            inspection,
-        };
-        if saver.try_send(save).is_err() {
-            tracing::debug!(%digest, "compiled code is not written to disk: too much of it waits");
-        }
-    }
-
-    /// The module from code that is there: of another stack, or on disk. May block.
-    fn restore(&self, key: Key) -> Result<Option<Arc<Loaded>>, Refusal> {
-        let Key { digest, variant } = key;
-        let (artifact, inspection, from) = match self.sibling(key) {
-            Some(loaded) => {
-                let artifact = loaded.artifact().map_err(not_mapped)?;
-                (artifact, Arc::clone(&loaded.inspection), None)
-            }
-            None => match self.read(digest, variant.metered) {
-                Some((artifact, inspection)) => {
-                    let from = self.on_disk(digest, variant.metered);
-                    (Arc::new(artifact), inspection, from)
-                }
-                None => return Ok(None),
-            },
-        };
-        match self.map(variant, &artifact, &inspection) {
-            Ok(loaded) => {
-                if !self.fits(&loaded) {
-                    // The budget is smaller than it was: compiling says what is wrong, and remembers it.
-                    return Ok(None);
-                }
-                self.loaded.insert(key, Arc::clone(&loaded));
-                Ok(Some(loaded))
-            }
-            // What the host has too little of says nothing about the file.
-            Err(error) if error.downcast_ref::<std::io::Error>().is_some() => {
-                Err(not_mapped(error))
-            }
-            Err(error) => match from {
-                Some((artifacts, name)) => {
-                    artifacts.reject(name, &format!("the engine does not take it: {error:#}"));
-                    Ok(None)
-                }
-                None => Err(not_mapped(error)),
-            },
-        }
-    }
-
-    fn read(&self, digest: Digest, metered: bool) -> Option<(Artifact, Arc<Inspection>)> {
-        let (artifacts, name) = self.on_disk(digest, metered)?;
-        let (about, code) = artifacts.load(name)?;
-        let inspection = match serde_json::from_slice(&about) {
-            Ok(inspection) => inspection,
-            Err(error) => {
-                artifacts.reject(name, &format!("what it says of its module: {error}"));
-                return None;
-            }
-        };
-        match Artifact::sealed(code, Duration::ZERO) {
-            Ok(artifact) => Some((artifact, Arc::new(inspection))),
-            Err(error) => {
-                tracing::warn!(%error, "an artefact cannot be read");
-                None
-            }
-        }
-    }
-
-    fn map(
-        &self,
-        variant: Variant,
-        artifact: &Arc<Artifact>,
-        inspection: &Arc<Inspection>,
-    ) -> wasmtime::Result<Arc<Loaded>> {
-        // What is too large for a slot of the pool fails here and runs on demand.
-        let proposals = inspection.proposals;
-        if let Some(linked) = self.engines.pooled(variant, proposals)? {
-            match Loaded::map(variant, linked, artifact, inspection) {
-                Ok(loaded) => return Ok(Arc::new(loaded)),
-                Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
-            }
-        }
-        let linked = self.engines.on_demand(variant, proposals)?;
-        Loaded::map(variant, linked, artifact, inspection).map(Arc::new)
-    }
 }
 
 /// How many modules may be loaded at once: they may take a quarter of the descriptors that the process may have.
@@ -638,8 +508,4 @@ fn most_loaded() -> u64 {
 fn too_slow() -> Refusal {
     let message = "the module store does not give back the module in time";
     Refusal::new(Reason::StoreUnavailable, message).retry_after(Duration::from_secs(1))
-}
-
-fn not_mapped(error: wasmtime::Error) -> Refusal {
-    Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
 }
