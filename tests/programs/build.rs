@@ -251,7 +251,10 @@ fn componentize_js(source: &Path, out: &Path) -> Result<(), Unreachable> {
 fn world() -> PathBuf {
     let mut ask = Command::new("cargo");
     ask.current_dir(guests::root())
-        .args(["metadata", "--format-version=1", "--locked"]);
+        .args(["metadata", "--format-version=1", "--locked"])
+        // Without one it fetches what only other systems need.
+        .arg("--filter-platform")
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
     let told = ask.output().unwrap();
     let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
     let packages = told["packages"].as_array().unwrap();

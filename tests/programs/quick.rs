@@ -172,7 +172,7 @@ pub(crate) const QUICK: [Program; 15] = [
             &["-O", "ReleaseSmall", "-fstrip"],
             None,
         ),
-        pages: Some(1024),
+        pages: Some(2048),
         folder: &[LARGE],
         calls: &[
             Call {
