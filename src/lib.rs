@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod guest_limits;
 pub mod hardening;
 pub mod limits;
 pub mod log;

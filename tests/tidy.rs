@@ -1,6 +1,10 @@
 //! The house rules that no lint keeps: layers, sizes, documented keys and reasons.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -82,7 +86,14 @@ fn dependencies_point_one_way() {
     // A room may use those after it, and everybody the shared ones.
     let order = ["cli", "app", "api", "auth", "run", "sandbox", "store"];
     let shared = [
-        "limits", "log", "module", "outcome", "policy", "refusal", "request",
+        "guest_limits",
+        "limits",
+        "log",
+        "module",
+        "outcome",
+        "policy",
+        "refusal",
+        "request",
     ];
     for (path, text) in sources() {
         let room = path
@@ -218,4 +229,31 @@ fn nothing_is_left_unfinished() {
             }
         }
     }
+}
+
+/// `docs/limits.md` is the table that the code uses; `WRITE_DOCS=1` in the environment writes it.
+#[test]
+fn the_document_of_limits_is_the_table_of_limits() {
+    let text = std::fs::read_to_string(root().join("config/ringfence.toml")).unwrap();
+    let defaults: toml::Table = text.parse().unwrap();
+    let default = |key: &str| {
+        let (table, name) = key.split_once('.').unwrap();
+        let value = defaults.get(table).and_then(|table| table.get(name));
+        match value.unwrap_or_else(|| panic!("{key} is no setting")) {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Array(values) if values.is_empty() => "none".to_owned(),
+            toml::Value::Array(values) => values.len().to_string(),
+            value => value.to_string(),
+        }
+    };
+    let document = ringfence::guest_limits::document(default);
+    let path = root().join("docs/limits.md");
+    if std::env::var_os("WRITE_DOCS").is_some() {
+        std::fs::write(&path, &document).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == document,
+        "docs/limits.md is not what src/guest_limits.rs says: run `WRITE_DOCS=1 cargo test --release --test tidy`"
+    );
 }

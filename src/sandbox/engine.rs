@@ -18,12 +18,11 @@ use wasmtime::{
 use super::features::Proposals;
 use super::host::{self, Clock, State};
 use super::turn::Epochs;
+use crate::guest_limits::BACKTRACE_FRAMES;
 use crate::limits::StackClass;
 
 /// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
 pub const HOST_STACK: usize = 1 << 20;
-/// Frames in a backtrace.
-const MAX_FRAMES: usize = 20;
 /// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.
 const KEEP_RESIDENT: usize = 1 << 20;
 const KEEP_STACK: usize = 64 << 10;
@@ -261,7 +260,7 @@ fn config(proposals: Proposals, variant: Variant) -> Config {
         .shared_memory(false)
         .concurrency_support(false)
         .parallel_compilation(false)
-        .wasm_backtrace_max_frames(NonZeroUsize::new(MAX_FRAMES))
+        .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES.size()))
         // Debug sections are a guest's bytes, and large ones: nothing parses them.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable);
     config

@@ -4,7 +4,8 @@
 //! many times, once, or never. So its instantiation is walked through as an engine would do it: each
 //! component that is instantiated gets a scope with its index spaces, and each core module that is
 //! instantiated adds its own footprint. The walk is abstract interpretation: nothing is executed,
-//! and functions, types and values are passed over.
+//! and functions, types and values are passed over. A few kilobytes of nested components can name two
+//! to the power of thirty instances, so the steps of the walk are bounded.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -17,14 +18,9 @@ use wasmparser::{
 
 use super::compile::compile_limit;
 use super::validate::invalid;
+use crate::guest_limits::{INSTANTIATION_STEPS, NESTED_INSTANCES};
 use crate::limits::PAGE;
 use crate::refusal::{Refusal, quote};
-
-/// The most steps that walking through one component may take: a few kilobytes of nested components
-/// can name two to the power of thirty instances. The largest real components take some thousands.
-const MAX_STEPS: u64 = 1_000_000;
-/// How deep instantiations may be nested in each other.
-const MAX_DEPTH: u32 = 1_000;
 
 /// What an instance takes of a store, with all the instances that it brings along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -333,11 +329,15 @@ impl<'a> Walk<'a> {
         &mut self,
         component: &Closure<'a>,
         given: HashMap<&'a str, Value<'a>>,
-        depth: u32,
+        depth: u64,
     ) -> Result<Value<'a>, Refusal> {
-        if depth == MAX_DEPTH {
+        if depth == NESTED_INSTANCES.number {
             let message = "the component's instances are nested too deep".to_owned();
-            return Err(compile_limit("nested instances", message, MAX_DEPTH));
+            return Err(compile_limit(
+                "nested instances",
+                message,
+                NESTED_INSTANCES.number,
+            ));
         }
         let scope = self.scopes.len();
         self.scopes.push(Scope {
@@ -431,10 +431,14 @@ impl<'a> Walk<'a> {
 
     fn step(&mut self, steps: u64) -> Result<(), Refusal> {
         self.steps += steps;
-        if self.steps <= MAX_STEPS {
+        if self.steps <= INSTANTIATION_STEPS.number {
             return Ok(());
         }
         let message = "instantiating the component takes too many steps".to_owned();
-        Err(compile_limit("instantiation steps", message, MAX_STEPS))
+        Err(compile_limit(
+            "instantiation steps",
+            message,
+            INSTANTIATION_STEPS.number,
+        ))
     }
 }

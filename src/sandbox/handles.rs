@@ -9,15 +9,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::guest_limits::ENTRIES_PER_HANDLE;
+
 /// What a process whose limit is not known, or is none, may have.
 const UNLIMITED: u64 = 1 << 20;
 /// What each run may open at the most before it takes from what all have in common.
 const MOST_EACH: usize = 16;
-/// Entries of a run's resource table for each handle that it may have: what is in the table beside
-/// descriptors (timers and other pollables, streams, errors) takes memory only, and a timer takes
-/// two.
-const ENTRIES_PER_HANDLE: usize = 4;
-
 /// Descriptors that the guests of all runs may hold.
 #[derive(Debug)]
 pub struct DescriptorBudget {
@@ -138,7 +135,8 @@ impl Handles {
 
     /// The most entries of the run's resource table.
     pub(super) fn table_entries(&self) -> usize {
-        self.most * ENTRIES_PER_HANDLE
+        self.most
+            .saturating_mul(usize::try_from(ENTRIES_PER_HANDLE).unwrap_or(usize::MAX))
     }
 
     /// Takes a place for a descriptor that is about to be opened. Where that comes to nothing it is

@@ -18,6 +18,7 @@ use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::stop::Stop;
 use super::{preview2, regular};
+use crate::guest_limits::LOG_LINE;
 use crate::log::{Log, Pool};
 use crate::request::Labels;
 
@@ -184,8 +185,6 @@ impl State {
     }
 }
 
-/// The most bytes of one `ringfence.log`: the host copies them.
-const MAX_LOG_LINE: usize = 64 << 10;
 const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
 
 /// `ringfence.log(level, ptr, len)`: writes "[level] text" and a newline to the run's stderr. Levels are 0 (trace) to
@@ -203,10 +202,11 @@ fn define_log(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 };
                 let memory = memory(&mut caller)?;
                 let text = slice(memory.data(&caller), ptr, len)?;
-                if text.len() > MAX_LOG_LINE {
+                if text.len() > LOG_LINE.size() {
                     return Err(wasmtime::Error::msg(format!(
-                        "ringfence.log: {} bytes are more than {MAX_LOG_LINE}",
-                        text.len()
+                        "ringfence.log: {} bytes are more than {}",
+                        text.len(),
+                        LOG_LINE.size()
                     )));
                 }
                 // In one piece, so that nothing stands between a line and its level.

@@ -13,8 +13,8 @@ use wasmtime::Engine;
 use super::footprint::{Footprint, footprint};
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES, offered};
 use super::inspection::{Inspection, Signature};
-use super::meter::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::validate::{Needs, invalid, unavailable, validate};
+use crate::guest_limits::{INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::module::{Description, Exported, Imported};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -398,12 +398,13 @@ fn check_footprint(footprint: &Footprint) -> Result<(), Refusal> {
         elements,
     } = *footprint;
     let counts = [
-        ("core instances", instances, MAX_INSTANCES),
-        ("memories", memories, MAX_MEMORIES),
-        ("tables", tables, MAX_TABLES),
-        ("table elements", elements, MAX_TABLE_ELEMENTS),
+        ("core instances", instances, INSTANCES),
+        ("memories", memories, MEMORIES),
+        ("tables", tables, TABLES),
+        ("table elements", elements, TABLE_ELEMENTS),
     ];
-    let over = |(_, asked, allowed): &&(&str, u64, usize)| *asked > *allowed as u64;
+    let counts = counts.map(|(what, asked, limit)| (what, asked, limit.number));
+    let over = |(_, asked, allowed): &&(&str, u64, u64)| asked > allowed;
     match counts.iter().find(over) {
         Some((what, asked, allowed)) => Err(Refusal::new(
             Reason::LimitAboveMaximum,

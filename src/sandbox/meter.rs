@@ -10,16 +10,8 @@ use rustix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
 use super::engine::POOLED_TABLE_ELEMENTS;
+use crate::guest_limits::{INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::outcome::Usage;
-
-/// The most elements of all tables of a run together: 8 MiB of host memory.
-pub(super) const MAX_TABLE_ELEMENTS: usize = 1 << 20;
-/// The most core instances of a run; an interpreter as a component takes about 40.
-pub(super) const MAX_INSTANCES: usize = 200;
-/// The most linear memories of a run.
-pub(super) const MAX_MEMORIES: usize = 32;
-/// The most tables of a run.
-pub(super) const MAX_TABLES: usize = 64;
 
 /// Limits the linear memories of a run, all together and with the directory listings that the host holds for it, and
 /// counts what it held at the most.
@@ -118,7 +110,7 @@ impl ResourceLimiter for Meter {
         }
         let added = desired.saturating_sub(current);
         let total = self.table_elements.saturating_add(added);
-        if total > MAX_TABLE_ELEMENTS {
+        if total > TABLE_ELEMENTS.size() {
             self.denied = true;
             return Ok(false);
         }
@@ -131,17 +123,17 @@ impl ResourceLimiter for Meter {
     }
 
     fn instances(&self) -> usize {
-        // Inspection allows MAX_INSTANCES of a module's own. The adapters that the compiler makes between components
+        // Inspection allows INSTANCES of a module's own. The adapters that the compiler makes between components
         // are instances too, and are seen here only.
-        2 * MAX_INSTANCES
+        2 * INSTANCES.size()
     }
 
     fn tables(&self) -> usize {
-        MAX_TABLES
+        TABLES.size()
     }
 
     fn memories(&self) -> usize {
-        MAX_MEMORIES
+        MEMORIES.size()
     }
 }
 

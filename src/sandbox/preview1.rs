@@ -1,7 +1,7 @@
 //! Host calls of preview 1 and of `wasi_unstable` that a guest can make large, or that open and
 //! close files. Large ones are done here in pieces (see [`super::pace`]), so that no size fails and
 //! none delays the run's end; the runtime's own functions see single pieces. What a guest may pass
-//! by size: any buffer, paths of [`MAX_PATH`], polls of as many subscriptions as it may have
+//! by size: any buffer, paths of [`PATH`], polls of as many subscriptions as it may have
 //! handles.
 
 use wasmtime::{Caller, Linker};
@@ -14,10 +14,8 @@ use super::handles::HandlesFull;
 use super::host::{State, memory};
 use super::pace::{PIECE_BYTES, Pace};
 use super::stdio::GuestOutput;
+use crate::guest_limits::PATH;
 
-/// The longest path that is looked at. Linux takes 4 KiB; what the runtime resolves itself may be
-/// longer.
-pub(super) const MAX_PATH: u32 = 64 << 10;
 /// What the runtime may copy for one of its own calls: a piece, or two paths.
 const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
 /// What it may copy for each subscription and event of a poll.
@@ -107,7 +105,7 @@ macro_rules! paths {
 
 /// Whether a path of a length that a guest gave is too long to be looked at.
 pub(super) fn is_too_long(len: i32) -> bool {
-    len.cast_unsigned() > MAX_PATH
+    u64::from(len.cast_unsigned()) > PATH.number
 }
 
 /// What stands for an error in both interfaces.

@@ -14,8 +14,9 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::host::{State, memory};
-use super::preview1::{MAX_PATH, code, errno_of, is_too_long};
+use super::preview1::{code, errno_of, is_too_long};
 use super::preview2;
+use crate::guest_limits::PATH;
 
 /// The interface of components that opens files, in the version that the runtime offers.
 pub(super) const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
@@ -54,7 +55,7 @@ async fn path_open(
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let wasi = &mut state.wasi;
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, MAX_PATH as usize);
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, PATH.size());
     if let Ok(lookup) = types::Lookupflags::try_from(follow.cast_unsigned()) {
         let name = GuestPtr::<str>::new((path.cast_unsigned(), len.cast_unsigned()));
         let dir = types::Fd::from(dir.cast_unsigned());
@@ -72,7 +73,7 @@ async fn path_open(
     if let Err(full) = state.handles.reserve() {
         return Ok(errno_of(full));
     }
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, MAX_PATH as usize);
+    WasiSnapshotPreview1::set_hostcall_fuel(wasi, PATH.size());
     // The two versions take the same.
     macro_rules! open {
         ($version:ident) => {

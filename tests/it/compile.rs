@@ -208,7 +208,7 @@ async fn in_process_compilation_is_told_and_does_the_same() {
         .ran(crate::harness::kit_component(&["hello"]))
         .await
         .exited(0);
-    let status = daemon.load(functions(300_000)).await.unwrap_err();
+    let status = daemon.load(functions(600_000)).await.unwrap_err();
     Refused::new(&status).is(OVER, "COMPILE_LIMIT_EXCEEDED");
 }
 

@@ -57,8 +57,8 @@ async fn what_costs_nothing_to_compile_may_be_there_in_any_number(items: &str) {
 }
 
 cases!(what_costs_more_than_the_budget_is_refused_at_once:
-    functions("functions", &"(func)".repeat(300_000)),
-    types_that_differ("function types", &numbered(300_000, |i| {
+    functions("functions", &"(func)".repeat(600_000)),
+    types_that_differ("function types", &numbered(600_000, |i| {
         let params = numbered(10, |bit| {
             ["i32", "i64", "f32", "f64"][(i >> (2 * bit)) & 3].to_owned() + " "
         });
@@ -66,7 +66,7 @@ cases!(what_costs_more_than_the_budget_is_refused_at_once:
     })),
     passive_elements("passive table elements", &format!(
         "(func $f) (elem func {})",
-        "$f ".repeat(400_000)
+        "$f ".repeat(700_000)
     )),
 );
 async fn what_costs_more_than_the_budget_is_refused_at_once(what: &str, items: &str) {
@@ -77,7 +77,7 @@ async fn what_costs_more_than_the_budget_is_refused_at_once(what: &str, items: &
         .await
         .is(Code::FailedPrecondition, "COMPILE_LIMIT_EXCEEDED")
         .with("limit", "compile.memory")
-        .with("allowed", "1.0 GiB");
+        .with("allowed", "2.0 GiB");
     assert!(refused.message.contains(what), "{}", refused.message);
     assert!(refused.metadata["asked"].ends_with(" GiB"), "{refused:?}");
     assert_eq!(daemon.probe.compilations(), compiled);

@@ -108,8 +108,6 @@ pub(crate) const LONG_ONES: [Program; 12] = [
         name: "clang",
         what: "clang 8, for `wasi_unstable`",
         recipe: Recipe::Ready(RUNNO, "package/dist/langs/clang.wasm"),
-        refused: Some("COMPILE_LIMIT_EXCEEDED"),
-        settings: &[("compile.memory", "2GiB")],
         folder: &[
             SYSROOT,
             Put {

@@ -57,6 +57,8 @@ pub(crate) struct Call {
     pub args: &'static [&'static str],
     pub env: &'static [&'static str],
     pub stdin: &'static str,
+    /// Where its relative paths start from; empty: "/".
+    pub working_dir: &'static str,
     pub exit: u32,
     pub stdout: Expected,
     pub stderr: Expected,
@@ -99,6 +101,7 @@ pub(crate) const CALL: Call = Call {
     args: &[],
     env: &[],
     stdin: "",
+    working_dir: "",
     exit: 0,
     stdout: Expected::Anything,
     stderr: Expected::Is(""),

@@ -12,7 +12,19 @@ const LARGE: Put = Put {
     content: Counting(20 << 20),
 };
 
-pub(crate) const QUICK: [Program; 15] = [
+/// A file, and another by the same name in a folder beside it.
+const SAME: &[Put] = &[
+    Put {
+        at: "same.txt",
+        content: Text("outer"),
+    },
+    Put {
+        at: "sub/same.txt",
+        content: Text("inner"),
+    },
+];
+
+pub(crate) const QUICK: [Program; 18] = [
     Program {
         name: "go-hello",
         what: "Go: fmt",
@@ -107,6 +119,58 @@ pub(crate) const QUICK: [Program; 15] = [
                 ..CALL
             },
         ],
+        ..PROGRAM
+    },
+    Program {
+        name: "go-cwd",
+        what: "Go: os.Getwd, relative and absolute paths",
+        recipe: Recipe::Go(GO, "go/cwd.go"),
+        folder: SAME,
+        calls: &[Call {
+            asks: "read files from a working directory",
+            args: &["cwd", "same.txt", "/data/same.txt", "../same.txt"],
+            working_dir: "/data/sub",
+            stdout: Is(
+                "name=cwd cwd=/data/sub PWD=/data/sub\nsame.txt: inner\n/data/same.txt: outer\n../same.txt: outer\n",
+            ),
+            ..CALL
+        }],
+        ..PROGRAM
+    },
+    Program {
+        name: "c-cwd",
+        what: "C: fopen, relative and absolute paths",
+        recipe: Recipe::Zig("cc", "c/cwd.c", &[], None),
+        folder: SAME,
+        calls: &[Call {
+            asks: "read files from a working directory",
+            args: &["cwd", "same.txt", "./same.txt", "/data/same.txt"],
+            working_dir: "/data/sub",
+            // wasi-libc has no working directory of its own: it calls where it starts "/".
+            stdout: Is(
+                "name=cwd cwd=/ PWD=/data/sub\nsame.txt: inner\n./same.txt: inner\n/data/same.txt: outer\n",
+            ),
+            ..CALL
+        }],
+        ..PROGRAM
+    },
+    Program {
+        name: "zig-cwd",
+        what: "Zig: std.Io.Dir.cwd",
+        recipe: Recipe::Zig(
+            "build-exe",
+            "zig/cwd.zig",
+            &["-O", "ReleaseSmall", "-fstrip"],
+            None,
+        ),
+        folder: SAME,
+        calls: &[Call {
+            asks: "read a file from a working directory",
+            args: &["cwd", "same.txt"],
+            working_dir: "/data/sub",
+            stdout: Is("same.txt: inner\n"),
+            ..CALL
+        }],
         ..PROGRAM
     },
     rust("rust-p1", "Rust's std for preview 1", "wasm32-wasip1"),

@@ -266,6 +266,7 @@ impl On {
 
     async fn one(&self, call: &Call, spec: &RunSpec) -> Result<Right, String> {
         let spec = spec.clone().args(call.args).env(call.env).stdin(call.stdin);
+        let spec = spec.change(|spec| spec.working_dir = call.working_dir.to_owned());
         let request = RunRequest { spec: Some(spec) };
         let start = Instant::now();
         let answer = self.client.clone().run(request).await;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use wasmparser::{ElementItems, ElementKind, ElementSectionReader, Parser, Payload};
 
 use super::{Budget, compile_limit};
+use crate::guest_limits::NESTING;
 use crate::refusal::{Refusal, list, quote};
 use crate::sandbox::validate::invalid;
 
@@ -34,8 +35,6 @@ const TYPE: Cost = Cost::new("function types", 4_000, 24);
 const ELEMENT: Cost = Cost::new("passive table elements", 3_200, 2);
 /// A core module, or a component, in a component: 37,704 and 35,656 bytes resident, and 58 us.
 const NESTED: Cost = Cost::new("nested modules and components", 32_000, 14);
-/// How deep components may be nested. The parser keeps something for each level.
-const MAX_DEPTH: u64 = 100;
 
 impl Cost {
     const fn new(what: &'static str, bytes: u64, micros: u64) -> Self {
@@ -123,9 +122,10 @@ pub(super) fn check(wasm: &[u8], budget: &Budget) -> Result<(), Refusal> {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
                 depth += 1;
                 counts.nested += 1;
-                if depth > MAX_DEPTH {
+                // The parser keeps something for each level.
+                if depth > NESTING.number {
                     let message = "components are nested too deep".to_owned();
-                    return Err(compile_limit("nesting", message, MAX_DEPTH));
+                    return Err(compile_limit("nesting", message, NESTING.number));
                 }
             }
             Payload::End(_) => {

@@ -16,13 +16,14 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::guest_limits::INTERFACE_BYTES;
 use crate::refusal::Refusal;
 use crate::sandbox::inspection::Inspection;
 
 use super::{ArtifactLimit, Bounds};
 
 /// Bytes of a message at the most. An inspection names every export of a module: one that takes more is refused.
-pub(super) const MAX_MESSAGE: usize = 4 << 20;
+pub(super) const MAX_MESSAGE: usize = INTERFACE_BYTES.size();
 
 /// How a child is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]

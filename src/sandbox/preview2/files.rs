@@ -8,9 +8,9 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 
 use super::{CallStore, opened};
+use crate::guest_limits::PATH;
 use crate::sandbox::host::State;
 use crate::sandbox::pace::{PIECE_BYTES, Pace};
-use crate::sandbox::preview1::MAX_PATH;
 
 /// The interface that is replaced, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
@@ -117,7 +117,7 @@ pub(in crate::sandbox) fn path(
     path: &WasmStr,
 ) -> wasmtime::Result<Option<String>> {
     let path = path.to_str(call)?;
-    Ok((path.len() <= MAX_PATH as usize).then(|| path.into_owned()))
+    Ok((path.len() <= PATH.size()).then(|| path.into_owned()))
 }
 
 /// Defines a function that takes one path, with what comes before and after it.

@@ -18,12 +18,9 @@ use wasmtime_wasi::{ResourceTableError, WasiView};
 use super::host::State;
 use super::pace::Pace;
 use super::preview1::RANDOM_PIECE;
+use crate::guest_limits::RANDOM_LIST;
 
 pub(super) use self::files::path;
-
-/// The most bytes of randomness of one call: a component gets them as one list, which the host has
-/// to hold.
-const MAX_RANDOM_LIST: u64 = 16 << 20;
 
 /// Replaces the functions. What is replaced of `open-at` is in [`super::regular`].
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -107,9 +104,10 @@ async fn randomness(
     len: u64,
     mut piece: impl FnMut(&mut State, u64) -> wasmtime::Result<Vec<u8>> + Send,
 ) -> wasmtime::Result<(Vec<u8>,)> {
-    if len > MAX_RANDOM_LIST {
+    if len > RANDOM_LIST.number {
         return Err(wasmtime::Error::msg(format!(
-            "{len} random bytes were asked for at once; at most {MAX_RANDOM_LIST} can be had"
+            "{len} random bytes were asked for at once; at most {} can be had",
+            RANDOM_LIST.number
         )));
     }
     let stop = call.data().stop.clone();

@@ -1,5 +1,5 @@
 // What Go makes of a working directory: prints os.Getwd and PWD, then each path that is asked for with what is in it.
-// Built by `GOOS=wasip1 GOARCH=wasm go build cwd.go`.
+// Built by `GOOS=wasip1 GOARCH=wasm go build`.
 package main
 
 import (

@@ -1,0 +1,466 @@
+//! Every limit that a guest, or its module, can meet, in one table: its number, the setting that moves
+//! it, and what is seen at it. `docs/limits.md` is this table, written by `tests/tidy.rs`.
+//!
+//! A limit that no setting moves is a constant here, and the code that enforces it reads the number
+//! from it.
+
+use std::fmt::Write;
+
+/// A limit that no setting moves.
+#[derive(Clone, Copy, Debug)]
+pub struct FixedLimit {
+    /// The number.
+    pub number: u64,
+    row: Row,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    topic: Topic,
+    /// What is limited.
+    what: &'static str,
+    bound: Bound,
+    /// What the guest, or whoever runs it, sees at the limit.
+    seen: &'static str,
+}
+
+/// What a limit is about; the table is ordered by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topic {
+    Module,
+    Memory,
+    Time,
+    Streams,
+    Files,
+    Start,
+}
+
+/// How large a limit is.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    /// A count of things.
+    Count(u64),
+    /// Bytes.
+    Bytes(u64),
+    /// What the operator's setting says.
+    Setting(&'static str),
+    /// What one setting says, and another where a run does not ask.
+    CeilingAndDefault(&'static str, &'static str),
+    /// What a setting says, so many times.
+    Times(u64, &'static str),
+    /// There is none.
+    None,
+}
+
+impl FixedLimit {
+    const fn count(topic: Topic, what: &'static str, number: u64, seen: &'static str) -> Self {
+        Self {
+            number,
+            row: Row::new(topic, what, Bound::Count(number), seen),
+        }
+    }
+
+    const fn bytes(topic: Topic, what: &'static str, number: u64, seen: &'static str) -> Self {
+        Self {
+            number,
+            row: Row::new(topic, what, Bound::Bytes(number), seen),
+        }
+    }
+
+    /// The number, as a size in memory. Every one of them fits 32 bits.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a usize has 64 bits on every host that wasmtime compiles for"
+    )]
+    pub const fn size(&self) -> usize {
+        self.number as usize
+    }
+}
+
+impl Row {
+    const fn new(topic: Topic, what: &'static str, bound: Bound, seen: &'static str) -> Self {
+        Self {
+            topic,
+            what,
+            bound,
+            seen,
+        }
+    }
+}
+
+const AT_LOAD: &str = "the module is refused when it is loaded, or run: `LIMIT_ABOVE_MAXIMUM`";
+const COMPILE: &str = "`COMPILE_LIMIT_EXCEEDED`, whose `limit` names the setting";
+
+/// Core instances of a run.
+pub const INSTANCES: FixedLimit =
+    FixedLimit::count(Topic::Module, "core instances of one run", 200, AT_LOAD);
+/// Linear memories of a run.
+pub const MEMORIES: FixedLimit =
+    FixedLimit::count(Topic::Module, "linear memories of one run", 32, AT_LOAD);
+/// Tables of a run.
+pub const TABLES: FixedLimit = FixedLimit::count(Topic::Module, "tables of one run", 64, AT_LOAD);
+/// Elements of all tables of a run: 8 MiB of the host's memory.
+pub const TABLE_ELEMENTS: FixedLimit = FixedLimit::count(
+    Topic::Module,
+    "elements of all tables of one run together",
+    1 << 20,
+    "what a module begins with is refused: `LIMIT_ABOVE_MAXIMUM`; `table.grow` beyond it returns -1, and a run that then traps or exits other than with 0 is `MEMORY_EXCEEDED`",
+);
+/// How deep components may be nested in their binary.
+pub const NESTING: FixedLimit = FixedLimit::count(
+    Topic::Module,
+    "levels of components in components",
+    100,
+    "`COMPILE_LIMIT_EXCEEDED` with the limit `nesting`",
+);
+/// How deep instantiations may be nested in each other.
+pub const NESTED_INSTANCES: FixedLimit = FixedLimit::count(
+    Topic::Module,
+    "levels of instances that instantiate others",
+    1_000,
+    "`COMPILE_LIMIT_EXCEEDED` with the limit `nested instances`",
+);
+/// The steps that instantiating a component may take, instances that are named many times included.
+pub const INSTANTIATION_STEPS: FixedLimit = FixedLimit::count(
+    Topic::Module,
+    "steps of instantiating a component (definitions, as often as they are reached)",
+    1_000_000,
+    "`COMPILE_LIMIT_EXCEEDED` with the limit `instantiation steps`",
+);
+/// What the exports and imports of a module take when the compile child tells them.
+pub const INTERFACE_BYTES: FixedLimit = FixedLimit::bytes(
+    Topic::Module,
+    "names and types of exports and imports",
+    4 << 20,
+    "`COMPILE_LIMIT_EXCEEDED` with the limit `exports`",
+);
+/// Text of one `ringfence.log`, which the host copies.
+pub const LOG_LINE: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "one line of `ringfence.log`",
+    64 << 10,
+    "the call traps (`host_call`)",
+);
+/// The longest path that is looked at.
+pub const PATH: FixedLimit = FixedLimit::bytes(
+    Topic::Files,
+    "one path that a guest passes; Linux itself takes 4 KiB",
+    64 << 10,
+    "ENAMETOOLONG (37); `name-too-long` of components",
+);
+/// Randomness of one call of a component, which gets it as one list that the host has to hold.
+pub const RANDOM_LIST: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "one call of `get-random-bytes`, or `get-insecure-random-bytes`, of a component",
+    16 << 20,
+    "the call traps (`host_call`)",
+);
+/// Entries of a run's resource table for each handle that it may have: timers and other pollables,
+/// streams and errors take memory only, and a timer takes two.
+pub const ENTRIES_PER_HANDLE: u64 = 4;
+/// Frames of a backtrace.
+pub const BACKTRACE_FRAMES: FixedLimit = FixedLimit::count(
+    Topic::Memory,
+    "frames of a trap's backtrace",
+    20,
+    "the innermost are told",
+);
+
+const fn setting(topic: Topic, what: &'static str, key: &'static str, seen: &'static str) -> Row {
+    Row::new(topic, what, Bound::Setting(key), seen)
+}
+
+const fn ceiling(
+    topic: Topic,
+    what: &'static str,
+    (most, default): (&'static str, &'static str),
+    seen: &'static str,
+) -> Row {
+    Row::new(topic, what, Bound::CeilingAndDefault(most, default), seen)
+}
+
+/// Every limit, by topic.
+pub const GUEST_LIMITS: [Row; 44] = [
+    setting(
+        Topic::Module,
+        "bytes of a module, as received",
+        "compile.max_module",
+        "`MODULE_TOO_LARGE`",
+    ),
+    setting(
+        Topic::Module,
+        "processor time of compiling a module",
+        "compile.timeout",
+        COMPILE,
+    ),
+    setting(
+        Topic::Module,
+        "memory of compiling a module; functions (3,800 bytes each), types that differ (4,000), passive elements (3,200) and nested modules (32,000) are counted before",
+        "compile.memory",
+        COMPILE,
+    ),
+    setting(
+        Topic::Module,
+        "compiled code",
+        "compile.max_artifact",
+        COMPILE,
+    ),
+    setting(
+        Topic::Module,
+        "bytes of a module that is compiled beside large ones",
+        "compile.small_module",
+        "nothing: a larger one waits its turn",
+    ),
+    Row::new(
+        Topic::Module,
+        "data segments, and element segments, each",
+        Bound::Count(100_000),
+        "`MODULE_INVALID`: the WebAssembly parser's own limit, which other engines have too",
+    ),
+    Row::new(
+        Topic::Module,
+        "bytes of one function; locals of one are 50,000",
+        Bound::Count(7_654_321),
+        "`MODULE_INVALID`: the WebAssembly parser's own limit",
+    ),
+    Row::new(
+        Topic::Module,
+        "WebAssembly proposals beyond those that are always on",
+        Bound::Setting("policy.features"),
+        "`FEATURE_NOT_ENABLED`, whose `rule` names the setting where there is one",
+    ),
+    INSTANCES.row,
+    MEMORIES.row,
+    TABLES.row,
+    TABLE_ELEMENTS.row,
+    NESTING.row,
+    NESTED_INSTANCES.row,
+    INSTANTIATION_STEPS.row,
+    INTERFACE_BYTES.row,
+    ceiling(
+        Topic::Memory,
+        "pages of 64 KiB of all memories of a run together, with its directory listings; the default comes on top of what the module declares",
+        ("policy.max_memory_pages", "defaults.memory_pages"),
+        "an ask over it: `LIMIT_ABOVE_MAXIMUM`; a module that begins with more: `MEMORY_BELOW_MODULE_MINIMUM`; `memory.grow` beyond the grant returns -1, `memory_denied` says so, and a run that then traps or exits other than with 0 is `MEMORY_EXCEEDED`",
+    ),
+    ceiling(
+        Topic::Memory,
+        "bytes of the call stack, rounded up to a class",
+        ("policy.max_stack_size", "defaults.stack_size"),
+        "an ask over it: `LIMIT_ABOVE_MAXIMUM`; a guest that goes deeper: `STACK_OVERFLOW`",
+    ),
+    BACKTRACE_FRAMES.row,
+    ceiling(
+        Topic::Time,
+        "wall time of a run, in guest code and in host calls",
+        ("policy.max_timeout", "defaults.timeout"),
+        "an ask over it: `LIMIT_ABOVE_MAXIMUM`; `TIMED_OUT`, at most 250 ms late",
+    ),
+    Row::new(
+        Topic::Time,
+        "the caller's gRPC deadline, less the smaller of 250 ms and a fifth of it",
+        Bound::None,
+        "`TIMED_OUT`; before the first instruction `NOT_STARTED`",
+    ),
+    setting(
+        Topic::Time,
+        "fuel (0: no ceiling); a run that asks for none is not metered unless `policy.require_fuel` says so",
+        "policy.max_fuel",
+        "an ask over it: `LIMIT_ABOVE_MAXIMUM`; `FUEL_EXHAUSTED`",
+    ),
+    ceiling(
+        Topic::Streams,
+        "bytes of stdout, and of stderr, each, of a `Run`",
+        ("policy.max_output", "defaults.output_limit"),
+        "an ask over it: `LIMIT_ABOVE_MAXIMUM`; at it `OUTPUT_EXCEEDED`, or under TRUNCATE the rest is dropped, and `stdout_truncated` says so",
+    ),
+    setting(
+        Topic::Streams,
+        "the same of a stream (0: none)",
+        "policy.max_stream_output",
+        "as above",
+    ),
+    Row::new(
+        Topic::Streams,
+        "one write to stdout or stderr",
+        Bound::None,
+        "all of it is written: the call waits for the reader",
+    ),
+    setting(
+        Topic::Streams,
+        "output that a stream's caller has not read",
+        "runs.log_bytes",
+        "the guest waits; after `runs.stall_timeout` it is CANCELLED, `READER_STALLED`",
+    ),
+    setting(
+        Topic::Streams,
+        "bytes of standard input in the request",
+        "policy.max_stdin",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    Row::new(
+        Topic::Streams,
+        "one read of a file or of stdin by a core module",
+        Bound::None,
+        "files: until the buffer is full or the file ends; stdin: what is there",
+    ),
+    Row::new(
+        Topic::Streams,
+        "one read of a component's stream",
+        Bound::Bytes(256 << 10),
+        "a short count (64 KiB of files and sockets)",
+    ),
+    Row::new(
+        Topic::Streams,
+        "one `random_get` of a core module",
+        Bound::None,
+        "the whole buffer is filled",
+    ),
+    RANDOM_LIST.row,
+    LOG_LINE.row,
+    setting(
+        Topic::Files,
+        "open files, directories, sockets and streams of files of a run; its mounts count",
+        "policy.max_handles",
+        "EMFILE (33); `insufficient-memory` of components, `new-socket-limit` of sockets",
+    ),
+    Row::new(
+        Topic::Files,
+        "the same of all runs together: three eighths of what the process may have open (`ulimit -n`), of which half is shared out over the slots, up to 16 for each",
+        Bound::None,
+        "ENFILE (41); components as above; a run whose mounts find none left: `QUEUE_FULL`, to be tried again",
+    ),
+    Row::new(
+        Topic::Files,
+        "entries of a run's resource table: handles, streams, pollables; a timer takes two",
+        Bound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
+        "the call traps (`handle_limit`)",
+    ),
+    setting(
+        Topic::Files,
+        "subscriptions of one `poll_oneoff`",
+        "policy.max_handles",
+        "EINVAL (28)",
+    ),
+    Row::new(
+        Topic::Files,
+        "pollables of one `poll` of a component",
+        Bound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
+        "the call traps (`handle_limit`)",
+    ),
+    PATH.row,
+    Row::new(
+        Topic::Files,
+        "entries of one directory listing",
+        Bound::None,
+        "one snapshot, in the run's own memory; one that does not fit there: ENOMEM (48), `insufficient-memory`, and `memory_denied`",
+    ),
+    setting(
+        Topic::Start,
+        "bytes of all arguments, each with its terminator",
+        "policy.max_args",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    setting(
+        Topic::Start,
+        "bytes of the environment, each entry with its terminator",
+        "policy.max_env",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    setting(
+        Topic::Start,
+        "host functions beyond WASI",
+        "policy.host_functions",
+        "`POLICY_DENIED`, `IMPORT_NOT_ALLOWED`",
+    ),
+    setting(
+        Topic::Start,
+        "runs at once",
+        "admission.slots",
+        "the run waits; then `WAIT_EXPIRED`, or `QUEUE_FULL`",
+    ),
+    setting(
+        Topic::Start,
+        "memory, stack and captured output of all runs together, as a share of the host's memory",
+        "admission.memory_share",
+        "the run waits; one that could never fit: `CAPACITY_EXCEEDED`",
+    ),
+];
+
+impl Topic {
+    const ALL: [Self; 6] = [
+        Self::Module,
+        Self::Memory,
+        Self::Time,
+        Self::Streams,
+        Self::Files,
+        Self::Start,
+    ];
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Module => "Modules",
+            Self::Memory => "Memory and stack",
+            Self::Time => "Time and fuel",
+            Self::Streams => "Input, output, randomness",
+            Self::Files => "Files, sockets, timers",
+            Self::Start => "What a run begins with",
+        }
+    }
+}
+
+/// Writes `docs/limits.md`; `default` tells what a setting is by default.
+pub fn document(default: impl Fn(&str) -> String) -> String {
+    let mut text = "# Limits\n\nEvery limit that a guest, or its module, can meet: the number by default, the setting that moves it, and what is seen at it. A setting under `policy` is the operator's ceiling, which a tenant may have of its own (`[[tenants]]`); the default next to it is what a run gets that does not ask. Where no setting is named, the number is fixed.\n\nThis page is written from the table that the code uses (`src/guest_limits.rs`), by `WRITE_DOCS=1 cargo test --release --test tidy`.\n".to_owned();
+    for topic in Topic::ALL {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "\n## {}\n\n| what | number | setting | what is seen |\n|---|---|---|---|\n",
+            topic.title()
+        );
+        for row in GUEST_LIMITS.iter().filter(|row| row.topic == topic) {
+            let (number, setting) = row.bound.told(&default);
+            let _ = writeln!(
+                text,
+                "| {} | {number} | {setting} | {} |",
+                row.what, row.seen
+            );
+        }
+    }
+    text
+}
+
+impl Bound {
+    /// The number, and the settings that move it.
+    fn told(self, default: impl Fn(&str) -> String) -> (String, String) {
+        match self {
+            Self::Count(number) => (grouped(number), "-".to_owned()),
+            Self::Bytes(number) => {
+                let size = bytesize::ByteSize(number).display().iec().to_string();
+                (size.replace(".0 ", " "), "-".to_owned())
+            }
+            Self::Setting(key) => (default(key), format!("`{key}`")),
+            Self::CeilingAndDefault(most, asked) => (
+                format!("{}; {} by default", default(most), default(asked)),
+                format!("`{most}`; `{asked}`"),
+            ),
+            Self::Times(times, key) => (format!("{times} x {}", default(key)), format!("`{key}`")),
+            Self::None => ("none".to_owned(), "-".to_owned()),
+        }
+    }
+}
+
+/// A number with its thousands set apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
