@@ -105,7 +105,7 @@ pub const TABLE_ELEMENTS: FixedLimit = FixedLimit::count(
     Topic::Module,
     "elements of all tables of one run together",
     1 << 20,
-    "what a module begins with is refused: `LIMIT_ABOVE_MAXIMUM`; `table.grow` beyond it returns -1, and a run that then traps or exits other than with 0 is `MEMORY_EXCEEDED`",
+    "a module that begins with more: `MEMORY_EXCEEDED`, before its first instruction; `table.grow` beyond it returns -1, and a run that then traps or exits other than with 0 is `MEMORY_EXCEEDED`",
 );
 /// How deep components may be nested in their binary.
 pub const NESTING: FixedLimit = FixedLimit::count(

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, Encoding,
-    Instance, Parser, Payload, TableInit,
+    Instance, Parser, Payload,
 };
 
 use super::compile::compile_limit;
@@ -33,8 +33,6 @@ pub(super) struct Footprint {
     pub pages: u64,
     /// Tables.
     pub tables: u64,
-    /// Elements that the tables begin with.
-    pub elements: u64,
 }
 
 impl Footprint {
@@ -44,13 +42,11 @@ impl Footprint {
             memories,
             pages,
             tables,
-            elements,
         } = other;
         self.instances = self.instances.saturating_add(*instances);
         self.memories = self.memories.saturating_add(*memories);
         self.pages = self.pages.saturating_add(*pages);
         self.tables = self.tables.saturating_add(*tables);
-        self.elements = self.elements.saturating_add(*elements);
     }
 }
 
@@ -176,14 +172,7 @@ fn read_module(footprint: &mut Footprint, payload: Payload<'_>) -> wasmparser::R
                 footprint.pages = footprint.pages.saturating_add(pages(&memory?));
             }
         }
-        Payload::TableSection(tables) => {
-            for table in tables {
-                let table = table?;
-                let (TableInit::RefNull | TableInit::Expr(_)) = table.init;
-                footprint.tables += 1;
-                footprint.elements = footprint.elements.saturating_add(table.ty.initial);
-            }
-        }
+        Payload::TableSection(tables) => footprint.tables += u64::from(tables.count()),
         _ => {}
     }
     Ok(())

@@ -14,7 +14,7 @@ use super::footprint::{Footprint, footprint};
 use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES, offered};
 use super::inspection::{Inspection, Signature};
 use super::validate::{Needs, invalid, unavailable, validate};
-use crate::guest_limits::{INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
+use crate::guest_limits::{INSTANCES, MEMORIES, TABLES};
 use crate::module::{Description, Exported, Imported};
 use crate::refusal::{Reason, Refusal, quote};
 
@@ -395,13 +395,11 @@ fn check_footprint(footprint: &Footprint) -> Result<(), Refusal> {
         memories,
         pages: _,
         tables,
-        elements,
     } = *footprint;
     let counts = [
         ("core instances", instances, INSTANCES),
         ("memories", memories, MEMORIES),
         ("tables", tables, TABLES),
-        ("table elements", elements, TABLE_ELEMENTS),
     ];
     let counts = counts.map(|(what, asked, limit)| (what, asked, limit.number));
     let over = |(_, asked, allowed): &&(&str, u64, u64)| asked > allowed;

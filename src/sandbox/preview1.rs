@@ -308,27 +308,35 @@ async fn write(
     }
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
+    let longest = bytes.len();
     let mut memory = GuestMemory::Unshared(bytes);
     let stream = match fd {
         1 => &state.stdout,
         _ => &state.stderr,
     };
-    let written = write_output(&memory, (iovs, count), stream).await?;
+    let Some(written) = write_output(&memory, longest, (iovs, count), stream).await? else {
+        return Ok(code(Errno::Nomem));
+    };
     memory.write(GuestPtr::<u32>::new(out.cast_unsigned()), written)?;
     Ok(SUCCESS)
 }
 
-/// Writes all buffers, however large: not every guest looks at how much was written.
+/// Writes all buffers, however large: not every guest looks at how much was written. `None` where the
+/// first is longer than the guest's memory, `longest`, which no memory could make right.
 async fn write_output(
     memory: &GuestMemory<'_>,
+    longest: usize,
     (iovs, count): (i32, i32),
     stream: &GuestOutput,
-) -> wasmtime::Result<u32> {
+) -> wasmtime::Result<Option<u32>> {
     let mut pace = Pace::new(&stream.stop);
     let iovecs = GuestPtr::<[types::Ciovec]>::new((iovs.cast_unsigned(), count.cast_unsigned()));
     let mut written = 0_u32;
     for (i, iovec) in (0_u32..).zip(iovecs.iter()) {
         let types::Ciovec { buf, buf_len } = memory.read(iovec?)?;
+        if buf_len as usize > longest {
+            return Ok((written > 0).then_some(written));
+        }
         if buf_len > 0 {
             // Buffers that overlap may be more than a count can tell: the rest is another write's.
             let Some(sum) = written.checked_add(buf_len) else {
@@ -342,7 +350,7 @@ async fn write_output(
             pace.between().await?;
         }
     }
-    Ok(written)
+    Ok(Some(written))
 }
 
 /// Writes the first buffer that is not empty, all of it where the file takes it.

@@ -23,6 +23,10 @@ use crate::outcome::{CancelCause, Stream, Usage, Written};
 /// writes all, and waits for the reader between its pieces.
 pub(super) const ANY_AMOUNT: usize = 0x7fff_f000;
 
+/// The most bytes that go to the log at once, however much a guest writes. The first piece is what an
+/// eager reader takes, and what its connection then holds for a caller that takes nothing more.
+const OUTPUT_PIECE: usize = 16 << 10;
+
 /// A run's output. Captured output also waits in memory for its caller, up to the output limit.
 #[derive(Debug)]
 pub struct Output {
@@ -80,7 +84,7 @@ impl Output {
     /// How many bytes may be written in one piece now.
     fn space(&self) -> usize {
         let room = self.log.room();
-        room.map_or(CHUNK_BYTES, |room| room.min(CHUNK_BYTES))
+        room.map_or(OUTPUT_PIECE, |room| room.min(OUTPUT_PIECE))
     }
 
     /// Takes what was captured, of a run whose output is.

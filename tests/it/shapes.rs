@@ -1,6 +1,7 @@
 //! What a module is made of: how much of it there may be, what an instance of it takes, which proposals it needs.
 
 use bytes::Bytes;
+use ringfence::api::proto::Outcome;
 use tonic::Code;
 
 use crate::harness::{Daemon, Refused, SpecExt, by_digest, kit, spec};
@@ -160,7 +161,7 @@ async fn a_component_needs_the_memory_that_its_instances_have() {
         (outer, 600),
         (exported.to_owned(), 600),
         // Never instantiated.
-        (module.repeat(1), 0),
+        (module.to_owned(), 0),
         (format!("(component $c {module} {thrice})"), 0),
     ] {
         let loaded = daemon.load(component(&parts)).await.unwrap();
@@ -200,7 +201,6 @@ cases!(an_instance_takes_no_more_than_a_store_holds:
     )),
     memories("memories", 32, "core", |n| "(memory 1)".repeat(n)),
     tables("tables", 64, "core", |n| "(table 1 funcref)".repeat(n)),
-    elements("table elements", 1 << 20, "core", |n| format!("(table {n} funcref)")),
 );
 async fn an_instance_takes_no_more_than_a_store_holds(
     what: &str,
@@ -230,6 +230,31 @@ async fn an_instance_takes_no_more_than_a_store_holds(
         .refused(spec(module(most + 1)))
         .await
         .is(Code::InvalidArgument, "LIMIT_ABOVE_MAXIMUM");
+}
+
+#[tokio::test]
+async fn tables_have_a_million_elements_together() {
+    let daemon = Daemon::start().await;
+    let one =
+        |elements: usize| format!("(module (table {elements} funcref) (func (export \"_start\")))");
+    let two = |elements: usize| {
+        let half = elements / 2;
+        component(&format!(
+            "(core module $m (table {half} funcref))
+             (core module $n (table {} funcref))
+             (core instance (instantiate $m)) (core instance (instantiate $n))",
+            elements - half
+        ))
+    };
+    const MOST: usize = 1 << 20;
+    for elements in [MOST - 1, MOST] {
+        daemon.ran(spec(one(elements))).await.exited(0);
+        daemon.ran(spec(two(elements))).await.exited(0);
+    }
+    for over in [binary(&one(MOST + 1)), two(MOST + 1)] {
+        let ran = daemon.ran(spec(over)).await.ended(Outcome::MemoryExceeded);
+        assert!(ran.result.memory_denied);
+    }
 }
 
 #[tokio::test]

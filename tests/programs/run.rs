@@ -138,7 +138,7 @@ impl Place {
             .create(place.0.path().join("artifacts"))
             .unwrap();
         for put in program.folder {
-            put.into_folder(&place.folder())?;
+            put.put_into(&place.folder())?;
         }
         Ok(place)
     }
@@ -196,7 +196,7 @@ impl Place {
 }
 
 impl Put {
-    fn into_folder(&self, folder: &Path) -> Result<(), Unreachable> {
+    fn put_into(&self, folder: &Path) -> Result<(), Unreachable> {
         let to = folder.join(self.at);
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         match self.content {

@@ -156,7 +156,10 @@ fn plenty() -> Vec<Row> {
             "many",
             true,
         )
-        .times_out(),
+        .ends(&[End::Exits(0)])
+        .and("all are there", |ran| {
+            ran.out() == format!("{} entries\n", MANY + 2)
+        }),
         // The depth takes seconds: one after another.
         own(habit(
             "20,000 folders deep",
