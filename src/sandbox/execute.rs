@@ -9,13 +9,12 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
 use super::entry::Entry;
-use super::handles::{DescriptorAccount, Handles};
+use super::handles::{DescriptorAccount, Handles, Moved};
 use super::host::{Clock, State};
 use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
 use super::meter::{Meter, OnCpu};
 use super::mounts::{self, Roots};
-use super::preview1::Moved;
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason};

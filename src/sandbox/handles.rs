@@ -217,6 +217,25 @@ fn place_of(number: u32) -> (usize, u64) {
     ((number / u64::BITS) as usize, 1 << (number % u64::BITS))
 }
 
+/// Which of the standard descriptors 0 to 2 of a core module are no longer what they were when it
+/// began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved(u8);
+
+impl Moved {
+    /// Notes that `fd` was closed, or is another one's now.
+    pub(super) fn add(&mut self, fd: i32) {
+        if (0..=2).contains(&fd) {
+            self.0 |= 1 << fd;
+        }
+    }
+
+    /// Whether that was noted of `fd`.
+    pub(super) fn contains(self, fd: i32) -> bool {
+        (0..=2).contains(&fd) && self.0 & (1 << fd) != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{DescriptorBudget, Handles, HandlesFull};

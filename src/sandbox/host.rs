@@ -9,11 +9,11 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::directories;
-use super::handles::{DescriptorBudget, Handles};
+use super::handles::{DescriptorBudget, Handles, Moved};
 use super::listing::OpenListings;
 use super::meter::Meter;
 use super::pace::Pace;
-use super::preview1::{self, Moved};
+use super::preview1;
 use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::stop::Stop;

@@ -533,20 +533,3 @@ async fn fd_renumber(
     }
     Ok(errno)
 }
-
-/// Which of the standard descriptors 0 to 2 of a core module are no longer what they were when it
-/// began.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved(u8);
-
-impl Moved {
-    fn add(&mut self, fd: i32) {
-        if (0..=2).contains(&fd) {
-            self.0 |= 1 << fd;
-        }
-    }
-
-    fn contains(self, fd: i32) -> bool {
-        (0..=2).contains(&fd) && self.0 & (1 << fd) != 0
-    }
-}

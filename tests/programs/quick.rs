@@ -179,6 +179,7 @@ pub(crate) const QUICK: [Program; 18] = [
         name: "c-sort",
         what: "C: stdio, qsort, libm",
         recipe: Recipe::Zig("cc", "c/sort.c", &["-lm"], None),
+        // Zig's malloc takes the next power of two.
         pages: Some(1024),
         folder: &[LARGE],
         calls: &[

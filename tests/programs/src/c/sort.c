@@ -33,7 +33,7 @@ int main(int argc, char **argv) {
             return 3;
         }
         /* Far more than fits at once in what a host may copy in one call. */
-        size_t size = 64u << 20;
+        size_t size = 24u << 20;
         char *bytes = malloc(size);
         size_t got = bytes ? fread(bytes, 1, size, file) : 0;
         unsigned check = 0;
