@@ -173,7 +173,9 @@ async fn output_that_is_not_kept_is_told_as_lost() {
         whole.ends_with(&seen.stdout),
         "{kept} bytes are not its end"
     );
-    assert!(kept > 32 << 10, "{kept} bytes are kept");
+    // An event that grows from 32 to 64 KiB has the one before it go, and is all that is kept then: 32 KiB less the write
+    // that made it grow.
+    assert!(kept > 31 << 10, "{kept} bytes are kept");
     let exit = seen.exit.unwrap();
     assert_eq!(
         exit.stdout_bytes,
