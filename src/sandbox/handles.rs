@@ -15,6 +15,7 @@ use crate::guest_limits::ENTRIES_PER_HANDLE;
 const UNLIMITED: u64 = 1 << 20;
 /// What each run may open at the most before it takes from what all have in common.
 const MOST_EACH: usize = 16;
+
 /// Descriptors that the guests of all runs may hold.
 #[derive(Debug)]
 pub struct DescriptorBudget {

@@ -210,7 +210,8 @@ impl Child {
             return Failed::for_good(self.over_time(message)).over_budget_of(self.lane);
         }
         let signal = status.and_then(|status| status.signal());
-        if signal.is_some_and(|signal| OF_ITS_OWN_DOING.contains(&signal)) {
+        let ended_itself = signal.is_some_and(|signal| OF_ITS_OWN_DOING.contains(&signal));
+        if ended_itself || OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
             return self.crashed(&words);
         }
         if signal == Some(libc::SIGKILL) {
