@@ -16,7 +16,9 @@ use crate::limits::Delivery;
 use crate::outcome::Ended;
 use crate::request::{Digest, Labels, RunId, RunSpec};
 use crate::run::{About, Asked, Attached, Method, Origin, Runner, Tenant};
-use crate::sandbox::{self, Entry, Loaded, Output, Prepared, Roots, Surroundings, Variant};
+use crate::sandbox::{
+    self, Entry, FileCalls, Loaded, Output, Prepared, Roots, Surroundings, Variant,
+};
 
 /// How long a guest waits for its reader, whom no bench keeps waiting.
 const STALL: Duration = Duration::from_secs(30);
@@ -125,7 +127,10 @@ impl Daemon {
     /// Executes a run on the thread that polls this, and hands over what it wrote.
     pub async fn execute(&self, module: &Module, spec: &RunSpec) -> (Ended, [Bytes; 2]) {
         let (prepared, output) = self.prepare(module, spec);
-        let ended = prepared.execute().await.expect("the host provides");
+        let ended = prepared
+            .execute(FileCalls::none())
+            .await
+            .expect("the host provides");
         (ended, output.take_captured().expect("it is captured"))
     }
 

@@ -19,9 +19,9 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1::WasiSnapshotPreview1;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     DescriptorType, DirectoryEntry, ErrorCode, HostDescriptor, MetadataHashValue, PathFlags,
 };
-use wasmtime_wasi::runtime::spawn_blocking;
 use wiggle::{GuestMemory, GuestPtr};
 
+use super::files::FileCalls;
 use super::host::{State, WASI_MODULES, memory};
 use super::listing::{DirectoryListing, ListedEntry, serial_of};
 use super::preview2::path;
@@ -86,12 +86,13 @@ async fn listing_of(state: &mut State, fd: u32, begins: bool) -> Result<Listed<'
         meter,
         stop,
         listings,
+        files,
         ..
     } = state;
     if begins || listings.get_mut(fd).is_none() {
         listings.close(fd, meter);
-        let dir = directory_of(wasi, stop, fd).await?;
-        let listing = DirectoryListing::read(dir, meter, stop).await?;
+        let dir = directory_of(wasi, files, stop, fd).await?;
+        let listing = DirectoryListing::read(dir, files, meter, stop).await?;
         listings.keep(fd, listing);
     }
     let listing = listings.get_mut(fd).ok_or(Errno::Badf)?;
@@ -111,12 +112,13 @@ struct Listed<'a> {
 /// either serves.
 async fn directory_of(
     wasi: &mut WasiP1Ctx,
+    files: &FileCalls,
     stop: &Stop,
     fd: u32,
 ) -> Result<Arc<File>, types::Error> {
     let mut nothing = GuestMemory::Unshared(&mut []);
     let stat = WasiSnapshotPreview1::fd_filestat_get(wasi, &mut nothing, types::Fd::from(fd));
-    let stat = stat.await?;
+    let stat = files.run(stat).await?;
     if stat.filetype != Filetype::Directory {
         return Err(Errno::Badf.into());
     }
@@ -132,7 +134,7 @@ async fn directory_of(
     for some in open.chunks(STATTED_AT_ONCE) {
         let some = some.to_vec();
         let is_it = move |dir: &Arc<File>| serial_of(dir) == Ok(stat.ino);
-        let found = spawn_blocking(move || some.into_iter().find(is_it)).await;
+        let found = files.blocking(move || some.into_iter().find(is_it)).await;
         if let Some(dir) = found {
             return Ok(dir);
         }
@@ -261,7 +263,10 @@ async fn read_directory(
         Descriptor::Dir(dir) => Arc::clone(&dir.dir),
         Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
     };
-    match DirectoryListing::read(dir, &mut state.meter, &state.stop).await {
+    let State {
+        files, meter, stop, ..
+    } = state;
+    match DirectoryListing::read(dir, files, meter, stop).await {
         Ok(listing) => {
             let rep = state.listings.keep_new(listing);
             Ok((Ok(Resource::new_own(rep)),))
@@ -295,10 +300,11 @@ async fn metadata_hash_at(
     let Some(path) = path(&store, &given)? else {
         return Ok((Err(ErrorCode::NameTooLong),));
     };
+    let calls = store.data().files.clone();
     let mut files = store.data_mut().filesystem();
     let again = Resource::new_borrow(dir.rep());
-    let hash = HostDescriptor::metadata_hash_at(&mut files, again, follow, path.clone()).await;
-    let error = match hash {
+    let hash = HostDescriptor::metadata_hash_at(&mut files, again, follow, path.clone());
+    let error = match calls.run(hash).await {
         Ok(hash) => return Ok((Ok(hash),)),
         Err(error) => error.downcast()?,
     };

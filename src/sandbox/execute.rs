@@ -9,6 +9,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
 use super::entry::Entry;
+use super::files::FileCalls;
 use super::handles::{DescriptorAccount, Handles, Moved};
 use super::host::{Clock, State};
 use super::listing::OpenListings;
@@ -150,6 +151,7 @@ pub fn prepare(
             handles,
             labels: spec.labels.clone(),
             listings: OpenListings::default(),
+            files: FileCalls::none(),
         },
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,
@@ -165,11 +167,12 @@ impl Prepared {
         Arc::clone(&self.loaded)
     }
 
-    /// Runs it to its end. When this returns its store is gone.
+    /// Runs it to its end, with its file system calls made by `files`. When this returns its store is gone.
     ///
     /// # Errors
     /// `INTERNAL` where the host cannot provide a store or an instance: the guest has executed nothing.
-    pub async fn execute(self) -> Result<Ended, Refusal> {
+    pub async fn execute(mut self, files: FileCalls) -> Result<Ended, Refusal> {
+        self.state.files = files.clone();
         let start = Instant::now();
         let deadline = [start.checked_add(self.timeout), self.until]
             .into_iter()
@@ -199,7 +202,7 @@ impl Prepared {
                 result = &mut call => Some(result),
                 () = overdue(&stop, deadline) => None,
             };
-            (finished, call.spent())
+            (finished, call.spent() + files.spent())
         };
         let duration = start.elapsed();
         let denied = store.data().meter.denied();

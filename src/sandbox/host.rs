@@ -9,6 +9,7 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::directories;
+use super::files::FileCalls;
 use super::handles::{DescriptorBudget, Handles, Moved};
 use super::listing::OpenListings;
 use super::meter::Meter;
@@ -46,6 +47,18 @@ pub struct State {
     pub labels: Labels,
     /// The directory listings that the guest has open.
     pub listings: OpenListings,
+    /// What file system calls are made by.
+    pub(super) files: FileCalls,
+}
+
+impl State {
+    /// What a call on a descriptor of a core module is made by. A standard stream is no file.
+    pub(super) fn file_calls(&self, fd: i32) -> FileCalls {
+        match matches!(fd, 0..=2) && !self.moved.contains(fd) {
+            true => FileCalls::none(),
+            false => self.files.clone(),
+        }
+    }
 }
 
 impl WasiView for State {
@@ -181,6 +194,7 @@ impl State {
             handles: Handles::new(0, DescriptorBudget::of_process(0).account(false)),
             labels: Labels::default(),
             listings: OpenListings::default(),
+            files: FileCalls::none(),
         }
     }
 }

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use wasmtime_wasi::p1::types::Filetype;
 use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
 use wasmtime_wasi::p2::{FsError, FsResult};
-use wasmtime_wasi::runtime::spawn_blocking;
 
+use super::files::FileCalls;
 use super::meter::Meter;
 use super::stop::{Stop, Stopped};
 
@@ -90,7 +90,12 @@ impl DirectoryListing {
     /// # Errors
     /// `InsufficientMemory` where the run may not hold that many; what the file system says; a trap
     /// where the run has to stop.
-    pub(super) async fn read(dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<Self> {
+    pub(super) async fn read(
+        dir: Arc<File>,
+        files: &FileCalls,
+        meter: &mut Meter,
+        stop: &Stop,
+    ) -> FsResult<Self> {
         let mut listing = Self {
             dir: Arc::downgrade(&dir),
             serial: 0,
@@ -100,7 +105,7 @@ impl DirectoryListing {
             next: 0,
             cursor: Cursor::default(),
         };
-        let read = listing.read_all(dir, meter, stop).await;
+        let read = listing.read_all(dir, files, meter, stop).await;
         match read {
             Ok(()) => Ok(listing),
             Err(error) => {
@@ -110,9 +115,16 @@ impl DirectoryListing {
         }
     }
 
-    async fn read_all(&mut self, dir: Arc<File>, meter: &mut Meter, stop: &Stop) -> FsResult<()> {
+    async fn read_all(
+        &mut self,
+        dir: Arc<File>,
+        files: &FileCalls,
+        meter: &mut Meter,
+        stop: &Stop,
+    ) -> FsResult<()> {
         self.charge(meter, LISTING_OVERHEAD)?;
-        let opened = spawn_blocking(move || DirectoryReader::open(&dir).map(DirectoryReader::read));
+        let open = move || DirectoryReader::open(&dir).map(DirectoryReader::read);
+        let opened = files.blocking(open);
         let (mut reader, mut piece) = opened.await.map_err(io::Error::from)?;
         self.serial = reader.serial;
         loop {
@@ -125,7 +137,7 @@ impl DirectoryListing {
             if stop.reason().is_some() {
                 return Err(FsError::trap(Stopped));
             }
-            (reader, piece) = spawn_blocking(move || reader.read()).await;
+            (reader, piece) = files.blocking(move || reader.read()).await;
         }
     }
 

@@ -13,6 +13,7 @@ mod engine;
 mod entry;
 mod execute;
 mod features;
+mod files;
 mod flight;
 mod footprint;
 mod habit;
@@ -67,6 +68,7 @@ pub use self::engine::{HOST_STACK, Variant};
 pub use self::entry::Entry;
 pub use self::execute::{Prepared, Surroundings, prepare};
 pub use self::features::FEATURE_NAMES;
+pub use self::files::FileCalls;
 pub use self::handles::{DescriptorAccount, DescriptorBudget};
 pub use self::host::HOST_FUNCTION_NAMES;
 pub use self::inspection::Inspection;
@@ -188,8 +190,9 @@ impl Sandbox {
         let active = self.engines.active();
         let loaded = prepared.loaded();
         let noted = Arc::clone(&loaded);
+        let files = self.threads.file_calls(lane);
         let run = async move {
-            let result = AssertUnwindSafe(prepared.execute())
+            let result = AssertUnwindSafe(prepared.execute(files))
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));

@@ -10,6 +10,7 @@ use wasmtime_wasi::p1::types::{self, Errno};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::{GuestMemory, GuestPtr};
 
+use super::files::FileCalls;
 use super::handles::HandlesFull;
 use super::host::{State, memory};
 use super::pace::{PIECE_BYTES, Pace};
@@ -61,47 +62,7 @@ macro_rules! define {
     };
 }
 
-/// Defines a function that takes paths, which are given by the positions of their lengths, as one
-/// that first looks whether they are too long.
-macro_rules! define_paths {
-    ($linker:expr, $name:ident, ($($arg:ident),*), [$($len:ident),*]) => {
-        for (module, version) in [
-            ("wasi_snapshot_preview1", Version::Preview1),
-            ("wasi_unstable", Version::Unstable),
-        ] {
-            $linker.func_wrap_async(
-                module,
-                stringify!($name),
-                move |mut caller: Caller<'_, State>, ($($arg),*): ($(paths!(@type $arg)),*)| {
-                    Box::new(async move {
-                        if [$($len),*].into_iter().any(is_too_long) {
-                            return Ok(code(Errno::Nametoolong));
-                        }
-                        let memory = memory(&mut caller)?;
-                        let (bytes, state) = memory.data_and_store_mut(&mut caller);
-                        let mut memory = GuestMemory::Unshared(bytes);
-                        let wasi = &mut state.wasi;
-                        WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
-                        runtime!(version, $name(wasi, &mut memory, $($arg),*))
-                    })
-                },
-            )?;
-        }
-    };
-}
-
-/// The type of an argument of a function that takes paths.
-macro_rules! paths {
-    (@type accessed) => {
-        i64
-    };
-    (@type modified) => {
-        i64
-    };
-    (@type $arg:ident) => {
-        i32
-    };
-}
+mod file_calls;
 
 /// Whether a path of a length that a guest gave is too long to be looked at.
 pub(super) fn is_too_long(len: i32) -> bool {
@@ -131,46 +92,7 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define!(linker, "poll_oneoff", (i32, i32, i32, i32), poll_oneoff);
     define!(linker, "fd_close", (i32,), fd_close);
     define!(linker, "fd_renumber", (i32, i32), fd_renumber);
-    define_paths!(linker, path_create_directory, (fd, path, len), [len]);
-    define_paths!(
-        linker,
-        path_filestat_get,
-        (fd, flags, path, len, out),
-        [len]
-    );
-    define_paths!(
-        linker,
-        path_filestat_set_times,
-        (fd, flags, path, len, accessed, modified, which),
-        [len]
-    );
-    define_paths!(
-        linker,
-        path_link,
-        (fd, flags, path, len, to_fd, to, to_len),
-        [len, to_len]
-    );
-    define_paths!(
-        linker,
-        path_readlink,
-        (fd, path, len, buf, buf_len, out),
-        [len]
-    );
-    define_paths!(linker, path_remove_directory, (fd, path, len), [len]);
-    define_paths!(
-        linker,
-        path_rename,
-        (fd, path, len, to_fd, to, to_len),
-        [len, to_len]
-    );
-    define_paths!(
-        linker,
-        path_symlink,
-        (path, len, fd, to, to_len),
-        [len, to_len]
-    );
-    define_paths!(linker, path_unlink_file, (fd, path, len), [len]);
-    Ok(())
+    file_calls::add(linker)
 }
 
 /// What `fd_read` and `fd_write` take: a descriptor, buffers and their number, where the count of
@@ -243,19 +165,25 @@ async fn read(
     let mut pace = Pace::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
-    let Some(buffer) = first.as_ref().filter(|it| it.len as usize > PIECE_BYTES) else {
-        let (iovs, count) = first.map_or((0, 0), |buffer| (buffer.iovec, 1));
-        return match offset {
-            None => runtime!(version, fd_read(wasi, &mut memory, fd, iovs, count, out)),
-            Some(at) => runtime!(
-                version,
-                fd_pread(wasi, &mut memory, fd, iovs, count, at, out)
-            ),
-        };
-    };
     let guest_fd = types::Fd::from(fd.cast_unsigned());
+    // Input waits for its writer, which may take as long as the run.
     let is_file =
         offset.is_some() || WasiSnapshotPreview1::fd_tell(wasi, &mut memory, guest_fd).is_ok();
+    let files = match is_file {
+        true => state.files.clone(),
+        false => FileCalls::none(),
+    };
+    let Some(buffer) = first.as_ref().filter(|it| it.len as usize > PIECE_BYTES) else {
+        let (iovs, count) = first.map_or((0, 0), |buffer| (buffer.iovec, 1));
+        let memory = &mut memory;
+        let call = async {
+            match offset {
+                None => runtime!(version, fd_read(wasi, memory, fd, iovs, count, out)),
+                Some(at) => runtime!(version, fd_pread(wasi, memory, fd, iovs, count, at, out)),
+            }
+        };
+        return files.run(call).await;
+    };
     let mut piece = ScratchMemory::new();
     let mut done = 0;
     while done < buffer.len {
@@ -263,14 +191,16 @@ async fn read(
         WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
         let mut host = GuestMemory::Unshared(&mut piece.0);
         let iovec = GuestPtr::new((0, 1));
-        let read = match offset {
-            None => WasiSnapshotPreview1::fd_read(wasi, &mut host, guest_fd, iovec).await,
-            Some(offset) => {
-                let at = offset.cast_unsigned().saturating_add(u64::from(done));
-                WasiSnapshotPreview1::fd_pread(wasi, &mut host, guest_fd, iovec, at).await
+        let call = async {
+            match offset {
+                None => WasiSnapshotPreview1::fd_read(wasi, &mut host, guest_fd, iovec).await,
+                Some(offset) => {
+                    let at = offset.cast_unsigned().saturating_add(u64::from(done));
+                    WasiSnapshotPreview1::fd_pread(wasi, &mut host, guest_fd, iovec, at).await
+                }
             }
         };
-        let read = match read {
+        let read = match files.run(call).await {
             Ok(read) => read,
             Err(error) if done == 0 => return Ok(code(error.downcast()?)),
             // What was read counts: the guest meets the error when it reads on.
@@ -364,19 +294,21 @@ async fn write_file(
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let stop = &*state.stop;
+    let files = state.files.clone();
     let wasi = &mut state.wasi;
     let mut pace = Pace::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
     let Some(buffer) = first.as_ref().filter(|it| it.len as usize > PIECE_BYTES) else {
         let (iovs, count) = first.map_or((0, 0), |buffer| (buffer.iovec, 1));
-        return match offset {
-            None => runtime!(version, fd_write(wasi, &mut memory, fd, iovs, count, out)),
-            Some(at) => runtime!(
-                version,
-                fd_pwrite(wasi, &mut memory, fd, iovs, count, at, out)
-            ),
+        let memory = &mut memory;
+        let call = async {
+            match offset {
+                None => runtime!(version, fd_write(wasi, memory, fd, iovs, count, out)),
+                Some(at) => runtime!(version, fd_pwrite(wasi, memory, fd, iovs, count, at, out)),
+            }
         };
+        return files.run(call).await;
     };
     let guest_fd = types::Fd::from(fd.cast_unsigned());
     let mut piece = ScratchMemory::new();
@@ -390,14 +322,16 @@ async fn write_file(
         WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
         let mut host = GuestMemory::Unshared(&mut piece.0);
         let iovec = GuestPtr::new((0, 1));
-        let written = match offset {
-            None => WasiSnapshotPreview1::fd_write(wasi, &mut host, guest_fd, iovec).await,
-            Some(offset) => {
-                let at = offset.cast_unsigned().saturating_add(u64::from(done));
-                WasiSnapshotPreview1::fd_pwrite(wasi, &mut host, guest_fd, iovec, at).await
+        let call = async {
+            match offset {
+                None => WasiSnapshotPreview1::fd_write(wasi, &mut host, guest_fd, iovec).await,
+                Some(offset) => {
+                    let at = offset.cast_unsigned().saturating_add(u64::from(done));
+                    WasiSnapshotPreview1::fd_pwrite(wasi, &mut host, guest_fd, iovec, at).await
+                }
             }
         };
-        match written {
+        match files.run(call).await {
             Ok(0) => break,
             Ok(written) => done += written,
             Err(error) if done == 0 => return Ok(code(error.downcast()?)),

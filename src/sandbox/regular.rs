@@ -54,6 +54,7 @@ async fn path_open(
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
+    let files = state.files.clone();
     let wasi = &mut state.wasi;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, PATH.size());
     if let Ok(lookup) = types::Lookupflags::try_from(follow.cast_unsigned()) {
@@ -61,7 +62,7 @@ async fn path_open(
         let dir = types::Fd::from(dir.cast_unsigned());
         let stat = WasiSnapshotPreview1::path_filestat_get(wasi, &mut memory, dir, lookup, name);
         // What cannot be looked at is not there, or is refused below for what it is.
-        if let Ok(stat) = stat.await
+        if let Ok(stat) = files.run(stat).await
             && !matches!(
                 stat.filetype,
                 Filetype::RegularFile | Filetype::Directory | Filetype::SymbolicLink
@@ -93,10 +94,13 @@ async fn path_open(
             .await
         };
     }
-    let errno = match unstable {
-        true => open!(wasi_unstable)?,
-        false => open!(wasi_snapshot_preview1)?,
+    let opening = async {
+        match unstable {
+            true => open!(wasi_unstable),
+            false => open!(wasi_snapshot_preview1),
+        }
     };
+    let errno = files.run(opening).await?;
     if errno == ERRNO_SUCCESS {
         let fd = memory.read(GuestPtr::<u32>::new(out.cast_unsigned()))?;
         state.handles.keep(fd);
@@ -135,11 +139,12 @@ async fn open_at(
     let Some(path) = preview2::path(&store, &path)? else {
         return Ok((Err(ErrorCode::NameTooLong),));
     };
+    let calls = store.data().files.clone();
     let mut files = store.data_mut().filesystem();
     let again = Resource::new_borrow(dir.rep());
     let stat = HostDescriptor::stat_at(&mut files, again, follow, path.clone());
     // What cannot be looked at is not there, or is refused below for what it is.
-    if let Ok(stat) = stat.await
+    if let Ok(stat) = calls.run(stat).await
         && !matches!(
             stat.type_,
             DescriptorType::RegularFile | DescriptorType::Directory | DescriptorType::SymbolicLink
@@ -151,7 +156,8 @@ async fn open_at(
         return Ok((Err(ErrorCode::InsufficientMemory),));
     }
     let mut files = store.data_mut().filesystem();
-    let opened = HostDescriptor::open_at(&mut files, dir, follow, path, how, flags).await;
+    let opening = HostDescriptor::open_at(&mut files, dir, follow, path, how, flags);
+    let opened = calls.run(opening).await;
     let handles = &mut store.data_mut().handles;
     match opened {
         Ok(opened) => {

@@ -2,7 +2,8 @@
 //!
 //! Each tenant's guests are a lane. The lane that has had the least processor time, by its weight, is next; within it a
 //! run that is new goes before those that were interrupted, so that a short one is not held up by the long ones. A guest
-//! gives way at each epoch. One that is expected to be short may begin on a thread that serves. Timers and blocking file system calls have threads of their own beside these.
+//! gives way at each epoch. One that is expected to be short may begin on a thread that serves. Timers have a thread of
+//! their own beside these, and file system calls theirs ([`super::files`]).
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -12,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::files::{FileCalls, FileThreads};
 use super::meter::thread_time;
 
 /// How much guest threads yield to the threads that serve: a tenth of their weight.
 const GUEST_NICE: i32 = 10;
-/// Threads that do guests' blocking file system calls.
-const BLOCKING_THREADS: usize = 64;
+/// Threads for what the runtime does beside guests' file system calls that blocks: it looks at files that a core module
+/// polls.
+const BLOCKING_THREADS: usize = 1;
 /// So many new runs of a lane may go before one of its others that waits.
 const NEW_AHEAD: u32 = 4;
 /// Processor time, by weight, that a lane may be behind the others at the most: what it did not use is not saved up.
@@ -41,6 +44,9 @@ pub struct Lane {
     spent: AtomicU64,
     /// How far it had come when nothing of it waited last.
     at: AtomicU64,
+    /// Processor time, by weight, of what was done for its guests on other threads, which has yet to be added to how far
+    /// it has come.
+    beside: AtomicU64,
     queue: Mutex<Queue>,
 }
 
@@ -59,8 +65,21 @@ impl Lane {
             weight: weight.max(1),
             spent: AtomicU64::new(0),
             at: AtomicU64::new(0),
+            beside: AtomicU64::new(0),
             queue: Mutex::default(),
         })
+    }
+
+    /// Its tenant's weight.
+    pub(super) fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Charges it for processor time that was spent for its guests on other threads than these.
+    pub(super) fn charge_beside(&self, nanos: u64) {
+        self.spent.fetch_add(nanos, Ordering::Relaxed);
+        self.beside
+            .fetch_add(nanos / u64::from(self.weight), Ordering::Relaxed);
     }
 
     /// How long its guests have executed in all.
@@ -74,6 +93,7 @@ pub(super) struct Threads {
     shared: Arc<Shared>,
     /// Taken only when it is dropped.
     beside: Option<Runtime>,
+    files: Arc<FileThreads>,
 }
 
 struct Shared {
@@ -126,6 +146,7 @@ impl Threads {
         let threads = Self {
             shared,
             beside: Some(beside),
+            files: FileThreads::new(count, on_thread),
         };
         for i in 0..count {
             let shared = Arc::clone(&threads.shared);
@@ -144,6 +165,11 @@ impl Threads {
 
     fn handle(&self) -> Option<Handle> {
         self.beside.as_ref().map(|it| it.handle().clone())
+    }
+
+    /// What a run in a lane makes its file system calls by.
+    pub(super) fn file_calls(&self, lane: &Arc<Lane>) -> FileCalls {
+        self.files.calls(lane)
     }
 
     /// Executes `run` in a lane.
@@ -202,6 +228,7 @@ impl Drop for Threads {
         let left: Vec<Active> = state.active.drain(..).collect();
         state.waiting = 0;
         drop(state);
+        self.files.close();
         self.shared.wake.notify_all();
         for Active { lane, .. } in left {
             let queue = std::mem::take(&mut *lock(&lane.queue));
@@ -215,7 +242,8 @@ impl Drop for Threads {
     }
 }
 
-fn begin(on_thread: OnThread) {
+/// Does first what every thread that works for guests does first.
+pub(super) fn begin(on_thread: OnThread) {
     // Raising one's own nice value is always permitted; were it not, serving would merely be less smooth.
     let _ = rustix::process::setpriority_process(None, GUEST_NICE);
     on_thread();
@@ -308,7 +336,7 @@ impl State {
             .active
             .iter()
             .position(|it| Arc::ptr_eq(&it.lane, lane));
-        found.unwrap_or_else(|| {
+        let found = found.unwrap_or_else(|| {
             self.active.push(Active {
                 lane: Arc::clone(lane),
                 at: self.now.max(lane.at.load(Ordering::Relaxed)),
@@ -316,7 +344,9 @@ impl State {
                 executing: 0,
             });
             self.active.len() - 1
-        })
+        });
+        self.active[found].at += lane.beside.swap(0, Ordering::Relaxed);
+        found
     }
 
     /// Whether a slice may be executed elsewhere, which it then is. Only while a thread here has nothing to do, so that it

@@ -57,6 +57,22 @@ pub(crate) fn listing_component() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/file_calls.rs` for preview 1.
+pub(crate) fn file_calls() -> Bytes {
+    static CALLS: OnceLock<Bytes> = OnceLock::new();
+    CALLS
+        .get_or_init(|| build("file_calls", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/file_calls.rs` as a component.
+pub(crate) fn file_calls_component() -> Bytes {
+    static CALLS: OnceLock<Bytes> = OnceLock::new();
+    CALLS
+        .get_or_init(|| build("file_calls", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 /// `tests/guests/reactor.rs`.
 pub(crate) fn reactor() -> Bytes {
     static REACTOR: OnceLock<Bytes> = OnceLock::new();

@@ -39,6 +39,7 @@ mod cpython;
 mod directories;
 mod durable;
 mod endings;
+mod file_calls;
 mod habit;
 mod hardening;
 mod hostcalls;

@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 
 /// Every row, in the order in which they run.
-const ROWS: [&str; 8] = [
+const ROWS: [&str; 13] = [
     "health",
     "overload",
     "neighbour",
+    "answers",
+    "connections",
+    "directories",
+    "files",
+    "compiles",
     "overshoot",
     "drain",
     "vanish",

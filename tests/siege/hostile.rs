@@ -9,7 +9,7 @@ use crate::daemon::loaded;
 use crate::harness::{Client, SpecExt, by_digest};
 
 /// What every guest below can call; a page of memory; the line "before" at 16, "after" at 24.
-fn guest(pages: u32, functions: &str) -> String {
+pub(crate) fn guest(pages: u32, functions: &str) -> String {
     format!(
         r#"(module
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))

@@ -21,6 +21,7 @@
 )]
 
 mod ask;
+mod attacks;
 mod daemon;
 mod drain;
 mod figures;
@@ -47,6 +48,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ask::{Ask, Scale};
+use attacks::Attack;
 use figures::Report;
 
 fn main() -> ExitCode {
@@ -116,6 +118,11 @@ async fn walk(row: &str, scale: &Scale, report: &mut Report) {
         "health" => health::row(scale, report).await,
         "overload" => overload::row(scale, report).await,
         "neighbour" => neighbour::row(scale, report).await,
+        "answers" => attacks::row(Attack::Answers, scale, report).await,
+        "connections" => attacks::row(Attack::Connections, scale, report).await,
+        "directories" => attacks::row(Attack::Directories, scale, report).await,
+        "files" => attacks::row(Attack::Files, scale, report).await,
+        "compiles" => attacks::row(Attack::Compiles, scale, report).await,
         "overshoot" => overshoot::row(scale, report).await,
         "drain" => drain::row(scale, report).await,
         "vanish" => vanish::row(scale, report).await,

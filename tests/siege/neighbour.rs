@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use ringfence::api::proto::{HealthRequest, LoadModuleRequest, RunRequest, RunSpec};
@@ -28,14 +29,18 @@ const AGAIN: Duration = Duration::from_millis(20);
 const P99: Duration = Duration::from_millis(100);
 
 /// A token of each tenant.
-const TENANTS: [(&str, &str); 2] = [
+pub(crate) const TENANTS: [(&str, &str); 2] = [
     ("hostile", "siege-hostile-0123456789abcdef0123456789abcdef"),
     ("good", "siege-good-0123456789abcdef0123456789abcdef"),
 ];
 
 pub(crate) async fn row(scale: &Scale, report: &mut Report) {
     let settings = tempfile::tempdir().unwrap();
-    let daemon = two_tenants(settings.path()).await;
+    let limits = [
+        format!("admission.slots={SLOTS}"),
+        format!("admission.queue={QUEUE}"),
+    ];
+    let daemon = two_tenants(settings.path(), "", &limits).await;
     let [hostile, good] = TENANTS.map(|(_, token)| token);
     let mut client = daemon.client().await;
     let mut kinds = Vec::new();
@@ -92,8 +97,8 @@ async fn beside(
     alone(move || neighbour(addr, hello, window)).await
 }
 
-/// A daemon that knows two tenants by their tokens.
-async fn two_tenants(dir: &std::path::Path) -> Besieged {
+/// A daemon that knows two tenants by their tokens, with `tables` in its config file and `set` over that.
+pub(crate) async fn two_tenants(dir: &Path, tables: &str, set: &[String]) -> Besieged {
     let mut lines = String::new();
     for (name, token) in TENANTS {
         let hash = Sha256::digest(token.as_bytes());
@@ -110,19 +115,16 @@ async fn two_tenants(dir: &std::path::Path) -> Besieged {
         .collect();
     std::fs::write(
         &config,
-        format!("[auth]\ntokens_file = {tokens:?}\n{tenants}"),
+        format!("[auth]\ntokens_file = {tokens:?}\n{tenants}{tables}"),
     )
     .unwrap();
-    let (slots, queue) = (
-        format!("admission.slots={SLOTS}"),
-        format!("admission.queue={QUEUE}"),
-    );
-    let config = config.to_str().unwrap();
-    Besieged::with(&["--config", config, "--set", &slots, "--set", &queue]).await
+    let mut args = vec!["--config", config.to_str().unwrap()];
+    args.extend(set.iter().flat_map(|set| ["--set", set]));
+    Besieged::with(&args).await
 }
 
 /// `message` with a tenant's token.
-fn as_tenant<T>(message: T, token: &str) -> Request<T> {
+pub(crate) fn as_tenant<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", bearer);
@@ -130,7 +132,7 @@ fn as_tenant<T>(message: T, token: &str) -> Request<T> {
 }
 
 /// Loads a module of the tenant's own.
-async fn taken(client: &mut Client, token: &str, wat: &str) -> String {
+pub(crate) async fn taken(client: &mut Client, token: &str, wat: &str) -> String {
     let request: LoadModuleRequest = load(wat.to_owned());
     let answer = client.load_module(as_tenant(request, token)).await;
     let answer = answer.expect("the module is taken").into_inner();

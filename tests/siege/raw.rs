@@ -24,9 +24,14 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(30);
 
 /// The preface and no settings.
 pub(crate) fn greeting() -> Vec<u8> {
+    greeting_with(b"")
+}
+
+/// The preface and settings.
+pub(crate) fn greeting_with(settings: &[u8]) -> Vec<u8> {
     [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
-        &frame(SETTINGS, 0, 0, b""),
+        &frame(SETTINGS, 0, 0, settings),
     ]
     .concat()
 }
@@ -51,15 +56,9 @@ pub(crate) fn header(length: u32, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
 
 /// The headers of a call, as HPACK literals that enter no table.
 pub(crate) fn call_headers(path: &str) -> Vec<u8> {
-    let text = |text: &str| {
-        let length = u8::try_from(text.len()).unwrap();
-        assert!(length < 127, "a length of one byte");
-        [&[length], text.as_bytes()].concat()
-    };
     let indexed_post_and_http = vec![0x83, 0x86];
     let path = [vec![0x04], text(path)].concat();
     let authority = [vec![0x01], text("localhost")].concat();
-    let field = |name: &str, value: &str| [vec![0x00], text(name), text(value)].concat();
     [
         indexed_post_and_http,
         path,
@@ -72,9 +71,30 @@ pub(crate) fn call_headers(path: &str) -> Vec<u8> {
 
 /// A whole call of one message.
 pub(crate) fn call(path: &str, message: &[u8]) -> Vec<u8> {
-    let headers = frame(HEADERS, END_HEADERS, 1, &call_headers(path));
-    let data = frame(DATA, END_STREAM, 1, &framed(0, message));
+    call_on(1, path, None, message)
+}
+
+/// The same on a stream, with a token.
+pub(crate) fn call_on(stream: u32, path: &str, token: Option<&str>, message: &[u8]) -> Vec<u8> {
+    let mut headers = call_headers(path);
+    if let Some(token) = token {
+        headers.extend(field("authorization", &format!("Bearer {token}")));
+    }
+    let headers = frame(HEADERS, END_HEADERS, stream, &headers);
+    let data = frame(DATA, END_STREAM, stream, &framed(0, message));
     [headers, data].concat()
+}
+
+/// A text of HPACK, whose length takes one byte.
+fn text(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).unwrap();
+    assert!(length < 127, "a length of one byte");
+    [&[length], text.as_bytes()].concat()
+}
+
+/// A field as an HPACK literal that enters no table.
+fn field(name: &str, value: &str) -> Vec<u8> {
+    [vec![0x00], text(name), text(value)].concat()
 }
 
 /// A message as gRPC frames it.

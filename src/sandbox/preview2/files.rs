@@ -4,9 +4,11 @@ use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
-    Descriptor, DescriptorStat, ErrorCode, HostDescriptor, NewTimestamp, PathFlags,
+    Advice, Descriptor, DescriptorFlags, DescriptorStat, DescriptorType, ErrorCode, HostDescriptor,
+    MetadataHashValue, NewTimestamp, PathFlags,
 };
 
+use super::file_streams::{self, WriteAt};
 use super::{CallStore, opened};
 use crate::guest_limits::PATH;
 use crate::sandbox::host::State;
@@ -18,10 +20,67 @@ const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What functions of files return.
 type OfFile<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
-/// Replaces what writes, opens, closes, and takes paths.
+/// Replaces all functions of files and directories that may block.
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     add_files(linker)?;
+    add_plain(linker)?;
     add_paths(linker)
+}
+
+/// Defines a function that takes no path: the runtime's own, made by the threads for file system
+/// calls.
+macro_rules! define_plain {
+    ($interface:expr, $name:literal, $method:ident, ($($arg:ident: $a:ty),*) -> $result:ty) => {
+        $interface.func_wrap_async(
+            $name,
+            |mut call: CallStore<'_>, (file, $($arg,)*): (Resource<Descriptor>, $($a,)*)| {
+                Box::new(async move {
+                    let calls = call.data().files.clone();
+                    let mut files = call.data_mut().filesystem();
+                    let made = HostDescriptor::$method(&mut files, file, $($arg),*);
+                    let result: FsResult<$result> = calls.run(made).await;
+                    of_file(result)
+                })
+            },
+        )?
+    };
+}
+
+fn add_plain(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance(INTERFACE)?;
+    define_plain!(
+        interface, "[method]descriptor.advise", advise,
+        (offset: u64, len: u64, advice: Advice) -> ()
+    );
+    define_plain!(interface, "[method]descriptor.sync-data", sync_data, () -> ());
+    define_plain!(interface, "[method]descriptor.get-flags", get_flags, () -> DescriptorFlags);
+    define_plain!(interface, "[method]descriptor.get-type", get_type, () -> DescriptorType);
+    define_plain!(interface, "[method]descriptor.set-size", set_size, (size: u64) -> ());
+    define_plain!(
+        interface, "[method]descriptor.set-times", set_times,
+        (accessed: NewTimestamp, modified: NewTimestamp) -> ()
+    );
+    define_plain!(
+        interface, "[method]descriptor.read", read,
+        (len: u64, offset: u64) -> (Vec<u8>, bool)
+    );
+    define_plain!(interface, "[method]descriptor.sync", sync, () -> ());
+    define_plain!(interface, "[method]descriptor.stat", stat, () -> DescriptorStat);
+    define_plain!(
+        interface, "[method]descriptor.metadata-hash", metadata_hash,
+        () -> MetadataHashValue
+    );
+    interface.func_wrap_async(
+        "[method]descriptor.is-same-object",
+        |mut call: CallStore<'_>, (one, other): (Resource<Descriptor>, Resource<Descriptor>)| {
+            Box::new(async move {
+                let calls = call.data().files.clone();
+                let mut files = call.data_mut().filesystem();
+                let same = HostDescriptor::is_same_object(&mut files, one, other);
+                Ok((calls.run(same).await?,))
+            })
+        },
+    )
 }
 
 fn of_file<T>(result: FsResult<T>) -> OfFile<T> {
@@ -45,8 +104,7 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.read-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
             opened(&mut call, ErrorCode::InsufficientMemory, |state| {
-                let made = state.filesystem().read_via_stream(file, offset);
-                of_file(made).map(|(result,)| result)
+                file_streams::read(state, &file, offset)
             })
         },
     )?;
@@ -54,8 +112,7 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.write-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
             opened(&mut call, ErrorCode::InsufficientMemory, |state| {
-                let made = state.filesystem().write_via_stream(file, offset);
-                of_file(made).map(|(result,)| result)
+                file_streams::write(state, &file, WriteAt::Offset(offset))
             })
         },
     )?;
@@ -63,8 +120,7 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.append-via-stream",
         |mut call: CallStore<'_>, (file,): (Resource<Descriptor>,)| {
             opened(&mut call, ErrorCode::InsufficientMemory, |state| {
-                let made = state.filesystem().append_via_stream(file);
-                of_file(made).map(|(result,)| result)
+                file_streams::write(state, &file, WriteAt::End)
             })
         },
     )?;
@@ -87,6 +143,7 @@ async fn write_at(
     bytes: &WasmList<u8>,
     offset: u64,
 ) -> OfFile<u64> {
+    let calls = call.data().files.clone();
     let stop = call.data().stop.clone();
     let mut pace = Pace::new(&stop);
     let mut done = 0;
@@ -96,7 +153,8 @@ async fn write_at(
         let at = offset.saturating_add(done as u64);
         let again = Resource::new_borrow(to.rep());
         let mut files = call.data_mut().filesystem();
-        let written = HostDescriptor::write(&mut files, again, piece, at).await;
+        let writing = HostDescriptor::write(&mut files, again, piece, at);
+        let written = calls.run(writing).await;
         let written = match of_file(written)? {
             (Ok(written),) => written,
             // What was written counts: the guest meets the error when it writes on.
@@ -136,10 +194,11 @@ macro_rules! define_path {
                     let Some(given) = path(&call, &given)? else {
                         return Ok((Err(ErrorCode::NameTooLong),));
                     };
+                    let calls = call.data().files.clone();
                     let mut files = call.data_mut().filesystem();
-                    let result: FsResult<$result> =
-                        HostDescriptor::$method(&mut files, dir, $($before,)* given, $($after,)*)
-                            .await;
+                    let made =
+                        HostDescriptor::$method(&mut files, dir, $($before,)* given, $($after,)*);
+                    let result: FsResult<$result> = calls.run(made).await;
                     of_file(result)
                 })
             },
@@ -187,8 +246,10 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
-                of_file(HostDescriptor::link_at(&mut files, dir, flags, from, to_dir, to).await)
+                let made = HostDescriptor::link_at(&mut files, dir, flags, from, to_dir, to);
+                of_file(calls.run(made).await)
             })
         },
     )?;
@@ -200,8 +261,10 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
-                of_file(HostDescriptor::rename_at(&mut files, dir, from, to_dir, to).await)
+                let made = HostDescriptor::rename_at(&mut files, dir, from, to_dir, to);
+                of_file(calls.run(made).await)
             })
         },
     )?;
@@ -212,8 +275,10 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
-                of_file(HostDescriptor::symlink_at(&mut files, dir, from, to).await)
+                let made = HostDescriptor::symlink_at(&mut files, dir, from, to);
+                of_file(calls.run(made).await)
             })
         },
     )

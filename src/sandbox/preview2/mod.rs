@@ -3,6 +3,7 @@
 //! in pieces (see [`super::pace`]); what a call returns is bounded. A `write` may wait between its
 //! pieces: what is written to standard output and error always arrives whole.
 
+mod file_streams;
 mod files;
 mod sockets;
 mod streams;

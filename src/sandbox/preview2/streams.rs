@@ -7,6 +7,7 @@ use wasmtime_wasi::p2::bindings::io::streams::{self, HostInputStream, HostOutput
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, StreamError, StreamResult};
 
 use super::CallStore;
+use super::file_streams::ANY_AMOUNT_OF_FILE;
 use crate::sandbox::host::State;
 use crate::sandbox::pace::Pace;
 use crate::sandbox::stdio::ANY_AMOUNT;
@@ -157,8 +158,9 @@ async fn hand(
     most: usize,
 ) -> StreamResult<()> {
     let stream = stream(call, to)?;
-    if most == ANY_AMOUNT {
-        // Standard output or error: waits for the reader, and is never short.
+    if matches!(most, ANY_AMOUNT | ANY_AMOUNT_OF_FILE) {
+        // Standard output or error waits for the reader, and is never short. What a file takes is
+        // in it when the guest goes on, which may ask nothing of this stream any more.
         stream.blocking_write_and_flush(piece).await
     } else {
         stream.write(piece)
