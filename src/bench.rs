@@ -16,7 +16,9 @@ use crate::limits::Delivery;
 use crate::outcome::Ended;
 use crate::request::{Digest, Labels, RunId, RunSpec};
 use crate::run::{About, Asked, Attached, Method, Origin, Runner, Tenant};
-use crate::sandbox::{self, Entry, Loaded, Output, Prepared, Roots, Surroundings, Variant};
+use crate::sandbox::{
+    self, CodeUse, Entry, Loaded, Output, Prepared, Roots, Surroundings, Variant,
+};
 
 /// How long a guest waits for its reader, whom no bench keeps waiting.
 const STALL: Duration = Duration::from_secs(30);
@@ -78,7 +80,11 @@ impl Daemon {
             stack: self.tenant.policy.ceilings.default_stack_class(),
         };
         let modules = self.runner.sandbox().modules();
-        let loaded = modules.ready(digest, variant).await;
+        let code_use = CodeUse {
+            tenant: 0,
+            kept: true,
+        };
+        let loaded = modules.ready(digest, variant, code_use).await;
         let loaded = loaded.expect("it is compiled").expect("it is compiled");
         Module { digest, loaded }
     }
