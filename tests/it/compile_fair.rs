@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringfence::api::proto::{LoadModuleResponse, RunSpec};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use crate::compile_lanes::{bomb, nested_loops, tiny, until_compiling};
-use crate::harness::{Daemon, PATIENCE, Refused, SpecExt, by_digest, load, spec};
-use crate::tenants::{Tenant, two};
+use crate::harness::{Daemon, PATIENCE, Refused, SpecExt, by_digest, channel, connect, load, spec};
+use crate::process::Served;
+use crate::tenants::{Tenant, token, tokens_file, two};
 
 type Load = JoinHandle<Result<LoadModuleResponse, Status>>;
 
@@ -35,21 +37,13 @@ fn large(seed: u32) -> Bytes {
 
 /// A module of about 682 KB that takes a compiler longer than it may.
 fn slow(seed: u32) -> Bytes {
-    let mut wasm = bomb(seed).to_vec();
-    // A custom section, which costs nothing.
-    let rest = 682_000 - wasm.len();
-    let mut size = Vec::new();
-    let mut left = rest;
-    while left > 0x7f {
-        size.push((left & 0x7f) as u8 | 0x80);
-        left >>= 7;
-    }
-    size.push(left as u8);
-    wasm.push(0);
-    wasm.extend(size);
-    wasm.extend([4]);
-    wasm.extend(b"slow");
-    wasm.resize(wasm.len() + rest - 5, 0);
+    let text = nested_loops(seed, 1000, 300);
+    // A custom section costs nothing.
+    let rest = "x".repeat(682_000 - bomb(seed).len());
+    let text = text.strip_suffix(')').unwrap();
+    let text = format!("{text} (@custom \"slow\" \"{rest}\"))");
+    let wasm = wat::parse_str(text).unwrap();
+    assert!((682_000..683_000).contains(&wasm.len()), "{}", wasm.len());
     wasm.into()
 }
 
@@ -142,6 +136,35 @@ async fn where_none_may_be_stopped_a_module_waits_for_the_one_before_it() {
             .unwrap()
             .unwrap();
     }
+}
+
+/// Signals to compile children, and what the kernel tells of their time, pass the daemon's own walls.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_has_given_up_what_it_can_stops_its_children_and_charges_for_them() {
+    let dir = TempDir::new().unwrap();
+    let tokens = format!(
+        "auth.tokens_file={}",
+        tokens_file(&dir, &["a", "b"]).display()
+    );
+    let quota = "quota = { cpu_seconds_per_minute = 0.1 }";
+    let tenants = format!("tenants=[{{ name = \"a\", {quota} }}, {{ name = \"b\" }}]");
+    let settings = [
+        &tokens,
+        &tenants,
+        "auth.open_health=true",
+        "compile.quantum=100ms",
+    ];
+    let args: Vec<&str> = settings.iter().flat_map(|it| ["--set", it]).collect();
+    let served = Served::start(&args);
+    let [a, b] = [channel(&served.addr).await, channel(&served.addr).await];
+    let (a, b) = (Tenant::of(a, &token("a")), Tenant::of(b, &token("b")));
+    let client = connect(&served.addr).await;
+    let long = begin(&a, done_in_seconds(0));
+    until_compiling(&client, 1).await;
+    b.loaded(large(0)).await;
+    assert!(!long.is_finished(), "the other waited for it");
+    long.await.unwrap().unwrap();
+    used_up(&a.load(tiny(0)).await.unwrap_err());
 }
 
 /// It is refused since the tenant's processor time is used up.

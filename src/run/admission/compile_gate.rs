@@ -30,6 +30,8 @@ struct GateState {
     waiting: HashMap<JobId, PassSender>,
     /// Those that hold a place, or were stopped.
     leases: HashMap<JobId, Arc<CompileLease>>,
+    /// When somebody looked last whether one has to stop: once for all that wait is enough.
+    looked: Instant,
 }
 
 type PassSender = oneshot::Sender<Result<CompilePass, Turned>>;
@@ -84,6 +86,7 @@ impl CompileGate {
                 schedule: CompileSchedule::new(rules, weights),
                 waiting: HashMap::new(),
                 leases: HashMap::new(),
+                looked: Instant::now(),
             }),
         })
     }
@@ -134,14 +137,18 @@ impl CompileGate {
 
     /// Looks whether one has to stop for another; `stopped` is one that says that it has.
     fn look(self: &Arc<Self>, stopped: Option<JobId>) {
-        let mut state = self.lock();
+        let (mut state, now) = (self.lock(), Instant::now());
+        if stopped.is_none() && now.saturating_duration_since(state.looked) < LOOK / 2 {
+            return;
+        }
+        state.looked = now;
         let GateState {
             schedule, leases, ..
         } = &mut *state;
         for (id, lease) in leases {
             schedule.set_preemptible(*id, lease.is_preemptible());
         }
-        let (mut decisions, now) = (Vec::new(), Instant::now());
+        let mut decisions = Vec::new();
         if !stopped.is_some_and(|id| schedule.has_stopped(id, now, &mut decisions)) {
             schedule.preempt(now, &mut decisions);
         }

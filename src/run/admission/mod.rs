@@ -1,5 +1,5 @@
 //! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
-//! its own numbers; all of them are in Health.
+//! its own numbers, but for compiling, where it is time that counts ([`compile_gate`]); all of them are in Health.
 
 mod compile_gate;
 mod compile_schedule;

@@ -15,7 +15,7 @@ use super::lanes::CompileLane;
 use super::lease::CompileLease;
 use super::wire::{self, Failure, Hello, Order, Setup};
 use super::{Budget, Failed, compile_limit, crashed};
-use crate::refusal::{Refusal, printable};
+use crate::refusal::{Reason, Refusal, printable};
 use crate::sandbox::inspection::Inspection;
 use crate::store::{Sealed, unsealed};
 
@@ -187,7 +187,11 @@ impl Child {
         self.spent += worked;
         self.charge(lease, worked);
         said.map_err(|error| {
-            if error.kind() == io::ErrorKind::TimedOut {
+            if lease.has_ended() {
+                // As when the daemon ends. The child is killed where it is dropped.
+                let message = "nobody waits for the module any more";
+                Failed::this_time(Refusal::new(Reason::ShuttingDown, message))
+            } else if error.kind() == io::ErrorKind::TimedOut {
                 self.too_slow()
             } else {
                 self.failed(&error)
@@ -351,18 +355,17 @@ impl Timed<'_> {
 
     /// Stops the child where it is to stop for another, and lets it go on when it may.
     fn give_way(&mut self) -> io::Result<()> {
-        if !self.lease.is_asked_to_stop() {
-            return Ok(());
+        if self.lease.is_asked_to_stop() {
+            let start = Instant::now();
+            kill_process(self.pid, Signal::STOP)?;
+            self.lease.wait_until_resumed();
+            kill_process(self.pid, Signal::CONT)?;
+            let stopped = start.elapsed();
+            self.stopped += stopped;
+            self.deadline += stopped;
         }
-        let start = Instant::now();
-        kill_process(self.pid, Signal::STOP)?;
-        let is_wanted = self.lease.wait_until_resumed();
-        kill_process(self.pid, Signal::CONT)?;
-        let stopped = start.elapsed();
-        self.stopped += stopped;
-        self.deadline += stopped;
-        if !is_wanted {
-            return Err(io::Error::other("nobody wants the module any more"));
+        if self.lease.has_ended() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
     }

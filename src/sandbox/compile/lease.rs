@@ -70,13 +70,18 @@ impl CompileLease {
         self.lock().is_asked_to_stop
     }
 
+    /// Whether nobody wants the module any more: the permit is gone before it was compiled.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().has_ended
+    }
+
     /// Adds to the processor time that it took.
     pub(super) fn charge(&self, more: Duration) {
         self.lock().processor_time += more;
     }
 
-    /// Says that it has stopped, and waits until it may go on; false where nobody wants it any more.
-    pub(super) fn wait_until_resumed(&self) -> bool {
+    /// Says that it has stopped, and waits until it may go on, or nobody wants it any more.
+    pub(super) fn wait_until_resumed(&self) {
         loop {
             // Not under the lock: admission has a lock of its own, under which it takes this one.
             (self.stopped)();
@@ -84,11 +89,8 @@ impl CompileLease {
             let stands = |state: &mut LeaseState| state.is_asked_to_stop && !state.has_ended;
             let waited = self.changed.wait_timeout_while(state, LOOK, stands);
             let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.has_ended {
-                return false;
-            }
-            if !state.is_asked_to_stop {
-                return true;
+            if state.has_ended || !state.is_asked_to_stop {
+                return;
             }
         }
     }
@@ -157,7 +159,8 @@ mod tests {
         }
         assert!(!waiting.is_finished());
         lease.resume();
-        assert!(waiting.join().unwrap());
+        waiting.join().unwrap();
+        assert!(!lease.has_ended());
     }
 
     #[test]
@@ -165,11 +168,13 @@ mod tests {
         let (lease, told) = lease();
         lease.ask_to_stop();
         let permit = CompilePermit::new(Arc::clone(&lease), ());
-        let waiting = std::thread::spawn(move || lease.wait_until_resumed());
+        let stopped = Arc::clone(&lease);
+        let waiting = std::thread::spawn(move || stopped.wait_until_resumed());
         while told.load(Ordering::SeqCst) < 1 {
             std::thread::yield_now();
         }
         drop(permit);
-        assert!(!waiting.join().unwrap());
+        waiting.join().unwrap();
+        assert!(lease.has_ended());
     }
 }
