@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
+use crate::compile::children;
 use crate::compile_lanes::{bomb, nested_loops, tiny, until_compiling};
 use crate::harness::{Daemon, PATIENCE, Refused, SpecExt, by_digest, channel, connect, load, spec};
 use crate::process::Served;
@@ -130,6 +131,7 @@ async fn where_none_may_be_stopped_a_module_waits_for_the_one_before_it() {
         let long = begin(&a, done_in_seconds(0));
         until_compiling(&daemon.client, 1).await;
         b.loaded(large(0)).await;
+        assert!(long.is_finished(), "{set:?}: it stopped for another");
         tokio::time::timeout(PATIENCE, long)
             .await
             .unwrap()
@@ -138,26 +140,25 @@ async fn where_none_may_be_stopped_a_module_waits_for_the_one_before_it() {
     }
 }
 
+/// A daemon in a process of its own, which has given up what it can, with two tenants.
+async fn served(a: &str, set: &str) -> (Served, Tenant, Tenant, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let tokens = tokens_file(&dir, &["a", "b"]);
+    let tokens = format!("auth.tokens_file={}", tokens.display());
+    let tenants = format!("tenants=[{{ name = \"a\", {a} }}, {{ name = \"b\" }}]");
+    let settings = [&tokens, &tenants, "auth.open_health=true", set];
+    let args: Vec<&str> = settings.iter().flat_map(|it| ["--set", it]).collect();
+    let served = Served::start(&args);
+    let as_tenant = async |name: &str| Tenant::of(channel(&served.addr).await, &token(name));
+    let (a, b) = (as_tenant("a").await, as_tenant("b").await);
+    (served, a, b, dir)
+}
+
 /// Signals to compile children, and what the kernel tells of their time, pass the daemon's own walls.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_has_given_up_what_it_can_stops_its_children_and_charges_for_them() {
-    let dir = TempDir::new().unwrap();
-    let tokens = format!(
-        "auth.tokens_file={}",
-        tokens_file(&dir, &["a", "b"]).display()
-    );
     let quota = "quota = { cpu_seconds_per_minute = 0.1 }";
-    let tenants = format!("tenants=[{{ name = \"a\", {quota} }}, {{ name = \"b\" }}]");
-    let settings = [
-        &tokens,
-        &tenants,
-        "auth.open_health=true",
-        "compile.quantum=100ms",
-    ];
-    let args: Vec<&str> = settings.iter().flat_map(|it| ["--set", it]).collect();
-    let served = Served::start(&args);
-    let [a, b] = [channel(&served.addr).await, channel(&served.addr).await];
-    let (a, b) = (Tenant::of(a, &token("a")), Tenant::of(b, &token("b")));
+    let (served, a, b, _dir) = served(quota, "compile.quantum=100ms").await;
     let client = connect(&served.addr).await;
     let long = begin(&a, done_in_seconds(0));
     until_compiling(&client, 1).await;
@@ -165,6 +166,38 @@ async fn a_daemon_that_has_given_up_what_it_can_stops_its_children_and_charges_f
     assert!(!long.is_finished(), "the other waited for it");
     long.await.unwrap().unwrap();
     used_up(&a.load(tiny(0)).await.unwrap_err());
+}
+
+/// Compile children that are stopped.
+fn stopped(served: &Served) -> usize {
+    let is_stopped = |child: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));
+        stat.is_ok_and(|stat| stat.contains(") T "))
+    };
+    children(served).iter().filter(|it| is_stopped(it)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_module_stops_within_about_a_quantum_of_another_tenants_request() {
+    let (served, a, b, _dir) = served("", "compile.max_preempted=1").await;
+    let client = connect(&served.addr).await;
+    let slow = [begin(&a, slow(0)), begin(&a, slow(1))];
+    until_compiling(&client, 1).await;
+    assert_eq!(stopped(&served), 0, "nobody else wants it");
+    let start = Instant::now();
+    let other = begin(&b, large(0));
+    while stopped(&served) == 0 {
+        assert!(!other.is_finished() && start.elapsed() < Duration::from_secs(15));
+        tokio::task::yield_now().await;
+    }
+    eprintln!("stopped after {} ms", start.elapsed().as_millis());
+    other.await.unwrap().unwrap();
+    // It goes on.
+    while stopped(&served) > 0 {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::task::yield_now().await;
+    }
+    they_go_on(slow.into());
 }
 
 /// It is refused since the tenant's processor time is used up.
