@@ -17,7 +17,7 @@ use crate::outcome::Ended;
 use crate::request::{Digest, Labels, RunId, RunSpec};
 use crate::run::{About, Asked, Attached, Method, Origin, Runner, Tenant};
 use crate::sandbox::{
-    self, Entry, FileCalls, Loaded, Output, Prepared, Roots, Surroundings, Variant,
+    self, CodeUse, Entry, FileCalls, Loaded, Output, Prepared, Roots, Surroundings, Variant,
 };
 
 /// How long a guest waits for its reader, whom no bench keeps waiting.
@@ -80,7 +80,11 @@ impl Daemon {
             stack: self.tenant.policy.ceilings.default_stack_class(),
         };
         let modules = self.runner.sandbox().modules();
-        let loaded = modules.ready(digest, variant).await;
+        let code_use = CodeUse {
+            tenant: 0,
+            kept: true,
+        };
+        let loaded = modules.ready(digest, variant, code_use).await;
         let loaded = loaded.expect("it is compiled").expect("it is compiled");
         Module { digest, loaded }
     }

@@ -68,6 +68,9 @@ def memory(daemon, settings):
         budgets.append("store.budget")
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)
     worst += settings["compile.concurrency"] * amount(settings["compile.memory"])
+    if len(settings["tenants"]) > 1 and settings["compile.mode"] == "child":
+        # One that was stopped for another tenant's keeps its memory.
+        worst += settings["compile.max_preempted"] * amount(settings["compile.memory"])
     if amount(settings["compile.small_module"]):
         worst += amount(settings["compile.small_memory"])
     # Two modules on their way into the store, one being read by the compile thread, one being checked.

@@ -135,6 +135,8 @@ fn capacity(config: &Config) -> Capacity {
         compiles: compile.concurrency,
         compile_queue: compile.queue,
         compile_wait: compile.max_wait.0,
+        compile_quantum: compile.quantum.0,
+        compiles_stopped: compile.max_preempted,
         arrivals: config.store.uploads,
     }
 }
@@ -202,6 +204,7 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
             CompileMode::InProcess => None,
         },
         concurrency: compile.concurrency,
+        max_stopped: compile.max_preempted,
         queue: compile.queue,
         budget: Budget {
             timeout: compile.timeout.0,
@@ -255,6 +258,7 @@ pub(super) fn sandbox_settings(
             PagemapScan::Off => Some(false),
         },
         cache_budget: engine.cache_budget.0,
+        tenant_weights: config.all_tenants().iter().map(|it| it.weight).collect(),
         // At most 4 GiB, on a 64-bit host.
         max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
         compile: compile_settings(config, program),

@@ -360,6 +360,9 @@ fn runs(c: &mut Checker, runs: &Runs, tenants: usize) {
 fn modules(c: &mut Checker, config: &Config) {
     let (compile, store) = (&config.compile, &config.store);
     c.between("compile.concurrency", compile.concurrency, 1, 64);
+    let quantum = (millis(100), minutes(10));
+    c.between("compile.quantum", compile.quantum, quantum.0, quantum.1);
+    c.between("compile.max_preempted", compile.max_preempted, 0, 64);
     c.between("compile.queue", compile.queue, 1, 10_000);
     let wait = (Time(Duration::ZERO), minutes(60));
     c.between("compile.max_wait", compile.max_wait, wait.0, wait.1);

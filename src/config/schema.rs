@@ -164,6 +164,8 @@ pub struct Compile {
     pub timeout: Time,
     pub memory: Size,
     pub concurrency: u32,
+    pub quantum: Time,
+    pub max_preempted: u32,
     pub queue: u32,
     pub max_wait: Time,
     pub share: bool,

@@ -12,7 +12,7 @@ use super::{Pass, Runner, Untold, before};
 use crate::module::Description;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
-use crate::sandbox::{self, Source, Variant};
+use crate::sandbox::{self, CodeUse, Source, Variant};
 use crate::store::{Assembly, Blob, Keep, Known, Pulled, hashed, not_found};
 
 /// Records that a listing asks for at once, and that one page looks at, at the most: a selector that few match ends a
@@ -185,6 +185,10 @@ impl Runner {
         // That another tenant has it already is not this one's to know: it is told what its own first load is told.
         let had = !tenant.has_code_in_common() || tenant.store.find(digest).await?.is_some();
         let code = tenant.code_of(digest);
+        let code_use = CodeUse {
+            tenant: tenant.line,
+            kept: true,
+        };
         let grants = &tenant.policy.grants;
         let (mut cached, mut compiled_in) = (had, Duration::ZERO);
         let mut description = None;
@@ -194,7 +198,7 @@ impl Runner {
         {
             let variant = Variant { metered, stack };
             let modules = self.sandbox.modules();
-            let loaded = match modules.ready(code, variant).await? {
+            let loaded = match modules.ready(code, variant, code_use).await? {
                 Some(loaded) => {
                     sandbox::check_proposals(&loaded.inspection, grants)?;
                     if !had {
@@ -203,7 +207,7 @@ impl Runner {
                     loaded
                 }
                 None => {
-                    let wanted = self.wanted(tenant, Source::Here(wasm.clone()));
+                    let wanted = self.wanted(tenant, code_use, Source::Here(wasm.clone()));
                     let inspected = modules.inspect(code, wanted.clone()).await?;
                     sandbox::check_proposals(&inspected.inspection, grants)?;
                     let (loaded, ready) = modules.get(code, variant, wanted, inspected).await?;
@@ -323,11 +327,13 @@ impl Runner {
     ) -> Result<bool, Refusal> {
         let work = async {
             let deleted = tenant.store.delete(digest).await?;
+            let code = tenant.code_of(digest);
             if !tenant.has_code_in_common() {
-                let code = tenant.code_of(digest);
                 self.sandbox.modules().forget(code).await?;
+            } else {
+                // The code may be another's too.
+                self.sandbox.modules().keep_no_longer(code, tenant.line);
             }
-            // Otherwise the code may be another's too: it goes when it has not been used for longest.
             Ok(deleted)
         };
         before(until, work).await

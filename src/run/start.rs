@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admission::{Counted, Pass, shutting_down};
+use super::admission::{CompileCharge, Counted, Pass, shutting_down};
 use super::attach::Attached;
 use super::audit::Reach;
 use super::inflight::Flight;
@@ -17,7 +17,8 @@ use crate::policy::Grants;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
-    self, Entry, Input, Inspection, Loaded, Output, Prepared, Source, Surroundings, Variant, Wanted,
+    self, CodeUse, CompilePermit, Entry, Input, Inspection, Loaded, Output, Prepared, Source,
+    Surroundings, Variant, Wanted,
 };
 use crate::store::{hashed, not_found};
 
@@ -282,10 +283,15 @@ impl Runner {
             stack: spec.limits.stack,
         };
         let (digest, wasm, name) = self.module_of(spec, pending).await?;
-        let wanted = self.wanted(tenant, wasm);
+        let code_use = CodeUse {
+            tenant: tenant.line,
+            kept: matches!(spec.module, ModuleRef::Loaded(_)),
+        };
+        let wanted = self.wanted(tenant, code_use, wasm);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
-        let (loaded, (entry, memory_pages)) = match modules.ready(code, variant).await? {
+        let ready = modules.ready(code, variant, code_use).await?;
+        let (loaded, (entry, memory_pages)) = match ready {
             Some(loaded) => {
                 let settled = settle(&loaded.inspection, spec, grants)?;
                 (loaded, settled)
@@ -306,12 +312,22 @@ impl Runner {
         })
     }
 
-    /// Bytes to compile, when it is the tenant's turn.
-    pub(super) fn wanted(&self, tenant: &Tenant, wasm: Source) -> Wanted {
+    /// Bytes to compile, when it is the tenant's turn and its quota has something left. What that takes of the processor
+    /// is charged to the tenant.
+    pub(super) fn wanted(&self, tenant: &Tenant, code_use: CodeUse, wasm: Source) -> Wanted {
         let (admission, line) = (Arc::clone(&self.admission), tenant.line);
-        Wanted::new(wasm, line, move |lane| {
-            let admission = Arc::clone(&admission);
-            async move { admission.compile(line, lane).await }
+        let account = Arc::clone(&tenant.account);
+        Wanted::new(wasm, code_use, move |lane| {
+            let (admission, account) = (Arc::clone(&admission), Arc::clone(&account));
+            async move {
+                account.may_compile()?;
+                let (lane, pass) = admission.compile(line, lane).await?;
+                // Others of its own may have used it up while this one waited.
+                account.may_compile()?;
+                let lease = Arc::clone(pass.lease());
+                let charge = CompileCharge::new(account, Arc::clone(&lease));
+                Ok((lane, CompilePermit::new(lease, (pass, charge))))
+            }
         })
     }
 

@@ -163,11 +163,6 @@ impl Loaded {
     }
 }
 
-/// Whole KiB of `bytes`.
-pub(super) fn kib_u64(bytes: u64) -> u32 {
-    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
-}
-
 /// KiB of `bytes`, rounded up: what weighs nothing is never evicted.
 pub(super) fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)

@@ -7,6 +7,7 @@
 //! A guest gets a fresh store, executes on the guest threads, unless it is over in a moment, and its store is gone before its end is told.
 
 mod clock;
+mod code_cache;
 mod compile;
 mod directories;
 mod engine;
@@ -49,6 +50,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use wasmtime::PoolingAllocationConfig;
 
+use self::code_cache::CacheLimits;
 use self::compile::{Compiler, Lanes};
 use self::engine::{EngineSettings, Engines};
 use self::features::Proposals;
@@ -61,8 +63,10 @@ use crate::refusal::Refusal;
 use crate::request::RunSpec;
 use crate::store::Artifacts;
 
+pub use self::code_cache::CodeUse;
 pub use self::compile::{
-    ArtifactLimit, Budget, CompileLane, CompileSettings, SUBCOMMAND, SmallLane, serve_as_child,
+    ArtifactLimit, Budget, CompileLane, CompileLease, CompilePermit, CompileSettings, SUBCOMMAND,
+    SmallLane, serve_as_child,
 };
 pub use self::engine::{HOST_STACK, Variant};
 pub use self::entry::Entry;
@@ -79,7 +83,7 @@ pub use self::stdin::{Input, MAX_STDIN_CHUNK};
 pub use self::stdio::Output;
 pub use self::stop::{Stop, StopReason};
 pub use self::threads::{Lane, OnThread};
-pub use self::wanted::{Source, Turn, Wanted};
+pub use self::wanted::{Source, Wanted};
 
 /// The runtime's version.
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -97,6 +101,8 @@ pub struct Settings {
     pub pagemap_scan: Option<bool>,
     /// Bytes of compiled modules held in memory.
     pub cache_budget: u64,
+    /// The weights of the tenants, by which each has a share of that.
+    pub tenant_weights: Vec<u32>,
     /// The most bytes of one linear memory.
     pub max_memory: usize,
     /// How modules are compiled.
@@ -139,7 +145,10 @@ impl Sandbox {
             compiler,
             Lanes::new(settings.compile.small),
             settings.artifacts.clone(),
-            settings.cache_budget,
+            CacheLimits {
+                bytes: settings.cache_budget,
+                weights: &settings.tenant_weights,
+            },
         )?;
         let sandbox = Self {
             engines,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use self::restore::not_mapped;
+use super::code_cache::{CacheLimits, CodeCache, CodeUse};
 use super::compile::{
     CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibilities, compile_limit,
     estimate,
@@ -20,7 +21,7 @@ use super::compile::{
 use super::engine::{Engines, Variant};
 use super::flight::SingleFlight;
 use super::inspection::Inspection;
-use super::loaded::{Loaded, kib, kib_u64};
+use super::loaded::{Loaded, kib};
 use super::saver::{Save, start_saver};
 use super::wanted::{Source, Wanted};
 use crate::refusal::{Reason, Refusal};
@@ -89,14 +90,16 @@ struct Inner {
     reading: Semaphore,
     /// Of the code that the engines take, unmetered and metered.
     compatible: [u64; 2],
-    loaded: moka::sync::Cache<Key, Arc<Loaded>>,
+    loaded: CodeCache<Key, Arc<Loaded>>,
+    /// What a module weighs in it at the least, in KiB.
+    least_weight: u64,
     inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
     /// Of what inspecting a module, or compiling it metered or not, came to.
     failed: moka::sync::Cache<(Digest, Option<bool>), Refusal>,
 }
 
 impl Modules {
-    /// Of `budget` bytes in memory.
+    /// With so much compiled code in memory.
     ///
     /// # Errors
     /// Where the host refuses a thread.
@@ -105,16 +108,12 @@ impl Modules {
         compiler: Compiler,
         lanes: Lanes,
         artifacts: Option<Arc<Artifacts>>,
-        budget: u64,
+        limits: CacheLimits<'_>,
     ) -> wasmtime::Result<Self> {
         let lru = moka::policy::EvictionPolicy::lru;
         // One that has memory to begin with holds a descriptor.
-        let least = kib_u64(budget / most_loaded());
-        let loaded = moka::sync::Cache::builder()
-            .max_capacity(budget >> 10)
-            .eviction_policy(lru())
-            .weigher(move |_: &Key, loaded: &Arc<Loaded>| loaded.weight().max(least))
-            .build();
+        let least_weight = (limits.bytes / most_loaded()) >> 10;
+        let loaded = CodeCache::new(limits.bytes >> 10, limits.weights);
         let inspected = moka::sync::Cache::builder()
             .max_capacity(INSPECTED >> 10)
             .eviction_policy(lru())
@@ -140,6 +139,7 @@ impl Modules {
                 fetching: Semaphore::new(FETCHED_AT_ONCE),
                 artifacts,
                 loaded,
+                least_weight,
                 inspected,
                 failed,
             }),
@@ -161,8 +161,7 @@ impl Modules {
 
     /// Bytes of compiled modules in memory, about.
     pub fn cached_bytes(&self) -> u64 {
-        self.inner.loaded.run_pending_tasks();
-        self.inner.loaded.weighted_size() << 10
+        self.inner.loaded.weight() << 10
     }
 
     /// Artefacts on disk that were not taken.
@@ -176,7 +175,7 @@ impl Modules {
     /// Where compiled code of a module is: "memory", "disk".
     pub fn cached_in(&self, digest: Digest) -> Vec<&'static str> {
         let in_memory =
-            Variant::all().any(|variant| self.inner.loaded.contains_key(&Key { digest, variant }));
+            Variant::all().any(|variant| self.inner.loaded.contains(&Key { digest, variant }));
         let on_disk = [false, true]
             .into_iter()
             .any(|metered| self.inner.on_disk(digest, metered).is_some());
@@ -187,7 +186,7 @@ impl Modules {
     }
 
     /// The module in `variant` where it need not be compiled: it is in memory, or its code is there for another stack
-    /// or on disk.
+    /// or on disk. It is one of its tenant's from then on, for as long as it is in memory.
     ///
     /// # Errors
     /// A failure of the daemon.
@@ -195,13 +194,14 @@ impl Modules {
         &self,
         digest: Digest,
         variant: Variant,
+        code_use: CodeUse,
     ) -> Result<Option<Arc<Loaded>>, Refusal> {
         let (inner, key) = (&self.inner, Key { digest, variant });
-        if let Some(loaded) = inner.loaded.get(&key) {
+        if let Some(loaded) = inner.loaded.get(&key, code_use) {
             return Ok(Some(loaded));
         }
         let on_disk = || inner.on_disk(digest, variant.metered).is_some();
-        if inner.sibling(key).is_none() && !on_disk() {
+        if inner.sibling(key, code_use).is_none() && !on_disk() {
             return Ok(None);
         }
         let work = || {
@@ -209,11 +209,13 @@ impl Modules {
             async move {
                 let _place = inner.reading.acquire().await.map_err(Refusal::internal)?;
                 let reader = Arc::clone(&inner);
-                aside(move || reader.restore(key)).await
+                aside(move || reader.restore(key, code_use)).await
             }
         };
-        let ready = || inner.loaded.get(&key).map(Some);
+        let ready = || inner.loaded.get(&key, code_use).map(Some);
         let (restored, _) = self.restoring.run(key, ready, work).await?;
+        // Another tenant may have begun it.
+        inner.loaded.touch(&key, code_use);
         Ok(restored)
     }
 
@@ -227,7 +229,7 @@ impl Modules {
         if let Some(refusal) = inner.failed.get(&(digest, None)) {
             return Err(refusal);
         }
-        let key = (digest, wanted.owner);
+        let key = (digest, wanted.owner());
         let work = || {
             let inner = Arc::clone(inner);
             async move {
@@ -278,7 +280,8 @@ impl Modules {
         if let Some(refusal) = inner.failed.get(&(digest, Some(variant.metered))) {
             return Err(refusal);
         }
-        let code = (digest, variant.metered, wanted.owner);
+        let code = (digest, variant.metered, wanted.owner());
+        let code_use = wanted.code_use;
         // Dropped where the work is under way already: a session that nobody uses would hold a compile thread.
         let work = || {
             let inner = Arc::clone(inner);
@@ -289,13 +292,13 @@ impl Modules {
                     variant: loaded.variant,
                     ..key
                 };
-                inner.loaded.insert(key, Arc::clone(&loaded));
+                inner.hold(key, &loaded, code_use);
                 Ok(loaded)
             }
         };
         let (loaded, ready) = self
             .compiling
-            .run(code, || inner.sibling(key), work)
+            .run(code, || inner.sibling(key, code_use), work)
             .await?;
         if loaded.variant == variant {
             return Ok((loaded, ready));
@@ -308,10 +311,18 @@ impl Modules {
             let loaded = mapper
                 .map(variant, &artifact, &inspection)
                 .map_err(not_mapped)?;
-            mapper.loaded.insert(key, Arc::clone(&loaded));
+            mapper.hold(key, &loaded, code_use);
             Ok(loaded)
         });
         Ok((loaded.await?, ready))
+    }
+
+    /// Notes that a tenant does not keep a module any more: what it still uses of it, it uses from its requests.
+    pub fn keep_no_longer(&self, digest: Digest, tenant: usize) {
+        for variant in Variant::all() {
+            let key = Key { digest, variant };
+            self.inner.loaded.keep_no_longer(&key, tenant);
+        }
     }
 
     /// Drops all that is held of a module; runs that have it keep it.
@@ -320,7 +331,7 @@ impl Modules {
     /// Where the daemon is ending.
     pub async fn forget(&self, digest: Digest) -> Result<(), Refusal> {
         for variant in Variant::all() {
-            self.inner.loaded.invalidate(&Key { digest, variant });
+            self.inner.loaded.remove(&Key { digest, variant });
         }
         self.inner.inspected.invalidate(&digest);
         match &self.inner.artifacts {
@@ -372,7 +383,7 @@ impl Inner {
     ) -> Result<Opening<T>, Refusal> {
         let (mut placement, wasm) = self.place(digest, wanted).await?;
         loop {
-            let (lane, turn) = wanted.turn(placement.lane).await?;
+            let (lane, permit) = wanted.permit(placement.lane).await?;
             if let Some(done) = done() {
                 return done.map(Opening::Done);
             }
@@ -390,7 +401,7 @@ impl Inner {
                     fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
                 }
             };
-            match self.compiler.open(bytes, placement, turn).await {
+            match self.compiler.open(bytes, placement, permit).await {
                 Ok((inspection, session)) => {
                     return Ok(Opening::Opened(Arc::new(inspection), session));
                 }
@@ -434,12 +445,12 @@ impl Inner {
 
     fn lane(&self, digest: Digest, wanted: &Wanted, cost: u64) -> CompileLane {
         self.lanes
-            .choose(digest, wanted.owner, cost, Instant::now())
+            .choose(digest, wanted.owner(), cost, Instant::now())
     }
 
     fn outgrew(&self, digest: Digest, wanted: &Wanted, placement: Placement) {
         self.lanes
-            .outgrew(digest, wanted.owner, placement.cost, Instant::now());
+            .outgrew(digest, wanted.owner(), placement.cost, Instant::now());
     }
 
     async fn compile(
@@ -456,7 +467,7 @@ impl Inner {
         });
         let done = || match self.failed.get(&(digest, Some(variant.metered))) {
             Some(refusal) => Some(Err(refusal)),
-            None => self.sibling(key).map(Ok),
+            None => self.sibling(key, wanted.code_use).map(Ok),
         };
         let mut compiled = None;
         for _ in 0..ATTEMPTS {

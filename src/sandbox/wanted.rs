@@ -1,12 +1,12 @@
 //! A module that is to be compiled: its bytes, and who says when.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::compile::CompileLane;
+use super::code_cache::CodeUse;
+use super::compile::{CompileLane, CompilePermit};
 use crate::refusal::Refusal;
 use crate::request::Digest;
 use crate::store::{Blob, Store};
@@ -37,51 +37,45 @@ impl Source {
     }
 }
 
-/// Held for as long as a module is compiled.
-pub type Turn = Box<dyn Any + Send>;
-type Turns = Arc<
-    dyn Fn(CompileLane) -> BoxFuture<'static, Result<(CompileLane, Turn), Refusal>> + Send + Sync,
->;
+/// A lane, and the permission to compile in it.
+type Permitted = Result<(CompileLane, CompilePermit), Refusal>;
+type PermitSource = Arc<dyn Fn(CompileLane) -> BoxFuture<'static, Permitted> + Send + Sync>;
 
 /// A module's bytes, and who says when it may be compiled.
 #[derive(Clone)]
 pub struct Wanted {
     pub(super) wasm: Source,
-    /// Whose it is: what one waits for, or fails by, is not another's.
-    pub(super) owner: usize,
-    turn: Turns,
+    /// Whose it is, and what for: what one waits for, or fails by, is not another's.
+    pub(super) code_use: CodeUse,
+    permits: PermitSource,
 }
 
 impl Wanted {
-    /// `wasm` of `owner`, to be compiled while what `turn` gives is held. It is told the lane that is asked for, and
+    /// `wasm` for `code_use`, to be compiled while what `permit` gives is held. It is told the lane that is asked for, and
     /// gives that or the large one.
-    pub fn new<F, T>(
+    pub fn new<F>(
         wasm: Source,
-        owner: usize,
-        turn: impl Fn(CompileLane) -> F + Send + Sync + 'static,
+        code_use: CodeUse,
+        permit: impl Fn(CompileLane) -> F + Send + Sync + 'static,
     ) -> Self
     where
-        F: Future<Output = Result<(CompileLane, T), Refusal>> + Send + 'static,
-        T: Send + 'static,
+        F: Future<Output = Permitted> + Send + 'static,
     {
-        let boxed = move |lane| {
-            let turn = turn(lane);
-            async move {
-                let (lane, held) = turn.await?;
-                Ok((lane, Box::new(held) as Turn))
-            }
-            .boxed()
-        };
         Self {
             wasm,
-            owner,
-            turn: Arc::new(boxed),
+            code_use,
+            permits: Arc::new(move |lane| permit(lane).boxed()),
         }
+    }
+
+    /// The tenant whose module it is.
+    pub(super) fn owner(&self) -> usize {
+        self.code_use.tenant
     }
 
     /// Waits until it may be compiled in `lane`, or, where it is for the small one and that comes first, in the large
     /// one.
-    pub(super) async fn turn(&self, lane: CompileLane) -> Result<(CompileLane, Turn), Refusal> {
-        (self.turn)(lane).await
+    pub(super) async fn permit(&self, lane: CompileLane) -> Permitted {
+        (self.permits)(lane).await
     }
 }

@@ -26,12 +26,12 @@ fn tiny_text(seed: u32) -> String {
     format!("(module (func (export \"_start\")) (global i32 (i32.const {seed})))")
 }
 
-fn tiny(seed: u32) -> Bytes {
+pub(crate) fn tiny(seed: u32) -> Bytes {
     binary(&tiny_text(seed))
 }
 
 /// Loops inside each other, every one of which has to carry every local: a few kilobytes that no compiler gets done.
-fn nested_loops(seed: u32, locals: usize, depth: usize) -> String {
+pub(crate) fn nested_loops(seed: u32, locals: usize, depth: usize) -> String {
     let mut body = "(loop ".repeat(depth);
     for i in 0..locals {
         let from = (i * 7 + 1) % locals;
@@ -48,7 +48,7 @@ fn nested_loops(seed: u32, locals: usize, depth: usize) -> String {
     format!("(module (global i32 (i32.const {seed})) (func (local {locals}) {body}))")
 }
 
-fn bomb(seed: u32) -> Bytes {
+pub(crate) fn bomb(seed: u32) -> Bytes {
     binary(&nested_loops(seed, 1000, 300))
 }
 
@@ -61,7 +61,7 @@ fn begin(client: &Client, wasm: Bytes) -> Load {
 }
 
 /// Waits until so many modules are compiled.
-async fn until_compiling(client: &Client, count: u32) {
+pub(crate) async fn until_compiling(client: &Client, count: u32) {
     loop {
         let health = client.clone().health(HealthRequest {}).await;
         if health.unwrap().into_inner().compiles_in_flight >= count {

@@ -34,6 +34,7 @@ mod cancel;
 mod cli;
 mod cli_runs;
 mod compile;
+mod compile_fair;
 mod compile_lanes;
 mod cpython;
 mod directories;

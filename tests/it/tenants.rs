@@ -472,7 +472,7 @@ async fn quotas_are_refused_where_they_end() {
 #[tokio::test]
 async fn rates_are_refused_with_when_to_come_again() {
     let quota = "quota = { runs_per_second = 0.01 }";
-    let cpu = "quota = { cpu_seconds_per_minute = 0.1 }";
+    let cpu = "quota = { cpu_seconds_per_minute = 0.02 }";
     let (_daemon, a, b, _dir) = two(quota, cpu, &[]).await;
     let wasm = spec(kit_bytes()).args(&["kit", "hello"]);
     a.ran(wasm.clone()).await.exited(0);

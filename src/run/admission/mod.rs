@@ -1,6 +1,8 @@
 //! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
-//! its own numbers; all of them are in Health.
+//! its own numbers, but for compiling, where it is time that counts ([`compile_gate`]); all of them are in Health.
 
+mod compile_gate;
+mod compile_schedule;
 mod gate;
 mod memory;
 mod quota;
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 
+use self::compile_gate::{CompileGate, CompilePass};
+use self::compile_schedule::ScheduleRules;
 use self::gate::{Amount, Gate, Turned};
 use crate::refusal::{Reason, Refusal};
 use crate::sandbox::CompileLane;
@@ -18,7 +22,7 @@ use crate::sandbox::CompileLane;
 pub use self::gate::{Load, Pass};
 pub use self::memory::share_of_memory;
 pub use self::quota::Quota;
-pub(super) use self::quota::{Account, Counted};
+pub(super) use self::quota::{Account, CompileCharge, Counted};
 
 /// What there is for all tenants.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +41,10 @@ pub struct Capacity {
     pub compile_queue: u32,
     /// How long one may wait.
     pub compile_wait: Duration,
+    /// How long one goes on at the least before it is stopped for another tenant's.
+    pub compile_quantum: Duration,
+    /// Compilations that may be stopped at once.
+    pub compiles_stopped: u32,
     /// Modules that may arrive at once, in pieces or from a registry.
     pub arrivals: u32,
 }
@@ -54,9 +62,9 @@ enum Kind {
 #[derive(Debug)]
 pub(super) struct Admission {
     runs: Arc<Gate>,
-    compiles: Arc<Gate>,
+    compiles: Arc<CompileGate>,
     /// The one thread that compiles small modules only.
-    small_compiles: Arc<Gate>,
+    small_compiles: Arc<CompileGate>,
     arrivals: Arc<Gate>,
     /// Runs that are taken to their start without their callers: as many as may run or wait for a slot.
     unattended: Arc<Gate>,
@@ -83,10 +91,20 @@ impl Admission {
             places: capacity.slots,
             bytes: capacity.memory,
         };
+        let compiles = |places, max_stopped| {
+            let rules = ScheduleRules {
+                places,
+                queue: capacity.compile_queue,
+                max_stopped,
+                quantum: capacity.compile_quantum,
+            };
+            CompileGate::new(rules, weights)
+        };
         Self {
             runs: Gate::new(slots, capacity.queue, weights),
-            compiles: places(capacity.compiles, capacity.compile_queue),
-            small_compiles: places(1, capacity.compile_queue),
+            compiles: compiles(capacity.compiles, capacity.compiles_stopped),
+            // A second at the most: stopping one would not be worth it.
+            small_compiles: compiles(1, 0),
             arrivals: places(capacity.arrivals, 0),
             unattended: places(capacity.slots.saturating_add(capacity.queue), 0),
             max_wait: capacity.max_wait,
@@ -126,8 +144,8 @@ impl Admission {
         &self,
         line: usize,
         lane: CompileLane,
-    ) -> Result<(CompileLane, Pass), Refusal> {
-        let enter = |gate| Gate::enter(gate, line, Amount::one(0), self.compile_wait, || ());
+    ) -> Result<(CompileLane, CompilePass), Refusal> {
+        let enter = |gate| CompileGate::enter(gate, line, self.compile_wait);
         let large = pin!(enter(&self.compiles));
         let entered = match lane {
             CompileLane::Large => (CompileLane::Large, large.await),
@@ -186,9 +204,9 @@ impl Admission {
     }
 
     fn refusal(&self, kind: Kind, asked: u64, turned: Turned) -> Refusal {
-        let (gate, full, limit, most, wait, wait_limit) = match kind {
+        let (retry, full, limit, most, wait, wait_limit) = match kind {
             Kind::Run => (
-                &self.runs,
+                self.runs.retry_after(),
                 "all slots, or all memory for runs, are taken and too many runs wait already",
                 "admission.queue",
                 self.runs.queue(),
@@ -196,7 +214,7 @@ impl Admission {
                 "admission.max_wait",
             ),
             Kind::Compile => (
-                &self.compiles,
+                self.compiles.retry_after(),
                 "too many modules wait to be compiled",
                 "compile.queue",
                 self.compiles.queue(),
@@ -204,7 +222,7 @@ impl Admission {
                 "compile.max_wait",
             ),
             Kind::Arrival => (
-                &self.arrivals,
+                self.arrivals.retry_after(),
                 "too many modules are arriving",
                 "store.uploads",
                 self.arrivals.load().places,
@@ -212,7 +230,7 @@ impl Admission {
                 "store.uploads",
             ),
             Kind::Unattended => (
-                &self.unattended,
+                self.unattended.retry_after(),
                 "too many runs that go on without their callers wait",
                 "admission.queue",
                 self.runs.queue(),
@@ -227,7 +245,7 @@ impl Admission {
                 Refusal::new(Reason::QueueFull, message)
                     .with("allowed", most)
                     .with("limit", limit)
-                    .retry_after(gate.retry_after())
+                    .retry_after(retry)
             }
             Turned::Expired => {
                 let wait = humantime::format_duration(wait);
@@ -235,7 +253,7 @@ impl Admission {
                 Refusal::new(Reason::WaitExpired, message)
                     .with("allowed", wait)
                     .with("limit", wait_limit)
-                    .retry_after(gate.retry_after())
+                    .retry_after(retry)
             }
             Turned::Closed => shutting_down(),
         }
@@ -283,13 +301,15 @@ mod tests {
             compiles: 1,
             compile_queue,
             compile_wait: Duration::from_secs(600),
+            compile_quantum: Duration::from_secs(1),
+            compiles_stopped: 1,
             arrivals: 1,
         };
         Admission::new(&capacity, &[1, 1, 1])
     }
 
     /// Both lanes are taken by the first tenant.
-    async fn taken(admission: &Admission) -> [Pass; 2] {
+    async fn taken(admission: &Admission) -> [CompilePass; 2] {
         let mut passes = Vec::new();
         for asked in [CompileLane::Small, CompileLane::Large] {
             let (lane, pass) = admission.compile(0, asked).await.unwrap();

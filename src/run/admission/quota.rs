@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::refusal::{Reason, Refusal};
-use crate::sandbox::Lane;
+use crate::sandbox::{CompileLease, Lane};
 
 /// What a refused caller is told to wait where nothing says how long.
 const RETRY: Duration = Duration::from_millis(500);
@@ -19,7 +19,7 @@ pub struct Quota {
     pub runs: Option<u32>,
     /// Runs a second.
     pub runs_per_second: Option<f64>,
-    /// Seconds of processor time of its guests a minute.
+    /// Seconds of processor time a minute, of its guests and of what compiles its modules.
     pub cpu_seconds_per_minute: Option<f64>,
     /// Bytes of modules.
     pub stored_bytes: Option<u64>,
@@ -42,6 +42,8 @@ struct Used {
     cpu: Option<Bucket>,
     /// What the lane had used when it was looked at last.
     spent: Duration,
+    /// What compiling took since then.
+    compiled: Duration,
 }
 
 /// What comes back steadily, up to as much as there may be, and may be owed.
@@ -56,6 +58,26 @@ struct Bucket {
 /// One of a tenant's runs at once, until this is dropped.
 #[derive(Debug)]
 pub(in crate::run) struct Counted(Arc<Account>);
+
+/// Charges an account for a compilation when this is dropped.
+#[derive(Debug)]
+pub(in crate::run) struct CompileCharge {
+    account: Arc<Account>,
+    lease: Arc<CompileLease>,
+}
+
+impl CompileCharge {
+    /// Charges `account` for what `lease` is told to have taken.
+    pub(in crate::run) fn new(account: Arc<Account>, lease: Arc<CompileLease>) -> Self {
+        Self { account, lease }
+    }
+}
+
+impl Drop for CompileCharge {
+    fn drop(&mut self) {
+        self.account.lock().compiled += self.lease.processor_time();
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -100,6 +122,7 @@ impl Account {
                 rate: rate.map(|rate| Bucket::new(rate, rate.max(1.0))),
                 cpu: cpu.map(|cpu| Bucket::new(cpu / MINUTE, cpu)),
                 spent: lane.spent(),
+                compiled: Duration::ZERO,
             }),
             quota,
             lane,
@@ -122,17 +145,7 @@ impl Account {
         {
             return Err(over("runs", most, RETRY));
         }
-        let spent = self.lane.spent();
-        let since = spent.saturating_sub(used.spent).as_secs_f64();
-        used.spent = spent;
-        if let Some(cpu) = &mut used.cpu {
-            // Runs that go on when it is used up go on: what they use is owed.
-            cpu.settle(since);
-            if cpu.left <= 0.0 {
-                let most = self.quota.cpu_seconds_per_minute.unwrap_or_default();
-                return Err(over("cpu_seconds_per_minute", most, cpu.wait_for(0.0)));
-            }
-        }
+        self.check_processor_time(&mut used)?;
         if let Some(rate) = &mut used.rate {
             rate.settle(0.0);
             if rate.left < 1.0 {
@@ -143,6 +156,29 @@ impl Account {
         }
         used.runs += 1;
         Ok(Counted(Arc::clone(self)))
+    }
+
+    /// Refuses to compile where the processor time is used up.
+    ///
+    /// # Errors
+    /// `TENANT_QUOTA`, with when to come again.
+    pub(in crate::run) fn may_compile(&self) -> Result<(), Refusal> {
+        self.check_processor_time(&mut self.lock())
+    }
+
+    fn check_processor_time(&self, used: &mut Used) -> Result<(), Refusal> {
+        let spent = self.lane.spent();
+        let since = spent.saturating_sub(used.spent) + std::mem::take(&mut used.compiled);
+        used.spent = spent;
+        if let Some(cpu) = &mut used.cpu {
+            // What goes on when it is used up goes on: what that uses is owed.
+            cpu.settle(since.as_secs_f64());
+            if cpu.left <= 0.0 {
+                let most = self.quota.cpu_seconds_per_minute.unwrap_or_default();
+                return Err(over("cpu_seconds_per_minute", most, cpu.wait_for(0.0)));
+            }
+        }
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Used> {

@@ -8,11 +8,14 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::artifact::Artifact;
 use super::lanes::CompileLane;
+use super::lease::CompileLease;
 use super::wire::{self, Failure, Hello, Order, Setup};
 use super::{Budget, Failed, compile_limit, crashed};
-use crate::refusal::{Refusal, printable};
+use crate::refusal::{Reason, Refusal, printable};
 use crate::sandbox::inspection::Inspection;
 use crate::store::{Sealed, unsealed};
 
@@ -38,6 +41,10 @@ const OF_ITS_OWN_DOING: [i32; 6] = [
 /// How many times its processor time a child of the large lane gets in wall time, so that one that is given the processor
 /// meets that limit first: it says something about the module, and this one about the machine.
 const PATIENCE: u32 = 2;
+/// How often a child that works is looked after: whether it has to stop for another.
+const LOOK: Duration = Duration::from_millis(50);
+/// What the kernel counts processor time in, in `/proc/PID/stat`: a hundredth of a second, on every architecture.
+const TICK: Duration = Duration::from_millis(10);
 
 /// A process that compiles one module.
 pub(super) struct Child {
@@ -50,6 +57,8 @@ pub(super) struct Child {
     hello: Option<Hello>,
     /// What it took of its time.
     spent: Duration,
+    /// Processor time that it was charged for.
+    charged: Duration,
 }
 
 impl Child {
@@ -81,6 +90,7 @@ impl Child {
             lane,
             hello: None,
             spent: Duration::ZERO,
+            charged: Duration::ZERO,
         };
         wire::send(&mut child.socket, setup)?;
         Ok(child)
@@ -117,8 +127,12 @@ impl Child {
     }
 
     /// Has it inspect `wasm`.
-    pub(super) fn inspect(&mut self, wasm: &[u8]) -> Result<Inspection, Failed> {
-        let inspected = self.within_budget(|socket| {
+    pub(super) fn inspect(
+        &mut self,
+        wasm: &[u8],
+        lease: &CompileLease,
+    ) -> Result<Inspection, Failed> {
+        let inspected = self.within_budget(lease, |socket| {
             wire::send_module(socket, wasm)?;
             wire::receive::<wire::Inspected>(socket)
         })?;
@@ -126,8 +140,12 @@ impl Child {
     }
 
     /// Has it compile what it inspected.
-    pub(super) fn compile(mut self, order: &Order) -> Result<Artifact, Failed> {
-        let compiled = self.within_budget(|socket| {
+    pub(super) fn compile(
+        mut self,
+        order: &Order,
+        lease: &CompileLease,
+    ) -> Result<Artifact, Failed> {
+        let compiled = self.within_budget(lease, |socket| {
             wire::send(socket, order)?;
             wire::receive::<wire::Compiled>(socket)
         })?;
@@ -148,26 +166,45 @@ impl Child {
             })
     }
 
-    /// Talks to it for as long as its time lasts.
+    /// Talks to it for as long as its time lasts, which does not pass while it is stopped for another.
     fn within_budget<T>(
         &mut self,
+        lease: &CompileLease,
         talk: impl FnOnce(&mut Timed<'_>) -> io::Result<T>,
     ) -> Result<T, Failed> {
         let start = Instant::now();
-        let until = start + self.patience().saturating_sub(self.spent);
         let mut socket = Timed {
             socket: &self.socket,
-            until,
+            deadline: start + self.patience().saturating_sub(self.spent),
+            pid: Pid::from_child(&self.process),
+            lease,
+            stopped: Duration::ZERO,
         };
+        lease.set_preemptible(self.lane == CompileLane::Large);
         let said = talk(&mut socket);
-        self.spent += start.elapsed();
+        lease.set_preemptible(false);
+        let worked = start.elapsed().saturating_sub(socket.stopped);
+        self.spent += worked;
+        self.charge(lease, worked);
         said.map_err(|error| {
-            if error.kind() == io::ErrorKind::TimedOut {
+            if lease.has_ended() {
+                // As when the daemon ends. The child is killed where it is dropped.
+                let message = "nobody waits for the module any more";
+                Failed::this_time(Refusal::new(Reason::ShuttingDown, message))
+            } else if error.kind() == io::ErrorKind::TimedOut {
                 self.too_slow()
             } else {
                 self.failed(&error)
             }
         })
+    }
+
+    /// Charges what it took of the processor since it was charged last, its start included: nobody else uses it. Where
+    /// the host does not say, that is for how long it `worked`.
+    fn charge(&mut self, lease: &CompileLease, worked: Duration) {
+        let taken = processor_time(self.process.id()).unwrap_or(self.charged + worked);
+        lease.charge(taken.saturating_sub(self.charged));
+        self.charged = self.charged.max(taken);
     }
 
     /// How long it may take, whatever it gets of the processor.
@@ -285,19 +322,52 @@ fn described(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "is gone".to_owned(), |status| format!("ended: {status}"))
 }
 
-/// A socket that is given up at a moment.
+/// The processor time of a process that has not been waited for, threads that have ended included. The kernel tells whole
+/// ticks: what is less counts as one, so that many small modules are not free.
+fn processor_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name may hold anything, and stands in parentheses.
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let mut fields = after_name.split(' ').skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    let whole = ticks()?.saturating_add(ticks()?);
+    Some(TICK * whole.saturating_add(1))
+}
+
+/// A socket that is given up at a moment. While it is waited for, the child stops for another where it has to.
 struct Timed<'a> {
     socket: &'a UnixStream,
-    until: Instant,
+    deadline: Instant,
+    pid: Pid,
+    lease: &'a CompileLease,
+    /// For how long it was stopped.
+    stopped: Duration,
 }
 
 impl Timed<'_> {
     fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(Some(left))
+    }
+
+    /// Stops the child where it is to stop for another, and lets it go on when it may.
+    fn give_way(&mut self) -> io::Result<()> {
+        if self.lease.is_asked_to_stop() {
+            let start = Instant::now();
+            kill_process(self.pid, Signal::STOP)?;
+            self.lease.wait_until_resumed();
+            kill_process(self.pid, Signal::CONT)?;
+            let stopped = start.elapsed();
+            self.stopped += stopped;
+            self.deadline += stopped;
+        }
+        if self.lease.has_ended() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
     }
 }
 
@@ -312,8 +382,14 @@ fn timed(error: io::Error) -> io::Error {
 
 impl Read for Timed<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.left()?)?;
-        self.socket.read(buf).map_err(timed)
+        loop {
+            let look = self.left()?.map(|left| left.min(LOOK));
+            self.socket.set_read_timeout(look)?;
+            match self.socket.read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.give_way()?,
+                read => return read,
+            }
+        }
     }
 }
 
@@ -325,5 +401,67 @@ impl io::Write for Timed<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What the kernel says a process does: "S" where it waits, "T" where it is stopped.
+    fn state(pid: u32) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, after_name) = stat.rsplit_once(") ").unwrap();
+        after_name[..1].to_owned()
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_for_another_has_as_much_time_left_when_it_goes_on() {
+        const LEFT: Duration = Duration::from_secs(2);
+        let mut process = Command::new("sleep").arg("600").spawn().unwrap();
+        let id = process.id();
+        let (socket, mut theirs) = UnixStream::pair().unwrap();
+        let states = Arc::new(Mutex::new(Vec::new()));
+        let (seen, stops) = (Arc::clone(&states), AtomicU32::new(0));
+        let lease = CompileLease::new(move || {
+            if stops.fetch_add(1, Ordering::SeqCst) == 0 {
+                return;
+            }
+            seen.lock().unwrap().push(state(id));
+        });
+        lease.ask_to_stop();
+        let start = Instant::now();
+        let mut socket = Timed {
+            socket: &socket,
+            deadline: start + LEFT,
+            pid: Pid::from_child(&process),
+            lease: &lease,
+            stopped: Duration::ZERO,
+        };
+        let resumed = Arc::clone(&lease);
+        let writes = std::thread::spawn(move || {
+            while start.elapsed() < LEFT + Duration::from_millis(200) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            resumed.resume();
+            theirs.write_all(b"x").unwrap();
+        });
+        let mut byte = [0];
+        let read = socket.read(&mut byte);
+        assert_eq!(read.unwrap(), 1, "its time was not over");
+        assert!(socket.stopped >= LEFT);
+        writes.join().unwrap();
+        let states = states.lock().unwrap();
+        assert!(
+            !states.is_empty() && states.iter().all(|it| it == "T"),
+            "{states:?}"
+        );
+        assert_ne!(state(id), "T", "it goes on");
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 }

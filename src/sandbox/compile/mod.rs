@@ -1,8 +1,8 @@
 //! Inspecting and compiling modules: bytes in, artefact out, a few at a time, within a budget.
 //!
 //! Both happen in a compile child, a process that sees one module, has no files and no network, and is killed when it
-//! goes over its budget: a compiler cannot be interrupted, and ends its process when it gets no memory. Each compile
-//! thread keeps one child ready. `in-process` compiles on those threads themselves, for hosts that cannot start
+//! goes over its budget: a compiler cannot be interrupted, and ends its process when it gets no memory. It can be stopped
+//! as it is for another tenant's module, and go on later (`lease`). For each compilation at once there is a child ready. `in-process` compiles on those threads themselves, for hosts that cannot start
 //! processes. Small modules have a thread of their own (`lanes`).
 
 mod artifact;
@@ -10,6 +10,7 @@ mod child;
 mod confine;
 mod cost;
 mod lanes;
+mod lease;
 mod nursery;
 mod place;
 mod precheck;
@@ -36,7 +37,6 @@ use super::engine;
 use super::features::Proposals;
 use super::inspect::{self, Rules};
 use super::inspection::Inspection;
-use super::wanted::Turn;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::store::Blob;
 
@@ -45,6 +45,7 @@ pub use self::child::SUBCOMMAND;
 pub(super) use self::cost::estimate;
 pub use self::lanes::{CompileLane, SmallLane};
 pub(super) use self::lanes::{Lanes, Placement};
+pub use self::lease::{CompileLease, CompilePermit};
 pub use self::worker::serve as serve_as_child;
 
 /// How much compile threads yield to all else: compiling must never starve runs.
@@ -92,6 +93,8 @@ pub struct CompileSettings {
     pub child: Option<PathBuf>,
     /// At once.
     pub concurrency: u32,
+    /// That may be stopped at once for those of other tenants, where they are compiled in children.
+    pub max_stopped: u32,
     /// That may wait.
     pub queue: u32,
     /// For each.
@@ -158,7 +161,7 @@ pub(super) fn compile_limit(
 struct Job {
     wasm: Blob,
     placement: Placement,
-    turn: Turn,
+    permit: CompilePermit,
     inspected: oneshot::Sender<Result<(Inspection, Session), Failed>>,
 }
 
@@ -169,7 +172,7 @@ pub(super) struct Session {
     orders: SyncSender<Commission>,
     pub(super) placement: Placement,
     /// Of whoever asked first.
-    _turn: Turn,
+    _permit: CompilePermit,
 }
 
 impl Session {
@@ -218,21 +221,24 @@ impl Compiler {
             },
         };
         let large = place(CompileLane::Large);
-        let (mode, first) = match &large.kind {
-            PlaceKind::Here { .. } => ("in-process".to_owned(), None),
+        let (mode, threads) = match &large.kind {
+            // What goes on inside a thread cannot be stopped.
+            PlaceKind::Here { .. } => ("in-process".to_owned(), settings.concurrency),
             PlaceKind::Child(nursery) => {
                 let mut child = nursery.ready().map_err(wasmtime::Error::msg)?;
                 let mode = confinement(&mut child).map_err(wasmtime::Error::msg)?;
-                (mode, Some(child))
+                nursery.keep(child);
+                // One whose child is stopped waits with it.
+                let threads = settings.concurrency.saturating_add(settings.max_stopped);
+                (mode, threads)
             }
         };
-        let concurrency = settings.concurrency;
         let small = settings.small.map(|_| {
             let place = place(CompileLane::Small);
-            Self::threads("compile-small", 1, settings.queue, place, None)
+            Self::threads("compile-small", 1, settings.queue, place)
         });
         Ok(Self {
-            large: Self::threads("compile", concurrency, settings.queue, large, first)?,
+            large: Self::threads("compile", threads, settings.queue, large)?,
             small: small.transpose()?,
             compiled: AtomicU64::new(0),
             mode,
@@ -244,16 +250,15 @@ impl Compiler {
         count: u32,
         queue: u32,
         place: Place,
-        mut first: Option<Child>,
     ) -> std::io::Result<SyncSender<Job>> {
         let (jobs, queued) = sync_channel::<Job>(queue as usize);
         let (queued, place) = (Arc::new(Mutex::new(queued)), Arc::new(place));
         for i in 0..count {
-            let (queued, place, ready) = (Arc::clone(&queued), Arc::clone(&place), first.take());
+            let (queued, place) = (Arc::clone(&queued), Arc::clone(&place));
             std::thread::Builder::new()
                 .name(format!("{name}-{i}"))
                 .stack_size(STACK)
-                .spawn(move || place.work(&queued, ready))?;
+                .spawn(move || place.work(&queued))?;
         }
         Ok(jobs)
     }
@@ -268,7 +273,7 @@ impl Compiler {
         self.compiled.load(Ordering::Relaxed)
     }
 
-    /// Validates `wasm` and reads what it is; it can then be compiled at once, in the same lane. `turn` is held until
+    /// Validates `wasm` and reads what it is; it can then be compiled at once, in the same lane. `permit` is held until
     /// that is over.
     ///
     /// # Errors
@@ -277,7 +282,7 @@ impl Compiler {
         &self,
         wasm: Blob,
         placement: Placement,
-        turn: Turn,
+        permit: CompilePermit,
     ) -> Result<(Inspection, Session), Failed> {
         let (inspected, answer) = oneshot::channel();
         let jobs = match (placement.lane, &self.small) {
@@ -287,7 +292,7 @@ impl Compiler {
         let job = Job {
             wasm,
             placement,
-            turn,
+            permit,
             inspected,
         };
         jobs.try_send(job).map_err(|error| {

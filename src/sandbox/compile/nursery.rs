@@ -1,6 +1,7 @@
 //! Where compile children come from: started ahead of need, checked before they see a module.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::child::Child;
 use super::lanes::CompileLane;
@@ -19,6 +20,9 @@ pub(super) struct Nursery {
     lane: CompileLane,
     /// What artefacts must be compatible with.
     compatible: [u64; 2],
+    /// Those that were started ahead of need, and how many there are to be.
+    waiting: Mutex<Vec<Child>>,
+    stock: usize,
 }
 
 impl Nursery {
@@ -44,11 +48,35 @@ impl Nursery {
             budget,
             lane,
             compatible,
+            waiting: Mutex::default(),
+            stock: match lane {
+                CompileLane::Small => 1,
+                CompileLane::Large => settings.concurrency as usize,
+            },
         }
     }
 
+    /// Keeps a child for whoever needs one.
+    pub(super) fn keep(&self, child: Child) {
+        self.waiting().push(child);
+    }
+
+    /// Starts a child ahead of need, where one is missing. One that cannot be started now is tried again for the module
+    /// that needs it, which is told why.
+    pub(super) fn replenish(&self) {
+        let mut waiting = self.waiting();
+        if waiting.len() < self.stock {
+            waiting.extend(self.spawn());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Child>> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts a child, which makes itself ready.
-    pub(super) fn spawn(&self) -> std::io::Result<Child> {
+    fn spawn(&self) -> std::io::Result<Child> {
         Child::spawn(&self.program, &self.setup, self.budget, self.lane)
     }
 
@@ -67,8 +95,9 @@ impl Nursery {
         Ok(child)
     }
 
-    /// `started` once it is ready, or another where it is not.
-    pub(super) fn make_ready(&self, started: Option<Child>) -> Result<Child, Failed> {
+    /// A child that was started ahead of need, once it is ready, or another where it is not.
+    pub(super) fn take(&self) -> Result<Child, Failed> {
+        let started = self.waiting().pop();
         let ready = match started.map(|child| self.greet(child)) {
             Some(Ok(child)) => Ok(child),
             // It may have been killed while it waited.

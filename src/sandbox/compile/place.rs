@@ -9,6 +9,7 @@ use wasmtime::Engine;
 use super::artifact::Artifact;
 use super::child::Child;
 use super::lanes::CompileLane;
+use super::lease::CompileLease;
 use super::nursery::Nursery;
 use super::wire::Order;
 use super::{
@@ -19,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::sandbox::features::Proposals;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::inspection::Inspection;
+use crate::sandbox::meter::thread_time;
 use crate::sandbox::panic_message;
 use crate::store::Blob;
 
@@ -47,34 +49,35 @@ pub(super) enum PlaceKind {
 
 impl Place {
     /// Serves modules, one after the other, for as long as there is a compiler.
-    pub(super) fn work(&self, queued: &Mutex<Receiver<Job>>, mut ready: Option<Child>) {
+    pub(super) fn work(&self, queued: &Mutex<Receiver<Job>>) {
         // Raising one's own nice value is always permitted; where it is not, compiling is merely less polite.
         let _ = rustix::process::setpriority_process(None, nice(self.lane));
         loop {
-            if let (PlaceKind::Child(nursery), None) = (&self.kind, &ready) {
-                // One that cannot be started now is tried again for the module that needs it, which is told why.
-                ready = nursery.spawn().ok();
+            if let PlaceKind::Child(nursery) = &self.kind {
+                nursery.replenish();
             }
             let job = queued.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = job else { return };
             // A panic is that job's failure, told to its caller by the sender that is dropped with it.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.serve(job, &mut ready);
+                self.serve(job);
             }));
         }
     }
 
     /// Inspects a module, says what it is, and compiles it if that is then ordered.
-    fn serve(&self, job: Job, ready: &mut Option<Child>) {
+    fn serve(&self, job: Job) {
         let Job {
             wasm,
             placement,
-            turn,
+            permit,
             inspected,
         } = job;
-        let (opened, commission) = match self.open(&wasm, ready) {
+        let lease = Arc::clone(permit.lease());
+        let (opened, commission) = match self.open(&wasm, &lease) {
             Err(failed) => {
-                // A caller that left does not need it.
+                // Its tenant is charged before it hears of it. A caller that left does not need it.
+                drop(permit);
                 let _ = inspected.send(Err(failed));
                 return;
             }
@@ -83,7 +86,7 @@ impl Place {
                 let session = Session {
                     orders,
                     placement,
-                    _turn: turn,
+                    _permit: permit,
                 };
                 if inspected.send(Ok((inspection, session))).is_err() {
                     return;
@@ -95,13 +98,13 @@ impl Place {
             Ok(commissioned) => commissioned,
             Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
         };
-        let _ = done.send(opened.compile(&order));
+        let _ = done.send(opened.compile(&order, &lease));
     }
 
     fn open(
         &self,
         wasm: &Blob,
-        ready: &mut Option<Child>,
+        lease: &Arc<CompileLease>,
     ) -> Result<(Inspection, Opened<'_>), Failed> {
         // What does not fit in memory is read only now: as many at once as there are compile threads.
         let wasm = wasm.read().map_err(|error| {
@@ -116,7 +119,7 @@ impl Place {
                 rules,
                 max_artifact,
             } => {
-                let inspected = inspected(&wasm, rules, &self.bounds);
+                let inspected = charged(lease, || inspected(&wasm, rules, &self.bounds));
                 let (binary, inspection) = inspected.map_err(|why| why.failed(self.lane))?;
                 let opened = Opened::Here {
                     engines,
@@ -128,12 +131,12 @@ impl Place {
             }
             PlaceKind::Child(nursery) => {
                 // Text is read in the child only: a little of it can take a lot of memory to read.
-                let mut child = nursery.make_ready(ready.take())?;
-                let inspection = match child.inspect(&wasm) {
+                let mut child = nursery.take()?;
+                let inspection = match child.inspect(&wasm, lease) {
                     // When memory runs out the kernel kills children first. Once more, where there may be room.
                     Err(failed) if !failed.for_good && child.was_killed() => {
-                        child = nursery.make_ready(None)?;
-                        child.inspect(&wasm)?
+                        child = nursery.take()?;
+                        child.inspect(&wasm, lease)?
                     }
                     inspected => inspected?,
                 };
@@ -141,6 +144,14 @@ impl Place {
             }
         }
     }
+}
+
+/// Does some work on this thread, and charges what it takes of the processor.
+fn charged<T>(lease: &CompileLease, work: impl FnOnce() -> T) -> T {
+    let before = thread_time();
+    let done = work();
+    lease.charge(thread_time().saturating_sub(before));
+    done
 }
 
 /// A module that is inspected.
@@ -155,9 +166,9 @@ enum Opened<'a> {
 }
 
 impl Opened<'_> {
-    fn compile(self, order: &Order) -> Result<Artifact, Failed> {
+    fn compile(self, order: &Order, lease: &CompileLease) -> Result<Artifact, Failed> {
         match self {
-            Self::Child(child) => child.compile(order),
+            Self::Child(child) => child.compile(order, lease),
             Self::Here {
                 engines,
                 proposals,
@@ -170,10 +181,12 @@ impl Opened<'_> {
                 let component = inspect::is_component(&bytes);
                 let start = Instant::now();
                 let work = || precompile(engine, &bytes, component, max_artifact);
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-                    .map_err(|panic| Failed::for_good(crashed(&panic_message(panic.as_ref()))))?
-                    .map(|bytes| Artifact::own(bytes, start.elapsed()))
-                    .map_err(Failed::for_good)
+                charged(lease, || {
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+                })
+                .map_err(|panic| Failed::for_good(crashed(&panic_message(panic.as_ref()))))?
+                .map(|bytes| Artifact::own(bytes, start.elapsed()))
+                .map_err(Failed::for_good)
             }
         }
     }

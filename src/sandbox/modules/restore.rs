@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Inner, Key};
 use crate::refusal::Refusal;
 use crate::request::Digest;
+use crate::sandbox::code_cache::CodeUse;
 use crate::sandbox::compile::Artifact;
 use crate::sandbox::engine::Variant;
 use crate::sandbox::inspection::Inspection;
@@ -35,7 +36,7 @@ impl Inner {
 
     /// What the cache in memory holds, in KiB.
     pub(super) fn budget(&self) -> u64 {
-        self.loaded.policy().max_capacity().unwrap_or(u64::MAX)
+        self.loaded.budget()
     }
 
     /// Whether the cache holds a module at all: one that it does not would be dropped as soon as it is inserted, and
@@ -44,13 +45,20 @@ impl Inner {
         u64::from(loaded.weight()) <= self.budget()
     }
 
-    /// The module in any stack class that is in memory.
-    pub(super) fn sibling(&self, key: Key) -> Option<Arc<Loaded>> {
+    /// Holds a module in memory, for its tenant's use among others', as far as there is room.
+    pub(super) fn hold(&self, key: Key, loaded: &Arc<Loaded>, code_use: CodeUse) {
+        let weight = u64::from(loaded.weight()).max(self.least_weight);
+        self.loaded
+            .insert(key, Arc::clone(loaded), weight, code_use);
+    }
+
+    /// The module in any stack class that is in memory, which is used.
+    pub(super) fn sibling(&self, key: Key, code_use: CodeUse) -> Option<Arc<Loaded>> {
         let Key { digest, variant } = key;
-        let same = self.loaded.get(&key);
+        let same = self.loaded.get(&key, code_use);
         same.or_else(|| {
             Variant::with_metering(variant.metered)
-                .find_map(|variant| self.loaded.get(&Key { digest, variant }))
+                .find_map(|variant| self.loaded.get(&Key { digest, variant }, code_use))
         })
     }
 
@@ -76,9 +84,13 @@ impl Inner {
     }
 
     /// The module from code that is there: of another stack, or on disk. May block.
-    pub(super) fn restore(&self, key: Key) -> Result<Option<Arc<Loaded>>, Refusal> {
+    pub(super) fn restore(
+        &self,
+        key: Key,
+        code_use: CodeUse,
+    ) -> Result<Option<Arc<Loaded>>, Refusal> {
         let Key { digest, variant } = key;
-        let (artifact, inspection, from) = match self.sibling(key) {
+        let (artifact, inspection, from) = match self.sibling(key, code_use) {
             Some(loaded) => {
                 let artifact = loaded.artifact().map_err(not_mapped)?;
                 (artifact, Arc::clone(&loaded.inspection), None)
@@ -97,7 +109,7 @@ impl Inner {
                     // The budget is smaller than it was: compiling says what is wrong, and remembers it.
                     return Ok(None);
                 }
-                self.loaded.insert(key, Arc::clone(&loaded));
+                self.hold(key, &loaded, code_use);
                 Ok(Some(loaded))
             }
             // What the host has too little of says nothing about the file.

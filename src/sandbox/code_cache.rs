@@ -1,0 +1,425 @@
+//! Compiled code in memory: a cache within a budget of which each tenant has a share, by its weight.
+//!
+//! A tenant may hold more than its share while there is room. Where there is none, the least recently used code of the
+//! tenant that is furthest over its share goes: first what only came with runs (inline), then what the tenant keeps. So a
+//! tenant within its share loses nothing to another, and one that runs many modules inline loses none that it has loaded.
+//! Code that several tenants use counts in full for each of them, and is dropped when the last of them has lost it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// For whom code is held.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeUse {
+    /// The tenant that uses it.
+    pub tenant: usize,
+    /// Whether that tenant keeps the module, rather than sending it with its runs.
+    pub kept: bool,
+}
+
+/// How much code is held, and whose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CacheLimits<'a> {
+    /// Bytes of all of it.
+    pub(super) bytes: u64,
+    /// The tenants' weights.
+    pub(super) weights: &'a [u32],
+}
+
+/// The cache, for threads that share it.
+pub(super) struct CodeCache<K, V> {
+    budget: u64,
+    shares: Mutex<CodeShares<K, V>>,
+}
+
+/// What the cache holds.
+struct CodeShares<K, V> {
+    budget: u64,
+    entries: HashMap<K, CachedCode<V>>,
+    tenants: Vec<TenantShare<K>>,
+    weight: u64,
+    /// Counts uses: one that was used later has a higher stamp.
+    uses: u64,
+}
+
+struct CachedCode<V> {
+    value: V,
+    weight: u64,
+    /// By each tenant that uses it, and what its use is filed under.
+    used_by: Vec<(usize, Stamp)>,
+}
+
+/// What goes first: inline code before code that is kept, and the least recently used of either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp {
+    kept: bool,
+    used: u64,
+}
+
+/// One tenant's part of it.
+struct TenantShare<K> {
+    /// 0: it has no share, and holds what nobody else needs room for.
+    weight: u64,
+    share: u64,
+    held: u64,
+    order: BTreeMap<Stamp, K>,
+}
+
+impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
+    /// Of `budget`, in the unit that weights of entries have, for tenants of `weights`. One more tenant, the daemon itself,
+    /// has no share.
+    pub(super) fn new(budget: u64, weights: &[u32]) -> Self {
+        Self {
+            budget,
+            shares: Mutex::new(CodeShares::new(budget, weights)),
+        }
+    }
+
+    /// What all entries may weigh together.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// What all entries weigh together.
+    pub(super) fn weight(&self) -> u64 {
+        self.lock().weight
+    }
+
+    /// An entry, which is used.
+    pub(super) fn get(&self, key: &K, code_use: CodeUse) -> Option<V> {
+        let mut shares = self.lock();
+        shares.touch(key, code_use);
+        shares.entries.get(key).map(|entry| entry.value.clone())
+    }
+
+    /// Notes that an entry is used, where it is there.
+    pub(super) fn touch(&self, key: &K, code_use: CodeUse) {
+        self.lock().touch(key, code_use);
+    }
+
+    /// Whether an entry is there, without a use of it.
+    pub(super) fn contains(&self, key: &K) -> bool {
+        self.lock().entries.contains_key(key)
+    }
+
+    /// Puts an entry in, or in the place of the one that is there, and makes room for it. What goes is dropped when the
+    /// lock is free again: unmapping code takes a while.
+    pub(super) fn insert(&self, key: K, value: V, weight: u64, code_use: CodeUse) {
+        let gone = self.lock().insert(key, value, weight, code_use);
+        drop(gone);
+    }
+
+    /// Takes an entry out, whoever uses it.
+    pub(super) fn remove(&self, key: &K) {
+        let gone = self.lock().remove(key);
+        drop(gone);
+    }
+
+    /// Notes that a tenant does not keep an entry any more.
+    pub(super) fn keep_no_longer(&self, key: &K, tenant: usize) {
+        self.lock().keep_no_longer(key, tenant);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CodeShares<K, V>> {
+        // Nothing panics while it is held.
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
+    fn new(budget: u64, weights: &[u32]) -> Self {
+        let sum: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
+        let tenant = |weight: u32| {
+            let share = u128::from(budget) * u128::from(weight) / sum.max(1);
+            TenantShare {
+                weight: u64::from(weight),
+                share: u64::try_from(share).unwrap_or(budget),
+                held: 0,
+                order: BTreeMap::new(),
+            }
+        };
+        // The daemon's own.
+        let weights = weights.iter().copied().chain([0]);
+        Self {
+            budget,
+            entries: HashMap::new(),
+            tenants: weights.map(tenant).collect(),
+            weight: 0,
+            uses: 0,
+        }
+    }
+
+    fn touch(&mut self, key: &K, code_use: CodeUse) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let Some(tenant) = self.tenants.get_mut(code_use.tenant) else {
+            return;
+        };
+        self.uses += 1;
+        let mut stamp = Stamp {
+            kept: code_use.kept,
+            used: self.uses,
+        };
+        let mut used_by = entry.used_by.iter_mut();
+        match used_by.find(|(it, _)| *it == code_use.tenant) {
+            Some((_, last)) => {
+                tenant.order.remove(last);
+                stamp.kept |= last.kept;
+                *last = stamp;
+            }
+            None => {
+                tenant.held += entry.weight;
+                entry.used_by.push((code_use.tenant, stamp));
+            }
+        }
+        tenant.order.insert(stamp, *key);
+    }
+
+    /// Puts an entry in, and returns what had to go.
+    fn insert(&mut self, key: K, value: V, weight: u64, code_use: CodeUse) -> Vec<V> {
+        let entry = self.entries.entry(key).or_insert_with(|| CachedCode {
+            value,
+            weight: 0,
+            used_by: Vec::new(),
+        });
+        // One that is there is the same code, and stays: runs that begin now share it.
+        if entry.used_by.is_empty() {
+            entry.weight = weight;
+            self.weight += weight;
+        }
+        self.touch(&key, code_use);
+        let mut gone = Vec::new();
+        while self.weight > self.budget {
+            let Some(tenant) = self.furthest_over() else {
+                break;
+            };
+            let order = &self.tenants[tenant].order;
+            let others = order.values().find(|other| **other != key);
+            // What has just come goes where its tenant has nothing else, so that a tenant never takes of others'.
+            let victim = others.or_else(|| order.values().next()).copied();
+            let Some(victim) = victim else {
+                break;
+            };
+            gone.extend(self.lose(&victim, tenant));
+        }
+        gone
+    }
+
+    /// The tenant that holds most by its weight, of those that hold more than their share. Where all together hold more
+    /// than the budget there is one, since shares are no more than that.
+    fn furthest_over(&self) -> Option<usize> {
+        let over = (0..self.tenants.len()).filter(|it| {
+            let tenant = &self.tenants[*it];
+            tenant.held > tenant.share
+        });
+        // Compared crosswise: what is held is divided by weights.
+        let is_further = |a: usize, b: usize| {
+            let (a, b) = (&self.tenants[a], &self.tenants[b]);
+            u128::from(a.held) * u128::from(b.weight) > u128::from(b.held) * u128::from(a.weight)
+        };
+        over.reduce(|furthest, it| {
+            if is_further(it, furthest) {
+                it
+            } else {
+                furthest
+            }
+        })
+    }
+
+    /// A tenant loses an entry, which is returned where nobody else uses it.
+    fn lose(&mut self, key: &K, tenant: usize) -> Option<V> {
+        let entry = self.entries.get_mut(key)?;
+        let weight = entry.weight;
+        let it = &mut self.tenants[tenant];
+        entry.used_by.retain(|(user, stamp)| {
+            if *user == tenant {
+                it.order.remove(stamp);
+                it.held -= weight;
+            }
+            *user != tenant
+        });
+        if !entry.used_by.is_empty() {
+            return None;
+        }
+        self.weight -= weight;
+        self.entries.remove(key).map(|entry| entry.value)
+    }
+
+    fn remove(&mut self, key: &K) -> Option<V> {
+        let entry = self.entries.remove(key)?;
+        self.weight -= entry.weight;
+        for (user, stamp) in entry.used_by {
+            let it = &mut self.tenants[user];
+            it.order.remove(&stamp);
+            it.held -= entry.weight;
+        }
+        Some(entry.value)
+    }
+
+    fn keep_no_longer(&mut self, key: &K, tenant: usize) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let used_by = entry.used_by.iter_mut();
+        for (_, stamp) in used_by.filter(|(user, _)| *user == tenant) {
+            let order = &mut self.tenants[tenant].order;
+            order.remove(stamp);
+            stamp.kept = false;
+            order.insert(*stamp, *key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Shares = CodeShares<u32, u32>;
+
+    const fn inline(tenant: usize) -> CodeUse {
+        CodeUse {
+            tenant,
+            kept: false,
+        }
+    }
+
+    const fn kept(tenant: usize) -> CodeUse {
+        CodeUse { tenant, kept: true }
+    }
+
+    fn held(shares: &Shares) -> Vec<u32> {
+        let mut keys: Vec<u32> = shares.entries.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn inline_code_goes_before_code_that_is_kept_and_the_least_recently_used_first() {
+        let mut shares = Shares::new(4, &[1]);
+        shares.insert(0, 0, 1, kept(0));
+        shares.insert(1, 1, 1, inline(0));
+        shares.insert(2, 2, 1, inline(0));
+        shares.insert(3, 3, 1, kept(0));
+        shares.touch(&1, inline(0));
+        assert_eq!(shares.insert(4, 4, 1, inline(0)), [2]);
+        assert_eq!(shares.insert(5, 5, 1, kept(0)), [1]);
+        assert_eq!(shares.insert(6, 6, 1, kept(0)), [4]);
+        assert_eq!(shares.insert(7, 7, 1, kept(0)), [0]);
+        // What has just come stays for those who run it now.
+        assert_eq!(shares.insert(8, 8, 1, inline(0)), [3]);
+        assert_eq!(held(&shares), [5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_flood_of_one_tenant_takes_nothing_of_another_within_its_share() {
+        for flood in [inline(0), kept(0)] {
+            let mut shares = Shares::new(8, &[1, 1]);
+            for key in 0..3 {
+                shares.insert(key, key, 1, inline(1));
+            }
+            for key in 100..200 {
+                shares.insert(key, key, 1, flood);
+            }
+            assert_eq!(held(&shares), [0, 1, 2, 195, 196, 197, 198, 199]);
+        }
+    }
+
+    #[test]
+    fn shares_are_by_weight_and_unused_room_is_anybodys() {
+        let mut shares = Shares::new(8, &[1, 3]);
+        for key in 0..8 {
+            shares.insert(key, key, 1, kept(0));
+        }
+        assert_eq!(shares.tenants[0].held, 8);
+        for key in 10..30 {
+            shares.insert(key, key, 1, kept(1));
+        }
+        assert_eq!((shares.tenants[0].held, shares.tenants[1].held), (2, 6));
+        // The daemon's own has no share.
+        shares.insert(99, 99, 1, kept(2));
+        assert!(!shares.entries.contains_key(&99));
+    }
+
+    #[test]
+    fn code_beyond_its_tenants_share_is_held_only_while_others_leave_it_room() {
+        let mut shares = Shares::new(8, &[1, 1]);
+        shares.insert(0, 0, 6, kept(0));
+        shares.insert(1, 1, 2, kept(1));
+        assert_eq!(held(&shares), [0, 1]);
+        assert_eq!(shares.insert(2, 2, 2, kept(1)), [0]);
+        assert_eq!(shares.insert(3, 3, 6, kept(0)), [3]);
+        assert_eq!(held(&shares), [1, 2]);
+    }
+
+    #[test]
+    fn code_in_common_stays_for_whoever_is_within_its_share() {
+        let mut shares = Shares::new(4, &[1, 1]);
+        shares.insert(0, 0, 1, inline(0));
+        shares.insert(0, 0, 1, kept(1));
+        for key in 10..20 {
+            shares.insert(key, key, 1, inline(0));
+        }
+        assert_eq!(held(&shares), [0, 17, 18, 19]);
+        assert_eq!(shares.entries[&0].used_by.len(), 1);
+        shares.remove(&0);
+        assert_eq!((shares.tenants[1].held, shares.weight), (0, 3));
+    }
+
+    #[test]
+    fn what_is_kept_no_longer_is_inline() {
+        let mut shares = Shares::new(2, &[1]);
+        shares.insert(0, 0, 1, kept(0));
+        shares.insert(1, 1, 1, kept(0));
+        shares.touch(&0, kept(0));
+        shares.keep_no_longer(&0, 0);
+        assert_eq!(shares.insert(2, 2, 1, kept(0)), [0]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_budget_holds_and_nobody_within_its_share_loses_anything(
+            weights in proptest::collection::vec(1_u32..5, 1..4),
+            steps in proptest::collection::vec((0_usize..4, 0_u32..12, 1_u64..9, any::<bool>(), 0_u8..8), 1..200),
+        ) {
+            const BUDGET: u64 = 24;
+            let mut shares = Shares::new(BUDGET, &weights);
+            for (tenant, key, weight, kept, what) in steps {
+                let code_use = CodeUse { tenant: tenant % (weights.len() + 1), kept };
+                let before: Vec<(u64, Vec<u32>)> = shares
+                    .tenants
+                    .iter()
+                    .map(|it| (it.held, it.order.values().copied().collect()))
+                    .collect();
+                match what {
+                    0 => drop(shares.remove(&key)),
+                    1 => shares.keep_no_longer(&key, code_use.tenant),
+                    2..4 => shares.touch(&key, code_use),
+                    _ => {
+                        shares.insert(key, key, weight, code_use);
+                        for (i, (held, keys)) in before.iter().enumerate() {
+                            if i != code_use.tenant && *held <= shares.tenants[i].share {
+                                for key in keys {
+                                    prop_assert!(shares.entries.contains_key(key), "{i} lost {key}");
+                                }
+                            }
+                        }
+                    }
+                }
+                prop_assert!(shares.weight <= BUDGET);
+                let weight: u64 = shares.entries.values().map(|entry| entry.weight).sum();
+                prop_assert_eq!(weight, shares.weight);
+                for (i, tenant) in shares.tenants.iter().enumerate() {
+                    let used = shares.entries.values().filter(|it| it.used_by.iter().any(|(user, _)| *user == i));
+                    prop_assert_eq!(used.map(|it| it.weight).sum::<u64>(), tenant.held);
+                    for (stamp, key) in &tenant.order {
+                        prop_assert!(shares.entries[key].used_by.contains(&(i, *stamp)));
+                    }
+                }
+            }
+        }
+    }
+}
