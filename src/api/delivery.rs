@@ -338,11 +338,13 @@ impl State {
         (self.body.take(), self.waker.take())
     }
 
-    /// Whether the body may make its next frame.
-    fn may_go_on(&self) -> bool {
-        self.kind.is_whole() || self.untaken == 0 || {
-            // Neither did a large frame go before, nor do many small ones wait.
-            self.last_frame <= SMALL && self.untaken <= SMALL
+    /// Whether HTTP/2 still holds too much to be given more.
+    fn has_to_wait(&self) -> bool {
+        match self.queue.front() {
+            Some(next) => self.untaken > 0 && self.untaken + next.len() > PIECE + SMALL,
+            // The body makes the next frame, or the end.
+            None if self.kind.is_whole() => self.untaken > SMALL,
+            None => self.untaken > 0 && self.untaken.max(self.last_frame) > SMALL,
         }
     }
 
@@ -377,7 +379,7 @@ impl http_body::Body for Delivery {
             let refusal = Refusal::new(Reason::Internal, why);
             return Poll::Ready(Some(Err(status::from(&refusal))));
         }
-        if state.untaken >= PIECE || (state.queue.is_empty() && !state.may_go_on()) {
+        if state.has_to_wait() {
             state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
