@@ -2,7 +2,7 @@
 //! has guests write as much as they may and takes none of it.
 //!
 //! Making a cgroup takes root; where there is none to be had these say so and test nothing.
-//! `RINGFENCE_FLOODS_BINARY` names another daemon to be attacked, to compare with.
+//! `FLOODS_BINARY` names another daemon to be attacked, to compare with.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ use crate::wire::{block, message, setting, stream};
 
 /// Calls on one connection, which has room for so many.
 const CALLS: usize = 100;
+/// How often all of them are asked for, before the first that were given are let go.
+const WAVES: usize = 3;
 const RUN: &str = "/ringfence.v1.SandboxService/Run";
 const TOKEN: &str = "a-token-that-nobody-guesses";
 /// Writes 64 KiB at a time to standard output and to standard error until one of them has no room.
@@ -160,7 +162,7 @@ impl Manifest {
         let tokens = dir.join("tokens");
         let hash = Digest::of(TOKEN.as_bytes());
         std::fs::write(&tokens, format!("default {hash}\n")).unwrap();
-        let daemon = std::env::var_os("RINGFENCE_FLOODS_BINARY")
+        let daemon = std::env::var_os("FLOODS_BINARY")
             .map_or_else(|| crate::harness::program().to_owned(), PathBuf::from);
         let mut command = Command::new("sh");
         command
@@ -169,6 +171,11 @@ impl Manifest {
             .args(["-c", "echo $$ >\"$CGROUP\" && exec \"$0\" \"$@\""])
             .arg(daemon)
             .env("CGROUP", cgroup.path.join("cgroup.procs"));
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("RINGFENCE_") {
+                command.env_remove(key);
+            }
+        }
         let mut args = vec![
             "--config".to_owned(),
             settings.join("ringfence.toml").display().to_string(),
@@ -238,8 +245,31 @@ fn flood(digest: &str, output: u64) -> RunSpec {
     })
 }
 
+/// Connections that ask for a run on each of their streams, and make room for `window` bytes of each answer.
+async fn wave(
+    addr: &str,
+    connections: usize,
+    window: u32,
+    call: &[u8],
+    body: &[u8],
+) -> Vec<Attacker> {
+    let mut attackers = Vec::new();
+    for _ in 0..connections {
+        let settings = [(setting::INITIAL_WINDOW_SIZE, window)];
+        let mut attacker = Attacker::deaf(addr, &settings).await;
+        attacker.listen();
+        attacker
+            .flood(0..CALLS, |frames, n| {
+                frames.open(stream(n), call).finish(stream(n), body);
+            })
+            .await;
+        attackers.push(attacker);
+    }
+    attackers
+}
+
 /// Has the daemon of `name` asked for half as many answers again as its limit has room for, on connections that make room
-/// for `window` bytes of each.
+/// for `window` bytes of each; and again for as many, since what waits for long is refused.
 async fn survives(name: &'static str, window: u32) {
     let manifest = Manifest::read(name);
     let dir = tempfile::TempDir::new().unwrap();
@@ -260,23 +290,19 @@ async fn survives(name: &'static str, window: u32) {
     let answers = 3 * manifest.limit / 2 / (2 * manifest.output);
     let connections = usize::try_from(answers).unwrap().div_ceil(CALLS);
     let mut attackers = Vec::new();
-    for _ in 0..connections {
-        let settings = [(setting::INITIAL_WINDOW_SIZE, window)];
-        let mut attacker = Attacker::deaf(&served.addr, &settings).await;
-        attacker.listen();
-        attacker
-            .flood(0..CALLS, |frames, n| {
-                frames.open(stream(n), &call).finish(stream(n), &body);
-            })
-            .await;
-        attackers.push(attacker);
-    }
     let mut told = String::new();
-    for attacker in &mut attackers {
-        let tally = attacker
-            .until(|tally| tally.answers == CALLS || tally.closed)
-            .await;
-        let _ = write!(told, " {}", tally.answers - tally.ended);
+    for _ in 0..WAVES {
+        if cgroup.kills() > 0 {
+            break;
+        }
+        let wave = wave(&served.addr, connections, window, &call, &body).await;
+        for mut attacker in wave {
+            let tally = attacker
+                .until(|tally| tally.answers == CALLS || tally.closed)
+                .await;
+            let _ = write!(told, " {}", tally.answers - tally.ended);
+            attackers.push(attacker);
+        }
     }
     let (peak, kills) = (cgroup.peak(), cgroup.kills());
     let gone = served.child.try_wait().unwrap();
