@@ -13,6 +13,7 @@ use crate::api::{codec, decode, encode, proto};
 use crate::app;
 use crate::config::Overrides;
 use crate::limits::Delivery;
+use crate::log::Captured;
 use crate::outcome::Ended;
 use crate::request::{Digest, Labels, RunId, RunSpec};
 use crate::run::{About, Asked, Attached, Method, Origin, Runner, Tenant};
@@ -135,7 +136,8 @@ impl Daemon {
             .execute(FileCalls::none())
             .await
             .expect("the host provides");
-        (ended, output.take_captured().expect("it is captured"))
+        let Captured { stdout, stderr } = output.take_captured().expect("it is captured");
+        (ended, [stdout, stderr].map(|pieces| pieces.concat().into()))
     }
 
     /// Takes a run through all rooms behind the API, guest threads included, to its end.
@@ -163,11 +165,11 @@ impl Daemon {
         let run = &attached.run;
         let (_, end) = run.log.end().expect("it has ended");
         let ended = (*end).as_ref().expect("the host provides");
-        let [stdout, stderr] = run.captured().expect("it is kept");
+        let Captured { stdout, stderr } = run.captured().expect("it is kept");
         proto::RunResponse {
             result: Some(encode::result(run, ended)),
-            stdout,
-            stderr,
+            stdout: stdout.concat().into(),
+            stderr: stderr.concat().into(),
         }
     }
 }

@@ -17,6 +17,8 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "Ki": 2**10, "Mi": 2*
 STACK_HEADROOM = 2**20
 # What a run's caller may have yet to read however little room `runs.log_budget` has.
 LOG_FLOOR = 2**17
+# Frames of a stream that are on their way to its caller.
+STREAMED_FRAMES = 3 * 2**16
 
 problems = []
 
@@ -62,8 +64,9 @@ def drain(pod, daemon, settings):
 
 def memory(daemon, settings):
     run = settings["policy.max_memory_pages"] * 2**16 + amount(settings["policy.max_stack_size"]) + STACK_HEADROOM
-    run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR
-    budgets = ["server.inflight_request_bytes", "engine.cache_budget", "runs.log_budget", "runs.history_bytes"]
+    run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR + STREAMED_FRAMES
+    budgets = ["server.inflight_request_bytes", "server.inflight_answer_bytes", "engine.cache_budget", "runs.log_budget"]
+    budgets.append("runs.history_bytes")
     if settings["store.url"] == "memory:":
         budgets.append("store.budget")
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)

@@ -168,6 +168,8 @@ where
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        // At once, so that a large message is not copied as its buffer grows.
+        buf.reserve(item.encoded_len());
         self.0.encode(item, buf)
     }
 

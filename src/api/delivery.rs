@@ -1,44 +1,75 @@
-//! Answers on their way out: one that its caller does not take is let go after a while.
+//! Answers on their way out: charged until their last byte is written, and let go where they are
+//! taken too slowly.
 //!
-//! HTTP/2 asks for the next piece of an answer only when the caller has made room for it. A caller that never does
-//! would keep a finished run's output in memory for as long as its connection lasts. Large pieces are handed on in
-//! smaller ones, since what was handed on is out of reach here.
+//! HTTP/2 asks for the next piece of an answer as it has sent, or has queued, the one before. What it
+//! was handed is out of reach here, so pieces are small, few are handed on at once, and each tells
+//! when it is dropped: until then it is not taken, and charged.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
-use http_body::Frame;
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::{Body as _, Frame};
+use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::answer::{AnswerBudget, AnswerCharge, AnswerKind, BudgetedBytes, Enclosed, Enclosure};
 use super::status;
+use super::taking::{TakingClock, TakingPace};
+use crate::log::Captured;
 use crate::refusal::{Reason, Refusal};
-use crate::run::Untold;
+use crate::run::{AnswerReservation, STREAMED_FRAMES, Tenant, Untold};
 
-/// Bytes of a piece that is handed on as it is: an event and what is around it.
+/// Bytes of a frame that is handed on as it is: an event and what is around it.
 const LARGE: usize = 128 << 10;
-/// Bytes of what a larger one is cut into.
+/// Bytes of what a larger one is cut into. HTTP/2 gets the next piece when it holds less than that:
+/// where it waits for that, and not for its caller to make room, its stream can still be reset.
 const PIECE: usize = 64 << 10;
+/// Bytes of a frame of a stream that need not be taken before the next one is made.
+const SMALL: usize = 16 << 10;
 /// How often answers are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// Bytes of the prefix of a gRPC message: a flag and a length.
+const PREFIX: usize = 5;
+/// The header that names an answer's run.
+const RUN_ID: http::HeaderName = http::HeaderName::from_static(status::RUN_ID);
+/// The fields of a `RunResponse` that its output is in.
+const STDOUT: u32 = 2;
+const STDERR: u32 = 3;
 
 /// All answers on their way out.
-#[derive(Clone, Debug, Default)]
-pub struct Deliveries(Arc<Mutex<Vec<Weak<Answer>>>>);
+#[derive(Clone, Debug)]
+pub struct Deliveries(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    pace: TakingPace,
+    budget: Arc<AnswerBudget>,
+    answers: Mutex<Vec<Weak<Answer>>>,
+}
 
 #[derive(Debug)]
 struct Answer(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
+    kind: AnswerKind,
+    /// What makes the rest of it; `None` once it was let go.
     body: Option<Body>,
-    /// What is left of a large piece.
-    rest: Bytes,
-    /// When the caller's side took something that it has not come back for; none while it waits for us.
-    taken: Option<Instant>,
+    /// What is to be handed on.
+    queue: VecDeque<Bytes>,
+    /// Bytes that were handed on and are not written yet.
+    untaken: usize,
+    /// Bytes of the last frame that the body made.
+    last_frame: usize,
+    clock: TakingClock,
+    charge: Option<AnswerCharge>,
+    /// Who waits until less is untaken.
+    waker: Option<Waker>,
 }
 
 /// An answer's body.
@@ -48,45 +79,288 @@ pub(super) struct Delivery {
     _untold: Option<Untold>,
 }
 
+/// A piece that was handed on, until HTTP/2 has written it.
+struct Piece {
+    bytes: Bytes,
+    answer: Arc<Answer>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let mut state = lock(&self.answer.0);
+        let waker = state.took(self.bytes.len());
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
 impl Deliveries {
-    /// Watches over an answer.
-    pub(super) fn watch(&self, body: Body, untold: Option<Untold>) -> Delivery {
+    /// Creates the answers of a daemon, with a budget of `bytes` for those that no run's reservation
+    /// holds, to be taken at `pace`.
+    pub(super) fn new(bytes: u64, pace: TakingPace) -> Self {
+        Self(Arc::new(Shared {
+            pace,
+            budget: AnswerBudget::new(bytes),
+            answers: Mutex::default(),
+        }))
+    }
+
+    /// Charges `tenant` for an answer of `kind` before there is one.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL`.
+    pub(super) fn enter(
+        &self,
+        kind: AnswerKind,
+        tenant: Option<Arc<Tenant>>,
+    ) -> Result<BudgetedBytes, Refusal> {
+        self.0.budget.enter(kind, tenant)
+    }
+
+    /// Charges an answer for what it holds, and watches over it. One that there is no room for becomes
+    /// a refusal.
+    pub(super) async fn send(
+        &self,
+        kind: AnswerKind,
+        budgeted: BudgetedBytes,
+        answer: http::Response<Body>,
+    ) -> http::Response<Body> {
+        let (mut head, mut body) = answer.into_parts();
+        let untold = head.extensions.remove::<Untold>();
+        let enclosed = head.extensions.remove::<Enclosed>();
+        if body.is_end_stream() {
+            // A refusal, which is in its headers.
+            return http::Response::from_parts(head, body);
+        }
+        let enclosure = enclosed.map(|it| it.take()).unwrap_or_default();
+        let queue = match kind.is_whole() {
+            true => match whole(&mut body, enclosure.output.as_ref()).await {
+                Ok(queue) => queue,
+                Err(status) => return status.into_http(),
+            },
+            false => VecDeque::new(),
+        };
+        let Enclosure {
+            reservation,
+            output,
+        } = enclosure;
+        // From here on each piece goes as it is taken.
+        drop(output);
+        let holds = match kind {
+            AnswerKind::Run | AnswerKind::Whole => {
+                queue.iter().map(Bytes::len).sum::<usize>() as u64
+            }
+            AnswerKind::RunStream | AnswerKind::Stream => STREAMED_FRAMES,
+            AnswerKind::Health => 0,
+        };
+        let charge = match charged(holds, reservation, budgeted) {
+            Ok(mut charge) => {
+                if kind.is_whole() {
+                    charge.shrink_to(holds);
+                }
+                charge
+            }
+            Err(refusal) => {
+                let mut refused = status::from(&refusal).into_http();
+                let run_id = head.headers.remove(status::RUN_ID);
+                refused.headers_mut().extend(run_id.map(|id| (RUN_ID, id)));
+                return refused;
+            }
+        };
+        let body = Body::new(self.watch(kind, body, queue, charge, untold));
+        http::Response::from_parts(head, body)
+    }
+
+    fn watch(
+        &self,
+        kind: AnswerKind,
+        body: Body,
+        queue: VecDeque<Bytes>,
+        charge: AnswerCharge,
+        untold: Option<Untold>,
+    ) -> Delivery {
+        let mut clock = TakingClock::new(self.0.pace);
+        if !queue.is_empty() {
+            clock.ready(Instant::now());
+        }
         let answer = Arc::new(Answer(Mutex::new(State {
+            kind,
             body: Some(body),
-            rest: Bytes::new(),
-            taken: Some(Instant::now()),
+            queue,
+            untaken: 0,
+            last_frame: 0,
+            clock,
+            charge: Some(charge),
+            waker: None,
         })));
-        lock(&self.0).push(Arc::downgrade(&answer));
+        lock(&self.0.answers).push(Arc::downgrade(&answer));
         Delivery {
             answer,
             _untold: untold,
         }
     }
 
-    /// Lets answers go that nobody has taken anything of for `patience`, for as long as it is polled.
-    pub async fn let_go(&self, patience: Duration) {
+    /// Lets answers go that are taken too slowly, for as long as it is polled.
+    pub async fn let_go(&self) {
         loop {
-            tokio::time::sleep(LOOK.min(patience)).await;
+            tokio::time::sleep(LOOK.min(self.0.pace.grace)).await;
+            let now = Instant::now();
             let mut gone = Vec::new();
-            lock(&self.0).retain(|answer| {
+            lock(&self.0.answers).retain(|answer| {
                 let Some(answer) = answer.upgrade() else {
                     return false;
                 };
                 let mut state = lock(&answer.0);
-                let stalled = state.taken.is_some_and(|taken| taken.elapsed() >= patience);
-                if stalled {
-                    gone.extend(state.body.take());
-                    state.rest = Bytes::new();
+                let overdue = state.clock.is_overdue(now);
+                if overdue {
+                    gone.push(state.give_up());
                 }
-                !stalled
+                !overdue
             });
             if !gone.is_empty() {
                 tracing::warn!(
                     answers = gone.len(),
-                    "answers were dropped: nobody took them"
+                    "answers were dropped: they were taken too slowly"
                 );
             }
+            // Outside the locks: a body ends its run, and HTTP/2 resets the stream.
+            for (body, waker) in gone {
+                drop(body);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
         }
+    }
+}
+
+/// What holds `bytes`: the run's reservation where there is one of so many, else the budget.
+fn charged(
+    bytes: u64,
+    reservation: Option<AnswerReservation>,
+    mut budgeted: BudgetedBytes,
+) -> Result<AnswerCharge, Refusal> {
+    if let Some(reservation) = reservation.filter(|it| it.bytes() >= bytes) {
+        return Ok(AnswerCharge::Reserved(reservation));
+    }
+    budgeted.grow_to(bytes)?;
+    Ok(AnswerCharge::Budgeted(budgeted))
+}
+
+/// The one message that `body` makes, with `output` in it, in pieces.
+async fn whole(body: &mut Body, output: Option<&Captured>) -> Result<VecDeque<Bytes>, Status> {
+    let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+    let data = match frame.transpose()?.map(Frame::into_data) {
+        Some(Ok(data)) => data,
+        // It has a message: refusals do not come here.
+        Some(Err(_)) | None => return Err(status::from(&Refusal::internal("an answer is empty"))),
+    };
+    let mut queue = VecDeque::new();
+    match output {
+        None if data.len() <= LARGE => queue.push_back(data),
+        // Copies: a slice would keep the whole of it for as long as it is queued.
+        None => queue.extend(data.chunks(PIECE).map(Bytes::copy_from_slice)),
+        Some(output) => with_output(&data, output, &mut queue)?,
+    }
+    Ok(queue)
+}
+
+/// The message `data`, in its frame, with `output` after its other fields.
+fn with_output(data: &[u8], output: &Captured, queue: &mut VecDeque<Bytes>) -> Result<(), Status> {
+    let too_large = || status::from(&Refusal::internal("an answer is above 4 GiB"));
+    let heads = [(STDOUT, &output.stdout), (STDERR, &output.stderr)].map(|(field, pieces)| {
+        let mut head = BytesMut::new();
+        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+        if bytes > 0 {
+            encode_key(field, WireType::LengthDelimited, &mut head);
+            encode_varint(bytes as u64, &mut head);
+        }
+        (head, pieces)
+    });
+    let (prefix, message) = data.split_at_checked(PREFIX).ok_or_else(too_large)?;
+    let around: usize = heads.iter().map(|(head, _)| head.len()).sum();
+    let length = u32::try_from(message.len() + around + output.bytes()).map_err(|_| too_large())?;
+    let mut first = BytesMut::with_capacity(data.len() + around);
+    first.put_slice(&prefix[..1]);
+    first.put_u32(length);
+    first.put_slice(message);
+    for (head, pieces) in heads {
+        first.put_slice(&head);
+        match &pieces[..] {
+            [] => {}
+            // A short answer is one piece.
+            [only] if only.len() <= SMALL => first.put_slice(only),
+            pieces => {
+                queue.push_back(std::mem::take(&mut first).freeze());
+                queue.extend(pieces.iter().cloned());
+            }
+        }
+    }
+    if !first.is_empty() {
+        queue.push_back(first.freeze());
+    }
+    Ok(())
+}
+
+impl State {
+    /// Takes note that HTTP/2 has written `bytes`; returns who waited for that.
+    fn took(&mut self, bytes: usize) -> Option<Waker> {
+        self.untaken -= bytes;
+        if self.untaken == 0 && self.queue.is_empty() {
+            self.clock.took_all();
+        } else {
+            self.clock.took(bytes, Instant::now());
+        }
+        if self.kind.is_whole()
+            && let Some(charge) = &mut self.charge
+        {
+            charge.release(bytes as u64);
+        }
+        self.waker.take()
+    }
+
+    /// Drops what is still here, and all that was charged for it; returns what is to be dropped and
+    /// woken when the lock is free.
+    fn give_up(&mut self) -> (Option<Body>, Option<Waker>) {
+        self.queue.clear();
+        if let Some(charge) = &mut self.charge {
+            charge.handed_on();
+            charge.shrink_to(self.untaken as u64);
+        }
+        (self.body.take(), self.waker.take())
+    }
+
+    /// Whether HTTP/2 still holds too much to be given more.
+    fn has_to_wait(&self) -> bool {
+        match self.queue.front() {
+            Some(next) => self.untaken > 0 && self.untaken + next.len() > PIECE + SMALL,
+            // The body makes the next frame, or the end.
+            None if self.kind.is_whole() => self.untaken > SMALL,
+            None => self.untaken > 0 && self.untaken.max(self.last_frame) > SMALL,
+        }
+    }
+
+    /// The next piece, where there is one.
+    fn next_piece(&mut self, answer: &Arc<Answer>) -> Option<Bytes> {
+        let bytes = self.queue.pop_front()?;
+        self.untaken += bytes.len();
+        self.clock.ready(Instant::now());
+        if self.kind.is_whole()
+            && self.queue.is_empty()
+            && let Some(charge) = &mut self.charge
+        {
+            charge.handed_on();
+        }
+        let answer = Arc::clone(answer);
+        Some(Bytes::from_owner(Piece { bytes, answer }))
     }
 }
 
@@ -99,35 +373,59 @@ impl http_body::Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut state = lock(&self.answer.0);
-        let State { body, rest, taken } = &mut *state;
-        let Some(body) = body else {
+        if state.body.is_none() {
             // Never read: HTTP/2 resets the stream. That it was dropped was told to the log.
-            let refusal = Refusal::new(Reason::Internal, "an answer was dropped: nobody took it");
+            let why = "an answer was dropped: it was taken too slowly";
+            let refusal = Refusal::new(Reason::Internal, why);
             return Poll::Ready(Some(Err(status::from(&refusal))));
-        };
-        if rest.is_empty() {
-            let polled = Pin::new(body).poll_frame(cx);
-            *taken = polled.is_ready().then(Instant::now);
-            let Poll::Ready(Some(Ok(frame))) = polled else {
-                return polled;
-            };
-            match frame.into_data() {
-                Ok(data) if data.len() > LARGE => *rest = data,
-                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Err(frame) => return Poll::Ready(Some(Ok(frame))),
-            }
         }
-        *taken = Some(Instant::now());
-        // A copy: a slice would keep the whole of the large piece for as long as it is queued.
-        let piece = Bytes::copy_from_slice(&rest[..rest.len().min(PIECE)]);
-        rest.advance(piece.len());
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        if state.has_to_wait() {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if let Some(piece) = state.next_piece(&self.answer) {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(body) = &mut state.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        let Poll::Ready(Some(Ok(frame))) = polled else {
+            return polled;
+        };
+        let data = match frame.into_data() {
+            Ok(data) if !data.is_empty() => data,
+            Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        state.last_frame = data.len();
+        if data.len() > LARGE {
+            // Copies, as above.
+            let pieces = data.chunks(PIECE).map(Bytes::copy_from_slice);
+            state.queue.extend(pieces);
+        } else {
+            state.queue.push_back(data);
+        }
+        let piece = state.next_piece(&self.answer);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
         let state = lock(&self.answer.0);
         let body = state.body.as_ref();
-        state.rest.is_empty() && body.is_some_and(http_body::Body::is_end_stream)
+        state.queue.is_empty() && body.is_some_and(http_body::Body::is_end_stream)
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        // Its pieces may be on their way for long.
+        let mut state = lock(&self.answer.0);
+        let gone = state.give_up();
+        // Nobody can be told any more that they are taken too slowly.
+        state.clock.took_all();
+        drop(state);
+        drop(gone);
     }
 }
 

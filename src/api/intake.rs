@@ -17,12 +17,14 @@ use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::answer::AnswerKind;
 use super::delivery::Deliveries;
 use super::message_cap::MessageCap;
 use super::status;
+use super::taking::TakingPace;
 use crate::limits::share_of;
 use crate::refusal::{Reason, Refusal};
-use crate::run::{Tenant, Untold};
+use crate::run::Tenant;
 use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// Bytes of a message of a service that is not ours, which is reflection.
@@ -62,6 +64,10 @@ pub struct IntakeSettings {
     pub inflight: u64,
     /// How long the next bytes of a message may take.
     pub stall: Duration,
+    /// Bytes of all answers at once that no run's reservation holds.
+    pub inflight_answers: u64,
+    /// How fast an answer must be taken.
+    pub pace: TakingPace,
 }
 
 /// The layer.
@@ -117,13 +123,10 @@ impl Charge {
             bytes: mine,
         } = &*self.0;
         if let Some(tenant) = tenant {
-            take(
-                &tenant.request_bytes,
-                bytes,
-                share_of(budget, tenant.shares),
-            )?;
+            let share = share_of(budget, tenant.shares);
+            take(&tenant.request_bytes, bytes, share, REQUESTS)?;
         }
-        if let Err(refusal) = take(total, bytes, budget) {
+        if let Err(refusal) = take(total, bytes, budget, REQUESTS) {
             if let Some(tenant) = tenant {
                 tenant.request_bytes.fetch_sub(bytes, Ordering::AcqRel);
             }
@@ -134,19 +137,38 @@ impl Charge {
     }
 }
 
+/// What bytes in flight are of, and the setting that bounds them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InflightBytes {
+    pub(super) of: &'static str,
+    pub(super) setting: &'static str,
+}
+
+const REQUESTS: InflightBytes = InflightBytes {
+    of: "requests in flight",
+    setting: "server.inflight_request_bytes",
+};
+
 /// Takes `bytes` of a budget.
-fn take(held: &AtomicU64, bytes: u64, budget: u64) -> Result<(), Refusal> {
+///
+/// # Errors
+/// `QUEUE_FULL`.
+pub(super) fn take(
+    held: &AtomicU64,
+    bytes: u64,
+    budget: u64,
+    InflightBytes { of, setting }: InflightBytes,
+) -> Result<(), Refusal> {
     let fits = held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
         held.checked_add(bytes).filter(|held| *held <= budget)
     });
     fits.map(|_| ()).map_err(|_| {
-        const SETTING: &str = "server.inflight_request_bytes";
         let message = format!(
-            "{bytes} bytes more would be over the {budget} that requests in flight may hold together ({SETTING})"
+            "{bytes} bytes more would be over the {budget} that {of} may hold together ({setting})"
         );
         Refusal::new(Reason::QueueFull, message)
             .with("allowed", budget)
-            .with("limit", SETTING)
+            .with("limit", setting)
             .retry_after(RETRY)
     })
 }
@@ -182,7 +204,7 @@ impl Intake {
         Self {
             settings,
             held: Arc::default(),
-            deliveries: Deliveries::default(),
+            deliveries: Deliveries::new(settings.inflight_answers, settings.pace),
         }
     }
 
@@ -274,9 +296,20 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
+        let deliveries = self.intake.deliveries.clone();
+        let answers = AnswerKind::of(request.uri().path());
+        let budgeted = match deliveries.enter(answers, tenant.clone()) {
+            Ok(budgeted) => budgeted,
+            Err(refusal) => {
+                // Before anything is done for it, and unread.
+                let refused = status::from(&refusal).into_http();
+                return Box::pin(async move { Ok(refused) });
+            }
+        };
         let charge = Charge(Arc::new(Held {
             total: Arc::clone(&self.intake.held),
-            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
+            tenant,
             bytes: AtomicU64::new(0),
         }));
         let (kind, cap) = self.intake.kind(request.uri().path());
@@ -303,12 +336,10 @@ where
                 silent: None,
             })
         });
-        let deliveries = self.intake.deliveries.clone();
         let answer = self.inner.call(request);
         Box::pin(CURRENT.scope(charge_of_decoding, async move {
-            let mut answer = answer.await?;
-            let untold = answer.extensions_mut().remove::<Untold>();
-            Ok(answer.map(|body| Body::new(deliveries.watch(body, untold))))
+            let answer = answer.await?;
+            Ok(deliveries.send(answers, budgeted, answer).await)
         }))
     }
 }

@@ -1,5 +1,6 @@
 //! The gRPC edge: decode, call `run`, encode. Wire types stop here.
 
+mod answer;
 mod auth;
 pub(crate) mod codec;
 pub(crate) mod decode;
@@ -17,6 +18,7 @@ mod service;
 mod start;
 mod status;
 mod stream;
+mod taking;
 
 /// The generated API, `ringfence.v1`.
 #[expect(
@@ -39,3 +41,4 @@ pub use listen::{Address, BindError, Bound, ListenSettings, TlsSettings, bind, p
 pub use modules::ModuleApi;
 pub use runs::RunApi;
 pub use service::{Phase, SandboxApi};
+pub use taking::TakingPace;

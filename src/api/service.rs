@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::answer::{Enclosed, Enclosure};
 use super::auth::tenant_of;
 use super::decode::LoadFrom;
 use super::intake::Arrival;
@@ -63,12 +64,16 @@ impl SandboxService for SandboxApi {
         let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
         let end = attached.ended().await;
         let ended = (*end).as_ref().map_err(refused)?;
-        let [stdout, stderr] = run.captured().map_err(|refusal| refused(&refusal))?;
+        let captured = run.captured().map_err(|refusal| refused(&refusal))?;
+        // Its output goes beside the message, in the pieces that it was captured in.
         let mut response = Response::new(proto::RunResponse {
             result: Some(encode::result(run, ended)),
-            stdout,
-            stderr,
+            ..proto::RunResponse::default()
         });
+        response.extensions_mut().insert(Enclosed::new(Enclosure {
+            reservation: run.take_answer_reservation(),
+            output: Some(captured),
+        }));
         told_by(&mut response, &run.id, attached.untold.clone());
         Ok(response)
     }

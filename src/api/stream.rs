@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::{Response, Status};
 
+use super::answer::{Enclosed, Enclosure};
 use super::proto::stream_event::Event as Wire;
 use super::proto::{Lost, RunError, StreamEvent};
 use super::start::told_by;
@@ -31,10 +32,19 @@ impl Events {
     /// The same, for as long as the caller's side is taken.
     pub(super) fn beside(attached: Attached, taking: JoinSet<Option<RunError>>) -> Response<Self> {
         let (id, untold) = (attached.run.id.clone(), attached.untold.clone());
+        // That of its caller: a viewer is charged for itself.
+        let reservation = match &untold {
+            Some(_) => attached.run.take_answer_reservation(),
+            None => None,
+        };
         let mut response = Response::new(Self {
             attached: Some(attached),
             taking,
         });
+        response.extensions_mut().insert(Enclosed::new(Enclosure {
+            reservation,
+            output: None,
+        }));
         told_by(&mut response, &id, untold);
         response
     }

@@ -19,12 +19,12 @@ use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
     self, Address, Authentication, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase,
-    RunApi, SandboxApi,
+    RunApi, SandboxApi, TakingPace,
 };
 use crate::auth::Gatekeeper;
 use crate::config::{self, Config, Known, Overrides, Problems};
 use crate::hardening;
-use crate::run::Runner;
+use crate::run::{self, Runner};
 use crate::sandbox::{self, Sandbox};
 use crate::store::Artifacts;
 
@@ -57,8 +57,6 @@ pub struct App {
     gatekeeper: Arc<Gatekeeper>,
     authentication: Authentication,
     server: Server,
-    /// How long an answer may lie untaken.
-    patience: Duration,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -157,8 +155,12 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
             max_module: config.compile.max_module.0,
             inflight: server.inflight_request_bytes.0,
             stall: server.request_stall.0,
+            inflight_answers: server.inflight_answer_bytes.0,
+            pace: TakingPace {
+                grace: config.runs.stall_timeout.0 * PATIENCE,
+                min_rate: server.min_answer_rate.0,
+            },
         }),
-        patience: config.runs.stall_timeout.0 * PATIENCE,
         reflection: server.reflection,
         drain_delay: server.drain_delay.0,
         drain_grace: server.drain_grace.0,
@@ -177,6 +179,10 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
         .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
     let pages = tenants.iter().map(|it| it.policy.ceilings.max_memory_pages);
     let pages = pages.max().unwrap_or(config.policy.max_memory_pages);
+    let largest = tenants
+        .iter()
+        .map(|it| run::largest_reservation(&it.policy.ceilings));
+    let run_settings = settings::run_settings(config, largest.max().unwrap_or(u64::MAX));
     let sandbox = settings::sandbox_settings(config, pages, program, artifacts);
     let sandbox = Sandbox::start(&sandbox)
         .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
@@ -184,7 +190,7 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
         settings::instance(config),
         sandbox,
         settings::registries(config),
-        settings::run_settings(config),
+        run_settings,
         tenants,
     );
     Ok(Arc::new(
@@ -264,7 +270,7 @@ impl App {
         };
         let result = tokio::select! {
             result = serve_beside(serve, live) => result,
-            () = deliveries.let_go(self.patience) => Ok(()),
+            () = deliveries.let_go() => Ok(()),
             () = tending.tend() => Ok(()),
             () = self.gatekeeper.watch() => Ok(()),
         };
@@ -360,6 +366,17 @@ impl Probe {
     /// Bytes of all logs, runs of the history, and bytes of their records.
     pub fn remembered(&self) -> (usize, usize, usize) {
         self.0.remembered()
+    }
+
+    /// Bytes of answers on their way out that no run's reservation holds.
+    pub fn answer_bytes(&self) -> u64 {
+        self.0.answer_bytes()
+    }
+
+    /// Bytes that runs reserve, and answers of runs.
+    pub fn reserved_bytes(&self) -> u64 {
+        let (_, loads) = self.0.load();
+        loads.runs.bytes
     }
 
     /// Artefacts on disk that were not taken.

@@ -10,7 +10,7 @@ use crate::api::{ListenSettings, TlsSettings};
 use crate::auth::{self, JwtSettings, Keys};
 use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
-use crate::limits::PAGE;
+use crate::limits::{LEFT_TO_OTHERS, PAGE};
 use crate::policy::Policy;
 use crate::run::{self, Capacity, Quota, TenantSettings};
 use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings, SmallLane};
@@ -122,14 +122,16 @@ fn tls_settings(tls: &config::Tls) -> Option<TlsSettings> {
     })
 }
 
-fn capacity(config: &Config) -> Capacity {
+/// What there is for runs, of which the largest reserves `largest` bytes.
+fn capacity(config: &Config, largest: u64) -> Capacity {
     let (admission, compile) = (&config.admission, &config.compile);
+    let memory = match admission.memory.0 {
+        0 => run::share_of_memory(admission.memory_share),
+        bytes => bytes,
+    };
     Capacity {
         slots: admission.slots,
-        memory: match admission.memory.0 {
-            0 => run::share_of_memory(admission.memory_share),
-            bytes => bytes,
-        },
+        memory: memory.min(most_reserved(admission.slots, largest)),
         queue: admission.queue,
         max_wait: admission.max_wait.0,
         compiles: compile.concurrency,
@@ -141,12 +143,20 @@ fn capacity(config: &Config) -> Capacity {
     }
 }
 
-pub(super) fn run_settings(config: &Config) -> run::Settings {
+/// Bytes that the largest runs reserve in all `slots`. More than that would be for answers alone:
+/// those of runs whose slots others have meanwhile.
+fn most_reserved(slots: u32, largest: u64) -> u64 {
+    // Of several tenants one may hold seven eighths, and one such run fits into that.
+    let one = largest.saturating_add(largest.div_ceil(LEFT_TO_OTHERS - 1) + 1);
+    largest.saturating_mul(slots.into()).max(one)
+}
+
+pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
     let runs = &config.runs;
     // A 64-bit host, which this is, has room for more than any budget says.
     let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
     run::Settings {
-        capacity: capacity(config),
+        capacity: capacity(config, largest),
         share_code: config.compile.share,
         stall_timeout: runs.stall_timeout.0,
         log_bytes: bytes(runs.log_bytes),

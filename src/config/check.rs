@@ -268,6 +268,21 @@ fn messages(c: &mut Checker, config: &Config) {
         server.inflight_request_bytes,
         format!("more than one message of server.max_message or compile.max_module ({largest}), of which several tenants have seven eighths each"),
     );
+    // Room for a page of runs, and for a few who watch.
+    let answers = (Size(4 << 20), Size(1 << 40));
+    c.between(
+        "server.inflight_answer_bytes",
+        server.inflight_answer_bytes,
+        answers.0,
+        answers.1,
+    );
+    let rate = (Size(1), Size(1 << 30));
+    c.between(
+        "server.min_answer_rate",
+        server.min_answer_rate,
+        rate.0,
+        rate.1,
+    );
     let stdin_fits = config.policy.max_stdin.0 + config.policy.max_args.0 + config.policy.max_env.0
         < server.max_message.0;
     c.require(

@@ -2,11 +2,14 @@
 
 use super::check::{Checker, Known, Problem, millis, minutes};
 use super::schema::{Config, Size};
-use crate::limits::{MIN_STACK, StackClass};
+use crate::limits::{MIN_STACK, StackClass, share_of};
 
 /// The most that arguments, or environment, may be allowed to take: each of their entries takes a byte at the least, and
 /// a message may have 400,000.
 const MAX_LIST: Size = Size(192 << 10);
+
+/// What an answer may have besides output, and more than that.
+const ANSWER_REST: u64 = 64 << 10;
 
 /// What is wrong with the policy and the defaults, as a tenant has them.
 pub(super) fn limits_and_grants(config: &Config, known: &Known) -> Vec<Problem> {
@@ -66,6 +69,16 @@ fn limits(c: &mut Checker, config: &Config) {
         policy.max_output,
         Size(1),
         Size(1 << 30),
+    );
+    // Who calls again with a key is given both streams at once, and gets no part of a reservation for it.
+    let answers = config.server.inflight_answer_bytes;
+    let share = share_of(answers.0, config.tenants.len() > 1);
+    let most = Size(share.saturating_sub(ANSWER_REST) / 2);
+    c.require(
+        policy.max_output <= most,
+        "policy.max_output",
+        policy.max_output,
+        format!("at most {most}, half of what a tenant's answers may hold of server.inflight_answer_bytes ({answers})"),
     );
     c.between(
         "defaults.output_limit",

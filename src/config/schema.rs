@@ -45,6 +45,8 @@ pub struct Server {
     pub reflection: bool,
     pub max_message: Size,
     pub inflight_request_bytes: Size,
+    pub inflight_answer_bytes: Size,
+    pub min_answer_rate: Size,
     pub max_connections: u32,
     pub max_connections_per_peer: u32,
     pub handshake_timeout: Time,

@@ -4,6 +4,7 @@
 //! caller that reads as it goes is *owed* its output: none of it is let go before it was read, and the guest waits
 //! while there is no room for more. All other readers, [`Viewer`]s, get what is there, and are told what is not.
 
+mod captured;
 mod pool;
 mod view;
 
@@ -20,6 +21,7 @@ use crate::refusal::Refusal;
 
 use self::pool::Ticket;
 
+pub use self::captured::{CaptureBuffer, Captured};
 pub use self::pool::Pool;
 pub use self::view::{Event, Viewer, What};
 
@@ -60,7 +62,7 @@ struct Inner {
     full_since: Option<Instant>,
     end: Option<(SystemTime, Arc<End>)>,
     /// Standard output and error of a run whose caller gets them whole.
-    captured: Option<[Bytes; 2]>,
+    captured: Option<Captured>,
     /// Whether no caller of the run is left, after its end.
     shelved: bool,
     /// Its place among the logs of the pool that can give something.
@@ -134,9 +136,9 @@ impl Log {
     }
 
     /// Says how the run ended, once; nothing is written after it.
-    pub fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
+    pub fn finish(&self, end: End, captured: Option<Captured>) {
         if let Some(captured) = &captured {
-            self.pool.add(captured.iter().map(Bytes::len).sum());
+            self.pool.add(captured.bytes());
             // Before anybody learns of it.
             self.pool.make_room();
         }
@@ -189,7 +191,7 @@ impl Log {
     }
 
     /// What the run's caller gets whole, for as long as it is kept.
-    pub fn captured(&self) -> Option<[Bytes; 2]> {
+    pub fn captured(&self) -> Option<Captured> {
         self.lock().captured.clone()
     }
 
@@ -374,7 +376,7 @@ impl Inner {
 
     fn drop_captured(&mut self) -> usize {
         let captured = self.captured.take();
-        captured.iter().flatten().map(Bytes::len).sum()
+        captured.as_ref().map_or(0, Captured::bytes)
     }
 }
 

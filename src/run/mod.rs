@@ -4,6 +4,7 @@
 //! modules could use.
 
 mod admission;
+mod answer;
 mod attach;
 mod audit;
 mod control;
@@ -16,6 +17,7 @@ mod start;
 mod tenant;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::admission::{Admission, not_started};
@@ -32,13 +34,14 @@ use crate::store::Registries;
 use bytes::Bytes;
 
 pub use self::admission::{Capacity, Load, Loads, Pass, Quota, share_of_memory, shutting_down};
+pub use self::answer::{AnswerReservation, STREAMED_FRAMES};
 pub use self::attach::Attached;
 pub use self::control::Cancelled;
 pub use self::inflight::Untold;
 pub use self::keep::{About, Arriving, Kept, Taken};
 pub use self::record::{Granted, Method, Origin, Run, State};
 pub use self::registry::{History, News, Selector, Watch};
-pub use self::start::{Asked, Refused};
+pub use self::start::{Asked, Refused, largest_reservation};
 pub use self::tenant::{Tenant, TenantSettings};
 
 /// How often what has grown too old is looked for.
@@ -224,6 +227,12 @@ impl Runner {
             sum = (sum.0 + tenant.logged(), sum.1 + runs, sum.2 + bytes);
         }
         sum
+    }
+
+    /// Bytes of answers that no run's reservation holds, of all tenants.
+    pub fn answer_bytes(&self) -> u64 {
+        let each = |tenant: &Arc<Tenant>| tenant.answer_bytes.load(Ordering::Acquire);
+        self.tenants.all().map(each).sum()
     }
 
     /// Takes no runs any more; those that have not started are refused.

@@ -4,14 +4,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-
-use super::admission::shutting_down;
+use super::admission::{Counted, Pass, shutting_down};
+use super::answer::AnswerReservation;
 use super::audit::{self, Reach};
 use super::registry::Registry;
 use super::tenant::Tenant;
 use crate::limits::Limits;
-use crate::log::{End, Log};
+use crate::log::{Captured, End, Log};
 use crate::outcome::{CancelCause, Ended, Outcome, Usage};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels, RunId};
@@ -117,6 +116,14 @@ struct Facts {
     started: Option<Instant>,
     callers: usize,
     over: bool,
+    answer: AnswerParts,
+}
+
+/// What of the run's admission is its callers' until the answer is theirs.
+#[derive(Debug, Default)]
+struct AnswerParts {
+    permit: Option<Pass>,
+    quota: Option<Counted>,
 }
 
 /// One caller of a run, counted until this is dropped. A run that is not detached ends with the last of them.
@@ -132,7 +139,10 @@ impl Drop for Caller {
             return;
         }
         if facts.over {
+            let answer = std::mem::take(&mut facts.answer);
+            drop(facts);
             run.log.shelve(run.key.is_some());
+            drop(answer);
         } else if !run.detached {
             run.stop
                 .request(StopReason::Cancelled(CancelCause::CallerGone));
@@ -202,7 +212,7 @@ impl Run {
     ///
     /// # Errors
     /// `RUN_NOT_FOUND` where it is not kept any more.
-    pub fn captured(&self) -> Result<[Bytes; 2], Refusal> {
+    pub fn captured(&self) -> Result<Captured, Refusal> {
         self.log.captured().ok_or_else(|| {
             let id = &self.id;
             let message = format!(
@@ -212,6 +222,26 @@ impl Run {
                 .at("spec.idempotency_key")
                 .with("run_id", id)
         })
+    }
+
+    /// Keeps a part of its reservation for its answer.
+    pub(super) fn reserve_answer(&self, permit: Pass) {
+        let before = self.lock().answer.permit.replace(permit);
+        drop(before);
+    }
+
+    /// Counts it among its tenant's runs at once until its answer is its caller's, or no caller is
+    /// left.
+    pub(super) fn count_until_answered(&self, quota: Counted) {
+        let before = self.lock().answer.quota.replace(quota);
+        drop(before);
+    }
+
+    /// Hands over what was kept for its answer, to the first that asks; `None`: nothing is.
+    pub fn take_answer_reservation(&self) -> Option<AnswerReservation> {
+        let mut facts = self.lock();
+        let permit = facts.answer.permit.take()?;
+        Some(AnswerReservation::new(permit, facts.answer.quota.take()))
     }
 
     /// Whether it never started because its callers left it.
@@ -274,12 +304,15 @@ impl Run {
     }
 
     /// Tells how it ended; everybody who waits learns of it.
-    pub(super) fn finish(&self, end: End, captured: Option<[Bytes; 2]>) {
+    pub(super) fn finish(&self, end: End, captured: Option<Captured>) {
         self.log.finish(end, captured);
         let mut facts = self.lock();
         facts.over = true;
         if facts.callers == 0 {
+            let answer = std::mem::take(&mut facts.answer);
+            drop(facts);
             self.log.shelve(self.key.is_some());
+            drop(answer);
         }
     }
 
@@ -350,18 +383,12 @@ impl Pending {
     }
 
     /// Ends it; what was `captured` is for its callers.
-    pub(super) fn ended(mut self, result: End, captured: Option<[Bytes; 2]>) {
+    pub(super) fn ended(mut self, result: End, captured: Option<Captured>) {
         self.write(&result);
-        // Kept for others to ask for, it takes no more than it is; else it leaves at once.
-        let exact = |bytes: Bytes| match &self.run.key {
-            Some(_) => Bytes::copy_from_slice(&bytes),
-            None => bytes,
-        };
-        let captured = captured.map(|both| both.map(exact));
         self.finish(result, captured);
     }
 
-    fn finish(&mut self, end: End, captured: Option<[Bytes; 2]>) {
+    fn finish(&mut self, end: End, captured: Option<Captured>) {
         self.over = true;
         self.registry().end(&self.run, end, captured);
     }

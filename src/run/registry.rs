@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::keys::Keys;
 use super::record::{Run, State};
-use crate::log::End;
+use crate::log::{Captured, End};
 use crate::request::{Labels, RunId};
 
 /// Bytes of records on one page, about: what a client takes in one message, with room to spare.
@@ -146,7 +145,7 @@ impl Registry {
     }
 
     /// Ends a run, and forgets what is too much. Whoever learns of the end finds it in the history.
-    pub(super) fn end(&self, run: &Arc<Run>, end: End, captured: Option<[Bytes; 2]>) {
+    pub(super) fn end(&self, run: &Arc<Run>, end: End, captured: Option<Captured>) {
         if run.log.started().is_none() {
             self.keys.free(run);
         }

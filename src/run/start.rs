@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::admission::{CompileCharge, Counted, Pass, shutting_down};
+use super::answer;
 use super::attach::Attached;
 use super::audit::Reach;
 use super::inflight::Flight;
 use super::record::{Granted, Origin, Pending, Run, unstarted};
 use super::tenant::Tenant;
 use super::{Runner, before};
-use crate::limits::{Delivery, Limits, PAGE};
-use crate::log::{self, End};
+use crate::limits::{Ceilings, Delivery, Limits, PAGE, StackClass};
+use crate::log::End;
 use crate::policy::Grants;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
@@ -67,6 +68,7 @@ struct Ready {
 /// A run that has its module and its slot.
 struct Admitted {
     granted: Granted,
+    delivery: Delivery,
     prepared: Prepared,
     output: Arc<Output>,
     permit: Pass,
@@ -239,6 +241,7 @@ impl Runner {
                 memory_pages,
                 limits: limits.clone(),
             },
+            delivery: *delivery,
             prepared: sandbox::prepare(loaded, spec, memory_pages, entry, around)?,
             output,
             permit,
@@ -252,22 +255,33 @@ impl Runner {
     fn execute(&self, admitted: Admitted, pending: Pending) {
         let Admitted {
             granted,
+            delivery,
             prepared,
             output,
-            permit,
+            mut permit,
             flight,
             counted,
             reach,
         } = admitted;
         let lane = Arc::clone(pending.run.origin.tenant.account.lane());
+        match delivery {
+            // Its caller may read it long after the guest has ended.
+            Delivery::Streamed => pending.run.reserve_answer(permit.split(answer::STREAMED)),
+            Delivery::Captured => {}
+        }
         pending.started(granted, reach.as_ref());
         let untold = self.inflight.untold();
-        // The slot is free before anybody learns of the end.
+        // The slot is free before anybody learns of the end, and all bytes but those of the answer.
         let ended = move |result: End| {
             drop(flight);
+            let captured = output.take_captured();
+            if let Some(captured) = &captured {
+                let bytes = captured.bytes() as u64 + answer::WHOLE_REST;
+                pending.run.reserve_answer(permit.split(bytes));
+            }
             drop(permit);
-            drop(counted);
-            pending.ended(result, output.take_captured());
+            pending.run.count_until_answered(counted);
+            pending.ended(result, captured);
             drop(untold);
         };
         self.sandbox.spawn(&lane, prepared, ended);
@@ -360,15 +374,27 @@ impl Runner {
     }
 }
 
-/// Bytes that a run reserves: its memories, its stack, and what is kept of its output while it goes on.
+/// Bytes that a run reserves: its memories, its stack, what is kept of its output while it goes on,
+/// and its answer.
 fn reserved(limits: &Limits, memory_pages: u32, delivery: Delivery) -> u64 {
     let output = match delivery {
-        Delivery::Captured => limits.output.unwrap_or_default().saturating_mul(2),
+        Delivery::Captured => limits.output.unwrap_or_default(),
         Delivery::Streamed => 0,
     };
-    let stack = u64::from(limits.stack.bytes()) + sandbox::HOST_STACK as u64;
-    let own = u64::from(memory_pages) * PAGE + stack + log::FLOOR as u64;
-    own.saturating_add(output)
+    reservation(memory_pages, limits.stack, output)
+}
+
+/// Bytes that a run reserves at the most within `ceilings`.
+pub fn largest_reservation(ceilings: &Ceilings) -> u64 {
+    let stack = StackClass::at_least(ceilings.max_stack).unwrap_or(StackClass::M16);
+    reservation(ceilings.max_memory_pages, stack, ceilings.max_output)
+}
+
+/// Bytes for a run with `output` bytes of each output stream.
+fn reservation(memory_pages: u32, stack: StackClass, output: u64) -> u64 {
+    let stack = u64::from(stack.bytes()) + sandbox::HOST_STACK as u64;
+    let own = u64::from(memory_pages) * PAGE + stack + answer::STREAMED;
+    own.saturating_add(output.saturating_mul(2))
 }
 
 /// What tells a spec from others.

@@ -44,6 +44,8 @@ pub struct Tenant {
     pub policy: Policy,
     /// Bytes of its requests in flight.
     pub request_bytes: AtomicU64,
+    /// Bytes of its answers on their way out, those that a run's reservation holds aside.
+    pub answer_bytes: AtomicU64,
     /// Whether it is one of several, and leaves something to the others.
     pub shares: bool,
     /// Where it stands in admission.
@@ -130,6 +132,7 @@ impl Tenants {
                 name: it.name.into(),
                 policy: it.policy,
                 request_bytes: AtomicU64::new(0),
+                answer_bytes: AtomicU64::new(0),
                 shares,
                 line,
                 account: Account::new(it.quota, Lane::new(it.weight)),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
@@ -14,7 +14,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 use super::pace::Pace;
 use super::stop::{Stop, StopReason};
 use crate::limits::{Delivery, OutputPolicy};
-use crate::log::{CHUNK_BYTES, Log};
+use crate::log::{CHUNK_BYTES, CaptureBuffer, Captured, Log};
 use crate::outcome::{CancelCause, Stream, Usage, Written};
 
 /// What a guest is told that it may write in one call where there is room at all: more than any
@@ -40,7 +40,7 @@ pub struct Output {
 #[derive(Debug)]
 struct Inner {
     written: [Written; 2],
-    captured: Option<[BytesMut; 2]>,
+    captured: Option<[CaptureBuffer; 2]>,
 }
 
 /// The error that ends a guest which went over its output limit.
@@ -88,9 +88,9 @@ impl Output {
     }
 
     /// Takes what was captured, of a run whose output is.
-    pub fn take_captured(&self) -> Option<[Bytes; 2]> {
+    pub fn take_captured(&self) -> Option<Captured> {
         let captured = self.lock().captured.take();
-        captured.map(|captured| captured.map(BytesMut::freeze))
+        captured.map(Captured::new)
     }
 
     /// Writes as far as the limit goes.
@@ -111,7 +111,7 @@ impl Output {
         self.usage.set_written(stream, written.bytes);
         let bytes = &bytes[..bytes.len().min(left)];
         if let Some(captured) = &mut inner.captured {
-            captured[stream as usize].extend_from_slice(bytes);
+            captured[stream as usize].extend(bytes);
         }
         drop(inner);
         self.log.write(stream, bytes);

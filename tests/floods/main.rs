@@ -28,6 +28,7 @@ mod bodies;
 mod control;
 mod headers;
 mod keepalive;
+mod manifests;
 mod resets;
 mod silence;
 mod windows;

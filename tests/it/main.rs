@@ -25,6 +25,7 @@ mod guests;
 mod harness;
 mod process;
 
+mod answers;
 mod artifacts;
 mod attach;
 mod audit;

@@ -55,7 +55,8 @@ impl Served {
         Self::of(command, args)
     }
 
-    fn of(mut command: Command, args: &[&str]) -> Self {
+    /// Of a command that becomes the daemon.
+    pub(crate) fn of(mut command: Command, args: &[&str]) -> Self {
         let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(args)

@@ -717,8 +717,8 @@ async fn an_ask_over_all_memory_can_never_be_admitted() {
             r.stack_size = Some(512 << 10);
         })
     };
-    // 2 MiB of output, 1.5 MiB of stack, 128 KiB of log: the rest is memory.
-    let most = (32 * 16) - 2 * 16 - 24 - 2;
+    // 2 MiB of output, 1.5 MiB of stack, 128 KiB of log, 192 KiB of answer: the rest is memory.
+    let most = (32 * 16) - 2 * 16 - 24 - 2 - 3;
     daemon.ran(pages(most - 1)).await.exited(0);
     daemon.ran(pages(most)).await.exited(0);
     daemon

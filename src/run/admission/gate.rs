@@ -529,13 +529,46 @@ impl Drop for Place<'_> {
     }
 }
 
+impl Pass {
+    /// Splits off a pass of no place and `bytes`, or as many as there are, which is held on its own.
+    pub(in crate::run) fn split(&mut self, bytes: u64) -> Self {
+        let part = Amount {
+            places: 0,
+            bytes: bytes.min(self.held.bytes),
+        };
+        // What the gate holds stays the same.
+        self.held.sub(part);
+        Self {
+            gate: Arc::clone(&self.gate),
+            line: self.line,
+            held: part,
+            since: self.since,
+        }
+    }
+
+    /// Bytes that it holds.
+    pub(in crate::run) fn bytes(&self) -> u64 {
+        self.held.bytes
+    }
+
+    /// Gives back `bytes`, or as many as there are, before the rest: those that wait are served.
+    pub(in crate::run) fn release(&mut self, bytes: u64) {
+        drop(self.split(bytes));
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
+        if self.held == Amount::default() {
+            return;
+        }
         let mut state = self.gate.lock();
         state.held.sub(self.held);
         state.lines[self.line].held.sub(self.held);
-        let held = self.since.elapsed();
-        state.pace = (state.pace * (PACE - 1) + held) / PACE;
+        if self.held.places > 0 {
+            let held = self.since.elapsed();
+            state.pace = (state.pace * (PACE - 1) + held) / PACE;
+        }
         let mut later = Later::default();
         self.gate.serve(&mut state, &mut later);
         drop(state);

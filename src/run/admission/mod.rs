@@ -319,6 +319,67 @@ mod tests {
         passes.try_into().unwrap()
     }
 
+    /// Bytes and places that are held.
+    fn held(gate: &Gate) -> (u32, u64) {
+        let Load { held, bytes, .. } = gate.load();
+        (held, bytes)
+    }
+
+    #[tokio::test]
+    async fn what_an_answer_keeps_of_a_run_holds_bytes_and_no_slot() {
+        let capacity = Amount {
+            places: 1,
+            bytes: 100,
+        };
+        let gate = Gate::new(capacity, 8, &[1, 1]);
+        let mut run = gate.try_enter(0, Amount::one(80)).unwrap();
+        let mut answer = run.split(30);
+        assert_eq!(
+            (held(&gate), run.bytes(), answer.bytes()),
+            ((1, 80), 50, 30)
+        );
+        drop(run);
+        assert_eq!(held(&gate), (0, 30));
+        // The next run finds the slot, and as many bytes as the answer leaves.
+        let enter = |bytes| gate.try_enter(0, Amount::one(bytes));
+        assert_eq!(enter(71).unwrap_err(), Turned::Full);
+        drop(enter(70).unwrap());
+        // One that waits goes as soon as enough of the answer was taken.
+        let patience = Duration::from_secs(600);
+        let mut waits = pin!(gate.enter(0, Amount::one(90), patience, || ()));
+        assert!(waits.as_mut().now_or_never().is_none());
+        answer.release(19);
+        assert!(waits.as_mut().now_or_never().is_none());
+        answer.release(1);
+        let run = waits.now_or_never().unwrap().unwrap();
+        assert_eq!(held(&gate), (1, 100));
+        // No more comes back than is there.
+        answer.release(11);
+        assert_eq!((held(&gate), answer.bytes()), ((1, 90), 0));
+        drop(answer);
+        drop(run);
+        assert_eq!(held(&gate), (0, 0));
+    }
+
+    #[test]
+    fn no_more_is_split_off_than_there_is() {
+        let gate = Gate::new(
+            Amount {
+                places: 2,
+                bytes: 10,
+            },
+            0,
+            &[1, 1],
+        );
+        let mut run = gate.try_enter(0, Amount::one(4)).unwrap();
+        let answer = run.split(5);
+        assert_eq!((run.bytes(), answer.bytes()), (0, 4));
+        drop(answer);
+        assert_eq!(held(&gate), (1, 0));
+        drop(run);
+        assert_eq!(held(&gate), (0, 0));
+    }
+
     #[tokio::test]
     async fn a_small_module_is_compiled_in_the_lane_that_is_free_first() {
         for (free, lane) in [(0, CompileLane::Small), (1, CompileLane::Large)] {
