@@ -13,6 +13,7 @@ mod engine;
 mod entry;
 mod execute;
 mod features;
+mod file_times;
 mod flight;
 mod footprint;
 mod habit;

@@ -4,7 +4,7 @@ use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
-    Descriptor, DescriptorStat, ErrorCode, HostDescriptor, NewTimestamp, PathFlags,
+    Descriptor, ErrorCode, HostDescriptor, NewTimestamp, PathFlags,
 };
 
 use super::{CallStore, opened};
@@ -18,7 +18,8 @@ const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What functions of files return.
 type OfFile<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
-/// Replaces what writes, opens, closes, and takes paths.
+/// Replaces what writes, opens, closes, and takes paths. What tells of files is in
+/// [`crate::sandbox::file_times`].
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     add_files(linker)?;
     add_paths(linker)
@@ -152,10 +153,6 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define_path!(
         interface, "[method]descriptor.create-directory-at", create_directory_at,
         (), () -> ()
-    );
-    define_path!(
-        interface, "[method]descriptor.stat-at", stat_at,
-        (flags: PathFlags), () -> DescriptorStat
     );
     define_path!(
         interface, "[method]descriptor.set-times-at", set_times_at,
