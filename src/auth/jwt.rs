@@ -3,7 +3,8 @@
 //!
 //! What is told of a token that is wrong in several ways is the first of: it is no JWT, its header
 //! asks for what is not understood, it has expired, it is not valid yet, it is for another audience,
-//! it is of another issuer, it lacks one of these claims, no known key signed it, it names no tenant.
+//! it is of another issuer, it lacks one of these claims or has no number for a time, no known key
+//! signed it, it names no tenant.
 //! What a token says of itself is enough to refuse it, so that no key is looked for in vain.
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ const NOT_YET: &str = "the token is not valid yet";
 const AUDIENCE: &str = "the token is for another audience";
 const ISSUER: &str = "the token is of another issuer";
 const LACKING: &str = "the token lacks exp, aud or iss";
+const NO_TIME: &str = "the token's exp or nbf is not a number";
 const UNKNOWN_KEY: &str = "the token was not signed by a key that is known";
 
 /// What tokens must be.
@@ -234,6 +236,10 @@ impl Jwt {
         if issuer.is_some_and(|it| !is(it, &self.issuer)) {
             return Some(ISSUER);
         }
+        let is_time = |claim: &str| claims.get(claim).is_none_or(Value::is_number);
+        if !is_time("exp") || !is_time("nbf") {
+            return Some(NO_TIME);
+        }
         let complete = time("exp").is_some() && audience.is_some() && issuer.is_some();
         (!complete).then_some(LACKING)
     }
@@ -322,7 +328,8 @@ fn claims_fault(error: &jsonwebtoken::errors::Error) -> Option<Why> {
         ErrorKind::ImmatureSignature => Some(NOT_YET),
         ErrorKind::InvalidAudience => Some(AUDIENCE),
         ErrorKind::InvalidIssuer => Some(ISSUER),
-        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => Some(LACKING),
+        ErrorKind::MissingRequiredClaim(_) => Some(LACKING),
+        ErrorKind::InvalidClaimFormat(_) => Some(NO_TIME),
         _ => None,
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct RemoteKeys {
     /// Asks for the keys before it is time.
     wanted: Notify,
     /// What callers do or leave has no part in it.
-    attempts: watch::Sender<Attempts>,
+    attempts: watch::Sender<Attempt>,
     waiting: Semaphore,
 }
 
@@ -55,11 +55,10 @@ struct Known {
     at: Option<Instant>,
 }
 
-/// How often the keys were asked for, and what came of the last time.
+/// When the keys were asked for last, and whether that failed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Attempts {
-    count: u64,
-    last: Option<Instant>,
+struct Attempt {
+    at: Option<Instant>,
     failed: bool,
 }
 
@@ -109,8 +108,8 @@ impl RemoteKeys {
     /// Asks for the keys once more, unless that was done a moment ago, and waits for what comes of it.
     pub(super) async fn refreshed(&self) -> Refresh {
         let mut attempts = self.attempts.subscribe();
-        let Attempts { last, failed, .. } = *attempts.borrow();
-        let left = last.and_then(|at| ASKED_AGAIN.checked_sub(at.elapsed()));
+        let Attempt { at, failed } = *attempts.borrow();
+        let left = at.and_then(|at| ASKED_AGAIN.checked_sub(at.elapsed()));
         if let Some(left) = left.filter(|left| !left.is_zero()) {
             return match failed {
                 true => Refresh::Failed(left),
@@ -146,12 +145,9 @@ impl RemoteKeys {
                     self.refresh.min(ASKED_AGAIN)
                 }
             };
-            self.attempts.send_modify(|attempts| {
-                *attempts = Attempts {
-                    count: attempts.count + 1,
-                    last: Some(Instant::now()),
-                    failed,
-                };
+            self.attempts.send_replace(Attempt {
+                at: Some(Instant::now()),
+                failed,
             });
             let again = tokio::time::sleep(ASKED_AGAIN);
             let wanted = async {

@@ -336,7 +336,11 @@ async fn the_best_reason_is_told() {
         (one.sign(without("aud")), "lacks exp, aud or iss"),
         (
             one.sign(|it| it["exp"] = json!("x")),
-            "lacks exp, aud or iss",
+            "exp or nbf is not a number",
+        ),
+        (
+            one.sign(|it| it["nbf"] = json!("x")),
+            "exp or nbf is not a number",
         ),
         (one.sign(without("sub")), "names no tenant"),
         (stranger.sign(|_| ()), "not signed by a key that is known"),
