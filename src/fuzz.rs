@@ -114,8 +114,8 @@ pub fn token(bytes: &[u8]) {
     let tenants: HashSet<String> = ["a".to_owned(), "b".to_owned()].into();
     let at = bytes.iter().position(|byte| *byte == 0);
     let (file, shown) = bytes.split_at(at.unwrap_or(bytes.len()));
-    if let Ok(tokens) = Tokens::parse(file, &tenants)
-        && let Ok(shown) = std::str::from_utf8(shown)
+    let tokens = Tokens::parse(file, &tenants).value;
+    if let Ok(shown) = std::str::from_utf8(shown)
         && let Some(tenant) = tokens.tenant(shown)
     {
         assert!(tenants.contains(&*tenant));

@@ -66,6 +66,8 @@ pub enum Reason {
     StoreFull,
     /// The module store cannot be reached, or cannot give back what it took.
     StoreUnavailable,
+    /// What the daemon needs to judge or serve the request cannot be had now.
+    RuntimeUnavailable,
     /// The caller's deadline passed before the run could start.
     NotStarted,
     /// No such run, or not any more.
@@ -84,7 +86,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -109,6 +111,7 @@ impl Reason {
         Self::MessageTooLarge,
         Self::StoreFull,
         Self::StoreUnavailable,
+        Self::RuntimeUnavailable,
         Self::NotStarted,
         Self::RunNotFound,
         Self::RunElsewhere,
@@ -145,6 +148,7 @@ impl Reason {
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
             Self::StoreFull => "STORE_FULL",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::RuntimeUnavailable => "RUNTIME_UNAVAILABLE",
             Self::NotStarted => "NOT_STARTED",
             Self::RunNotFound => "RUN_NOT_FOUND",
             Self::RunElsewhere => "RUN_ELSEWHERE",

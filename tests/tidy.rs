@@ -257,3 +257,106 @@ fn the_document_of_limits_is_the_table_of_limits() {
         "docs/limits.md is not what src/guest_limits.rs says: run `WRITE_DOCS=1 cargo test --release --test tidy`"
     );
 }
+
+/// The names of all tests in a file, also of those that `cases!` makes, and of what it makes them of.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let (mut is_test, mut in_cases) = (false, false);
+    for line in text.lines() {
+        let line = line.trim();
+        if line.starts_with("#[test") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some(rest) = line.strip_prefix("cases!(") {
+            names.push(rest.split(':').next().unwrap_or(rest));
+            in_cases = true;
+        } else if let Some(rest) = line
+            .strip_prefix("async ")
+            .unwrap_or(line)
+            .strip_prefix("fn ")
+        {
+            names.extend(is_test.then(|| rest.split('(').next().unwrap_or(rest)));
+            (is_test, in_cases) = (false, false);
+        } else if in_cases && let Some((name, _)) = line.split_once('(') {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether `pattern`, in which "*" stands for anything, is all of `name`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches(after, &rest[at..]))
+        }),
+    }
+}
+
+/// Whether a test that is named so in `docs/security.md` is there.
+fn is_there(name: &str) -> bool {
+    let tests = root().join("tests");
+    if let Some(row) = name.strip_prefix("siege ") {
+        return tests.join(format!("siege/{row}.rs")).is_file();
+    }
+    let Some((file, test)) = name.split_once("::") else {
+        let path = tests.join(name);
+        return match name.strip_suffix('/') {
+            Some(_) => path.is_dir(),
+            None => path.is_file(),
+        };
+    };
+    let paths = [
+        tests.join(format!("it/{file}.rs")),
+        tests.join(format!("{file}.rs")),
+    ];
+    paths.iter().any(|path| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        tests_of(&text).iter().any(|name| matches(test, name))
+    })
+}
+
+#[test]
+fn every_promise_names_code_and_a_test_that_there_are() {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let quoted = |cell: &str| -> Vec<String> {
+        let parts = cell.split('`').skip(1).step_by(2);
+        parts.map(str::to_owned).collect()
+    };
+    let promises = text.split("## Promises").nth(1).unwrap();
+    let promises = promises
+        .split("## What each proposal opens")
+        .next()
+        .unwrap();
+    let mut rows = 0;
+    for row in promises.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 3, "{row}");
+        if cells[2].trim() == "test" {
+            continue;
+        }
+        rows += 1;
+        for code in quoted(cells[1]) {
+            let path = root().join("src").join(code.trim_end_matches('/'));
+            let there = path.is_dir() || path.with_extension("rs").is_file();
+            assert!(there, "src/{code} is not there: {row}");
+        }
+        let tests = quoted(cells[2]);
+        assert!(!tests.is_empty(), "no test is named: {row}");
+        for test in tests {
+            assert!(is_there(&test), "`{test}` is not there: {row}");
+        }
+    }
+    assert!(rows > 30, "only {rows} promises were found");
+    // What is not defended says what to do about it.
+    let undefended = text.split("## What is not defended").nth(1).unwrap();
+    let undefended = undefended.split("\n## ").next().unwrap();
+    for bullet in undefended.lines().filter(|line| line.starts_with("- ")) {
+        assert!(bullet.contains("*Do this:*"), "{bullet}");
+    }
+    // And other names of tests in the document are true too.
+    for name in quoted(&text).iter().filter(|it| it.contains("::")) {
+        let named = name.replace("file::test", "tidy::nothing_is_left_unfinished");
+        assert!(is_there(&named), "`{name}` is not there");
+    }
+}

@@ -50,7 +50,9 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::NotStarted => Code::DeadlineExceeded,
         Reason::RunCancelled => Code::Cancelled,
         Reason::IdempotencyConflict => Code::AlreadyExists,
-        Reason::ShuttingDown | Reason::StoreUnavailable => Code::Unavailable,
+        Reason::ShuttingDown | Reason::StoreUnavailable | Reason::RuntimeUnavailable => {
+            Code::Unavailable
+        }
         Reason::Internal => Code::Internal,
     }
 }

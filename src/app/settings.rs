@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::api::{ListenSettings, TlsSettings};
-use crate::auth::{self, JwtSettings, Keys};
+use crate::auth::{self, CertificateName, JwtSettings, Keys};
 use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
 use crate::limits::{LEFT_TO_OTHERS, PAGE};
@@ -79,15 +79,25 @@ fn place(url: &StoreUrl) -> Place {
 pub(super) fn auth_settings(config: &Config) -> auth::Settings {
     let jwt = &config.auth.jwt;
     let keys = match url::Url::parse(&jwt.jwks) {
-        Ok(_) => Keys::Url(jwt.jwks.clone()),
+        Ok(_) => Keys::Url {
+            url: jwt.jwks.clone(),
+            refresh: jwt.refresh.0,
+            max_stale: jwt.max_stale.0,
+        },
         Err(_) => Keys::File(PathBuf::from(&jwt.jwks)),
     };
     let tenants = config.all_tenants();
     let mut certificates = HashMap::new();
     let mut uids = HashMap::new();
     for tenant in &tenants {
-        let owned = |name: &String| (name.clone(), tenant.name.clone());
-        certificates.extend(tenant.certificates.iter().map(owned));
+        for text in &tenant.certificates {
+            // What makes no sense was refused when the configuration was checked.
+            let names = CertificateName::configured(text).unwrap_or_default();
+            let owned = names
+                .iter()
+                .map(|name| (name.to_string(), tenant.name.clone()));
+            certificates.extend(owned);
+        }
         uids.extend(tenant.uids.iter().map(|uid| (*uid, tenant.name.clone())));
     }
     auth::Settings {

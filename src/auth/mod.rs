@@ -1,9 +1,12 @@
 //! Who calls: credentials, and the tenant that each stands for.
 //!
-//! A caller is one tenant: by its bearer token, else by its client certificate, else by its user on a unix socket. Where
-//! a token and a certificate name two tenants, the call is refused. Nothing here knows the wire.
+//! A caller is one tenant, by its bearer token, its client certificate, or its user on a unix socket.
+//! Where two of these stand for different tenants, the call is refused. Nothing here knows the wire.
 
+mod certificate_name;
 mod jwt;
+mod keys;
+mod remote_keys;
 mod tokens;
 mod watched;
 
@@ -14,9 +17,10 @@ use std::time::Duration;
 
 use crate::refusal::{Reason, Refusal};
 
+pub use self::certificate_name::CertificateName;
 pub use self::jwt::{JwtSettings, Keys};
 pub use self::tokens::Tokens;
-pub use self::watched::Watched;
+pub use self::watched::{Parsed, Watched};
 
 use self::jwt::Jwt;
 
@@ -34,7 +38,7 @@ pub struct Settings {
     pub jwt: Option<JwtSettings>,
     /// The tenants that there are.
     pub tenants: HashSet<String>,
-    /// Names in client certificates, and whose they are.
+    /// Names in client certificates, as [`CertificateName`] spells them, and whose they are.
     pub certificates: HashMap<String, String>,
     /// Users on unix sockets, and whose they are.
     pub uids: HashMap<u32, String>,
@@ -47,7 +51,7 @@ pub struct Settings {
 pub struct Evidence<'a> {
     /// What stands in its `authorization` header.
     pub authorization: Option<&'a [u8]>,
-    /// The names in its client certificate, which is valid.
+    /// The names in its client certificate, which is valid, as [`CertificateName`] spells them.
     pub certificate: Option<&'a [String]>,
     /// Its user, at the other end of a unix socket.
     pub uid: Option<u32>,
@@ -71,8 +75,8 @@ impl Gatekeeper {
     pub fn new(settings: Settings) -> Result<Self, String> {
         let names = settings.tenants.clone();
         let tokens = settings.tokens_file.map(|path| {
-            Watched::open("auth.tokens_file", vec![path], move |contents| {
-                Tokens::parse(&contents[0], &names)
+            Watched::revoking("auth.tokens_file", vec![path], move |contents| {
+                Ok(Tokens::parse(&contents[0], &names))
             })
         });
         let named = |name: String| Arc::<str>::from(name);
@@ -120,29 +124,35 @@ impl Gatekeeper {
     /// The tenant of a caller.
     ///
     /// # Errors
-    /// `CREDENTIALS_INVALID` where it shows nothing, or nothing that is valid; `FORBIDDEN` where what it shows is valid
-    /// and stands for no tenant, or for two.
+    /// `CREDENTIALS_INVALID` where it shows nothing, or nothing that is valid; `FORBIDDEN` where what
+    /// it shows is valid and stands for no tenant, or for two; `RUNTIME_UNAVAILABLE` where it cannot
+    /// be judged now.
     pub async fn tenant(&self, evidence: Evidence<'_>) -> Result<Arc<str>, Refusal> {
         if let Some(everyone) = &self.everyone {
             return Ok(Arc::clone(everyone));
         }
+        let by_token = match evidence.authorization {
+            Some(header) => Some(self.by_token(header).await?),
+            None => None,
+        };
         let by_certificate = self.by_certificate(evidence.certificate)?;
-        if let Some(header) = evidence.authorization {
-            let by_token = self.by_token(header).await?;
-            return match by_certificate {
-                Some(other) if other != by_token => Err(forbidden(
-                    "the client certificate and the token stand for different tenants",
-                )),
-                Some(_) | None => Ok(by_token),
+        // A user that stands for nobody says nothing.
+        let by_user = evidence.uid.and_then(|uid| self.uids.get(&uid));
+        let shown = [
+            ("the token", by_token),
+            ("the client certificate", by_certificate),
+            ("the user of the unix socket", by_user.map(Arc::clone)),
+        ];
+        let mut shown = shown
+            .into_iter()
+            .filter_map(|(kind, tenant)| Some((kind, tenant?)));
+        if let Some((kind, tenant)) = shown.next() {
+            return match shown.find(|(_, other)| *other != tenant) {
+                Some((other, _)) => Err(forbidden(&format!(
+                    "{kind} and {other} stand for different tenants"
+                ))),
+                None => Ok(tenant),
             };
-        }
-        if let Some(tenant) = by_certificate {
-            return Ok(tenant);
-        }
-        if let Some(uid) = evidence.uid
-            && let Some(tenant) = self.uids.get(&uid)
-        {
-            return Ok(Arc::clone(tenant));
         }
         if evidence.certificate.is_some() && self.tokens.is_none() && self.jwt.is_none() {
             return Err(forbidden("the client certificate stands for no tenant"));
@@ -199,7 +209,7 @@ impl Gatekeeper {
         let Some(jwt) = &self.jwt else {
             return Err(invalid("the token is not known"));
         };
-        let named = jwt.tenant(token).await.map_err(invalid)?;
+        let named = jwt.tenant(token).await?;
         let tenant = self.tenants.get(&*named).map(Arc::clone);
         tenant.ok_or_else(|| forbidden("the token names a tenant that there is not"))
     }

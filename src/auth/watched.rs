@@ -1,9 +1,10 @@
 //! Files that are read again when they change.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -11,39 +12,107 @@ use crate::request::Digest;
 
 /// Bytes of such a file at the most.
 const MOST: u64 = 4 << 20;
+/// How often what is wrong with a file is told again while it stays so.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+/// The faults of a file that are spelt out; the rest is a count.
+const FAULTS_TOLD: usize = 8;
 
 /// What the contents of some files come to.
-type Meaning<T> = dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync;
+type Meaning<T> = dyn Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync;
 
-/// What some files say now, or said when they last made sense.
+/// What makes sense of some files, and what does not.
+#[derive(Debug)]
+pub struct Parsed<T> {
+    /// What makes sense, which is in force.
+    pub value: T,
+    /// What does not, each in words that hold nothing secret.
+    pub faults: Vec<String>,
+}
+
+impl<T> From<T> for Parsed<T> {
+    fn from(value: T) -> Self {
+        Self {
+            value,
+            faults: Vec::new(),
+        }
+    }
+}
+
+/// What some files say now.
 pub struct Watched<T> {
     /// What they are, for the log.
     what: &'static str,
     paths: Vec<PathBuf>,
     meaning: Box<Meaning<T>>,
+    /// What is in force where they cannot be read or make no sense at all; `None`: what was read
+    /// before.
+    otherwise: Option<fn() -> T>,
     value: ArcSwap<T>,
-    /// Of the contents that were looked at last.
-    seen: Mutex<Digest>,
+    last: Mutex<LastLook>,
+}
+
+/// What was seen when the files were looked at last.
+struct LastLook {
+    /// Of their contents, or of the error.
+    seen: Digest,
+    /// What is wrong with them, and when that was told.
+    complaint: Option<(String, Instant)>,
 }
 
 impl<T> Watched<T> {
-    /// Reads `paths`, which are `what`.
+    /// Reads `paths`, which are `what`. Once they are open, a change that cannot be read or makes no
+    /// sense leaves in force what was read before: for what is needed to go on at all, and takes
+    /// nothing from anybody.
     ///
     /// # Errors
-    /// Where they cannot be read, or mean nothing; without their contents.
-    pub fn open(
+    /// Where they cannot be read, or anything in them makes no sense; without their contents.
+    pub fn keeping(
         what: &'static str,
         paths: Vec<PathBuf>,
-        meaning: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
-        let contents = read(&paths).map_err(|error| format!("{what}: {error}"))?;
-        let value = meaning(&contents).map_err(|error| format!("{what}: {error}"))?;
+        Self::open(what, paths, Box::new(meaning), None)
+    }
+
+    /// Reads `paths`, which are `what`. What they do not say any more is not in force any more: where
+    /// they cannot be read, or make no sense at all, that is nothing. For credentials, so that what
+    /// was taken out is refused whatever else is wrong.
+    ///
+    /// # Errors
+    /// As [`Self::keeping`].
+    pub fn revoking(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync + 'static,
+    ) -> Result<Self, String>
+    where
+        T: Default,
+    {
+        Self::open(what, paths, Box::new(meaning), Some(T::default))
+    }
+
+    fn open(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        meaning: Box<Meaning<T>>,
+        otherwise: Option<fn() -> T>,
+    ) -> Result<Self, String> {
+        let named = |error: String| format!("{what}: {error}");
+        let contents = read(&paths).map_err(named)?;
+        let Parsed { value, faults } = meaning(&contents).map_err(named)?;
+        if !faults.is_empty() {
+            return Err(named(listed(&faults)));
+        }
         Ok(Self {
             what,
             paths,
-            meaning: Box::new(meaning),
+            meaning,
+            otherwise,
             value: ArcSwap::from_pointee(value),
-            seen: Mutex::new(digest(&contents)),
+            last: Mutex::new(LastLook {
+                seen: digest(&contents),
+                complaint: None,
+            }),
         })
     }
 
@@ -52,61 +121,75 @@ impl<T> Watched<T> {
         self.value.load_full()
     }
 
-    /// Reads them again, and says whether they say something else now. What makes no sense, such as a file that is half
-    /// written, or a key that is not its certificate's yet, changes nothing.
+    /// Reads them again, and says whether something else is in force now. What is wrong with them is
+    /// told in the log when it comes to be, and now and then while it stays.
     pub fn look(&self) -> bool {
-        let contents = match read(&self.paths) {
-            Ok(contents) => contents,
-            Err(error) => {
-                self.complain(Digest::of(error.to_string().as_bytes()), &error.to_string());
-                return false;
-            }
+        let contents = read(&self.paths);
+        let seen = match &contents {
+            Ok(contents) => digest(contents),
+            Err(error) => Digest::of(error.as_bytes()),
         };
-        let now = digest(&contents);
-        if now == *self.lock() {
+        let mut last = self.lock();
+        if seen == last.seen {
+            if let Some((complaint, told)) = &mut last.complaint
+                && told.elapsed() >= TOLD_AGAIN
+            {
+                *told = Instant::now();
+                tracing::error!(what = self.what, "{complaint}");
+            }
             return false;
         }
-        match (self.meaning)(&contents) {
-            Ok(value) => {
-                *self.lock() = now;
+        last.seen = seen;
+        let (changed, complaint) = match contents.and_then(|contents| (self.meaning)(&contents)) {
+            Ok(Parsed { value, faults }) => {
                 self.value.store(Arc::new(value));
                 tracing::info!(what = self.what, "read again");
-                true
+                let rest = (!faults.is_empty())
+                    .then(|| format!("{}; the rest of it is in force", listed(&faults)));
+                (true, rest)
             }
-            Err(error) => {
-                self.complain(now, &error);
-                false
-            }
+            Err(error) => match self.otherwise {
+                Some(otherwise) => {
+                    self.value.store(Arc::new(otherwise()));
+                    (true, Some(format!("{error}; nothing of it is in force")))
+                }
+                None => {
+                    let kept = format!("{error}; what was read before stays in force");
+                    (false, Some(kept))
+                }
+            },
+        };
+        if let Some(complaint) = &complaint {
+            tracing::error!(what = self.what, "{complaint}");
         }
+        last.complaint = complaint.map(|complaint| (complaint, Instant::now()));
+        changed
     }
 
-    /// Says once what is wrong.
-    fn complain(&self, now: Digest, error: &str) {
-        let mut seen = self.lock();
-        if *seen != now {
-            *seen = now;
-            tracing::error!(
-                what = self.what,
-                error,
-                "what was read before stays in force"
-            );
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Digest> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, LastLook> {
         // Nothing panics while it is held.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read(paths: &[PathBuf]) -> io::Result<Vec<Vec<u8>>> {
+fn listed(faults: &[String]) -> String {
+    let mut told = faults[..faults.len().min(FAULTS_TOLD)].join("; ");
+    if let Some(more) = faults.len().checked_sub(FAULTS_TOLD).filter(|it| *it > 0) {
+        told.push_str(&format!("; and {more} more"));
+    }
+    told
+}
+
+fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
     let one = |path: &PathBuf| {
-        let named = |error: io::Error| io::Error::other(format!("{}: {error}", path.display()));
+        let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(named)?;
-        file.take(MOST + 1).read_to_end(&mut bytes).map_err(named)?;
+        let file = File::open(path).map_err(|error| named(&error))?;
+        file.take(MOST + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| named(&error))?;
         if bytes.len() as u64 > MOST {
-            return Err(named(io::Error::other("it is too large")));
+            return Err(named(&format_args!("it is larger than {MOST} bytes")));
         }
         Ok(bytes)
     };

@@ -6,9 +6,10 @@ use std::path::Path;
 use figment::Figment;
 use figment::providers::Serialized;
 
-use super::check::{Checker, Known, Problem, Problems};
+use super::check::{Checker, Known, Problem, Problems, millis, minutes};
 use super::granted;
-use super::schema::{Config, HardeningMode, Quota, Tenant};
+use super::schema::{Config, HardeningMode, Jwt, Quota, Tenant};
+use crate::auth::CertificateName;
 
 /// The tenant of all callers where nothing tells them apart, and the one whose modules stand where those of a daemon
 /// without tenants do.
@@ -108,9 +109,16 @@ fn tenants(c: &mut Checker, config: &Config, known: &Known) {
             let once = uids.insert(*uid);
             c.require(once, key("uids"), uid, "a user of one tenant only");
         }
-        for name in &tenant.certificates {
-            let once = !name.is_empty() && certificates.insert(name.as_str());
-            c.require(once, key("certificates"), name, "a name of one tenant only");
+        for text in &tenant.certificates {
+            let key = key("certificates");
+            match CertificateName::configured(text) {
+                Ok(names) => {
+                    let once = !names.iter().any(|name| certificates.contains(name));
+                    c.require(once, key, text, "a name of one tenant only");
+                    certificates.extend(names);
+                }
+                Err(allowed) => c.require(false, key, format!("{text:?}"), allowed),
+            }
         }
         quota(c, &tenant.quota, &key("quota"));
         let problems = match config.of(tenant) {
@@ -220,6 +228,7 @@ fn auth(c: &mut Checker, config: &Config) {
     if jwt.jwks.is_empty() {
         return;
     }
+    freshness(c, jwt);
     match url::Url::parse(&jwt.jwks) {
         Ok(url) => {
             let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
@@ -253,6 +262,13 @@ fn auth(c: &mut Checker, config: &Config) {
         JWT_ALGORITHMS.join(", "),
     );
     c.known("auth.jwt.algorithms", &jwt.algorithms, &JWT_ALGORITHMS);
+}
+
+fn freshness(c: &mut Checker, jwt: &Jwt) {
+    let refresh = (millis(1000), minutes(24 * 60));
+    c.between("auth.jwt.refresh", jwt.refresh, refresh.0, refresh.1);
+    let stale = (jwt.refresh, minutes(7 * 24 * 60));
+    c.between("auth.jwt.max_stale", jwt.max_stale, stale.0, stale.1);
 }
 
 fn hardening(c: &mut Checker, config: &Config) {

@@ -307,6 +307,8 @@ pub struct Auth {
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Jwt {
     pub jwks: String,
+    pub refresh: Time,
+    pub max_stale: Time,
     pub issuer: String,
     pub audience: String,
     pub algorithms: Vec<String>,

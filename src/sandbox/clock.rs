@@ -14,7 +14,7 @@ use super::host::State;
 use super::preview1::may_poll;
 
 /// 2022-01-01T00:00:00Z, since the epoch.
-const START: Duration = Duration::from_secs(1_640_995_200);
+pub(super) const START: Duration = Duration::from_secs(1_640_995_200);
 /// What one reading advances it by.
 const STEP: Duration = Duration::from_millis(1);
 

@@ -9,6 +9,7 @@ use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::directories;
+use super::file_times;
 use super::files::FileCalls;
 use super::handles::{DescriptorBudget, Handles, Moved};
 use super::listing::OpenListings;
@@ -125,6 +126,7 @@ pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Lin
     preview1::add(&mut linker)?;
     regular::add_core(&mut linker)?;
     directories::add_core(&mut linker)?;
+    file_times::add_core(&mut linker, clock)?;
     if clock == Clock::Stepped {
         clock::add_core(&mut linker)?;
     }
@@ -145,6 +147,7 @@ pub(super) fn component_linker(
     preview2::add(&mut linker)?;
     regular::add_component(&mut linker)?;
     directories::add_component(&mut linker)?;
+    file_times::add_component(&mut linker, clock)?;
     if clock == Clock::Stepped {
         clock::add_component(&mut linker)?;
     }

@@ -14,6 +14,7 @@ mod engine;
 mod entry;
 mod execute;
 mod features;
+mod file_times;
 mod files;
 mod flight;
 mod footprint;

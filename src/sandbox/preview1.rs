@@ -18,7 +18,7 @@ use super::stdio::GuestOutput;
 use crate::guest_limits::PATH;
 
 /// What the runtime may copy for one of its own calls: a piece, or two paths.
-const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
+pub(super) const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
 /// What it may copy for each subscription and event of a poll.
 const POLL_BYTES: usize = 256;
 /// The most random bytes of one piece.
@@ -82,7 +82,8 @@ pub(super) fn errno_of(full: HandlesFull) -> i32 {
     })
 }
 
-/// Replaces the functions. What is replaced of `path_open` is in [`super::regular`].
+/// Replaces the functions. `path_open` is in [`super::regular`], and what tells of files in
+/// [`super::file_times`].
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define!(linker, "fd_read", Vector, read, None);
     define!(linker, "fd_write", Vector, write);

@@ -26,10 +26,10 @@ use crate::tenants::{Tenant, methods, token, tokens_file};
 const NOTHING: &str = "(module (func (export \"_start\")))";
 
 /// An authority, and what it certifies.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -37,12 +37,12 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A certificate of `names`, and its key.
-    fn issue(&self, names: &[&str]) -> (String, String) {
+    pub(crate) fn issue(&self, names: &[&str]) -> (String, String) {
         self.issue_until(names, None)
     }
 
@@ -58,27 +58,40 @@ impl Authority {
             params.not_before = rcgen::date_time_ymd(year - 1, 1, 1);
             params.not_after = rcgen::date_time_ymd(year, 1, 1);
         }
+        self.certify(&params)
+    }
+
+    /// A certificate of a common name, and of other names that may be of any kind.
+    pub(crate) fn issue_common(&self, common: &str, names: &[SanType]) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common);
+        params.subject_alt_names = names.to_vec();
+        self.certify(&params)
+    }
+
+    fn certify(&self, params: &CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 }
 
-fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {
+pub(crate) fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {
     let path = dir.path().join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
 
 /// A signer of tokens, and its key as one of a set.
-struct Signer {
-    key: EncodingKey,
-    jwk: Value,
-    kid: String,
+pub(crate) struct Signer {
+    pub(crate) key: EncodingKey,
+    pub(crate) jwk: Value,
+    pub(crate) kid: String,
 }
 
 impl Signer {
-    fn new(kid: &str) -> Self {
+    pub(crate) fn new(kid: &str) -> Self {
         let pair = KeyPair::generate().unwrap();
         // An uncompressed point: a byte that says so, then both coordinates.
         let point = pair.public_key_raw().to_vec();
@@ -93,17 +106,27 @@ impl Signer {
         }
     }
 
-    fn set(signers: &[&Self]) -> String {
+    pub(crate) fn set(signers: &[&Self]) -> String {
         let keys: Vec<&Value> = signers.iter().map(|it| &it.jwk).collect();
         json!({ "keys": keys }).to_string()
     }
 
-    fn sign(&self, change: impl FnOnce(&mut Value)) -> String {
+    pub(crate) fn sign(&self, change: impl FnOnce(&mut Value)) -> String {
+        self.sign_as(|_| (), change)
+    }
+
+    /// With another header.
+    pub(crate) fn sign_as(
+        &self,
+        header: impl FnOnce(&mut Header),
+        change: impl FnOnce(&mut Value),
+    ) -> String {
         let mut claims = claims();
         change(&mut claims);
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.kid.clone());
-        jsonwebtoken::encode(&header, &claims, &self.key).unwrap()
+        let mut shown = Header::new(Algorithm::ES256);
+        shown.kid = Some(self.kid.clone());
+        header(&mut shown);
+        jsonwebtoken::encode(&shown, &claims, &self.key).unwrap()
     }
 }
 
@@ -111,7 +134,7 @@ fn claims() -> Value {
     json!({ "iss": "https://issuer.test", "aud": "ringfence", "exp": in_seconds(600), "sub": "a" })
 }
 
-fn in_seconds(seconds: i64) -> i64 {
+pub(crate) fn in_seconds(seconds: i64) -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     i64::try_from(now.unwrap().as_secs()).unwrap() + seconds
 }
@@ -133,7 +156,7 @@ fn confused(signer: &Signer) -> String {
 }
 
 /// Calls a method with nothing in it, and says how that went.
-async fn call(channel: &Channel, method: &str, authorization: &[String]) -> Status {
+pub(crate) async fn call(channel: &Channel, method: &str, authorization: &[String]) -> Status {
     let mut channel = channel.clone();
     let mut request = http::Request::post(format!("http://localhost/ringfence.v1.{method}"))
         .header("content-type", "application/grpc")
@@ -159,7 +182,7 @@ async fn call(channel: &Channel, method: &str, authorization: &[String]) -> Stat
 }
 
 /// How a call was judged.
-fn judged(status: &Status) -> &'static str {
+pub(crate) fn judged(status: &Status) -> &'static str {
     let code = status.code();
     if code == Code::Unauthenticated {
         Refused::new(status).is(code, "CREDENTIALS_INVALID");
@@ -169,10 +192,15 @@ fn judged(status: &Status) -> &'static str {
         Refused::new(status).is(code, "FORBIDDEN");
         return "forbidden";
     }
+    if code == Code::Unavailable {
+        let refused = Refused::new(status).is(code, "RUNTIME_UNAVAILABLE");
+        assert!(refused.retry, "{refused:?}");
+        return "unavailable";
+    }
     "let in"
 }
 
-async fn tls(
+pub(crate) async fn tls(
     addr: &str,
     ca: &str,
     identity: Option<&(String, String)>,
@@ -361,6 +389,10 @@ async fn every_method_of_every_listener_asks_who_calls() {
             "unauthenticated",
         ),
     ];
+    let disagrees = |alone: &&'static str| match *alone {
+        "let in" => "forbidden",
+        refused => refused,
+    };
     let a = clients.issue(&["spiffe://test/a"]);
     let unknown = clients.issue(&["unknown.test"]);
     let plain = tls(&addr, &servers.pem(), None).await.unwrap();
@@ -373,7 +405,8 @@ async fn every_method_of_every_listener_asks_who_calls() {
                 ("TLS", &plain, alone),
                 ("TLS, a certificate", &with_a, beside),
                 ("TLS, a certificate of nobody", &with_unknown, alone),
-                ("a unix socket", &unix, alone),
+                // Its user is the tenant "c".
+                ("a unix socket", &unix, &disagrees(alone)),
             ] {
                 let status = call(channel, &method, header).await;
                 assert_eq!(
@@ -471,7 +504,7 @@ async fn health_can_be_left_open_and_nothing_else() {
 }
 
 /// Asks until the answer is as `expected`, which it comes to be when a file is read again.
-async fn until_judged(channel: &Channel, token: &str, expected: &str) {
+pub(crate) async fn until_judged(channel: &Channel, token: &str, expected: &str) {
     let start = Instant::now();
     let header = [format!("Bearer {token}")];
     while judged(&call(channel, "RunService/ListRuns", &header).await) != expected {
@@ -497,9 +530,9 @@ async fn a_token_that_is_taken_out_of_the_file_is_refused_from_then_on() {
     until_judged(&channel, &token("default"), "let in").await;
     let fresh = "another-token-of-the-same";
     let hash = ringfence::request::Digest::of(fresh.as_bytes());
-    // What makes no sense changes nothing.
+    // What is written halfway is not there.
     std::fs::write(&tokens, "default sha256:12").unwrap();
-    until_judged(&channel, &token("default"), "let in").await;
+    until_judged(&channel, &token("default"), "unauthenticated").await;
     std::fs::write(&tokens, format!("default {hash}\n")).unwrap();
     until_judged(&channel, &token("default"), "unauthenticated").await;
     until_judged(&channel, fresh, "let in").await;
@@ -692,7 +725,7 @@ async fn a_certificate_whose_authority_is_gone_is_refused_on_the_connection_that
     served.abort();
 }
 
-fn problem(set: &[&str]) -> String {
+pub(crate) fn problem(set: &[&str]) -> String {
     let mut command = ringfence();
     command.args(["config", "check"]);
     for pair in set {
@@ -768,12 +801,44 @@ fn what_makes_no_sense_about_callers_is_told() {
             &["tenants=[{ name = \"a\", certificates = [\"a.test\"] }]"],
             "tls.client_ca",
         ),
+        (
+            &["tenants=[{ name = \"a\", certificates = [\"*.a.test\"] }]"],
+            "tenants[0].certificates",
+        ),
+        (
+            &["tenants=[{ name = \"a\", certificates = [\"Team A\"] }]"],
+            "or a name with its kind before it: \"uri:\", \"dns:\", \"email:\", \"ip:\" or \"cn:\"",
+        ),
+        (
+            &["tenants=[{ name = \"a\", certificates = [\"10.0.0.1\"] }]"],
+            "tenants[0].certificates",
+        ),
+        (
+            &[
+                "tenants=[{ name = \"a\", certificates = [\"A.test\"] }, { name = \"b\", certificates = [\"dns:a.test\"] }]",
+            ],
+            "a name of one tenant only",
+        ),
         (&["tls.cert=/nonexistent"], "tls.cert"),
         (&["auth.tokens_file=/nonexistent"], "auth.tokens_file"),
         (&["auth.jwt.jwks=http://example.com/keys"], "auth.jwt.jwks"),
         (
             &["auth.jwt.jwks=https://example.com/keys"],
             "auth.jwt.issuer",
+        ),
+        (
+            &[
+                "auth.jwt.jwks=https://example.com/keys",
+                "auth.jwt.refresh=0s",
+            ],
+            "auth.jwt.refresh",
+        ),
+        (
+            &[
+                "auth.jwt.jwks=https://example.com/keys",
+                "auth.jwt.max_stale=1m",
+            ],
+            "auth.jwt.max_stale",
         ),
         (
             &[

@@ -97,6 +97,22 @@ pub(crate) fn places_component() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/times.rs` for preview 1.
+pub(crate) fn times() -> Bytes {
+    static TIMES: OnceLock<Bytes> = OnceLock::new();
+    TIMES
+        .get_or_init(|| build("times", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/times.rs` as a component.
+pub(crate) fn times_component() -> Bytes {
+    static TIMES: OnceLock<Bytes> = OnceLock::new();
+    TIMES
+        .get_or_init(|| build("times", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 fn build(name: &str, target: &str, flags: &[&str]) -> Bytes {
     install_target(target);
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{target}.wasm"));

@@ -1,10 +1,12 @@
 //! TLS for TCP listeners: certificates that are read again when they change, and those that clients show.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::net::TcpStream;
@@ -17,9 +19,10 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
-use crate::auth::Watched;
+use crate::auth::{CertificateName, Parsed, Watched};
 
 /// How often files are read again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,51 +45,90 @@ pub struct TlsSettings {
 
 /// What connections are accepted with.
 pub(super) struct Tls {
-    files: Watched<Read>,
+    identity: Watched<Identity>,
+    /// The authorities of clients' certificates, apart from the rest: one that was taken out is not
+    /// trusted any more, whatever is wrong with our own certificate.
+    authorities: Option<Watched<Authorities>>,
+    /// What hands are shaken with: made of both when either changes.
+    config: ArcSwap<ServerConfig>,
 }
 
-/// What the files say.
-struct Read {
-    config: Arc<ServerConfig>,
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
+/// Our own certificate, with its chain and key.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
 }
+
+/// Whose certificates are taken; `None`: nobody's.
+#[derive(Default)]
+struct Authorities(Option<Arc<dyn ClientCertVerifier>>);
 
 /// What a client showed, which was valid when its connection began.
 #[derive(Debug)]
 pub(super) struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
-    /// Its URIs and DNS names; its common name where it has none of these.
+    /// Its names, as [`CertificateName`] spells them.
     pub(super) names: Vec<String>,
 }
 
 impl Tls {
     /// Reads the files.
     pub(super) fn open(settings: &TlsSettings) -> Result<Arc<Self>, String> {
-        let mut paths = vec![settings.cert.clone(), settings.key.clone()];
-        paths.extend(settings.client_ca.clone());
+        let own = vec![settings.cert.clone(), settings.key.clone()];
+        let identity = Watched::keeping("[tls]", own, identity)?;
         let require = settings.require;
-        let files = Watched::open("[tls]", paths, move |contents| read(contents, require))?;
-        Ok(Arc::new(Self { files }))
+        let authorities = settings.client_ca.clone().map(|path| {
+            let meaning = move |contents: &[Vec<u8>]| authorities(&contents[0], require);
+            Watched::revoking("tls.client_ca", vec![path], meaning)
+        });
+        let authorities = authorities.transpose()?;
+        let verifier = authorities.as_ref().and_then(|it| it.get().0.clone());
+        let config = config(&identity.get(), verifier)?;
+        Ok(Arc::new(Self {
+            identity,
+            authorities,
+            config: ArcSwap::from_pointee(config),
+        }))
     }
 
     /// Reads files again that change, for as long as it is polled.
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.files.look();
+            let own = self.identity.look();
+            let clients = self.authorities.as_ref().is_some_and(Watched::look);
+            if own || clients {
+                self.configure();
+            }
         }
+    }
+
+    fn configure(&self) {
+        let verifier = self.verifier();
+        if verifier.is_none() && self.authorities.is_some() {
+            // Nothing can be built that takes nobody's certificate: hands go on being shaken as they
+            // were, and what clients show is refused at each call.
+            return;
+        }
+        match config(&self.identity.get(), verifier) {
+            Ok(config) => self.config.store(Arc::new(config)),
+            Err(error) => tracing::error!(error, "[tls] stays as it was"),
+        }
+    }
+
+    fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
+        self.authorities.as_ref().and_then(|it| it.get().0.clone())
     }
 
     /// Shakes hands.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.files.get().config));
+        let acceptor = TlsAcceptor::from(self.config.load_full());
         acceptor.accept(stream).await
     }
 
     /// Whether what a client showed is valid now: a connection may last longer than its certificate, or its authority.
     pub(super) fn still_takes(&self, shown: &ClientCertificate) -> bool {
-        let files = self.files.get();
-        let (Some(verifier), Some((own, between))) = (&files.verifier, shown.chain.split_first())
+        let (Some(verifier), Some((own, between))) = (self.verifier(), shown.chain.split_first())
         else {
             return false;
         };
@@ -111,96 +153,127 @@ impl ClientCertificate {
     }
 }
 
+/// The names in a certificate. An authority that checks others may leave the common name to whoever
+/// asks for a certificate: it counts only where there are no alternative names of any kind.
 fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
         return Vec::new();
     };
-    let alternative = parsed.subject_alternative_name().ok().flatten();
-    let alternative = alternative.iter().flat_map(|it| &it.value.general_names);
-    let told = alternative.filter_map(|name| match name {
-        GeneralName::URI(name) | GeneralName::DNSName(name) => Some((*name).to_owned()),
+    let mut extensions = parsed.extensions().iter();
+    let has_alternative = extensions.any(|it| it.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
+    let names: Vec<CertificateName> = match has_alternative {
+        true => {
+            // One that cannot be read has no names.
+            let alternative = parsed.subject_alternative_name().ok().flatten();
+            let alternative = alternative.iter().flat_map(|it| &it.value.general_names);
+            alternative.filter_map(name).take(MAX_NAMES).collect()
+        }
+        false => {
+            let common = parsed.subject().iter_common_name();
+            let common = common.filter_map(|name| name.as_str().ok());
+            let common = common.map(|name| CertificateName::Common(name.to_owned()));
+            common.take(MAX_NAMES).collect()
+        }
+    };
+    names.iter().map(ToString::to_string).collect()
+}
+
+fn name(name: &GeneralName<'_>) -> Option<CertificateName> {
+    match name {
+        GeneralName::URI(name) => Some(CertificateName::Uri((*name).to_owned())),
+        GeneralName::DNSName(name) => Some(CertificateName::dns(name)),
+        GeneralName::RFC822Name(name) => Some(CertificateName::email(name)),
+        GeneralName::IPAddress(bytes) => {
+            let of_4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let address = of_4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            address.ok().map(CertificateName::Ip)
+        }
         GeneralName::OtherName(..)
-        | GeneralName::RFC822Name(_)
         | GeneralName::X400Address(_)
         | GeneralName::DirectoryName(_)
         | GeneralName::EDIPartyName(_)
-        | GeneralName::IPAddress(_)
         | GeneralName::RegisteredID(_)
         | GeneralName::Invalid(..) => None,
-    });
-    let common = parsed
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok().map(str::to_owned));
-    let told: Vec<String> = told.take(MAX_NAMES).collect();
-    if told.is_empty() {
-        // An authority that checks other names may leave this one to whoever asks for a certificate.
-        return common.take(MAX_NAMES).collect();
     }
-    told
 }
 
-fn read(contents: &[Vec<u8>], require: bool) -> Result<Read, String> {
-    let [cert, key, rest @ ..] = contents else {
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn identity(contents: &[Vec<u8>]) -> Result<Parsed<Identity>, String> {
+    let [cert, key] = contents else {
         return Err("a file is missing".to_owned());
     };
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let chain = certificates(cert).map_err(|why| format!("tls.cert {why}"))?;
+    let (chain, faults) = certificates(cert);
+    if chain.is_empty() || faults > 0 {
+        return Err("tls.cert has something else than certificates in PEM, or none".to_owned());
+    }
     // What a key file holds is told to nobody.
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| "tls.key is not a private key in PEM".to_owned())?;
-    let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
+    let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
         .map_err(|_| "tls.key is not the key of tls.cert".to_owned())?;
     certified
         .keys_match()
         .map_err(|_| "tls.key is not the key of tls.cert".to_owned())?;
-    let verifier = match rest {
-        [] => None,
-        [ca, ..] => Some(verifier(ca, require, &provider)?),
-    };
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let builder = match &verifier {
-        Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| error.to_string())?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Read {
-        config: Arc::new(config),
-        verifier,
-    })
+    Ok(Identity { chain, key }.into())
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) | Err(_) => Err("has no certificates in PEM".to_owned()),
-    }
-}
-
-fn verifier(
-    ca: &[u8],
-    require: bool,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, String> {
+/// Each certificate stands for itself: one that makes no sense takes nothing from the others.
+fn authorities(pem: &[u8], require: bool) -> Result<Parsed<Authorities>, String> {
+    let (found, malformed) = certificates(pem);
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca).map_err(|why| format!("tls.client_ca {why}"))? {
-        roots
-            .add(certificate)
-            .map_err(|error| format!("tls.client_ca: {error}"))?;
+    let mut faults = Vec::new();
+    if malformed > 0 {
+        faults.push(format!("{malformed} of its certificates are malformed"));
     }
-    let roots = Arc::new(roots);
-    let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
+    for certificate in found {
+        if let Err(error) = roots.add(certificate) {
+            faults.push(error.to_string());
+        }
+    }
+    if roots.is_empty() {
+        return Err("has no certificates in PEM".to_owned());
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
     let builder = match require {
         true => builder,
         false => builder.allow_unauthenticated(),
     };
-    builder
-        .build()
-        .map_err(|error| format!("tls.client_ca: {error}"))
+    let verifier = builder.build().map_err(|error| error.to_string())?;
+    Ok(Parsed {
+        value: Authorities(Some(verifier)),
+        faults,
+    })
+}
+
+fn config(
+    identity: &Identity,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, String> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// The certificates in a file, and how many are malformed.
+fn certificates(pem: &[u8]) -> (Vec<CertificateDer<'static>>, usize) {
+    let (mut found, mut malformed) = (Vec::new(), 0);
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        match certificate {
+            Ok(certificate) => found.push(certificate),
+            Err(_) => malformed += 1,
+        }
+    }
+    (found, malformed)
 }

@@ -1,5 +1,6 @@
 //! The calls on files and directories that are the runtime's own, but made by the threads for file
-//! system calls ([`crate::sandbox::files`]) and with paths of a bounded length.
+//! system calls ([`crate::sandbox::files`]) and with paths of a bounded length. Those that tell of
+//! files are in [`crate::sandbox::file_times`].
 
 use wasmtime::{Caller, Linker};
 use wasmtime_wasi::p0::wasi_unstable;
@@ -81,7 +82,6 @@ fn add_descriptors(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define_call!(linker, fd_advise, (fd, offset, size, advice), []);
     define_call!(linker, fd_datasync, (fd), []);
     define_call!(linker, fd_fdstat_get, (fd, out), []);
-    define_call!(linker, fd_filestat_get, (fd, out), []);
     define_call!(linker, fd_filestat_set_size, (fd, size), []);
     define_call!(
         linker,
@@ -96,12 +96,6 @@ fn add_descriptors(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define_call!(linker, path_create_directory, (dir, path, len), [len]);
-    define_call!(
-        linker,
-        path_filestat_get,
-        (dir, flags, path, len, out),
-        [len]
-    );
     define_call!(
         linker,
         path_filestat_set_times,

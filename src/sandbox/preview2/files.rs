@@ -4,7 +4,7 @@ use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
-    Advice, Descriptor, DescriptorFlags, DescriptorStat, DescriptorType, ErrorCode, HostDescriptor,
+    Advice, Descriptor, DescriptorFlags, DescriptorType, ErrorCode, HostDescriptor,
     MetadataHashValue, NewTimestamp, PathFlags,
 };
 
@@ -20,7 +20,8 @@ const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 /// What functions of files return.
 type OfFile<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
-/// Replaces all functions of files and directories that may block.
+/// Replaces all functions of files and directories that may block. What tells of files is in
+/// [`crate::sandbox::file_times`].
 pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     add_files(linker)?;
     add_plain(linker)?;
@@ -65,7 +66,6 @@ fn add_plain(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         (len: u64, offset: u64) -> (Vec<u8>, bool)
     );
     define_plain!(interface, "[method]descriptor.sync", sync, () -> ());
-    define_plain!(interface, "[method]descriptor.stat", stat, () -> DescriptorStat);
     define_plain!(
         interface, "[method]descriptor.metadata-hash", metadata_hash,
         () -> MetadataHashValue
@@ -211,10 +211,6 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     define_path!(
         interface, "[method]descriptor.create-directory-at", create_directory_at,
         (), () -> ()
-    );
-    define_path!(
-        interface, "[method]descriptor.stat-at", stat_at,
-        (flags: PathFlags), () -> DescriptorStat
     );
     define_path!(
         interface, "[method]descriptor.set-times-at", set_times_at,
