@@ -564,6 +564,17 @@ impl Link {
         Ok((told_id(answer.metadata()), answer.into_inner()))
     }
 
+    /// An interaction without any input.
+    async fn greet(&mut self) -> Result<(), Status> {
+        let start = Frame::Start(Box::new(kit(&["hello"])));
+        let start = InteractRequest { frame: Some(start) };
+        let answer = self.runs.interact(tokio_stream::once(start));
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let mut events = answer.expect("it is answered")?.into_inner();
+        while events.message().await?.is_some() {}
+        Ok(())
+    }
+
     /// Everything else is answered on the connection.
     async fn serves(&mut self, digest: &str, run_id: &str) {
         let answers = async {
@@ -623,26 +634,42 @@ async fn talk(link: &Link, slots: usize) -> Vec<(String, Streaming<StreamEvent>)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_that_no_guest_reads_holds_up_no_other_call_of_its_connection() {
-    let daemon = Daemon::with(&[("admission.slots", "64")]).await;
-    let digest = daemon.loaded(NOTHING).await;
+    let daemon = Served::start(&["--set", "admission.slots=64"]);
     let mut link = Link::to(&daemon.addr).await;
+    let loaded = link.sandbox.load_module(load(NOTHING)).await.unwrap();
+    let digest = loaded.into_inner().module.unwrap().digest;
     let talks = talk(&link, 64).await;
     link.serves(&digest, &talks[0].0).await;
-    // The one that was cancelled makes room for another.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interactions_that_end_make_room_for_others() {
+    let daemon = Served::start(&["--set", "admission.slots=64"]);
+    let mut link = Link::to(&daemon.addr).await;
+    for _ in 0..2 * MAX_INPUT_CALLS {
+        link.greet().await.unwrap();
+    }
+    let mut talks = talk(&link, 64).await;
+    let refused = link.greet().await.unwrap_err();
+    Refused::new(&refused).is(Code::ResourceExhausted, "QUEUE_FULL");
+    let (run_id, mut events) = talks.swap_remove(0);
+    link.runs
+        .cancel_run(CancelRunRequest { run_id })
+        .await
+        .unwrap();
+    while events.message().await.unwrap().is_some() {}
     let start = Instant::now();
-    while link.interact(&Arc::default()).await.is_err() {
+    while let Err(status) = link.greet().await {
+        Refused::new(&status).is(Code::ResourceExhausted, "QUEUE_FULL");
         assert!(start.elapsed() < PATIENCE, "none is let in again");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_of_runs_that_wait_holds_up_no_other_call_of_its_connection() {
-    let daemon = Daemon::with(&[("admission.slots", "2")]).await;
-    let digest = daemon.loaded(NOTHING).await;
+    let daemon = Served::start(&["--set", "admission.slots=1"]);
     let mut link = Link::to(&daemon.addr).await;
     let talks = talk(&link, 1).await;
-    let waiting = daemon.stream(by_digest(&digest)).await;
-    drop(waiting);
     let answers = async {
         link.sandbox.health(HealthRequest {}).await.unwrap();
         for (run_id, _) in &talks {
@@ -711,21 +738,6 @@ async fn messages_that_are_refused_for_the_budget_hold_up_no_other_call_of_their
     drop(stream);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn interactions_that_are_given_up_leave_no_input_behind() {
-    let daemon = Daemon::with(&[("admission.slots", "64")]).await;
-    let digest = daemon.loaded(NOTHING).await;
-    let mut link = Link::to(&daemon.addr).await;
-    // More than the window of the connection, were none of it given back.
-    for _ in 0..4 {
-        let talks = talk(&link, 64).await;
-        drop(talks);
-        crate::harness::until_idle(&daemon).await;
-    }
-    let talks = talk(&link, 64).await;
-    link.serves(&digest, &talks[0].0).await;
-}
-
 /// A daemon of its own process that tells callers apart and keeps an audit.
 fn served(dir: &TempDir, set: &[&str]) -> Served {
     let tokens = tokens_file(dir, &["default"]);
@@ -763,7 +775,8 @@ fn sum(log: &[String], key: &str) -> u64 {
 async fn are_counted(hosts: u8, times: usize, token: Option<&str>) {
     const EACH_SECOND: u64 = 20 + 5;
     let dir = TempDir::new().unwrap();
-    let daemon = served(&dir, &[]);
+    // Long enough for all that each of them calls.
+    let daemon = served(&dir, &["server.first_call_timeout=10m"]);
     let start = Instant::now();
     let mut callers = JoinSet::new();
     for host in 0..hosts {
@@ -775,7 +788,8 @@ async fn are_counted(hosts: u8, times: usize, token: Option<&str>) {
                     Some(stranger) => calls(stranger).await,
                     None => probes(channel.clone()).await,
                 };
-                assert_eq!(called.unwrap_err().code(), Code::Unauthenticated);
+                let status = called.unwrap_err();
+                assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
             }
         });
     }
