@@ -13,6 +13,7 @@ use ringfence::api::proto::{
     LoadModuleRequest, LoadModuleResponse, ModuleInfo, RunRequest, RunResponse, RunResult, RunSpec,
     RunStreamRequest, StreamEvent,
 };
+use ringfence::api::{CONNECTION_WINDOW, STREAM_WINDOW};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
@@ -25,9 +26,6 @@ use tower::service_fn;
 
 /// What a daemon sends at once.
 const CHUNK: usize = 64 << 10;
-/// Those of the daemon.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 2 << 20;
 
 #[derive(Clone)]
 struct Floor {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::intake::Arrived;
 use super::listen::Peer;
+use super::refusal_log::RefusalLog;
 use super::status;
 use crate::auth::{Evidence, Gatekeeper};
 use crate::refusal::{Reason, Refusal, quote};
@@ -34,6 +35,7 @@ struct Inner {
     open_health: bool,
     /// Hosts that requests may be addressed to; none: any.
     authorities: Vec<String>,
+    refusals: RefusalLog,
 }
 
 impl Authentication {
@@ -49,7 +51,13 @@ impl Authentication {
             runner,
             open_health,
             authorities: authorities.iter().map(|it| bare(it).to_owned()).collect(),
+            refusals: RefusalLog::default(),
         }))
+    }
+
+    /// The log of calls that it refuses.
+    pub fn refusals(&self) -> RefusalLog {
+        self.0.refusals.clone()
     }
 }
 
@@ -99,6 +107,13 @@ impl Inner {
         );
         Err(Refusal::new(Reason::Forbidden, message))
     }
+}
+
+/// Whether a request is a call of gRPC at all: where everybody is one tenant, nothing else tells a caller from noise.
+fn is_call(head: &http::request::Parts) -> bool {
+    let content_type = head.headers.get(CONTENT_TYPE);
+    head.method == http::Method::POST
+        && content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// A host, without the brackets around an address of IPv6.
@@ -156,22 +171,21 @@ where
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(Arrived(Instant::now()));
+            let call = head.extensions.get().and_then(Peer::begin_call);
             match layer.tenant(&head).await {
                 Ok(tenant) => {
                     if let Some(tenant) = tenant {
+                        let peer = head.extensions.get().filter(|_| is_call(&head));
+                        peer.map(Peer::authenticated);
                         head.extensions.insert(tenant);
                     }
-                    inner.call(http::Request::from_parts(head, body)).await
+                    let answer = inner.call(http::Request::from_parts(head, body)).await;
+                    // One that nobody authenticates for, which is Health, is over when it is answered.
+                    drop(call);
+                    answer
                 }
                 Err(refusal) => {
-                    let peer = head.extensions.get::<Peer>().map(Peer::name);
-                    tracing::info!(
-                        target: "ringfence::auth",
-                        peer = peer.as_deref(),
-                        reason = refusal.reason().as_str(),
-                        why = refusal.message(),
-                        "call refused"
-                    );
+                    layer.refusals.refused(head.extensions.get(), &refusal);
                     // Its body is dropped unread.
                     Ok(status::from(&refusal).into_http())
                 }

@@ -19,6 +19,8 @@ use tower_service::Service;
 
 use super::answer::AnswerKind;
 use super::delivery::Deliveries;
+use super::input_calls::{InputCall, MAX_INPUT_CALLS, STREAM_WINDOW};
+use super::listen::Peer;
 use super::message_cap::MessageCap;
 use super::status;
 use super::taking::TakingPace;
@@ -36,18 +38,18 @@ const LOAD_SLACK: u64 = 64 << 10;
 /// Bytes of one chunk of an upload, and of a message with one.
 pub(super) const MAX_CHUNK: usize = 1 << 20;
 const UPLOAD_MESSAGE: u64 = MAX_CHUNK as u64 + LOAD_SLACK;
-/// What an upload holds at the most, however long it is: a message that arrives, one that is looked at, and what is put
-/// together in memory.
-const UPLOAD_HOLDS: usize = 3 << 20;
+/// What an upload holds at the most, however long it is: what has not been read, a message that arrives, one that is looked
+/// at, and what is put together in memory.
+const UPLOAD_HOLDS: usize = (3 << 20) + STREAM_WINDOW as usize;
 /// Bytes of a question about runs: a selector has at most 32 labels of 256 bytes.
 const MAX_QUESTION: u64 = 64 << 10;
 /// Bytes of the first message of an interaction: a larger module is loaded before.
 const INTERACT_START: u64 = 1 << 20;
 /// Bytes of a message of an interaction after its first.
 const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
-/// What an interaction holds at the most after its first message: one that arrives, one that waits, and what the guest
-/// has yet to read.
-const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK;
+/// What an interaction holds at the most after its first message: what has not been read, a message that arrives, one that
+/// waits, and what the guest has yet to read.
+const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK + STREAM_WINDOW as usize;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
 /// What a refused caller is told to wait.
@@ -264,6 +266,33 @@ enum Kind {
     Foreign,
 }
 
+impl Kind {
+    /// Whether its messages are read as something comes of those before them, and lie in the connection until then.
+    fn takes_input(self) -> bool {
+        match self {
+            Self::Upload | Self::Interact | Self::Foreign => true,
+            Self::Unary | Self::Health => false,
+        }
+    }
+}
+
+/// Counts a call that takes input among those of its connection.
+fn begin_input(peer: Option<&Peer>) -> Result<Option<InputCall>, Refusal> {
+    let Some(peer) = peer else {
+        return Ok(None);
+    };
+    let begun = peer.input_calls().begin();
+    begun.map(Some).ok_or_else(|| {
+        let message = format!(
+            "a connection may have {MAX_INPUT_CALLS} calls at once that take input as it comes (Interact, UploadModule, \
+             reflection): open another connection"
+        );
+        Refusal::new(Reason::QueueFull, message)
+            .with("allowed", MAX_INPUT_CALLS)
+            .retry_after(RETRY)
+    })
+}
+
 impl<S> Layer<S> for Intake {
     type Service = Guarded<S>;
 
@@ -313,6 +342,14 @@ where
             bytes: AtomicU64::new(0),
         }));
         let (kind, cap) = self.intake.kind(request.uri().path());
+        let peer = request.extensions().get().filter(|_| kind.takes_input());
+        let input = match begin_input(peer) {
+            Ok(input) => input,
+            // Its body is dropped unread.
+            Err(refusal) => {
+                return Box::pin(async move { Ok(status::from(&refusal).into_http()) });
+            }
+        };
         let budget = self.intake.settings.inflight;
         let charge_of_decoding = Some((charge.clone(), budget));
         let stall = self.intake.settings.stall;
@@ -334,6 +371,7 @@ where
                 failed: false,
                 stall,
                 silent: None,
+                _input: input,
             })
         });
         let answer = self.inner.call(request);
@@ -368,6 +406,8 @@ struct Counted {
     stall: Duration,
     /// Set while the next bytes are waited for.
     silent: Option<Pin<Box<Sleep>>>,
+    /// Counted for as long as what it has not read lies in the connection.
+    _input: Option<InputCall>,
 }
 
 impl Counted {

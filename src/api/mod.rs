@@ -8,11 +8,14 @@ mod delivery;
 pub(crate) mod encode;
 mod frames;
 pub(crate) mod fuzz;
+mod input_calls;
 mod intake;
 mod interact;
+mod line_budget;
 mod listen;
 mod message_cap;
 mod modules;
+mod refusal_log;
 mod runs;
 mod service;
 mod start;
@@ -36,9 +39,11 @@ pub mod proto {
 
 pub use auth::Authentication;
 pub use delivery::Deliveries;
+pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};
 pub use listen::{Address, BindError, Bound, ListenSettings, TlsSettings, bind, pair};
 pub use modules::ModuleApi;
+pub use refusal_log::RefusalLog;
 pub use runs::RunApi;
 pub use service::{Phase, SandboxApi};
 pub use taking::TakingPace;

@@ -33,8 +33,6 @@ const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 64;
 const MAX_HEADER_LIST: u32 = 8 << 10;
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 2 << 20;
 /// What cancelled runs may take to end, and then answers to get out, once the grace is over.
 const LAST_WAIT: Duration = Duration::from_millis(900);
 /// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
@@ -218,6 +216,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let deliveries = self.intake.deliveries();
+        let refusals = self.authentication.refusals();
         let api = SandboxApi::new(Arc::clone(&self.runner), phases, hardening::state());
         let modules = ModuleApi::new(Arc::clone(&self.runner));
         let runs = RunApi::new(Arc::clone(&self.runner));
@@ -273,8 +272,10 @@ impl App {
             () = deliveries.let_go() => Ok(()),
             () = tending.tend() => Ok(()),
             () = self.gatekeeper.watch() => Ok(()),
+            () = refusals.keep_telling() => Ok(()),
         };
         drop(accepting);
+        refusals.tell();
         tracing::info!("ended");
         result
     }
@@ -325,8 +326,8 @@ fn server(settings: &config::Server) -> Server {
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .http2_max_header_list_size(MAX_HEADER_LIST)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(api::STREAM_WINDOW)
+        .initial_connection_window_size(api::CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(settings.keepalive_interval.0))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout.0))
 }

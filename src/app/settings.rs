@@ -188,6 +188,7 @@ pub(super) fn listen_settings(config: &Config) -> ListenSettings {
         socket_mode: config.server.socket_mode.0,
         max_connections: config.server.max_connections,
         max_per_peer: config.server.max_connections_per_peer,
+        first_call_timeout: config.server.first_call_timeout.0,
         tls: tls_settings(&config.tls),
         handshake_timeout: config.server.handshake_timeout.0,
         // What a client that answers no keepalive has.

@@ -225,7 +225,20 @@ fn server(c: &mut Checker, config: &Config) {
         millis(100),
         minutes(5),
     );
-    c.between("server.max_connections", server.max_connections, 1, 100_000);
+    c.between(
+        "server.first_call_timeout",
+        server.first_call_timeout,
+        millis(100),
+        minutes(10),
+    );
+    // Each listener has a share.
+    let listeners = u32::try_from(config.listen.len()).unwrap_or(u32::MAX);
+    c.between(
+        "server.max_connections",
+        server.max_connections,
+        listeners.clamp(1, 100_000),
+        100_000,
+    );
     c.between(
         "server.max_connections_per_peer",
         server.max_connections_per_peer,

@@ -50,6 +50,7 @@ pub struct Server {
     pub max_connections: u32,
     pub max_connections_per_peer: u32,
     pub handshake_timeout: Time,
+    pub first_call_timeout: Time,
     pub request_stall: Time,
     pub keepalive_interval: Time,
     pub keepalive_timeout: Time,

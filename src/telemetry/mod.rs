@@ -23,6 +23,17 @@ use crate::refusal::printable;
 const BUFFERED_AUDIT_LINES: usize = 65_536;
 /// The target of the audit's lines.
 const AUDIT: &str = "ringfence::audit";
+/// Libraries that guests can make say something at each call, and whoever can connect at each frame: none of the log's,
+/// unless `telemetry.log_level` names them.
+const CHATTY: [&str; 7] = [
+    "wasmtime_wasi",
+    "wasmtime_wasi_io",
+    "wiggle",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "rustls",
+];
 /// How often dropped lines are told.
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -42,8 +53,8 @@ pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
         .log_level
         .parse()
         .map_err(|error| format!("telemetry.log_level: {error}"))?;
-    // The audit has a place of its own, and what guests can make a library say at each call is none of the log's.
-    for quiet in [AUDIT, "wasmtime_wasi", "wasmtime_wasi_io", "wiggle"] {
+    // The audit has a place of its own.
+    for quiet in [AUDIT].into_iter().chain(CHATTY) {
         if !telemetry.log_level.contains(quiet) {
             filter = filter.with_target(quiet, LevelFilter::OFF);
         }

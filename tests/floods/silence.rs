@@ -114,6 +114,46 @@ async fn more_connections_than_there_may_be_are_closed_and_make_room_again() {
     target.unharmed("too many connections").await;
 }
 
+/// Connections that have greeted, and never call, take all places, twice over, and somebody new is served at once: before
+/// they made way, he never was.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_never_call_keep_nobody_out() {
+    const PLACES: usize = 512;
+    const NEWCOMERS: usize = 50;
+    let places = format!("server.max_connections={PLACES}");
+    let per_peer = format!("server.max_connections_per_peer={PLACES}");
+    let target = Target::with(&[&places, &per_peer]).await;
+    let alone = first_calls(&target, NEWCOMERS).await;
+    let mut attackers = Vec::new();
+    for _ in 0..2 * PLACES {
+        attackers.push(target.attacker().await);
+    }
+    // The last of them have places, and keep them for as long as nobody comes.
+    for attacker in attackers.iter_mut().rev().take(PLACES / 2) {
+        attacker.is_served().await;
+    }
+    let attacked = first_calls(&target, NEWCOMERS).await;
+    eprintln!(
+        "first call of a newcomer: median {:?}, longest {:?}; with all places taken {:?}, {:?}",
+        alone[NEWCOMERS / 2],
+        alone[NEWCOMERS - 1],
+        attacked[NEWCOMERS / 2],
+        attacked[NEWCOMERS - 1]
+    );
+    drop(attackers);
+    target.unharmed("connections that never call").await;
+}
+
+/// How long each of so many newcomers takes, one after the other; the longest is the last.
+async fn first_calls(target: &Target, newcomers: usize) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for _ in 0..newcomers {
+        took.push(target.first_call().await);
+    }
+    took.sort();
+    took
+}
+
 /// Opens a hundred calls, says `begin` on each, and ends none; the daemon answers them all.
 async fn are_answered(attack: &str, begin: &[u8]) {
     const CALLS: usize = 100;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringfence::api::proto::{HealthRequest, RunRequest, RunSpec};
 use tokio::sync::watch;
@@ -15,7 +15,9 @@ use crate::process::Served;
 /// What any attack may cost.
 const ALLOWED_KIB: u64 = 20 << 10;
 /// A bound on what may be silent, and no history to speak of, which is kept by design and would be measured with the rest.
-const SETTINGS: [&str; 3] = [
+const SETTINGS: [&str; 4] = [
+    // A flood may take longer than that by default.
+    "server.first_call_timeout=10m",
     "server.handshake_timeout=500ms",
     "server.request_stall=500ms",
     "runs.history=100",
@@ -76,6 +78,14 @@ impl Target {
     /// An attacker who has greeted, and reads.
     pub(crate) async fn attacker(&self) -> Attacker {
         Attacker::greeted(&self.addr).await
+    }
+
+    /// How long it takes somebody new to connect and have the guest run.
+    pub(crate) async fn first_call(&self) -> Duration {
+        let start = Instant::now();
+        let mut client = connect(&self.addr).await;
+        run(&mut client, by_digest(&self.digest)).await;
+        start.elapsed()
     }
 
     /// Waits until the neighbour was served `times` more.

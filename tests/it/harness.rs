@@ -33,6 +33,8 @@ pub(crate) type Modules = ModuleServiceClient<Channel>;
 pub(crate) struct Daemon {
     pub client: Client,
     pub addr: String,
+    /// Of all its listeners.
+    pub addrs: Vec<String>,
     pub probe: Probe,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), app::AppError>>,
@@ -63,7 +65,8 @@ impl Daemon {
         let app = app::build(&config, program())
             .await
             .expect("the daemon builds");
-        let addr = app.addrs()[0].to_string();
+        let addrs: Vec<_> = app.addrs().iter().map(ToString::to_string).collect();
+        let addr = addrs[0].clone();
         let probe = app.probe();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve_until(async {
@@ -74,6 +77,7 @@ impl Daemon {
         Self {
             client,
             addr,
+            addrs,
             probe,
             stop: Some(stop),
             served,

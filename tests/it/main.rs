@@ -21,6 +21,12 @@ macro_rules! cases {
     };
 }
 
+#[path = "../floods/wire.rs"]
+#[expect(
+    dead_code,
+    reason = "of the frames that attackers write, some are of use here"
+)]
+mod frames;
 mod guests;
 mod harness;
 mod process;
@@ -37,6 +43,7 @@ mod cli_runs;
 mod compile;
 mod compile_fair;
 mod compile_lanes;
+mod connections;
 mod cpython;
 mod credentials;
 mod directories;

@@ -370,10 +370,19 @@ async fn connections_are_capped_and_silent_ones_closed() {
     ])
     .await;
     // The harness holds one.
-    let mut silent = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+    let held = connect(&daemon.addr).await;
+    held.clone().health(HealthRequest {}).await.unwrap();
     let mut over = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
     let mut byte = [0; 64];
     assert_eq!(over.read(&mut byte).await.unwrap_or(0), 0, "closed at once");
+    drop(held);
+    let mut silent = loop {
+        let mut silent = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
+        // It is greeted once the other's place is free.
+        if silent.read(&mut byte).await.unwrap_or(0) > 0 {
+            break silent;
+        }
+    };
     while silent.read(&mut byte).await.unwrap_or(0) > 0 {}
     // One that says a little and then nothing is no better.
     let mut slow = loop {
@@ -408,7 +417,9 @@ async fn connections_of_one_address_are_capped() {
     let mut held = Vec::new();
     // The harness holds one.
     for _ in 0..2 {
-        held.push(connect(&daemon.addr).await);
+        let mut client = connect(&daemon.addr).await;
+        client.health(HealthRequest {}).await.unwrap();
+        held.push(client);
     }
     let mut over = tokio::net::TcpStream::connect(&daemon.addr).await.unwrap();
     assert_eq!(over.read(&mut byte).await.unwrap_or(0), 0, "closed at once");

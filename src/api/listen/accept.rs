@@ -1,10 +1,10 @@
-//! Accepting: caps on connections, TLS handshakes beside each other, and a way on when no descriptor is left.
+//! Accepting: a place for each connection, TLS handshakes beside each other, and a way on when no descriptor is left.
 
-use std::collections::HashMap;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
@@ -13,102 +13,12 @@ use tokio::task::JoinSet;
 
 use super::Listener;
 use super::connection::{Connection, Patience, Transport};
+use super::origin::Origin;
+use super::places::{Place, Places};
 use super::tls::Tls;
 
 /// How long accepting rests after a failure that says nothing of itself.
 const REST: Duration = Duration::from_millis(50);
-
-/// Whom connections are counted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Origin {
-    /// An address; of IPv6 the network of 64 bits, in which one host has all addresses that it likes.
-    Address(IpAddr),
-    /// A user on a unix socket.
-    User(u32),
-}
-
-impl Origin {
-    fn of(address: IpAddr) -> Self {
-        Self::Address(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = address.to_bits() & (u128::MAX << 64);
-                IpAddr::V6(network.into())
-            }
-            address @ IpAddr::V4(_) => address,
-        })
-    }
-}
-
-/// The places that connections take.
-#[derive(Debug)]
-pub(super) struct Places {
-    most: u32,
-    per_origin: u32,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: u32,
-    by: HashMap<Origin, u32>,
-}
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
-    origin: Option<Origin>,
-}
-
-impl Places {
-    pub(super) fn new(most: u32, per_origin: u32) -> Arc<Self> {
-        Arc::new(Self {
-            most,
-            per_origin,
-            taken: Mutex::default(),
-        })
-    }
-
-    /// A place for a connection of `origin`, where there is one.
-    pub(super) fn take(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
-        let mut taken = self.lock();
-        if taken.all >= self.most {
-            return None;
-        }
-        if let Some(origin) = origin {
-            let of_it = taken.by.entry(origin).or_default();
-            if *of_it >= self.per_origin {
-                return None;
-            }
-            *of_it += 1;
-        }
-        taken.all += 1;
-        Some(Place {
-            places: Arc::clone(self),
-            origin,
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
-        // Nothing panics while it is held.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        taken.all -= 1;
-        if let Some(origin) = self.origin
-            && let Some(of_it) = taken.by.get_mut(&origin)
-        {
-            *of_it -= 1;
-            if *of_it == 0 {
-                taken.by.remove(&origin);
-            }
-        }
-    }
-}
 
 /// Accepts at one listener.
 pub(super) struct Acceptor {
@@ -150,14 +60,10 @@ impl Acceptor {
                 }
             };
             let origin = match &accepted {
-                Accepted::Tcp(_, address) => Some(Origin::of(*address)),
-                Accepted::Unix(stream) => stream.peer_cred().ok().map(|it| Origin::User(it.uid())),
+                Accepted::Tcp(_, address) => Origin::of(*address),
+                Accepted::Unix(stream) => Origin::of_unix(stream),
             };
             let Some(place) = self.places.take(origin) else {
-                tracing::warn!(
-                    ?origin,
-                    "a connection was closed: server.max_connections, or max_connections_per_peer, are open"
-                );
                 continue;
             };
             match (accepted, &self.tls) {
@@ -169,16 +75,10 @@ impl Acceptor {
                     let (tls, found, patience) =
                         (Arc::clone(tls), self.found.clone(), self.patience);
                     shaking.spawn(async move {
-                        let shaken =
-                            tokio::time::timeout(patience.greeting, tls.accept(stream)).await;
-                        let Ok(Ok(stream)) = shaken else {
-                            tracing::debug!(?origin, "a TLS handshake failed");
-                            return;
-                        };
-                        let stream = Transport::tls(stream, tls);
-                        let connection = Connection::new(stream, patience, place);
-                        // Nobody takes it when nobody serves any more.
-                        let _ = found.send(Ok(connection)).await;
+                        if let Some(connection) = shake_hands(stream, tls, patience, place).await {
+                            // Nobody takes it when nobody serves any more.
+                            let _ = found.send(Ok(connection)).await;
+                        }
                     });
                 }
             }
@@ -186,7 +86,7 @@ impl Acceptor {
     }
 
     async fn hand_on(&self, transport: Transport, place: Place) {
-        let connection = Connection::new(transport, self.patience, place);
+        let connection = Connection::new(transport, self.patience, Some(place));
         // Nobody takes it when nobody serves any more, and then this task ends too.
         let _ = self.found.send(Ok(connection)).await;
     }
@@ -205,6 +105,25 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// The connection that comes of a TLS handshake; none where it fails, takes too long, or has to make way for another.
+async fn shake_hands(
+    stream: TcpStream,
+    tls: Arc<Tls>,
+    patience: Patience,
+    mut place: Place,
+) -> Option<Connection> {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
+        () = poll_fn(|cx| place.poll_lost(cx)) => return None,
+    };
+    let Ok(Ok(stream)) = shaken else {
+        place.debug("its TLS handshake failed");
+        return None;
+    };
+    let transport = Transport::tls(stream, tls);
+    Some(Connection::new(transport, patience, Some(place)))
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

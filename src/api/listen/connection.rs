@@ -13,8 +13,10 @@ use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::accept::Place;
+use super::origin::Origin;
+use super::places::{Place, Standing, UnauthenticatedCall};
 use super::tls::{ClientCertificate, Tls};
+use crate::api::input_calls::InputCalls;
 use crate::refusal::{Reason, Refusal};
 
 /// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
@@ -61,7 +63,7 @@ pub(super) struct Patience {
     pub(super) writing: Duration,
 }
 
-/// A connection, which holds its slot, and ends when it stays silent from the start.
+/// A connection, which holds its place, and ends when it stays silent from the start or loses its place.
 pub struct Connection {
     transport: Transport,
     /// Gone once the greeting came.
@@ -73,23 +75,36 @@ pub struct Connection {
     patience: Duration,
     /// Set while it takes nothing.
     stuck: Option<Pin<Box<Sleep>>>,
-    _place: Place,
+    /// None of one that was there before anything was accepted.
+    place: Option<Place>,
+    /// Its place is another's, or nobody authenticated in time: nothing is read any more, and only what can be written at
+    /// once is.
+    lost: bool,
 }
 
 impl Connection {
-    pub(super) fn new(transport: Transport, patience: Patience, place: Place) -> Self {
+    pub(super) fn new(transport: Transport, patience: Patience, place: Option<Place>) -> Self {
         Self {
             transport,
             silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
             heard: 0,
             patience: patience.writing,
             stuck: None,
-            _place: place,
+            place,
+            lost: false,
         }
     }
-}
 
-impl Connection {
+    /// Whether the connection is to be closed. Where not, whoever polls is woken when it is.
+    fn is_lost(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.lost
+            && let Some(place) = &mut self.place
+        {
+            self.lost = place.poll_lost(cx).is_ready();
+        }
+        self.lost
+    }
+
     /// What came of a write, which fails where nothing could be written for too long.
     fn written<T>(
         &mut self,
@@ -99,6 +114,9 @@ impl Connection {
         if polled.is_ready() {
             self.stuck = None;
             return polled;
+        }
+        if self.is_lost(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let patience = self.patience;
         let stuck = self
@@ -115,9 +133,34 @@ pub struct Peer {
     name: Arc<str>,
     uid: Option<u32>,
     shown: Option<Arc<Shown>>,
+    origin: Origin,
+    standing: Option<Arc<Standing>>,
+    input_calls: InputCalls,
 }
 
 impl Peer {
+    /// Whom it is counted as.
+    pub(in crate::api) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Takes note of a call whose caller may be nobody; none where somebody has authenticated on the connection.
+    pub(in crate::api) fn begin_call(&self) -> Option<UnauthenticatedCall> {
+        self.standing.as_ref().and_then(Standing::begin_call)
+    }
+
+    /// Takes note that a call authenticated: from now on the connection keeps its place.
+    pub(in crate::api) fn authenticated(&self) {
+        if let Some(standing) = &self.standing {
+            standing.authenticated();
+        }
+    }
+
+    /// Calls of its connection that take input as it comes.
+    pub(in crate::api) fn input_calls(&self) -> &InputCalls {
+        &self.input_calls
+    }
+
     /// An address and port, or the user and process at the other end of a unix socket.
     pub(in crate::api) fn name(&self) -> Arc<str> {
         Arc::clone(&self.name)
@@ -145,7 +188,7 @@ impl Peer {
         Ok(Some(&shown.certificate.names))
     }
 
-    fn of(transport: &Transport) -> Self {
+    fn of(transport: &Transport, standing: Option<Arc<Standing>>) -> Self {
         let tcp = |stream: &TcpStream| stream.peer_addr().map(|addr| addr.to_string());
         let (name, uid, shown) = match transport {
             Transport::Tcp(stream) => (tcp(stream), None, None),
@@ -159,11 +202,19 @@ impl Peer {
                 Err(error) => (Err(error), None, None),
             },
         };
+        let origin = match (&standing, uid) {
+            (Some(standing), _) => standing.origin(),
+            (None, Some(uid)) => Origin::User(uid),
+            (None, None) => Origin::Unknown,
+        };
         Self {
             // A connection that broke already has no peer.
             name: name.unwrap_or_else(|_| "unknown".to_owned()).into(),
             uid,
             shown,
+            origin,
+            standing,
+            input_calls: InputCalls::default(),
         }
     }
 }
@@ -172,7 +223,8 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer::of(&self.transport)
+        let standing = self.place.as_ref().map(Place::standing);
+        Peer::of(&self.transport, standing.cloned())
     }
 }
 
@@ -193,6 +245,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.is_lost(cx) {
+            // As if its client had left: answers that are on their way are written as far as they can be at once.
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),

@@ -1,8 +1,12 @@
 //! Listeners: TCP, plain or with TLS, and unix sockets. What they accept is in [`accept`], what comes of it in
-//! [`connection`].
+//! [`connection`]. Who may hold a connection, and who makes way, is decided in [`connection_table`].
 
 mod accept;
+mod closures;
 mod connection;
+mod connection_table;
+mod origin;
+mod places;
 mod tls;
 
 use std::fmt;
@@ -18,11 +22,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::accept::{Acceptor, Places};
+use self::accept::Acceptor;
 use self::connection::{Patience, Transport};
+use self::connection_table::TableLimits;
+use self::places::Places;
 use self::tls::Tls;
 
 pub(super) use self::connection::{Connection, Peer};
+pub(super) use self::origin::Origin;
 pub use self::tls::TlsSettings;
 
 /// How connections are taken.
@@ -30,10 +37,12 @@ pub use self::tls::TlsSettings;
 pub struct ListenSettings {
     /// Permissions of a unix socket.
     pub socket_mode: u32,
-    /// Connections at once.
+    /// Connections at once, which all listeners share evenly.
     pub max_connections: u32,
-    /// Of one address, or one user of a unix socket.
+    /// Of one address, or one user of a unix socket, at each listener.
     pub max_per_peer: u32,
+    /// From accepting a connection to the first call that authenticates on it.
+    pub first_call_timeout: Duration,
     /// What TCP connections are encrypted with.
     pub tls: Option<TlsSettings>,
     /// How long a new connection may take to say its first bytes.
@@ -229,17 +238,14 @@ impl Bound {
         settings: &ListenSettings,
     ) -> (ReceiverStream<io::Result<Connection>>, Accepting) {
         let (found, connections) = mpsc::channel(1);
-        let places = Places::new(settings.max_connections, settings.max_per_peer);
         let patience = Patience {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
         };
         let mut tasks = JoinSet::new();
-        if let Some(stream) = self.paired
-            && let Some(place) = places.take(None)
-        {
+        if let Some(stream) = self.paired {
             let stream = Transport::Unix(stream);
-            let connection = Connection::new(stream, patience, place);
+            let connection = Connection::new(stream, patience, None);
             let found = found.clone();
             tasks.spawn(async move {
                 // Nobody takes it when nobody serves any more.
@@ -248,10 +254,23 @@ impl Bound {
                 std::future::pending().await
             });
         }
-        for listener in self.listeners {
+        let shares = shares(settings.max_connections, self.listeners.len());
+        let mut all_places = Vec::new();
+        for ((listener, address), share) in
+            self.listeners.into_iter().zip(self.addresses).zip(shares)
+        {
+            let limits = TableLimits {
+                places: share,
+                per_peer: settings.max_per_peer,
+            };
+            let timeout = settings.first_call_timeout;
+            let places = Arc::new(Places::new(limits, timeout, address.to_string()));
+            all_places.push(Arc::clone(&places));
+            let tells = Arc::clone(&places);
+            tasks.spawn(async move { tells.closures().keep_telling().await });
             let acceptor = Acceptor {
                 listener,
-                places: Arc::clone(&places),
+                places,
                 tls: self.tls.clone(),
                 patience,
                 found: found.clone(),
@@ -264,13 +283,44 @@ impl Bound {
         let accepting = Accepting {
             _tasks: tasks,
             _sockets: self.sockets,
+            places: all_places,
         };
         (ReceiverStream::new(connections), accepting)
     }
+}
+
+/// What each of `listeners` has of `places`: no flood at one of them takes those of another.
+fn shares(places: u32, listeners: usize) -> impl Iterator<Item = u32> {
+    // The configuration has far fewer.
+    let listeners = u32::try_from(listeners).unwrap_or(u32::MAX);
+    (0..listeners).map(move |n| places / listeners + u32::from(n < places % listeners))
 }
 
 /// The tasks that accept; dropping it ends them and removes the sockets.
 pub struct Accepting {
     _tasks: JoinSet<()>,
     _sockets: Sockets,
+    places: Vec<Arc<Places>>,
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        for places in &self.places {
+            places.closures().tell();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn listeners_share_all_places_and_nearly_evenly() {
+        let shared = |places, listeners| shares(places, listeners).collect::<Vec<_>>();
+        assert_eq!(shared(1024, 1), [1024]);
+        assert_eq!(shared(1024, 3), [342, 341, 341]);
+        assert_eq!(shared(3, 3), [1, 1, 1]);
+        assert!(shared(8, 0).is_empty());
+    }
 }
