@@ -1,6 +1,7 @@
 //! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
 //! its own numbers; all of them are in Health.
 
+mod amount;
 mod gate;
 mod memory;
 mod quota;
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 
-use self::gate::{Amount, Gate, Turned};
+use self::amount::Amount;
+use self::gate::{Gate, Turned};
 use crate::refusal::{Reason, Refusal};
 use crate::sandbox::CompileLane;
 
