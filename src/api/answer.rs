@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::intake::{InflightBytes, take};
+use super::inflight::{InflightBytes, take};
 use crate::limits::share_of;
 use crate::log::Captured;
 use crate::refusal::{Reason, Refusal};

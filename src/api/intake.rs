@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::answer::AnswerKind;
 use super::delivery::Deliveries;
+use super::inflight::{InflightBytes, RETRY, take};
 use super::input_calls::{InputCall, MAX_INPUT_CALLS, STREAM_WINDOW};
 use super::listen::Peer;
 use super::message_cap::MessageCap;
@@ -52,8 +53,6 @@ const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
 const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK + STREAM_WINDOW as usize;
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
-/// What a refused caller is told to wait.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// What requests may hold.
 #[derive(Clone, Copy, Debug)]
@@ -139,41 +138,10 @@ impl Charge {
     }
 }
 
-/// What bytes in flight are of, and the setting that bounds them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct InflightBytes {
-    pub(super) of: &'static str,
-    pub(super) setting: &'static str,
-}
-
 const REQUESTS: InflightBytes = InflightBytes {
     of: "requests in flight",
     setting: "server.inflight_request_bytes",
 };
-
-/// Takes `bytes` of a budget.
-///
-/// # Errors
-/// `QUEUE_FULL`.
-pub(super) fn take(
-    held: &AtomicU64,
-    bytes: u64,
-    budget: u64,
-    InflightBytes { of, setting }: InflightBytes,
-) -> Result<(), Refusal> {
-    let fits = held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-        held.checked_add(bytes).filter(|held| *held <= budget)
-    });
-    fits.map(|_| ()).map_err(|_| {
-        let message = format!(
-            "{bytes} bytes more would be over the {budget} that {of} may hold together ({setting})"
-        );
-        Refusal::new(Reason::QueueFull, message)
-            .with("allowed", budget)
-            .with("limit", setting)
-            .retry_after(RETRY)
-    })
-}
 
 tokio::task_local! {
     /// The charge of the request that is being decoded.

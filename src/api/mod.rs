@@ -8,6 +8,7 @@ mod delivery;
 pub(crate) mod encode;
 mod frames;
 pub(crate) mod fuzz;
+mod inflight;
 mod input_calls;
 mod intake;
 mod interact;

@@ -486,7 +486,11 @@ async fn reflection_that_nobody_takes_is_charged() {
             channel.clone(),
             None,
             "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            [&[0x22, SYMBOL.len() as u8], SYMBOL.as_bytes()].concat(),
+            [
+                &[0x22, u8::try_from(SYMBOL.len()).unwrap()],
+                SYMBOL.as_bytes(),
+            ]
+            .concat(),
         );
         match call.await {
             Ok(body) => unread.push(body),

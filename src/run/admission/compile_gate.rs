@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::amount::Amount;
 use super::compile_schedule::{CompileSchedule, Decision, JobId, ScheduleRules};
-use super::gate::{Amount, Load, Turned};
+use super::gate::{Load, Turned};
 use crate::sandbox::CompileLease;
 
 /// How often one that waits looks whether another has to stop for it.

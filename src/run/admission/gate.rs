@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::limits::LEFT_TO_OTHERS;
+use super::amount::Amount;
 
 /// What one turn moves a line on, for a weight of one.
 const TURN: u64 = 1 << 20;
@@ -24,66 +24,6 @@ const PACE: u32 = 8;
 /// What a caller that is refused is told to wait, at the least and at the most.
 const SOON: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(30);
-
-/// Places and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Amount {
-    pub(super) places: u32,
-    pub(super) bytes: u64,
-}
-
-impl Amount {
-    /// One place, with so many bytes.
-    pub(super) fn one(bytes: u64) -> Self {
-        Self { places: 1, bytes }
-    }
-
-    /// Of places only, of which no number of bytes is too much.
-    pub(super) fn places(places: u32) -> Self {
-        Self {
-            places,
-            bytes: u64::MAX,
-        }
-    }
-
-    /// Whether `more` fits beside this into `most`.
-    fn has_room(self, more: Self, most: Self) -> bool {
-        self.places.saturating_add(more.places) <= most.places
-            && self.bytes.saturating_add(more.bytes) <= most.bytes
-    }
-
-    fn add(&mut self, more: Self) {
-        self.places += more.places;
-        self.bytes += more.bytes;
-    }
-
-    fn sub(&mut self, less: Self) {
-        self.places -= less.places;
-        self.bytes -= less.bytes;
-    }
-
-    /// An eighth of it, and at least one place.
-    fn eighth(self) -> Self {
-        let places = u64::from(self.places).div_ceil(LEFT_TO_OTHERS);
-        Self {
-            places: u32::try_from(places).unwrap_or(self.places),
-            bytes: self.bytes / LEFT_TO_OTHERS,
-        }
-    }
-
-    /// What one of several tenants may hold.
-    fn share(self) -> Self {
-        let rest = |all: u64, least: u64| all - all.div_ceil(LEFT_TO_OTHERS).min(all - least);
-        let places = rest(u64::from(self.places), 1);
-        Self {
-            places: u32::try_from(places).unwrap_or(self.places),
-            bytes: match self.bytes {
-                u64::MAX => u64::MAX,
-                bytes => rest(bytes, bytes.min(1)),
-            },
-        }
-    }
-}
 
 /// The gate.
 #[derive(Debug)]

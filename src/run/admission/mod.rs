@@ -1,6 +1,7 @@
 //! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
 //! its own numbers, but for compiling, where it is time that counts ([`compile_gate`]); all of them are in Health.
 
+mod amount;
 mod compile_gate;
 mod compile_schedule;
 mod gate;
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 
+use self::amount::Amount;
 use self::compile_gate::{CompileGate, CompilePass};
 use self::compile_schedule::ScheduleRules;
-use self::gate::{Amount, Gate, Turned};
+use self::gate::{Gate, Turned};
 use crate::refusal::{Reason, Refusal};
 use crate::sandbox::CompileLane;
 
