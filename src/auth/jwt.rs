@@ -219,9 +219,9 @@ impl Jwt {
         let time = |claim: &str| claims.get(claim).and_then(Value::as_f64);
         let leeway = f64::from(LEEWAY);
         let is = |value: &Value, expected: &str| value.as_str() == Some(expected);
-        let for_us = |value: &Value| match value {
-            Value::Array(several) => several.iter().any(|one| is(one, &self.audience)),
-            one => is(one, &self.audience),
+        let for_us = |value: &Value| {
+            let mut several = value.as_array().into_iter().flatten();
+            is(value, &self.audience) || several.any(|one| is(one, &self.audience))
         };
         let (audience, issuer) = (claims.get("aud"), claims.get("iss"));
         if time("exp").is_some_and(|at| at < now - leeway) {

@@ -106,18 +106,21 @@ async fn a_token_that_is_taken_out_is_refused_whatever_else_is_in_its_file() {
     tokens.expect("let in", "unauthenticated").await;
 }
 
+/// What becomes of a file.
+type Change = fn(&Path);
+
 #[tokio::test]
 async fn tokens_of_a_file_that_is_gone_or_cannot_be_read_are_refused_until_it_is_back() {
     let tokens = Tokens::start().await;
     let all = line("a", "a") + &line("b", "b");
-    let unreadable: [(&str, &dyn Fn(&Path)); 4] = [
-        ("removed", &|file| std::fs::remove_file(file).unwrap()),
-        ("emptied", &|file| std::fs::write(file, "").unwrap()),
-        ("a folder", &|file| {
+    let unreadable: [(&str, Change); 4] = [
+        ("removed", |file| std::fs::remove_file(file).unwrap()),
+        ("emptied", |file| std::fs::write(file, "").unwrap()),
+        ("a folder", |file| {
             std::fs::remove_file(file).unwrap();
             std::fs::create_dir(file).unwrap();
         }),
-        ("too large", &|file| {
+        ("too large", |file| {
             std::fs::write(file, "#".repeat((4 << 20) + 1)).unwrap();
         }),
     ];

@@ -141,12 +141,15 @@ async fn a_set_without_the_key_revokes_it_at_the_next_answer() {
     }
 }
 
+/// What a server says that has no keys to give.
+type Failure = fn(&str) -> Option<String>;
+
 #[tokio::test]
 async fn a_failure_leaves_keys_in_force_for_a_bounded_time() {
     let one = Signer::new("one");
     let good = Signer::set(&[&one]);
     let token = one.sign(|_| ());
-    let failures: [(&str, fn(&str) -> Option<String>); 4] = [
+    let failures: [(&str, Failure); 4] = [
         ("an error", |_| answer("500 Internal Server Error", "", "")),
         ("not found", |_| {
             answer("404 Not Found", "", "{\"keys\": []}")
