@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::refusal::{Reason, Refusal};
 
 /// Bytes that a caller may send on one call before they are read.
 pub const STREAM_WINDOW: u32 = 256 << 10;
@@ -13,6 +16,9 @@ pub(super) const MAX_INPUT_CALLS: u32 = 40;
 /// eight calls beside it that arrive at full speed.
 pub const CONNECTION_WINDOW: u32 = (MAX_INPUT_CALLS + 8) * STREAM_WINDOW;
 
+/// What a refused caller is told to wait.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// The number of such calls that a connection has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InputCalls(Arc<AtomicU32>);
@@ -22,14 +28,30 @@ pub(super) struct InputCalls(Arc<AtomicU32>);
 pub(super) struct InputCall(Arc<AtomicU32>);
 
 impl InputCalls {
-    /// One more, where there may be one.
-    pub(super) fn begin(&self) -> Option<InputCall> {
+    /// One more.
+    ///
+    /// # Errors
+    /// Where there may be no more.
+    pub(super) fn begin(&self) -> Result<InputCall, Refusal> {
         let more = |calls: u32| (calls < MAX_INPUT_CALLS).then_some(calls + 1);
         let begun = self
             .0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        begun.ok().map(|_| InputCall(Arc::clone(&self.0)))
+        match begun {
+            Ok(_) => Ok(InputCall(Arc::clone(&self.0))),
+            Err(_) => Err(too_many()),
+        }
     }
+}
+
+fn too_many() -> Refusal {
+    let message = format!(
+        "a connection may have {MAX_INPUT_CALLS} calls at once that take input as it comes (Interact, UploadModule, \
+         reflection): open another connection"
+    );
+    Refusal::new(Reason::QueueFull, message)
+        .with("allowed", MAX_INPUT_CALLS)
+        .retry_after(RETRY)
 }
 
 impl Drop for InputCall {
@@ -45,15 +67,12 @@ mod tests {
     #[test]
     fn a_connection_has_so_many_and_one_that_ends_makes_room() {
         let calls = InputCalls::default();
-        let mut begun: Vec<_> = std::iter::from_fn(|| calls.begin()).collect();
+        let mut begun: Vec<_> = std::iter::from_fn(|| calls.begin().ok()).collect();
         assert_eq!(begun.len(), MAX_INPUT_CALLS as usize);
         begun.pop();
-        assert!(calls.begin().is_some());
-        assert!(calls.clone().begin().is_some(), "the first was dropped");
-        assert!(
-            InputCalls::default().begin().is_some(),
-            "another connection"
-        );
+        assert!(calls.begin().is_ok());
+        assert!(calls.clone().begin().is_ok(), "the first was dropped");
+        assert!(InputCalls::default().begin().is_ok(), "another connection");
     }
 
     #[test]

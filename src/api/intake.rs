@@ -19,8 +19,8 @@ use tower_service::Service;
 
 use super::answer::AnswerKind;
 use super::delivery::Deliveries;
-use super::inflight::{InflightBytes, RETRY, take};
-use super::input_calls::{InputCall, MAX_INPUT_CALLS, STREAM_WINDOW};
+use super::inflight::{InflightBytes, take};
+use super::input_calls::{InputCall, STREAM_WINDOW};
 use super::listen::Peer;
 use super::message_cap::MessageCap;
 use super::status;
@@ -244,23 +244,6 @@ impl Kind {
     }
 }
 
-/// Counts a call that takes input among those of its connection.
-fn begin_input(peer: Option<&Peer>) -> Result<Option<InputCall>, Refusal> {
-    let Some(peer) = peer else {
-        return Ok(None);
-    };
-    let begun = peer.input_calls().begin();
-    begun.map(Some).ok_or_else(|| {
-        let message = format!(
-            "a connection may have {MAX_INPUT_CALLS} calls at once that take input as it comes (Interact, UploadModule, \
-             reflection): open another connection"
-        );
-        Refusal::new(Reason::QueueFull, message)
-            .with("allowed", MAX_INPUT_CALLS)
-            .retry_after(RETRY)
-    })
-}
-
 impl<S> Layer<S> for Intake {
     type Service = Guarded<S>;
 
@@ -310,8 +293,9 @@ where
             bytes: AtomicU64::new(0),
         }));
         let (kind, cap) = self.intake.kind(request.uri().path());
-        let peer = request.extensions().get().filter(|_| kind.takes_input());
-        let input = match begin_input(peer) {
+        let peer = request.extensions().get::<Peer>();
+        let peer = peer.filter(|_| kind.takes_input());
+        let input = match peer.map(|it| it.input_calls().begin()).transpose() {
             Ok(input) => input,
             // Its body is dropped unread.
             Err(refusal) => {

@@ -25,14 +25,13 @@ const BUFFERED_AUDIT_LINES: usize = 65_536;
 const AUDIT: &str = "ringfence::audit";
 /// Libraries that guests can make say something at each call, and whoever can connect at each frame: none of the log's,
 /// unless `telemetry.log_level` names them.
-const CHATTY: [&str; 7] = [
+const CHATTY: [&str; 6] = [
     "wasmtime_wasi",
     "wasmtime_wasi_io",
     "wiggle",
     "h2",
     "hyper",
     "hyper_util",
-    "rustls",
 ];
 /// How often dropped lines are told.
 const REPORT: Duration = Duration::from_secs(10);
