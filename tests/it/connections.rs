@@ -358,7 +358,8 @@ async fn connections_that_shook_hands_or_did_not_keep_nobody_out() {
 /// Connections on which nobody authenticates are closed when their time is over, one on which somebody did is not.
 async fn are_closed_in_time(attack: Attack) {
     let (daemon, dir) = daemon(&[
-        ("server.first_call_timeout", "500ms"),
+        // Long enough for the harness, whose questions about health do not count, on a busy machine.
+        ("server.first_call_timeout", "3s"),
         ("server.keepalive_interval", "10s"),
     ])
     .await;
@@ -372,7 +373,7 @@ async fn are_closed_in_time(attack: Attack) {
     for attacker in &mut attackers {
         attacker.until(|seen| seen.closed).await;
     }
-    assert!(start.elapsed() >= Duration::from_millis(500), "not sooner");
+    assert!(start.elapsed() >= Duration::from_secs(3), "not sooner");
     // Without another connection to call on.
     calls(&idle).await.unwrap();
     drop(dir);
