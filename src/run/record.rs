@@ -144,6 +144,8 @@ impl Drop for Caller {
             run.log.shelve(run.key.is_some());
             drop(answer);
         } else if !run.detached {
+            // Wakes the run. Where the daemon is ending that drops it, which ends it by this lock.
+            drop(facts);
             run.stop
                 .request(StopReason::Cancelled(CancelCause::CallerGone));
         }

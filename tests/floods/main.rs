@@ -13,6 +13,8 @@
               the harness"
 )]
 
+#[path = "../it/bombs.rs"]
+mod bombs;
 #[path = "../it/guests.rs"]
 mod guests;
 #[path = "../it/harness.rs"]
@@ -25,6 +27,7 @@ mod target;
 mod wire;
 
 mod bodies;
+mod burdens;
 mod control;
 mod headers;
 mod keepalive;

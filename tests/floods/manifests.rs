@@ -38,10 +38,10 @@ const FLOOD: &str = r#"(module
       (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))
       (drop (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 40)))
       (br $more))))"#;
-const HELLO: &str = include_str!("../../examples/hello.wat");
+pub(crate) const HELLO: &str = include_str!("../../examples/hello.wat");
 
 /// A memory cgroup, of either version, until this is dropped.
-struct Cgroup {
+pub(crate) struct Cgroup {
     path: PathBuf,
     files: &'static Files,
 }
@@ -70,7 +70,7 @@ const V2: Files = Files {
 
 impl Cgroup {
     /// Makes one that may use `limit` bytes; `None`, with a word about it, where that cannot be.
-    fn new(name: &str, limit: u64) -> Option<Self> {
+    pub(crate) fn new(name: &str, limit: u64) -> Option<Self> {
         let made = [&V1, &V2].into_iter().find_map(|files| {
             let root = Path::new(files.root);
             let path = root.join(format!("ringfence-floods-{name}-{}", std::process::id()));
@@ -95,12 +95,12 @@ impl Cgroup {
     }
 
     /// Bytes that were used at the most.
-    fn peak(&self) -> u64 {
+    pub(crate) fn peak(&self) -> u64 {
         self.number(self.files.peak)
     }
 
     /// Processes that the kernel killed for it.
-    fn kills(&self) -> u64 {
+    pub(crate) fn kills(&self) -> u64 {
         let text = std::fs::read_to_string(self.path.join(self.files.events)).unwrap();
         let told = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         told.unwrap().parse().unwrap()
@@ -114,12 +114,12 @@ impl Drop for Cgroup {
 }
 
 /// A manifest as it is shipped.
-struct Manifest {
+pub(crate) struct Manifest {
     name: &'static str,
     /// Bytes of each output stream, as its policy has it.
     output: u64,
     /// The container's memory limit.
-    limit: u64,
+    pub(crate) limit: u64,
     /// Whether its callers show tokens.
     tokens: bool,
 }
@@ -143,7 +143,7 @@ fn size(text: &str, key: &str) -> u64 {
 }
 
 impl Manifest {
-    fn read(name: &'static str) -> Self {
+    pub(crate) fn read(name: &'static str) -> Self {
         let folder = guests::root().join("deploy").join(name);
         let settings = std::fs::read_to_string(folder.join("ringfence.toml")).unwrap();
         let pod = std::fs::read_to_string(folder.join("deployment.yaml")).unwrap();
@@ -156,8 +156,8 @@ impl Manifest {
         }
     }
 
-    /// Its daemon in `cgroup`, with nothing of its own but an address and a file of tokens in `dir`.
-    fn serve(&self, cgroup: &Cgroup, dir: &Path) -> Served {
+    /// Its daemon in `cgroup`, with nothing of its own but an address, a file of tokens in `dir`, and `set`.
+    pub(crate) fn serve(&self, cgroup: &Cgroup, dir: &Path, set: &[String]) -> Served {
         let settings = guests::root().join("deploy").join(self.name);
         let tokens = dir.join("tokens");
         let hash = Digest::of(TOKEN.as_bytes());
@@ -184,6 +184,7 @@ impl Manifest {
             args.push("--set".to_owned());
             args.push(format!("auth.tokens_file={}", tokens.display()));
         }
+        args.extend(set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         Served::of(command, &args)
     }
@@ -205,7 +206,7 @@ impl Manifest {
         block(&fields)
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if self.tokens {
             let bearer = format!("Bearer {TOKEN}").parse().unwrap();
@@ -214,13 +215,13 @@ impl Manifest {
         request
     }
 
-    async fn load(&self, client: &mut Client, wasm: &'static str) -> String {
+    pub(crate) async fn load(&self, client: &mut Client, wasm: &'static str) -> String {
         let loaded = client.load_module(self.request(load(wasm))).await.unwrap();
         loaded.into_inner().module.unwrap().digest
     }
 
     /// Waits until somebody else is served, and tells how long that took.
-    async fn serves(&self, client: &mut Client, digest: &str) -> std::time::Duration {
+    pub(crate) async fn serves(&self, client: &mut Client, digest: &str) -> std::time::Duration {
         let start = Instant::now();
         loop {
             let spec = Some(by_digest(digest));
@@ -276,7 +277,7 @@ async fn survives(name: &'static str, window: u32) {
     let Some(cgroup) = Cgroup::new(name, manifest.limit) else {
         return;
     };
-    let mut served = manifest.serve(&cgroup, dir.path());
+    let mut served = manifest.serve(&cgroup, dir.path(), &[]);
     let log = served.drain_log();
     let mut client = connect(&served.addr).await;
     let hello = manifest.load(&mut client, HELLO).await;

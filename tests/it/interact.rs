@@ -492,9 +492,9 @@ async fn messages_are_capped_each_at_its_place() {
 
 #[tokio::test]
 async fn what_it_may_hold_is_charged_before_it_starts() {
-    // Room for one interaction, and for a start that is no larger.
+    // Room for three interactions, and for starts that are no larger.
     let daemon = Daemon::with(&[
-        ("server.inflight_request_bytes", "1MiB"),
+        ("server.inflight_request_bytes", "2MiB"),
         ("server.max_message", "512KiB"),
         ("compile.max_module", "512KiB"),
         ("policy.max_stdin", "64KiB"),
@@ -512,7 +512,7 @@ async fn what_it_may_hold_is_charged_before_it_starts() {
         }
     };
     assert!(refused.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
-    assert_eq!(held.len(), 3, "a quarter of a MiB each, and their starts");
+    assert_eq!(held.len(), 3, "half a MiB each, and their starts");
     // Those that go on are not disturbed.
     let mut talk = held.pop().unwrap();
     talk.line("a").await;

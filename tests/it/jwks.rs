@@ -296,17 +296,18 @@ async fn few_wait_for_keys_and_the_rest_are_refused_at_once() {
 async fn a_caller_whose_key_is_known_never_waits_for_those_whose_key_is_not() {
     let one = Signer::new("one");
     let server = KeyServer::start(always(&Signer::set(&[&one]))).await;
-    let (_daemon, channel) = server.daemon(&[]).await;
+    let (daemon, channel) = server.daemon(&[]).await;
     let token = one.sign(|_| ());
     until_judged(&channel, &token, "let in").await;
     server.answer(|_| None);
     let asked = server.asked();
     let waiting = tokio::spawn({
-        let channel = channel.clone();
+        let addr = daemon.addr.clone();
         let unknown = Signer::new("unknown").sign(|_| ());
         async move {
             loop {
-                let status = shown(&channel, &unknown).await;
+                // One connection bears only so many calls that are refused unread.
+                let status = shown(&crate::harness::channel(&addr).await, &unknown).await;
                 if judged(&status) != "unauthenticated" {
                     return status;
                 }

@@ -21,6 +21,7 @@ macro_rules! cases {
     };
 }
 
+mod bombs;
 #[path = "../floods/wire.rs"]
 #[expect(
     dead_code,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Every row, in the order in which they run.
-const ROWS: [&str; 13] = [
+const ROWS: [&str; 14] = [
     "health",
     "overload",
     "neighbour",
@@ -12,6 +12,7 @@ const ROWS: [&str; 13] = [
     "directories",
     "files",
     "compiles",
+    "modules",
     "overshoot",
     "drain",
     "vanish",

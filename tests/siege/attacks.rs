@@ -1,4 +1,4 @@
-//! `answers`, `connections`, `directories`, `files`, `compiles`: what a tenant notices of an attack by another, or by
+//! `answers`, `connections`, `directories`, `files`, `compiles`, `modules`: what a tenant notices of an attack by another, or by
 //! somebody who is no tenant. Its figures under the attack stand beside those that it has alone.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::ask::Scale;
 use crate::daemon::{Besieged, alone};
 use crate::figures::{Report, Tally, Times, mib, ms};
-use crate::harness::{Client, SpecExt, by_digest, connect};
+use crate::harness::{Client, SpecExt, by_digest, connect, spec};
 use crate::hostile::{BEFORE, bomb, guest, hello, hostile_run, work};
 use crate::neighbour::{TENANTS, as_tenant, taken, two_tenants};
 use crate::raw::{PING, call_on, frame, greeting, greeting_with};
@@ -33,10 +33,18 @@ pub(crate) enum Attack {
     Files,
     /// It has modules compiled that take as long as they may.
     Compiles,
+    /// It runs one module after the other inline, each of them new.
+    Modules,
 }
 
+const LISTS: &str = include_str!("../guests/lists.wat");
+const ASKS: &str = include_str!("../guests/asks.wat");
 /// Guests of the attacker at once, and its modules that wait for the compiler.
 const AT_ONCE: usize = 16;
+/// Its guests that use files.
+const USE_FILES: usize = 48;
+/// What the daemon may hold of compiled code where that is attacked: a few dozen of the attacker's modules.
+const CACHE: &str = "engine.cache_budget=16MiB";
 /// Answers of the attacker, each of as many bytes as one may have.
 const ANSWERS: u32 = 40;
 /// Connections that the daemon has places for.
@@ -96,6 +104,7 @@ async fn prepared(attack: Attack, dir: &Path) -> Besieged {
             set.push(format!("server.max_connections={PLACES}"));
             set.push(format!("server.max_connections_per_peer={PLACES}"));
         }
+        Attack::Modules => set.push(CACHE.to_owned()),
         Attack::Answers | Attack::Compiles => {}
     }
     two_tenants(dir, &tables, &set).await
@@ -122,20 +131,25 @@ async fn begin(attack: Attack, daemon: &Besieged, folder: &Path) -> JoinSet<()> 
         }
         Attack::Directories | Attack::Files => {
             let wat = match attack {
-                Attack::Directories => lists(),
-                _ => asks_and_reads(),
+                Attack::Directories => LISTS,
+                _ => ASKS,
             };
-            let digest = taken(&mut client, token, &wat).await;
+            let digest = taken(&mut client, token, wat).await;
             let spec = hostile_run(&digest)
                 .timeout(TIMEOUT)
                 .mount(folder, "/", true);
-            for _ in 0..AT_ONCE {
+            for _ in 0..USE_FILES {
                 attackers.spawn(run_forever(connect(&addr).await, spec.clone()));
             }
         }
         Attack::Compiles => {
             for i in 0..AT_ONCE {
                 attackers.spawn(load_forever(connect(&addr).await, i));
+            }
+        }
+        Attack::Modules => {
+            for i in 0..AT_ONCE {
+                attackers.spawn(run_new_forever(connect(&addr).await, i));
             }
         }
     }
@@ -152,38 +166,6 @@ fn fills_its_output() -> String {
             (drop (call $write (i32.const 1) (i32.const 64) (i32.const 1) (i32.const 60)))
             (local.set 0 (i32.add (local.get 0) (i32.const 1)))
             (br_if $again (i32.lt_u (local.get 0) (i32.const 16)))))"#,
-    )
-}
-
-/// What guests that use files import, and `body` over and over.
-fn uses_files(body: &str) -> String {
-    format!(
-        r#"(module
-        (import "wasi_snapshot_preview1" "fd_readdir" (func $list (param i32 i32 i32 i64 i32) (result i32)))
-        (import "wasi_snapshot_preview1" "path_filestat_get" (func $stat (param i32 i32 i32 i32 i32) (result i32)))
-        (import "wasi_snapshot_preview1" "path_open"
-          (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-        (import "wasi_snapshot_preview1" "fd_pread" (func $read (param i32 i32 i32 i64 i32) (result i32)))
-        (memory (export "memory") 32)
-        (data (i32.const 0) "large")
-        (func (export "_start")
-          (drop (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 0) (i64.const 2) (i64.const 2)
-            (i32.const 0) (i32.const 16)))
-          (loop $again {body} (br $again))))"#
-    )
-}
-
-fn lists() -> String {
-    uses_files(
-        "(drop (call $list (i32.const 3) (i32.const 4096) (i32.const 1048576) (i64.const 0) (i32.const 32)))",
-    )
-}
-
-fn asks_and_reads() -> String {
-    uses_files(
-        "(drop (call $stat (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 64)))
-         (i32.store (i32.const 40) (i32.const 4096)) (i32.store (i32.const 44) (i32.const 65536))
-         (drop (call $read (i32.load (i32.const 16)) (i32.const 40) (i32.const 1) (i64.const 0) (i32.const 32)))",
     )
 }
 
@@ -210,6 +192,28 @@ async fn load_forever(mut client: Client, first: usize) {
             tokio::time::sleep(AGAIN).await;
         }
     }
+}
+
+async fn run_new_forever(mut client: Client, first: usize) {
+    let [(_, token), _] = TENANTS;
+    for seed in (first..).step_by(AT_ONCE) {
+        let request = RunRequest {
+            spec: Some(spec(large(seed, 300)).entry("work")),
+        };
+        if client.run(as_tenant(request, token)).await.is_err() {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+/// A module of so many functions of 200 bytes, which is quick to compile for its size. Each `seed` makes another.
+fn large(seed: usize, functions: usize) -> Bytes {
+    let step = "(local.set 0 (i32.add (local.get 0) (i32.const 7)))".repeat(30);
+    let function = format!("(func (param i32) (result i32) {step} (local.get 0))");
+    let functions = function.repeat(functions);
+    let text =
+        format!(r#"(module (global i32 (i32.const {seed})) {functions} (func (export "work")))"#);
+    wat::parse_str(text).unwrap().into()
 }
 
 /// Asks for many runs on a connection whose window is 0, again and again.
@@ -277,6 +281,8 @@ struct Neighbour {
     work: RunSpec,
     /// Each call has a connection of its own.
     connects: bool,
+    /// Whether it loads a large module too.
+    loads_large: bool,
 }
 
 /// What the neighbour sees: how long each thing takes, and how it ends.
@@ -285,6 +291,7 @@ struct Figures {
     hello: Times,
     work: Times,
     load: Times,
+    large: Times,
     endings: Tally,
 }
 
@@ -300,6 +307,7 @@ impl Neighbour {
             hello,
             work,
             connects: attack == Attack::Connections,
+            loads_large: attack == Attack::Compiles,
         }
     }
 
@@ -307,6 +315,7 @@ impl Neighbour {
     async fn figures(&self, daemon: &Besieged, window: Duration, seed: u32) -> Figures {
         let addr = daemon.addr().to_owned();
         let (hello, work, connects) = (self.hello.clone(), self.work.clone(), self.connects);
+        let larges = usize::from(self.loads_large);
         alone(move || async move {
             let caller = Caller {
                 client: (!connects).then_some(connect(&addr).await),
@@ -314,7 +323,7 @@ impl Neighbour {
             };
             let start = Instant::now();
             let steady = |each| paces(start, each, window);
-            let (hellos, works, loads) = tokio::join!(
+            let (hellos, works, loads, larges) = tokio::join!(
                 each(steady(HELLO_EACH), |_, due| ran(
                     caller.clone(),
                     hello.clone(),
@@ -327,15 +336,21 @@ impl Neighbour {
                 )),
                 each(steady(LOAD_EACH), |i, due| loaded(
                     caller.clone(),
-                    seed + i,
+                    small(seed + i),
                     due
                 )),
+                each(vec![start; larges], |i, due| {
+                    // 700 KB.
+                    let module = large(usize::try_from(seed + i).unwrap(), 3_200);
+                    loaded(caller.clone(), module, due)
+                }),
             );
             let mut figures = Figures::default();
             for (name, of, into) in [
                 ("hello", hellos, &mut figures.hello),
                 ("work", works, &mut figures.work),
                 ("load", loads, &mut figures.load),
+                ("large load", larges, &mut figures.large),
             ] {
                 for (took, ending) in of {
                     into.push(took);
@@ -402,14 +417,17 @@ async fn ran(caller: Caller, spec: RunSpec, due: Instant) -> (Duration, String) 
     (took, ending)
 }
 
-/// Loads a module of 30 bytes that nobody has loaded.
-async fn loaded(caller: Caller, seed: u32, due: Instant) -> (Duration, String) {
-    let [_, (_, token)] = TENANTS;
+/// A module of 30 bytes that nobody has loaded.
+fn small(seed: u32) -> Bytes {
     let wat = format!("(module (global (export \"g\") i32 (i32.const {seed})))");
+    wat::parse_str(wat).unwrap().into()
+}
+
+/// Loads a module.
+async fn loaded(caller: Caller, module: Bytes, due: Instant) -> (Duration, String) {
+    let [_, (_, token)] = TENANTS;
     let request = LoadModuleRequest {
-        source: Some(load_module_request::Source::Wasm(Bytes::from(
-            wat::parse_str(wat).unwrap(),
-        ))),
+        source: Some(load_module_request::Source::Wasm(module)),
         ..LoadModuleRequest::default()
     };
     let answer = caller
@@ -441,6 +459,17 @@ impl Figures {
             let most = (before * 2).max(before + NOISE);
             report.figure(
                 &format!("{what}, p99"),
+                format!("{}, {}", ms(before), ms(after)),
+                &format!("at most {}", ms(most)),
+                after <= most,
+            );
+        }
+        if self.large.len() + under.large.len() > 0 {
+            let [before, after] = [&mut self.large, &mut under.large].map(Times::max);
+            // Whoever compiles goes on for a quantum.
+            let most = before * 2 + Duration::from_secs(2);
+            report.figure(
+                "its load of 700 KB",
                 format!("{}, {}", ms(before), ms(after)),
                 &format!("at most {}", ms(most)),
                 after <= most,

@@ -123,6 +123,7 @@ async fn walk(row: &str, scale: &Scale, report: &mut Report) {
         "directories" => attacks::row(Attack::Directories, scale, report).await,
         "files" => attacks::row(Attack::Files, scale, report).await,
         "compiles" => attacks::row(Attack::Compiles, scale, report).await,
+        "modules" => attacks::row(Attack::Modules, scale, report).await,
         "overshoot" => overshoot::row(scale, report).await,
         "drain" => drain::row(scale, report).await,
         "vanish" => vanish::row(scale, report).await,
