@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use ringfence::api::proto::{OutputPolicy, RunRequest};
+use ringfence::api::proto::{Outcome, OutputPolicy, RunRequest};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
+use tonic::Code;
 
 use crate::bombs::{chain_of_ifs, functions, giant_function, nested_loops};
 use crate::harness::{Client, SpecExt, by_digest, connect, load};
@@ -91,6 +92,7 @@ fn fill(dir: &Path) {
     std::fs::write(dir.join("large"), vec![7; 1 << 20]).unwrap();
 }
 
+/// Has guests list and read until their time is over.
 async fn list_and_read(manifest: &Manifest, client: &Client, dir: &Path) {
     let mut guests = JoinSet::new();
     let mut digests = Vec::new();
@@ -104,9 +106,21 @@ async fn list_and_read(manifest: &Manifest, client: &Client, dir: &Path) {
             .mount(dir, "/", true);
         let request = manifest.request(RunRequest { spec: Some(spec) });
         let mut client = client.clone();
-        guests.spawn(async move { client.run(request).await.map(drop) });
+        guests.spawn(async move { client.run(request).await });
     }
-    guests.join_all().await;
+    let mut ended = 0;
+    for answer in guests.join_all().await {
+        match answer {
+            Ok(answer) => {
+                let result = answer.into_inner().result.unwrap();
+                assert_eq!(result.outcome(), Outcome::TimedOut);
+                ended += 1;
+            }
+            // It waited for a slot for too long.
+            Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),
+        }
+    }
+    assert!(ended >= 4, "only {ended} ran");
 }
 
 async fn compile(manifest: &Manifest, client: &Client) {

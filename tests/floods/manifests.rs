@@ -73,6 +73,10 @@ impl Cgroup {
     pub(crate) fn new(name: &str, limit: u64) -> Option<Self> {
         let made = [&V1, &V2].into_iter().find_map(|files| {
             let root = Path::new(files.root);
+            // The root of version 2 is a plain folder where version 1 is mounted below it.
+            if !root.join("cgroup.procs").is_file() {
+                return None;
+            }
             let path = root.join(format!("ringfence-floods-{name}-{}", std::process::id()));
             // Where it is on already, or is not needed, this fails.
             let _ = std::fs::write(root.join("cgroup.subtree_control"), "+memory");
@@ -274,7 +278,7 @@ async fn wave(
 async fn survives(name: &'static str, window: u32) {
     let manifest = Manifest::read(name);
     let dir = tempfile::TempDir::new().unwrap();
-    let Some(cgroup) = Cgroup::new(name, manifest.limit) else {
+    let Some(cgroup) = Cgroup::new(&format!("{name}-{window}"), manifest.limit) else {
         return;
     };
     let mut served = manifest.serve(&cgroup, dir.path(), &[]);
