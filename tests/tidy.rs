@@ -266,7 +266,10 @@ fn tests_of(text: &str) -> Vec<&str> {
         let line = line.trim();
         if line.starts_with("#[test") || line.starts_with("#[tokio::test") {
             is_test = true;
-        } else if let Some(rest) = line.strip_prefix("cases!(") {
+        } else if let Some(rest) = line
+            .strip_prefix("cases!(")
+            .or_else(|| line.strip_prefix("cases! { "))
+        {
             names.push(rest.split(':').next().unwrap_or(rest));
             in_cases = true;
         } else if let Some(rest) = line
