@@ -136,9 +136,10 @@ async fn begin(attack: Attack, daemon: &Besieged, folder: &Path) -> JoinSet<()> 
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         Attack::Directories | Attack::Files => {
-            let wat = match attack {
-                Attack::Directories => LISTS,
-                _ => ASKS,
+            let wat = if attack == Attack::Directories {
+                LISTS
+            } else {
+                ASKS
             };
             let digest = taken(&mut client, token, wat).await;
             let spec = hostile_run(&digest)
@@ -312,17 +313,16 @@ impl Neighbour {
         let mut work = by_digest(&taken(&mut client, token, &work()).await);
         work.entry_point = "work".to_owned();
         work.args = vec![WORK.to_owned()];
-        let rested = match attack {
-            Attack::Modules => {
-                let module = LoadModuleRequest {
-                    source: Some(load_module_request::Source::Wasm(large(0, LARGE))),
-                    ..LoadModuleRequest::default()
-                };
-                let loaded = client.load_module(as_tenant(module, token)).await;
-                let digest = loaded.unwrap().into_inner().module.unwrap().digest;
-                Some(by_digest(&digest).entry("work"))
-            }
-            _ => None,
+        let rested = if attack == Attack::Modules {
+            let module = LoadModuleRequest {
+                source: Some(load_module_request::Source::Wasm(large(0, LARGE))),
+                ..LoadModuleRequest::default()
+            };
+            let loaded = client.load_module(as_tenant(module, token)).await;
+            let digest = loaded.unwrap().into_inner().module.unwrap().digest;
+            Some(by_digest(&digest).entry("work"))
+        } else {
+            None
         };
         Self {
             hello,

@@ -67,7 +67,6 @@ impl fmt::Display for Origin {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -157,10 +157,13 @@ impl InputStream for FileReader {
                 self.offset += now.len() as u64;
                 Ok(now)
             }
-            ReadState::Failed(_) => match std::mem::replace(&mut self.state, ReadState::Closed) {
-                ReadState::Failed(error) => Err(StreamError::LastOperationFailed(error.into())),
-                _ => Err(StreamError::Closed),
-            },
+            ReadState::Failed(_) => {
+                let failed = std::mem::replace(&mut self.state, ReadState::Closed);
+                let ReadState::Failed(error) = failed else {
+                    return Err(StreamError::Closed);
+                };
+                Err(StreamError::LastOperationFailed(error.into()))
+            }
             ReadState::Closed => Err(StreamError::Closed),
         }
     }
@@ -226,10 +229,13 @@ impl FileWriter {
     fn failure(&mut self) -> StreamResult<()> {
         match self.state {
             WriteState::Idle | WriteState::Writing(_) => Ok(()),
-            WriteState::Failed(_) => match std::mem::replace(&mut self.state, WriteState::Closed) {
-                WriteState::Failed(error) => Err(StreamError::LastOperationFailed(error.into())),
-                _ => Err(StreamError::Closed),
-            },
+            WriteState::Failed(_) => {
+                let failed = std::mem::replace(&mut self.state, WriteState::Closed);
+                let WriteState::Failed(error) = failed else {
+                    return Err(StreamError::Closed);
+                };
+                Err(StreamError::LastOperationFailed(error.into()))
+            }
             WriteState::Closed => Err(StreamError::Closed),
         }
     }
