@@ -243,7 +243,9 @@ async fn take_all(addr: &str, hosts: u8, attack: Attack) -> Vec<Attacker> {
         match attack {
             Attack::Mute => {}
             Attack::Silent => drop(attacker.until(|seen| seen.pings > 0).await),
-            _ => drop(attacker.until(|seen| seen.answers > 1).await),
+            Attack::Probes | Attack::Guesses | Attack::Calls => {
+                drop(attacker.until(|seen| seen.answers > 1).await)
+            }
         }
     }
     attackers
