@@ -244,7 +244,7 @@ async fn take_all(addr: &str, hosts: u8, attack: Attack) -> Vec<Attacker> {
             Attack::Mute => {}
             Attack::Silent => drop(attacker.until(|seen| seen.pings > 0).await),
             Attack::Probes | Attack::Guesses | Attack::Calls => {
-                drop(attacker.until(|seen| seen.answers > 1).await)
+                let _ = attacker.until(|seen| seen.answers > 1).await;
             }
         }
     }
