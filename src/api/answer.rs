@@ -213,7 +213,7 @@ impl AnswerCharge {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Enclosed(Arc<Mutex<Enclosure>>);
 
-/// The parts.
+/// What stands in it: each part is taken by the layer that sends the answer.
 #[derive(Debug, Default)]
 pub(super) struct Enclosure {
     /// What the run keeps for its answer.
@@ -224,12 +224,12 @@ pub(super) struct Enclosure {
 }
 
 impl Enclosed {
-    /// Encloses the parts.
+    /// Creates one, to be put into the answer's extensions.
     pub(super) fn new(parts: Enclosure) -> Self {
         Self(Arc::new(Mutex::new(parts)))
     }
 
-    /// Takes them out.
+    /// Takes the parts out: a second time they are empty.
     pub(super) fn take(&self) -> Enclosure {
         // Nothing panics while it is held.
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))

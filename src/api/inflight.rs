@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::refusal::{Reason, Refusal};
 
 /// What a refused caller is told to wait.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// What bytes in flight are of, and the setting that bounds them.
 #[derive(Clone, Copy, Debug)]

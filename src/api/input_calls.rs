@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
+use super::inflight::RETRY;
 use crate::refusal::{Reason, Refusal};
 
 /// Bytes that a caller may send on one call before they are read.
@@ -16,9 +16,6 @@ pub(super) const MAX_INPUT_CALLS: u32 = 40;
 /// eight calls beside it that arrive at full speed.
 pub const CONNECTION_WINDOW: u32 = (MAX_INPUT_CALLS + 8) * STREAM_WINDOW;
 
-/// What a refused caller is told to wait.
-const RETRY: Duration = Duration::from_millis(500);
-
 /// The number of such calls that a connection has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InputCalls(Arc<AtomicU32>);
@@ -28,7 +25,7 @@ pub(super) struct InputCalls(Arc<AtomicU32>);
 pub(super) struct InputCall(Arc<AtomicU32>);
 
 impl InputCalls {
-    /// One more.
+    /// Counts one more call, until what this returns is dropped.
     ///
     /// # Errors
     /// Where there may be no more.

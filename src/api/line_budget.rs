@@ -33,7 +33,7 @@ struct PeerLines {
 pub(super) struct LinesLeftOut {
     /// The peers with most of it, and how much.
     pub(super) peers: Vec<(Origin, u64)>,
-    /// Of all others.
+    /// Lines left out of all other peers together.
     pub(super) others: u64,
 }
 

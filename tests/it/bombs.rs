@@ -17,6 +17,11 @@ pub(crate) fn with_start(function: &str) -> Bytes {
 
 /// Every loop's head has to carry every local.
 pub(crate) fn nested_loops() -> Bytes {
+    with_start(&loops())
+}
+
+/// The same as a function of text.
+pub(crate) fn loops() -> String {
     const LOCALS: usize = 1000;
     const DEPTH: usize = 300;
     let mut body = "(loop ".repeat(DEPTH);
@@ -31,7 +36,7 @@ pub(crate) fn nested_loops() -> Bytes {
     for i in 0..DEPTH {
         write!(body, "(br_if 0 (local.get {i})))").unwrap();
     }
-    with_start(&format!("(func (local {}) {body})", "i32 ".repeat(LOCALS)))
+    format!("(func (local {}) {body})", "i32 ".repeat(LOCALS))
 }
 
 /// One function with 300,000 statements.

@@ -17,7 +17,7 @@ use crate::daemon::{Besieged, alone};
 use crate::figures::{Report, Tally, Times, mib, ms};
 use crate::harness::{Client, SpecExt, by_digest, connect, spec};
 use crate::hostile::{BEFORE, bomb, guest, hello, hostile_run, work};
-use crate::neighbour::{TENANTS, as_tenant, taken, two_tenants};
+use crate::neighbour::{AGAIN, TENANTS, as_tenant, attack as attack_by_runs, taken, two_tenants};
 use crate::raw::{PING, call_on, frame, greeting, greeting_with};
 
 /// What the attacker does.
@@ -55,8 +55,6 @@ const FOLDER: &str = "files";
 const MANY: usize = 10_000;
 /// How long a hostile run may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How soon a hostile caller that was refused comes again.
-const AGAIN: Duration = Duration::from_millis(20);
 /// Functions of a module of 700 KB.
 const LARGE: usize = 3_200;
 /// Iterations of a guest that takes about a millisecond.
@@ -146,7 +144,7 @@ async fn begin(attack: Attack, daemon: &Besieged, folder: &Path) -> JoinSet<()> 
                 .timeout(TIMEOUT)
                 .mount(folder, "/", true);
             for _ in 0..USE_FILES {
-                attackers.spawn(run_forever(connect(&addr).await, spec.clone()));
+                attackers.spawn(attack_by_runs(connect(&addr).await, spec.clone()));
             }
         }
         Attack::Compiles => {
@@ -174,18 +172,6 @@ fn fills_its_output() -> String {
             (local.set 0 (i32.add (local.get 0) (i32.const 1)))
             (br_if $again (i32.lt_u (local.get 0) (i32.const 16)))))"#,
     )
-}
-
-async fn run_forever(mut client: Client, spec: RunSpec) {
-    let [(_, token), _] = TENANTS;
-    loop {
-        let request = RunRequest {
-            spec: Some(spec.clone()),
-        };
-        if client.run(as_tenant(request, token)).await.is_err() {
-            tokio::time::sleep(AGAIN).await;
-        }
-    }
 }
 
 async fn load_forever(mut client: Client, first: usize) {

@@ -1,10 +1,9 @@
 //! Guests that are well behaved, that never end, that end badly, and modules that are made to be slow to compile.
 
-use std::fmt::Write;
-
 use bytes::Bytes;
 use ringfence::api::proto::{OutputPolicy, RunSpec};
 
+use crate::bombs::{binary, loops};
 use crate::daemon::loaded;
 use crate::harness::{Client, SpecExt, by_digest};
 
@@ -157,21 +156,8 @@ pub(crate) async fn that_end_badly(client: &mut Client) -> Vec<Hostile> {
 /// A module that takes the compiler longer than it may: every loop's head has to carry every local. Each `seed` makes
 /// another.
 pub(crate) fn bomb(seed: usize) -> Bytes {
-    const LOCALS: usize = 1000;
-    const DEPTH: usize = 300;
-    let mut body = "(loop ".repeat(DEPTH);
-    for i in 0..LOCALS {
-        let from = (i * 7 + 1) % LOCALS;
-        write!(
-            body,
-            "(local.set {i} (i32.add (local.get {i}) (local.get {from})))"
-        )
-        .unwrap();
-    }
-    for i in 0..DEPTH {
-        write!(body, "(br_if 0 (local.get {i})))").unwrap();
-    }
-    let locals = "i32 ".repeat(LOCALS);
-    let text = format!("(module (global i32 (i32.const {seed})) (func (local {locals}) {body}))");
-    wat::parse_str(text).unwrap().into()
+    let function = loops();
+    binary(&format!(
+        "(module (global i32 (i32.const {seed})) {function})"
+    ))
 }

@@ -22,6 +22,8 @@
 
 mod ask;
 mod attacks;
+#[path = "../it/bombs.rs"]
+mod bombs;
 mod daemon;
 mod drain;
 mod figures;

@@ -25,7 +25,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// Of hostile runs.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How soon a hostile caller that was refused comes again.
-const AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 const P99: Duration = Duration::from_millis(100);
 
 /// A token of each tenant.
@@ -139,7 +139,8 @@ pub(crate) async fn taken(client: &mut Client, token: &str, wat: &str) -> String
     answer.module.expect("the module is described").digest
 }
 
-async fn attack(mut client: Client, spec: RunSpec) {
+/// Has a guest of the hostile tenant run over and over.
+pub(crate) async fn attack(mut client: Client, spec: RunSpec) {
     let [(_, token), _] = TENANTS;
     loop {
         let request = RunRequest {

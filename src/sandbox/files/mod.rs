@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,17 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// What a tenant is called by among the calls.
+    fn tenant(&mut self, lane: &Arc<Lane>) -> usize {
+        let known = self.lanes.iter().position(|it| Arc::ptr_eq(it, lane));
+        known.unwrap_or_else(|| {
+            self.lanes.push(Arc::clone(lane));
+            self.shares.add_tenant(lane.weight())
+        })
+    }
+}
+
 impl FileThreads {
     /// Creates the pool, whose threads begin with `on_thread`, on a host whose guests have
     /// `guest_threads`. No thread is started before the first call.
@@ -78,17 +89,10 @@ impl FileThreads {
 
     /// Creates what one run of a tenant makes its calls by.
     pub(super) fn calls(self: &Arc<Self>, lane: &Arc<Lane>) -> FileCalls {
-        let mut state = self.lock();
-        let known = state.lanes.iter().position(|it| Arc::ptr_eq(it, lane));
-        let tenant = known.unwrap_or_else(|| {
-            state.lanes.push(Arc::clone(lane));
-            state.shares.add_tenant(lane.weight())
-        });
-        drop(state);
         FileCalls(Some(Arc::new(Caller {
             threads: Arc::clone(self),
             lane: Arc::clone(lane),
-            tenant,
+            tenant: OnceLock::new(),
             spent: AtomicU64::new(0),
         })))
     }
@@ -126,13 +130,16 @@ pub struct FileCalls(Option<Arc<Caller>>);
 struct Caller {
     threads: Arc<FileThreads>,
     lane: Arc<Lane>,
-    tenant: usize,
+    /// What the tenant is called by among the calls. It is looked up at the first one: most runs
+    /// make none.
+    tenant: OnceLock<usize>,
     /// Nanoseconds of processor time of the run's calls.
     spent: AtomicU64,
 }
 
 impl FileCalls {
-    /// Creates what makes no calls: for a store that executes nothing.
+    /// Creates what makes calls as they come, by no thread of their own: for those that cannot
+    /// block.
     pub fn none() -> Self {
         Self(None)
     }
@@ -181,18 +188,22 @@ impl Caller {
     /// Waits for a place among the tenant's calls. A run that leaves meanwhile leaves the queue.
     async fn permit(&self) -> Permit {
         let threads = &self.threads;
-        let (ticket, mut granted) = {
+        let (_place, mut granted) = {
             let mut state = threads.lock();
-            if let Some(call) = state.shares.start(self.tenant, Instant::now()) {
+            let tenant = *self.tenant.get_or_init(|| state.tenant(&self.lane));
+            if let Some(call) = state.shares.start(tenant, Instant::now()) {
                 return Permit::new(threads, call);
             }
             let (grant, granted) = oneshot::channel();
-            (state.shares.wait(self.tenant, grant), granted)
-        };
-        let _place = QueuePlace {
-            threads,
-            tenant: self.tenant,
-            ticket,
+            let ticket = state.shares.wait(tenant, grant);
+            (
+                QueuePlace {
+                    threads,
+                    tenant,
+                    ticket,
+                },
+                granted,
+            )
         };
         loop {
             match tokio::time::timeout(LONG, &mut granted).await {
