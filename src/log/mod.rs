@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::outcome::{Ended, Stream};
@@ -93,14 +93,14 @@ struct Entry {
 /// The bytes of an event: more may be added until somebody has read it.
 #[derive(Debug)]
 enum Body {
-    Open(BytesMut),
+    Open(Vec<u8>),
     Sealed(Bytes),
 }
 
 impl Entry {
     fn seal(&mut self) -> Bytes {
         if let Body::Open(bytes) = &mut self.bytes {
-            self.bytes = Body::Sealed(std::mem::take(bytes).freeze());
+            self.bytes = Body::Sealed(Bytes::from(std::mem::take(bytes)));
         }
         match &self.bytes {
             Body::Sealed(bytes) => bytes.clone(),
@@ -331,6 +331,13 @@ impl Inner {
             && let Body::Open(open) = &mut last.bytes
         {
             let fits = bytes.len().min(CHUNK_BYTES - open.len());
+            let wanted = open.len() + fits;
+            if wanted > open.capacity() {
+                // Doubled as a vector would, but never past what an event may have: the rest could not be used, and would have an
+                // older event go for nothing.
+                let capacity = wanted.max(2 * open.capacity()).min(CHUNK_BYTES);
+                open.reserve_exact(capacity - open.len());
+            }
             open.extend_from_slice(&bytes[..fits]);
             let cost = open.capacity() + OVERHEAD;
             added += cost.saturating_sub(last.cost);
@@ -338,7 +345,7 @@ impl Inner {
             bytes = &bytes[fits..];
         }
         for piece in bytes.chunks(CHUNK_BYTES) {
-            let bytes = BytesMut::from(piece);
+            let bytes = piece.to_vec();
             let cost = bytes.capacity() + OVERHEAD;
             added += cost;
             self.entries.push_back(Entry {
@@ -383,5 +390,47 @@ impl Inner {
 fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of the least that one may hold, which was written to in writes of `size` bytes behind a first of `first`.
+    fn written(first: usize, size: usize) -> (Inner, usize) {
+        let mut inner = Inner::default();
+        let mut written = 0;
+        for size in std::iter::once(first).chain(std::iter::repeat_n(size, 1 << 20 >> 10)) {
+            inner.append(Stream::Stdout, &vec![0; size]);
+            inner.trim(inner.held.saturating_sub(FLOOR));
+            written += size;
+        }
+        (inner, written)
+    }
+
+    /// However the first event began, which decides how the events behind it grow.
+    #[test]
+    fn no_event_takes_more_than_it_may_have_and_half_an_event_is_always_kept() {
+        for first in [1, 7, 1000, 5000, 8191, 8192, 8193, 40_000, CHUNK_BYTES] {
+            for size in [1, 100, 1024, 5000, 8192, 10_000] {
+                let (inner, written) = written(first, size);
+                let costs: Vec<usize> = inner.entries.iter().map(|entry| entry.cost).collect();
+                assert!(
+                    costs.iter().all(|&cost| cost <= CHUNK_BYTES + OVERHEAD),
+                    "{costs:?}"
+                );
+                assert!(inner.held <= FLOOR);
+                let kept: usize = inner
+                    .entries
+                    .iter()
+                    .map(|entry| match &entry.bytes {
+                        Body::Open(bytes) => bytes.len(),
+                        Body::Sealed(bytes) => bytes.len(),
+                    })
+                    .sum();
+                assert!(kept >= written.min(31 << 10), "{first}, {size}: {kept}");
+            }
+        }
     }
 }
