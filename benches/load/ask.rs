@@ -65,6 +65,9 @@ pub(crate) struct Beside {
     /// What their answers have in them.
     #[arg(long, default_value = "hello")]
     pub holds: String,
+    /// A server that says hello to a GET by HTTP/1.1: NAME=HOST:PORT.
+    #[arg(long, value_parser = pair)]
+    pub http: Vec<(String, String)>,
     /// The command line of wasmtime.
     #[arg(long, default_value = "wasmtime")]
     pub wasmtime: PathBuf,

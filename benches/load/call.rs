@@ -146,6 +146,7 @@ pub(crate) async fn smoke() {
     let nobody = Beside {
         beside: Vec::new(),
         peer: Vec::new(),
+        http: Vec::new(),
         method: None,
         request: None,
         holds: String::new(),

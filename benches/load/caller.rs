@@ -1,9 +1,15 @@
 //! A client that sends and takes bytes: the same for every server, and it costs little itself.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use prost::Message;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder, Streaming};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -59,12 +65,21 @@ impl Decoder for Raw {
 #[derive(Clone)]
 pub(crate) struct Question {
     path: PathAndQuery,
-    message: Bytes,
+    /// `None`: it is a GET by HTTP/1.1.
+    message: Option<Bytes>,
     holds: Bytes,
     token: Option<MetadataValue<Ascii>>,
 }
 
 impl Question {
+    /// A GET by HTTP/1.1.
+    pub(crate) fn get(path: &str, holds: &str) -> Self {
+        Self {
+            message: None,
+            ..Self::raw(path, Bytes::new(), holds)
+        }
+    }
+
     pub(crate) fn new(path: &str, message: &impl Message, holds: &str) -> Self {
         Self::raw(path, message.encode_to_vec().into(), holds)
     }
@@ -72,7 +87,7 @@ impl Question {
     pub(crate) fn raw(path: &str, message: Bytes, holds: &str) -> Self {
         Self {
             path: path.parse().unwrap(),
-            message,
+            message: Some(message),
             holds: Bytes::copy_from_slice(holds.as_bytes()),
             token: None,
         }
@@ -85,7 +100,7 @@ impl Question {
     }
 
     fn request(&self) -> Request<Bytes> {
-        let mut request = Request::new(self.message.clone());
+        let mut request = Request::new(self.message.clone().unwrap_or_default());
         if let Some(token) = &self.token {
             request
                 .metadata_mut()
@@ -97,9 +112,13 @@ impl Question {
 
 /// A client on one connection.
 #[derive(Clone)]
-pub(crate) struct Caller(Grpc<Channel>);
+pub(crate) enum Caller {
+    Grpc(Grpc<Channel>),
+    Http(Arc<Mutex<SendRequest<Empty<Bytes>>>>),
+}
 
 impl Caller {
+    /// A client that speaks gRPC.
     pub(crate) async fn connect(addr: &str) -> Self {
         let channel = Endpoint::from_shared(format!("http://{addr}"))
             .unwrap()
@@ -109,13 +128,27 @@ impl Caller {
             .await
             .expect("it listens");
         let grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-        Self(grpc.max_encoding_message_size(usize::MAX))
+        Self::Grpc(grpc.max_encoding_message_size(usize::MAX))
     }
 
-    /// So many, on as many connections, or on some that they share.
-    pub(crate) async fn several(addr: &str, count: usize) -> Vec<Self> {
-        let connections = count.min(CONNECTIONS.max(count.div_ceil(CALLERS_A_CONNECTION)));
+    async fn connect_http(addr: &str) -> Self {
+        let stream = TcpStream::connect(addr).await.expect("it listens");
+        stream.set_nodelay(true).unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self::Http(Arc::new(Mutex::new(sender)))
+    }
+
+    /// So many that ask `question`: on as many connections, or on some that they share where the protocol can.
+    pub(crate) async fn several(addr: &str, count: usize, question: &Question) -> Vec<Self> {
         let mut all = Vec::new();
+        if question.message.is_none() {
+            for _ in 0..count {
+                all.push(Self::connect_http(addr).await);
+            }
+            return all;
+        }
+        let connections = count.min(CONNECTIONS.max(count.div_ceil(CALLERS_A_CONNECTION)));
         for _ in 0..connections {
             all.push(Self::connect(addr).await);
         }
@@ -124,12 +157,14 @@ impl Caller {
 
     /// Asks, and takes the answer.
     pub(crate) async fn ask(&mut self, question: &Question) -> Result<Bytes, Status> {
-        self.0
-            .ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        let (request, path) = (question.request(), question.path.clone());
-        let answer = self.0.unary(request, path, Raw).await?.into_inner();
+        let answer = match self {
+            Self::Grpc(grpc) => {
+                grpc.ready().await.map_err(unavailable)?;
+                let (request, path) = (question.request(), question.path.clone());
+                grpc.unary(request, path, Raw).await?.into_inner()
+            }
+            Self::Http(sender) => get(&mut *sender.lock().await, question).await?,
+        };
         let holds = question.holds.is_empty()
             || answer
                 .windows(question.holds.len())
@@ -153,9 +188,30 @@ impl Caller {
 
     /// Asks for a stream.
     pub(crate) async fn stream(&mut self, question: &Question) -> Streaming<Bytes> {
-        self.0.ready().await.unwrap();
+        let Self::Grpc(grpc) = self else {
+            panic!("only a gRPC server is asked for a stream");
+        };
+        grpc.ready().await.unwrap();
         let (request, path) = (question.request(), question.path.clone());
-        let answer = self.0.server_streaming(request, path, Raw).await;
+        let answer = grpc.server_streaming(request, path, Raw).await;
         answer.unwrap().into_inner()
     }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+async fn get(sender: &mut SendRequest<Empty<Bytes>>, question: &Question) -> Result<Bytes, Status> {
+    sender.ready().await.map_err(unavailable)?;
+    let request = hyper::Request::get(question.path.as_str())
+        .header("host", "localhost")
+        .body(Empty::new())
+        .unwrap();
+    let answer = sender.send_request(request).await.map_err(unavailable)?;
+    if !answer.status().is_success() {
+        return Err(unavailable(answer.status()));
+    }
+    let body = answer.into_body().collect().await.map_err(unavailable)?;
+    Ok(body.to_bytes())
 }

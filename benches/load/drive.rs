@@ -81,7 +81,7 @@ pub(crate) async fn closed(
     questions: &[Question],
 ) -> Stats {
     let questions: Arc<[Question]> = questions.into();
-    let callers = Caller::several(addr, clients).await;
+    let callers = Caller::several(addr, clients, &questions[0]).await;
     let start = Instant::now();
     let mut all = JoinSet::new();
     for (i, mut caller) in callers.into_iter().enumerate() {
@@ -121,7 +121,7 @@ async fn together(mut all: JoinSet<Stats>, start: Instant) -> Stats {
 /// `rate` calls a second, evenly, whether or not the last ones have been answered. Each is timed from when it was due,
 /// so that a server that stands still is not asked less.
 pub(crate) async fn open(addr: &str, rate: f64, time: Duration, question: &Question) -> Stats {
-    let callers = Caller::several(addr, 16).await;
+    let callers = Caller::several(addr, 16, question).await;
     let question = Arc::new(question.clone());
     let start = Instant::now();
     let mut all = JoinSet::new();

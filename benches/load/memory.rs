@@ -50,7 +50,7 @@ pub(crate) async fn parked(asked: &Targets) -> Vec<Row> {
         let mut looks = Caller::connect(&daemon.addr).await;
         let before = daemon.resident();
         let mut all = JoinSet::new();
-        for mut caller in Caller::several(&daemon.addr, PARKED).await {
+        for mut caller in Caller::several(&daemon.addr, PARKED, &question).await {
             let question = question.clone();
             all.spawn(async move { caller.ask(&question).await.map(|_| ()) });
         }

@@ -47,6 +47,7 @@ pub(crate) async fn hello(asked: &Targets, greeters: &[Greeter]) -> Vec<Row> {
         .beside
         .peer
         .iter()
+        .chain(&asked.beside.http)
         .map(|(name, _)| name.clone())
         .collect();
     let mut others = Vec::new();

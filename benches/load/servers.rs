@@ -158,6 +158,14 @@ pub(crate) async fn greeters(set: &[String], beside: &Beside) -> Vec<Greeter> {
             process: None,
         });
     }
+    for (name, addr) in &beside.http {
+        all.push(Greeter {
+            name: name.clone(),
+            addr: addr.clone(),
+            question: Question::get("/", &beside.holds),
+            process: None,
+        });
+    }
     all
 }
 
