@@ -1,5 +1,7 @@
 //! The composition root: builds everything from the configuration, binds, returns what it bound. No rules.
 
+mod drain;
+mod reload;
 mod settings;
 
 use std::fmt;
@@ -24,17 +26,20 @@ use crate::api::{
 use crate::auth::Gatekeeper;
 use crate::config::{self, Config, Known, Overrides, Problems};
 use crate::hardening;
+use crate::process_limits;
 use crate::run::{self, Runner};
 use crate::sandbox::{self, Sandbox};
 use crate::store::Artifacts;
+
+pub use self::drain::Drained;
+pub use self::reload::Reloader;
+use self::drain::{LAST_WAIT, drain};
 
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 64;
 const MAX_HEADER_LIST: u32 = 8 << 10;
-/// What cancelled runs may take to end, and then answers to get out, once the grace is over.
-const LAST_WAIT: Duration = Duration::from_millis(900);
 /// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
 /// that a slow one still learns how its run ended.
 const PATIENCE: u32 = 3;
@@ -113,25 +118,8 @@ pub fn build_paired(config: &Config, program: &Path) -> Result<(App, UnixStream)
     Ok((compose(config, program, bound)?, client))
 }
 
-/// Connections, mounts and loaded modules are descriptors: as many as the host lets this process have.
-fn raise_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum {
-        return;
-    }
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => tracing::info!(?current, ?maximum, "raised the limit of open files"),
-        Err(error) => tracing::warn!(%error, ?current, "the limit of open files stays as it is"),
-    }
-}
-
 fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppError> {
-    raise_descriptors();
+    process_limits::raise();
     let gatekeeper = Gatekeeper::new(settings::auth_settings(config));
     let gatekeeper = Arc::new(gatekeeper.map_err(AppError)?);
     let runner = runner(config, program)?;
@@ -207,11 +195,31 @@ impl App {
         Probe(Arc::clone(&self.runner))
     }
 
+    /// What reads its files again when somebody asks for that.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            gatekeeper: Arc::clone(&self.gatekeeper),
+            tls: self.bound.tls_files(),
+        }
+    }
+
+    /// As [`Self::serve_and_drain`], for those to whom it is the same how the drain went.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+        self.serve_and_drain(shutdown).await.map(drop)
+    }
+
     /// Serves until `shutdown` resolves, then drains: runs in flight finish within the grace, then they are cancelled.
+    /// It is polled once the daemon serves.
     ///
     /// # Errors
     /// Where the daemon cannot run anything, or its transport fails.
-    pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+    pub async fn serve_and_drain(
+        self,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Drained, AppError> {
         let (phase, phases) = watch::channel(Phase::Starting);
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
@@ -262,20 +270,26 @@ impl App {
             phase.send_replace(Phase::Draining);
             set_health(&health, ServingStatus::NotServing).await;
             tokio::time::sleep(self.drain_delay).await;
-            drain(&runner, self.drain_grace).await;
+            let drained = drain(&runner, self.drain_grace).await;
             runner.end_watches();
             drop(end);
-            Ok(())
+            Ok(drained)
         };
         let result = tokio::select! {
             result = serve_beside(serve, live) => result,
-            () = deliveries.let_go() => Ok(()),
-            () = tending.tend() => Ok(()),
-            () = self.gatekeeper.watch() => Ok(()),
-            () = refusals.keep_telling() => Ok(()),
+            // None of these ends.
+            () = deliveries.let_go() => Ok(Drained::default()),
+            () = tending.tend() => Ok(Drained::default()),
+            () = self.gatekeeper.watch() => Ok(Drained::default()),
+            () = refusals.keep_telling() => Ok(Drained::default()),
         };
         drop(accepting);
         refusals.tell();
+        if let Ok(drained) = &result
+            && !drained.is_clean()
+        {
+            tracing::error!("{drained}");
+        }
         tracing::info!("ended");
         result
     }
@@ -284,38 +298,23 @@ impl App {
 /// Serves beside `live`; when that is over, what is still on its way out gets a last moment.
 async fn serve_beside(
     serve: impl Future<Output = Result<(), tonic::transport::Error>>,
-    live: impl Future<Output = Result<(), AppError>>,
-) -> Result<(), AppError> {
+    live: impl Future<Output = Result<Drained, AppError>>,
+) -> Result<Drained, AppError> {
     let mut serve = std::pin::pin!(serve);
     let told = failed("serving failed");
     tokio::select! {
-        served = &mut serve => served.map_err(|error| told(&error)),
+        served = &mut serve => {
+            served.map_err(|error| told(&error))?;
+            Ok(Drained::default())
+        }
         lived = live => {
-            lived?;
+            let drained = lived?;
             // A connection that never spoke would hold it up for ever.
             match tokio::time::timeout(LAST_WAIT, serve).await {
-                Ok(served) => served.map_err(|error| told(&error)),
-                Err(_) => Ok(()),
+                Ok(served) => served.map_err(|error| told(&error))?,
+                Err(_elapsed) => {}
             }
-        }
-    }
-}
-
-/// Refuses new runs, waits for those in flight, and after the grace ends them.
-async fn drain(runner: &Runner, grace: Duration) {
-    runner.close();
-    if tokio::time::timeout(grace, runner.idle()).await.is_err() {
-        let (in_flight, ..) = runner.load();
-        tracing::warn!(
-            in_flight,
-            "the drain grace is over; cancelling what still runs"
-        );
-        runner.cancel_all();
-        if tokio::time::timeout(LAST_WAIT, runner.idle())
-            .await
-            .is_err()
-        {
-            tracing::error!("some runs did not end");
+            Ok(drained)
         }
     }
 }

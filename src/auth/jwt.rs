@@ -131,6 +131,17 @@ impl Jwt {
         })
     }
 
+    /// Reads the keys again now, where they are in a file; has a URL asked for them, at most once in ten
+    /// seconds.
+    pub(super) fn look(&self) {
+        match &self.source {
+            Source::File(file) => {
+                file.look();
+            }
+            Source::Url(remote) => remote.want(),
+        }
+    }
+
     /// Reads the keys again when it is time, for as long as it is polled.
     pub(super) async fn watch(&self, look: Duration) {
         match &self.source {

@@ -102,6 +102,16 @@ impl Gatekeeper {
         })
     }
 
+    /// Reads files again now, and has keys of a URL asked for.
+    pub fn look(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.look();
+        }
+        if let Some(jwt) = &self.jwt {
+            jwt.look();
+        }
+    }
+
     /// Reads files again that change, for as long as it is polled.
     pub async fn watch(&self) {
         let tokens = async {

@@ -128,6 +128,11 @@ impl RemoteKeys {
         }
     }
 
+    /// Has the URL asked once more, not sooner than it may be.
+    pub(super) fn want(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Asks now and then, and where somebody wants it.
     pub(super) async fn watch(&self) -> ! {
         let mut told: Option<(String, Instant)> = None;

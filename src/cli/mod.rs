@@ -10,6 +10,7 @@ mod follow;
 mod health;
 mod load;
 mod modules;
+mod preflight;
 mod ps;
 mod run;
 mod serve;
@@ -19,20 +20,25 @@ mod waiting;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::failure::Failure;
-use crate::config::Overrides;
-use crate::sandbox;
+use crate::config::{LogFormat, Overrides};
+use crate::signals::CaughtSignals;
+use crate::{sandbox, telemetry};
 
 /// The file of this program, also where another has taken its name since.
 const PROGRAM: &str = "/proc/self/exe";
 
 /// Exit codes that say how a run ended when the guest's own does not, as `timeout(1)` and shells have them.
 pub mod exit {
+    /// A daemon that drained had runs left: it cancelled them, or had not given all answers to their callers.
+    pub const RUNS_LEFT: u8 = 3;
     /// The run timed out.
     pub const TIMED_OUT: u8 = 124;
     /// The daemon failed or cannot be reached.
@@ -56,6 +62,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the daemon
+    ///
+    /// SIGTERM and SIGINT drain: it takes no runs any more, waits for those that there are (server.drain_grace), and
+    /// exits 0; a second one ends it at once (143, 130). Where runs outlive the grace they are cancelled, and it exits 3.
+    /// While it starts these signals end it with 0. SIGHUP reads tokens, keys and certificates again at once, and says in
+    /// the log which keys of the configuration have changed, which need a restart. SIGQUIT ends it at once (131). Other
+    /// signals mean nothing and are told in the log. A daemon that cannot serve exits 125.
     Serve(serve::Serve),
     /// Run a module: on a daemon, or on one of its own that ends with the run
     ///
@@ -128,11 +140,19 @@ impl ConfigArgs {
 
 /// Runs the command that `argv` says, and returns its exit code.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(argv) {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    let serves = argv.get(1).is_some_and(|it| it == "serve");
+    // A daemon is there for them from its first instruction on.
+    let signals = serves.then(CaughtSignals::catch);
+    let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed pipe is not worth a second error.
-            let _ = error.print();
+            if serves && error.use_stderr() && serve::form_of(&argv) == LogFormat::Json {
+                telemetry::tell(LogFormat::Json, error.to_string().trim_end());
+            } else {
+                // A closed pipe is not worth a second error.
+                let _ = error.print();
+            }
             // Usage errors exit 125, which no guest's own code is mistaken for as easily as clap's 2.
             return if error.use_stderr() {
                 ExitCode::from(exit::FAILED)
@@ -143,7 +163,9 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let json = cli.command.prints_json();
     let result = match cli.command {
-        Command::Serve(command) => command.execute(),
+        Command::Serve(command) => {
+            return command.execute(signals.unwrap_or_else(CaughtSignals::catch));
+        }
         Command::Run(command) => command.execute(),
         Command::Load(command) => command.execute(),
         Command::Modules(command) => command.execute(),
@@ -234,17 +256,45 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// A runtime for a command that talks to a daemon.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    runtime_with(|| ())
+    preflight::check().map_err(Failure::new)?;
+    preflight::threads(workers() as u64 + 1).map_err(Failure::new)?;
+    runtime_of(|| ())
+}
+
+/// Threads that serve: one a core. The runtime would read it from a variable, and panics at what it does not like there.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// A runtime, each of whose threads begins with `on_thread`.
-fn runtime_with(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("ringfence")
-        .on_thread_start(on_thread)
-        .enable_all()
-        .build();
-    runtime.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
+fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
+    let build = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers())
+            .thread_name("ringfence")
+            .thread_keep_alive(BLOCKING_THREAD_KEPT)
+            .on_thread_start(on_thread)
+            .enable_all()
+            .build()
+    };
+    // Between the look at whether there can be threads and now, others may have taken the last.
+    let built = std::panic::catch_unwind(build).unwrap_or_else(|_panic| {
+        Err(std::io::Error::other("the host refuses a thread"))
+    });
+    built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
+}
+
+/// How long a thread that may block is kept without work.
+const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
+
+/// Keeps one thread that may block, for as long as it is polled. Where the host gives no more threads, work that
+/// blocks waits for it; without any the runtime would panic.
+async fn keep_blocking_thread() {
+    loop {
+        // It has nothing to do but to be there.
+        let _ = tokio::task::spawn_blocking(|| ()).await;
+        tokio::time::sleep(BLOCKING_THREAD_KEPT / 3).await;
+    }
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {

@@ -1,12 +1,17 @@
 //! `ringfence serve`
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArgs, Failure, PROGRAM, runtime_with};
-use crate::{app, config, hardening, shutdown, telemetry};
+use super::{ConfigArgs, Failure, PROGRAM, exit, preflight, runtime_of};
+use crate::app::{AppError, Drained};
+use crate::config::{Config, LogFormat, Overrides};
+use crate::signals::{CaughtSignals, SignalRequests};
+use crate::telemetry::Log;
+use crate::{app, config, hardening, process_limits, telemetry};
 
 /// Start the daemon.
 #[derive(Debug, Args)]
@@ -19,7 +24,8 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+    /// Serves until it is asked to end. What keeps it from that is told in the form of its log, and `None` is returned.
+    pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
         if !self.listen.is_empty() {
             let list: Vec<String> = self.listen.iter().map(|addr| format!("{addr:?}")).collect();
@@ -27,38 +33,127 @@ impl Serve {
                 .set
                 .push(("listen".to_owned(), format!("[{}]", list.join(","))));
         }
-        let (config, warnings) =
-            app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
-        // Before there is any other thread.
-        let missing = hardening::apply(&config, &config::credential_files());
-        let missing = missing.map_err(Failure::new)?;
-        let log = telemetry::start(&config.telemetry).map_err(Failure::new)?;
-        for warning in warnings {
-            tracing::warn!("{warning}");
+        let format = config::log_format(&overrides);
+        if format == LogFormat::Json {
+            telemetry::tell_panics_as_json();
         }
-        for wall in missing.0 {
-            tracing::warn!(wall, "this daemon is not confined as it could be");
-        }
-        tracing::info!(walls = hardening::state(), "confined");
-        let runtime = runtime_with(hardening::on_serving_thread)?;
-        let result = runtime.block_on(async {
-            // Here, on the one thread that is not confined by seccomp, since it starts threads that start processes.
-            let app = app::build(&config, Path::new(PROGRAM)).await?;
-            tokio::select! {
-                result = app.serve_until(signalled()) => result,
-                () = log.report_drops() => Ok(()),
-            }
-        });
-        // Idle connections and guests' file system calls may still hold threads.
-        runtime.shutdown_background();
-        result.map_err(|error| Failure::new(error.to_string()))?;
-        Ok(ExitCode::SUCCESS)
+        start(&overrides, signals).unwrap_or_else(|(format_of_config, failure)| {
+            telemetry::tell(format_of_config.unwrap_or(format), &failure.message);
+            ExitCode::from(failure.code)
+        })
     }
 }
 
-async fn signalled() {
-    if let Err(error) = shutdown::requested().await {
-        tracing::error!(%error, "signals cannot be listened for; only SIGKILL ends this daemon");
-        std::future::pending().await
+/// Why a daemon does not serve, and the form of its log where the configuration said it.
+type NotServing = (Option<LogFormat>, Failure);
+
+fn start(
+    overrides: &Overrides,
+    signals: std::io::Result<CaughtSignals>,
+) -> Result<ExitCode, NotServing> {
+    let no_form = |failure: String| (None, Failure::new(failure));
+    let signals = signals
+        .map_err(|error| no_form(format!("signals cannot be caught: {error}")))?;
+    preflight::check().map_err(no_form)?;
+    let (config, mut warnings) =
+        app::load_config(overrides).map_err(|problems| no_form(problems.to_string()))?;
+    let format = config.telemetry.log_format;
+    let failed = |message: String| (Some(format), Failure::new(message));
+    if format == LogFormat::Json {
+        telemetry::tell_panics_as_json();
     }
+    process_limits::raise();
+    let limits = process_limits::check(&config).map_err(failed)?;
+    // Before there is any other thread.
+    let mut readable = config::credential_files();
+    // Read again when somebody asks for it.
+    readable.extend(overrides.file.clone());
+    let missing = hardening::apply(&config, &readable).map_err(failed)?;
+    preflight::threads(process_limits::threads(&config)).map_err(failed)?;
+    let log = telemetry::start(&config.telemetry).map_err(failed)?;
+    warnings.extend(limits.warnings);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    for wall in missing.0 {
+        tracing::warn!(wall, "this daemon is not confined as it could be");
+    }
+    tracing::info!(limits = limits.told, "limits of this process");
+    tracing::info!(walls = hardening::state(), "confined");
+    let served = serve(&config, overrides, signals, &log);
+    // All of it, before the last line that is not its own.
+    drop(log);
+    match served {
+        Ok(drained) if drained.is_clean() => Ok(ExitCode::SUCCESS),
+        // It was told in the log.
+        Ok(_) => Ok(ExitCode::from(exit::RUNS_LEFT)),
+        Err(failure) => Err((Some(format), failure)),
+    }
+}
+
+fn serve(
+    config: &Config,
+    overrides: &Overrides,
+    signals: CaughtSignals,
+    log: &Log,
+) -> Result<Drained, Failure> {
+    let asked = signals
+        .watch(log.flush_handle(), hardening::on_serving_thread)
+        .map_err(|error| Failure::new(format!("signals cannot be watched for: {error}")))?;
+    let runtime = runtime_of(hardening::on_serving_thread)?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            drained = build_and_serve(config, overrides, &asked) => drained,
+            () = asked.stopped_while_starting() => Ok(Drained::default()),
+            () = log.report_drops() => Ok(Drained::default()),
+            () = super::keep_blocking_thread() => Ok(Drained::default()),
+        }
+    });
+    // Idle connections and guests' file system calls may still hold threads.
+    runtime.shutdown_background();
+    result.map_err(|error| Failure::new(error.to_string()))
+}
+
+async fn build_and_serve(
+    config: &Config,
+    overrides: &Overrides,
+    asked: &SignalRequests,
+) -> Result<Drained, AppError> {
+    // Here, on the one thread that is not confined by seccomp, since it starts threads that start processes.
+    let app = app::build(config, Path::new(PROGRAM)).await?;
+    let reloader = app.reloader();
+    let reloads = async {
+        loop {
+            asked.reload().await;
+            reloader.reload(config, overrides).await;
+        }
+    };
+    tokio::select! {
+        drained = app.serve_and_drain(asked.drain()) => drained,
+        () = reloads => Ok(Drained::default()),
+    }
+}
+
+/// The form in which a command line that is no valid one is answered.
+pub(super) fn form_of(argv: &[OsString]) -> LogFormat {
+    let mut overrides = Overrides {
+        environment: true,
+        ..Overrides::default()
+    };
+    let mut args = argv.iter().filter_map(|arg| arg.to_str());
+    while let Some(arg) = args.next() {
+        let (name, value) = match arg.split_once('=') {
+            Some((name, value)) if arg.starts_with("--") => (name, Some(value)),
+            Some(_) | None => (arg, None),
+        };
+        let mut value = || value.or_else(|| args.next());
+        match name {
+            "--set" => overrides
+                .set
+                .extend(value().and_then(|it| super::key_value(it).ok())),
+            "--config" => overrides.file = value().map(Into::into),
+            _ => {}
+        }
+    }
+    config::log_format(&overrides)
 }

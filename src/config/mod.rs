@@ -3,8 +3,10 @@
 //! [`load`] gives a [`Config`] that is whole and consistent, or every semantic error at once. No behaviour lives here.
 
 mod callers;
+mod changes;
 mod check;
 mod granted;
+mod log_format;
 mod places;
 mod schema;
 mod units;
@@ -17,6 +19,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
+pub use log_format::log_format;
 pub use schema::*;
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.

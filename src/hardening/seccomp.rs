@@ -40,7 +40,9 @@ pub(super) fn filters() -> Result<Filters, String> {
     };
     for filter in [&filters.serving, &filters.guests] {
         let filter = filter.clone();
-        let tried = std::thread::spawn(move || filter.apply());
+        let tried = std::thread::Builder::new()
+            .spawn(move || filter.apply())
+            .map_err(|error| format!("it is tried on a thread, of which there is none: {error}"))?;
         let told = |_| "a thread panicked".to_owned();
         tried.join().map_err(told)??;
     }

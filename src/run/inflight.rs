@@ -68,6 +68,11 @@ impl InFlight {
         self.running.load(Ordering::SeqCst)
     }
 
+    /// How many answers there are that their callers have not been given.
+    pub(super) fn untold_count(&self) -> usize {
+        self.untold.load(Ordering::SeqCst)
+    }
+
     /// Resolves when there is none, and every end is told.
     pub(super) async fn none_left(&self) {
         loop {

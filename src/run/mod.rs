@@ -265,6 +265,11 @@ impl Runner {
         }
     }
 
+    /// Runs in flight, and answers that their callers have not been given.
+    pub fn unfinished(&self) -> (usize, usize) {
+        (self.inflight.count(), self.inflight.untold_count())
+    }
+
     /// Resolves when no run is in flight and every end is told.
     pub async fn idle(&self) {
         self.inflight.none_left().await;

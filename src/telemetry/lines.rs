@@ -32,12 +32,29 @@ struct Shared {
 #[derive(Default)]
 struct State {
     gathered: Vec<u8>,
+    /// Whether lines that were gathered are being written.
+    writing: bool,
     ending: bool,
     ended: bool,
 }
 
 /// Writes what is left when it is dropped.
 pub(super) struct Last(Arc<Shared>);
+
+/// Has the log written before somebody ends the process without dropping anything.
+#[derive(Clone)]
+pub struct LogFlush(Arc<Shared>);
+
+impl LogFlush {
+    /// Waits until all that was logged is written, at most for `patience`.
+    pub fn flush(&self, patience: Duration) {
+        let state = self.0.lock();
+        let flushed = self.0.changed.wait_timeout_while(state, patience, |it| {
+            it.writing || !it.gathered.is_empty()
+        });
+        drop(flushed);
+    }
+}
 
 impl Lines {
     /// To `out`.
@@ -51,6 +68,11 @@ impl Lines {
             .name("log".to_owned())
             .spawn(move || writes.write_to(out))?;
         Ok((Self(Arc::clone(&shared)), Last(shared)))
+    }
+
+    /// What has them written.
+    pub(super) fn flush_handle(&self) -> LogFlush {
+        LogFlush(Arc::clone(&self.0))
     }
 
     /// Lines that were dropped since the start.
@@ -75,6 +97,7 @@ impl Shared {
             std::mem::swap(&mut state.gathered, &mut writing);
             let over = state.ending && writing.is_empty();
             state.ended |= over;
+            state.writing = !over;
             drop(state);
             if over {
                 self.changed.notify_all();
@@ -84,6 +107,8 @@ impl Shared {
             writing.clear();
             // What a burst took is not held for ever.
             writing.shrink_to(KEPT);
+            self.lock().writing = false;
+            self.changed.notify_all();
         }
     }
 

@@ -16,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::audit::AuditFile;
 use self::lines::{Last, Lines};
+pub use self::lines::LogFlush;
 use crate::config::{LogFormat, Telemetry};
 use crate::refusal::printable;
 
@@ -67,16 +68,41 @@ pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
     let registry = tracing_subscriber::registry().with(log.with_filter(filter));
     let started = registry.with(audit).try_init();
     started.map_err(|error| error.to_string())?;
-    std::panic::set_hook(Box::new(|panic| {
-        let cause = panic.payload_as_str().map(printable).unwrap_or_default();
-        let at = panic.location().map(ToString::to_string);
-        tracing::error!(cause, at, "panic");
-    }));
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(Log {
         _last: last,
         _audit: audit_worker,
         lines,
     })
+}
+
+/// Tells an error on standard error while there is no log, as the log would: for people in a line that
+/// begins with the program's name, or as one JSON object.
+pub fn tell(format: LogFormat, message: &str) {
+    match format {
+        LogFormat::Text => {
+            use std::io::Write;
+            // Whoever does not read it still has the exit code.
+            let _ = writeln!(std::io::stderr(), "ringfence: {message}");
+        }
+        LogFormat::Json => with_json(|| tracing::error!("{message}")),
+    }
+}
+
+/// Has panics told as JSON while there is no log.
+pub fn tell_panics_as_json() {
+    std::panic::set_hook(Box::new(|panic| with_json(|| tell_panic(panic))));
+}
+
+fn with_json(told: impl FnOnce()) {
+    let subscriber = tracing_subscriber::registry().with(layer(std::io::stderr).json());
+    tracing::subscriber::with_default(subscriber, told);
+}
+
+fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let cause = panic.payload_as_str().map(printable).unwrap_or_default();
+    let at = panic.location().map(ToString::to_string);
+    tracing::error!(cause, at, "panic");
 }
 
 /// What writes the audit, where there is a file for it, and what writes the rest of it at the end.
@@ -126,6 +152,11 @@ where
 }
 
 impl Log {
+    /// What has the log written before the process is ended without dropping this.
+    pub fn flush_handle(&self) -> LogFlush {
+        self.lines.flush_handle()
+    }
+
     /// Tells of dropped lines, now and then, for as long as it is polled.
     pub async fn report_drops(&self) {
         let told = AtomicU64::new(0);

@@ -30,7 +30,7 @@ use self::tls::Tls;
 
 pub(super) use self::connection::{Connection, Peer};
 pub(super) use self::origin::Origin;
-pub use self::tls::TlsSettings;
+pub use self::tls::{TlsFiles, TlsSettings};
 
 /// How connections are taken.
 #[derive(Clone, Debug)]
@@ -230,6 +230,11 @@ impl Bound {
     /// What is listened on.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// The files of its certificates, where it has any.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        self.tls.clone().map(TlsFiles)
     }
 
     /// Accepts connections from now on, until the second value is dropped.

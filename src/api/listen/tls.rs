@@ -53,6 +53,17 @@ pub(super) struct Tls {
     config: ArcSwap<ServerConfig>,
 }
 
+/// The files of a daemon's certificates, to be read again when somebody asks for that.
+#[derive(Clone)]
+pub struct TlsFiles(pub(super) Arc<Tls>);
+
+impl TlsFiles {
+    /// Reads them again now.
+    pub fn look(&self) {
+        self.0.look();
+    }
+}
+
 /// Our own certificate, with its chain and key.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -95,11 +106,16 @@ impl Tls {
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let own = self.identity.look();
-            let clients = self.authorities.as_ref().is_some_and(Watched::look);
-            if own || clients {
-                self.configure();
-            }
+            self.look();
+        }
+    }
+
+    /// Reads the files again, and has what they say now in force.
+    fn look(&self) {
+        let own = self.identity.look();
+        let clients = self.authorities.as_ref().is_some_and(Watched::look);
+        if own || clients {
+            self.configure();
         }
     }
 

@@ -8,6 +8,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
     Scope,
 };
+use nix::sys::signal::{SigSet, Signal as Blockable};
 use rustix::process::{Resource, Rlimit, Signal};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -18,6 +19,19 @@ use seccompiler::{
 const OOM_FIRST: &str = "1000";
 /// Seconds of CPU time from the signal that says that it is used up to the one that kills.
 const LAST_SECOND: u64 = 1;
+
+/// Signals that a process gets for what it does itself: that it has used up its processor time, and that
+/// the program is broken.
+const ITS_OWN: [Blockable; 8] = [
+    Blockable::SIGXCPU,
+    Blockable::SIGABRT,
+    Blockable::SIGBUS,
+    Blockable::SIGFPE,
+    Blockable::SIGILL,
+    Blockable::SIGSEGV,
+    Blockable::SIGSYS,
+    Blockable::SIGTRAP,
+];
 
 /// System calls that a compiler makes once it is warm, with those that a panic and an abort make. What opens a file,
 /// makes a socket or starts a process or a thread is not among them.
@@ -57,6 +71,19 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
 ];
+
+/// Blocks on this thread, and on those that it starts, the signals that are for the daemon and reach its
+/// children too, as a terminal's and a service manager's do: a compilation ends with the daemon, not
+/// before it. A child that is started by such a thread has them blocked from its first instruction on.
+/// A file that may grow no further is the error of the call that writes it.
+pub(super) fn block_signals() {
+    let mut blocked = SigSet::all();
+    for signal in ITS_OWN {
+        blocked.remove(signal);
+    }
+    // Where that cannot be, a child that is ended is started again.
+    let _ = blocked.thread_set_mask();
+}
 
 /// To be called before any other thread is started: what holds for the process, and closes its file system and network.
 /// Returns what is in force.

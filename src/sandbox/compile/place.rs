@@ -8,6 +8,7 @@ use wasmtime::Engine;
 
 use super::artifact::Artifact;
 use super::child::Child;
+use super::confine;
 use super::lanes::CompileLane;
 use super::lease::CompileLease;
 use super::nursery::Nursery;
@@ -52,6 +53,7 @@ impl Place {
     pub(super) fn work(&self, queued: &Mutex<Receiver<Job>>) {
         // Raising one's own nice value is always permitted; where it is not, compiling is merely less polite.
         let _ = rustix::process::setpriority_process(None, nice(self.lane));
+        confine::block_signals();
         loop {
             if let PlaceKind::Child(nursery) = &self.kind {
                 nursery.replenish();

@@ -29,6 +29,7 @@ const SMALL: &[u8] =
 /// # Errors
 /// Where the daemon is gone, or the host does not let this process be what it has to be.
 pub fn serve() -> io::Result<()> {
+    confine::block_signals();
     let mut daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let artifact = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let setup: Setup = wire::receive(&mut daemon)?;

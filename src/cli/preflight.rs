@@ -1,0 +1,106 @@
+//! What a host must let a process do before anything else is worth trying: each with an error that names it, where the
+//! libraries that need it would panic.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::time::SystemTime;
+
+/// What a thread that only shows that there can be one has for a stack.
+const SMALL_STACK: usize = 64 << 10;
+/// What `RUST_MIN_STACK` may say: below it threads overflow, above it they find no room.
+const STACKS: std::ops::RangeInclusive<u64> = 512 << 10..=64 << 20;
+
+/// Looks at the clock and the environment.
+///
+/// # Errors
+/// What is wrong, with what is allowed.
+pub(super) fn check() -> Result<(), String> {
+    check_clock(SystemTime::now())?;
+    check_stack(std::env::var_os("RUST_MIN_STACK").as_deref())
+}
+
+/// Times are told and compared as what has passed since 1970; certificates, tokens and ids have no others.
+fn check_clock(now: SystemTime) -> Result<(), String> {
+    match now.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(_) => Ok(()),
+        Err(before) => Err(format!(
+            "this host's clock is set to {} s before 1970-01-01T00:00:00Z: set it to the time that it is",
+            before.duration().as_secs()
+        )),
+    }
+}
+
+/// The one variable by which the standard library lets others decide on the stacks of all threads.
+fn check_stack(said: Option<&std::ffi::OsStr>) -> Result<(), String> {
+    let Some(said) = said else { return Ok(()) };
+    // What is no number it passes over.
+    match said.to_str().and_then(|it| it.parse::<u64>().ok()) {
+        Some(bytes) if !STACKS.contains(&bytes) => Err(format!(
+            "the environment variable RUST_MIN_STACK is {bytes}: allowed is from {} to {}, or none",
+            STACKS.start(),
+            STACKS.end()
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Shows that there can be `count` more threads, and the socket by which they learn of signals.
+///
+/// # Errors
+/// What the host refuses.
+pub(super) fn threads(count: u64) -> Result<(), String> {
+    let pair = UnixStream::pair();
+    drop(pair.map_err(|error| format!("this host does not allow socketpair(2): {error}"))?);
+    let mut senders = Vec::new();
+    for there in 0..count {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().stack_size(SMALL_STACK);
+        let started = thread.spawn(move || receiver.recv());
+        started.map_err(|error| no_thread(&error, there, count))?;
+        senders.push(sender);
+    }
+    // They end as these are dropped.
+    Ok(())
+}
+
+fn no_thread(error: &io::Error, there: u64, count: u64) -> String {
+    let cause = match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "more are not allowed to this user (RLIMIT_NPROC, ulimit -u), this cgroup (pids.max) or this host, or there is no memory for their stacks (RLIMIT_AS, ulimit -v)"
+        }
+        Some(libc::EPERM) => {
+            "something, such as an old seccomp profile of a container, refuses clone3(2) instead of saying that there is none (ENOSYS)"
+        }
+        Some(_) | None => "the host refuses them",
+    };
+    format!("this host gives {there} of the {count} threads that are needed: {error}: {cause}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_before_1970_is_told() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        check_clock(epoch).unwrap();
+        check_clock(epoch + Duration::from_secs(1 << 32)).unwrap();
+        let told = check_clock(epoch - Duration::from_secs(86_400)).unwrap_err();
+        assert!(told.contains("86400 s before 1970"), "{told}");
+    }
+
+    #[test]
+    fn stacks_that_no_thread_can_use_are_told() {
+        let check = |said: &str| check_stack(Some(said.as_ref()));
+        check_stack(None).unwrap();
+        for fine in ["", "words", "1048576"] {
+            check(fine).unwrap();
+        }
+        for bad in ["0", "1", "4611686018427387904"] {
+            assert!(check(bad).unwrap_err().contains("RUST_MIN_STACK"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Which keys of two configurations differ.
+
+use std::collections::BTreeMap;
+
+use toml::Value;
+
+use super::Config;
+
+impl Config {
+    /// The keys, dotted, that say something else in `other`; arrays, such as `listen`, are one key each.
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (flattened(self), flattened(other));
+        let all = ours.keys().chain(theirs.keys().filter(|it| !ours.contains_key(*it)));
+        let changed = all.filter(|key| ours.get(*key) != theirs.get(*key));
+        changed.cloned().collect()
+    }
+}
+
+fn flattened(config: &Config) -> BTreeMap<String, Value> {
+    let mut keys = BTreeMap::new();
+    // A configuration that was read can be written: `ringfence config show` does it.
+    if let Ok(Value::Table(table)) = Value::try_from(config) {
+        flatten("", table, &mut keys);
+    }
+    keys
+}
+
+fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, Value>) {
+    for (key, value) in table {
+        let key = match prefix {
+            "" => key,
+            prefix => format!("{prefix}.{key}"),
+        };
+        match value {
+            Value::Table(inner) => flatten(&key, inner, keys),
+            value => {
+                keys.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Known, read};
+
+    #[test]
+    fn the_keys_that_differ_are_named() {
+        let known = Known {
+            features: &[],
+            host_functions: &[],
+        };
+        let config = |text: &str| read(text, &known).unwrap();
+        let before = config("");
+        assert_eq!(before.changed_keys(&before), Vec::<String>::new());
+        let after = config("listen = [\"127.0.0.1:1\"]\n[policy]\nmax_timeout = \"61s\"\n[admission]\nslots = 3\n");
+        let changed = before.changed_keys(&after);
+        assert_eq!(changed, ["admission.slots", "listen", "policy.max_timeout"]);
+    }
+}
