@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand.
 
+mod address;
 mod attach;
 mod config;
 mod connect;
 mod credentials;
+mod dial;
 mod ending;
 mod failure;
 mod follow;
@@ -22,7 +24,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::failure::Failure;
 use crate::config::Overrides;
@@ -128,7 +130,7 @@ impl ConfigArgs {
 
 /// Runs the command that `argv` says, and returns its exit code.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(argv) {
+    let cli = match parse(argv) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed pipe is not worth a second error.
@@ -168,6 +170,13 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         complain(&failure.message);
         ExitCode::from(failure.code)
     })
+}
+
+/// The command that `argv` and the environment say.
+fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let command = credentials::without_blank_variables(Cli::command());
+    let matches = command.try_get_matches_from(argv)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
 }
 
 impl Command {
