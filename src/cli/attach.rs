@@ -7,8 +7,7 @@ use clap::Args;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use super::connect::{connect_runs, failure};
-use super::credentials::Credentials;
+use super::connect::{DaemonArgs, connect_runs, failure};
 use super::follow::{Over, follow};
 use super::waiting::Waiting;
 use super::{Failure, complain, runtime};
@@ -26,11 +25,8 @@ pub(super) struct Attach {
     /// The first event wanted; 0 is the start
     #[arg(long, value_name = "SEQ", default_value_t = 0)]
     from: u64,
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
     /// How long to try again after the connection broke
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     retry: Duration,
@@ -75,7 +71,7 @@ impl Attach {
         attached: &mut bool,
     ) -> Result<Result<ExitCode, Failure>, Failed> {
         let from_seq = *next;
-        let connected = connect_runs(&self.server, &self.credentials).await;
+        let connected = connect_runs(&self.daemon).await;
         // Not there from the start, it is the wrong address.
         let again = *attached;
         let mut client = connected.map_err(|failure| Failed { failure, again })?;

@@ -1,25 +1,31 @@
 //! Reaching a daemon: one that listens somewhere, or one of this process's own.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
+use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
-use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use tower::service_fn;
 
+use super::address::{DEFAULT_SERVER, ServerAddress};
 use super::credentials::{Bearer, Credentials};
+use super::dial::Dialer;
 use super::{Failure, PROGRAM};
 use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
 use crate::config::Overrides;
+use crate::refusal::quote;
 
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
 /// What the client is ready to take at once; the default halves the rate of a stream.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -32,62 +38,104 @@ pub(super) type Client = SandboxServiceClient<Link>;
 /// A connection, and what is shown over it.
 pub(super) type Link = InterceptedService<Channel, Bearer>;
 
-/// Connects to the daemon at `addr`.
-pub(super) async fn connect(addr: &str, credentials: &Credentials) -> Result<Client, Failure> {
-    channel(addr, credentials).await.map(sandbox)
+/// Which daemon is asked, and what is shown to it.
+#[derive(Clone, Debug, Args)]
+pub(super) struct DaemonArgs {
+    /// The daemon, at "host:port", "https://host:port" or "unix:/path"
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "RINGFENCE_SERVER",
+        default_value = DEFAULT_SERVER,
+        global = true
+    )]
+    server: String,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
-/// Connects to the runs of the daemon at `addr`.
-pub(super) async fn connect_runs(
-    addr: &str,
-    credentials: &Credentials,
-) -> Result<RunServiceClient<Link>, Failure> {
-    channel(addr, credentials).await.map(runs)
+impl fmt::Display for DaemonArgs {
+    /// Where it is, as it was given.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.server.trim())
+    }
 }
 
-/// Connects to the modules of the daemon at `addr`.
+/// Connects to `daemon`.
+pub(super) async fn connect(daemon: &DaemonArgs) -> Result<Client, Failure> {
+    channel(&daemon.server, &daemon.credentials)
+        .await
+        .map(sandbox)
+}
+
+/// Connects to the runs of `daemon`.
+pub(super) async fn connect_runs(daemon: &DaemonArgs) -> Result<RunServiceClient<Link>, Failure> {
+    channel(&daemon.server, &daemon.credentials).await.map(runs)
+}
+
+/// Connects to the modules of `daemon`.
 pub(super) async fn connect_modules(
-    addr: &str,
-    credentials: &Credentials,
+    daemon: &DaemonArgs,
 ) -> Result<ModuleServiceClient<Link>, Failure> {
-    let channel = channel(addr, credentials).await?;
+    let channel = channel(&daemon.server, &daemon.credentials).await?;
     Ok(ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
-/// A connection to `addr`: "host:port", "http://host:port", "https://host:port" or "unix:/path".
-pub(super) async fn channel(addr: &str, credentials: &Credentials) -> Result<Link, Failure> {
+/// A connection to the daemon at `server`, which has greeted as one of HTTP/2 does.
+///
+/// # Errors
+/// What is wrong with the address or the credentials, and why nobody was reached that speaks as this does.
+pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<Link, Failure> {
+    let server = ServerAddress::parse(server)?;
     let bearer = credentials.bearer()?;
-    let tls = credentials.tls(addr)?;
-    let uri = if addr.contains("://") || addr.starts_with("unix:") {
-        addr.to_owned()
-    } else {
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{addr}")
-    };
-    let told = |error| Failure::new(format!("{addr} is no address: {error}"));
-    let mut endpoint = Endpoint::from_shared(uri)
-        .map_err(told)?
-        .connect_timeout(CONNECT);
-    if let Some(tls) = tls {
-        endpoint = endpoint
-            .tls_config(tls)
-            .map_err(|error| Failure::new(format!("the credentials cannot be used: {error}")))?;
-    }
-    let connected = windows(endpoint).connect().await;
-    let channel = connected.map_err(|error| {
-        let mut why = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            // Some say what is below them already.
-            let below = error.to_string();
-            if !why.ends_with(&below) {
-                why = format!("{why}: {below}");
+    let tls = credentials.tls(&server)?;
+    let name = credentials.server_name()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let authority = server.authority(name.as_deref());
+    let unreachable =
+        |why: String| Failure::unreachable(format!("cannot reach the daemon at {server}: {why}"));
+    let told = |error: http::uri::InvalidUri| unreachable(error.to_string());
+    let origin: Uri = format!("{scheme}://{authority}").parse().map_err(told)?;
+    let dialer = Arc::new(Dialer {
+        server: server.clone(),
+        tls,
+    });
+    let (stream, greeting) = dialer.dial().await.map_err(unreachable)?;
+    let mut first = Some(TokioIo::new(stream));
+    let dial = service_fn(move |_: Uri| {
+        let (first, dialer) = (first.take(), Arc::clone(&dialer));
+        async move {
+            match first {
+                Some(stream) => Ok(stream),
+                // The first connection broke, or ended when it had become old.
+                None => match dialer.dial().await {
+                    Ok((stream, _)) => Ok(TokioIo::new(stream)),
+                    Err(why) => Err(std::io::Error::other(why)),
+                },
             }
-            source = error.source();
         }
-        Failure::unreachable(format!("cannot reach the daemon at {addr}: {why}"))
-    })?;
+    });
+    // Where to is the dialer's affair, and so is TLS.
+    let endpoint = windows(Endpoint::from_static("http://dialed")).origin(origin);
+    let connected = endpoint.connect_with_connector(dial).await;
+    greeting.judge().await.map_err(unreachable)?;
+    let channel = connected.map_err(|error| unreachable(causes(&error)))?;
     Ok(InterceptedService::new(channel, bearer))
+}
+
+/// An error with those below it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut why = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Some say what is below them already.
+        let below = error.to_string();
+        if !why.ends_with(&below) {
+            why = format!("{why}: {below}");
+        }
+        source = error.source();
+    }
+    why
 }
 
 fn windows(endpoint: Endpoint) -> Endpoint {
@@ -161,7 +209,22 @@ impl Embedded {
     }
 }
 
-/// A call that failed: refused with a reason, or the daemon's failure.
+/// A call that failed: refused with a reason, or the daemon's failure, or answered by something that is no daemon.
 pub(super) fn failure(status: &Status) -> Failure {
-    Failure::of_status(status)
+    if status.get_details_error_info().is_some() {
+        return Failure::of_status(status);
+    }
+    let message = quote(status.message());
+    match status.code() {
+        // What tonic says of an answer that has the status of HTTP only.
+        _ if message.starts_with("grpc-status header missing") => Failure::unreachable(format!(
+            "what answers there speaks HTTP/2, but no gRPC ({message}): another server, or a proxy that does not pass \
+             gRPC on"
+        )),
+        Code::Unimplemented => Failure::unreachable(format!(
+            "what answers there speaks gRPC, but does not have this call ({message}): another server, or a daemon of \
+             another version"
+        )),
+        _ => Failure::of_status(status),
+    }
 }

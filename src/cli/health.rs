@@ -6,19 +6,15 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{connect, failure};
-use super::credentials::Credentials;
+use super::connect::{DaemonArgs, connect, failure};
 use super::{Failure, print, print_json, runtime};
 use crate::api::proto::{HealthRequest, HealthResponse, ServingStatus};
 
 /// Ask a daemon whether it takes runs.
 #[derive(Debug, Args)]
 pub(super) struct Health {
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
     /// How long to wait for an answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -40,7 +36,7 @@ impl Health {
 
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let ask = async {
-            let mut client = connect(&self.server, &self.credentials).await?;
+            let mut client = connect(&self.daemon).await?;
             client
                 .health(HealthRequest {})
                 .await
@@ -83,7 +79,7 @@ impl Health {
     fn too_late(&self) -> Failure {
         Failure::unreachable(format!(
             "the daemon at {} did not answer within {} (--timeout)",
-            self.server,
+            self.daemon,
             humantime::format_duration(self.timeout)
         ))
     }

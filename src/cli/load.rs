@@ -12,8 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connect::{connect, connect_modules, failure};
-use super::credentials::Credentials;
+use super::connect::{DaemonArgs, connect, connect_modules, failure};
 use super::modules::report;
 use super::waiting::{Waiting, sized};
 use super::{Failure, key_value, print, print_json, runtime};
@@ -33,11 +32,8 @@ const PIECE: usize = 256 << 10;
 pub(super) struct Load {
     /// A file (binary or text), "-" for standard input, or "oci://registry/repository:tag"
     module: String,
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
     /// A name for listings; the file's by default
     #[arg(long)]
     name: Option<String>,
@@ -135,7 +131,7 @@ impl Load {
             metered: self.metered,
             labels: self.label.iter().cloned().collect(),
         };
-        let mut client = connect(&self.server, &self.credentials).await?;
+        let mut client = connect(&self.daemon).await?;
         let answer = waiting.during(client.load_module(request)).await;
         answer
             .map(tonic::Response::into_inner)
@@ -149,7 +145,7 @@ impl Load {
         from: Box<dyn Read + Send>,
         size: Option<u64>,
     ) -> Result<LoadModuleResponse, Failure> {
-        let mut client = connect_modules(&self.server, &self.credentials).await?;
+        let mut client = connect_modules(&self.daemon).await?;
         let start = Frame::Start(UploadStart {
             name: self.name(),
             metered: self.metered,

@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand.
 
+mod address;
 mod attach;
 mod config;
 mod connect;
 mod credentials;
+mod dial;
 mod ending;
 mod failure;
 mod follow;
@@ -25,7 +27,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::failure::Failure;
 use crate::config::{LogFormat, Overrides};
@@ -144,7 +146,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let serves = argv.get(1).is_some_and(|it| it == "serve");
     // A daemon is there for them from its first instruction on.
     let signals = serves.then(CaughtSignals::catch);
-    let cli = match Cli::try_parse_from(&argv) {
+    let cli = match parse(&argv) {
         Ok(cli) => cli,
         Err(error) => {
             if serves && error.use_stderr() && serve::form_of(&argv) == LogFormat::Json {
@@ -190,6 +192,13 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         complain(&failure.message);
         ExitCode::from(failure.code)
     })
+}
+
+/// The command that `argv` and the environment say.
+fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let command = credentials::without_blank_variables(Cli::command());
+    let matches = command.try_get_matches_from(argv)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
 }
 
 impl Command {

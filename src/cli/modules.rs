@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{connect_modules, failure};
-use super::credentials::Credentials;
+use super::connect::{DaemonArgs, connect_modules, failure};
 use super::{Failure, exit, key_value, print, print_json, runtime};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
@@ -18,16 +17,8 @@ use crate::refusal::printable;
 /// The modules that a daemon keeps.
 #[derive(Debug, Args)]
 pub(super) struct Modules {
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(
-        long,
-        value_name = "ADDR",
-        default_value = "127.0.0.1:50051",
-        global = true
-    )]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
     #[command(subcommand)]
     what: What,
 }
@@ -72,12 +63,8 @@ impl Modules {
     }
 
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        let Self {
-            server,
-            credentials,
-            what,
-        } = self;
-        let at = (server.as_str(), &credentials);
+        let Self { daemon, what } = self;
+        let at = &daemon;
         runtime()?.block_on(async {
             match what {
                 What::Ls { label, output } => list(at, label, output).await,
@@ -88,15 +75,12 @@ impl Modules {
     }
 }
 
-/// A daemon, and what is shown to it.
-type At<'a> = (&'a str, &'a Credentials);
-
 async fn list(
-    at: At<'_>,
+    at: &DaemonArgs,
     labels: Vec<(String, String)>,
     output: Option<Format>,
 ) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(at.0, at.1).await?;
+    let mut client = connect_modules(at).await?;
     let mut request = ListModulesRequest {
         page_size: 0,
         page_token: String::new(),
@@ -125,8 +109,8 @@ async fn list(
     }
 }
 
-async fn remove(at: At<'_>, digests: Vec<String>) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(at.0, at.1).await?;
+async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failure> {
+    let mut client = connect_modules(at).await?;
     let mut code = ExitCode::SUCCESS;
     for digest in digests {
         let request = DeleteModuleRequest {
@@ -144,8 +128,8 @@ async fn remove(at: At<'_>, digests: Vec<String>) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-async fn show(at: At<'_>, digest: String) -> Result<ExitCode, Failure> {
-    let mut client = connect_modules(at.0, at.1).await?;
+async fn show(at: &DaemonArgs, digest: String) -> Result<ExitCode, Failure> {
+    let mut client = connect_modules(at).await?;
     let answer = client.get_module(GetModuleRequest { digest }).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
     print_json(&report(&answer.module.unwrap_or_default()))

@@ -8,8 +8,7 @@ use clap::{Args, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
-use super::connect::{connect_runs, failure};
-use super::credentials::Credentials;
+use super::connect::{DaemonArgs, connect_runs, failure};
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
 use super::{Failure, complain, key_value, print, print_json, runtime};
@@ -23,11 +22,8 @@ use crate::refusal::printable;
 /// List the runs of a daemon, the newest first.
 #[derive(Debug, Args)]
 pub(super) struct Ps {
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
     /// Those that have ended too
     #[arg(long, short)]
     all: bool,
@@ -68,11 +64,8 @@ enum State {
 pub(super) struct Inspect {
     /// The run's id
     run: String,
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
 }
 
 /// End runs, and wait until they are gone.
@@ -81,11 +74,8 @@ pub(super) struct Kill {
     /// The runs' ids
     #[arg(required = true)]
     run: Vec<String>,
-    /// The daemon, at "host:port" or "unix:/path"
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    daemon: DaemonArgs,
 }
 
 impl Ps {
@@ -120,7 +110,7 @@ impl Ps {
     }
 
     async fn list(&self) -> Result<ExitCode, Failure> {
-        let mut client = connect_runs(&self.server, &self.credentials).await?;
+        let mut client = connect_runs(&self.daemon).await?;
         let mut head = self.head();
         let mut request = ListRunsRequest {
             states: self.states(),
@@ -140,7 +130,7 @@ impl Ps {
     }
 
     async fn follow(&self) -> Result<ExitCode, Failure> {
-        let mut client = connect_runs(&self.server, &self.credentials).await?;
+        let mut client = connect_runs(&self.daemon).await?;
         let request = WatchRunsRequest {
             states: self.states(),
             labels: self.label.iter().cloned().collect(),
@@ -175,7 +165,7 @@ impl Ps {
 impl Inspect {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
-            let mut client = connect_runs(&self.server, &self.credentials).await?;
+            let mut client = connect_runs(&self.daemon).await?;
             let answer = client.get_run(GetRunRequest { run_id: self.run }).await;
             let answer = answer.map_err(|status| failure(&status))?.into_inner();
             print_json(&report(&answer.run.unwrap_or_default()))
@@ -186,7 +176,7 @@ impl Inspect {
 impl Kill {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
-            let mut client = connect_runs(&self.server, &self.credentials).await?;
+            let mut client = connect_runs(&self.daemon).await?;
             let mut code = ExitCode::SUCCESS;
             for run_id in self.run {
                 let request = CancelRunRequest {

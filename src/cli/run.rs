@@ -33,8 +33,8 @@ pub(super) struct Run {
     /// The guest's arguments after its name; with --entry, exactly that function's parameters or arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
-    /// Use the daemon at "host:port" or "unix:/path" rather than one of this command's own
-    #[arg(long, value_name = "ADDR")]
+    /// Use the daemon at "host:port", "https://host:port" or "unix:/path" rather than one of this command's own
+    #[arg(long, value_name = "ADDR", env = "RINGFENCE_SERVER")]
     server: Option<String>,
     #[command(flatten)]
     credentials: Credentials,

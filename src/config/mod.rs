@@ -25,8 +25,8 @@ pub use schema::*;
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
 
-/// Variables with our prefix that are no settings, but say what a command shows to a daemon.
-const CLIENTS: [&str; 2] = ["token_file", "tls_ca"];
+/// Variables with our prefix that are no settings, but say which daemon a command asks, and what it shows to it.
+const CLIENTS: [&str; 4] = ["server", "token_file", "tls_ca", "tls_server_name"];
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]

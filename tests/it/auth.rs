@@ -46,7 +46,7 @@ impl Authority {
         self.issue_until(names, None)
     }
 
-    fn issue_until(&self, names: &[&str], year: Option<i32>) -> (String, String) {
+    pub(crate) fn issue_until(&self, names: &[&str], year: Option<i32>) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         for name in names {
             params.subject_alt_names.push(match name.contains("://") {

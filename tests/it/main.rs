@@ -44,6 +44,7 @@ mod cli_runs;
 mod compile;
 mod compile_fair;
 mod compile_lanes;
+mod connecting;
 mod connections;
 mod cpython;
 mod credentials;
