@@ -61,6 +61,7 @@ mod interop;
 mod jwks;
 mod lifecycle;
 mod limits;
+mod manners;
 mod modules;
 mod outcomes;
 mod places;
