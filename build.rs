@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use prost_build::Config;
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
+    "grpc/health/v1/health.proto",
     "ringfence/v1/event.proto",
     "ringfence/v1/module.proto",
     "ringfence/v1/module_service.proto",

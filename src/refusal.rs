@@ -70,6 +70,8 @@ pub enum Reason {
     RuntimeUnavailable,
     /// The caller's deadline passed before the run could start.
     NotStarted,
+    /// The daemon has no such service.
+    ServiceNotFound,
     /// No such run, or not any more.
     RunNotFound,
     /// The run is another daemon's.
@@ -86,7 +88,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tests and documentation.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -113,6 +115,7 @@ impl Reason {
         Self::StoreUnavailable,
         Self::RuntimeUnavailable,
         Self::NotStarted,
+        Self::ServiceNotFound,
         Self::RunNotFound,
         Self::RunElsewhere,
         Self::RunCancelled,
@@ -150,6 +153,7 @@ impl Reason {
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::RuntimeUnavailable => "RUNTIME_UNAVAILABLE",
             Self::NotStarted => "NOT_STARTED",
+            Self::ServiceNotFound => "SERVICE_NOT_FOUND",
             Self::RunNotFound => "RUN_NOT_FOUND",
             Self::RunElsewhere => "RUN_ELSEWHERE",
             Self::RunCancelled => "RUN_CANCELLED",

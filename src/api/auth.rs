@@ -3,14 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::AUTHORIZATION;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::intake::Arrived;
 use super::listen::Peer;
 use super::refusal_log::RefusalLog;
 use super::status;
@@ -64,12 +62,12 @@ impl Authentication {
 impl Inner {
     /// The tenant of a request; none where it may go without one.
     async fn tenant(&self, head: &http::request::Parts) -> Result<Option<Arc<Tenant>>, Refusal> {
-        self.check_authority(&head.uri)?;
+        let peer = head.extensions.get::<Peer>();
+        self.check_authority(&head.uri, peer)?;
         let path = head.uri.path();
         if self.open_health && HEALTH.iter().any(|it| path.starts_with(it)) {
             return Ok(None);
         }
-        let peer = head.extensions.get::<Peer>();
         let mut headers = head.headers.get_all(AUTHORIZATION).iter();
         let authorization = headers.next();
         if headers.next().is_some() {
@@ -89,8 +87,9 @@ impl Inner {
         Ok(Some(Arc::clone(tenant)))
     }
 
-    fn check_authority(&self, uri: &http::Uri) -> Result<(), Refusal> {
-        if self.authorities.is_empty() {
+    /// Over a unix socket there is nothing to check: nobody is tricked into one, and what stands there is made up.
+    fn check_authority(&self, uri: &http::Uri, peer: Option<&Peer>) -> Result<(), Refusal> {
+        if self.authorities.is_empty() || peer.is_some_and(|it| it.uid().is_some()) {
             return Ok(());
         }
         let host = bare(uri.host().unwrap_or_default());
@@ -107,13 +106,6 @@ impl Inner {
         );
         Err(Refusal::new(Reason::Forbidden, message))
     }
-}
-
-/// Whether a request is a call of gRPC at all: where everybody is one tenant, nothing else tells a caller from noise.
-fn is_call(head: &http::request::Parts) -> bool {
-    let content_type = head.headers.get(CONTENT_TYPE);
-    head.method == http::Method::POST
-        && content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// A host, without the brackets around an address of IPv6.
@@ -170,13 +162,12 @@ where
         let layer = Arc::clone(&self.layer.0);
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
-            head.extensions.insert(Arrived(Instant::now()));
             let call = head.extensions.get().and_then(Peer::begin_call);
             match layer.tenant(&head).await {
                 Ok(tenant) => {
                     if let Some(tenant) = tenant {
-                        let peer = head.extensions.get().filter(|_| is_call(&head));
-                        peer.map(Peer::authenticated);
+                        // It is a call of gRPC, or it would not have come through the gate.
+                        head.extensions.get().map(Peer::authenticated);
                         head.extensions.insert(tenant);
                     }
                     let answer = inner.call(http::Request::from_parts(head, body)).await;

@@ -7,20 +7,17 @@ use bytes::Bytes;
 use prost_types::Duration as ProtoDuration;
 use tonic::Request;
 
-use super::intake::{Arrival, Charge};
+use super::call_deadline::Arrived;
+use super::intake::Charge;
 use super::proto;
 use crate::limits::{Delivery, OutputPolicy, Requested};
 use crate::policy::Policy;
-use crate::refusal::{Reason, Refusal, quote};
+use crate::refusal::{Refusal, quote};
 use crate::request::{
     self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
     WORKING_DIR_FIELD,
 };
 use crate::run::{About, Selector, State};
-
-/// What an answer needs to get home before its caller gives up, on a machine that is busy: the smaller of this and a
-/// fifth of the caller's time.
-const WAY_HOME: Duration = Duration::from_millis(250);
 
 /// A run's spec, its limits granted.
 ///
@@ -298,38 +295,8 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
 /// # Errors
 /// `MALFORMED_REQUEST` for a header that says no time.
 pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
-    let Some(value) = request.metadata().get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let malformed = || {
-        let shown = value.to_str().map(quote).unwrap_or_default();
-        Refusal::new(
-            Reason::MalformedRequest,
-            format!(
-                "the header grpc-timeout, \"{shown}\", is not up to 8 digits and one of H M S m u n"
-            ),
-        )
-    };
-    let text = value.to_str().map_err(|_| malformed())?;
-    let (digits, unit) = text
-        .split_at_checked(text.len().saturating_sub(1))
-        .ok_or_else(malformed)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(malformed());
-    }
-    let n: u64 = digits.parse().map_err(|_| malformed())?;
-    let timeout = match unit {
-        "H" => Duration::from_secs(n * 3600),
-        "M" => Duration::from_secs(n * 60),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
-        _ => return Err(malformed()),
-    };
-    // One too far off to be told is none.
-    let received = Arrival::of(request).at;
-    Ok(received.checked_add(timeout - (timeout / 5).min(WAY_HOME)))
+    let arrived = request.extensions().get::<Arrived>();
+    arrived.map_or(Ok(None), Arrived::answer_deadline)
 }
 
 fn module_ref(

@@ -1,7 +1,8 @@
 //! The way of a message from its bytes to what it asks for, for fuzzing: all of it is what the server does.
 
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
+use super::call_deadline::Arrived;
 use super::codec::decoded;
 use super::{decode, proto, status};
 use crate::limits::Delivery;
@@ -40,10 +41,10 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
         let proto::GetRunRequest { run_id } = message;
         RunId::parse("run_id", &run_id).map(drop)
     }));
-    let mut request = Request::new(());
-    if let Ok(value) = tonic::metadata::MetadataValue::try_from(bytes) {
-        request.metadata_mut().insert("grpc-timeout", value);
-        judge(decode::until(&request).map(drop));
+    if let Ok(value) = http::HeaderValue::try_from(bytes) {
+        let mut headers = http::HeaderMap::new();
+        headers.insert("grpc-timeout", value);
+        judge(Arrived::now(&headers).answer_deadline().map(drop));
     }
 }
 

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::Frame;
@@ -79,15 +79,9 @@ pub struct Intake {
     deliveries: Deliveries,
 }
 
-/// When a request's headers were there, noted by whoever saw them first.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrived(pub(super) Instant);
-
-/// When a request's first bytes came, and what it holds.
-#[derive(Clone, Debug)]
+/// What a request that came through the layer holds.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Arrival {
-    /// When its headers were there: its deadline counts from here, not from its last byte.
-    pub(super) at: Instant,
     /// What it holds of the budget.
     pub(super) charge: Option<Charge>,
 }
@@ -95,11 +89,7 @@ pub(super) struct Arrival {
 impl Arrival {
     /// Of a request that came through the layer.
     pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
-        let here = || Self {
-            at: Instant::now(),
-            charge: None,
-        };
-        request.extensions().get().cloned().unwrap_or_else(here)
+        request.extensions().get().cloned().unwrap_or_default()
     }
 }
 
@@ -305,9 +295,7 @@ where
         let budget = self.intake.settings.inflight;
         let charge_of_decoding = Some((charge.clone(), budget));
         let stall = self.intake.settings.stall;
-        let at = request.extensions().get::<Arrived>().map(|it| it.0);
         request.extensions_mut().insert(Arrival {
-            at: at.unwrap_or_else(Instant::now),
             charge: Some(charge.clone()),
         });
         let request = request.map(|body| {

@@ -2,12 +2,15 @@
 
 mod answer;
 mod auth;
+mod call_deadline;
 pub(crate) mod codec;
 pub(crate) mod decode;
 mod delivery;
 pub(crate) mod encode;
 mod frames;
 pub(crate) mod fuzz;
+mod health;
+mod http_gate;
 mod inflight;
 mod input_calls;
 mod intake;
@@ -16,8 +19,10 @@ mod line_budget;
 mod listen;
 mod message_cap;
 mod modules;
+mod reflection;
 mod refusal_log;
 mod runs;
+mod serve;
 mod service;
 mod start;
 mod status;
@@ -38,15 +43,29 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+/// The generated interface of gRPC's health protocol, `grpc.health.v1`.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod health_proto {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 pub use auth::Authentication;
 pub use delivery::Deliveries;
+pub use health::HealthApi;
+pub use http_gate::HttpGate;
 pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};
-pub use listen::{
-    Address, BindError, Bound, ListenSettings, TlsFiles, TlsSettings, bind, pair,
-};
+pub use listen::{Address, BindError, Bound, ListenSettings, TlsFiles, TlsSettings, bind, pair};
 pub use modules::ModuleApi;
+pub use reflection::add_reflection;
 pub use refusal_log::RefusalLog;
 pub use runs::RunApi;
+pub use serve::{KeepAlive, serve};
 pub use service::{Phase, SandboxApi};
 pub use taking::TakingPace;

@@ -41,7 +41,7 @@ pub(super) fn code(reason: Reason) -> Code {
             Code::PermissionDenied
         }
         Reason::CredentialsInvalid => Code::Unauthenticated,
-        Reason::ModuleNotFound | Reason::RunNotFound => Code::NotFound,
+        Reason::ModuleNotFound | Reason::RunNotFound | Reason::ServiceNotFound => Code::NotFound,
         Reason::QueueFull
         | Reason::WaitExpired
         | Reason::TenantQuota

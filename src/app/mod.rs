@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
-use tonic::transport::Server;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic::service::Routes;
+use tower_layer::Layer;
 
+use crate::api::health_proto::health_server::HealthServer;
 use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Authentication, Bound, Intake, IntakeSettings, ListenSettings, ModuleApi, Phase,
-    RunApi, SandboxApi, TakingPace,
+    self, Address, Authentication, Bound, HealthApi, HttpGate, Intake, IntakeSettings, KeepAlive,
+    ListenSettings, ModuleApi, Phase, RunApi, SandboxApi, TakingPace,
 };
 use crate::auth::Gatekeeper;
 use crate::config::{self, Config, Known, Overrides, Problems};
@@ -32,24 +32,12 @@ use crate::sandbox::{self, Sandbox};
 use crate::store::Artifacts;
 
 pub use self::drain::Drained;
-pub use self::reload::Reloader;
 use self::drain::{LAST_WAIT, drain};
+pub use self::reload::Reloader;
 
-/// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
-const MAX_STREAMS: u32 = 100;
-const MAX_PENDING_RESETS: usize = 20;
-const MAX_LOCAL_RESETS: usize = 64;
-const MAX_HEADER_LIST: u32 = 8 << 10;
 /// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
 /// that a slow one still learns how its run ended.
 const PATIENCE: u32 = 3;
-/// The services whose health is told, the empty name being the whole daemon.
-const SERVICES: [&str; 4] = [
-    "",
-    "ringfence.v1.ModuleService",
-    "ringfence.v1.RunService",
-    "ringfence.v1.SandboxService",
-];
 
 /// A daemon that is bound but does not serve yet.
 pub struct App {
@@ -59,7 +47,7 @@ pub struct App {
     intake: Intake,
     gatekeeper: Arc<Gatekeeper>,
     authentication: Authentication,
-    server: Server,
+    keep_alive: KeepAlive,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -134,7 +122,10 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
         gatekeeper,
         runner,
         bound,
-        server: self::server(server),
+        keep_alive: KeepAlive {
+            interval: server.keepalive_interval.0,
+            timeout: server.keepalive_timeout.0,
+        },
         listen: settings::listen_settings(config),
         intake: Intake::new(IntakeSettings {
             max_message: server.max_message.0,
@@ -221,38 +212,17 @@ impl App {
         shutdown: impl Future<Output = ()>,
     ) -> Result<Drained, AppError> {
         let (phase, phases) = watch::channel(Phase::Starting);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        set_health(&health, ServingStatus::NotServing).await;
         let deliveries = self.intake.deliveries();
         let refusals = self.authentication.refusals();
-        let api = SandboxApi::new(Arc::clone(&self.runner), phases, hardening::state());
-        let modules = ModuleApi::new(Arc::clone(&self.runner));
-        let runs = RunApi::new(Arc::clone(&self.runner));
-        let told = failed("reflection does not start");
-        let (v1, v1alpha) = match self.reflection {
-            true => (
-                Some(reflection().build_v1().map_err(|error| told(&error))?),
-                Some(reflection().build_v1alpha().map_err(|error| told(&error))?),
-            ),
-            false => (None, None),
-        };
-        let router = self
-            .server
-            // Who calls, before anything is taken in.
-            .layer(tower_layer::Stack::new(self.intake, self.authentication))
-            // The intake layer caps messages: tonic's own cap answers in other terms.
-            .add_service(SandboxServiceServer::new(api).max_decoding_message_size(usize::MAX))
-            .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
-            .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
-            .add_service(health_service)
-            .add_optional_service(v1)
-            .add_optional_service(v1alpha);
+        let routes = routes(&self.runner, phases, self.reflection)?;
+        // What is a call, and who calls, before anything is taken in.
+        let service = HttpGate.layer(self.authentication.layer(self.intake.layer(routes)));
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
         let (connections, accepting) = self.bound.accept(&self.listen);
         let (end, ended) = oneshot::channel::<()>();
-        let serve = router.serve_with_incoming_shutdown(connections, async {
+        let serve = api::serve(connections, service, self.keep_alive, async {
             // Dropped or told: either ends it.
             let _ = ended.await;
         });
@@ -264,14 +234,14 @@ impl App {
                 .await
                 .map_err(|refusal| failed("the engine does not run")(&refusal))?;
             phase.send_replace(Phase::Serving);
-            set_health(&health, ServingStatus::Serving).await;
             tracing::info!("serving");
             shutdown.await;
             phase.send_replace(Phase::Draining);
-            set_health(&health, ServingStatus::NotServing).await;
             tokio::time::sleep(self.drain_delay).await;
             let drained = drain(&runner, self.drain_grace).await;
             runner.end_watches();
+            // Ends those of health.
+            drop(phase);
             drop(end);
             Ok(drained)
         };
@@ -297,51 +267,41 @@ impl App {
 
 /// Serves beside `live`; when that is over, what is still on its way out gets a last moment.
 async fn serve_beside(
-    serve: impl Future<Output = Result<(), tonic::transport::Error>>,
+    serve: impl Future<Output = ()>,
     live: impl Future<Output = Result<Drained, AppError>>,
 ) -> Result<Drained, AppError> {
     let mut serve = std::pin::pin!(serve);
-    let told = failed("serving failed");
     tokio::select! {
-        served = &mut serve => {
-            served.map_err(|error| told(&error))?;
-            Ok(Drained::default())
-        }
+        () = &mut serve => Ok(Drained::default()),
         lived = live => {
             let drained = lived?;
             // A connection that never spoke would hold it up for ever.
-            match tokio::time::timeout(LAST_WAIT, serve).await {
-                Ok(served) => served.map_err(|error| told(&error))?,
-                Err(_elapsed) => {}
-            }
+            let _ = tokio::time::timeout(LAST_WAIT, serve).await;
             Ok(drained)
         }
     }
 }
 
-fn server(settings: &config::Server) -> Server {
-    Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
-        .http2_max_header_list_size(MAX_HEADER_LIST)
-        .initial_stream_window_size(api::STREAM_WINDOW)
-        .initial_connection_window_size(api::CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(settings.keepalive_interval.0))
-        .http2_keepalive_timeout(Some(settings.keepalive_timeout.0))
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in SERVICES {
-        health.set_service_status(service, status).await;
+/// All services. The intake layer caps messages: tonic's own cap answers in other terms.
+fn routes(
+    runner: &Arc<Runner>,
+    phase: watch::Receiver<Phase>,
+    reflection: bool,
+) -> Result<Routes, AppError> {
+    let sandbox = SandboxApi::new(Arc::clone(runner), phase.clone(), hardening::state());
+    let modules = ModuleApi::new(Arc::clone(runner));
+    let runs = RunApi::new(Arc::clone(runner));
+    let mut routes = Routes::builder();
+    routes
+        .add_service(SandboxServiceServer::new(sandbox).max_decoding_message_size(usize::MAX))
+        .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
+        .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
+        .add_service(HealthServer::new(HealthApi::new(phase)));
+    if reflection {
+        let told = failed("reflection does not start");
+        api::add_reflection(&mut routes).map_err(|error| told(&error))?;
     }
-}
-
-/// A builder of the reflection services, over our descriptors and those of health.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(api::proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    Ok(routes.routes().prepare())
 }
 
 /// What tests look at beside the API.

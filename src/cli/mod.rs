@@ -195,7 +195,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// The command that `argv` and the environment say.
-fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
     let command = credentials::without_blank_variables(Cli::command());
     let matches = command.try_get_matches_from(argv)?;
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
@@ -287,9 +287,8 @@ fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
             .build()
     };
     // Between the look at whether there can be threads and now, others may have taken the last.
-    let built = std::panic::catch_unwind(build).unwrap_or_else(|_panic| {
-        Err(std::io::Error::other("the host refuses a thread"))
-    });
+    let built = std::panic::catch_unwind(build)
+        .unwrap_or_else(|_panic| Err(std::io::Error::other("the host refuses a thread")));
     built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
 }
 

@@ -52,8 +52,7 @@ fn start(
     signals: std::io::Result<CaughtSignals>,
 ) -> Result<ExitCode, NotServing> {
     let no_form = |failure: String| (None, Failure::new(failure));
-    let signals = signals
-        .map_err(|error| no_form(format!("signals cannot be caught: {error}")))?;
+    let signals = signals.map_err(|error| no_form(format!("signals cannot be caught: {error}")))?;
     preflight::check().map_err(no_form)?;
     let (config, mut warnings) =
         app::load_config(overrides).map_err(|problems| no_form(problems.to_string()))?;

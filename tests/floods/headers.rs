@@ -158,5 +158,5 @@ async fn remember(attacker: &mut Attacker) -> Vec<u8> {
         })
         .await;
     attacker.until(|tally| tally.ended == 1).await;
-    [call(HEALTH), vec![LAST_REMEMBERED; 4]].concat()
+    [call(HEALTH), vec![LAST_REMEMBERED; 12]].concat()
 }

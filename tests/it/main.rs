@@ -62,6 +62,7 @@ mod interop;
 mod jwks;
 mod lifecycle;
 mod limits;
+mod manners;
 mod modules;
 mod outcomes;
 mod places;

@@ -13,6 +13,7 @@ use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::authority::AuthorityMender;
 use super::origin::Origin;
 use super::places::{Place, Standing, UnauthenticatedCall};
 use super::tls::{ClientCertificate, Tls};
@@ -77,6 +78,8 @@ pub struct Connection {
     stuck: Option<Pin<Box<Sleep>>>,
     /// None of one that was there before anything was accepted.
     place: Option<Place>,
+    /// Of a unix socket, whose clients may send its path as the authority.
+    mender: Option<AuthorityMender>,
     /// Its place is another's, or nobody authenticated in time: nothing is read any more, and only what can be written at
     /// once is.
     lost: bool,
@@ -84,8 +87,13 @@ pub struct Connection {
 
 impl Connection {
     pub(super) fn new(transport: Transport, patience: Patience, place: Option<Place>) -> Self {
+        let mender = match &transport {
+            Transport::Unix(_) => Some(AuthorityMender::new()),
+            Transport::Tcp(_) | Transport::Tls(..) => None,
+        };
         Self {
             transport,
+            mender,
             silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
             heard: 0,
             patience: patience.writing,
@@ -255,6 +263,9 @@ impl AsyncRead for Connection {
             Transport::Tls(stream, _) => Pin::new(&mut **stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
+        if let Some(mender) = &mut self.mender {
+            mender.mend(&mut buf.filled_mut()[before..]);
+        }
         let Some(silent) = &mut self.silent else {
             return polled;
         };

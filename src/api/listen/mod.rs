@@ -2,6 +2,7 @@
 //! [`connection`]. Who may hold a connection, and who makes way, is decided in [`connection_table`].
 
 mod accept;
+mod authority;
 mod closures;
 mod connection;
 mod connection_table;

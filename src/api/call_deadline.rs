@@ -1,0 +1,179 @@
+//! How long a caller waits, as the header `grpc-timeout` says it.
+
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue};
+
+use crate::refusal::{Reason, Refusal, quote};
+
+/// The header, which HTTP/2 clients send in every case in lower case.
+const HEADER: &str = "grpc-timeout";
+/// What an answer needs to get home before its caller gives up, on a machine that is busy: the smaller of this and a
+/// fifth of the caller's time.
+const WAY_HOME: Duration = Duration::from_millis(250);
+
+/// When a request's headers were there, and how long its caller waits from then on.
+#[derive(Clone, Debug)]
+pub(super) struct Arrived {
+    /// A deadline counts from here, not from the last byte of the message.
+    pub(super) at: Instant,
+    pub(super) timeout: CallTimeout,
+}
+
+/// What a request says of how long its caller waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CallTimeout {
+    /// Nothing.
+    Unset,
+    /// Until so long after its headers were there.
+    After(Duration),
+    /// Something that is no time.
+    Malformed(Box<str>),
+}
+
+impl Arrived {
+    /// Notes that a request with these headers is there now.
+    pub(super) fn now(headers: &HeaderMap) -> Self {
+        Self {
+            at: Instant::now(),
+            timeout: CallTimeout::of(headers),
+        }
+    }
+
+    /// When the caller gives up; none where that is never, or too far off to be told.
+    ///
+    /// # Errors
+    /// `MALFORMED_REQUEST` where the request says no time.
+    pub(super) fn deadline(&self) -> Result<Option<Instant>, Refusal> {
+        let timeout = self.timeout.duration()?;
+        Ok(timeout.and_then(|timeout| self.at.checked_add(timeout)))
+    }
+
+    /// When an answer has to be on its way, so that the caller gets it before it gives up.
+    ///
+    /// # Errors
+    /// As [`Self::deadline`].
+    pub(super) fn answer_deadline(&self) -> Result<Option<Instant>, Refusal> {
+        let timeout = self.timeout.duration()?;
+        let less = |timeout: Duration| timeout - (timeout / 5).min(WAY_HOME);
+        Ok(timeout.and_then(|timeout| self.at.checked_add(less(timeout))))
+    }
+}
+
+impl CallTimeout {
+    /// What the headers of a request say.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut values = headers.get_all(HEADER).iter();
+        let Some(value) = values.next() else {
+            return Self::Unset;
+        };
+        if values.next().is_some() {
+            return Self::Malformed("given more than once".into());
+        }
+        match parse(value.as_bytes()) {
+            Some(timeout) => Self::After(timeout),
+            None => Self::Malformed(shown(value)),
+        }
+    }
+
+    fn duration(&self) -> Result<Option<Duration>, Refusal> {
+        match self {
+            Self::Unset => Ok(None),
+            Self::After(timeout) => Ok(Some(*timeout)),
+            Self::Malformed(shown) => Err(Refusal::new(
+                Reason::MalformedRequest,
+                format!(
+                    "the header {HEADER}, {shown}, is not up to 8 digits and one of H M S m u n"
+                ),
+            )
+            .with("header", HEADER)),
+        }
+    }
+}
+
+fn shown(value: &HeaderValue) -> Box<str> {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    format!("\"{}\"", quote(&text)).into()
+}
+
+/// A time as gRPC writes it: up to eight digits and a unit.
+fn parse(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let mut n: u64 = 0;
+    for digit in digits {
+        n = n * 10 + u64::from(char::from(*digit).to_digit(10)?);
+    }
+    match unit {
+        b'H' => Some(Duration::from_secs(n * 3600)),
+        b'M' => Some(Duration::from_secs(n * 60)),
+        b'S' => Some(Duration::from_secs(n)),
+        b'm' => Some(Duration::from_millis(n)),
+        b'u' => Some(Duration::from_micros(n)),
+        b'n' => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout(values: &[&'static str]) -> CallTimeout {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(HEADER, HeaderValue::from_static(value));
+        }
+        CallTimeout::of(&headers)
+    }
+
+    #[test]
+    fn every_unit_is_taken_and_what_is_no_time_is_told() {
+        for (text, expected) in [
+            ("1n", Duration::from_nanos(1)),
+            ("20u", Duration::from_micros(20)),
+            ("0m", Duration::ZERO),
+            ("050m", Duration::from_millis(50)),
+            ("1S", Duration::from_secs(1)),
+            ("2M", Duration::from_secs(120)),
+            ("99999999H", Duration::from_secs(99_999_999 * 3600)),
+        ] {
+            assert_eq!(timeout(&[text]), CallTimeout::After(expected), "{text}");
+        }
+        assert_eq!(timeout(&[]), CallTimeout::Unset);
+        for text in [
+            "",
+            "5",
+            "S",
+            "123456789S",
+            "1x",
+            "-1S",
+            "+1S",
+            "1 S",
+            "1s",
+            "1.5S",
+        ] {
+            let told = timeout(&[text]).duration().unwrap_err();
+            assert!(told.message().contains(&format!("\"{text}\"")), "{told}");
+        }
+        assert!(timeout(&["1S", "1S"]).duration().is_err());
+    }
+
+    #[test]
+    fn an_answer_has_to_be_on_its_way_before_its_caller_gives_up() {
+        let after = |timeout| Arrived {
+            at: Instant::now(),
+            timeout: CallTimeout::After(timeout),
+        };
+        for (timeout, way_home) in [(100, 20), (1000, 200), (60_000, 250)] {
+            let arrived = after(Duration::from_millis(timeout));
+            let (deadline, answer) = (arrived.deadline(), arrived.answer_deadline());
+            let before = deadline.unwrap().unwrap() - answer.unwrap().unwrap();
+            assert_eq!(before, Duration::from_millis(way_home));
+        }
+        let never = after(Duration::from_secs(u64::MAX));
+        assert_eq!(never.answer_deadline().unwrap(), None);
+    }
+}

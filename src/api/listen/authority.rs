@@ -1,0 +1,541 @@
+//! Mends what some clients write as the authority of their requests over a unix socket.
+//!
+//! gRPC's C core, and with it Python, Ruby, PHP and C++, sends the socket's path there, percent-encoded. That is no
+//! authority, and HTTP/2 as we have it resets the stream. Nobody needs it: there is one host behind a socket. So characters
+//! that no authority has are replaced, in place and by others of the same length, before HTTP/2 reads them. In the Huffman
+//! code of HPACK that is one bit for each: `%` becomes `.`, a space `-`, and `/` becomes `3`.
+//!
+//! This follows the frames of a connection, and the fields in those with headers. It needs no table of HPACK: a field that
+//! is taken from the table of its connection was mended when it came to stand there.
+
+/// The client's part of the preface of HTTP/2.
+const PREFACE: usize = 24;
+const FRAME_HEAD: usize = 9;
+/// Frames with headers.
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+/// Their flags.
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+/// The place of `:authority` in HPACK's static table.
+const AUTHORITY: u8 = 1;
+
+/// Follows what a client sends on one connection.
+#[derive(Debug)]
+pub(super) struct AuthorityMender {
+    frame: Frame,
+    fields: Fields,
+}
+
+/// Where in the frames the next byte stands.
+#[derive(Clone, Copy, Debug)]
+enum Frame {
+    Preface {
+        left: usize,
+    },
+    Head {
+        have: usize,
+        head: [u8; FRAME_HEAD],
+    },
+    /// What says nothing of headers, up to the next frame.
+    Skipped {
+        left: usize,
+    },
+    PadLength {
+        left: usize,
+        skip: usize,
+    },
+    /// Before the fields, `skip` bytes of priority; after them, `padding`.
+    Fields {
+        skip: usize,
+        left: usize,
+        padding: usize,
+    },
+}
+
+/// Where in the fields of a request the next byte stands.
+#[derive(Clone, Copy, Debug)]
+enum Fields {
+    /// At the start of a field.
+    Start,
+    /// In the rest of a number of several bytes, of which nobody needs to know, and then comes `then`.
+    Index { then: Next },
+    /// At the length of a string.
+    Length(Text),
+    /// In the rest of such a length.
+    LongLength {
+        text: Text,
+        huffman: bool,
+        length: usize,
+        shift: u32,
+    },
+    /// In a string.
+    Bytes { text: Text, left: usize, code: Code },
+}
+
+/// What comes after a number.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Start,
+    Value,
+}
+
+/// What a string is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Text {
+    /// The name of a field, whose value comes next.
+    Name,
+    Value,
+    Authority,
+}
+
+/// How a string is written.
+#[derive(Clone, Copy, Debug)]
+enum Code {
+    Plain,
+    /// In Huffman's code: the bits so far of the next symbol, and their number.
+    Huffman {
+        bits: u8,
+        count: u8,
+    },
+    /// In that code, and past what is followed: symbols that no path of a socket has need more than a byte.
+    Lost,
+}
+
+impl AuthorityMender {
+    /// Creates one for a connection of which nothing was read yet.
+    pub(super) fn new() -> Self {
+        Self {
+            frame: Frame::Preface { left: PREFACE },
+            fields: Fields::Start,
+        }
+    }
+
+    /// Mends what was read next.
+    pub(super) fn mend(&mut self, mut bytes: &mut [u8]) {
+        while !bytes.is_empty() {
+            let used = match &mut self.frame {
+                Frame::Preface { left } | Frame::Skipped { left } => {
+                    let used = bytes.len().min(*left);
+                    *left -= used;
+                    if *left == 0 {
+                        self.frame = Frame::next();
+                    }
+                    used
+                }
+                Frame::Head { have, head } => {
+                    let used = bytes.len().min(FRAME_HEAD - *have);
+                    head[*have..*have + used].copy_from_slice(&bytes[..used]);
+                    *have += used;
+                    if *have == FRAME_HEAD {
+                        let head = *head;
+                        self.begin(head);
+                    }
+                    used
+                }
+                Frame::PadLength { left, skip } => {
+                    let padding = usize::from(bytes[0]);
+                    let (left, skip) = (left.saturating_sub(padding), *skip);
+                    self.frame = Frame::fields(skip, left, padding);
+                    1
+                }
+                Frame::Fields {
+                    skip,
+                    left,
+                    padding,
+                } => {
+                    let skipped = bytes.len().min(*skip);
+                    *skip -= skipped;
+                    let used = (bytes.len() - skipped).min(*left);
+                    *left -= used;
+                    let (done, padding) = (*skip == 0 && *left == 0, *padding);
+                    self.fields.mend(&mut bytes[skipped..skipped + used]);
+                    if done {
+                        self.frame = Frame::skipped(padding);
+                    }
+                    skipped + used
+                }
+            };
+            bytes = &mut bytes[used..];
+        }
+    }
+
+    /// Begins the frame that `head` is of.
+    fn begin(&mut self, head: [u8; FRAME_HEAD]) {
+        let [high, middle, low, kind, flags, ..] = head;
+        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+        self.frame = match kind {
+            HEADERS => {
+                // The end of a block is the start of the next one, and so is what an earlier one left behind.
+                self.fields = Fields::Start;
+                let priority = if flags & PRIORITY == 0 { 0 } else { 5 };
+                match flags & PADDED != 0 && length > 0 {
+                    true => Frame::PadLength {
+                        left: (length - 1).saturating_sub(priority),
+                        skip: priority.min(length - 1),
+                    },
+                    false => {
+                        let skip = priority.min(length);
+                        Frame::fields(skip, length - skip, 0)
+                    }
+                }
+            }
+            CONTINUATION => Frame::fields(0, length, 0),
+            _ => Frame::skipped(length),
+        };
+    }
+}
+
+impl Frame {
+    fn next() -> Self {
+        Self::Head {
+            have: 0,
+            head: [0; FRAME_HEAD],
+        }
+    }
+
+    fn skipped(left: usize) -> Self {
+        match left {
+            0 => Self::next(),
+            left => Self::Skipped { left },
+        }
+    }
+
+    fn fields(skip: usize, left: usize, padding: usize) -> Self {
+        match skip + left {
+            0 => Self::skipped(padding),
+            _ => Self::Fields {
+                skip,
+                left,
+                padding,
+            },
+        }
+    }
+}
+
+impl Fields {
+    /// Mends the next bytes of a block of fields.
+    fn mend(&mut self, mut bytes: &mut [u8]) {
+        while let Some(byte) = bytes.first().copied() {
+            let mut used = 1;
+            *self = match *self {
+                Self::Start => Self::begin(byte),
+                Self::Index { then } if byte & 0x80 != 0 => Self::Index { then },
+                Self::Index { then: Next::Start } => Self::Start,
+                Self::Index { then: Next::Value } => Self::Length(Text::Value),
+                Self::Length(text) => {
+                    let (huffman, length) = (byte & 0x80 != 0, usize::from(byte & 0x7f));
+                    match length {
+                        0x7f => Self::LongLength {
+                            text,
+                            huffman,
+                            length,
+                            shift: 0,
+                        },
+                        length => Self::string(text, huffman, length),
+                    }
+                }
+                Self::LongLength {
+                    text,
+                    huffman,
+                    length,
+                    shift,
+                } => {
+                    let more = usize::from(byte & 0x7f).checked_shl(shift);
+                    let length = length.saturating_add(more.unwrap_or(usize::MAX));
+                    match byte & 0x80 {
+                        0 => Self::string(text, huffman, length),
+                        _ => Self::LongLength {
+                            text,
+                            huffman,
+                            length,
+                            shift: shift.saturating_add(7),
+                        },
+                    }
+                }
+                Self::Bytes {
+                    text,
+                    left,
+                    mut code,
+                } => {
+                    used = bytes.len().min(left);
+                    if text == Text::Authority {
+                        code.mend(&mut bytes[..used]);
+                    }
+                    match left - used {
+                        0 => text.ended(),
+                        left => Self::Bytes { text, left, code },
+                    }
+                }
+            };
+            bytes = &mut bytes[used..];
+        }
+    }
+
+    /// What comes after the first byte of a field.
+    fn begin(byte: u8) -> Self {
+        let (prefix, literal) = match byte {
+            // From a table, or a new size of that.
+            0x80.. => (0x7f, false),
+            0x40.. => (0x3f, true),
+            0x20.. => (0x1f, false),
+            _ => (0x0f, true),
+        };
+        let index = byte & prefix;
+        match (literal, index == prefix) {
+            (false, true) => Self::Index { then: Next::Start },
+            (false, false) => Self::Start,
+            (true, true) => Self::Index { then: Next::Value },
+            (true, false) => Self::Length(match index {
+                0 => Text::Name,
+                AUTHORITY => Text::Authority,
+                _ => Text::Value,
+            }),
+        }
+    }
+
+    fn string(text: Text, huffman: bool, left: usize) -> Self {
+        let code = match huffman {
+            true => Code::Huffman { bits: 0, count: 0 },
+            false => Code::Plain,
+        };
+        match left {
+            0 => text.ended(),
+            left => Self::Bytes { text, left, code },
+        }
+    }
+}
+
+impl Text {
+    fn ended(self) -> Fields {
+        match self {
+            Self::Name => Fields::Length(Self::Value),
+            Self::Value | Self::Authority => Fields::Start,
+        }
+    }
+}
+
+impl Code {
+    /// Mends the next bytes of an authority.
+    fn mend(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            match self {
+                Self::Plain => {
+                    *byte = match *byte {
+                        b'%' => b'.',
+                        b' ' => b'-',
+                        b'/' => b'3',
+                        other => other,
+                    };
+                }
+                Self::Huffman { .. } => {
+                    for at in (0..8).rev() {
+                        *byte |= self.follow(*byte >> at & 1) << at;
+                    }
+                }
+                Self::Lost => return,
+            }
+        }
+    }
+
+    /// Follows the next bit, and returns what it is to be.
+    fn follow(&mut self, bit: u8) -> u8 {
+        let Self::Huffman { bits, count } = *self else {
+            return bit;
+        };
+        let bit = match (count, bits) {
+            // A space and "%" begin like "-" and ".", "/" like "3".
+            (4, 0b0101) | (5, 0b01100) => 1,
+            _ => bit,
+        };
+        let (bits, count) = (bits << 1 | bit, count + 1);
+        // The code is canonical: of each length it has one range.
+        let whole = match count {
+            5 => bits < 0x0a,
+            6 => bits < 0x2e,
+            7 => bits < 0x7c,
+            8 => bits < 0xfe,
+            _ => false,
+        };
+        *self = match (whole, count) {
+            (true, _) => Self::Huffman { bits: 0, count: 0 },
+            (false, 8) => Self::Lost,
+            (false, _) => Self::Huffman { bits, count },
+        };
+        bit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes of the characters that are written here, and their bits.
+    const CODES: [(char, u32, u32); 22] = [
+        (' ', 0x14, 6),
+        ('%', 0x15, 6),
+        ('-', 0x16, 6),
+        ('.', 0x17, 6),
+        ('/', 0x18, 6),
+        ('2', 0x02, 5),
+        ('3', 0x19, 6),
+        (':', 0x5c, 7),
+        ('F', 0x61, 7),
+        ('X', 0xfc, 8),
+        ('_', 0x22, 6),
+        ('a', 0x03, 5),
+        ('c', 0x04, 5),
+        ('h', 0x27, 6),
+        ('k', 0x75, 7),
+        ('l', 0x28, 6),
+        ('m', 0x29, 6),
+        ('o', 0x07, 5),
+        ('p', 0x2b, 6),
+        ('s', 0x08, 5),
+        ('t', 0x09, 5),
+        ('~', 0x1ffd, 13),
+    ];
+
+    fn huffman(text: &str) -> Vec<u8> {
+        let mut bits = Vec::new();
+        for c in text.chars() {
+            let (_, code, count) = CODES.into_iter().find(|it| it.0 == c).unwrap();
+            bits.extend((0..count).rev().map(|at| code >> at & 1));
+        }
+        bits.resize(bits.len().next_multiple_of(8), 1);
+        let byte = |bits: &[u32]| bits.iter().fold(0, |byte, bit| byte << 1 | *bit);
+        bits.chunks(8)
+            .map(|bits| u8::try_from(byte(bits)).unwrap())
+            .collect()
+    }
+
+    fn string(text: &str, compressed: bool) -> Vec<u8> {
+        let (mark, bytes) = match compressed {
+            true => (0x80, huffman(text)),
+            false => (0, text.as_bytes().to_vec()),
+        };
+        let length = u8::try_from(bytes.len()).unwrap();
+        match length {
+            // In two bytes, as it need not be.
+            0x7f.. => [&[mark | 0x7f, length - 0x7f][..], &bytes].concat(),
+            _ => [&[mark | length][..], &bytes].concat(),
+        }
+    }
+
+    /// A field of each kind, with `authority` in the middle, and with the same text where it is none.
+    fn fields(authority: &str, same: &str, compressed: bool) -> Vec<u8> {
+        let mut block = vec![0x20, 0x3f, 0xe1, 0x1f, 0x83];
+        // A name by a long number, in a table and on its own; a name and a value of the same text.
+        block.extend([0x0f, 0x8f, 0x01]);
+        block.extend(string(same, compressed));
+        block.extend([0xff, 0x8f, 0x01, 0x10]);
+        block.extend(string(same, compressed));
+        block.extend(string(same, compressed));
+        for first in [0x41, 0x01, 0x11] {
+            block.push(first);
+            block.extend(string(authority, compressed));
+        }
+        block.push(0x44);
+        block.extend(string(same, compressed));
+        block
+    }
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let [_, head @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&head[..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// What a client says who has such a header list: whole, padded, with a priority, in pieces, and between others.
+    fn said(block: &[u8]) -> Vec<u8> {
+        let (first, second) = block.split_at(block.len() / 2);
+        let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        said.extend(frame(4, 0, &[]));
+        said.extend(frame(HEADERS, 0x4, block));
+        said.extend(frame(0, 0, b"\x41\x03%2F"));
+        said.extend(frame(
+            HEADERS,
+            0x4 | PADDED,
+            &[&[3], block, b"%%%"].concat(),
+        ));
+        said.extend(frame(HEADERS, 0x4 | PRIORITY, &[b"%%%%%", block].concat()));
+        said.extend(frame(
+            HEADERS,
+            PADDED | PRIORITY,
+            &[b"\x01%%%%%", first, b"%"].concat(),
+        ));
+        said.extend(frame(CONTINUATION, 0, &[]));
+        said.extend(frame(CONTINUATION, 0x4, second));
+        said.extend(frame(HEADERS, 0x4, block));
+        said
+    }
+
+    fn mended(said: &[u8], piece: usize) -> Vec<u8> {
+        let mut said = said.to_vec();
+        let mut mender = AuthorityMender::new();
+        for piece in said.chunks_mut(piece) {
+            mender.mend(piece);
+        }
+        said
+    }
+
+    #[test]
+    fn an_authority_becomes_one_and_nothing_else_changes() {
+        for (text, plain) in [
+            ("%2Ftmp%2Fa.sock", ".2Ftmp.2Fa.sock"),
+            ("/tmp/a.sock", "3tmp3a.sock"),
+            ("/ %", "3-."),
+            ("localhost:32", "localhost:32"),
+            ("%X/_%", ".X3_."),
+            ("", ""),
+        ] {
+            for compressed in [false, true] {
+                let before = said(&fields(text, "%2F/ ", compressed));
+                let after = said(&fields(plain, "%2F/ ", compressed));
+                for piece in 1..=before.len() {
+                    assert_eq!(mended(&before, piece), after, "{text} {compressed} {piece}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_authority_is_mended_to_its_end() {
+        let (before, after) = ("%2F".repeat(60), ".2F".repeat(60));
+        for compressed in [false, true] {
+            let [before, after] = [&before, &after].map(|it| said(&fields(it, "/", compressed)));
+            assert_eq!(mended(&before, 11), after);
+        }
+    }
+
+    #[test]
+    fn what_is_not_followed_is_left_as_it_is() {
+        let text = said(&fields("a~%2F", "a", true));
+        let plain = said(&fields("a~%2F", "a", true));
+        assert_eq!(mended(&text, 5), plain);
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::AuthorityMender;
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_and_however_it_comes_the_same_comes_of_it(
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(1), Just(0x41)], 0..400),
+            cut in 0usize..400,
+        ) {
+            let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &bytes[..]].concat();
+            let (mut whole, mut cut_up) = (bytes.clone(), bytes.clone());
+            AuthorityMender::new().mend(&mut whole);
+            let mut mender = AuthorityMender::new();
+            let at = cut.min(cut_up.len());
+            let (first, second) = cut_up.split_at_mut(at);
+            mender.mend(first);
+            mender.mend(second);
+            prop_assert_eq!(whole, cut_up);
+        }
+    }
+}
