@@ -226,14 +226,14 @@ impl Watcher {
             self.phase
                 .compare_exchange(STARTING, STOPPED, Ordering::SeqCst, Ordering::SeqCst);
         if stopped.is_err() {
-            tracing::info!(
-                signal,
-                "draining; a second signal ends the daemon at once"
-            );
+            tracing::info!(signal, "draining; a second signal ends the daemon at once");
             self.end.send_replace(true);
             return;
         }
-        tracing::info!(signal, "ending: the daemon was starting, and has run nothing");
+        tracing::info!(
+            signal,
+            "ending: the daemon was starting, and has run nothing"
+        );
         self.end.send_replace(true);
         std::thread::sleep(STOPPING);
         self.exit(0);
@@ -267,7 +267,10 @@ impl Watcher {
                 signal = name,
                 "the daemon has used the processor time that it may have (RLIMIT_CPU, ulimit -t): the kernel kills it at the hard limit"
             ),
-            _ => tracing::info!(signal = name, "a signal that means nothing here; it goes on"),
+            _ => tracing::info!(
+                signal = name,
+                "a signal that means nothing here; it goes on"
+            ),
         }
     }
 }

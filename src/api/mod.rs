@@ -42,9 +42,7 @@ pub use auth::Authentication;
 pub use delivery::Deliveries;
 pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};
-pub use listen::{
-    Address, BindError, Bound, ListenSettings, TlsFiles, TlsSettings, bind, pair,
-};
+pub use listen::{Address, BindError, Bound, ListenSettings, TlsFiles, TlsSettings, bind, pair};
 pub use modules::ModuleApi;
 pub use refusal_log::RefusalLog;
 pub use runs::RunApi;

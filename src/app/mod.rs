@@ -32,8 +32,8 @@ use crate::sandbox::{self, Sandbox};
 use crate::store::Artifacts;
 
 pub use self::drain::Drained;
-pub use self::reload::Reloader;
 use self::drain::{LAST_WAIT, drain};
+pub use self::reload::Reloader;
 
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;

@@ -10,7 +10,9 @@ impl Config {
     /// The keys, dotted, that say something else in `other`; arrays, such as `listen`, are one key each.
     pub fn changed_keys(&self, other: &Self) -> Vec<String> {
         let (ours, theirs) = (flattened(self), flattened(other));
-        let all = ours.keys().chain(theirs.keys().filter(|it| !ours.contains_key(*it)));
+        let all = ours
+            .keys()
+            .chain(theirs.keys().filter(|it| !ours.contains_key(*it)));
         let changed = all.filter(|key| ours.get(*key) != theirs.get(*key));
         changed.cloned().collect()
     }
@@ -53,7 +55,9 @@ mod tests {
         let config = |text: &str| read(text, &known).unwrap();
         let before = config("");
         assert_eq!(before.changed_keys(&before), Vec::<String>::new());
-        let after = config("listen = [\"127.0.0.1:1\"]\n[policy]\nmax_timeout = \"61s\"\n[admission]\nslots = 3\n");
+        let after = config(
+            "listen = [\"127.0.0.1:1\"]\n[policy]\nmax_timeout = \"61s\"\n[admission]\nslots = 3\n",
+        );
         let changed = before.changed_keys(&after);
         assert_eq!(changed, ["admission.slots", "listen", "policy.max_timeout"]);
     }

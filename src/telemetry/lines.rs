@@ -49,9 +49,10 @@ impl LogFlush {
     /// Waits until all that was logged is written, at most for `patience`.
     pub fn flush(&self, patience: Duration) {
         let state = self.0.lock();
-        let flushed = self.0.changed.wait_timeout_while(state, patience, |it| {
-            it.writing || !it.gathered.is_empty()
-        });
+        let flushed = self
+            .0
+            .changed
+            .wait_timeout_while(state, patience, |it| it.writing || !it.gathered.is_empty());
         drop(flushed);
     }
 }

@@ -15,8 +15,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::audit::AuditFile;
-use self::lines::{Last, Lines};
 pub use self::lines::LogFlush;
+use self::lines::{Last, Lines};
 use crate::config::{LogFormat, Telemetry};
 use crate::refusal::printable;
 
