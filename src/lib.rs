@@ -21,6 +21,7 @@ pub mod config;
 pub mod fuzz;
 pub mod guest_limits;
 pub mod hardening;
+pub mod host_limit;
 pub mod limits;
 pub mod log;
 pub mod module;

@@ -25,6 +25,10 @@ const DESCRIPTORS_A_RUN: u64 = 4;
 const SMALLEST_STACK: u64 = 512 << 10;
 /// The stack that it is given where it may have it.
 const STACK: u64 = 8 << 20;
+/// Memory of its own that a daemon has beside the stacks of the threads that compile.
+const LEAST_DATA: u64 = 96 << 20;
+/// The stack of each of those.
+const COMPILE_STACK: u64 = 64 << 20;
 /// Address space for the code, the threads and one memory of a guest, which is 4 GiB with what guards it.
 const LEAST_SPACE: u64 = 8 << 30;
 /// Address space of a slot of a pool: that of two memories.
@@ -92,6 +96,16 @@ impl Limit {
         self.now().filter(|now| *now < needed)
     }
 
+    /// Requires it to be no less than what is needed to run anything.
+    fn require(self, needed: u64, what: &str) -> Result<(), String> {
+        match self.below(needed) {
+            Some(now) => Err(format!(
+                "{self} is {now}: at least {needed} {what} are needed to run anything"
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Raises what is in force to what it may be at the most, but no further than `enough`.
     fn raise(self, enough: u64) {
         let Rlimit { current, maximum } = getrlimit(self.resource);
@@ -121,28 +135,36 @@ pub fn raise() {
     STACK_SIZE.raise(STACK);
 }
 
+/// Looks at the stack of the first thread, which everything else needs. It is to have been raised.
+///
+/// # Errors
+/// Where it is too small: what it is, and what is needed.
+pub fn check_stack() -> Result<(), String> {
+    STACK_SIZE.require(SMALLEST_STACK, "bytes of stack")
+}
+
 /// Looks at the limits of this process, which are to have been raised.
 ///
 /// # Errors
 /// Where one of them lets nothing run: which, what it is, and what is needed.
 pub fn check(config: &Config) -> Result<ProcessLimits, String> {
-    let too_low = [
-        (DESCRIPTORS, FEWEST_DESCRIPTORS, "open files"),
-        (STACK_SIZE, SMALLEST_STACK, "bytes of stack"),
-        (SPACE, LEAST_SPACE, "bytes of address space"),
-    ];
-    for (limit, needed, what) in too_low {
-        if let Some(now) = limit.below(needed) {
-            return Err(format!(
-                "{limit} is {now}: at least {needed} {what} are needed to run anything"
-            ));
-        }
-    }
+    DESCRIPTORS.require(FEWEST_DESCRIPTORS, "open files")?;
+    SPACE.require(LEAST_SPACE, "bytes of address space")?;
+    let least = LEAST_DATA + children(config) * COMPILE_STACK;
+    DATA.require(least, "bytes of memory of its own")?;
     let checks = [descriptors, file_size, space, data, tasks, cpu];
     Ok(ProcessLimits {
         told: ALL.map(shown).join(" "),
         warnings: checks.iter().filter_map(|check| check(config)).collect(),
     })
+}
+
+/// The limits that there are, to stand beside an error of the host's that does not name the one that was met.
+pub fn in_force() -> Option<String> {
+    let some = [DESCRIPTORS, SPACE, DATA, TASKS, FILE_SIZE];
+    let some = some.into_iter().filter(|limit| limit.now().is_some());
+    let told: Vec<String> = some.map(shown).collect();
+    (!told.is_empty()).then(|| told.join(" "))
 }
 
 fn shown(limit: Limit) -> String {

@@ -32,10 +32,12 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use self::failure::Failure;
 use crate::config::{LogFormat, Overrides};
 use crate::signals::CaughtSignals;
-use crate::{sandbox, telemetry};
+use crate::{process_limits, sandbox, telemetry};
 
 /// The file of this program, also where another has taken its name since.
 const PROGRAM: &str = "/proc/self/exe";
+/// How long a thread that may block is kept without work.
+const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
 
 /// Exit codes that say how a run ended when the guest's own does not, as `timeout(1)` and shells have them.
 pub mod exit {
@@ -146,6 +148,16 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let serves = argv.get(1).is_some_and(|it| it == "serve");
     // A daemon is there for them from its first instruction on.
     let signals = serves.then(CaughtSignals::catch);
+    process_limits::raise();
+    if let Err(why) = process_limits::check_stack() {
+        let form = if serves {
+            serve::form_of(&argv)
+        } else {
+            LogFormat::Text
+        };
+        telemetry::tell(form, &why);
+        return ExitCode::from(exit::FAILED);
+    }
     let cli = match parse(&argv) {
         Ok(cli) => cli,
         Err(error) => {
@@ -291,9 +303,6 @@ fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
         .unwrap_or_else(|_panic| Err(std::io::Error::other("the host refuses a thread")));
     built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
 }
-
-/// How long a thread that may block is kept without work.
-const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
 
 /// Keeps one thread that may block, for as long as it is polled. Where the host gives no more threads, work that
 /// blocks waits for it; without any the runtime would panic.

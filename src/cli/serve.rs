@@ -24,7 +24,7 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    /// Serves until it is asked to end. What keeps it from that is told in the form of its log, and `None` is returned.
+    /// Serves until it is asked to end. What keeps it from that is told in the form of its log.
     pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
         if !self.listen.is_empty() {
@@ -61,7 +61,6 @@ fn start(
     if format == LogFormat::Json {
         telemetry::tell_panics_as_json();
     }
-    process_limits::raise();
     let limits = process_limits::check(&config).map_err(failed)?;
     // Before there is any other thread.
     let mut readable = config::credential_files();
@@ -110,7 +109,15 @@ fn serve(
     });
     // Idle connections and guests' file system calls may still hold threads.
     runtime.shutdown_background();
-    result.map_err(|error| Failure::new(error.to_string()))
+    result.map_err(|error| {
+        let mut message = error.to_string();
+        if message.contains("(os error ")
+            && let Some(limits) = process_limits::in_force()
+        {
+            message.push_str(&format!("; the limits of this process are {limits}"));
+        }
+        Failure::new(message)
+    })
 }
 
 async fn build_and_serve(

@@ -193,7 +193,7 @@ impl Prepared {
                 usage: self.usage,
             },
         )
-        .map_err(|error| Refusal::internal(format_args!("arming a store: {error:#}")))?;
+        .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
             let mut call = OnCpu::new(call);
@@ -210,7 +210,7 @@ impl Prepared {
             && !denied
             && trap::is_the_hosts(error)
         {
-            return Err(Refusal::internal(format_args!("instantiating: {error:#}")));
+            return Err(Refusal::of_host("instantiating", error.as_ref()));
         }
         let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
         let [stdout, stderr] = self.output.written();

@@ -266,9 +266,7 @@ fn check_place(
         ) => true,
         Err(Errno::MFILE | Errno::NFILE) => return Err(no_descriptors()),
         Err(errno) => {
-            return Err(Refusal::internal(format_args!(
-                "looking into a mount: {errno}"
-            )));
+            return Err(Refusal::of_host("looking into a mount", &errno));
         }
     };
     if nothing_else {
@@ -297,7 +295,7 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
         }
         Errno::ACCESS | Errno::PERM => Refusal::invalid(&field, "is not readable by the daemon"),
         Errno::MFILE | Errno::NFILE => no_descriptors(),
-        errno => Refusal::internal(format_args!("opening a mount: {errno}")),
+        errno => Refusal::of_host("opening a mount", &errno),
     })?;
     roots.check_writable(mount, &fd)?;
     Ok(Opened {

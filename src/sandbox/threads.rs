@@ -21,6 +21,8 @@ const GUEST_NICE: i32 = 10;
 /// Threads for what the runtime does beside guests' file system calls that blocks: it looks at files that a core module
 /// polls.
 const BLOCKING_THREADS: usize = 1;
+/// How long its threads are kept without work.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 /// So many new runs of a lane may go before one of its others that waits.
 const NEW_AHEAD: u32 = 4;
 /// Processor time, by weight, that a lane may be behind the others at the most: what it did not use is not saved up.
@@ -136,9 +138,12 @@ impl Threads {
             .worker_threads(1)
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("guest-io")
+            .thread_keep_alive(FOR_EVER)
             .on_thread_start(move || begin(on_thread))
             .enable_all()
             .build()?;
+        // Now, while there are threads to be had: from then on it is there for what finds no other.
+        drop(beside.spawn_blocking(|| ()));
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             wake: Condvar::new(),

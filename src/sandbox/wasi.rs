@@ -84,7 +84,7 @@ fn not_opened(error: wasmtime::Error) -> Refusal {
         .and_then(Errno::from_io_error);
     match errno {
         Some(Errno::MFILE | Errno::NFILE) => no_descriptors(),
-        Some(_) | None => Refusal::internal(format_args!("opening a mount: {error}")),
+        Some(_) | None => Refusal::of_host("opening a mount", error.as_ref()),
     }
 }
 

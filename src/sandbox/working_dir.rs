@@ -98,7 +98,7 @@ fn beginning_in(
                 Refusal::invalid(FIELD, "is not a directory that exists under its mount")
             }
             Errno::MFILE | Errno::NFILE => no_descriptors(),
-            errno => Refusal::internal(format_args!("opening the working directory: {errno}")),
+            errno => Refusal::of_host("opening the working directory", &errno),
         })?;
     for mount in mounts {
         // The name of a mount without its slash, begun from here.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::blob::Blob;
+use crate::host_limit::HostLimit;
 use crate::request::Digest;
 
 /// What is kept of a module.
@@ -81,6 +82,8 @@ pub(super) enum Fault {
     Full(String),
     /// It cannot be reached, or does not work.
     Down(String),
+    /// The daemon has come to a limit of its own.
+    Host(HostLimit),
 }
 
 /// A future of a backend.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
+use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
 
@@ -157,7 +158,11 @@ impl Spool {
             Reason::StoreUnavailable
         };
         tracing::warn!(%error, dir = %self.dir.display(), "spooling a module failed");
-        let state = if full { "is full" } else { "cannot be used" };
+        let state = match HostLimit::of(error) {
+            Some(limit) => format!("cannot be used now: {}", limit.sentence()),
+            None if full => "is full".to_owned(),
+            None => "cannot be used".to_owned(),
+        };
         Refusal::new(
             reason,
             format!(

@@ -20,6 +20,7 @@ use tempfile::NamedTempFile;
 
 use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
 use super::blob::{Blob, is_full};
+use crate::host_limit::HostLimit;
 use crate::request::Digest;
 
 /// Only the daemon's own user sees what is in it.
@@ -70,6 +71,9 @@ impl Directory {
             let done = tokio::task::spawn_blocking(move || work(&paths)).await;
             let result = done.map_err(|error| Fault::Down(error.to_string()))?;
             result.map_err(|error| {
+                if let Some(limit) = HostLimit::of(&error) {
+                    return Fault::Host(limit);
+                }
                 let text = error.to_string();
                 if is_full(&error) {
                     Fault::Full(text)

@@ -33,6 +33,7 @@ pub use self::budget::Total;
 use self::directory::Directory;
 use self::known::{is_fresh, now};
 use self::objects::Objects;
+use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
 
@@ -366,6 +367,24 @@ impl Store {
                     ),
                 )
                 .with("store", self.name)
+            }
+            Fault::Host(limit) => {
+                let why = limit.sentence();
+                tracing::warn!(
+                    store = self.name,
+                    "a call to the module store failed: {why}"
+                );
+                let refusal = match limit {
+                    // It would be the same next time.
+                    HostLimit::FileSize => Refusal::new(Reason::StoreFull, why),
+                    HostLimit::Descriptors
+                    | HostLimit::HostDescriptors
+                    | HostLimit::Memory
+                    | HostLimit::Tasks => {
+                        Refusal::new(Reason::StoreUnavailable, why).retry_after(RETRY)
+                    }
+                };
+                refusal.with("store", self.name)
             }
             Fault::Down(error) => {
                 tracing::warn!(%error, store = self.name, "the module store does not work");

@@ -159,11 +159,7 @@ impl Child {
         let sealed = self.artifact.try_clone().and_then(Sealed::seal);
         sealed
             .and_then(|sealed| Artifact::sealed(sealed, took))
-            .map_err(|error| {
-                Failed::this_time(Refusal::internal(format_args!(
-                    "taking an artefact: {error}"
-                )))
-            })
+            .map_err(|error| Failed::this_time(Refusal::of_host("taking an artefact", &error)))
     }
 
     /// Talks to it for as long as its time lasts, which does not pass while it is stopped for another.

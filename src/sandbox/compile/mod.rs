@@ -225,7 +225,9 @@ impl Compiler {
             // What goes on inside a thread cannot be stopped.
             PlaceKind::Here { .. } => ("in-process".to_owned(), settings.concurrency),
             PlaceKind::Child(nursery) => {
-                let mut child = nursery.ready().map_err(wasmtime::Error::msg)?;
+                let mut child = nursery
+                    .ready()
+                    .map_err(|none| wasmtime::Error::msg(none.why))?;
                 let mode = confinement(&mut child).map_err(wasmtime::Error::msg)?;
                 nursery.keep(child);
                 // One whose child is stopped waits with it.

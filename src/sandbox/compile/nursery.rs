@@ -6,11 +6,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::child::Child;
 use super::lanes::CompileLane;
 use super::wire::Setup;
-use super::{Budget, CompileSettings, Failed, nice};
-use crate::refusal::Refusal;
+use super::{Budget, CompileSettings, Failed, RETRY, nice};
+use crate::host_limit::HostLimit;
+use crate::refusal::{Reason, Refusal};
 
 /// Threads of a child at the most.
 const MAX_CHILD_THREADS: usize = 4;
+
+/// Why there is no child.
+pub(super) struct NoChild {
+    /// In full, for the log.
+    pub(super) why: String,
+    /// The limit that was met, where it is known.
+    limit: Option<HostLimit>,
+}
 
 /// Starts the children of a lane.
 pub(super) struct Nursery {
@@ -81,11 +90,13 @@ impl Nursery {
     }
 
     /// A child that is ready.
-    pub(super) fn ready(&self) -> Result<Child, String> {
-        let child = self
-            .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
+    pub(super) fn ready(&self) -> Result<Child, NoChild> {
+        let child = self.spawn().map_err(|error| NoChild {
+            why: format!("{} cannot be started: {error}", self.program.display()),
+            limit: HostLimit::of(&error),
+        })?;
         self.greet(child)
+            .map_err(|why| NoChild { why, limit: None })
     }
 
     fn greet(&self, mut child: Child) -> Result<Child, String> {
@@ -103,6 +114,18 @@ impl Nursery {
             // It may have been killed while it waited.
             Some(Err(_)) | None => self.ready(),
         };
-        ready.map_err(|why| Failed::this_time(Refusal::internal(why)))
+        ready.map_err(|NoChild { why, limit }| {
+            // What the host does not give now it may give later, and others' runs go on meanwhile.
+            tracing::error!(why, "there is no process to compile a module");
+            const WORK: &str = "starting a process that compiles the module";
+            Failed::this_time(match limit {
+                Some(limit) => limit.refusal(WORK),
+                None => Refusal::new(
+                    Reason::RuntimeUnavailable,
+                    format!("{WORK} failed; the daemon's log tells why"),
+                )
+                .retry_after(RETRY),
+            })
+        })
     }
 }

@@ -109,9 +109,9 @@ impl Place {
         lease: &Arc<CompileLease>,
     ) -> Result<(Inspection, Opened<'_>), Failed> {
         // What does not fit in memory is read only now: as many at once as there are compile threads.
-        let wasm = wasm.read().map_err(|error| {
-            Failed::this_time(Refusal::internal(format_args!("reading a module: {error}")))
-        })?;
+        let wasm = wasm
+            .read()
+            .map_err(|error| Failed::this_time(Refusal::of_host("reading a module", &error)))?;
         if wasm.starts_with(b"\0asm") {
             precheck::check(&wasm, &self.bounds.budget).map_err(Failed::for_good)?;
         }

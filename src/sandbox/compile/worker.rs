@@ -15,6 +15,7 @@ use wasmtime::Engine;
 use super::confine::{self, AddressSpace};
 use super::wire::{self, Compiled, Failure, Hello, NotInspected, Order, Setup};
 use super::{STACK, compatibilities, compile_limit, inspected, precompile, with_proposals};
+use crate::host_limit::HostLimit;
 use crate::sandbox::engine;
 use crate::sandbox::features::Proposals;
 use crate::sandbox::inspect::{self, Rules};
@@ -137,7 +138,10 @@ impl Child {
             .map_err(Failure::Refused)?;
         self.artifact
             .write_all(&bytes)
-            .map_err(|error| Failure::Panicked(format!("writing the artefact: {error}")))?;
+            .map_err(|error| match HostLimit::of(&error) {
+                Some(limit) => Failure::Refused(limit.refusal("writing the compiled module")),
+                None => Failure::Panicked(format!("writing the artefact: {error}")),
+            })?;
         Ok(start.elapsed())
     }
 }

@@ -11,6 +11,7 @@ mod shares;
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,6 +19,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
+use rustix::io::Errno;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use wasmtime_wasi::runtime::spawn_blocking;
@@ -112,7 +114,10 @@ impl FileThreads {
         let rested = has_spare.then(|| state.idle.pop_front()).flatten();
         drop(state);
         match rested {
-            Some(thread) => Ok(thread),
+            Some(thread) => {
+                thread.ensure_started()?;
+                Ok(thread)
+            }
             None => FileThread::new(self.on_thread),
         }
     }
@@ -315,6 +320,8 @@ struct FileThread {
     seen: (u64, Duration),
     /// How long it had waited for a processor by then.
     delayed: Duration,
+    /// When it began the last call that it made: it rests since then at the longest.
+    called: Instant,
 }
 
 impl FileThread {
@@ -331,12 +338,35 @@ impl FileThread {
                 told.store(u64::from(own.unsigned_abs()), Ordering::Release);
             })
             .build()?;
-        Ok(Self {
+        let thread = Self {
             runtime: Some(runtime),
             number,
             seen: (0, Duration::ZERO),
             delayed: Duration::ZERO,
-        })
+            called: Instant::now(),
+        };
+        thread.start()?;
+        Ok(thread)
+    }
+
+    /// Starts the thread again where it may have ended after a long rest.
+    fn ensure_started(&self) -> std::io::Result<()> {
+        match self.called.elapsed() < IDLE_THREAD_ENDS / 2 {
+            true => Ok(()),
+            false => self.start(),
+        }
+    }
+
+    /// Starts the thread where there is none: its runtime would panic in the middle of a call where
+    /// the host refuses it.
+    fn start(&self) -> std::io::Result<()> {
+        // Almost always this one is refused where that one would be.
+        std::thread::Builder::new()
+            .name("guest-file".to_owned())
+            .spawn(|| ())?;
+        let handle = self.handle();
+        let start = AssertUnwindSafe(|| drop(handle.spawn_blocking(|| ())));
+        std::panic::catch_unwind(start).map_err(|_refused| Errno::AGAIN.into())
     }
 
     fn handle(&self) -> Handle {
@@ -381,6 +411,7 @@ impl FileThread {
     /// gives the permit to whoever is next.
     fn settle(mut self, mut permit: Permit, caller: &Caller, start: Instant) {
         let cpu = self.spent_since();
+        self.called = start;
         caller.charge(cpu);
         permit.times = self.times(cpu, start.elapsed());
         let mut state = caller.threads.lock();

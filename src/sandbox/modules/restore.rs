@@ -169,5 +169,5 @@ impl Inner {
 }
 
 pub(super) fn not_mapped(error: wasmtime::Error) -> Refusal {
-    Refusal::internal(format_args!("mapping a compiled module: {error:#}"))
+    Refusal::of_host("mapping a compiled module", error.as_ref())
 }

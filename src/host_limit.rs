@@ -1,0 +1,140 @@
+//! Limits of the host, or of this process, that a call may meet while the daemon serves: whoever's call it is learns which,
+//! and everybody else's go on.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::refusal::{Reason, Refusal};
+
+/// What a caller is told to wait: others give back what they have, as their runs end.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A limit that was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostLimit {
+    /// The process has as many files open as it may.
+    Descriptors,
+    /// The host has.
+    HostDescriptors,
+    /// There is no memory, or no address space.
+    Memory,
+    /// No thread and no process can be started.
+    Tasks,
+    /// A file may grow no further.
+    FileSize,
+}
+
+impl HostLimit {
+    /// The limit that an error, or what it comes of, says was met.
+    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let errno = error.downcast_ref::<Errno>().copied();
+            let errno = errno.or_else(|| {
+                error
+                    .downcast_ref::<io::Error>()
+                    .and_then(Errno::from_io_error)
+            });
+            if let Some(limit) = errno.and_then(Self::of_errno) {
+                return Some(limit);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// The limit that is met where a call fails with this.
+    pub fn of_errno(errno: Errno) -> Option<Self> {
+        Some(match errno {
+            Errno::MFILE => Self::Descriptors,
+            Errno::NFILE => Self::HostDescriptors,
+            Errno::NOMEM => Self::Memory,
+            Errno::AGAIN => Self::Tasks,
+            Errno::FBIG => Self::FileSize,
+            _ => return None,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Descriptors => "RLIMIT_NOFILE",
+            Self::HostDescriptors => "fs.file-max",
+            Self::Memory => "RLIMIT_AS",
+            Self::Tasks => "RLIMIT_NPROC",
+            Self::FileSize => "RLIMIT_FSIZE",
+        }
+    }
+
+    /// What it means, in a sentence.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Descriptors => {
+                "the daemon has as many files open as it may (RLIMIT_NOFILE, ulimit -n)"
+            }
+            Self::HostDescriptors => "the host has as many files open as it may (fs.file-max)",
+            Self::Memory => {
+                "the host gives the daemon no more memory or address space (RLIMIT_AS, ulimit -v)"
+            }
+            Self::Tasks => {
+                "the host gives the daemon no more threads or processes (RLIMIT_NPROC, ulimit -u, or the cgroup's pids.max)"
+            }
+            Self::FileSize => "the daemon may write no file that large (RLIMIT_FSIZE, ulimit -f)",
+        }
+    }
+
+    /// Refuses the call that met it, while `work` was done.
+    pub fn refusal(self, work: &str) -> Refusal {
+        let message = format!("{work}: {}", self.sentence());
+        let refusal = match self {
+            // It would be the same next time.
+            Self::FileSize => Refusal::new(Reason::CompileLimitExceeded, message),
+            Self::Descriptors | Self::HostDescriptors | Self::Memory | Self::Tasks => {
+                Refusal::new(Reason::RuntimeUnavailable, message).retry_after(RETRY)
+            }
+        };
+        refusal.with("limit", self.name())
+    }
+}
+
+impl Refusal {
+    /// Refuses a call for which the host could not do `work`: by the limit that was met where it says which, and else as
+    /// a failure of the daemon.
+    pub fn of_host(work: &str, error: &(dyn Error + 'static)) -> Self {
+        match HostLimit::of(error) {
+            Some(limit) => {
+                tracing::warn!(error = %chain(error), "{work}: {}", limit.sentence());
+                limit.refusal(work)
+            }
+            None => Self::internal(format_args!("{work}: {}", chain(error))),
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_found_at_the_bottom_of_an_error() {
+        let outer = io::Error::other(io::Error::from_raw_os_error(libc::ENOMEM));
+        assert_eq!(HostLimit::of(&outer), Some(HostLimit::Memory));
+        assert_eq!(HostLimit::of(&Errno::FBIG), Some(HostLimit::FileSize));
+        let other = io::Error::from_raw_os_error(libc::EIO);
+        assert_eq!(HostLimit::of(&other), None);
+    }
+}
