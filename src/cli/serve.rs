@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{ConfigArgs, Failure, PROGRAM, runtime_with};
+use crate::telemetry::AuditTarget;
 use crate::{app, config, hardening, shutdown, telemetry};
 
 /// Start the daemon.
@@ -29,15 +30,23 @@ impl Serve {
         }
         let (config, warnings) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
+        let audit = AuditTarget::open(&config.telemetry).map_err(Failure::new)?;
         // Before there is any other thread.
-        let missing = hardening::apply(&config, &config::credential_files());
-        let missing = missing.map_err(Failure::new)?;
-        let log = telemetry::start(&config.telemetry).map_err(Failure::new)?;
+        let besides = hardening::Besides {
+            read: config::credential_files(),
+            trust: config::trust_store(),
+            write: audit.folders(),
+        };
+        let missing = hardening::apply(&config, &besides).map_err(Failure::new)?;
+        let log = telemetry::start(&config.telemetry, audit).map_err(Failure::new)?;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        for wall in missing.0 {
+        for wall in missing.walls {
             tracing::warn!(wall, "this daemon is not confined as it could be");
+        }
+        for path in missing.paths {
+            tracing::warn!(path, "a path that is configured cannot be reached");
         }
         tracing::info!(walls = hardening::state(), "confined");
         let runtime = runtime_with(hardening::on_serving_thread)?;

@@ -5,8 +5,11 @@
 mod callers;
 mod check;
 mod granted;
+mod listeners;
 mod places;
 mod schema;
+mod toml_file;
+mod trust_store;
 mod units;
 
 use std::path::PathBuf;
@@ -14,10 +17,15 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
+use self::toml_file::TomlFile;
+
 pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
+pub(crate) use listeners::listens_by_name;
+pub use listeners::socket_addresses;
 pub use schema::*;
+pub use trust_store::{lacks_authorities, no_trust_store, trust_store};
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
@@ -43,14 +51,7 @@ pub struct Overrides {
 pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>), Problems> {
     let mut figment = Figment::from(Toml::string(DEFAULTS));
     if let Some(file) = &overrides.file {
-        if !file.is_file() {
-            return Err(Problems::one(
-                "--config",
-                file.display(),
-                "a readable TOML file",
-            ));
-        }
-        figment = figment.merge(Toml::file_exact(file));
+        figment = figment.merge(TomlFile::read(file)?);
     }
     let mut warnings = Vec::new();
     if overrides.environment {
@@ -88,16 +89,14 @@ pub fn read(file: &str, known: &Known) -> Result<Config, Problems> {
     Ok(config)
 }
 
-/// Files that variables of the environment name as credentials for object stores, or as certificates to trust.
+/// Files that variables of the environment name as credentials for object stores.
 pub fn credential_files() -> Vec<PathBuf> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 5] = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         "GOOGLE_APPLICATION_CREDENTIALS",
         "GOOGLE_SERVICE_ACCOUNT",
         "AZURE_FEDERATED_TOKEN_FILE",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
     ];
     NAMES
         .iter()
