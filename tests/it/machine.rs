@@ -1,6 +1,6 @@
 //! Other machines than this one, made of namespaces and users: what starts in them is the built binary.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -159,6 +159,20 @@ impl Machine {
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
+}
+
+/// What a daemon says until it serves; then it is ended.
+#[track_caller]
+pub(crate) fn starts(mut command: Command) -> String {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut told = String::new();
+    while !told.contains(" serving\n") {
+        assert!(log.read_line(&mut told).unwrap() > 0, "{told}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    told
 }
 
 /// Runs the example on `served` by the command line, in the daemon's own network.

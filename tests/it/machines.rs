@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::machine::{
-    FS_GROUP, Machine, USER, beside, is_root, open_folder, runs_hello, set, until,
+    FS_GROUP, Machine, USER, beside, is_root, open_folder, runs_hello, set, starts,
 };
 use crate::process::{Served, ringfence};
 
@@ -72,21 +73,10 @@ fn with_nothing_to_write_to_it_says_where_modules_are_that_arrive() {
         return;
     }
     for spool in ["/tmp", "/nowhere", "/proc"] {
-        let mut child = Machine::default()
-            .read_only()
-            .command()
-            .args(["serve", "--listen", "127.0.0.1:0", "--set"])
-            .arg(format!("store.spool={spool}"))
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut told = String::new();
-        while !told.contains(" serving\n") {
-            assert!(log.read_line(&mut told).unwrap() > 0, "{told}");
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut command = Machine::default().read_only().command();
+        let set = format!("store.spool={spool}");
+        command.args(["serve", "--listen", "127.0.0.1:0", "--set", &set]);
+        let told = starts(command);
         let line = told
             .lines()
             .find(|line| line.contains("store.spool cannot be written"));
@@ -148,31 +138,10 @@ fn it_starts_where_its_directory_is_gone() {
 
 #[test]
 fn a_path_that_is_to_be_read_and_is_not_there_is_told_by_name() {
-    let mut daemon = Served::start(&["--set", "hardening.read=[\"/nowhere/at/all\"]"]);
-    let log = daemon.drain_log();
-    daemon.signal("-TERM");
-    assert!(daemon.child.wait().unwrap().success());
-    drop(log);
-    let output = Machine::default().command();
-    drop(output);
-    let mut child = ringfence()
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--set",
-            "hardening.read=[\"/nowhere/at/all\"]",
-        ])
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut told = String::new();
-    while !told.contains(" serving\n") {
-        assert!(log.read_line(&mut told).unwrap() > 0, "{told}");
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let mut command = ringfence();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--set"]);
+    command.arg("hardening.read=[\"/nowhere/at/all\"]");
+    let told = starts(command);
     assert!(
         told.contains("hardening.read") && told.contains("/nowhere/at/all"),
         "{told}"
@@ -192,7 +161,7 @@ impl Authority {
     fn new() -> Self {
         let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = own.signing_key.serialize_der().try_into().unwrap();
-        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -433,5 +402,4 @@ fn a_host_without_authorities_pulls_from_a_registry_of_plain_http() {
         log.contains("certificates of authorities") && log.contains("/etc/ssl/certs"),
         "{log}"
     );
-    let _ = until::<()>;
 }

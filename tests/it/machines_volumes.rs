@@ -1,6 +1,5 @@
 //! Volumes and secrets as Kubernetes, OpenShift and Docker mount them.
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,9 @@ use tempfile::TempDir;
 
 use crate::guests::kit as kit_bytes;
 use crate::harness::{Ran, SpecExt, by_digest, connect, load};
-use crate::machine::{FS_GROUP, Machine, USER, is_root, open_folder, runs_hello, set, until};
+use crate::machine::{
+    FS_GROUP, Machine, USER, is_root, open_folder, runs_hello, set, starts, until,
+};
 use crate::process::{Served, ringfence};
 
 fn mode(path: &Path) -> u32 {
@@ -180,7 +181,11 @@ fn a_key_is_taken_from_a_secret_and_refused_where_others_may_write_it() {
         (0o640, USER, 12_345, true),
     ] {
         let (_key, args) = with(file_mode, uid, gid);
-        let told = warnings(&args);
+        let mut command = pod().command();
+        command
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(&args);
+        let told = starts(command);
         let is_told = told.contains("artifacts.key_file can be read by others");
         assert_eq!(is_told, warns, "{file_mode:o} {uid}:{gid}: {told}");
     }
@@ -206,25 +211,6 @@ fn a_key_is_taken_from_a_secret_and_refused_where_others_may_write_it() {
         assert!(told.contains(why), "{file_mode:o}: {told}");
         assert!(told.contains(key.path("key").to_str().unwrap()), "{told}");
     }
-}
-
-/// What a daemon with these settings says until it serves.
-fn warnings(args: &[String]) -> String {
-    let mut child = pod()
-        .command()
-        .args(["serve", "--listen", "127.0.0.1:0"])
-        .args(args)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut told = String::new();
-    while !told.contains(" serving\n") {
-        assert!(log.read_line(&mut told).unwrap() > 0, "{told}");
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    told
 }
 
 #[test]
