@@ -14,6 +14,7 @@ use reqwest::redirect::Policy;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::keys::KeySet;
+use crate::config::{lacks_authorities, no_trust_store};
 
 /// How soon keys are asked for again where they could not be had, or where a token may be of one that
 /// is not known.
@@ -77,12 +78,21 @@ pub(super) enum Refresh {
 
 impl RemoteKeys {
     pub(super) fn new(url: &str, refresh: Duration, max_stale: Duration) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
+        let mut client = reqwest::Client::builder()
             .timeout(PATIENCE)
             .redirect(Policy::custom(redirected))
-            .no_proxy()
-            .build()
-            .map_err(|error| format!("auth.jwt.jwks: {error}"))?;
+            .no_proxy();
+        if url.starts_with("http://") {
+            // Nothing is encrypted, and no redirect leads to where it is: no authority is needed.
+            client = client.tls_certs_only(std::iter::empty());
+        }
+        let client = client.build().map_err(|error| {
+            let why = match lacks_authorities(&error) {
+                true => no_trust_store(),
+                false => told(error),
+            };
+            format!("auth.jwt.jwks: {why}")
+        })?;
         Ok(Self {
             url: url.to_owned(),
             client,

@@ -10,7 +10,7 @@ use super::{ConfigArgs, Failure, PROGRAM, exit, preflight, runtime_of};
 use crate::app::{AppError, Drained};
 use crate::config::{Config, LogFormat, Overrides};
 use crate::signals::{CaughtSignals, SignalRequests};
-use crate::telemetry::Log;
+use crate::telemetry::{AuditTarget, Log};
 use crate::{app, config, hardening, process_limits, telemetry};
 
 /// Start the daemon.
@@ -62,19 +62,27 @@ fn start(
         telemetry::tell_panics_as_json();
     }
     let limits = process_limits::check(&config).map_err(failed)?;
-    // Before there is any other thread.
-    let mut readable = config::credential_files();
+    let audit = AuditTarget::open(&config.telemetry).map_err(failed)?;
+    let mut besides = hardening::Besides {
+        read: config::credential_files(),
+        trust: config::trust_store(),
+        write: audit.folders(),
+    };
     // Read again when somebody asks for it.
-    readable.extend(overrides.file.clone());
-    let missing = hardening::apply(&config, &readable).map_err(failed)?;
+    besides.read.extend(overrides.file.clone());
+    // Before there is any other thread.
+    let missing = hardening::apply(&config, &besides).map_err(failed)?;
     preflight::threads(process_limits::threads(&config)).map_err(failed)?;
-    let log = telemetry::start(&config.telemetry).map_err(failed)?;
+    let log = telemetry::start(&config.telemetry, audit).map_err(failed)?;
     warnings.extend(limits.warnings);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    for wall in missing.0 {
+    for wall in missing.walls {
         tracing::warn!(wall, "this daemon is not confined as it could be");
+    }
+    for path in missing.paths {
+        tracing::warn!(path, "a path that is configured cannot be reached");
     }
     tracing::info!(limits = limits.told, "limits of this process");
     tracing::info!(walls = hardening::state(), "confined");

@@ -1,11 +1,11 @@
 //! What a configuration must satisfy beyond its types. Every violation is told, not just the first.
 
 use std::fmt;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
-use super::{callers, granted};
+use super::{callers, granted, socket_addresses};
 use crate::limits::share_of;
 
 /// One thing that is wrong.
@@ -169,10 +169,10 @@ fn listeners(c: &mut Checker, config: &Config) {
             );
             continue;
         }
-        match address.to_socket_addrs() {
-            Err(_) => c.require(false, "listen", address, ALLOWED),
-            Ok(mut addrs) => {
-                let open = addrs.any(|addr| !is_loopback(addr.ip()));
+        match socket_addresses(address) {
+            Err(error) => c.require(false, "listen", address, format!("{ALLOWED} ({error})")),
+            Ok(addrs) => {
+                let open = addrs.iter().any(|addr| !is_loopback(addr.ip()));
                 c.require(
                     !open || config.may_be_reached(),
                     "listen",
@@ -453,10 +453,10 @@ fn modules(c: &mut Checker, config: &Config) {
     artifacts(c, &config.artifacts);
     let credentials = &config.oci.credentials_file;
     c.require(
-        credentials.as_os_str().is_empty() || credentials.is_file(),
+        credentials.as_os_str().is_empty() || (credentials.is_absolute() && credentials.is_file()),
         "oci.credentials_file",
         credentials.display(),
-        "a file that exists, or nothing",
+        "an absolute path to a file that exists, or nothing",
     );
 }
 

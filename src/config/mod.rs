@@ -6,9 +6,12 @@ mod callers;
 mod changes;
 mod check;
 mod granted;
+mod listeners;
 mod log_format;
 mod places;
 mod schema;
+mod toml_file;
+mod trust_store;
 mod units;
 
 use std::path::PathBuf;
@@ -16,11 +19,16 @@ use std::path::PathBuf;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
+use self::toml_file::TomlFile;
+
 pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
+pub(crate) use listeners::listens_by_name;
+pub use listeners::socket_addresses;
 pub use log_format::log_format;
 pub use schema::*;
+pub use trust_store::{lacks_authorities, no_trust_store, trust_store};
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
@@ -46,14 +54,7 @@ pub struct Overrides {
 pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>), Problems> {
     let mut figment = Figment::from(Toml::string(DEFAULTS));
     if let Some(file) = &overrides.file {
-        if !file.is_file() {
-            return Err(Problems::one(
-                "--config",
-                file.display(),
-                "a readable TOML file",
-            ));
-        }
-        figment = figment.merge(Toml::file_exact(file));
+        figment = figment.merge(TomlFile::read(file)?);
     }
     let mut warnings = Vec::new();
     if overrides.environment {
@@ -91,16 +92,14 @@ pub fn read(file: &str, known: &Known) -> Result<Config, Problems> {
     Ok(config)
 }
 
-/// Files that variables of the environment name as credentials for object stores, or as certificates to trust.
+/// Files that variables of the environment name as credentials for object stores.
 pub fn credential_files() -> Vec<PathBuf> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 5] = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         "GOOGLE_APPLICATION_CREDENTIALS",
         "GOOGLE_SERVICE_ACCOUNT",
         "AZURE_FEDERATED_TOKEN_FILE",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
     ];
     NAMES
         .iter()

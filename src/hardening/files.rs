@@ -1,5 +1,6 @@
 //! Files, by Landlock: what is configured, what the program is made of, and nothing else.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,9 @@ use landlock::{
 };
 use rustix::process::geteuid;
 
-use crate::config::{Access as MountAccess, Config, StoreUrl, is_of_many_things};
+use super::Besides;
+use super::real_paths::{Way, follow};
+use crate::config::{Access as MountAccess, Config, StoreUrl, is_of_many_things, listens_by_name};
 
 /// The kernel interface that is asked for; one that has less gives what it has.
 const INTERFACE: ABI = ABI::V6;
@@ -24,8 +27,8 @@ const PROGRAMS: [&str; 7] = [
     "/usr/local/lib",
     "/nix/store",
 ];
-/// What the C library, name resolution and TLS read; and what the engine asks the kernel.
-const READ: [&str; 15] = [
+/// What the C library and name resolution read; and what the engine asks the kernel.
+const READ: [&str; 16] = [
     "/etc/ld.so.cache",
     "/etc/hosts",
     "/etc/host.conf",
@@ -36,6 +39,7 @@ const READ: [&str; 15] = [
     "/etc/pki",
     "/etc/ca-certificates",
     "/usr/share/ca-certificates",
+    "/etc/localtime",
     "/run/systemd/resolve",
     "/proc",
     "/sys/fs/cgroup",
@@ -45,9 +49,14 @@ const READ: [&str; 15] = [
 /// The mode of folders that are made because they are configured.
 const PRIVATE: u32 = 0o700;
 
-/// Denies every path but those that `config` names, with `credentials`, and every TCP port but those that it needs.
-pub(super) fn restrict(config: &Config, credentials: &[PathBuf]) -> Result<&'static str, String> {
-    match rules(config, credentials) {
+/// Denies every path but those that `config` names, with those `besides`, and every TCP port but those that it needs.
+/// Adds to `unreachable` what cannot be let in although it is named, and why.
+pub(super) fn restrict(
+    config: &Config,
+    besides: &Besides,
+    unreachable: &mut Vec<String>,
+) -> Result<&'static str, String> {
+    match rules(config, besides, unreachable) {
         Ok(RulesetStatus::FullyEnforced) => Ok("landlock"),
         Ok(RulesetStatus::PartiallyEnforced) => Ok("landlock-partial"),
         Ok(RulesetStatus::NotEnforced) => Err("the kernel has no Landlock".to_owned()),
@@ -55,12 +64,19 @@ pub(super) fn restrict(config: &Config, credentials: &[PathBuf]) -> Result<&'sta
     }
 }
 
-fn rules(config: &Config, credentials: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
+fn rules(
+    config: &Config,
+    besides: &Besides,
+    unreachable: &mut Vec<String>,
+) -> Result<RulesetStatus, RulesetError> {
     let connects = connects(config);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(INTERFACE))?
-        .handle_access(AccessNet::BindTcp)?;
+        .handle_access(AccessFs::from_all(INTERFACE))?;
+    // Of a name with several addresses and no port the first has any, and the others the same, which nobody knows yet.
+    if !listens_by_name(&config.listen) {
+        ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
+    }
     if !connects {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
@@ -72,11 +88,19 @@ fn rules(config: &Config, credentials: &[PathBuf]) -> Result<RulesetStatus, Rule
     }
     // Where it leads, and what is beside it there: it may be replaced by another file.
     rules.file(Path::new("/etc/resolv.conf"))?;
-    for path in credentials {
+    if connects {
+        for path in &besides.trust {
+            rules.trusted(path)?;
+        }
+    }
+    for path in &besides.read {
         rules.file(path)?;
     }
     for path in &config.hardening.read {
         rules.allow(path, reading())?;
+        if let Err(error) = PathFd::new(path) {
+            unreachable.push(format!("hardening.read: {error}"));
+        }
     }
     rules.allow(Path::new("/dev/null"), reading() | AccessFs::WriteFile)?;
     if !geteuid().is_root() {
@@ -84,6 +108,9 @@ fn rules(config: &Config, credentials: &[PathBuf]) -> Result<RulesetStatus, Rule
         rules.allow(Path::new("/proc"), reading() | AccessFs::WriteFile)?;
     }
     rules.configured(config)?;
+    for folder in &besides.write {
+        rules.allow(folder, writing())?;
+    }
     rules.ports(config)?;
     let status = rules.0.restrict_self()?;
     Ok(status.ruleset)
@@ -108,20 +135,52 @@ impl Rules {
         Ok(())
     }
 
-    /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it, and
-    /// the one that it is a link into now.
+    /// Allows reading a file by its name, also when another takes it: with its folder, in which a platform swaps it, each
+    /// one in which a link leads on to it, and the one that it is in now.
     fn file(&mut self, path: &Path) -> Result<(), RulesetError> {
-        if path.is_dir() {
-            return self.allow(path, reading());
+        if path.as_os_str().is_empty() {
+            return Ok(());
         }
-        let leads = path.canonicalize();
-        let folders = [Some(path), leads.as_deref().ok()];
-        for folder in folders.into_iter().flatten().filter_map(Path::parent) {
+        let Way { links_in, end } = follow(path);
+        if end.is_dir() {
+            self.allow(path, reading())?;
+        }
+        let own = path.parent().filter(|_| !end.is_dir());
+        let folders = own.into_iter().chain(links_in.iter().map(PathBuf::as_path));
+        for folder in folders.chain(end.parent().filter(|_| !end.is_dir())) {
             // One in a folder of many things is let in alone.
             match is_of_many_things(folder) {
                 true => self.allow(path, reading())?,
                 false => self.allow(folder, reading())?,
             }
+        }
+        Ok(())
+    }
+
+    /// Allows reading a file or a folder of certificates, and what the links in it lead to: distributions have the files
+    /// themselves elsewhere.
+    fn trusted(&mut self, path: &Path) -> Result<(), RulesetError> {
+        self.file(path)?;
+        let Ok(entries) = std::fs::read_dir(path) else {
+            // A file, or nothing.
+            return Ok(());
+        };
+        let links = entries.flatten().filter(|it| {
+            let kind = it.file_type();
+            kind.is_ok_and(|kind| kind.is_symlink())
+        });
+        let mut folders = BTreeSet::new();
+        for link in links {
+            let end = follow(&link.path()).end;
+            match end.parent() {
+                Some(folder) if !is_of_many_things(folder) => {
+                    folders.insert(folder.to_owned());
+                }
+                Some(_) | None => self.allow(&end, reading())?,
+            }
+        }
+        for folder in folders {
+            self.allow(&folder, reading())?;
         }
         Ok(())
     }
@@ -145,9 +204,7 @@ impl Rules {
         match key.is_file() {
             true => self.allow(key, reading())?,
             // It is made.
-            false => key
-                .parent()
-                .map_or(Ok(()), |it| self.allow(it, writing()))?,
+            false => key.parent().map_or(Ok(()), |it| self.folder(it))?,
         }
         let tls = &config.tls;
         let files = [
@@ -163,9 +220,6 @@ impl Rules {
         let jwks = Path::new(&config.auth.jwt.jwks);
         if jwks.is_absolute() {
             self.file(jwks)?;
-        }
-        if let Some(folder) = config.telemetry.audit_file.parent() {
-            self.allow(folder, writing())?;
         }
         for address in &config.listen {
             if let Some(socket) = address.strip_prefix("unix:")

@@ -4,6 +4,7 @@
 //! To be done before any other thread is there: threads inherit it. What of it the host has is in Health.
 
 mod files;
+mod real_paths;
 mod seccomp;
 mod user;
 
@@ -26,23 +27,42 @@ struct State {
 
 /// What was not to be had.
 #[derive(Debug, Default)]
-pub struct Missing(pub Vec<String>);
+pub struct Missing {
+    /// The walls that are not there, each with its reason.
+    pub walls: Vec<String>,
+    /// Paths that are configured and cannot be let in, each with its reason.
+    pub paths: Vec<String>,
+}
 
-/// Gives up what `config` says, and returns what could not be; `credentials` are further files to be readable.
+/// What the daemon may reach besides what its configuration names.
+#[derive(Debug, Default)]
+pub struct Besides {
+    /// Files to read.
+    pub read: Vec<PathBuf>,
+    /// Files and folders of certificates, which are let in where the daemon connects to others.
+    pub trust: Vec<PathBuf>,
+    /// Folders to write.
+    pub write: Vec<PathBuf>,
+}
+
+/// Gives up what `config` says, but for what is `besides`, and returns what could not be.
 ///
 /// # Errors
 /// Where all of it is required, what is missing; where a user is to be become and cannot be, why.
-pub fn apply(config: &Config, credentials: &[PathBuf]) -> Result<Missing, String> {
+pub fn apply(config: &Config, besides: &Besides) -> Result<Missing, String> {
     let mode = config.hardening.mode;
     if mode == HardeningMode::Off {
         return Ok(Missing::default());
     }
     let mut state = State::default();
-    let mut missing = Missing::default();
+    let Missing {
+        mut walls,
+        mut paths,
+    } = Missing::default();
     let mut wall =
         |state: &mut State, name: &'static str, done: Result<&'static str, String>| match done {
             Ok(done) => state.walls.push(done),
-            Err(why) => missing.0.push(format!("{name}: {why}")),
+            Err(why) => walls.push(format!("{name}: {why}")),
         };
     // No guest's memory is written to a disk when the daemon is killed.
     let none = Rlimit {
@@ -57,23 +77,24 @@ pub fn apply(config: &Config, credentials: &[PathBuf]) -> Result<Missing, String
     );
     wall(&mut state, "no_new_privs", user::no_new_privileges());
     wall(&mut state, "capabilities", user::no_capabilities());
-    wall(&mut state, "landlock", files::restrict(config, credentials));
+    let restricted = files::restrict(config, besides, &mut paths);
+    wall(&mut state, "landlock", restricted);
     match seccomp::filters() {
         Ok(filters) => {
             state.walls.push("seccomp");
             state.seccomp = Some(filters);
         }
-        Err(why) => missing.0.push(format!("seccomp: {why}")),
+        Err(why) => walls.push(format!("seccomp: {why}")),
     }
-    if mode == HardeningMode::Require && !missing.0.is_empty() {
-        let told = missing.0.join("; ");
+    if mode == HardeningMode::Require && !walls.is_empty() {
+        let told = walls.join("; ");
         return Err(format!(
             "hardening.mode is \"require\", and this host or user lacks: {told}"
         ));
     }
     // Once in a process.
     let _ = STATE.set(state);
-    Ok(missing)
+    Ok(Missing { walls, paths })
 }
 
 /// What is in force: walls joined by "+", or "none".

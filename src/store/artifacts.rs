@@ -6,9 +6,9 @@
 //! not code.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, Metadata, Permissions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::backend::Mode;
 use super::directory::{aside, sweep, write_whole};
+use super::private_files::{PrivateFolder, read_key};
 use super::sealed::{Sealed, unsealed};
 use crate::request::Digest;
 
@@ -28,13 +29,8 @@ const MAGIC: &[u8; 16] = b"ringfence-code-1";
 const HEADER: usize = MAGIC.len() + 32 + 1 + 8 + 4 + 8;
 /// Bytes of what is told about the code, at the most.
 const MAX_ABOUT: u32 = 64 << 20;
-/// Bytes of a key file at the least, and what a new one gets.
-const KEY_BYTES: usize = 32;
-/// What the key is for, in the terms of BLAKE3's key derivation.
-const CONTEXT: &str = "ringfence 2026-11 authenticity of compiled modules on disk";
-/// Who may see the folder and the key.
+/// Who may see the folders.
 const PRIVATE: u32 = 0o700;
-const OTHERS: u32 = 0o077;
 /// Bytes that a file counts for at the least.
 const LEAST: u64 = 16 << 10;
 /// Bytes copied, and hashed, at once.
@@ -87,7 +83,10 @@ impl Name {
 /// The cache.
 #[derive(Debug)]
 pub struct Artifacts {
+    /// Where it is, by the name that `folder` has for it.
     dir: PathBuf,
+    /// Keeps `dir` what it is.
+    _folder: PrivateFolder,
     budget: u64,
     key: [u8; 32],
     index: Mutex<Index>,
@@ -128,7 +127,7 @@ impl Artifacts {
     /// Opens the folder, making it and the key where they are missing.
     ///
     /// # Errors
-    /// Where either cannot be used, or others can read them.
+    /// Where either cannot be used, or others can write them.
     pub fn open(settings: &ArtifactsSettings) -> Result<Self, String> {
         let ArtifactsSettings {
             dir,
@@ -138,17 +137,17 @@ impl Artifacts {
         let at_dir = |error: io::Error| format!("artifacts.dir: {}: {error}", dir.display());
         let at_key =
             |error: io::Error| format!("artifacts.key_file: {}: {error}", key_file.display());
+        let folder = PrivateFolder::open(dir).map_err(at_dir)?;
+        let own = folder.path();
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE);
-        make.create(aside(dir)).map_err(at_dir)?;
-        fs::metadata(dir)
-            .and_then(|metadata| check_private(&metadata))
-            .map_err(at_dir)?;
-        sweep(&aside(dir)).map_err(at_dir)?;
+        make.create(aside(&own)).map_err(at_dir)?;
+        sweep(&aside(&own)).map_err(at_dir)?;
         let artifacts = Self {
             key: read_key(key_file).map_err(at_key)?,
-            index: Mutex::new(Index::read(dir).map_err(at_dir)?),
-            dir: dir.clone(),
+            index: Mutex::new(Index::read(&own).map_err(at_dir)?),
+            dir: own,
+            _folder: folder,
             budget: *budget,
             rejected: AtomicU64::new(0),
         };
@@ -465,48 +464,4 @@ fn header(name: Name, about_len: u32, len: u64) -> [u8; HEADER] {
 /// What a file takes of the budget: at least so much that their number is bounded too.
 fn cost(bytes: u64) -> u64 {
     bytes.max(LEAST)
-}
-
-/// Refuses what others can see or change.
-fn check_private(metadata: &Metadata) -> io::Result<()> {
-    let mode = metadata.permissions().mode();
-    if mode & OTHERS != 0 {
-        return Err(io::Error::other(format!(
-            "its permissions, {:o}, give it to others too; it must be the daemon's alone",
-            mode & 0o777
-        )));
-    }
-    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != own {
-        return Err(io::Error::other(format!(
-            "it belongs to user {owner}, and this daemon is user {own}"
-        )));
-    }
-    Ok(())
-}
-
-/// The key in a file, which is made where there is none.
-fn read_key(path: &Path) -> io::Result<[u8; 32]> {
-    if !path.try_exists()? {
-        let dir = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(dir)?;
-        // Another daemon may be faster: its key is then the key.
-        write_whole(dir, path, Mode::Create, |file| {
-            file.set_permissions(Permissions::from_mode(0o600))?;
-            let mut key = [0; KEY_BYTES];
-            rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
-            file.write_all(&key)
-        })?;
-    }
-    let file = File::open(path)?;
-    check_private(&file.metadata()?)?;
-    let mut material = Vec::new();
-    file.take(1 << 20).read_to_end(&mut material)?;
-    if material.len() < KEY_BYTES {
-        return Err(io::Error::other(format!(
-            "it has {} bytes; a key has at least {KEY_BYTES}",
-            material.len()
-        )));
-    }
-    Ok(blake3::derive_key(CONTEXT, &material))
 }

@@ -1,4 +1,5 @@
-//! Bytes of a module: in memory, or in a nameless file where they are many.
+//! Bytes of a module: in memory, or in a nameless file where they are many. Where no folder can be written, as in a
+//! container whose root is read-only, that file is in memory too.
 
 use std::any::Any;
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
+use super::sealed::unsealed;
 use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
@@ -142,12 +144,24 @@ impl Spool {
         }
     }
 
-    /// Whether it can be written.
+    /// Whether the folder can be written.
     ///
     /// # Errors
     /// Why it cannot.
     pub(super) fn check(&self) -> io::Result<()> {
         tempfile::tempfile_in(&self.dir).map(drop)
+    }
+
+    /// A file without a name: in the folder, or in memory where that cannot be written. A folder that is full is one
+    /// that can: what is refused then finds room later, and memory was not meant for it.
+    fn file(&self) -> io::Result<File> {
+        match tempfile::tempfile_in(&self.dir) {
+            Err(error) if !is_full(&error) => {
+                tracing::debug!(%error, dir = %self.dir.display(), "a module is spooled in memory");
+                unsealed("ringfence-spool")
+            }
+            made => made,
+        }
     }
 
     fn failed(&self, error: &io::Error) -> Refusal {
@@ -256,7 +270,7 @@ impl State {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let mut file = tempfile::tempfile_in(&self.spool.dir)?;
+                let mut file = self.spool.file()?;
                 file.write_all(&std::mem::take(&mut self.memory))?;
                 self.file.insert(file)
             }

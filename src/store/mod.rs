@@ -15,6 +15,7 @@ mod directory;
 mod known;
 mod objects;
 mod oci;
+mod private_files;
 mod sealed;
 mod tend;
 
@@ -163,7 +164,8 @@ impl Store {
         };
         if let Err(error) = spool.check() {
             tracing::warn!(%error, dir = %spool.dir.display(),
-                "modules over 1 MiB cannot be uploaded or pulled: {} cannot be written", spool.key);
+                "{} cannot be written: modules over 1 MiB are held in memory while they arrive, up to \
+                 store.uploads times compile.max_module", spool.key);
         }
         let known = moka::sync::Cache::builder()
             .max_capacity(settings.records)

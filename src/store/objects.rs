@@ -18,6 +18,7 @@ use object_store::{
 
 use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
 use super::blob::Blob;
+use crate::config::{lacks_authorities, no_trust_store};
 use crate::request::Digest;
 
 /// How long a request may take in all, what is small, the next bytes of an answer, a connection, and trying again.
@@ -47,8 +48,8 @@ impl Objects {
     /// At `url`, with credentials from the environment variables that the provider's own tools use.
     ///
     /// # Errors
-    /// Where the URL or the credentials are not what the provider takes.
-    pub(super) fn at(url: &url::Url) -> Result<Self, Error> {
+    /// Where the URL or the credentials are not what the provider takes, or it speaks TLS and this host trusts nobody.
+    pub(super) fn at(url: &url::Url) -> Result<Self, String> {
         let retry = RetryConfig {
             max_retries: RETRIES,
             retry_timeout: RETRYING,
@@ -67,14 +68,26 @@ impl Objects {
                 for (key, value) in options {
                     builder = builder.with_config(GoogleConfigKey::Client(key), value);
                 }
-                Arc::new(builder.with_retry(retry).build()?)
+                let builder = builder.with_retry(retry);
+                let plain = is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl));
+                build(plain, |key, value| {
+                    let key = GoogleConfigKey::Client(key);
+                    builder.clone().with_config(key, value).build()
+                })?
             }
             "az" => {
                 let mut builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
                 for (key, value) in options {
                     builder = builder.with_config(AzureConfigKey::Client(key), value);
                 }
-                Arc::new(builder.with_retry(retry).build()?)
+                let builder = builder.with_retry(retry);
+                let emulated = builder.get_config_value(&AzureConfigKey::UseEmulator);
+                let plain = is_plain(builder.get_config_value(&AzureConfigKey::Endpoint))
+                    || emulated.is_some_and(|it| it == "true");
+                build(plain, |key, value| {
+                    let key = AzureConfigKey::Client(key);
+                    builder.clone().with_config(key, value).build()
+                })?
             }
             _ => {
                 let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
@@ -84,10 +97,16 @@ impl Objects {
                 // Whether an endpoint of one's own is plain HTTP is for its own URL to say. Compatible servers may not
                 // know how to delete in bulk.
                 let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
-                Arc::new(builder.with_retry(retry).build()?)
+                let builder = builder.with_retry(retry);
+                let plain = is_plain(builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+                build(plain, |key, value| {
+                    let key = AmazonS3ConfigKey::Client(key);
+                    builder.clone().with_config(key, value).build()
+                })?
             }
         };
-        let prefix = Path::from_url_path(url.path().trim_matches('/'))?;
+        let prefix = Path::from_url_path(url.path().trim_matches('/'));
+        let prefix = prefix.map_err(|error| error.to_string())?;
         let store = if prefix.as_ref().is_empty() {
             store
         } else {
@@ -97,6 +116,36 @@ impl Objects {
             store,
             in_memory: false,
         })
+    }
+}
+
+fn is_plain(endpoint: Option<String>) -> bool {
+    endpoint.is_some_and(|it| it.trim_start().starts_with("http://"))
+}
+
+/// Makes a store by `with` a setting of its client. On a host that has no authorities to trust, one of a server that
+/// speaks `plain` HTTP trusts nobody and needs nobody.
+fn build<T: ObjectStore>(
+    plain: bool,
+    with: impl Fn(ClientConfigKey, &str) -> Result<T, Error>,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let key = ClientConfigKey::NoSystemCertificates;
+    let built = match with(key, "false") {
+        Err(error) if lacks_authorities(&error) => match plain {
+            true => {
+                tracing::warn!(
+                    "store.url is reached by plain HTTP only: {}",
+                    no_trust_store()
+                );
+                with(key, "true")
+            }
+            false => return Err(no_trust_store()),
+        },
+        built => built,
+    };
+    match built {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,21 +1,30 @@
-//! The audit's file: appended to, and opened again where somebody renamed or removed it.
+//! The writer of the audit's lines, by which none is lost: it waits for whoever takes them, and follows a file that is
+//! renamed or removed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Nobody but the daemon's user and group reads it.
-const MODE: u32 = 0o640;
+use super::audit_file::{AuditTarget, append_to, told};
+
 /// How often it is looked at whether the file is still the one of that name.
 const LOOK: Duration = Duration::from_secs(1);
+/// How soon a stream that somebody made non-blocking is tried again while it takes nothing.
+const AGAIN: Duration = Duration::from_millis(10);
 
-/// The file.
-pub(super) struct AuditFile {
-    path: PathBuf,
+/// Held while lines are written to standard error, and by an audit that goes to the same place: neither is written into
+/// the middle of the other's lines.
+pub(super) type WriteTurn = Arc<Mutex<()>>;
+
+/// Where lines go.
+pub(super) struct AuditWriter {
     file: File,
-    looked: Instant,
+    /// What it is called, and when that was looked at; of a stream nothing.
+    named: Option<(PathBuf, Instant)>,
+    turn: WriteTurn,
     /// Whether the last line may be there in part.
     torn: bool,
     /// Lines that could not be written, and when that was said last.
@@ -23,31 +32,44 @@ pub(super) struct AuditFile {
     complained: Option<Instant>,
 }
 
-impl AuditFile {
-    /// Opens it, or makes it.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            file: append_to(path)?,
-            looked: Instant::now(),
+impl AuditWriter {
+    /// Opens what is not open yet; none where there is no audit. `turn` is that of standard error.
+    pub(super) fn open(target: AuditTarget, turn: &WriteTurn) -> Result<Option<Self>, String> {
+        let (file, named) = match target {
+            AuditTarget::None => return Ok(None),
+            AuditTarget::File(path) => {
+                let file = append_to(&path).map_err(|error| told(&path, &error))?;
+                (file, Some((path, Instant::now())))
+            }
+            AuditTarget::Stream(file) => (file, None),
+        };
+        let shared = is_standard_error(&file);
+        Ok(Some(Self {
+            file,
+            named,
+            turn: match shared {
+                true => Arc::clone(turn),
+                false => WriteTurn::default(),
+            },
             torn: false,
             lost: 0,
             complained: None,
-        })
+        }))
     }
 
     /// Follows the name where it leads to another file, or none, by now. Where that cannot be opened the old one goes on.
     fn follow(&mut self) {
-        if self.looked.elapsed() < LOOK {
+        let Some((path, looked)) = &mut self.named else {
+            return;
+        };
+        if looked.elapsed() < LOOK {
             return;
         }
-        self.looked = Instant::now();
-        let identity =
-            |meta: io::Result<std::fs::Metadata>| meta.ok().map(|it| (it.dev(), it.ino()));
-        if identity(std::fs::metadata(&self.path)) == identity(self.file.metadata()) {
+        *looked = Instant::now();
+        if identity(std::fs::metadata(&*path)) == identity(self.file.metadata()) {
             return;
         }
-        match append_to(&self.path) {
+        match append_to(path) {
             Ok(file) => {
                 self.file = file;
                 self.torn = false;
@@ -55,22 +77,42 @@ impl AuditFile {
             Err(error) => tracing::error!(%error, "telemetry.audit_file cannot be opened again"),
         }
     }
+
+    /// Writes all of it, however long nobody takes it.
+    fn write_all(&mut self, mut left: &[u8]) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        while !left.is_empty() {
+            match (&self.file).write(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => left = &left[n..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(AGAIN);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(MODE)
-        .open(path)
+fn identity(of: io::Result<std::fs::Metadata>) -> Option<(u64, u64)> {
+    of.ok().map(|it| (it.dev(), it.ino()))
 }
 
-impl Write for AuditFile {
+/// Whether `file` is what standard error is too.
+fn is_standard_error(file: &File) -> bool {
+    let stderr = rustix::fs::fstat(io::stderr()).ok();
+    let stderr = stderr.map(|it| (it.st_dev, it.st_ino));
+    stderr.is_some() && stderr == identity(file.metadata())
+}
+
+impl Write for AuditWriter {
     /// Takes a whole line, or says in the log that it is lost: the thread that writes has nobody to tell.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.follow();
         let end: &[u8] = if self.torn { b"\n" } else { b"" };
-        let written = self.file.write_all(&[end, line].concat());
+        let written = self.write_all(&[end, line].concat());
         self.torn = written.is_err();
         match written {
             Err(error) => {
@@ -90,6 +132,6 @@ impl Write for AuditFile {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::audit::WriteTurn;
+
 /// How long lines are gathered: what a reader of the log does not notice.
 const GATHER: Duration = Duration::from_millis(25);
 /// Bytes that wait for a slow reader of standard error; lines beyond are dropped and counted.
@@ -58,16 +60,19 @@ impl LogFlush {
 }
 
 impl Lines {
-    /// To `out`.
+    /// To `out`, by `turn` with whoever else writes there.
     ///
     /// # Errors
     /// Where the host refuses a thread.
-    pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Last)> {
+    pub(super) fn start(
+        out: impl Write + Send + 'static,
+        turn: WriteTurn,
+    ) -> io::Result<(Self, Last)> {
         let shared = Arc::<Shared>::default();
         let writes = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || writes.write_to(out))?;
+            .spawn(move || writes.write_to(out, &turn))?;
         Ok((Self(Arc::clone(&shared)), Last(shared)))
     }
 
@@ -83,7 +88,7 @@ impl Lines {
 }
 
 impl Shared {
-    fn write_to(&self, mut out: impl Write) {
+    fn write_to(&self, mut out: impl Write, turn: &WriteTurn) {
         let mut writing = Vec::new();
         loop {
             let state = self.lock();
@@ -104,7 +109,9 @@ impl Shared {
                 self.changed.notify_all();
                 return;
             }
+            let own = turn.lock().unwrap_or_else(PoisonError::into_inner);
             self.write_out(&mut out, &writing);
+            drop(own);
             writing.clear();
             // What a burst took is not held for ever.
             writing.shrink_to(KEPT);

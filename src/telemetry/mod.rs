@@ -1,7 +1,8 @@
-//! The log: structured, to standard error, by a writer that never blocks the daemon. And the audit, to a file, by one
-//! that loses no line.
+//! The log: structured, to standard error, by a writer that never blocks the daemon. And the audit, to a file or a
+//! stream, by one that loses no line.
 
 mod audit;
+mod audit_file;
 mod lines;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::audit::AuditFile;
+use self::audit::{AuditWriter, WriteTurn};
+pub use self::audit_file::AuditTarget;
 pub use self::lines::LogFlush;
 use self::lines::{Last, Lines};
 use crate::config::{LogFormat, Telemetry};
@@ -44,11 +46,11 @@ pub struct Log {
     lines: Lines,
 }
 
-/// Starts the log of this process, and sends panics to it.
+/// Starts the log of this process, and sends panics to it; `audit` is where the audit goes.
 ///
 /// # Errors
 /// A directive that is not one, which the configuration's check has seen already; an audit file that cannot be opened.
-pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
+pub fn start(telemetry: &Telemetry, audit: AuditTarget) -> Result<Log, String> {
     let mut filter: Targets = telemetry
         .log_level
         .parse()
@@ -59,8 +61,10 @@ pub fn start(telemetry: &Telemetry) -> Result<Log, String> {
             filter = filter.with_target(quiet, LevelFilter::OFF);
         }
     }
-    let (audit, audit_worker) = audit_layer(telemetry)?.unzip();
-    let (lines, last) = Lines::start(std::io::stderr()).map_err(|error| error.to_string())?;
+    let turn = WriteTurn::default();
+    let writer = AuditWriter::open(audit, &turn)?;
+    let (audit, audit_worker) = writer.map(audit_layer).unzip();
+    let (lines, last) = Lines::start(std::io::stderr(), turn).map_err(|error| error.to_string())?;
     let log = match telemetry.log_format {
         LogFormat::Text => layer(lines.clone()).with_ansi(false).boxed(),
         LogFormat::Json => layer(lines.clone()).json().boxed(),
@@ -105,25 +109,16 @@ fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!(cause, at, "panic");
 }
 
-/// What writes the audit, where there is a file for it, and what writes the rest of it at the end.
-#[expect(clippy::type_complexity, reason = "a layer of any subscriber")]
-fn audit_layer<S>(
-    telemetry: &Telemetry,
-) -> Result<Option<(Box<dyn Layer<S> + Send + Sync>, WorkerGuard)>, String>
+/// The layer of the audit's lines, and what writes the rest of them at the end.
+fn audit_layer<S>(to: AuditWriter) -> (Box<dyn Layer<S> + Send + Sync>, WorkerGuard)
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
-    let path = &telemetry.audit_file;
-    if path.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    let file = AuditFile::open(path)
-        .map_err(|error| format!("telemetry.audit_file: {}: {error}", path.display()))?;
     let (writer, worker) = NonBlockingBuilder::default()
         .lossy(false)
         .buffered_lines_limit(BUFFERED_AUDIT_LINES)
         .thread_name("audit")
-        .finish(file);
+        .finish(to);
     let layer = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
@@ -133,7 +128,7 @@ where
         .with_target(false)
         .with_writer(writer);
     let only = Targets::new().with_target(AUDIT, LevelFilter::INFO);
-    Ok(Some((layer.with_filter(only).boxed(), worker)))
+    (layer.with_filter(only).boxed(), worker)
 }
 
 fn layer<S, W>(

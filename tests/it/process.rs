@@ -56,13 +56,14 @@ impl Served {
     }
 
     /// Of a command that becomes the daemon.
-    pub(crate) fn of(mut command: Command, args: &[&str]) -> Self {
-        let mut child = command
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    pub(crate) fn of(command: Command, args: &[&str]) -> Self {
+        let listen = ["serve", "--listen", "127.0.0.1:0"];
+        Self::as_told(command, &[&listen, args].concat())
+    }
+
+    /// Of a command that becomes what `args` say, which is a daemon.
+    pub(crate) fn as_told(mut command: Command, args: &[&str]) -> Self {
+        let mut child = command.args(args).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut addr = String::new();
         let mut line = String::new();

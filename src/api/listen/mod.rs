@@ -8,6 +8,7 @@ mod connection;
 mod connection_table;
 mod origin;
 mod places;
+mod tcp;
 mod tls;
 
 use std::fmt;
@@ -99,9 +100,17 @@ enum Listener {
     Unix(UnixListener),
 }
 
+/// What one configured address came to.
+struct Entry {
+    /// As it is told.
+    name: String,
+    /// One for each address that a name stands for. They share their places.
+    listeners: Vec<Listener>,
+}
+
 /// Sockets that are bound; nothing is accepted yet.
 pub struct Bound {
-    listeners: Vec<Listener>,
+    entries: Vec<Entry>,
     addresses: Vec<Address>,
     /// A connection that is there already.
     paired: Option<UnixStream>,
@@ -117,7 +126,7 @@ pub struct Bound {
 pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bound, BindError> {
     let tls = settings.tls.as_ref().map(Tls::open).transpose();
     let mut bound = Bound {
-        listeners: Vec::new(),
+        entries: Vec::new(),
         addresses: Vec::new(),
         paired: None,
         tls: tls.map_err(BindError::tls)?,
@@ -134,13 +143,25 @@ pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bou
                 .await
                 .map_err(failed)?;
             bound.sockets.add(path).map_err(failed)?;
-            bound.listeners.push(Listener::Unix(listener));
-            bound.addresses.push(Address::Unix(path.to_owned()));
+            let own = Address::Unix(path.to_owned());
+            bound.entries.push(Entry {
+                name: own.to_string(),
+                listeners: vec![Listener::Unix(listener)],
+            });
+            bound.addresses.push(own);
         } else {
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            let local = listener.local_addr().map_err(failed)?;
-            bound.listeners.push(Listener::Tcp(listener));
-            bound.addresses.push(Address::Tcp(local));
+            let apart = tcp::is_apart(address, addresses);
+            let listeners = tcp::bind(address, apart).await.map_err(failed)?;
+            let mut name = address.clone();
+            for listener in &listeners {
+                let local = Address::Tcp(listener.local_addr().map_err(failed)?);
+                if listeners.len() == 1 {
+                    name = local.to_string();
+                }
+                bound.addresses.push(local);
+            }
+            let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+            bound.entries.push(Entry { name, listeners });
         }
     }
     Ok(bound)
@@ -156,7 +177,7 @@ pub fn pair() -> Result<(Bound, UnixStream), BindError> {
         source,
     })?;
     let bound = Bound {
-        listeners: Vec::new(),
+        entries: Vec::new(),
         addresses: Vec::new(),
         paired: Some(ours),
         tls: None,
@@ -260,28 +281,28 @@ impl Bound {
                 std::future::pending().await
             });
         }
-        let shares = shares(settings.max_connections, self.listeners.len());
+        let shares = shares(settings.max_connections, self.entries.len());
         let mut all_places = Vec::new();
-        for ((listener, address), share) in
-            self.listeners.into_iter().zip(self.addresses).zip(shares)
-        {
+        for (entry, share) in self.entries.into_iter().zip(shares) {
             let limits = TableLimits {
                 places: share,
                 per_peer: settings.max_per_peer,
             };
-            let timeout = settings.first_call_timeout;
-            let places = Arc::new(Places::new(limits, timeout, address.to_string()));
+            let places = Places::new(limits, settings.first_call_timeout, entry.name);
+            let places = Arc::new(places);
             all_places.push(Arc::clone(&places));
             let tells = Arc::clone(&places);
             tasks.spawn(async move { tells.closures().keep_telling().await });
-            let acceptor = Acceptor {
-                listener,
-                places,
-                tls: self.tls.clone(),
-                patience,
-                found: found.clone(),
-            };
-            tasks.spawn(acceptor.run());
+            for listener in entry.listeners {
+                let acceptor = Acceptor {
+                    listener,
+                    places: Arc::clone(&places),
+                    tls: self.tls.clone(),
+                    patience,
+                    found: found.clone(),
+                };
+                tasks.spawn(acceptor.run());
+            }
         }
         if let Some(tls) = self.tls {
             tasks.spawn(async move { tls.watch().await });

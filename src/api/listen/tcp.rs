@@ -1,0 +1,139 @@
+//! TCP listeners: one for each address that a name stands for, as far as this host has them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::set_ipv6_v6only;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::config::socket_addresses;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// How often a port is looked for that is free at all addresses of a name, before each has one of its own.
+const TRIES: u32 = 16;
+
+/// Listens on every address that `address` stands for.
+///
+/// An address that this host does not have, for want of its family, is left out where there is another. "[::]" takes
+/// connections of both families, unless `apart`: then another listener has those of IPv4. Where the kernel has no IPv6 it
+/// is "0.0.0.0". Of port 0 all have the same port, where one is free at each.
+///
+/// # Errors
+/// Where the name does not resolve, an address is taken, or this host has none of them.
+pub(super) async fn bind(address: &str, apart: bool) -> io::Result<Vec<TcpListener>> {
+    let owned = address.to_owned();
+    let addresses = tokio::task::spawn_blocking(move || socket_addresses(&owned)).await;
+    let addresses = addresses.map_err(io::Error::other)??;
+    if let [any] = addresses[..]
+        && any.ip() == Ipv6Addr::UNSPECIFIED
+    {
+        return bind_any(any, apart);
+    }
+    for _ in 0..TRIES {
+        match bind_all(&addresses, true) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_any_port(&addresses) => {}
+            bound => return bound,
+        }
+    }
+    bind_all(&addresses, false)
+}
+
+/// Whether "[::]" of that port is to leave IPv4 to another of `listen`.
+pub(super) fn is_apart(address: &str, listen: &[String]) -> bool {
+    let any = |ip: IpAddr| move |it: &SocketAddr| it.ip() == ip && it.port() != 0;
+    let own = address.parse::<SocketAddr>();
+    let own = own.ok().filter(any(Ipv6Addr::UNSPECIFIED.into()));
+    own.is_some_and(|own| {
+        let others = listen.iter().filter_map(|it| it.parse::<SocketAddr>().ok());
+        let mut others = others.filter(any(Ipv4Addr::UNSPECIFIED.into()));
+        others.any(|other| other.port() == own.port())
+    })
+}
+
+fn is_any_port(addresses: &[SocketAddr]) -> bool {
+    addresses.len() > 1 && addresses.iter().all(|it| it.port() == 0)
+}
+
+fn bind_any(any: SocketAddr, apart: bool) -> io::Result<Vec<TcpListener>> {
+    match listen(any, apart) {
+        Err(error) if is(&error, Errno::AFNOSUPPORT) => {
+            tracing::warn!(address = %any, "this host has no IPv6: only IPv4 is listened on");
+            let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), any.port());
+            match apart {
+                // It is listened on already.
+                true => Ok(Vec::new()),
+                false => listen(any, false).map(|it| vec![it]),
+            }
+        }
+        listener => listener.map(|it| vec![it]),
+    }
+}
+
+/// One listener for each address that there is; with `same_port` all have that of the first.
+fn bind_all(addresses: &[SocketAddr], same_port: bool) -> io::Result<Vec<TcpListener>> {
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut absent = Vec::new();
+    for address in addresses {
+        let mut address = *address;
+        if let (Some(first), 0, true) = (listeners.first(), address.port(), same_port) {
+            address.set_port(first.local_addr()?.port());
+        }
+        match listen(address, false) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_absent(&error) => absent.push((address, error)),
+            Err(error) => return Err(named(address, addresses, error)),
+        }
+    }
+    if listeners.is_empty()
+        && let Some((address, error)) = absent.first()
+    {
+        let hint = match address.ip().is_loopback() {
+            true => "; \"localhost\" stands for whichever loopback address there is",
+            false => "",
+        };
+        let told = format!("{error}: this host has no such address{hint}");
+        return Err(named(
+            *address,
+            addresses,
+            io::Error::new(error.kind(), told),
+        ));
+    }
+    for (address, error) in absent {
+        tracing::info!(%address, %error, "an address of a name is not one of this host");
+    }
+    Ok(listeners)
+}
+
+/// Says of which address an error is where a name has several.
+fn named(address: SocketAddr, all: &[SocketAddr], error: io::Error) -> io::Error {
+    match all {
+        [_] => error,
+        _ => io::Error::new(error.kind(), format!("{address}: {error}")),
+    }
+}
+
+fn listen(address: SocketAddr, apart: bool) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            // Whatever net.ipv6.bindv6only says.
+            set_ipv6_v6only(&socket, apart)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Whether an error says that this host has no such address, or nothing of its family.
+fn is_absent(error: &io::Error) -> bool {
+    is(error, Errno::ADDRNOTAVAIL) || is(error, Errno::AFNOSUPPORT)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}

@@ -1,0 +1,51 @@
+//! What the addresses to listen on stand for.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+
+/// Every address that "host:port" stands for: what its name resolves to, in that order. "localhost" is the loopback of
+/// both families, whatever a hosts file says of it: programs differ in which of them they try.
+///
+/// # Errors
+/// Where it is none, or its name does not resolve.
+pub fn socket_addresses(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let resolved = address.to_socket_addrs();
+    let local = local_port(address).map(|port| {
+        let loopback = [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ];
+        loopback.map(|ip| SocketAddr::new(ip, port))
+    });
+    let all: Vec<SocketAddr> = match (resolved, local) {
+        (Ok(resolved), local) => resolved.chain(local.into_iter().flatten()).collect(),
+        (Err(_), Some(local)) => local.to_vec(),
+        (Err(error), None) => return Err(error),
+    };
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in all {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        return Err(io::Error::other("the name has no address"));
+    }
+    Ok(addresses)
+}
+
+fn local_port(address: &str) -> Option<u16> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let port = host.eq_ignore_ascii_case("localhost").then_some(port)?;
+    port.parse().ok()
+}
+
+/// Whether one of `listen` is a name with any port.
+pub(crate) fn listens_by_name(listen: &[String]) -> bool {
+    listen.iter().any(|address| {
+        !address.starts_with("unix:")
+            && address.ends_with(":0")
+            && address.parse::<SocketAddr>().is_err()
+    })
+}

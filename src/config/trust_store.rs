@@ -1,0 +1,59 @@
+//! Where the authorities are that TLS connections to others are checked with.
+
+use std::path::PathBuf;
+
+/// Where distributions have them, as the TLS library looks for them.
+const FILES: [&str; 8] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/ssl/cert.pem",
+    "/opt/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/certs/cacert.pem",
+];
+const FOLDERS: [&str; 3] = [
+    "/etc/ssl/certs",
+    "/etc/pki/tls/certs",
+    "/etc/security/certificates",
+];
+
+/// The files and folders of certificates that are trusted: those that `SSL_CERT_FILE` and `SSL_CERT_DIR` (several, with
+/// ":" between) say, or where neither is set the host's. They need not be there.
+pub fn trust_store() -> Vec<PathBuf> {
+    let file = std::env::var_os("SSL_CERT_FILE").filter(|it| !it.is_empty());
+    let folders = std::env::var_os("SSL_CERT_DIR").unwrap_or_default();
+    let folders = std::env::split_paths(&folders).filter(|it| !it.as_os_str().is_empty());
+    let named: Vec<PathBuf> = file.map(PathBuf::from).into_iter().chain(folders).collect();
+    if !named.is_empty() {
+        return named;
+    }
+    FILES.iter().chain(&FOLDERS).map(PathBuf::from).collect()
+}
+
+/// Says in words what a host without any authorities lacks, for an error of whoever needs them.
+pub fn no_trust_store() -> String {
+    let looked: Vec<String> = trust_store()
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    format!(
+        "TLS needs the certificates of authorities, and there are none that can be read: looked for in {} (SSL_CERT_FILE \
+         or SSL_CERT_DIR say where else)",
+        looked.join(", ")
+    )
+}
+
+/// Whether making a client failed for want of any authority to trust.
+pub fn lacks_authorities(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // As the TLS library says it; there is no type for it.
+        if error.to_string().contains("No CA certificates were loaded") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
