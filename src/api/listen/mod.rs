@@ -5,6 +5,7 @@ mod accept;
 mod closures;
 mod connection;
 mod connection_table;
+mod opening;
 mod origin;
 mod places;
 mod tls;
