@@ -1,7 +1,7 @@
 //! How commands reach a daemon: addresses, names in certificates, and one line that says why there is no daemon there.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -672,4 +672,161 @@ fn a_socket_of_others_says_whose_it_is() {
         code == 125 && line.contains("a folder above it is closed"),
         "{line}"
     );
+}
+
+/// What a daemon answers to `said`, all of it.
+fn answer(addr: &str, said: &[u8]) -> Vec<u8> {
+    let mut connection = TcpStream::connect(addr).unwrap();
+    connection.write_all(said).unwrap();
+    let mut told = Vec::new();
+    // One that is reset has been told before.
+    let _ = connection.read_to_end(&mut told);
+    told
+}
+
+#[test]
+fn a_client_of_http1_is_answered_in_its_own_words() {
+    let served = Served::start(&[]);
+    let long = format!(
+        "POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 20000\r\n\r\n{}",
+        "x".repeat(20_000)
+    );
+    for request in [
+        "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "PUT / HTTP/1.0\r\n\r\n",
+        &long,
+    ] {
+        let told = text(&answer(&served.addr, request.as_bytes()));
+        assert!(
+            told.starts_with("HTTP/1.1 505 HTTP Version Not Supported\r\n"),
+            "{told}"
+        );
+        assert!(told.contains("gRPC, which is HTTP/2") && told.ends_with("to this port.\n"));
+    }
+    // What curl makes of it, which leaves in the middle of its own words else.
+    if let Ok(output) = Command::new("curl")
+        .args(["-sS", &format!("http://{}/", served.addr)])
+        .output()
+    {
+        assert!(
+            text(&output.stdout).contains("ringfence health"),
+            "{output:?}"
+        );
+    }
+    serving(&served.addr, &[]);
+}
+
+/// The log of a daemon that was asked to end.
+fn log_of(served: Served) -> String {
+    let (code, log) = served.end();
+    assert_eq!(code, 0, "{log}");
+    log
+}
+
+#[test]
+fn the_log_tells_who_speaks_another_protocol_by_number_and_each_where_somebody_debugs() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Encrypted::start(&["localhost"], &["telemetry.log_level=debug"]);
+    let plain = Served::start(&["--set", "telemetry.log_level=debug"]);
+    for _ in 0..30 {
+        let told = answer(daemon.addr(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        assert_eq!(told[..3], [21, 3, 3], "an alert of TLS");
+        answer(&plain.addr, b"GET / HTTP/1.1\r\n\r\n");
+    }
+    health(daemon.addr(), &[]);
+    health(&plain.addr, &["--tls-server-name", "localhost"]);
+    // A certificate that its client does not take is no other protocol, and is told too.
+    let strangers = write(&dir, "ca.pem", &Authority::new("strangers").pem());
+    health(
+        daemon.addr(),
+        &[
+            "--tls-ca",
+            strangers.to_str().unwrap(),
+            "--tls-server-name",
+            "localhost",
+        ],
+    );
+    let log = log_of(daemon.served);
+    let of = |log: &str, what: &str| log.lines().filter(|it| it.contains(what)).count();
+    let sum = |log: &str, key: &str| -> u64 {
+        let lines = log.lines().filter(|it| it.contains("another protocol"));
+        let counts =
+            lines.filter_map(|it| it.split_once(key)?.1.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    };
+    assert_eq!(sum(&log, "plaintext="), 31, "{log}");
+    assert_eq!((sum(&log, "tls="), sum(&log, "http1=")), (0, 0), "{log}");
+    let lines = of(&log, "it spoke plaintext to a listener with TLS");
+    assert!(
+        (1..31).contains(&lines),
+        "a few of one peer in a second: {lines}"
+    );
+    assert!(of(&log, "its TLS handshake failed: ") <= 1);
+    assert!(of(&log, "another protocol") <= 10, "{log}");
+    let log = log_of(plain);
+    assert_eq!((sum(&log, "http1="), sum(&log, "tls=")), (30, 1), "{log}");
+    assert_eq!(sum(&log, "plaintext="), 0, "{log}");
+}
+
+#[test]
+fn the_daemons_own_user_asks_for_health_on_a_socket_whatever_else_is_wanted() {
+    let dir = TempDir::new().unwrap();
+    let tokens = crate::tenants::tokens_file(&dir, &["default"]);
+    let listen = format!("unix:{}", dir.path().join("s").display());
+    let served = Served::start(&["--set", &format!("auth.tokens_file={}", tokens.display())]);
+    let set = format!("auth.tokens_file={}", tokens.display());
+    let _unix = Served::start(&["--listen", &listen, "--set", &set]);
+    // Nobody else, and nothing else.
+    let (code, line) = health(&served.addr, &[]);
+    assert!(
+        code == 126 && line.contains("CREDENTIALS_INVALID"),
+        "{line}"
+    );
+    serving(&listen, &[]);
+    let output = ringfence()
+        .args(["ps", "--server", &listen])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(126), "{output:?}");
+    // Who shows something shows something that is valid.
+    let wrong = write(&dir, "wrong", "nonsense");
+    let (code, line) = health(&listen, &["--token-file", wrong.to_str().unwrap()]);
+    assert!(
+        code == 126 && line.contains("CREDENTIALS_INVALID"),
+        "{line}"
+    );
+}
+
+#[test]
+fn another_user_needs_a_credential_for_health() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("\n*** SKIPPED: needs root, to become another user\n");
+        return;
+    }
+    let dir = TempDir::new_in("/tmp").unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let tokens = crate::tenants::tokens_file(&dir, &["default"]);
+    let listen = format!("unix:{}", dir.path().join("s").display());
+    let set = format!("auth.tokens_file={}", tokens.display());
+    let more = [
+        "--listen",
+        &listen,
+        "--set",
+        &set,
+        "--set",
+        "server.socket_mode=0666",
+    ];
+    let _served = Served::start(&more);
+    let program = dir.path().join("ringfence");
+    std::fs::copy(ringfence().get_program(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65533", "--regid", "65533", "--clear-groups"]);
+    let command = command.arg(&program).args(["health", "--server", &listen]);
+    let (code, line) = judged(&command.current_dir("/").output().unwrap());
+    assert!(
+        code == 126 && line.contains("CREDENTIALS_INVALID"),
+        "{line}"
+    );
+    serving(&listen, &[]);
 }

@@ -7,11 +7,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::InvalidMessage;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Listener;
+use super::closures::ForeignProtocol;
 use super::connection::{Connection, Patience, Transport};
 use super::origin::Origin;
 use super::places::{Place, Places};
@@ -118,12 +120,34 @@ async fn shake_hands(
         shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
         () = poll_fn(|cx| place.poll_lost(cx)) => return None,
     };
-    let Ok(Ok(stream)) = shaken else {
-        place.debug("its TLS handshake failed");
-        return None;
+    let stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if is_plaintext(&error) => {
+            place.is_foreign(ForeignProtocol::Plaintext);
+            return None;
+        }
+        Ok(Err(error)) => {
+            place.debug(&format!("its TLS handshake failed: {error}"));
+            return None;
+        }
+        Err(_) => {
+            place.debug("its TLS handshake took longer than server.handshake_timeout");
+            return None;
+        }
     };
     let transport = Transport::tls(stream, tls);
     Some(Connection::new(transport, patience, Some(place)))
+}
+
+/// Whether a handshake failed since what came was no TLS at all.
+fn is_plaintext(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|it| it.downcast_ref());
+    matches!(
+        inner,
+        Some(rustls::Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+        ))
+    )
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

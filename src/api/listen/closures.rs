@@ -20,6 +20,19 @@ pub(super) enum Closure {
     Evicted,
     /// It had not authenticated in time.
     Overdue,
+    /// It spoke another protocol than its listener.
+    Foreign(ForeignProtocol),
+}
+
+/// What a connection speaks that its listener does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ForeignProtocol {
+    /// Something without TLS, where it is wanted.
+    Plaintext,
+    /// TLS, where there is none.
+    Tls,
+    /// HTTP/1.
+    Http1,
 }
 
 /// The numbers of one listener.
@@ -29,6 +42,9 @@ pub(super) struct Closures {
     refused: AtomicU64,
     evicted: AtomicU64,
     overdue: AtomicU64,
+    plaintext: AtomicU64,
+    tls: AtomicU64,
+    http1: AtomicU64,
     /// For the lines of debugging.
     lines: Mutex<LineBudget>,
 }
@@ -40,6 +56,9 @@ impl Closures {
             refused: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             overdue: AtomicU64::new(0),
+            plaintext: AtomicU64::new(0),
+            tls: AtomicU64::new(0),
+            http1: AtomicU64::new(0),
             lines: Mutex::new(LineBudget::default()),
         }
     }
@@ -56,6 +75,17 @@ impl Closures {
                 &self.overdue,
                 "no call authenticated within server.first_call_timeout",
             ),
+            Closure::Foreign(ForeignProtocol::Plaintext) => (
+                &self.plaintext,
+                "it spoke plaintext to a listener with TLS ([tls])",
+            ),
+            Closure::Foreign(ForeignProtocol::Tls) => (
+                &self.tls,
+                "it spoke TLS to a listener without ([tls], or a unix socket)",
+            ),
+            Closure::Foreign(ForeignProtocol::Http1) => {
+                (&self.http1, "it spoke HTTP/1, where gRPC wants HTTP/2")
+            }
         };
         count.fetch_add(1, Ordering::Relaxed);
         self.debug(peer, why);
@@ -91,6 +121,18 @@ impl Closures {
                 "connections were closed: refused, since this listener's share of server.max_connections or their \
                  peer's is used up; evicted, to make way for others before a call had authenticated; overdue, since \
                  none had within server.first_call_timeout"
+            );
+        }
+        let counts = [&self.plaintext, &self.tls, &self.http1];
+        let [plaintext, tls, http1] = counts.map(|it| it.swap(0, Ordering::Relaxed));
+        if plaintext + tls + http1 > 0 {
+            tracing::info!(
+                listener = self.listener,
+                plaintext,
+                tls,
+                http1,
+                "connections spoke another protocol than this listener: plaintext where [tls] is set, TLS where it is \
+                 not, or HTTP/1; telemetry.log_level = \"debug\" tells whose"
             );
         }
     }

@@ -14,6 +14,8 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::authority::AuthorityMender;
+use super::closures::ForeignProtocol;
+use super::opening::{HTTP1_ANSWER, Opening, Spoken};
 use super::origin::Origin;
 use super::places::{Place, Standing, UnauthenticatedCall};
 use super::tls::{ClientCertificate, Tls};
@@ -23,6 +25,8 @@ use crate::refusal::{Reason, Refusal};
 /// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
 /// header of its first frame.
 const GREETING: usize = 33;
+/// Pieces of 4 KiB of a request that is not answered by its content which are read so that it is answered at all.
+const MAX_SKIPPED: usize = 16;
 
 /// What a connection is made of.
 pub(super) enum Transport {
@@ -71,6 +75,10 @@ pub struct Connection {
     silent: Option<Pin<Box<Sleep>>>,
     /// Bytes that came while `silent` was there.
     heard: usize,
+    /// Until it is known what the other end speaks.
+    opening: Option<Box<Opening>>,
+    /// What was held back until then, as far as it is not written yet.
+    unsent: Vec<u8>,
     /// How long the other end may take nothing of what is written to it. HTTP/2's own keepalive cannot end a connection
     /// that it cannot write to.
     patience: Duration,
@@ -85,6 +93,17 @@ pub struct Connection {
     lost: bool,
 }
 
+/// Calls a method of whichever transport it is.
+macro_rules! on {
+    ($self:expr, $method:ident ( $($arg:expr),* )) => {
+        match &mut $self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).$method($($arg),*),
+            Transport::Tls(stream, _) => Pin::new(&mut **stream).$method($($arg),*),
+            Transport::Unix(stream) => Pin::new(stream).$method($($arg),*),
+        }
+    };
+}
+
 impl Connection {
     pub(super) fn new(transport: Transport, patience: Patience, place: Option<Place>) -> Self {
         let mender = match &transport {
@@ -96,6 +115,9 @@ impl Connection {
             mender,
             silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
             heard: 0,
+            // One that was there before anything was accepted is our own.
+            opening: place.as_ref().map(|_| Box::default()),
+            unsent: Vec::new(),
             patience: patience.writing,
             stuck: None,
             place,
@@ -111,6 +133,59 @@ impl Connection {
             self.lost = place.poll_lost(cx).is_ready();
         }
         self.lost
+    }
+
+    /// Takes note of the first bytes that came; whether they are for somebody else.
+    fn open(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> bool {
+        let Some(opening) = &mut self.opening else {
+            return false;
+        };
+        let Some(spoken) = opening.hear(bytes) else {
+            return false;
+        };
+        let held = self.opening.take().map(|it| it.into_held());
+        self.unsent = held.unwrap_or_default();
+        if let Spoken::Foreign(protocol) = spoken {
+            if let Some(place) = &self.place {
+                place.is_foreign(protocol);
+            }
+            if protocol == ForeignProtocol::Http1 {
+                self.unsent = HTTP1_ANSWER.to_vec();
+                self.skip(cx);
+            }
+        }
+        // What is not taken at once is written before anything else is; nobody else writes after an answer to HTTP/1, and
+        // that fits into any socket.
+        let _ = self.send_unsent(cx);
+        spoken == Spoken::Foreign(ForeignProtocol::Http1)
+    }
+
+    /// Reads what is there and drops it: a socket that is closed with something unread loses what was written to it.
+    fn skip(&mut self, cx: &mut Context<'_>) {
+        let mut piece = [0; 4 << 10];
+        for _ in 0..MAX_SKIPPED {
+            let mut piece = ReadBuf::new(&mut piece);
+            let polled = on!(self, poll_read(cx, &mut piece));
+            if !matches!(polled, Poll::Ready(Ok(()))) || piece.filled().is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Writes what was held back.
+    fn send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unsent.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.unsent.is_empty() {
+            let written = ready!(on!(self, poll_write(cx, &self.unsent)))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.drain(..written);
+        }
+        // With TLS, a write is done when it is encrypted.
+        on!(self, poll_flush(cx))
     }
 
     /// What came of a write, which fails where nothing could be written for too long.
@@ -179,6 +254,11 @@ impl Peer {
         self.uid
     }
 
+    /// Whether the other end is a process of the daemon's own user on this host.
+    pub(in crate::api) fn is_own_user(&self) -> bool {
+        self.uid == Some(rustix::process::geteuid().as_raw())
+    }
+
     /// The names in the client's certificate, where it showed one.
     ///
     /// # Errors
@@ -236,17 +316,6 @@ impl Connected for Connection {
     }
 }
 
-/// Calls a method of whichever transport it is.
-macro_rules! on {
-    ($self:expr, $method:ident ( $($arg:expr),* )) => {
-        match &mut $self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).$method($($arg),*),
-            Transport::Tls(stream, _) => Pin::new(&mut **stream).$method($($arg),*),
-            Transport::Unix(stream) => Pin::new(stream).$method($($arg),*),
-        }
-    };
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -258,11 +327,12 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let polled = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Tls(stream, _) => Pin::new(&mut **stream).poll_read(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
+        let polled = on!(self, poll_read(cx, buf));
+        if self.opening.is_some() && self.open(cx, &buf.filled()[before..]) {
+            // As if its client had left.
+            buf.set_filled(before);
+            return Poll::Ready(Ok(()));
+        }
         if let Some(mender) = &mut self.mender {
             mender.mend(&mut buf.filled_mut()[before..]);
         }
@@ -288,7 +358,18 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = on!(this, poll_write(cx, buf));
+        if let Some(opening) = &mut this.opening {
+            if opening.hold(buf) {
+                return Poll::Ready(Ok(buf.len()));
+            }
+            let held = this.opening.take().map(|it| it.into_held());
+            this.unsent = held.unwrap_or_default();
+        }
+        let polled = match this.send_unsent(cx) {
+            Poll::Ready(Ok(())) => on!(this, poll_write(cx, buf)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         this.written(cx, polled)
     }
 
@@ -298,6 +379,11 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.opening.is_some() || !this.unsent.is_empty() {
+            let first = bufs.iter().find(|it| !it.is_empty());
+            let first = first.map_or(&[][..], |it| &**it);
+            return Pin::new(this).poll_write(cx, first);
+        }
         let polled = on!(this, poll_write_vectored(cx, bufs));
         this.written(cx, polled)
     }
@@ -313,7 +399,13 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // With TLS, a write is done when it is encrypted, and waits here.
         let this = self.get_mut();
-        let polled = on!(this, poll_flush(cx));
+        if this.opening.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = match this.send_unsent(cx) {
+            Poll::Ready(Ok(())) => on!(this, poll_flush(cx)),
+            sending => sending,
+        };
         this.written(cx, polled)
     }
 

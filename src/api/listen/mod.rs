@@ -6,6 +6,7 @@ mod authority;
 mod closures;
 mod connection;
 mod connection_table;
+mod opening;
 mod origin;
 mod places;
 mod tcp;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-use super::closures::{Closure, Closures};
+use super::closures::{Closure, Closures, ForeignProtocol};
 use super::connection_table::{ConnectionId, ConnectionTable, Entrance, TableLimits};
 use super::origin::Origin;
 
@@ -177,6 +177,12 @@ struct Probation {
 impl Place {
     pub(super) fn standing(&self) -> &Arc<Standing> {
         &self.standing
+    }
+
+    /// Takes note that the connection speaks another protocol than its listener.
+    pub(super) fn is_foreign(&self, protocol: ForeignProtocol) {
+        let closures = &self.standing.places.closures;
+        closures.count(Closure::Foreign(protocol), self.standing.origin);
     }
 
     /// Says why the connection was closed, where somebody debugs.
