@@ -290,8 +290,8 @@ fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
             .build()
     };
     // Between the look at whether there can be threads and now, others may have taken the last.
-    let built = std::panic::catch_unwind(build)
-        .unwrap_or_else(|_panic| Err(std::io::Error::other("the host refuses a thread")));
+    let built = telemetry::refusable(build)
+        .unwrap_or_else(|| Err(std::io::Error::other("the host refuses a thread")));
     built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
 }
 
