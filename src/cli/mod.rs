@@ -23,7 +23,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -256,6 +256,14 @@ fn read(path: &str) -> Result<Vec<u8>, Failure> {
     };
     read.map_err(|error| Failure::new(format!("cannot read {path}: {error}")))?;
     Ok(bytes)
+}
+
+/// Whether a time has a date of four digits since 1970, as RFC 3339 has it: others cannot be written down. A daemon may
+/// say any.
+fn can_be_written(time: &SystemTime) -> bool {
+    const YEAR_10000: u64 = 253_402_300_800;
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .is_ok_and(|since| since.as_secs() < YEAR_10000)
 }
 
 /// Splits `KEY=VALUE`.

@@ -12,7 +12,7 @@ use super::connect::{connect_runs, failure};
 use super::credentials::Credentials;
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
-use super::{Failure, complain, key_value, print, print_json, runtime};
+use super::{Failure, can_be_written, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -281,7 +281,7 @@ fn end(run: &RunInfo) -> String {
 }
 
 fn at(time: Option<Timestamp>) -> Option<SystemTime> {
-    SystemTime::try_from(time?).ok()
+    SystemTime::try_from(time?).ok().filter(can_be_written)
 }
 
 /// All that is told of a run.

@@ -65,7 +65,8 @@ fn start(
     // Before there is any other thread.
     let mut readable = config::credential_files();
     // Read again when somebody asks for it.
-    readable.extend(overrides.file.clone());
+    let file = overrides.file.as_deref();
+    readable.extend(file.and_then(|file| std::path::absolute(file).ok()));
     let missing = hardening::apply(&config, &readable).map_err(failed)?;
     preflight::threads(process_limits::threads(&config)).map_err(failed)?;
     let log = telemetry::start(&config.telemetry).map_err(failed)?;

@@ -530,3 +530,36 @@ async fn hup_reads_tokens_at_once_and_names_what_needs_a_restart() {
     daemon.signal(TERM);
     daemon.exits(0);
 }
+
+#[test]
+fn hup_reads_certificates_and_keys_of_tokens_at_once() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let certify = || {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(at("cert"), own.cert.pem()).unwrap();
+        std::fs::write(at("key"), own.signing_key.serialize_pem()).unwrap();
+    };
+    certify();
+    std::fs::write(at("jwks"), r#"{"keys": []}"#).unwrap();
+    let set = [
+        format!("tls.cert={}", at("cert").display()),
+        format!("tls.key={}", at("key").display()),
+        format!("auth.jwt.jwks={}", at("jwks").display()),
+        "auth.jwt.issuer=https://issuer.example".to_owned(),
+        "auth.jwt.audience=ringfence".to_owned(),
+    ];
+    let args: Vec<&str> = set.iter().flat_map(|it| ["--set", it.as_str()]).collect();
+    let mut daemon = Process::start(false, &args);
+    daemon.serving();
+    certify();
+    std::fs::write(at("jwks"), r#"{"keys": [{"kty": "unknown"}]}"#).unwrap();
+    daemon.signal(HUP);
+    daemon.until(&["the configuration is as it was"]);
+    for what in ["[tls]", "auth.jwt.jwks"] {
+        let line = format!("read again what=\"{what}\"");
+        assert!(daemon.told.contains(&line), "{}", daemon.told);
+    }
+    daemon.signal(TERM);
+    daemon.exits(0);
+}
