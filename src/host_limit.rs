@@ -46,6 +46,13 @@ impl HostLimit {
         None
     }
 
+    /// The limit that another process says it met, in the words that the standard library has for it.
+    pub fn of_words(words: &str) -> Option<Self> {
+        let (_, after) = words.rsplit_once("(os error ")?;
+        let number = after.split(')').next()?.parse().ok()?;
+        Self::of_errno(Errno::from_raw_os_error(number))
+    }
+
     /// The limit that is met where a call fails with this.
     pub fn of_errno(errno: Errno) -> Option<Self> {
         Some(match errno {
@@ -134,6 +141,9 @@ mod tests {
         let outer = io::Error::other(io::Error::from_raw_os_error(libc::ENOMEM));
         assert_eq!(HostLimit::of(&outer), Some(HostLimit::Memory));
         assert_eq!(HostLimit::of(&Errno::FBIG), Some(HostLimit::FileSize));
+        let words = io::Error::from_raw_os_error(libc::EAGAIN).to_string();
+        assert_eq!(HostLimit::of_words(&words), Some(HostLimit::Tasks));
+        assert_eq!(HostLimit::of_words("something else"), None);
         let other = io::Error::from_raw_os_error(libc::EIO);
         assert_eq!(HostLimit::of(&other), None);
     }

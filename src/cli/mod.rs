@@ -25,7 +25,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -267,6 +267,14 @@ fn read(path: &str) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Whether a time has a date of four digits since 1970, as RFC 3339 has it: others cannot be written down. A daemon may
+/// say any.
+fn can_be_written(time: &SystemTime) -> bool {
+    const YEAR_10000: u64 = 253_402_300_800;
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .is_ok_and(|since| since.as_secs() < YEAR_10000)
+}
+
 /// Splits `KEY=VALUE`.
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -299,8 +307,8 @@ fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
             .build()
     };
     // Between the look at whether there can be threads and now, others may have taken the last.
-    let built = std::panic::catch_unwind(build)
-        .unwrap_or_else(|_panic| Err(std::io::Error::other("the host refuses a thread")));
+    let built = telemetry::refusable(build)
+        .unwrap_or_else(|| Err(std::io::Error::other("the host refuses a thread")));
     built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::{DaemonArgs, connect_modules, failure};
-use super::{Failure, exit, key_value, print, print_json, runtime};
+use super::{Failure, can_be_written, exit, key_value, print, print_json, runtime};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
@@ -147,7 +147,8 @@ fn kind(module: &ModuleInfo) -> &'static str {
 fn last_used(module: &ModuleInfo) -> SystemTime {
     let told = module
         .last_used
-        .and_then(|at| SystemTime::try_from(at).ok());
+        .and_then(|at| SystemTime::try_from(at).ok())
+        .filter(can_be_written);
     told.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

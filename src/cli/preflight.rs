@@ -11,12 +11,13 @@ const SMALL_STACK: usize = 64 << 10;
 /// What `RUST_MIN_STACK` may say: below it threads overflow, above it they find no room.
 const STACKS: std::ops::RangeInclusive<u64> = 512 << 10..=64 << 20;
 
-/// Looks at the clock and the environment.
+/// Looks at the clock, the source of random numbers, and the environment.
 ///
 /// # Errors
 /// What is wrong, with what is allowed.
 pub(super) fn check() -> Result<(), String> {
     check_clock(SystemTime::now())?;
+    check_random()?;
     check_stack(std::env::var_os("RUST_MIN_STACK").as_deref())
 }
 
@@ -29,6 +30,14 @@ fn check_clock(now: SystemTime) -> Result<(), String> {
             before.duration().as_secs()
         )),
     }
+}
+
+/// Ids are random, and so is all that TLS does. A confined daemon has no other source.
+fn check_random() -> Result<(), String> {
+    let mut bytes = [0; 16];
+    let got = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    got.map(drop)
+        .map_err(|error| format!("this host does not allow getrandom(2): {error}"))
 }
 
 /// The one variable by which the standard library lets others decide on the stacks of all threads.

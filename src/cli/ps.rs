@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::connect::{DaemonArgs, connect_runs, failure};
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
-use super::{Failure, complain, key_value, print, print_json, runtime};
+use super::{Failure, can_be_written, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -271,7 +271,7 @@ fn end(run: &RunInfo) -> String {
 }
 
 fn at(time: Option<Timestamp>) -> Option<SystemTime> {
-    SystemTime::try_from(time?).ok()
+    SystemTime::try_from(time?).ok().filter(can_be_written)
 }
 
 /// All that is told of a run.

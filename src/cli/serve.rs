@@ -69,7 +69,9 @@ fn start(
         write: audit.folders(),
     };
     // Read again when somebody asks for it.
-    besides.read.extend(overrides.file.clone());
+    let file = overrides.file.as_deref();
+    let file = file.and_then(|file| std::path::absolute(file).ok());
+    besides.read.extend(file);
     // Before there is any other thread.
     let missing = hardening::apply(&config, &besides).map_err(failed)?;
     preflight::threads(process_limits::threads(&config)).map_err(failed)?;

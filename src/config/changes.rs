@@ -35,7 +35,12 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, Value>)
         };
         match value {
             Value::Table(inner) => flatten(&key, inner, keys),
-            value => {
+            value @ (Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::Array(_)) => {
                 keys.insert(key, value);
             }
         }

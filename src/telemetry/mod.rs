@@ -5,6 +5,8 @@ mod audit;
 mod audit_file;
 mod lines;
 
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -103,7 +105,24 @@ fn with_json(told: impl FnOnce()) {
     tracing::subscriber::with_default(subscriber, told);
 }
 
+thread_local! {
+    /// Whether a panic of this thread is an answer that its caller waits for.
+    static IS_ANSWER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls what panics where the host refuses it something, such as a thread, and has no other way to say so. `None` is
+/// that it did, which the log does not tell: whoever calls does.
+pub fn refusable<T>(call: impl FnOnce() -> T) -> Option<T> {
+    IS_ANSWER.set(true);
+    let called = std::panic::catch_unwind(AssertUnwindSafe(call));
+    IS_ANSWER.set(false);
+    called.ok()
+}
+
 fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    if IS_ANSWER.get() {
+        return;
+    }
     let cause = panic.payload_as_str().map(printable).unwrap_or_default();
     let at = panic.location().map(ToString::to_string);
     tracing::error!(cause, at, "panic");

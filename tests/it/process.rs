@@ -40,12 +40,30 @@ impl Served {
 
     /// Of a shell that runs `first`, such as `ulimit`, before it becomes the daemon.
     pub(crate) fn limited(first: &str, args: &[&str]) -> Self {
+        Self::limited_by("sh", first, args)
+    }
+
+    /// Of a shell of that name, which may know more limits.
+    pub(crate) fn limited_by(shell: &str, first: &str, args: &[&str]) -> Self {
+        Self::limited_by_user(shell, first, "", args)
+    }
+
+    /// Of a shell that becomes the daemon by a command that becomes another user.
+    pub(crate) fn limited_by_user(
+        shell: &str,
+        first: &str,
+        become_user: &str,
+        args: &[&str],
+    ) -> Self {
         let daemon = ringfence();
-        let mut command = Command::new("sh");
+        let mut command = Command::new(shell);
         command
             .current_dir(guests::root())
             .stdin(Stdio::null())
-            .args(["-c", &format!("{first} && exec \"$0\" \"$@\"")])
+            .args([
+                "-c",
+                &format!("{first} && exec {become_user} \"$0\" \"$@\""),
+            ])
             .arg(daemon.get_program());
         for (key, _) in std::env::vars_os() {
             if key.to_string_lossy().starts_with("RINGFENCE_") {

@@ -95,8 +95,12 @@ impl Nursery {
             why: format!("{} cannot be started: {error}", self.program.display()),
             limit: HostLimit::of(&error),
         })?;
-        self.greet(child)
-            .map_err(|why| NoChild { why, limit: None })
+        self.greet(child).map_err(|why| {
+            // What it said itself before it ended.
+            let said = why.rsplit_once("ringfence: ");
+            let limit = said.and_then(|(_, words)| HostLimit::of_words(words));
+            NoChild { why, limit }
+        })
     }
 
     fn greet(&self, mut child: Child) -> Result<Child, String> {

@@ -11,7 +11,6 @@ mod shares;
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,6 +25,7 @@ use wasmtime_wasi::runtime::spawn_blocking;
 
 use self::shares::{CallId, CallTimes, LONG, Shares};
 use super::threads::{Lane, OnThread, begin};
+use crate::telemetry::refusable;
 
 /// The most threads that make file system calls, of all tenants.
 const MAX_THREADS: usize = 64;
@@ -360,13 +360,9 @@ impl FileThread {
     /// Starts the thread where there is none: its runtime would panic in the middle of a call where
     /// the host refuses it.
     fn start(&self) -> std::io::Result<()> {
-        // Almost always this one is refused where that one would be.
-        std::thread::Builder::new()
-            .name("guest-file".to_owned())
-            .spawn(|| ())?;
         let handle = self.handle();
-        let start = AssertUnwindSafe(|| drop(handle.spawn_blocking(|| ())));
-        std::panic::catch_unwind(start).map_err(|_refused| Errno::AGAIN.into())
+        let started = refusable(|| drop(handle.spawn_blocking(|| ())));
+        started.ok_or_else(|| Errno::AGAIN.into())
     }
 
     fn handle(&self) -> Handle {
