@@ -63,8 +63,9 @@ fn the_audit_goes_to_standard_output_whatever_that_is() {
     let image = open_folder(0o755);
     symlink("/dev/stdout", image.path().join("audit.log")).unwrap();
     let linked = image.path().join("audit.log").display().to_string();
-    for (machine, more) in users() {
-        for path in ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1", &linked] {
+    let paths = ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1", &linked];
+    for ((machine, more), paths) in users().into_iter().zip([&paths[..], &paths[..1]]) {
+        for path in paths {
             // A pipe, as Docker and a shell have it.
             let (read, write) = std::io::pipe().unwrap();
             let daemon = serve(&machine, path, &more, write);
@@ -277,10 +278,9 @@ fn a_configuration_that_cannot_be_one_is_refused_by_the_name_it_was_given() {
             "admission.slots",
         ),
         ("/dev/stdin", b"admission.slots = = 3", "TOML parse error"),
-        ("''", b"", "--config = \"\""),
     ] {
         let (valid, said) = checks(path, "", input);
         assert!(!valid && said.contains(why), "{path}: {said}");
-        assert!(path == "''" || said.contains(path), "{path}: {said}");
+        assert!(said.contains(path), "{path}: {said}");
     }
 }
