@@ -106,7 +106,7 @@ fn give_to_group(path: &Path, gid: u32) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn compiled_code_is_kept_in_whatever_a_platform_mounts() {
     if !is_root() {
         return;
@@ -140,7 +140,7 @@ async fn compiled_code_is_kept_in_whatever_a_platform_mounts() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_a_daemon_made_in_a_volume_of_a_group_is_its_own_again() {
     if !is_root() {
         return;
@@ -296,7 +296,7 @@ fn tokens_come_from_a_secret_of_any_mode_and_are_followed_through_links_into_it(
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn modules_are_kept_in_whatever_a_platform_mounts() {
     if !is_root() {
         return;
