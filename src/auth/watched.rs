@@ -1,8 +1,8 @@
 //! Files that are read again when they change.
 
 use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -182,18 +182,36 @@ fn listed(faults: &[String]) -> String {
 
 fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
     let one = |path: &PathBuf| {
-        let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| named(&error))?;
+        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
         file.take(MOST + 1)
             .read_to_end(&mut bytes)
-            .map_err(|error| named(&error))?;
+            .map_err(|error| unreadable(path, &error))?;
         if bytes.len() as u64 > MOST {
-            return Err(named(&format_args!("it is larger than {MOST} bytes")));
+            return Err(format!(
+                "{}: it is larger than {MOST} bytes",
+                path.display()
+            ));
         }
         Ok(bytes)
     };
     paths.iter().map(one).collect()
+}
+
+/// Says why a file cannot be read, and of a link to one that is denied where it leads to by now.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    let told = format!("{}: {error}", path.display());
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return told;
+    }
+    match path.canonicalize() {
+        Ok(real) if real != path => format!(
+            "{told}: it leads to {}, which its permissions keep from this daemon, or [hardening] does (hardening.read lets in \
+             more than the folders on the way there at the start)",
+            real.display()
+        ),
+        Ok(_) | Err(_) => told,
+    }
 }
 
 fn digest(contents: &[Vec<u8>]) -> Digest {

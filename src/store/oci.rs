@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::TryStreamExt;
-use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
+use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
@@ -38,21 +38,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(30);
 /// What a caller is told to wait while a registry is away.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// An authority whose key nobody has. The library takes the host's authorities unless it is given others, and does not
-/// start without any, although a registry of plain HTTP needs none: this one, which vouches for nothing, is given then.
-const NOBODY: &str = "\
------BEGIN CERTIFICATE-----
-MIIBeTCCAR+gAwIBAgIUbw97O48J7/ybW1oIyxvRLEh6nXowCgYIKoZIzj0EAwIw
-ETEPMA0GA1UEAwwGbm9ib2R5MCAXDTI2MTEyODIxMTQyOFoYDzIxMjYxMTA0MjEx
-NDI4WjARMQ8wDQYDVQQDDAZub2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
-AARip2+6l89aoci72qFJjnFZslWyIPqq9+reCSDoq+As+b53MWgKz4cls+VblP8U
-RQ3tNBfzPNZPodb1RcsVYZaAo1MwUTAdBgNVHQ4EFgQUR1yd8628SAMYP9Av0l1H
-fQ9pFIQwHwYDVR0jBBgwFoAUR1yd8628SAMYP9Av0l1HfQ9pFIQwDwYDVR0TAQH/
-BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAtJrq/XJTjEPQEZVYh+3pe0Dlf3jF
-7HRVuPdtJHz8LGcCIFNDyOmp8pRing9NCAWwRosyn3JPpZPh04JRP1mXIghM
------END CERTIFICATE-----
-";
 
 /// The registries that modules may be pulled from.
 #[derive(Debug, Default)]
@@ -104,8 +89,8 @@ impl Registries {
             allowed,
             credentials,
         };
-        if registries.allowed.iter().any(|it| !it.plain)
-            && let Err(error) = registries.client_that_trusts(Vec::new())
+        if !registries.allowed.is_empty()
+            && let Err(error) = registries.try_client()
             && lacks_authorities(&error)
         {
             tracing::warn!("oci.registries cannot be pulled from: {}", no_trust_store());
@@ -203,41 +188,24 @@ impl Registries {
 
     /// One for each pull: a client keeps the credentials that it was given first.
     fn client(&self, reference: &Reference) -> Result<Client, Refusal> {
-        let told = |error| Refusal::internal(format_args!("a registry's client: {error}"));
-        match self.client_that_trusts(Vec::new()) {
-            Err(error) if lacks_authorities(&error) => match self.is_plain(reference.registry()) {
-                true => self
-                    .client_that_trusts(vec![NOBODY.to_owned()])
-                    .map_err(told),
-                false => {
-                    tracing::error!(%reference, "{}", no_trust_store());
-                    let why = "this daemon has no certificates of authorities to check it with";
-                    Err(unavailable(reference, why))
-                }
-            },
-            made => made.map_err(told),
-        }
+        self.try_client().map_err(|error| {
+            if lacks_authorities(&error) {
+                tracing::error!(%reference, "oci.registries: {}", no_trust_store());
+                return unavailable(reference, "this host has no authorities to trust");
+            }
+            Refusal::internal(format_args!("a registry's client: {error}"))
+        })
     }
 
-    fn is_plain(&self, registry: &str) -> bool {
-        let mut allowed = self.allowed.iter();
-        allowed.any(|it| it.plain && it.host == registry)
-    }
-
-    /// A client that trusts authorities (PEM); those of this host where there are none.
-    fn client_that_trusts(&self, only: Vec<String>) -> Result<Client, OciDistributionError> {
+    /// The library takes the host's authorities, and makes no client without any, not even for registries of plain HTTP.
+    fn try_client(&self) -> Result<Client, OciDistributionError> {
         let plain = self.allowed.iter().filter(|it| it.plain);
-        let only = only.into_iter().map(|pem| Certificate {
-            encoding: CertificateEncoding::Pem,
-            data: pem.into_bytes(),
-        });
         Client::try_from(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain.map(|it| it.host.clone()).collect()),
             // An index has a module for each platform: there is one for all.
             platform_resolver: None,
             connect_timeout: Some(CONNECT),
             read_timeout: Some(READ),
-            tls_certs_only: only.collect(),
             ..ClientConfig::default()
         })
     }

@@ -284,6 +284,8 @@ async fn a_link_that_leads_out_of_what_is_configured_leads_nowhere() {
             line.clear();
             assert!(daemon.log.read_line(&mut line).unwrap() > 0);
         }
+        assert!(line.contains(elsewhere.to_str().unwrap()), "{line}");
+        assert!(line.contains("hardening.read"), "{line}");
         assert!(!takes(&daemon, &shown, "first") && !takes(&daemon, &shown, "second"));
     }
 }

@@ -2,9 +2,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -37,20 +36,6 @@ pub(crate) fn has(tool: &str) -> bool {
         eprintln!("\n*** SKIPPED: there is no {tool}\n");
     }
     found
-}
-
-/// The program where every user can execute it.
-fn program_for_all() -> &'static Path {
-    static PROGRAM: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = PROGRAM.get_or_init(|| {
-        let dir = open_folder(0o755);
-        let path = dir.path().join("ringfence");
-        if std::fs::hard_link(program(), &path).is_err() {
-            std::fs::copy(program(), &path).unwrap();
-        }
-        (dir, path)
-    });
-    path
 }
 
 /// A folder with `mode`, which is root's.
@@ -109,10 +94,12 @@ impl Machine {
 
     /// A command that becomes the program there.
     pub(crate) fn command(&self) -> Command {
-        let script = self.script.join(" && ");
         let user = self.user.as_deref().unwrap_or_default();
-        let and = if script.is_empty() { "" } else { "&&" };
-        let script = format!("{script} {and} exec {user} \"$0\" \"$@\"");
+        // Opened by root: other users may not reach where it lies.
+        let mut script = vec!["exec 9<\"$0\"".to_owned()];
+        script.extend(self.script.iter().cloned());
+        script.push(format!("exec {user} /proc/self/fd/9 \"$@\""));
+        let script = script.join(" && ");
         let mut command = match self.namespaces.is_empty() {
             true => Command::new("sh"),
             false => {
@@ -123,7 +110,7 @@ impl Machine {
         };
         command
             .args(["-c", &script])
-            .arg(program_for_all())
+            .arg(program())
             .current_dir(guests::root())
             .stdin(Stdio::null());
         for (key, _) in std::env::vars_os() {
@@ -175,28 +162,26 @@ pub(crate) fn starts(mut command: Command) -> String {
     told
 }
 
-/// Runs the example on `served` by the command line, in the daemon's own network.
+/// Runs the example on `served` by the command line, on the daemon's own machine.
 #[track_caller]
 pub(crate) fn runs_hello(served: &Served, addr: &str) {
-    let output = beside(
-        served,
-        &["run", "--server", addr, "examples/hello.wat"],
-        b"",
-    );
+    let example = guests::root().join("examples/hello.wat");
+    let example = example.to_str().unwrap();
+    let output = beside(served, &["run", "--server", addr, example], b"");
     assert!(output.status.success(), "{addr}: {output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said, "Hello from inside the fence.\n", "{addr}");
 }
 
-/// A command in the network of `served`, with its input.
+/// A command in the network of `served`, among its files, with its input.
 pub(crate) fn beside(served: &Served, args: &[&str], input: &[u8]) -> Output {
     let own = ringfence();
     let mut command = Command::new("nsenter");
     command
-        .args(["--target", &served.child.id().to_string(), "--net", "--"])
+        .args(["--target", &served.child.id().to_string()])
+        .args(["--net", "--mount", "--"])
         .arg(own.get_program())
-        .args(args)
-        .current_dir(guests::root());
+        .args(args);
     let child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,7 +1,5 @@
 //! Networks of one family, of both, and names that stand for several addresses.
 
-use std::process::Stdio;
-
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
@@ -69,11 +67,14 @@ fn localhost_is_both_families_whatever_the_hosts_file_says() {
             runs_by(&daemon, &["localhost"]);
         }
         assert_eq!(daemon.end().0, 0);
-        let daemon = machine.serve_on(&["localhost:50051"], &[]);
-        assert_eq!(bound(&daemon), (1, 1), "{hosts}");
-        runs_hello(&daemon, "127.0.0.1:50051");
-        runs_hello(&daemon, "[::1]:50051");
     }
+    let Some((machine, _hosts)) = network(BOTH) else {
+        return;
+    };
+    let daemon = machine.serve_on(&["localhost:50051"], &[]);
+    assert_eq!(bound(&daemon), (1, 1));
+    runs_hello(&daemon, "127.0.0.1:50051");
+    runs_hello(&daemon, "[::1]:50051");
 }
 
 #[test]
@@ -99,8 +100,7 @@ fn a_name_is_all_of_its_addresses_that_this_host_has() {
     };
     let told = refused("elsewhere:50051");
     assert!(
-        told.contains("elsewhere:50051") && told.contains("192.0.2.7")
-            || told.contains("no such address"),
+        told.contains("elsewhere:50051") && told.contains("this host has no such address"),
         "{told}"
     );
     let told = refused("nobody-knows-this.invalid:50051");
@@ -241,25 +241,12 @@ fn all_addresses_are_of_both_families_whatever_the_host_prefers() {
 
 #[test]
 fn a_command_tries_every_address_of_a_name() {
-    let Some((machine, hosts)) = network(BOTH) else {
+    let Some((machine, _hosts)) = network(BOTH) else {
         return;
     };
     for listen in ["127.0.0.1:50051", "[::1]:50051"] {
         let daemon = machine.serve_on(&[listen], &[]);
-        // With the names of the daemon's machine.
-        let command = format!(
-            "mount --bind {} /etc/hosts && exec \"$0\" run --server localhost:50051 examples/hello.wat",
-            hosts.path().join("hosts").display()
-        );
-        let output = std::process::Command::new("nsenter")
-            .args(["--target", &daemon.child.id().to_string(), "--net", "--"])
-            .args(["unshare", "--mount", "sh", "-c", &command])
-            .arg(crate::process::ringfence().get_program())
-            .current_dir(crate::guests::root())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{listen}: {output:?}");
+        runs_hello(&daemon, "localhost:50051");
         let health = beside(&daemon, &["health", "--server", listen], b"");
         assert!(health.status.success(), "{health:?}");
     }

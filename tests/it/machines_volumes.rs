@@ -7,11 +7,11 @@ use ringfence::api::proto::RunRequest;
 use ringfence::request::Digest;
 use tempfile::TempDir;
 
-use crate::guests::kit as kit_bytes;
-use crate::harness::{Ran, SpecExt, by_digest, connect, load};
+use crate::harness::{Ran, by_digest, connect, load};
 use crate::machine::{
     FS_GROUP, Machine, USER, is_root, open_folder, runs_hello, set, starts, until,
 };
+use crate::modules::saying;
 use crate::process::{Served, ringfence};
 
 fn mode(path: &Path) -> u32 {
@@ -65,10 +65,14 @@ fn strs(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
 
+fn module() -> Vec<u8> {
+    saying("kept", 0)
+}
+
 /// Loads a module, and says whether its code was there already.
 async fn loads(daemon: &Served) -> bool {
     let mut client = connect(&daemon.addr).await;
-    let answer = client.load_module(load(kit_bytes())).await.unwrap();
+    let answer = client.load_module(load(module())).await.unwrap();
     let answer = answer.into_inner();
     assert!(answer.module.is_some());
     answer.cached
@@ -102,7 +106,7 @@ fn give_to_group(path: &Path, gid: u32) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn compiled_code_is_kept_in_whatever_a_platform_mounts() {
     if !is_root() {
         return;
@@ -136,7 +140,7 @@ async fn compiled_code_is_kept_in_whatever_a_platform_mounts() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_a_daemon_made_in_a_volume_of_a_group_is_its_own_again() {
     if !is_root() {
         return;
@@ -261,35 +265,27 @@ fn tokens_come_from_a_secret_of_any_mode_and_are_followed_through_links_into_it(
     if !is_root() {
         return;
     }
-    for (file_mode, gid) in [(0o440, FS_GROUP), (0o644, 0)] {
-        let owners = (file_mode, 0, gid);
+    // As it is mounted, and by a link of the operator's into it.
+    for (file_mode, gid, linked) in [(0o440, FS_GROUP, false), (0o644, 0, true)] {
         let secret = Secret::new("tokens", &line("first"), file_mode, 0, gid);
-        // As it is mounted, and by a link of the operator's into it.
         let own = open_folder(0o755);
-        symlink(secret.path("tokens"), own.path().join("tokens")).unwrap();
-        for path in [secret.path("tokens"), own.path().join("tokens")] {
-            secret.write(
-                100 + u32::from(path.starts_with(own.path())),
-                "tokens",
-                &line("first"),
-                owners,
-            );
-            let set = [
-                format!("auth.tokens_file={}", path.display()),
-                // Beside which nothing else of the folder for temporary files is let in.
-                "store.spool=/nowhere".to_owned(),
-                "auth.open_health=true".to_owned(),
-            ];
-            let args: Vec<&str> = set.iter().flat_map(|it| ["--set", it.as_str()]).collect();
-            let daemon = pod().serve(&args);
-            assert!(takes(&daemon, "first"), "{}", path.display());
-            let version = 200 + u32::from(path.starts_with(own.path()));
-            secret.write(version, "tokens", &line("second"), owners);
-            until("the second token", || {
-                takes(&daemon, "second").then_some(())
-            });
-            assert!(!takes(&daemon, "first"));
-        }
+        let link = own.path().join("tokens");
+        symlink(secret.path("tokens"), &link).unwrap();
+        let path = if linked { link } else { secret.path("tokens") };
+        let set = [
+            format!("auth.tokens_file={}", path.display()),
+            // Beside which nothing else of the folder for temporary files is let in.
+            "store.spool=/nowhere".to_owned(),
+            "auth.open_health=true".to_owned(),
+        ];
+        let args: Vec<&str> = set.iter().flat_map(|it| ["--set", it.as_str()]).collect();
+        let daemon = pod().serve(&args);
+        assert!(takes(&daemon, "first"), "{}", path.display());
+        secret.write(2, "tokens", &line("second"), (file_mode, 0, gid));
+        until("the second token", || {
+            takes(&daemon, "second").then_some(())
+        });
+        assert!(!takes(&daemon, "first"));
     }
     let secret = Secret::new("tokens", &line("first"), 0o400, 0, 0);
     let path = secret.path("tokens").display().to_string();
@@ -300,7 +296,7 @@ fn tokens_come_from_a_secret_of_any_mode_and_are_followed_through_links_into_it(
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn modules_are_kept_in_whatever_a_platform_mounts() {
     if !is_root() {
         return;
@@ -318,12 +314,11 @@ async fn modules_are_kept_in_whatever_a_platform_mounts() {
         assert_eq!(daemon.end().0, 0);
         give_to_group(volume.path(), gid);
         let daemon = pod().serve(&["--set", &url]);
-        let digest = Digest::of(&kit_bytes()).to_string();
-        let spec = Some(by_digest(&digest).args(&["kit", "hello"]));
+        let spec = Some(by_digest(&Digest::of(&module()).to_string()));
         let mut client = connect(&daemon.addr).await;
         let answer = client.run(RunRequest { spec }).await.unwrap();
         let ran = Ran::new(answer.into_inner()).exited(0);
-        assert_eq!(ran.out(), "hello\n");
+        assert_eq!(ran.out(), "kept");
     }
     let closed = open_folder(0o755);
     let told = pod().refuses(&[
