@@ -26,10 +26,11 @@ USER 65532:65532
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/ringfence"]
 CMD ["serve"]
-# By the default listener, so a container that sets its own keeps this one beside it, or runs with --no-healthcheck.
+# By the default listener; RINGFENCE_SERVER says another, such as `-e RINGFENCE_SERVER=unix:/run/ringfence/ringfence.sock`
+# for a container that listens there, which answers whatever [tls] and [auth] ask of others.
 # Kubernetes ignores it (deploy/README.md), and so does an image in OCI format: buildah wants --format docker.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["/usr/bin/ringfence", "health", "--server", "127.0.0.1:50051"]
+    CMD ["/usr/bin/ringfence", "health"]
 
 # `--target prebuilt` takes a file `ringfence` from a build context that needs nothing else. Before the build stage, so
 # that a builder which goes through every stage up to its target compiles nothing.

@@ -181,7 +181,7 @@ const fn ceiling(
 }
 
 /// Every limit, by topic.
-pub const GUEST_LIMITS: [Row; 44] = [
+pub const GUEST_LIMITS: [Row; 45] = [
     setting(
         Topic::Module,
         "bytes of a module, as received",
@@ -280,6 +280,12 @@ pub const GUEST_LIMITS: [Row; 44] = [
         "the same of a stream (0: none)",
         "policy.max_stream_output",
         "as above",
+    ),
+    Row::new(
+        Topic::Streams,
+        "one answer that a client of gRPC takes by default (grpcio, grpc-go, grpc-java, tonic and others)",
+        Bound::Bytes(4 << 20),
+        "the client, not the daemon, fails a `Run` whose outputs together are larger, once the run is over (`RESOURCE_EXHAUSTED`, of tonic `OUT_OF_RANGE`): raise it there (`max_receive_message_length`, `MaxCallRecvMsgSize`, `maxInboundMessageSize`, `max_decoding_message_size`) to twice the output limit and 1 MiB, or call `RunStream`, whose messages hold 64 KiB of output at the most; `ringfence run` takes any size",
     ),
     Row::new(
         Topic::Streams,

@@ -2,7 +2,8 @@
 
 usage: rules.py RENDERED.yaml DEFAULTS.toml OUT
 
-Writes OUT/ringfence.toml, and OUT/args and OUT/probe (one argument a line), so that the caller runs what is deployed.
+Writes OUT/ringfence.toml, OUT/args and OUT/probe-N (one argument a line) and OUT/env (NAME=value a line), so that the
+caller runs what is deployed; and OUT/client-args and OUT/client-env where there is an example client.
 """
 
 import re
@@ -85,18 +86,98 @@ def memory(daemon, settings):
     return told
 
 
+def variables(container):
+    """What stands in the manifest itself; what a Secret holds is its maker's."""
+    return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+
+
+def from_environment(env):
+    """Settings, as the daemon reads them from its environment."""
+    prefix = "RINGFENCE_"
+    return {key.removeprefix(prefix).lower().replace("__", "."): value for key, value in env.items() if "__" in key}
+
+
+def secrets(pod):
+    """Names of the Secrets that a pod mounts, by the folder where they are."""
+    volumes = {each["name"]: each["secret"] for each in pod["volumes"] if "secret" in each}
+    return {
+        mount["mountPath"]: volumes[mount["name"]]
+        for container in pod.get("initContainers", []) + pod["containers"]
+        for mount in container["volumeMounts"]
+        if mount["name"] in volumes
+    }
+
+
+def has_file(pod, path, what):
+    """A file that a setting names is one of a Secret that is mounted."""
+    require(str(Path(path).parent) in secrets(pod), f"{what}: {path} is of no Secret that is mounted")
+
+
+def socket(pod, daemon, probe, settings):
+    """The probes ask a unix socket that the daemon listens on, in a folder that it can write to."""
+    server = probe[probe.index("--server") + 1]
+    require(server.startswith("unix:/"), f"the probes ask {server}: [tls] and [auth] would be in their way")
+    require(server in settings["listen"], f"the daemon does not listen on {server}, which the probes ask")
+    folder = str(Path(server.removeprefix("unix:")).parent)
+    mounts = [each for each in daemon["volumeMounts"] if each["mountPath"] == folder]
+    empty = {each["name"] for each in pod["volumes"] if "emptyDir" in each}
+    good = mounts and mounts[0]["name"] in empty and not mounts[0].get("readOnly")
+    require(good, f"{folder}, where the socket is, is no emptyDir that the daemon can write to")
+
+
+def store(policy, daemon):
+    """A fleet has one store for all, and a way out to it and to DNS; without one there is no way out at all."""
+    shared = any("secretRef" in each for each in daemon.get("envFrom", []))
+    require(shared, "the fleet has no shared store: what one replica loads the others do not run")
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])}
+    require({53, 443} <= ports or not shared, f"no way out to the store and to DNS, only to ports {ports}")
+    blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    wide = [block["cidr"] for block in blocks if block["cidr"] == "0.0.0.0/0" and "169.254.0.0/16" not in block["except"]]
+    require(not wide, "the way out leads to the provider's metadata")
+    require(all("to" in rule and "ports" in rule for rule in policy["spec"]["egress"]), "a way out to anywhere")
+
+
+def client(objects, deployment, out):
+    """The example client is let in, shows a token, and trusts who certified the daemon."""
+    template = deployment["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    (app,) = pod["containers"]
+    restricted(pod, app)
+    require(pod.get("automountServiceAccountToken") is False, "client: a service account token is mounted")
+    policy, service = objects["NetworkPolicy"]["spec"], objects["Service"]
+    wanted = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    require(wanted.items() <= labels.items(), f"client: NetworkPolicy wants the labels {wanted}")
+    require(not policy["podSelector"]["matchLabels"].items() <= labels.items(), "client: it counts as one of the fleet")
+    env = variables(app)
+    port = service["spec"]["ports"][0]["port"]
+    dialled = f"https://{service['metadata']['name']}:{port}"
+    require(env.get("RINGFENCE_SERVER") == dialled, f"client: it dials {env.get('RINGFENCE_SERVER')}, not {dialled}")
+    for name in ("RINGFENCE_TOKEN_FILE", "RINGFENCE_TLS_CA"):
+        has_file(pod, env[name], f"client: {name}")
+    ca = secrets(pod)[str(Path(env["RINGFENCE_TLS_CA"]).parent)]
+    keys = [each["key"] for each in ca.get("items", [])]
+    require(keys == ["ca.crt"], f"client: of the daemon's Secret it sees {keys or 'all'}, its key included")
+    Path(out, "client-args").write_text("\n".join(app["args"]))
+    Path(out, "client-env").write_text("".join(f"{key}={value}\n" for key, value in env.items()))
+
+
 def main(rendered, defaults, out):
-    objects = {each["kind"]: each for each in yaml.safe_load_all(Path(rendered).read_text())}
-    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    every = list(yaml.safe_load_all(Path(rendered).read_text()))
+    objects = {each["kind"]: each for each in every if each["kind"] != "Deployment"}
+    deployments = {each["metadata"]["name"]: each for each in every if each["kind"] == "Deployment"}
+    example = deployments.pop("example-client", None)
+    (deployment,) = deployments.values()
+    pod = deployment["spec"]["template"]["spec"]
     toml = objects["ConfigMap"]["data"]["ringfence.toml"]
     default = dict(leaves(tomllib.loads(Path(defaults).read_text())))
     try:
         own = dict(leaves(tomllib.loads(toml)))
     except tomllib.TOMLDecodeError as error:
         sys.exit(f"  ringfence.toml: {error}")
-    settings = default | own
     containers = pod.get("initContainers", []) + pod["containers"]
     daemon = next(each for each in containers if each["name"] == "ringfence")
+    env = variables(daemon)
+    settings = default | own | from_environment(env)
 
     for key, value in own.items():
         require(default.get(key) != value, f"{key} restates the default")
@@ -105,14 +186,24 @@ def main(rendered, defaults, out):
     require(pod.get("automountServiceAccountToken") is False, "a service account token is mounted")
     require(pod.get("enableServiceLinks") is False, "service links would become settings")
     require(not settings["server.insecure_listen"] or "NetworkPolicy" in objects, "open listener without NetworkPolicy")
+    for key in ("tls.cert", "tls.key", "auth.tokens_file"):
+        if settings[key]:
+            has_file(pod, settings[key], key)
+    if objects.get("NetworkPolicy"):
+        store(objects["NetworkPolicy"], daemon)
+    if example:
+        client(objects, example, out)
     drain(pod, daemon, settings)
     told = memory(daemon, settings)
     probes = [daemon[kind]["exec"]["command"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")]
-    require(probes.count(probes[0]) == 3, "the probes ask different addresses")
+    for probe in probes:
+        socket(pod, daemon, probe, settings)
 
     Path(out, "ringfence.toml").write_text(toml)
     Path(out, "args").write_text("\n".join(daemon["args"]))
-    Path(out, "probe").write_text("\n".join(probes[0]))
+    for number, probe in enumerate(probes):
+        Path(out, f"probe-{number}").write_text("\n".join(probe))
+    Path(out, "env").write_text("".join(f"{key}={value}\n" for key, value in env.items()))
     print(f"  rules hold: {told}" if not problems else "\n".join(f"  {each}" for each in problems))
     return 1 if problems else 0
 

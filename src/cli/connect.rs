@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -102,11 +103,15 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
     });
     let (stream, greeting) = dialer.dial().await.map_err(unreachable)?;
     let mut first = Some(TokioIo::new(stream));
+    let judged = Arc::new(AtomicBool::new(false));
+    let was_judged = Arc::clone(&judged);
     let dial = service_fn(move |_: Uri| {
         let (first, dialer) = (first.take(), Arc::clone(&dialer));
+        let was_judged = was_judged.load(Ordering::Acquire);
         async move {
             match first {
                 Some(stream) => Ok(stream),
+                None if !was_judged => Err(std::io::ErrorKind::NotConnected.into()),
                 // The first connection broke, or ended when it had become old.
                 None => match dialer.dial().await {
                     Ok((stream, _)) => Ok(TokioIo::new(stream)),
@@ -119,6 +124,7 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
     let endpoint = windows(Endpoint::from_static("http://dialed")).origin(origin);
     let connected = endpoint.connect_with_connector(dial).await;
     greeting.judge().await.map_err(unreachable)?;
+    judged.store(true, Ordering::Release);
     let channel = connected.map_err(|error| unreachable(causes(&error)))?;
     Ok(InterceptedService::new(channel, bearer))
 }

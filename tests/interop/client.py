@@ -21,6 +21,8 @@ HELLO = b"""(module
 
 # Over a unix socket grpcio sends the path as the authority, which HTTP/2 servers refuse.
 options = [("grpc.default_authority", "localhost")] if TARGET.startswith("unix:") else []
+# Twice the output limit that is asked for below, and a little: 4 MiB is what clients take by default.
+options.append(("grpc.max_receive_message_length", 17 << 20))
 channel = grpc.insecure_channel(TARGET, options=options)
 sandbox = sandbox_service_pb2_grpc.SandboxServiceStub(channel)
 
@@ -38,6 +40,25 @@ assert dict(call.initial_metadata())["ringfence-run-id"] == answer.result.run_id
 events = list(sandbox.RunStream(sandbox_service_pb2.RunStreamRequest(spec=spec)))
 assert [event.WhichOneof("event") for event in events] == ["started", "stdout", "exit"], events
 assert [event.seq for event in events] == [0, 1, 2]
+
+LARGE = b"""(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 97)
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 65536))
+    (i32.store (i32.const 4) (i32.const 6291456))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))))"""
+large = spec_pb2.RunSpec(wasm=LARGE, resources=spec_pb2.Resources(output_limit=8 << 20))
+answer = sandbox.Run(sandbox_service_pb2.RunRequest(spec=large))
+assert answer.stdout == bytes(6 << 20), (len(answer.stdout), answer.result)
+default = sandbox_service_pb2_grpc.SandboxServiceStub(grpc.insecure_channel(TARGET, options=options[:-1]))
+streamed = default.RunStream(sandbox_service_pb2.RunStreamRequest(spec=large))
+assert sum(len(event.stdout) for event in streamed) == 6 << 20
+try:
+    default.Run(sandbox_service_pb2.RunRequest(spec=large))
+    raise AssertionError("the default took it: what is said of it is not true any more")
+except grpc.RpcError as error:
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
 
 try:
     bad = spec_pb2.RunSpec(wasm=HELLO, resources=spec_pb2.Resources(memory_pages=70000))

@@ -143,13 +143,14 @@ impl Connection {
         let Some(spoken) = opening.hear(bytes) else {
             return false;
         };
-        let held = self.opening.take().map(|it| it.into_held());
-        self.unsent = held.unwrap_or_default();
+        let spoke_already = !opening.holds();
+        self.unsent.append(&mut opening.release());
+        self.opening = None;
         if let Spoken::Foreign(protocol) = spoken {
             if let Some(place) = &self.place {
                 place.is_foreign(protocol);
             }
-            if protocol == ForeignProtocol::Http1 {
+            if protocol == ForeignProtocol::Http1 && !spoke_already {
                 self.unsent = HTTP1_ANSWER.to_vec();
                 self.skip(cx);
             }
@@ -333,6 +334,15 @@ impl AsyncRead for Connection {
             buf.set_filled(before);
             return Poll::Ready(Ok(()));
         }
+        let this = &mut *self;
+        if let Some(opening) = &mut this.opening
+            && polled.is_pending()
+            && opening.poll_over(cx).is_ready()
+        {
+            this.unsent.append(&mut opening.release());
+            // What is not taken at once is written before anything else is.
+            let _ = this.send_unsent(cx);
+        }
         if let Some(mender) = &mut self.mender {
             mender.mend(&mut buf.filled_mut()[before..]);
         }
@@ -362,8 +372,7 @@ impl AsyncWrite for Connection {
             if opening.hold(buf) {
                 return Poll::Ready(Ok(buf.len()));
             }
-            let held = this.opening.take().map(|it| it.into_held());
-            this.unsent = held.unwrap_or_default();
+            this.unsent.append(&mut opening.release());
         }
         let polled = match this.send_unsent(cx) {
             Poll::Ready(Ok(())) => on!(this, poll_write(cx, buf)),
@@ -379,7 +388,8 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.opening.is_some() || !this.unsent.is_empty() {
+        let holds = this.opening.as_ref().is_some_and(|it| it.holds());
+        if holds || !this.unsent.is_empty() {
             let first = bufs.iter().find(|it| !it.is_empty());
             let first = first.map_or(&[][..], |it| &**it);
             return Pin::new(this).poll_write(cx, first);
@@ -399,7 +409,7 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // With TLS, a write is done when it is encrypted, and waits here.
         let this = self.get_mut();
-        if this.opening.is_some() {
+        if this.opening.as_ref().is_some_and(|it| it.holds()) {
             return Poll::Ready(Ok(()));
         }
         let polled = match this.send_unsent(cx) {

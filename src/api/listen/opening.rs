@@ -1,7 +1,13 @@
 //! The first bytes of a connection, before the daemon has said anything: whether they are HTTP/2 at all.
 //!
-//! A server of HTTP/2 may speak first, and does. It is held back until the client has said what it speaks, so that one of
-//! HTTP/1 gets an answer that it understands.
+//! A server of HTTP/2 may speak first, and does. It is held back for a moment, until the client has said what it speaks,
+//! so that one of HTTP/1 gets an answer that it understands.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Sleep;
 
 use super::closures::ForeignProtocol;
 
@@ -11,6 +17,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SURE: usize = 4;
 /// Bytes that a server of HTTP/2 may have said meanwhile: its settings, and how much it takes.
 const MAX_HELD: usize = 1 << 10;
+/// How long it is held back where nothing comes: clients speak at once.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// What requests of HTTP/1 begin with.
 const METHODS: [&[u8]; 9] = [
     b"GET ",
@@ -34,10 +42,12 @@ pub(super) const HTTP1_ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported
     a proxy in between has to speak HTTP/2 to this port.\n";
 
 /// A connection of which nobody knows yet what it speaks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Opening {
     heard: Vec<u8>,
-    held: Vec<u8>,
+    /// What the server says meanwhile; none once that is said.
+    held: Option<Vec<u8>>,
+    patience: Pin<Box<Sleep>>,
 }
 
 /// What a connection speaks.
@@ -57,18 +67,44 @@ impl Opening {
         judge(&self.heard)
     }
 
-    /// Holds back what the server says; what does not fit is not taken.
+    /// Holds back what the server says, where it is to be held back and fits.
     pub(super) fn hold(&mut self, bytes: &[u8]) -> bool {
-        let fits = self.held.len() + bytes.len() <= MAX_HELD;
+        let Some(held) = &mut self.held else {
+            return false;
+        };
+        let fits = held.len() + bytes.len() <= MAX_HELD;
         if fits {
-            self.held.extend_from_slice(bytes);
+            held.extend_from_slice(bytes);
         }
         fits
     }
 
-    /// What was held back.
-    pub(super) fn into_held(self) -> Vec<u8> {
-        self.held
+    /// Whether anything is held back.
+    pub(super) fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Ready when nothing is to be held back any longer. Whoever polls is woken when it is.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.held {
+            Some(_) => self.patience.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// What was held back; from now on nothing is.
+    pub(super) fn release(&mut self) -> Vec<u8> {
+        self.held.take().unwrap_or_default()
+    }
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        Self {
+            heard: Vec::new(),
+            held: Some(Vec::new()),
+            patience: Box::pin(tokio::time::sleep(PATIENCE)),
+        }
     }
 }
 
@@ -95,8 +131,8 @@ fn judge(heard: &[u8]) -> Option<Spoken> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_first_bytes_tell_what_is_spoken_however_they_are_cut() {
+    #[tokio::test]
+    async fn the_first_bytes_tell_what_is_spoken_however_they_are_cut() {
         const HTTP1: Option<Spoken> = Some(Spoken::Foreign(ForeignProtocol::Http1));
         const TLS: Option<Spoken> = Some(Spoken::Foreign(ForeignProtocol::Tls));
         for (said, spoken) in [
@@ -130,11 +166,13 @@ mod tests {
         assert!(head.contains(&format!("content-length: {}", body.len())));
     }
 
-    #[test]
-    fn only_so_much_is_held_back() {
+    #[tokio::test]
+    async fn only_so_much_is_held_back_and_for_a_moment() {
         let mut opening = Opening::default();
         assert!(opening.hold(&[0; MAX_HELD]));
         assert!(!opening.hold(&[0]));
-        assert_eq!(opening.into_held().len(), MAX_HELD);
+        std::future::poll_fn(|cx| opening.poll_over(cx)).await;
+        assert_eq!(opening.release().len(), MAX_HELD);
+        assert!(!opening.holds() && !opening.hold(&[0]));
     }
 }
