@@ -28,7 +28,7 @@ const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 64;
 /// Bytes of the headers of a call that are looked at. More than the gate lets through, so that it can say so: what is over
 /// this gets HTTP's 431, and what is over four times this ends the connection.
-const MAX_HEADER_LIST: u32 = 64 << 10;
+const MAX_HEADER_LIST: u32 = 32 << 10;
 
 /// How often an idle connection is pinged, and how long the reply may take.
 #[derive(Clone, Copy, Debug)]

@@ -19,9 +19,7 @@ HELLO = b"""(module
     (i32.store (i32.const 4) (i32.const 16))
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))))"""
 
-# Over a unix socket grpcio sends the path as the authority, which HTTP/2 servers refuse.
-options = [("grpc.default_authority", "localhost")] if TARGET.startswith("unix:") else []
-channel = grpc.insecure_channel(TARGET, options=options)
+channel = grpc.insecure_channel(TARGET)
 sandbox = sandbox_service_pb2_grpc.SandboxServiceStub(channel)
 
 health = sandbox.Health(sandbox_service_pb2.HealthRequest())
