@@ -65,7 +65,9 @@ async function main() {
   }
   const info = known['google.rpc.ErrorInfo'];
   assert.deepStrictEqual([info.domain, info.reason], ['ringfence', 'SPEC_INVALID']);
-  assert.strictEqual(info.metadata.field, 'spec');
+  // Of a map, what was described is its entries.
+  const metadata = info.metadata.map((entry) => [entry.key, entry.value]);
+  assert.deepStrictEqual(metadata, [['field', 'spec']]);
   console.log('interop ok');
   client.close();
 }
