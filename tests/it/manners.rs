@@ -294,6 +294,22 @@ const METHODS: [&str; 8] = [
     "/grpc.health.v1.Health/List",
 ];
 
+/// Methods whose answers, or whose requests, are streams.
+const STREAMS: [&str; 8] = [
+    "/ringfence.v1.RunService/Interact",
+    "/ringfence.v1.RunService/AttachRun",
+    "/ringfence.v1.RunService/WatchRuns",
+    "/ringfence.v1.RunService/CancelRun",
+    "/ringfence.v1.ModuleService/UploadModule",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+fn all_methods() -> impl Iterator<Item = &'static str> {
+    METHODS.into_iter().chain(STREAMS)
+}
+
 /// A call of a method that it can do something for.
 fn any_call(path: &str) -> Request<Full<Bytes>> {
     match path.rsplit_once('/').unwrap().1 {
@@ -311,7 +327,7 @@ async fn a_deadline_that_has_passed_is_told_as_such_by_every_method() {
     let daemon = Daemon::start().await;
     let mut raw = Raw::connect(&daemon.addr).await;
     for timeout in ["0m", "1n", "0H", "999n"] {
-        for path in METHODS {
+        for path in all_methods() {
             let request = with(any_call(path), &[("grpc-timeout", timeout)]);
             let answer = raw.send(request).await;
             let refused = answer.refused();
@@ -366,7 +382,7 @@ async fn a_deadline_that_is_no_time_is_refused_by_every_method() {
         "S",
         "\u{663}S",
     ] {
-        for path in METHODS {
+        for path in all_methods() {
             let request = with(any_call(path), &[("grpc-timeout", timeout)]);
             let refused = raw.send(request).await.refused();
             let refused = refused.is(Code::InvalidArgument, "MALFORMED_REQUEST");
@@ -378,7 +394,7 @@ async fn a_deadline_that_is_no_time_is_refused_by_every_method() {
         }
     }
     let twice = [("grpc-timeout", "1S"), ("grpc-timeout", "2S")];
-    for path in METHODS {
+    for path in all_methods() {
         let refused = raw.send(with(any_call(path), &twice)).await.refused();
         refused.is(Code::InvalidArgument, "MALFORMED_REQUEST");
     }
@@ -398,7 +414,7 @@ async fn metadata_over_the_limit_is_refused_with_the_limit() {
         &[("authorization", &*large)],
         &many,
     ] {
-        for path in METHODS {
+        for path in all_methods() {
             let answer = raw.send(with(any_call(path), fields)).await;
             let refused = answer.refused();
             let refused = refused.is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE");

@@ -320,7 +320,7 @@ impl Fields {
                 is_authority: left == code.authority().len(),
                 at: 0,
             },
-            text => text,
+            Text::Value | Text::Authority => text,
         };
         match left {
             0 => text.ended(),
