@@ -8,13 +8,13 @@ use super::inflight::RETRY;
 use crate::refusal::{Reason, Refusal};
 
 /// Bytes that a caller may send on one call before they are read.
-pub(super) const STREAM_WINDOW: u32 = 256 << 10;
+pub const STREAM_WINDOW: u32 = 256 << 10;
 /// Calls of one connection that may leave input unread: interactions, uploads and reflection. The other methods read all
 /// that comes, or refuse it.
 pub(super) const MAX_INPUT_CALLS: u32 = 40;
 /// Bytes that a caller may send on all calls of a connection before they are read: what may lie unread, and room for
 /// eight calls beside it that arrive at full speed.
-pub(super) const CONNECTION_WINDOW: u32 = (MAX_INPUT_CALLS + 8) * STREAM_WINDOW;
+pub const CONNECTION_WINDOW: u32 = (MAX_INPUT_CALLS + 8) * STREAM_WINDOW;
 
 /// The number of such calls that a connection has.
 #[derive(Clone, Debug, Default)]

@@ -59,6 +59,7 @@ pub use auth::Authentication;
 pub use delivery::Deliveries;
 pub use health::HealthApi;
 pub use http_gate::HttpGate;
+pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};
 pub use listen::{Address, BindError, Bound, ListenSettings, TlsSettings, bind, pair};
 pub use modules::ModuleApi;
