@@ -17,7 +17,7 @@ use crate::request::{
     self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
     WORKING_DIR_FIELD,
 };
-use crate::run::{About, Selector, State};
+use crate::run::{About, Selector, State, not_started};
 
 /// A run's spec, its limits granted.
 ///
@@ -293,10 +293,15 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
 /// When a caller that said how long it waits gives up, less what the answer needs to get home.
 ///
 /// # Errors
-/// `MALFORMED_REQUEST` for a header that says no time.
+/// `MALFORMED_REQUEST` for a header that says no time; `NOT_STARTED` where that has passed already, however fast the
+/// rest would be.
 pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
     let arrived = request.extensions().get::<Arrived>();
-    arrived.map_or(Ok(None), Arrived::answer_deadline)
+    let deadline = arrived.map_or(Ok(None), Arrived::answer_deadline)?;
+    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        return Err(not_started());
+    }
+    Ok(deadline)
 }
 
 fn module_ref(

@@ -3,26 +3,32 @@
 //!
 //! The gate also looks at what every call has, whatever its method: the size of its metadata, and its deadline.
 
-use std::future::{Ready, ready};
+use std::future::{Ready, poll_fn, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body as _;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::call_deadline::{Arrived, CallTimeout};
 use super::status;
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::{Reason, Refusal, quote};
+use crate::run::not_started;
 
 /// The content types of a call, in the words of an answer to any other.
 const CALLS: &str = "application/grpc, application/grpc+proto";
 /// Bytes of a call's metadata, counted as HTTP/2 does, with the method's path and the authority.
 const MAX_METADATA: usize = 8 << 10;
+/// Bytes of a body that nobody wants, which are read all the same, and how long that may take.
+const DRAINED: usize = 64 << 10;
+const DRAINING: Duration = Duration::from_millis(500);
 /// What HTTP/2 counts for each field beside its bytes.
 const FIELD: usize = 32;
 
@@ -64,9 +70,17 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let refused = |answer| Either::Right(Either::Left(ready(Ok(answer))));
-        if let Err(answer) = check(&request) {
+        match check(&request) {
+            Ok(()) => {}
+            Err(NoCall::Http(answer)) => {
+                let body = request.into_body();
+                return Either::Right(Either::Right(Box::pin(async move {
+                    drain(body).await;
+                    Ok(answer)
+                })));
+            }
             // Its body is dropped unread.
-            return refused(answer);
+            Err(NoCall::Refused(refusal)) => return refused(status::from(&refusal).into_http()),
         }
         let arrived = Arrived::now(request.headers());
         let deadline = match arrived.timeout {
@@ -106,8 +120,15 @@ fn keeps_its_deadline(path: &str) -> bool {
 }
 
 fn too_late() -> Response<Body> {
-    let message = "the deadline of the call passed before there was an answer";
-    status::from(&Refusal::new(Reason::NotStarted, message)).into_http()
+    status::from(&not_started()).into_http()
+}
+
+/// Why a request goes no further.
+enum NoCall {
+    /// It is none of gRPC; what HTTP says of that.
+    Http(Response<Body>),
+    /// It is one, and a bad one.
+    Refused(Refusal),
 }
 
 /// Looks whether a request is a call.
@@ -115,15 +136,31 @@ fn too_late() -> Response<Body> {
     clippy::result_large_err,
     reason = "the error is the answer, which is made once and handed on"
 )]
-fn check(request: &Request<Body>) -> Result<(), Response<Body>> {
+fn check(request: &Request<Body>) -> Result<(), NoCall> {
     if request.method() != Method::POST {
-        return Err(wrong_method(request.method()));
+        return Err(NoCall::Http(wrong_method(request.method())));
     }
     if !is_grpc(request.headers()) {
-        return Err(wrong_content_type());
+        return Err(NoCall::Http(wrong_content_type()));
     }
-    check_metadata(request.uri(), request.headers())
-        .map_err(|refusal| status::from(&refusal).into_http())
+    check_metadata(request.uri(), request.headers()).map_err(NoCall::Refused)
+}
+
+/// Reads a body that nobody wants, where it is short: a stream that is reset while it is sent is told by some clients as
+/// broken, and not what was answered.
+async fn drain(mut body: Body) {
+    let drained = async {
+        let mut left = DRAINED;
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            let Some(rest) = left.checked_sub(bytes) else {
+                return;
+            };
+            left = rest;
+        }
+    };
+    // What is longer, or does not end, is reset.
+    let _ = tokio::time::timeout(DRAINING, drained).await;
 }
 
 /// Whether the one content type that is given is that of gRPC with protobuf in it, whatever its case and parameters.
@@ -159,7 +196,7 @@ fn check_metadata(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         "the metadata of the call takes {size} bytes, of which the most may be {MAX_METADATA} ({} headers, each with 32 \
          bytes on top; the largest is {})",
         headers.len(),
-        crate::refusal::quote(largest)
+        quote(largest)
     );
     Err(Refusal::new(Reason::MessageTooLarge, message)
         .with("asked", size)
@@ -169,7 +206,7 @@ fn check_metadata(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
 fn wrong_method(method: &Method) -> Response<Body> {
     let text = format!(
         "{} is not what a call of gRPC is made with: POST, with the content type application/grpc, over HTTP/2\n",
-        crate::refusal::quote(method.as_str())
+        quote(method.as_str())
     );
     let text = match *method {
         // Its answer has no body.

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_stream::{Stream, StreamExt};
 use tonic::body::Body;
 use tonic::transport::server::Connected;
@@ -28,7 +29,7 @@ const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 64;
 /// Bytes of the headers of a call that are looked at. More than the gate lets through, so that it can say so: what is over
 /// this gets HTTP's 431, and what is over four times this ends the connection.
-const MAX_HEADER_LIST: u32 = 64 << 10;
+const MAX_HEADER_LIST: u32 = 32 << 10;
 
 /// How often an idle connection is pinged, and how long the reply may take.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,7 @@ pub struct KeepAlive {
 }
 
 /// Serves `connections` by `service` until there are no more or `shutdown` resolves; then waits for the calls that are on
-/// their way, on connections that take no new ones.
+/// their way, on connections that take no new ones. Where it is dropped, so are they.
 pub async fn serve<S>(
     connections: impl Stream<Item = io::Result<Connection>>,
     service: S,
@@ -53,6 +54,7 @@ pub async fn serve<S>(
 {
     let http2 = http2(keep_alive);
     let (end, ending) = watch::channel(());
+    let mut served = JoinSet::new();
     {
         let mut shutdown = pin!(shutdown);
         let mut connections = pin!(connections);
@@ -60,14 +62,15 @@ pub async fn serve<S>(
             let connection = tokio::select! {
                 () = &mut shutdown => break,
                 connection = connections.next() => connection,
+                Some(_) = served.join_next() => continue,
             };
             match connection {
                 Some(Ok(connection)) => {
-                    let served = ConnectionService {
+                    let calls = ConnectionService {
                         peer: connection.connect_info(),
                         service: service.clone(),
                     };
-                    tokio::spawn(serve_one(http2.clone(), connection, served, ending.clone()));
+                    served.spawn(serve_one(http2.clone(), connection, calls, ending.clone()));
                 }
                 Some(Err(error)) => tracing::debug!(%error, "a connection failed"),
                 None => break,
@@ -75,10 +78,9 @@ pub async fn serve<S>(
         }
         // What accepts is told here, by being dropped, and takes no more.
     }
-    drop(ending);
     // Nobody listens where no connection is left.
     let _ = end.send(());
-    end.closed().await;
+    while served.join_next().await.is_some() {}
 }
 
 fn http2(keep_alive: KeepAlive) -> http2::Builder<TokioExecutor> {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use self::admission::{Admission, not_started};
+use self::admission::Admission;
 use self::inflight::InFlight;
 use self::record::Pending;
 use self::tenant::Tenants;
@@ -33,7 +33,9 @@ use crate::sandbox::{Sandbox, StopReason};
 use crate::store::Registries;
 use bytes::Bytes;
 
-pub use self::admission::{Capacity, Load, Loads, Pass, Quota, share_of_memory, shutting_down};
+pub use self::admission::{
+    Capacity, Load, Loads, Pass, Quota, not_started, share_of_memory, shutting_down,
+};
 pub use self::answer::{AnswerReservation, STREAMED_FRAMES};
 pub use self::attach::Attached;
 pub use self::control::Cancelled;

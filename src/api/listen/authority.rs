@@ -19,6 +19,9 @@ const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 /// The place of `:authority` in HPACK's static table.
 const AUTHORITY: u8 = 1;
+/// The name itself, which C's core writes each time, as it is and in Huffman's code.
+const NAME: &[u8] = b":authority";
+const NAME_IN_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
 /// Follows what a client sends on one connection.
 #[derive(Debug)]
@@ -83,8 +86,12 @@ enum Next {
 /// What a string is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Text {
-    /// The name of a field, whose value comes next.
-    Name,
+    /// The name of a field, whose value comes next; whether it is that of the authority as far as it is there, which is
+    /// so many bytes.
+    Name {
+        is_authority: bool,
+        at: usize,
+    },
     Value,
     Authority,
 }
@@ -254,13 +261,19 @@ impl Fields {
                     }
                 }
                 Self::Bytes {
-                    text,
+                    mut text,
                     left,
                     mut code,
                 } => {
                     used = bytes.len().min(left);
-                    if text == Text::Authority {
-                        code.mend(&mut bytes[..used]);
+                    match &mut text {
+                        Text::Name { is_authority, at } if *is_authority => {
+                            let name = &code.authority()[*at..];
+                            *is_authority = name.starts_with(&bytes[..used]);
+                            *at += used;
+                        }
+                        Text::Authority => code.mend(&mut bytes[..used]),
+                        Text::Name { .. } | Text::Value => {}
                     }
                     match left - used {
                         0 => text.ended(),
@@ -287,7 +300,10 @@ impl Fields {
             (false, false) => Self::Start,
             (true, true) => Self::Index { then: Next::Value },
             (true, false) => Self::Length(match index {
-                0 => Text::Name,
+                0 => Text::Name {
+                    is_authority: false,
+                    at: 0,
+                },
                 AUTHORITY => Text::Authority,
                 _ => Text::Value,
             }),
@@ -299,6 +315,13 @@ impl Fields {
             true => Code::Huffman { bits: 0, count: 0 },
             false => Code::Plain,
         };
+        let text = match text {
+            Text::Name { .. } => Text::Name {
+                is_authority: left == code.authority().len(),
+                at: 0,
+            },
+            Text::Value | Text::Authority => text,
+        };
         match left {
             0 => text.ended(),
             left => Self::Bytes { text, left, code },
@@ -309,13 +332,24 @@ impl Fields {
 impl Text {
     fn ended(self) -> Fields {
         match self {
-            Self::Name => Fields::Length(Self::Value),
+            Self::Name {
+                is_authority: true, ..
+            } => Fields::Length(Self::Authority),
+            Self::Name { .. } => Fields::Length(Self::Value),
             Self::Value | Self::Authority => Fields::Start,
         }
     }
 }
 
 impl Code {
+    /// The name of the authority in this code.
+    fn authority(self) -> &'static [u8] {
+        match self {
+            Self::Plain => NAME,
+            Self::Huffman { .. } | Self::Lost => NAME_IN_HUFFMAN,
+        }
+    }
+
     /// Mends the next bytes of an authority.
     fn mend(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
@@ -371,7 +405,7 @@ mod tests {
     use super::*;
 
     /// The codes of the characters that are written here, and their bits.
-    const CODES: [(char, u32, u32); 22] = [
+    const CODES: [(char, u32, u32); 26] = [
         (' ', 0x14, 6),
         ('%', 0x15, 6),
         ('-', 0x16, 6),
@@ -386,13 +420,17 @@ mod tests {
         ('a', 0x03, 5),
         ('c', 0x04, 5),
         ('h', 0x27, 6),
+        ('i', 0x06, 5),
         ('k', 0x75, 7),
         ('l', 0x28, 6),
         ('m', 0x29, 6),
         ('o', 0x07, 5),
         ('p', 0x2b, 6),
+        ('r', 0x2c, 6),
         ('s', 0x08, 5),
         ('t', 0x09, 5),
+        ('u', 0x2d, 6),
+        ('y', 0x7a, 7),
         ('~', 0x1ffd, 13),
     ];
 
@@ -434,6 +472,16 @@ mod tests {
         for first in [0x41, 0x01, 0x11] {
             block.push(first);
             block.extend(string(authority, compressed));
+        }
+        // By its name, and by one that is nearly its.
+        for (name, text) in [
+            (":authority", authority),
+            (":authorits", same),
+            (":author", same),
+        ] {
+            block.push(0x40);
+            block.extend(string(name, compressed));
+            block.extend(string(text, compressed));
         }
         block.push(0x44);
         block.extend(string(same, compressed));

@@ -274,7 +274,7 @@ fn too_much(asked: u64, allowed: u64) -> Refusal {
 }
 
 /// The caller's deadline passed before its run could start.
-pub(super) fn not_started() -> Refusal {
+pub fn not_started() -> Refusal {
     Refusal::new(
         Reason::NotStarted,
         "the caller's deadline passed before what it asked for could be done",
