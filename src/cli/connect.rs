@@ -16,7 +16,7 @@ use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
-use crate::config::Overrides;
+use crate::config::{Overrides, SettingValue};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -120,10 +120,12 @@ pub(super) struct Embedded {
 }
 
 impl Embedded {
-    /// Starts it with the defaults and `set` over them.
-    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Link), Failure> {
+    /// Starts it with the defaults and `values` over them.
+    pub(super) async fn start(
+        values: Vec<(String, SettingValue)>,
+    ) -> Result<(Self, Link), Failure> {
         let overrides = Overrides {
-            set,
+            values,
             ..Overrides::default()
         };
         let (config, _) =

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod attach;
+mod causes;
 mod config;
 mod connect;
 mod credentials;
@@ -8,16 +9,20 @@ mod ending;
 mod failure;
 mod follow;
 mod health;
+mod interrupt;
 mod load;
 mod modules;
 mod ps;
+mod reader;
 mod run;
 mod serve;
-mod talk;
+mod stdin_pump;
+mod stdin_source;
 mod token;
+mod values;
 mod waiting;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +31,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::failure::Failure;
 use crate::config::Overrides;
+use crate::refusal::printable;
 use crate::sandbox;
 
 /// The file of this program, also where another has taken its name since.
@@ -43,6 +49,8 @@ pub mod exit {
     pub const TRAPPED: u8 = 134;
     /// The guest went over a limit, or was cancelled (128 + SIGKILL).
     pub const KILLED: u8 = 137;
+    /// Nobody reads what the command prints (128 + SIGPIPE).
+    pub const BROKEN_PIPE: u8 = 141;
 }
 
 /// Run untrusted WebAssembly under hard limits.
@@ -62,8 +70,12 @@ enum Command {
     /// The guest's standard output and error go to the matching streams, byte for byte, and its exit code is passed
     /// on. Codes above 255 exit 255. When the guest did not end by itself, one line on standard error says why, and
     /// the code is 124 (timed out), 125 (daemon failed), 126 (refused), 134 (trapped), or 137 (over a limit, or
-    /// cancelled); `--output json` tells these from a guest that exited with the same code, and a run that was refused
+    /// cancelled); it is 141, without a line, where nobody reads the output any more, which cancels the run. `--output json` tells these from a guest that exited with the same code, and a run that was refused
     /// as {"error": {"code", "reason", "message", "field", "metadata"}}.
+    ///
+    /// Standard input is read when the guest asks for it, so that a guest that does not leaves all of it to whoever
+    /// reads next. What a guest that ends early has left of a file can be read on; of a pipe, about as much as it read
+    /// may be gone. --no-stdin keeps a guest from it.
     Run(Box<run::Run>),
     /// Load a module into a daemon and print its digest
     Load(load::Load),
@@ -122,6 +134,7 @@ impl ConfigArgs {
             file: self.config,
             set: self.set,
             environment: true,
+            ..Overrides::default()
         }
     }
 }
@@ -131,13 +144,13 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(argv) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed pipe is not worth a second error.
-            let _ = error.print();
-            // Usage errors exit 125, which no guest's own code is mistaken for as easily as clap's 2.
-            return if error.use_stderr() {
-                ExitCode::from(exit::FAILED)
-            } else {
-                ExitCode::SUCCESS
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            // Usage errors exit 125, which no guest's own code is mistaken for as easily as clap's 2. Nobody has to read
+            // them; help that is asked for is to arrive.
+            return match printed {
+                _ if error.use_stderr() => ExitCode::from(exit::FAILED),
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => Failure::from(error).tell(false),
             };
         }
     };
@@ -160,14 +173,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
     };
-    result.unwrap_or_else(|failure| {
-        if json {
-            // Whoever does not read it still has the exit code.
-            let _ = print_json(&failure.json());
-        }
-        complain(&failure.message);
-        ExitCode::from(failure.code)
-    })
+    result.unwrap_or_else(|failure| failure.tell(json))
 }
 
 impl Command {
@@ -197,13 +203,11 @@ fn complain(message: &str) {
     let _ = writeln!(std::io::stderr(), "ringfence: {message}");
 }
 
-/// Writes to standard output; a reader that went away, as `head` does, is no failure.
+/// Writes to standard output. Where its reader went away, as `head` does, the command ends.
 fn print(bytes: &[u8]) -> Result<ExitCode, Failure> {
     let mut out = std::io::stdout();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    out.write_all(bytes).and_then(|()| out.flush())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a JSON value on one line.
@@ -212,7 +216,7 @@ fn print_json(value: &serde_json::Value) -> Result<ExitCode, Failure> {
 }
 
 /// The file's bytes, or standard input's for "-".
-fn read(path: &str) -> Result<Vec<u8>, Failure> {
+fn read(path: &OsStr) -> Result<Vec<u8>, Failure> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let read = if path == "-" {
@@ -220,7 +224,11 @@ fn read(path: &str) -> Result<Vec<u8>, Failure> {
     } else {
         std::fs::read(path).map(|read| bytes = read)
     };
-    read.map_err(|error| Failure::new(format!("cannot read {path}: {error}")))?;
+    let told = |error| {
+        let path = printable(&path.to_string_lossy());
+        Failure::new(format!("cannot read {path}: {error}"))
+    };
+    read.map_err(told)?;
     Ok(bytes)
 }
 

@@ -12,6 +12,7 @@ use super::connect::{connect_runs, failure};
 use super::credentials::Credentials;
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
+use super::reader::reader_gone;
 use super::{Failure, complain, key_value, print, print_json, runtime};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
@@ -148,12 +149,19 @@ impl Ps {
         let answer = client.watch_runs(request).await;
         let mut news = answer.map_err(|status| failure(&status))?.into_inner();
         print(self.head().as_bytes())?;
-        while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
-            if let Some(Event::Run(run)) = news.event {
-                print(self.line(&run).as_bytes())?;
+        let told = async {
+            while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
+                if let Some(Event::Run(run)) = news.event {
+                    print(self.line(&run).as_bytes())?;
+                }
             }
+            Err(Failure::unreachable("the connection broke"))
+        };
+        tokio::select! {
+            told = told => told,
+            // Nothing may change for hours.
+            () = reader_gone() => Err(Failure::broken_pipe()),
         }
-        Err(Failure::unreachable("the connection broke"))
     }
 
     /// What stands above a table. Not before the daemon has answered: a refusal has no table.
