@@ -156,10 +156,15 @@ impl Embedded {
     }
 
     /// Ends it.
-    pub(super) async fn end(self) {
+    ///
+    /// # Errors
+    /// Where it had ended by itself, for a reason that its clients were not told.
+    pub(super) async fn end(self) -> Result<(), Failure> {
         drop(self.stop);
-        // How it ended no longer matters to a run that has.
-        let _ = self.served.await;
+        match self.served.await {
+            Ok(served) => served.map_err(|error| Failure::new(error.to_string())),
+            Err(error) => Err(Failure::new(format!("the embedded daemon failed: {error}"))),
+        }
     }
 }
 

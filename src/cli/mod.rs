@@ -11,6 +11,7 @@ mod follow;
 mod health;
 mod interrupt;
 mod load;
+mod module_argument;
 mod modules;
 mod ps;
 mod reader;
@@ -124,7 +125,7 @@ struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Set one key over all else, as in `--set policy.max_timeout=60s`; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     set: Vec<(String, String)>,
 }
 
@@ -141,17 +142,11 @@ impl ConfigArgs {
 
 /// Runs the command that `argv` says, and returns its exit code.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(argv) {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
-            let printed = error.print().and_then(|()| std::io::stdout().flush());
-            // Usage errors exit 125, which no guest's own code is mistaken for as easily as clap's 2. Nobody has to read
-            // them; help that is asked for is to arrive.
-            return match printed {
-                _ if error.use_stderr() => ExitCode::from(exit::FAILED),
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => Failure::from(error).tell(false),
-            };
+            return not_parsed(&error, &argv);
         }
     };
     let json = cli.command.prints_json();
@@ -174,6 +169,32 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Man { dir } => man(dir),
     };
     result.unwrap_or_else(|failure| failure.tell(json))
+}
+
+/// Prints what is wrong with `argv`, or the help that it asks for.
+fn not_parsed(error: &clap::Error, argv: &[OsString]) -> ExitCode {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if error.use_stderr() {
+        let mut words = argv.iter().take_while(|word| *word != "--").peekable();
+        let mut json = false;
+        while let Some(word) = words.next() {
+            let next = words.peek();
+            json |= word == "--output=json"
+                || word == "--output" && next.is_some_and(|next| *next == "json");
+        }
+        if json {
+            let told = error.render().to_string();
+            let told = told.trim_start_matches("error: ").split("\n\n").next();
+            // Whoever does not read it still has the exit code.
+            let _ = print_json(&Failure::new(told.unwrap_or_default()).json());
+        }
+        // Which no guest's own code is mistaken for as easily as clap's 2.
+        return ExitCode::from(exit::FAILED);
+    }
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => Failure::from(error).tell(false),
+    }
 }
 
 impl Command {
@@ -230,14 +251,6 @@ fn read(path: &OsStr) -> Result<Vec<u8>, Failure> {
     };
     read.map_err(told)?;
     Ok(bytes)
-}
-
-/// Splits `KEY=VALUE`.
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("allowed is KEY=VALUE".to_owned()),
-    }
 }
 
 /// A runtime for a command that talks to a daemon.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::connect::{connect_modules, failure};
 use super::credentials::Credentials;
-use super::{Failure, exit, key_value, print, print_json, runtime};
+use super::{Failure, exit, print, print_json, runtime, values};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
@@ -37,7 +37,7 @@ enum What {
     /// List modules
     Ls {
         /// Only those with this label; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+        #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
         label: Vec<(String, String)>,
         /// One JSON object a line, rather than a table
         #[arg(long, value_name = "FORMAT")]

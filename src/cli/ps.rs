@@ -13,7 +13,7 @@ use super::credentials::Credentials;
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
 use super::reader::reader_gone;
-use super::{Failure, complain, key_value, print, print_json, runtime};
+use super::{Failure, complain, print, print_json, runtime, values};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -36,7 +36,7 @@ pub(super) struct Ps {
     #[arg(long, value_name = "STATE", conflicts_with = "all")]
     state: Vec<State>,
     /// Only those with this label; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     label: Vec<(String, String)>,
     /// Go on, and print each that changes
     #[arg(long, short)]

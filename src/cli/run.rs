@@ -7,28 +7,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use prost::Message;
 use tonic::Streaming;
 
 use super::causes::Causes;
-use super::connect::{Client, Embedded, Link, channel, failure, runs, sandbox};
+use super::connect::{Embedded, Link, channel, failure, runs, sandbox};
 use super::credentials::Credentials;
 use super::ending::{code, conclude, report};
 use super::follow::{Collected, Over, broke_off, collect, follow, write};
+use super::module_argument::ModuleArgument;
 use super::stdin_pump::StdinPump;
 use super::stdin_source::{GuestStdin, StdinSource};
-use super::waiting::{Waiting, sized};
-use super::{Failure, interrupt, print, print_json, read, runtime, values};
+use super::waiting::Waiting;
+use super::{Failure, interrupt, module_argument, print, print_json, runtime, values};
 use crate::api::proto::{
-    self, LoadModuleRequest, Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest,
-    Security, StreamEvent,
+    Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,
 };
 use crate::config::SettingValue;
 use crate::refusal::printable;
 
 /// A module up to this size goes with the run; a larger one is loaded first, which takes larger messages.
 const INLINE: usize = 8 << 20;
-/// The same for one that is talked to, whose first message is smaller.
-const INLINE_INTERACTIVE: usize = 512 << 10;
+/// The most bytes of the first message of an interaction, whose start has the module where that fits.
+const INTERACTION_START: usize = 1 << 20;
+/// What the keys and lengths of the module and the start take of it at the most.
+const ENVELOPE: usize = 64;
 /// Output of each stream that is kept for the end of a run whose input is live, unless it is asked for more: as much as
 /// a daemon keeps by default where it keeps the output itself.
 const COLLECTED: u64 = 1 << 20;
@@ -132,7 +135,7 @@ impl Run {
     pub(super) fn execute(mut self: Box<Self>) -> Result<ExitCode, Failure> {
         // What names a file that is not there is told before anything is read.
         let stdin = self.guest_stdin()?;
-        let module = self.read_module()?;
+        let module = ModuleArgument::read(&self.module)?;
         if self.server.is_none() {
             self.check_mounts()?;
         }
@@ -153,7 +156,9 @@ impl Run {
                     let (daemon, channel) = started.map_err(|failure| causes.explain(failure))?;
                     let result =
                         unless(signalled, detach, self.run(channel, module, stdin, true)).await;
-                    daemon.end().await;
+                    let ended = daemon.end().await;
+                    // What brought the daemon down says more than that a call to it broke off.
+                    let result = result.or_else(|failure| ended.and(Err(failure)));
                     result.map_err(|failure| causes.explain(failure))
                 }
             }
@@ -191,7 +196,7 @@ impl Run {
     async fn run(
         self,
         channel: Link,
-        module: Module,
+        module: ModuleArgument,
         stdin: GuestStdin,
         embedded: bool,
     ) -> Result<ExitCode, Failure> {
@@ -206,12 +211,16 @@ impl Run {
                 Waiting::new(what)
             }
         };
-        let live = matches!(stdin, GuestStdin::Live(_));
         let loading = if embedded { "compiling" } else { "loading" };
-        let module = waiting(format!("{loading} {sized}"))
-            .during(module.reference(&mut sandbox(channel.clone()), live))
+        let mut spec = self.spec();
+        let inline = match stdin {
+            GuestStdin::Live(_) => INTERACTION_START.saturating_sub(spec.encoded_len() + ENVELOPE),
+            GuestStdin::Empty | GuestStdin::Whole(_) => INLINE,
+        };
+        let referred = waiting(format!("{loading} {sized}"))
+            .during(module.reference(&mut sandbox(channel.clone()), inline))
             .await?;
-        let mut spec = self.spec(module);
+        spec.module = Some(referred);
         let starting = waiting(if embedded {
             format!("compiling {sized}")
         } else {
@@ -244,13 +253,14 @@ impl Run {
         self.output.is_some()
     }
 
-    fn spec(self, module: proto::run_spec::Module) -> RunSpec {
+    /// What to run and how, but for the module and its input.
+    fn spec(self) -> RunSpec {
         let mut args = self.args;
         if self.entry.is_none() {
             let name = if self.module == "-" {
                 "stdin".to_owned()
             } else {
-                file_name(&self.module)
+                module_argument::file_name(&self.module)
             };
             args.insert(0, name);
         }
@@ -260,7 +270,7 @@ impl Run {
             OutputPolicy::Stop
         };
         RunSpec {
-            module: Some(module),
+            module: None,
             entry_point: self.entry.unwrap_or_default(),
             args,
             env: self
@@ -300,16 +310,6 @@ impl Run {
                 printable(host)
             ))),
             None => Ok(()),
-        }
-    }
-
-    fn read_module(&self) -> Result<Module, Failure> {
-        match self.module.to_str() {
-            Some(digest) if digest.starts_with("sha256:") => Ok(Module::Digest(digest.to_owned())),
-            _ => Ok(Module::Bytes {
-                name: file_name(&self.module),
-                wasm: read(&self.module)?.into(),
-            }),
         }
     }
 
@@ -358,62 +358,6 @@ async fn unless(
 fn table<const N: usize>(entries: [(&str, &str); N]) -> SettingValue {
     let entries = entries.map(|(key, value)| (key, SettingValue::from(value)));
     std::collections::BTreeMap::from(entries).into()
-}
-
-/// The last part of a path, as text.
-fn file_name(path: &OsString) -> String {
-    let name = Path::new(path).file_name().unwrap_or(path);
-    name.to_string_lossy().into_owned()
-}
-
-/// What to run.
-enum Module {
-    Digest(String),
-    Bytes { name: String, wasm: Bytes },
-}
-
-impl Module {
-    /// As a line on a terminal names it, with its size where that is wanted and known.
-    fn told(&self, with_size: bool) -> String {
-        match self {
-            Self::Digest(digest) => sized(digest, None),
-            Self::Bytes { name, wasm } => sized(name, with_size.then_some(wasm.len() as u64)),
-        }
-    }
-
-    /// As a spec names it; one that is too large for the spec's message, which is smaller where the run is
-    /// `interactive`, is loaded for that.
-    async fn reference(
-        self,
-        client: &mut Client,
-        interactive: bool,
-    ) -> Result<proto::run_spec::Module, Failure> {
-        let most = if interactive {
-            INLINE_INTERACTIVE
-        } else {
-            INLINE
-        };
-        match self {
-            Self::Digest(digest) => Ok(proto::run_spec::Module::Digest(digest)),
-            Self::Bytes { wasm, .. } if wasm.len() <= most => {
-                Ok(proto::run_spec::Module::Wasm(wasm))
-            }
-            Self::Bytes { name, wasm } => {
-                let request = LoadModuleRequest {
-                    source: Some(proto::load_module_request::Source::Wasm(wasm)),
-                    name,
-                    ..LoadModuleRequest::default()
-                };
-                let answer = client.load_module(request).await;
-                let answer = answer.map_err(|status| failure(&status))?.into_inner();
-                let digest = answer
-                    .module
-                    .map(|module| module.digest)
-                    .unwrap_or_default();
-                Ok(proto::run_spec::Module::Digest(digest))
-            }
-        }
-    }
 }
 
 async fn streamed(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {

@@ -32,18 +32,18 @@ const MESSAGES: usize = 2;
 /// What hands input to the guest of an interaction, for as long as the run goes on.
 pub(super) struct StdinPump {
     demands: threads::Sender<StdinDemand>,
-    taken: Arc<Taken>,
+    taken: Arc<PumpedInput>,
     broken: Option<oneshot::Receiver<io::Error>>,
 }
 
 /// The source, and what was taken from it.
-struct Taken {
+struct PumpedInput {
     source: StdinSource,
-    state: Mutex<TakenState>,
+    state: Mutex<PumpState>,
 }
 
 #[derive(Default)]
-struct TakenState {
+struct PumpState {
     bytes: u64,
     demands: u32,
     /// Whether the run has ended, and nothing is to be taken any more.
@@ -73,7 +73,7 @@ impl StdinPump {
         }
         let (demands, demanded) = threads::channel();
         let (tell_broken, broken) = oneshot::channel();
-        let taken = Arc::new(Taken {
+        let taken = Arc::new(PumpedInput {
             source,
             state: Mutex::default(),
         });
@@ -129,7 +129,7 @@ impl StdinPump {
     }
 }
 
-impl Taken {
+impl PumpedInput {
     /// Sends what is there for one demand.
     fn feed(
         &self,
@@ -204,7 +204,7 @@ impl Taken {
         Ok(Some(n))
     }
 
-    fn lock(&self) -> MutexGuard<'_, TakenState> {
+    fn lock(&self) -> MutexGuard<'_, PumpState> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

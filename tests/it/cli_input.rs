@@ -429,3 +429,15 @@ fn a_key_has_the_whole_input() {
         "{other:?}"
     );
 }
+
+#[test]
+fn modules_of_any_size_run_with_live_input() {
+    let (folder, served) = (Folder::new(), Served::start(&[]));
+    for size in [(1 << 20) - 300, (1 << 20) - 50, 1 << 20, (1 << 20) + 1] {
+        let module = format!("{CAT}{}", " ".repeat(size - CAT.len()));
+        folder.write("large.wat", module.as_bytes());
+        let flags = format!("--server {}", served.addr);
+        let output = folder.shell(&flags, "echo some | run large.wat");
+        assert_eq!(text(&output.stdout), "some\n", "{size}");
+    }
+}
