@@ -168,9 +168,10 @@ impl Failure {
 /// What cannot be written to standard output or error.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self::broken_pipe(),
-            _ => Self::new(format!("cannot write the output: {error}")),
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            Self::broken_pipe()
+        } else {
+            Self::new(format!("cannot write the output: {error}"))
         }
     }
 }

@@ -128,6 +128,8 @@ async fn list(
 async fn remove(at: At<'_>, digests: Vec<String>) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at.0, at.1).await?;
     let mut code = ExitCode::SUCCESS;
+    // Whoever does not read of one wants the others deleted all the same.
+    let mut printed = Ok(code);
     for digest in digests {
         let request = DeleteModuleRequest {
             digest: digest.clone(),
@@ -135,13 +137,13 @@ async fn remove(at: At<'_>, digests: Vec<String>) -> Result<ExitCode, Failure> {
         let answer = client.delete_module(request).await;
         let answer = answer.map_err(|status| failure(&status))?.into_inner();
         if answer.deleted {
-            print(format!("{digest}\n").as_bytes())?;
+            printed = printed.and(print(format!("{digest}\n").as_bytes()));
         } else {
             super::complain(&format!("no module {digest} is loaded there"));
             code = ExitCode::from(exit::REFUSED);
         }
     }
-    Ok(code)
+    printed.map(|_| code)
 }
 
 async fn show(at: At<'_>, digest: String) -> Result<ExitCode, Failure> {

@@ -196,6 +196,8 @@ impl Kill {
         runtime()?.block_on(async {
             let mut client = connect_runs(&self.server, &self.credentials).await?;
             let mut code = ExitCode::SUCCESS;
+            // Whoever does not read of one wants the others ended all the same.
+            let mut printed = Ok(code);
             for run_id in self.run {
                 let request = CancelRunRequest {
                     run_id: run_id.clone(),
@@ -204,7 +206,7 @@ impl Kill {
                     Ok(answer) => {
                         let answer = answer.into_inner();
                         if answer.cancelled {
-                            print(format!("{run_id}\n").as_bytes())?;
+                            printed = printed.and(print(format!("{run_id}\n").as_bytes()));
                         } else {
                             let how = end(&answer.run.unwrap_or_default());
                             complain(&format!("{run_id} had ended: {how}"));
@@ -217,7 +219,7 @@ impl Kill {
                     }
                 }
             }
-            Ok(code)
+            printed.map(|_| code)
         })
     }
 }

@@ -293,3 +293,48 @@ fn an_interrupted_run_is_told_as_json_too() {
     assert_eq!(told["error"]["message"], "cancelled: terminated");
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(137));
 }
+
+#[test]
+fn what_is_to_be_ended_ends_though_nobody_reads_of_it() {
+    let served = Served::start(&[]);
+    let at = ["--server", served.addr.as_str()];
+    let ids = [0, 1].map(|_| {
+        let spins = ringfence()
+            .args(["run", "--detach", "--timeout", "100s"])
+            .args(at)
+            .args([&kit(), "spin"])
+            .output()
+            .unwrap();
+        text(&spins.stdout).trim_end().to_owned()
+    });
+    let digests = ["(module)", ANSWER].map(|module| {
+        let mut load = ringfence()
+            .args(["load", "-"])
+            .args(at)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut load.stdin.take().unwrap(), module.as_bytes()).unwrap();
+        let output = load.wait_with_output().unwrap();
+        text(&output.stdout).trim_end().to_owned()
+    });
+    for (command, what) in [(&["kill"][..], &ids), (&["modules", "rm"], &digests)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let words = command.iter().chain(&at).map(|word| (*word).to_owned());
+        let args: Vec<String> = words.chain(what.iter().cloned()).collect();
+        assert_eq!(
+            to(writer.into(), &args).status.code(),
+            Some(141),
+            "{args:?}"
+        );
+    }
+    for listing in [
+        &["ps", "--output", "json"][..],
+        &["modules", "ls", "--output", "json"],
+    ] {
+        let listed = ringfence().args(listing).args(at).output().unwrap();
+        assert_eq!(text(&listed.stdout), "", "{listing:?}");
+    }
+}
