@@ -167,6 +167,8 @@ pub struct Ended {
     pub memory_denied: bool,
     /// What the entry point returned.
     pub values: Vec<Value>,
+    /// Bytes of standard input that the guest read.
+    pub stdin_read: u64,
     /// Standard output.
     pub stdout: Written,
     /// Standard error.

@@ -22,6 +22,7 @@ pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
         memory_used,
         memory_denied,
         values,
+        stdin_read,
         stdout,
         stderr,
     } = ended;
@@ -43,6 +44,7 @@ pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
         stdout_truncated: stdout.truncated,
         stderr_truncated: stderr.truncated,
         values: values.iter().copied().map(value).collect(),
+        stdin_bytes: *stdin_read,
     }
 }
 

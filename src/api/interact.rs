@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::frames::{self, Failed, malformed, piece};
 use super::proto::interact_request::Frame;
-use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof};
+use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
 use super::start::Call;
 use super::status;
 use super::stream::Events;
@@ -37,7 +37,9 @@ pub(super) async fn interact(
         input: Arc::clone(&input),
         detached: spec.detach,
     };
-    let attached = call.start(runner, Some(spec), Some(input)).await?;
+    let attached = call
+        .start(runner, Some(spec), Some(Arc::clone(&input)))
+        .await?;
     let mut taking = JoinSet::new();
     let run = Arc::clone(&attached.run);
     taking.spawn(async move {
@@ -47,7 +49,7 @@ pub(super) async fn interact(
             Err(Failed::Broken(status)) => Some(status::event_of(&status)),
         }
     });
-    Ok(Events::beside(attached, taking))
+    Ok(Events::beside(attached, taking, Some(input)))
 }
 
 /// Input that ends at the latest when nobody takes it any more, where the run outlives that. Another is ended for what
@@ -68,7 +70,10 @@ impl Drop for Taken {
 async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Failed> {
     match next(frames).await? {
         Some(Frame::Start(spec)) => Ok(*spec),
-        Some(Frame::Stdin(_) | Frame::StdinEof(_) | Frame::Cancel(_)) | None => Err(malformed(
+        Some(
+            Frame::Stdin(_) | Frame::StdinEof(_) | Frame::Cancel(_) | Frame::TellStdinDemand(_),
+        )
+        | None => Err(malformed(
             "the first message of an interaction is its `start`",
         )),
     }
@@ -121,6 +126,7 @@ async fn take(
             Frame::Cancel(Cancel {}) => {
                 run.cancel();
             }
+            Frame::TellStdinDemand(TellStdinDemand {}) => input.tell_demand(),
         }
     }
 }
@@ -130,7 +136,7 @@ async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, 
     frames::next(
         frames,
         frame,
-        "a message of an interaction has a `start`, `stdin`, `stdin_eof` or `cancel`",
+        "a message of an interaction has a `start`, `stdin`, `stdin_eof`, `cancel` or `tell_stdin_demand`",
     )
     .await
 }

@@ -9,6 +9,7 @@ use tonic_types::StatusExt;
 
 use super::connect::{DaemonArgs, connect_runs, failure};
 use super::follow::{Over, follow};
+use super::reader::reader_gone;
 use super::waiting::Waiting;
 use super::{Failure, complain, runtime};
 use crate::api::proto::AttachRunRequest;
@@ -34,7 +35,14 @@ pub(super) struct Attach {
 
 impl Attach {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        runtime()?.block_on(self.attach())
+        runtime()?.block_on(async {
+            tokio::select! {
+                biased;
+                told = self.attach() => told,
+                // A viewer that nobody watches has nothing left to do, however long the run writes nothing.
+                () = reader_gone() => Err(Failure::broken_pipe()),
+            }
+        })
     }
 
     /// Attaches, and again after the last event that came when the connection breaks.
@@ -85,7 +93,7 @@ impl Attach {
             0 => Waiting::new("waiting for the run to start"),
             _ => Waiting::silent(),
         };
-        match follow(&mut events, next, waiting).await {
+        match follow(&mut events, next, waiting, None).await {
             Over::Told(told) => Ok(told),
             Over::Broken(Some(status)) => Err(Failed::of(&status, true)),
             Over::Broken(None) => Err(Failed {

@@ -24,7 +24,7 @@ use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
-use crate::config::Overrides;
+use crate::config::{Overrides, SettingValue};
 use crate::refusal::quote;
 
 /// What the client is ready to take at once; the default halves the rate of a stream.
@@ -174,10 +174,12 @@ pub(super) struct Embedded {
 }
 
 impl Embedded {
-    /// Starts it with the defaults and `set` over them.
-    pub(super) async fn start(set: Vec<(String, String)>) -> Result<(Self, Link), Failure> {
+    /// Starts it with the defaults and `values` over them.
+    pub(super) async fn start(
+        values: Vec<(String, SettingValue)>,
+    ) -> Result<(Self, Link), Failure> {
         let overrides = Overrides {
-            set,
+            values,
             ..Overrides::default()
         };
         let (config, _) =
@@ -208,10 +210,15 @@ impl Embedded {
     }
 
     /// Ends it.
-    pub(super) async fn end(self) {
+    ///
+    /// # Errors
+    /// Where it had ended by itself, for a reason that its clients were not told.
+    pub(super) async fn end(self) -> Result<(), Failure> {
         drop(self.stop);
-        // How it ended no longer matters to a run that has.
-        let _ = self.served.await;
+        match self.served.await {
+            Ok(served) => served.map_err(|error| Failure::new(error.to_string())),
+            Err(error) => Err(Failure::new(format!("the embedded daemon failed: {error}"))),
+        }
     }
 }
 

@@ -7,12 +7,15 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::follow::write;
-use super::{complain, exit};
+use super::{Failure, complain, exit};
 use crate::api::proto::{self, CancelCause, Outcome, Resources, RunResult};
 use crate::limits::PAGE;
 
 /// Prints what an entry point returned, and says why the run ended where the guest did not end it.
-pub(super) fn conclude(result: &RunResult) -> ExitCode {
+///
+/// # Errors
+/// Where what it returned cannot be printed.
+pub(super) fn conclude(result: &RunResult) -> Result<ExitCode, Failure> {
     for value in &result.values {
         let text = match value.value {
             Some(proto::value::Value::I32(v)) => v.to_string(),
@@ -21,15 +24,14 @@ pub(super) fn conclude(result: &RunResult) -> ExitCode {
             Some(proto::value::Value::F64(v)) => v.to_string(),
             None => continue,
         };
-        // As for output: a reader that went away needs no values.
-        let _ = write(std::io::stdout(), format!("{text}\n").as_bytes());
+        write(std::io::stdout(), format!("{text}\n").as_bytes())?;
     }
     match (result.outcome(), result.exit_code) {
         (Outcome::Exited, Some(0..=255)) => {}
         (Outcome::Exited, Some(code)) => complain(&format!("the guest exited with {code}")),
         _ => complain(&why(result)),
     }
-    ExitCode::from(code(result))
+    Ok(ExitCode::from(code(result)))
 }
 
 /// The exit code that tells of it.
@@ -168,6 +170,7 @@ pub(super) fn result(result: &RunResult) -> Value {
         "stderr_bytes": result.stderr_bytes,
         "stdout_truncated": result.stdout_truncated,
         "stderr_truncated": result.stderr_truncated,
+        "stdin_bytes": result.stdin_bytes,
         "granted": result.granted.as_ref().map(granted),
         "values": result.values.iter().map(value).collect::<Vec<_>>(),
     })

@@ -1,13 +1,14 @@
 //! A command that failed: for people one line, for programs one JSON object in the names of the API.
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::exit;
+use super::{complain, exit, print_json};
 use crate::api::proto::RunError;
 
 /// Why a command failed, and the exit code that says so.
@@ -44,6 +45,41 @@ impl Failure {
             message: message.into(),
             told: None,
         }
+    }
+
+    /// Nobody reads what the command prints. It ends as a program does that SIGPIPE ends, and says no more: neither is
+    /// there anybody to tell, nor is it an error.
+    pub(super) fn broken_pipe() -> Self {
+        Self::with(exit::BROKEN_PIPE, "")
+    }
+
+    /// A signal came, and `did` that to the command.
+    pub(super) fn cancelled(did: &str) -> Self {
+        Self::with(exit::KILLED, format!("cancelled: {did}"))
+    }
+
+    /// A signal came while a run was about to be left going.
+    pub(super) fn left(did: &str) -> Self {
+        let message = format!("{did}; the run may go on: see `ringfence ps`");
+        Self::with(exit::KILLED, message)
+    }
+
+    /// Whether there is anything to say about it.
+    fn is_silent(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// Names a cause that the daemon told its log only, where `known` has it for what the message says.
+    pub(super) fn explained(mut self, known: impl Fn(&str) -> Option<String>) -> Self {
+        if let Some(message) = known(&self.message) {
+            self.message = message;
+        }
+        if let Some(told) = &mut self.told
+            && let Some(message) = known(&told.message)
+        {
+            told.message = message;
+        }
+        self
     }
 
     /// A daemon that cannot be reached, or a connection to it that broke.
@@ -107,6 +143,18 @@ impl Failure {
         }
     }
 
+    /// Tells it, as JSON too where the command prints that, and has the exit code that says so.
+    pub(super) fn tell(&self, json: bool) -> ExitCode {
+        if !self.is_silent() {
+            if json {
+                // Whoever does not read it still has the exit code.
+                let _ = print_json(&self.json());
+            }
+            complain(&self.message);
+        }
+        ExitCode::from(self.code)
+    }
+
     /// As `--output json` prints it.
     pub(super) fn json(&self) -> Value {
         let error = match &self.told {
@@ -117,9 +165,14 @@ impl Failure {
     }
 }
 
+/// What cannot be written to standard output or error.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(error.to_string())
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            Self::broken_pipe()
+        } else {
+            Self::new(format!("cannot write the output: {error}"))
+        }
     }
 }
 

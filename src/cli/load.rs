@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connect::{DaemonArgs, connect, connect_modules, failure};
 use super::modules::report;
 use super::waiting::{Waiting, sized};
-use super::{Failure, key_value, print, print_json, runtime};
+use super::{Failure, print, print_json, runtime, values};
 use crate::api::proto::load_module_request::Source;
 use crate::api::proto::upload_module_request::Frame;
 use crate::api::proto::{LoadModuleRequest, LoadModuleResponse, UploadModuleRequest, UploadStart};
@@ -31,6 +31,7 @@ const PIECE: usize = 256 << 10;
 #[derive(Debug, Args)]
 pub(super) struct Load {
     /// A file (binary or text), "-" for standard input, or "oci://registry/repository:tag"
+    #[arg(value_parser = values::text())]
     module: String,
     #[command(flatten)]
     daemon: DaemonArgs,
@@ -41,7 +42,7 @@ pub(super) struct Load {
     #[arg(long)]
     metered: bool,
     /// Label the module; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     label: Vec<(String, String)>,
     /// Print all that the daemon tells, rather than the digest
     #[arg(long, value_name = "FORMAT")]

@@ -2,6 +2,7 @@
 
 mod address;
 mod attach;
+mod causes;
 mod config;
 mod connect;
 mod credentials;
@@ -10,17 +11,22 @@ mod ending;
 mod failure;
 mod follow;
 mod health;
+mod interrupt;
 mod load;
+mod module_argument;
 mod modules;
 mod preflight;
 mod ps;
+mod reader;
 mod run;
 mod serve;
-mod talk;
+mod stdin_pump;
+mod stdin_source;
 mod token;
+mod values;
 mod waiting;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -31,6 +37,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::failure::Failure;
 use crate::config::{LogFormat, Overrides};
+use crate::refusal::printable;
 use crate::signals::CaughtSignals;
 use crate::{process_limits, sandbox, telemetry};
 
@@ -53,6 +60,8 @@ pub mod exit {
     pub const TRAPPED: u8 = 134;
     /// The guest went over a limit, or was cancelled (128 + SIGKILL).
     pub const KILLED: u8 = 137;
+    /// Nobody reads what the command prints (128 + SIGPIPE).
+    pub const BROKEN_PIPE: u8 = 141;
 }
 
 /// Run untrusted WebAssembly under hard limits.
@@ -78,8 +87,12 @@ enum Command {
     /// The guest's standard output and error go to the matching streams, byte for byte, and its exit code is passed
     /// on. Codes above 255 exit 255. When the guest did not end by itself, one line on standard error says why, and
     /// the code is 124 (timed out), 125 (daemon failed), 126 (refused), 134 (trapped), or 137 (over a limit, or
-    /// cancelled); `--output json` tells these from a guest that exited with the same code, and a run that was refused
+    /// cancelled); it is 141, without a line, where nobody reads the output any more, which cancels the run. `--output json` tells these from a guest that exited with the same code, and a run that was refused
     /// as {"error": {"code", "reason", "message", "field", "metadata"}}.
+    ///
+    /// Standard input is read when the guest asks for it, so that a guest that does not leaves all of it to whoever
+    /// reads next. What a guest that ends early has left of a file can be read on; of a pipe, about as much as it read
+    /// may be gone. --no-stdin keeps a guest from it.
     Run(Box<run::Run>),
     /// Load a module into a daemon and print its digest
     Load(load::Load),
@@ -128,7 +141,7 @@ struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Set one key over all else, as in `--set policy.max_timeout=60s`; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     set: Vec<(String, String)>,
 }
 
@@ -138,6 +151,7 @@ impl ConfigArgs {
             file: self.config,
             set: self.set,
             environment: true,
+            ..Overrides::default()
         }
     }
 }
@@ -163,16 +177,9 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             if serves && error.use_stderr() && serve::form_of(&argv) == LogFormat::Json {
                 telemetry::tell(LogFormat::Json, error.to_string().trim_end());
-            } else {
-                // A closed pipe is not worth a second error.
-                let _ = error.print();
+                return ExitCode::from(exit::FAILED);
             }
-            // Usage errors exit 125, which no guest's own code is mistaken for as easily as clap's 2.
-            return if error.use_stderr() {
-                ExitCode::from(exit::FAILED)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return not_parsed(&error, &argv);
         }
     };
     let json = cli.command.prints_json();
@@ -196,14 +203,33 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
     };
-    result.unwrap_or_else(|failure| {
-        if json {
-            // Whoever does not read it still has the exit code.
-            let _ = print_json(&failure.json());
+    result.unwrap_or_else(|failure| failure.tell(json))
+}
+
+/// Prints what is wrong with `argv`, or the help that it asks for.
+fn not_parsed(error: &clap::Error, argv: &[OsString]) -> ExitCode {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if error.use_stderr() {
+        let mut words = argv.iter().take_while(|word| *word != "--").peekable();
+        let mut json = false;
+        while let Some(word) = words.next() {
+            let next = words.peek();
+            json |= word == "--output=json"
+                || word == "--output" && next.is_some_and(|next| *next == "json");
         }
-        complain(&failure.message);
-        ExitCode::from(failure.code)
-    })
+        if json {
+            let told = error.render().to_string();
+            let told = told.trim_start_matches("error: ").split("\n\n").next();
+            // Whoever does not read it still has the exit code.
+            let _ = print_json(&Failure::new(told.unwrap_or_default()).json());
+        }
+        // Which no guest's own code is mistaken for as easily as clap's 2.
+        return ExitCode::from(exit::FAILED);
+    }
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => Failure::from(error).tell(false),
+    }
 }
 
 /// The command that `argv` and the environment say.
@@ -240,13 +266,11 @@ fn complain(message: &str) {
     let _ = writeln!(std::io::stderr(), "ringfence: {message}");
 }
 
-/// Writes to standard output; a reader that went away, as `head` does, is no failure.
+/// Writes to standard output. Where its reader went away, as `head` does, the command ends.
 fn print(bytes: &[u8]) -> Result<ExitCode, Failure> {
     let mut out = std::io::stdout();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    out.write_all(bytes).and_then(|()| out.flush())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a JSON value on one line.
@@ -255,7 +279,7 @@ fn print_json(value: &serde_json::Value) -> Result<ExitCode, Failure> {
 }
 
 /// The file's bytes, or standard input's for "-".
-fn read(path: &str) -> Result<Vec<u8>, Failure> {
+fn read(path: &OsStr) -> Result<Vec<u8>, Failure> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let read = if path == "-" {
@@ -263,7 +287,11 @@ fn read(path: &str) -> Result<Vec<u8>, Failure> {
     } else {
         std::fs::read(path).map(|read| bytes = read)
     };
-    read.map_err(|error| Failure::new(format!("cannot read {path}: {error}")))?;
+    let told = |error| {
+        let path = printable(&path.to_string_lossy());
+        Failure::new(format!("cannot read {path}: {error}"))
+    };
+    read.map_err(told)?;
     Ok(bytes)
 }
 
@@ -273,14 +301,6 @@ fn can_be_written(time: &SystemTime) -> bool {
     const YEAR_10000: u64 = 253_402_300_800;
     time.duration_since(SystemTime::UNIX_EPOCH)
         .is_ok_and(|since| since.as_secs() < YEAR_10000)
-}
-
-/// Splits `KEY=VALUE`.
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("allowed is KEY=VALUE".to_owned()),
-    }
 }
 
 /// A runtime for a command that talks to a daemon.

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::{DaemonArgs, connect_modules, failure};
-use super::{Failure, can_be_written, exit, key_value, print, print_json, runtime};
+use super::{Failure, can_be_written, exit, print, print_json, runtime, values};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
@@ -28,7 +28,7 @@ enum What {
     /// List modules
     Ls {
         /// Only those with this label; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+        #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
         label: Vec<(String, String)>,
         /// One JSON object a line, rather than a table
         #[arg(long, value_name = "FORMAT")]
@@ -112,6 +112,8 @@ async fn list(
 async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at).await?;
     let mut code = ExitCode::SUCCESS;
+    // Whoever does not read of one wants the others deleted all the same.
+    let mut printed = Ok(code);
     for digest in digests {
         let request = DeleteModuleRequest {
             digest: digest.clone(),
@@ -119,13 +121,13 @@ async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failu
         let answer = client.delete_module(request).await;
         let answer = answer.map_err(|status| failure(&status))?.into_inner();
         if answer.deleted {
-            print(format!("{digest}\n").as_bytes())?;
+            printed = printed.and(print(format!("{digest}\n").as_bytes()));
         } else {
             super::complain(&format!("no module {digest} is loaded there"));
             code = ExitCode::from(exit::REFUSED);
         }
     }
-    Ok(code)
+    printed.map(|_| code)
 }
 
 async fn show(at: &DaemonArgs, digest: String) -> Result<ExitCode, Failure> {

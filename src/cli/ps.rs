@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::connect::{DaemonArgs, connect_runs, failure};
 use super::ending::{briefly, granted, result};
 use super::failure::run_error;
-use super::{Failure, can_be_written, complain, key_value, print, print_json, runtime};
+use super::reader::reader_gone;
+use super::{Failure, can_be_written, complain, print, print_json, runtime, values};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -31,7 +32,7 @@ pub(super) struct Ps {
     #[arg(long, value_name = "STATE", conflicts_with = "all")]
     state: Vec<State>,
     /// Only those with this label; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     label: Vec<(String, String)>,
     /// Go on, and print each that changes
     #[arg(long, short)]
@@ -138,12 +139,19 @@ impl Ps {
         let answer = client.watch_runs(request).await;
         let mut news = answer.map_err(|status| failure(&status))?.into_inner();
         print(self.head().as_bytes())?;
-        while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
-            if let Some(Event::Run(run)) = news.event {
-                print(self.line(&run).as_bytes())?;
+        let told = async {
+            while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
+                if let Some(Event::Run(run)) = news.event {
+                    print(self.line(&run).as_bytes())?;
+                }
             }
+            Err(Failure::unreachable("the connection broke"))
+        };
+        tokio::select! {
+            told = told => told,
+            // Nothing may change for hours.
+            () = reader_gone() => Err(Failure::broken_pipe()),
         }
-        Err(Failure::unreachable("the connection broke"))
     }
 
     /// What stands above a table. Not before the daemon has answered: a refusal has no table.
@@ -178,6 +186,8 @@ impl Kill {
         runtime()?.block_on(async {
             let mut client = connect_runs(&self.daemon).await?;
             let mut code = ExitCode::SUCCESS;
+            // Whoever does not read of one wants the others ended all the same.
+            let mut printed = Ok(code);
             for run_id in self.run {
                 let request = CancelRunRequest {
                     run_id: run_id.clone(),
@@ -186,7 +196,7 @@ impl Kill {
                     Ok(answer) => {
                         let answer = answer.into_inner();
                         if answer.cancelled {
-                            print(format!("{run_id}\n").as_bytes())?;
+                            printed = printed.and(print(format!("{run_id}\n").as_bytes()));
                         } else {
                             let how = end(&answer.run.unwrap_or_default());
                             complain(&format!("{run_id} had ended: {how}"));
@@ -199,7 +209,7 @@ impl Kill {
                     }
                 }
             }
-            Ok(code)
+            printed.map(|_| code)
         })
     }
 }

@@ -1,37 +1,49 @@
 //! `ringfence run`
 
-use std::io::IsTerminal;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use prost::Message;
 use tonic::Streaming;
 
-use super::connect::{Client, Embedded, Link, channel, failure, runs, sandbox};
+use super::causes::Causes;
+use super::connect::{Embedded, Link, channel, failure, runs, sandbox};
 use super::credentials::Credentials;
 use super::ending::{code, conclude, report};
-use super::follow::{Over, follow, write};
-use super::waiting::{Waiting, sized};
-use super::{Failure, exit, key_value, print, print_json, read, runtime, talk};
+use super::follow::{Collected, Over, broke_off, collect, follow, write};
+use super::module_argument::ModuleArgument;
+use super::stdin_pump::StdinPump;
+use super::stdin_source::{GuestStdin, StdinSource};
+use super::waiting::Waiting;
+use super::{Failure, interrupt, module_argument, print, print_json, runtime, values};
 use crate::api::proto::{
-    self, LoadModuleRequest, Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest,
-    Security, StreamEvent,
+    Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,
 };
+use crate::config::SettingValue;
+use crate::refusal::printable;
 
 /// A module up to this size goes with the run; a larger one is loaded first, which takes larger messages.
 const INLINE: usize = 8 << 20;
-/// The same for one that is talked to, whose first message is smaller.
-const INLINE_INTERACTIVE: usize = 512 << 10;
+/// The most bytes of the first message of an interaction, whose start has the module where that fits.
+const INTERACTION_START: usize = 1 << 20;
+/// What the keys and lengths of the module and the start take of it at the most.
+const ENVELOPE: usize = 64;
+/// Output of each stream that is kept for the end of a run whose input is live, unless it is asked for more: as much as
+/// a daemon keeps by default where it keeps the output itself.
+const COLLECTED: u64 = 1 << 20;
 
 /// Run a module.
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// A file (binary or text), "-" for standard input, or the digest of a loaded module, "sha256:..."
-    module: String,
+    /// A file (binary or text), "-" for standard input, or the digest of a loaded module, "sha256:..."; a file whose
+    /// name begins with "-" follows "--"
+    module: OsString,
     /// The guest's arguments after its name; with --entry, exactly that function's parameters or arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = values::text())]
     args: Vec<String>,
     /// Use the daemon at "host:port", "https://host:port" or "unix:/path" rather than one of this command's own
     #[arg(long, value_name = "ADDR", env = "RINGFENCE_SERVER")]
@@ -39,25 +51,31 @@ pub(super) struct Run {
     #[command(flatten)]
     credentials: Credentials,
     /// Set an environment variable of the guest; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     env: Vec<(String, String)>,
-    /// Show the guest a folder of the daemon's machine; may be repeated
-    #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = mount)]
+    /// Show the guest a folder of the daemon's machine; may be repeated. GUEST is absolute
+    #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = values::mount())]
     mount: Vec<Mount>,
-    /// Give the guest this file as standard input, "-" for this command's (the default when that is no terminal)
+    /// Give the guest this file as standard input, "-" for this command's (the default). It is read as the guest asks
+    /// for it
     #[arg(long, value_name = "FILE")]
-    stdin: Option<String>,
-    /// Hand this command's standard input to the guest as it comes, rather than whole before it starts
+    stdin: Option<OsString>,
+    /// Give the guest no standard input
+    #[arg(long, short, conflicts_with_all = ["stdin", "interactive"])]
+    no_stdin: bool,
+    /// Hand this command's standard input to the guest as it comes (the default)
     #[arg(long, short, conflicts_with_all = ["stdin", "no_stream", "output", "idempotency_key"])]
     interactive: bool,
-    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it
+    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it. The guest has no standard input
+    /// but what --stdin says, which is read whole before
     #[arg(long, short, requires = "server", conflicts_with_all = ["interactive", "no_stream", "output"])]
     detach: bool,
-    /// Start no second run where one with this key was started
+    /// Start no second run where one with this key was started. Standard input is part of what has to be the same, and
+    /// is read whole before; --no-stdin reads none
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
     /// Wall time, as "500ms", "10s", "2m"
-    #[arg(long, value_parser = duration)]
+    #[arg(long, value_parser = values::duration)]
     timeout: Option<Duration>,
     /// Linear memory, in pages of 64 KiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -66,10 +84,10 @@ pub(super) struct Run {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     fuel: Option<u64>,
     /// Call stack, in bytes or as "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     stack: Option<u32>,
     /// Output of each stream, in bytes or as "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     output_limit: Option<u32>,
     /// At the output limit, drop the rest and go on, rather than stop
     #[arg(long)]
@@ -81,7 +99,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
     /// Label the run; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
     label: Vec<(String, String)>,
     /// Let the guest import a host function, as "ringfence.log"; may be repeated
     #[arg(long, value_name = "NAME")]
@@ -115,30 +133,41 @@ enum Format {
 
 impl Run {
     pub(super) fn execute(mut self: Box<Self>) -> Result<ExitCode, Failure> {
-        let stdin = self.read_stdin()?;
-        let module = self.read_module()?;
+        // What names a file that is not there is told before anything is read.
+        let stdin = self.guest_stdin()?;
+        let module = ModuleArgument::read(&self.module)?;
         if self.server.is_none() {
             self.check_mounts()?;
         }
         runtime()?.block_on(async {
+            let signalled = interrupt::listen();
+            let detach = self.detach;
             match self.server.take() {
                 Some(addr) => {
-                    let link = channel(&addr, &self.credentials).await?;
-                    self.run(link, module, stdin, false).await
+                    let work = async {
+                        let link = channel(&addr, &self.credentials).await?;
+                        self.run(link, module, stdin, false).await
+                    };
+                    unless(signalled, detach, work).await
                 }
                 None => {
-                    let (daemon, channel) = Embedded::start(self.grants()).await?;
-                    let result = self.run(channel, module, stdin, true).await;
-                    daemon.end().await;
-                    result
+                    let causes = Causes::start();
+                    let started = Embedded::start(self.grants()).await;
+                    let (daemon, channel) = started.map_err(|failure| causes.explain(failure))?;
+                    let result =
+                        unless(signalled, detach, self.run(channel, module, stdin, true)).await;
+                    let ended = daemon.end().await;
+                    // What brought the daemon down says more than that a call to it broke off.
+                    let result = result.or_else(|failure| ended.and(Err(failure)));
+                    result.map_err(|failure| causes.explain(failure))
                 }
             }
         })
     }
 
     /// What a daemon of our own must grant so that the flags can be honoured.
-    fn grants(&self) -> Vec<(String, String)> {
-        let mut set = vec![("server.drain_grace".to_owned(), "0s".to_owned())];
+    fn grants(&self) -> Vec<(String, SettingValue)> {
+        let mut set = vec![("server.drain_grace".to_owned(), "0s".into())];
         // What is mounted to read inside what is mounted to write is granted writing: a grant of less would forbid the
         // latter.
         let leads = |mount: &Mount| std::fs::canonicalize(&mount.host_path).unwrap_or_default();
@@ -149,17 +178,16 @@ impl Run {
             true | false => "write",
         };
         let mounts = self.mount.iter().map(|mount| {
-            let access = access(mount);
-            format!("{{ host = {:?}, access = {access:?} }}", mount.host_path)
+            table([
+                ("host", mount.host_path.as_str()),
+                ("access", access(mount)),
+            ])
         });
-        let mounts: Vec<String> = mounts.collect();
-        set.push((
-            "policy.mounts".to_owned(),
-            format!("[{}]", mounts.join(", ")),
-        ));
+        let mounts: Vec<SettingValue> = mounts.collect();
+        set.push(("policy.mounts".to_owned(), mounts.into()));
         if self.network {
-            let all = r#"[{ host = "0.0.0.0/0" }, { host = "::/0" }]"#;
-            set.push(("policy.network".to_owned(), all.to_owned()));
+            let all = ["0.0.0.0/0", "::/0"].map(|host| table([("host", host)]));
+            set.push(("policy.network".to_owned(), all.to_vec().into()));
         }
         set
     }
@@ -168,12 +196,12 @@ impl Run {
     async fn run(
         self,
         channel: Link,
-        module: Module,
-        stdin: Bytes,
+        module: ModuleArgument,
+        stdin: GuestStdin,
         embedded: bool,
     ) -> Result<ExitCode, Failure> {
         let json = self.prints_json();
-        let (interactive, detach) = (self.interactive, self.detach);
+        let detach = self.detach;
         let stream = !self.no_stream && !json;
         let (name, sized) = (module.told(false), module.told(true));
         let waiting = |what: String| {
@@ -183,39 +211,41 @@ impl Run {
                 Waiting::new(what)
             }
         };
-        let work = async {
-            let loading = if embedded { "compiling" } else { "loading" };
-            let module = waiting(format!("{loading} {sized}"))
-                .during(module.reference(&mut sandbox(channel.clone()), interactive))
-                .await?;
-            let spec = self.spec(module, stdin);
-            let starting = waiting(if embedded {
-                format!("compiling {sized}")
-            } else {
-                format!("waiting for the run of {name} to start")
-            });
-            if interactive {
-                self::interactive(channel, spec, starting).await
-            } else if detach {
-                detached(channel, spec, starting).await
-            } else if stream {
-                streamed(channel, spec, starting).await
-            } else {
-                let ending = waiting(format!("waiting for the run of {name} to end"));
-                captured(channel, spec, json, ending).await
-            }
+        let loading = if embedded { "compiling" } else { "loading" };
+        let mut spec = self.spec();
+        let inline = match stdin {
+            GuestStdin::Live(_) => INTERACTION_START.saturating_sub(spec.encoded_len() + ENVELOPE),
+            GuestStdin::Empty | GuestStdin::Whole(_) => INLINE,
         };
-        tokio::select! {
-            result = work => result,
-            // Dropping the call cancels the run.
-            _ = tokio::signal::ctrl_c() => Err(Failure::with(
-                exit::KILLED,
-                if detach {
-                    "interrupted; the run may go on: see `ringfence ps`"
-                } else {
-                    "cancelled: interrupted"
-                },
-            )),
+        let referred = waiting(format!("{loading} {sized}"))
+            .during(module.reference(&mut sandbox(channel.clone()), inline))
+            .await?;
+        spec.module = Some(referred);
+        let starting = waiting(if embedded {
+            format!("compiling {sized}")
+        } else {
+            format!("waiting for the run of {name} to start")
+        });
+        let ending = waiting(format!("waiting for the run of {name} to end"));
+        let whole = match stdin {
+            GuestStdin::Live(source) if stream => {
+                return interactive(channel, spec, source, starting).await;
+            }
+            GuestStdin::Live(source) => {
+                let answer = ending.during(collected(channel, spec, source)).await?;
+                return print_collected(&answer, json);
+            }
+            GuestStdin::Whole(bytes) => bytes,
+            GuestStdin::Empty => Bytes::new(),
+        };
+        spec.stdin = whole;
+        if detach {
+            detached(channel, spec, starting).await
+        } else if stream {
+            streamed(channel, spec, starting).await
+        } else {
+            let answer = ending.during(captured(channel, spec)).await?;
+            print_collected(&answer, json)
         }
     }
 
@@ -223,17 +253,16 @@ impl Run {
         self.output.is_some()
     }
 
-    fn spec(self, module: proto::run_spec::Module, stdin: Bytes) -> RunSpec {
+    /// What to run and how, but for the module and its input.
+    fn spec(self) -> RunSpec {
         let mut args = self.args;
         if self.entry.is_none() {
-            let name = match self.module.as_str() {
-                "-" => "stdin",
-                path => Path::new(path)
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .unwrap_or(path),
+            let name = if self.module == "-" {
+                "stdin".to_owned()
+            } else {
+                module_argument::file_name(&self.module)
             };
-            args.insert(0, name.to_owned());
+            args.insert(0, name);
         }
         let policy = if self.truncate {
             OutputPolicy::Truncate
@@ -241,7 +270,7 @@ impl Run {
             OutputPolicy::Stop
         };
         RunSpec {
-            module: Some(module),
+            module: None,
             entry_point: self.entry.unwrap_or_default(),
             args,
             env: self
@@ -249,7 +278,7 @@ impl Run {
                 .into_iter()
                 .map(|(k, v)| format!("{k}={v}"))
                 .collect(),
-            stdin,
+            stdin: Bytes::new(),
             working_dir: self.workdir.unwrap_or_default(),
             mounts: self.mount,
             resources: Some(Resources {
@@ -277,115 +306,117 @@ impl Run {
         let hosts = self.mount.iter().map(|mount| mount.host_path.as_str());
         match hosts.into_iter().find(|host| !Path::new(host).is_dir()) {
             Some(host) => Err(Failure::new(format!(
-                "--mount {host}: is not a folder that exists here"
+                "--mount {}: is not a folder that exists here",
+                printable(host)
             ))),
             None => Ok(()),
         }
     }
 
-    fn read_module(&self) -> Result<Module, Failure> {
-        if self.module.starts_with("sha256:") {
-            return Ok(Module::Digest(self.module.clone()));
-        }
-        let name = Path::new(&self.module)
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        Ok(Module::Bytes {
-            name: name.to_owned(),
-            wasm: read(&self.module)?.into(),
-        })
-    }
-
-    fn read_stdin(&self) -> Result<Bytes, Failure> {
-        let piped = || self.module != "-" && !std::io::stdin().is_terminal();
-        match &self.stdin {
-            None if self.interactive && self.module == "-" => Err(Failure::new(
-                "standard input cannot be both the module and the guest's input",
-            )),
-            None if self.interactive => Ok(Bytes::new()),
-            Some(path) if path == "-" && self.module == "-" => Err(Failure::new(
-                "standard input cannot be both the module and the guest's input",
-            )),
-            Some(path) => Ok(read(path)?.into()),
-            None if piped() => Ok(read("-")?.into()),
-            None => Ok(Bytes::new()),
-        }
-    }
-}
-
-/// What to run.
-enum Module {
-    Digest(String),
-    Bytes { name: String, wasm: Bytes },
-}
-
-impl Module {
-    /// As a line on a terminal names it, with its size where that is wanted and known.
-    fn told(&self, with_size: bool) -> String {
-        match self {
-            Self::Digest(digest) => sized(digest, None),
-            Self::Bytes { name, wasm } => sized(name, with_size.then_some(wasm.len() as u64)),
-        }
-    }
-
-    /// As a spec names it; one that is too large for the spec's message, which is smaller where the run is
-    /// `interactive`, is loaded for that.
-    async fn reference(
-        self,
-        client: &mut Client,
-        interactive: bool,
-    ) -> Result<proto::run_spec::Module, Failure> {
-        let most = if interactive {
-            INLINE_INTERACTIVE
-        } else {
-            INLINE
+    /// What the guest reads. With a key, and where the run outlives this command, it has to be whole; to hand a loop's
+    /// input to each run that it starts in the background is nobody's wish.
+    fn guest_stdin(&self) -> Result<GuestStdin, Failure> {
+        let is_whole = self.detach || self.idempotency_key.is_some();
+        let from_module = self.module == "-";
+        let source = match &self.stdin {
+            _ if self.no_stdin => None,
+            Some(path) if path != "-" => Some(StdinSource::open(path)?),
+            Some(_) | None if from_module && (self.interactive || self.stdin.is_some()) => {
+                return Err(Failure::new(
+                    "standard input cannot be both the module and the guest's input",
+                ));
+            }
+            Some(_) => StdinSource::standard()?,
+            // Nobody is there to read it.
+            None if self.detach || from_module || self.no_wasi => None,
+            None => StdinSource::standard()?,
         };
-        match self {
-            Self::Digest(digest) => Ok(proto::run_spec::Module::Digest(digest)),
-            Self::Bytes { wasm, .. } if wasm.len() <= most => {
-                Ok(proto::run_spec::Module::Wasm(wasm))
-            }
-            Self::Bytes { name, wasm } => {
-                let request = LoadModuleRequest {
-                    source: Some(proto::load_module_request::Source::Wasm(wasm)),
-                    name,
-                    ..LoadModuleRequest::default()
-                };
-                let answer = client.load_module(request).await;
-                let answer = answer.map_err(|status| failure(&status))?.into_inner();
-                let digest = answer
-                    .module
-                    .map(|module| module.digest)
-                    .unwrap_or_default();
-                Ok(proto::run_spec::Module::Digest(digest))
-            }
+        match source {
+            None => Ok(GuestStdin::Empty),
+            Some(source) if is_whole => source.read_whole().map(GuestStdin::Whole),
+            Some(source) => Ok(GuestStdin::Live(source)),
         }
     }
+}
+
+/// `work`, unless a signal ends it first; dropping the call cancels the run, but for one that it may `detach`.
+async fn unless(
+    signalled: impl Future<Output = &'static str>,
+    detach: bool,
+    work: impl Future<Output = Result<ExitCode, Failure>>,
+) -> Result<ExitCode, Failure> {
+    tokio::select! {
+        result = work => result,
+        did = signalled => Err(match detach {
+            true => Failure::left(did),
+            false => Failure::cancelled(did),
+        }),
+    }
+}
+
+/// A table of a configuration.
+fn table<const N: usize>(entries: [(&str, &str); N]) -> SettingValue {
+    let entries = entries.map(|(key, value)| (key, SettingValue::from(value)));
+    std::collections::BTreeMap::from(entries).into()
 }
 
 async fn streamed(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
     let mut client = sandbox(channel);
     let answer = waiting.during(client.run_stream(request)).await;
-    to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
+    to_the_end(
+        answer.map_err(|status| failure(&status))?.into_inner(),
+        None,
+    )
+    .await
 }
 
-async fn interactive(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
+async fn interactive(
+    channel: Link,
+    spec: RunSpec,
+    source: StdinSource,
+    waiting: Waiting,
+) -> Result<ExitCode, Failure> {
     let mut client = runs(channel);
-    let answer = client.interact(talk::messages(spec));
-    let answer = waiting.during(answer).await;
-    to_the_end(answer.map_err(|status| failure(&status))?.into_inner()).await
+    let (mut pump, messages) = StdinPump::start(spec, source)?;
+    let answer = waiting.during(client.interact(messages)).await;
+    let events = answer.map_err(|status| failure(&status))?.into_inner();
+    let broken = pump.take_broken();
+    tokio::select! {
+        told = to_the_end(events, Some(&pump)) => told,
+        failure = broken => Err(failure),
+    }
 }
 
-async fn to_the_end(mut events: Streaming<StreamEvent>) -> Result<ExitCode, Failure> {
+/// Has the output of a run whose input is live, when it has ended.
+async fn collected(
+    channel: Link,
+    mut spec: RunSpec,
+    source: StdinSource,
+) -> Result<Collected, Failure> {
+    if let Some(resources) = &mut spec.resources {
+        resources.output_limit = resources.output_limit.or(Some(COLLECTED));
+    }
+    let mut client = runs(channel);
+    let (mut pump, messages) = StdinPump::start(spec, source)?;
+    let answer = client.interact(messages).await;
+    let mut events = answer.map_err(|status| failure(&status))?.into_inner();
+    let broken = pump.take_broken();
+    tokio::select! {
+        told = collect(&mut events, &pump) => told,
+        failure = broken => Err(failure),
+    }
+}
+
+async fn to_the_end(
+    mut events: Streaming<StreamEvent>,
+    pump: Option<&StdinPump>,
+) -> Result<ExitCode, Failure> {
     // It is answered when it has started: nothing is waited for any more.
-    match follow(&mut events, &mut 0, Waiting::silent()).await {
+    match follow(&mut events, &mut 0, Waiting::silent(), pump).await {
         Over::Told(told) => told,
         Over::Broken(Some(status)) => Err(failure(&status)),
-        Over::Broken(None) => Err(Failure::unreachable(
-            "the connection broke before the run ended",
-        )),
+        Over::Broken(None) => Err(broke_off()),
     }
 }
 
@@ -403,65 +434,26 @@ async fn detached(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<Exit
     print(format!("{run_id}\n").as_bytes())
 }
 
-async fn captured(
-    channel: Link,
-    spec: RunSpec,
-    json: bool,
-    waiting: Waiting,
-) -> Result<ExitCode, Failure> {
+async fn captured(channel: Link, spec: RunSpec) -> Result<Collected, Failure> {
     let request = RunRequest { spec: Some(spec) };
-    let mut client = sandbox(channel);
-    let answer = waiting.during(client.run(request)).await;
+    let answer = sandbox(channel).run(request).await;
     let answer = answer.map_err(|status| failure(&status))?.into_inner();
-    let result = answer.result.unwrap_or_default();
-    if json {
-        print_json(&report(&result, &answer.stdout, &answer.stderr))?;
-        return Ok(ExitCode::from(code(&result)));
-    }
-    write(std::io::stdout(), &answer.stdout)?;
-    write(std::io::stderr(), &answer.stderr)?;
-    Ok(conclude(&result))
-}
-
-/// Reads HOST:GUEST[:ro]. The host path is made absolute here, where the caller's working directory is known.
-fn mount(text: &str) -> Result<Mount, String> {
-    const ALLOWED: &str = "allowed is HOST:GUEST or HOST:GUEST:ro";
-    let (paths, read_only) = match text.strip_suffix(":ro") {
-        Some(paths) => (paths, true),
-        None => (text, false),
-    };
-    let (host, guest) = paths.split_once(':').ok_or(ALLOWED)?;
-    if host.is_empty() || guest.is_empty() {
-        return Err(ALLOWED.to_owned());
-    }
-    let host = if host.starts_with('/') {
-        host.to_owned()
-    } else {
-        let path = std::fs::canonicalize(host).map_err(|error| format!("{host}: {error}"))?;
-        path.into_os_string()
-            .into_string()
-            .map_err(|_| "the host path is not UTF-8".to_owned())?
-    };
-    Ok(Mount {
-        host_path: host,
-        guest_path: guest.to_owned(),
-        read_only,
+    Ok(Collected {
+        result: answer.result.unwrap_or_default(),
+        output: [answer.stdout.into(), answer.stderr.into()],
     })
 }
 
-fn size(text: &str) -> Result<u32, String> {
-    let size: bytesize::ByteSize = text.parse()?;
-    // On the wire zero is the default, which nobody means who writes it.
-    match u32::try_from(size.as_u64()) {
-        Ok(size) if size > 0 => Ok(size),
-        _ => Err("allowed is from 1 byte to less than 4 GiB".to_owned()),
+fn print_collected(answer: &Collected, json: bool) -> Result<ExitCode, Failure> {
+    let Collected {
+        result,
+        output: [stdout, stderr],
+    } = answer;
+    if json {
+        print_json(&report(result, stdout, stderr))?;
+        return Ok(ExitCode::from(code(result)));
     }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("allowed is more than nothing, as \"500ms\"".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; allowed is as \"500ms\", \"10s\", \"2m\"")),
-    }
+    write(std::io::stdout(), stdout)?;
+    write(std::io::stderr(), stderr)?;
+    conclude(result)
 }

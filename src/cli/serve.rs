@@ -28,10 +28,9 @@ impl Serve {
     pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
         if !self.listen.is_empty() {
-            let list: Vec<String> = self.listen.iter().map(|addr| format!("{addr:?}")).collect();
             overrides
-                .set
-                .push(("listen".to_owned(), format!("[{}]", list.join(","))));
+                .values
+                .push(("listen".to_owned(), self.listen.into()));
         }
         let format = config::log_format(&overrides);
         if format == LogFormat::Json {
@@ -166,7 +165,7 @@ pub(super) fn form_of(argv: &[OsString]) -> LogFormat {
         match name {
             "--set" => overrides
                 .set
-                .extend(value().and_then(|it| super::key_value(it).ok())),
+                .extend(value().and_then(|it| super::values::split_key_value(it).ok())),
             "--config" => overrides.file = value().map(Into::into),
             _ => {}
         }

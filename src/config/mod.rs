@@ -20,6 +20,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 
 use self::toml_file::TomlFile;
+pub use figment::value::Value as SettingValue;
 
 pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
@@ -41,8 +42,11 @@ const CLIENTS: [&str; 4] = ["server", "token_file", "tls_ca", "tls_server_name"]
 pub struct Overrides {
     /// A file to read over the defaults.
     pub file: Option<PathBuf>,
-    /// Keys and values over all else, in order.
+    /// Keys and values over all else, in order, as `--set` has them.
     pub set: Vec<(String, String)>,
+    /// Keys and values over those. They are values and no text that is read again: names with quotes, line breaks or
+    /// whatever else keep what they are.
+    pub values: Vec<(String, SettingValue)>,
     /// Whether environment variables are read.
     pub environment: bool,
 }
@@ -75,6 +79,9 @@ pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>
     }
     for (key, value) in &overrides.set {
         figment = figment.merge(Serialized::default(key, units::parse_flag(value)));
+    }
+    for (key, value) in &overrides.values {
+        figment = figment.merge(Serialized::default(key, value));
     }
     let config: Config = figment.extract().map_err(Problems::from_figment)?;
     check::check(&config, known)?;

@@ -130,11 +130,8 @@ pub(super) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Erro
 
 /// The value of a `--set key=value`: TOML where it is, else the text itself, so that `30s` needs no quotes.
 pub(super) fn parse_flag(value: &str) -> Value {
-    #[derive(Deserialize)]
-    struct One {
-        value: Value,
-    }
-    toml::from_str::<One>(&format!("value = {value}"))
-        .map(|one| one.value)
+    // One value and nothing behind it: of "1\nlisten = []" the whole is the text.
+    toml::de::ValueDeserializer::parse(value)
+        .and_then(<Value as Deserialize>::deserialize)
         .unwrap_or_else(|_| Value::from(value))
 }

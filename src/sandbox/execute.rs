@@ -214,6 +214,7 @@ impl Prepared {
         }
         let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
         let [stdout, stderr] = self.output.written();
+        let stdin_read = store.data().input.read_bytes();
         Ok(Ended {
             outcome,
             trap,
@@ -225,6 +226,7 @@ impl Prepared {
             memory_used: store.data().meter.peak(),
             memory_denied: denied,
             values,
+            stdin_read,
             stdout,
             stderr,
         })

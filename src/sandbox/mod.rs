@@ -80,7 +80,7 @@ pub use self::inspection::Inspection;
 pub use self::loaded::Loaded;
 pub use self::modules::{Inspected, Modules};
 pub use self::mounts::Roots;
-pub use self::stdin::{Input, MAX_STDIN_CHUNK};
+pub use self::stdin::{Input, MAX_STDIN_CHUNK, StdinDemand};
 pub use self::stdio::Output;
 pub use self::stop::{Stop, StopReason};
 pub use self::threads::{Lane, OnThread};

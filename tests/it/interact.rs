@@ -9,7 +9,7 @@ use ringfence::api::proto::run_info::End;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
     Cancel, CancelCause, CancelRunRequest, InteractRequest, ListRunsRequest, Outcome, RunError,
-    RunSpec, RunState, StdinEof, StreamEvent,
+    RunSpec, RunState, StdinEof, StreamEvent, TellStdinDemand,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -551,4 +551,60 @@ async fn a_mount_that_is_swapped_while_the_guest_has_it_stays_what_it_was() {
         std::fs::remove_file(at("data")).unwrap();
         std::fs::rename(at("gone"), at("data")).unwrap();
     }
+}
+
+/// Reads on to the next time that the guest waits for input: how much it has read, and how much it would take.
+async fn demand(talk: &mut Talk) -> (u64, u32) {
+    loop {
+        let event = talk.hear.message().await.unwrap().unwrap();
+        let Some(Event::StdinDemand(demand)) = event.event else {
+            talk.story.add(event);
+            continue;
+        };
+        // It takes no number of its own.
+        assert_eq!(event.seq + 1, talk.story.events.len() as u64);
+        return (demand.read_bytes, demand.wanted_bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_asks_is_told_when_the_guest_waits() {
+    let daemon = Daemon::start().await;
+    for run in [kit(&["sip", "100"]), kit_component(&["sip", "100"])] {
+        let mut talk = Talk::start(&daemon, run).await;
+        talk.say(Frame::TellStdinDemand(TellStdinDemand {})).await;
+        let (read, wanted) = demand(&mut talk).await;
+        assert_eq!(read, 0);
+        assert!(wanted >= 100, "{wanted}: as its library's buffer has it");
+        // Once for each piece, however small.
+        for read in 1..4 {
+            talk.say(Frame::Stdin(Bytes::from_static(b"\x01"))).await;
+            assert_eq!(demand(&mut talk).await.0, read);
+        }
+        talk.say(Frame::StdinEof(StdinEof {})).await;
+        let story = talk.end().await;
+        assert_eq!(story.stdout, b"3 3\n");
+        assert_eq!(story.exit.unwrap().stdin_bytes, 3);
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_guest_waits_comes_before_that() {
+    let daemon = Daemon::start().await;
+    let mut talk = Talk::start(&daemon, kit(&["lines"]).stdin("a\nb\n")).await;
+    talk.say(Frame::TellStdinDemand(TellStdinDemand {})).await;
+    assert_eq!(demand(&mut talk).await.0, 4);
+    assert_eq!(talk.story.stdout, b"<a>\n<b>\n");
+    talk.say = None;
+    let exit = talk.end().await.exit.unwrap();
+    assert_eq!((exit.exit_code, exit.stdin_bytes), (Some(0), 4));
+}
+
+#[tokio::test]
+async fn input_that_is_left_is_not_counted_as_read() {
+    let daemon = Daemon::start().await;
+    let ran = daemon.ran(kit(&["hello"]).stdin("unread")).await;
+    assert_eq!(ran.exited(0).result.stdin_bytes, 0);
+    let ran = daemon.ran(kit(&["echo"]).stdin("read")).await;
+    assert_eq!(ran.exited(0).result.stdin_bytes, 4);
 }
