@@ -541,7 +541,17 @@ fn hup_reads_certificates_and_keys_of_tokens_at_once() {
         std::fs::write(at("key"), own.signing_key.serialize_pem()).unwrap();
     };
     certify();
-    std::fs::write(at("jwks"), r#"{"keys": []}"#).unwrap();
+    let publish = |id: &str| {
+        let set = serde_json::json!({ "keys": [{
+            "kty": "EC",
+            "crv": "P-256",
+            "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",
+            "kid": id,
+        }] });
+        std::fs::write(at("jwks"), set.to_string()).unwrap();
+    };
+    publish("before");
     let set = [
         format!("tls.cert={}", at("cert").display()),
         format!("tls.key={}", at("key").display()),
@@ -553,7 +563,7 @@ fn hup_reads_certificates_and_keys_of_tokens_at_once() {
     let mut daemon = Process::start(false, &args);
     daemon.serving();
     certify();
-    std::fs::write(at("jwks"), r#"{"keys": [{"kty": "unknown"}]}"#).unwrap();
+    publish("after");
     daemon.signal(HUP);
     daemon.until(&["the configuration is as it was"]);
     for what in ["[tls]", "auth.jwt.jwks"] {
