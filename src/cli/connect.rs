@@ -221,16 +221,24 @@ pub(super) fn failure(status: &Status) -> Failure {
         return Failure::of_status(status);
     }
     let message = quote(status.message());
-    match status.code() {
+    if message.starts_with("grpc-status header missing") {
         // What tonic says of an answer that has the status of HTTP only.
-        _ if message.starts_with("grpc-status header missing") => Failure::unreachable(format!(
+        return Failure::unreachable(format!(
             "what answers there speaks HTTP/2, but no gRPC ({message}): another server, or a proxy that does not pass \
              gRPC on"
-        )),
-        Code::Unimplemented => Failure::unreachable(format!(
+        ));
+    }
+    if message.starts_with("h2 protocol error") || message == "transport error" {
+        // What tonic says of a connection, rather than what came over it.
+        let below = std::error::Error::source(status).map(causes);
+        let why = below.map(|it| quote(&it)).unwrap_or(message);
+        return Failure::unreachable(format!("the connection broke: {why}"));
+    }
+    if status.code() == Code::Unimplemented {
+        return Failure::unreachable(format!(
             "what answers there speaks gRPC, but does not have this call ({message}): another server, or a daemon of \
              another version"
-        )),
-        _ => Failure::of_status(status),
+        ));
     }
+    Failure::of_status(status)
 }

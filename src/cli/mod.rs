@@ -9,6 +9,7 @@ mod dial;
 mod ending;
 mod failure;
 mod follow;
+mod greeting;
 mod health;
 mod load;
 mod modules;
