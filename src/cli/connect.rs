@@ -111,7 +111,7 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
         async move {
             match first {
                 Some(stream) => Ok(stream),
-                None if !was_judged => Err(std::io::ErrorKind::NotConnected.into()),
+                None if !was_judged => Err(std::io::Error::other("it ended before the first call")),
                 // The first connection broke, or ended when it had become old.
                 None => match dialer.dial().await {
                     Ok((stream, _)) => Ok(TokioIo::new(stream)),
@@ -228,10 +228,9 @@ pub(super) fn failure(status: &Status) -> Failure {
              gRPC on"
         ));
     }
-    if message.starts_with("h2 protocol error") || message == "transport error" {
-        // What tonic says of a connection, rather than what came over it.
-        let below = std::error::Error::source(status).map(causes);
-        let why = below.map(|it| quote(&it)).unwrap_or(message);
+    if let Some(below) = std::error::Error::source(status) {
+        // A status that came over the connection has nothing below it.
+        let why = quote(&causes(below));
         return Failure::unreachable(format!("the connection broke: {why}"));
     }
     if status.code() == Code::Unimplemented {
