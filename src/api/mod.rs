@@ -2,6 +2,7 @@
 
 mod answer;
 mod auth;
+mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
 mod delivery;
@@ -39,6 +40,7 @@ pub mod proto {
 }
 
 pub use auth::Authentication;
+pub(crate) use client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
 pub use delivery::Deliveries;
 pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};

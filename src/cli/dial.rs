@@ -6,23 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::TlsConnector;
 
 use super::address::ServerAddress;
-use super::credentials::ClientTls;
 use super::greeting::{Dialed, FRAME_HEADER, Greeting, Overheard, Stream};
-use crate::refusal::{printable, quote};
+use crate::api::{ClientTls, ClientTlsStream};
+use crate::refusal::quote;
 
 /// How long a connection may take, until the daemon has greeted.
 const CONNECT: Duration = Duration::from_secs(5);
-const NO_HTTP2: &str = "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
-     or a proxy that does not pass gRPC on";
-/// Names of a certificate that are told.
-const NAMES: usize = 8;
 
 /// Where to connect, and how.
 #[derive(Clone)]
@@ -70,10 +64,9 @@ impl Dialer {
         stream: TcpStream,
         tls: &ClientTls,
         deadline: Instant,
-    ) -> Result<tokio_rustls::client::TlsStream<Overheard>, String> {
+    ) -> Result<ClientTlsStream<Overheard>, String> {
         let (stream, heard) = Overheard::new(stream);
-        let connector = TlsConnector::from(Arc::clone(&tls.config));
-        let shaken = timeout_at(deadline, connector.connect(tls.name.clone(), stream)).await;
+        let shaken = timeout_at(deadline, tls.connect(stream)).await;
         let shaken = shaken.map_err(|_| {
             format!(
                 "it took the connection and said nothing within {}: it may not speak TLS",
@@ -84,9 +77,7 @@ impl Dialer {
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             self.no_handshake(&heard, &error)
         })?;
-        if shaken.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(NO_HTTP2.to_owned());
-        }
+        ClientTls::has_http2(&shaken)?;
         Ok(shaken)
     }
 
@@ -116,13 +107,19 @@ impl Dialer {
 
     /// What a connection that broke means.
     pub(super) fn broken(&self, error: &io::Error) -> String {
-        let inner = error.get_ref().and_then(|it| it.downcast_ref());
-        match inner {
-            Some(error) => self.tls_failed(error),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => self.closed(),
-            None if error.kind() == io::ErrorKind::ConnectionReset => self.closed(),
-            None if error.kind() == io::ErrorKind::BrokenPipe => self.closed(),
-            None => error.to_string(),
+        let told = self.tls.as_ref().and_then(|tls| tls.failure(error));
+        if let Some(told) = told {
+            return told;
+        }
+        let is_end = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        );
+        match is_end {
+            true => self.closed(),
+            false => error.to_string(),
         }
     }
 
@@ -140,94 +137,6 @@ impl Dialer {
             "it closed the connection without a word: it has no place for one more (server.max_connections), is no \
              daemon{instead}"
         )
-    }
-
-    fn tls_failed(&self, error: &rustls::Error) -> String {
-        if let rustls::Error::InvalidCertificate(error) = error {
-            return self.not_trusted(error);
-        }
-        if let rustls::Error::AlertReceived(alert) = error {
-            return self.alerted(*alert);
-        }
-        format!("TLS failed: {error}")
-    }
-
-    /// What is wrong with its certificate.
-    fn not_trusted(&self, error: &CertificateError) -> String {
-        let trusted = self.tls.as_ref().map_or("", |tls| &tls.trusted);
-        let date = |at: &rustls_pki_types::UnixTime| {
-            let at = std::time::UNIX_EPOCH + Duration::from_secs(at.as_secs());
-            humantime::format_rfc3339_seconds(at).to_string()
-        };
-        if let CertificateError::NotValidForNameContext {
-            expected,
-            presented,
-        } = error
-        {
-            return format!(
-                "its certificate is for {}, not for \"{}\": --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says which of \
-                 these to expect",
-                presented_names(presented),
-                expected.to_str()
-            );
-        }
-        if let CertificateError::ExpiredContext { not_after, .. } = error {
-            return format!(
-                "its certificate expired at {}: the daemon needs a new one (tls.cert), or the clock of this host is \
-                 wrong",
-                date(not_after)
-            );
-        }
-        if let CertificateError::NotValidYetContext { not_before, .. } = error {
-            return format!(
-                "its certificate is not valid before {}: the clock of one of the two hosts is wrong",
-                date(not_before)
-            );
-        }
-        // A signature that is wrong is that of an authority which was made anew under the same name.
-        if matches!(
-            error,
-            CertificateError::UnknownIssuer | CertificateError::BadSignature
-        ) {
-            return format!(
-                "its certificate is of an authority that is not among the trusted, {trusted}: --tls-ca \
-                 (RINGFENCE_TLS_CA) names a file with the daemon's"
-            );
-        }
-        format!("its certificate is not taken ({error}); the trusted are {trusted} (--tls-ca)")
-    }
-
-    /// What it said of this command's handshake.
-    fn alerted(&self, alert: AlertDescription) -> String {
-        let shows = self.tls.as_ref().is_some_and(|tls| tls.shows_certificate);
-        if alert == AlertDescription::CertificateRequired {
-            return "it wants a client certificate: show one with --tls-cert and --tls-key"
-                .to_owned();
-        }
-        if alert == AlertDescription::NoApplicationProtocol {
-            return NO_HTTP2.to_owned();
-        }
-        if alert == AlertDescription::UnrecognisedName {
-            return "it has no certificate for this name: --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says another"
-                .to_owned();
-        }
-        let of_certificate = matches!(
-            alert,
-            AlertDescription::UnknownCA
-                | AlertDescription::BadCertificate
-                | AlertDescription::UnsupportedCertificate
-                | AlertDescription::CertificateRevoked
-                | AlertDescription::CertificateExpired
-                | AlertDescription::CertificateUnknown
-                | AlertDescription::DecryptError
-        );
-        if shows && of_certificate {
-            return format!(
-                "it does not take the client certificate of --tls-cert ({alert:?}): its authority has to be in \
-                 tls.client_ca there, and it has to be valid now"
-            );
-        }
-        format!("it refused TLS as this command speaks it ({alert:?})")
     }
 
     /// Nothing where `greeting` is that of a server of HTTP/2; else what the other end seems to be.
@@ -377,21 +286,4 @@ fn first_line(heard: &[u8]) -> String {
     let line = heard.split(|b| matches!(b, b'\r' | b'\n')).next();
     let line = String::from_utf8_lossy(line.unwrap_or_default());
     quote(&line)
-}
-
-/// Names as rustls has them, `DnsName("a.example")` and `IpAddress(10.0.0.1)`, for people.
-fn presented_names(presented: &[String]) -> String {
-    let plain = |name: &String| {
-        let inner = name.split_once('(').map_or(name.as_str(), |(_, it)| it);
-        let inner = inner.trim_end_matches(')').trim_matches('"');
-        format!("\"{}\"", printable(inner))
-    };
-    let mut names: Vec<_> = presented.iter().take(NAMES).map(plain).collect();
-    if presented.len() > NAMES {
-        names.push(format!("{} more", presented.len() - NAMES));
-    }
-    match names.is_empty() {
-        true => "no name of a host (it has no alternative names)".to_owned(),
-        false => names.join(", "),
-    }
 }
