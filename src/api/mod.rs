@@ -3,6 +3,7 @@
 mod answer;
 mod auth;
 mod call_deadline;
+mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
 mod delivery;
@@ -56,6 +57,7 @@ pub mod health_proto {
 }
 
 pub use auth::Authentication;
+pub(crate) use client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
 pub use delivery::Deliveries;
 pub use health::HealthApi;
 pub use http_gate::HttpGate;

@@ -111,7 +111,7 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
         async move {
             match first {
                 Some(stream) => Ok(stream),
-                None if !was_judged => Err(std::io::ErrorKind::NotConnected.into()),
+                None if !was_judged => Err(std::io::Error::other("it ended before the first call")),
                 // The first connection broke, or ended when it had become old.
                 None => match dialer.dial().await {
                     Ok((stream, _)) => Ok(TokioIo::new(stream)),
@@ -228,16 +228,23 @@ pub(super) fn failure(status: &Status) -> Failure {
         return Failure::of_status(status);
     }
     let message = quote(status.message());
-    match status.code() {
+    if message.starts_with("grpc-status header missing") {
         // What tonic says of an answer that has the status of HTTP only.
-        _ if message.starts_with("grpc-status header missing") => Failure::unreachable(format!(
+        return Failure::unreachable(format!(
             "what answers there speaks HTTP/2, but no gRPC ({message}): another server, or a proxy that does not pass \
              gRPC on"
-        )),
-        Code::Unimplemented => Failure::unreachable(format!(
+        ));
+    }
+    if let Some(below) = std::error::Error::source(status) {
+        // A status that came over the connection has nothing below it.
+        let why = quote(&causes(below));
+        return Failure::unreachable(format!("the connection broke: {why}"));
+    }
+    if status.code() == Code::Unimplemented {
+        return Failure::unreachable(format!(
             "what answers there speaks gRPC, but does not have this call ({message}): another server, or a daemon of \
              another version"
-        )),
-        _ => Failure::of_status(status),
+        ));
     }
+    Failure::of_status(status)
 }

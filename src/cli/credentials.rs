@@ -2,20 +2,16 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::Failure;
 use super::address::ServerAddress;
+use crate::api::{ClientTls, TrustedAuthorities};
 use crate::refusal::quote;
 
 /// What is shown to a daemon.
@@ -72,18 +68,6 @@ impl Interceptor for Bearer {
     }
 }
 
-/// How a connection is encrypted.
-#[derive(Clone)]
-pub(super) struct ClientTls {
-    pub(super) config: Arc<ClientConfig>,
-    /// Whom the daemon's certificate has to be for.
-    pub(super) name: ServerName<'static>,
-    /// Where the authorities are from, for people.
-    pub(super) trusted: String,
-    /// Whether a certificate is shown.
-    pub(super) shows_certificate: bool,
-}
-
 impl Credentials {
     /// The token, read now.
     pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
@@ -109,9 +93,9 @@ impl Credentials {
             return Ok(None);
         };
         let name = bare(name.trim());
-        match ServerName::try_from(name) {
-            Ok(_) => Ok(Some(name.to_owned())),
-            Err(_) => Err(Failure::new(format!(
+        match ClientTls::may_be_certified(name) {
+            true => Ok(Some(name.to_owned())),
+            false => Err(Failure::new(format!(
                 "--tls-server-name (RINGFENCE_TLS_SERVER_NAME) is \"{}\"; allowed is a host's name or an address, \
                  without a port",
                 quote(name)
@@ -148,65 +132,25 @@ impl Credentials {
         }
         let name = self.server_name()?;
         let name = name.unwrap_or_else(|| bare(host).to_owned());
-        let name = ServerName::try_from(name).map_err(|_| {
-            Failure::new(format!(
+        if !ClientTls::may_be_certified(&name) {
+            return Err(Failure::new(format!(
                 "no certificate can be for \"{}\": --tls-server-name says whom it is for",
                 quote(host)
-            ))
-        })?;
-        let (roots, trusted) = self.roots()?;
-        let builder = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
-            .with_root_certificates(roots);
-        let mut config = match (&self.tls_cert, &self.tls_key) {
-            (Some(cert), Some(key)) => {
-                let chain = certificates("--tls-cert", cert)?;
-                // What a key file holds is told to nobody.
-                let pem = read("--tls-key", key)?;
-                let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
-                    let key = key.display();
-                    Failure::new(format!("--tls-key {key} holds no private key in PEM"))
-                })?;
-                builder.with_client_auth_cert(chain, key).map_err(|error| {
-                    Failure::new(format!(
-                        "--tls-key is not the key of --tls-cert, or cannot be used: {error}"
-                    ))
-                })?
-            }
-            (_, _) => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Some(ClientTls {
-            config: Arc::new(config),
-            name,
-            trusted,
-            shows_certificate: self.tls_cert.is_some(),
-        }))
-    }
-
-    /// Whom to trust, and where that is from.
-    fn roots(&self) -> Result<(RootCertStore, String), Failure> {
-        let mut roots = RootCertStore::empty();
-        let Some(path) = &self.tls_ca else {
-            let found = rustls_native_certs::load_native_certs();
-            let (added, _) = roots.add_parsable_certificates(found.certs);
-            if added == 0 {
-                return Err(Failure::new(
-                    "this host has no authorities to trust (SSL_CERT_FILE, /etc/ssl/certs): --tls-ca names a file with \
-                     the daemon's",
-                ));
-            }
-            return Ok((roots, "those of this host".to_owned()));
-        };
-        let (added, _) = roots.add_parsable_certificates(certificates("--tls-ca", path)?);
-        if added == 0 {
-            return Err(Failure::new(format!(
-                "--tls-ca {} holds no certificate of an authority that can be read",
-                path.display()
             )));
         }
-        Ok((roots, format!("those in {}", path.display())))
+        let authorities = match &self.tls_ca {
+            Some(path) => TrustedAuthorities::In {
+                pem: read("--tls-ca", path)?,
+                path: path.clone(),
+            },
+            None => TrustedAuthorities::OfHost,
+        };
+        let shown = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some((read("--tls-cert", cert)?, read("--tls-key", key)?)),
+            (_, _) => None,
+        };
+        let tls = ClientTls::new(&name, &authorities, shown);
+        tls.map(Some).map_err(Failure::new)
     }
 }
 
@@ -215,22 +159,6 @@ fn bare(host: &str) -> &str {
     let host = host.trim_matches(['[', ']']);
     let host = host.split('%').next().unwrap_or(host);
     host.strip_suffix('.').unwrap_or(host)
-}
-
-fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let pem = read(flag, path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) | Err(_) => Err(Failure::new(format!(
-            "{flag} {} holds no certificate in PEM, or something else too",
-            path.display()
-        ))),
-    }
-}
-
-fn unusable(error: rustls::Error) -> Failure {
-    Failure::new(format!("the credentials cannot be used: {error}"))
 }
 
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {

@@ -3,59 +3,26 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::TlsConnector;
 
 use super::address::ServerAddress;
-use super::credentials::ClientTls;
-use crate::refusal::{printable, quote};
+use super::greeting::{Dialed, FRAME_HEADER, Greeting, Overheard, Stream};
+use crate::api::{ClientTls, ClientTlsStream};
+use crate::refusal::quote;
 
 /// How long a connection may take, until the daemon has greeted.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Bytes of what the other end says first that tell what it is.
-const GREETING: usize = 64;
-/// Bytes of the header of a frame of HTTP/2.
-const FRAME_HEADER: usize = 9;
-/// Names of a certificate that are told.
-const NAMES: usize = 8;
 
 /// Where to connect, and how.
 #[derive(Clone)]
 pub(super) struct Dialer {
     pub(super) server: ServerAddress,
     pub(super) tls: Option<ClientTls>,
-}
-
-/// A byte stream of any kind.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// What the other end said first.
-#[derive(Debug)]
-enum Greeting {
-    /// Bytes, at least a frame's header of them unless it ended before.
-    Bytes(Vec<u8>),
-    /// Nothing, and it closed the connection.
-    Closed,
-    /// The connection broke: what that means.
-    Broken(String),
-}
-
-/// A connection that listens to what the other end says first.
-pub(super) struct Dialed {
-    stream: Box<dyn Stream>,
-    unheard: Option<(Vec<u8>, oneshot::Sender<Greeting>)>,
-    dialer: Arc<Dialer>,
 }
 
 /// What the other end of a connection has yet to say first.
@@ -83,12 +50,7 @@ impl Dialer {
                 }
             }
         };
-        let (tell, greeting) = oneshot::channel();
-        let stream = Dialed {
-            stream,
-            unheard: Some((Vec::new(), tell)),
-            dialer: Arc::clone(self),
-        };
+        let (stream, greeting) = Dialed::new(stream, Arc::clone(self));
         let pending = PendingGreeting {
             dialer: Arc::clone(self),
             greeting,
@@ -102,14 +64,9 @@ impl Dialer {
         stream: TcpStream,
         tls: &ClientTls,
         deadline: Instant,
-    ) -> Result<tokio_rustls::client::TlsStream<Overheard>, String> {
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let stream = Overheard {
-            stream,
-            heard: Arc::clone(&heard),
-        };
-        let connector = TlsConnector::from(Arc::clone(&tls.config));
-        let shaken = timeout_at(deadline, connector.connect(tls.name.clone(), stream)).await;
+    ) -> Result<ClientTlsStream<Overheard>, String> {
+        let (stream, heard) = Overheard::new(stream);
+        let shaken = timeout_at(deadline, tls.connect(stream)).await;
         let shaken = shaken.map_err(|_| {
             format!(
                 "it took the connection and said nothing within {}: it may not speak TLS",
@@ -120,13 +77,7 @@ impl Dialer {
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             self.no_handshake(&heard, &error)
         })?;
-        if shaken.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(
-                "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
-                 or a proxy that does not pass gRPC on"
-                    .to_owned(),
-            );
-        }
+        ClientTls::has_http2(&shaken)?;
         Ok(shaken)
     }
 
@@ -155,14 +106,20 @@ impl Dialer {
     }
 
     /// What a connection that broke means.
-    fn broken(&self, error: &io::Error) -> String {
-        let inner = error.get_ref().and_then(|it| it.downcast_ref());
-        match inner {
-            Some(error) => self.tls_failed(error),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => self.closed(),
-            None if error.kind() == io::ErrorKind::ConnectionReset => self.closed(),
-            None if error.kind() == io::ErrorKind::BrokenPipe => self.closed(),
-            None => error.to_string(),
+    pub(super) fn broken(&self, error: &io::Error) -> String {
+        let told = self.tls.as_ref().and_then(|tls| tls.failure(error));
+        if let Some(told) = told {
+            return told;
+        }
+        let is_end = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        );
+        match is_end {
+            true => self.closed(),
+            false => error.to_string(),
         }
     }
 
@@ -180,88 +137,6 @@ impl Dialer {
             "it closed the connection without a word: it has no place for one more (server.max_connections), is no \
              daemon{instead}"
         )
-    }
-
-    fn tls_failed(&self, error: &rustls::Error) -> String {
-        match error {
-            rustls::Error::InvalidCertificate(error) => self.not_trusted(error),
-            rustls::Error::AlertReceived(alert) => self.alerted(*alert),
-            error => format!("TLS failed: {error}"),
-        }
-    }
-
-    /// What is wrong with its certificate.
-    fn not_trusted(&self, error: &CertificateError) -> String {
-        let trusted = self.tls.as_ref().map_or("", |tls| &tls.trusted);
-        let date = |at: &rustls_pki_types::UnixTime| {
-            let at = std::time::UNIX_EPOCH + Duration::from_secs(at.as_secs());
-            humantime::format_rfc3339_seconds(at).to_string()
-        };
-        match error {
-            CertificateError::NotValidForNameContext {
-                expected,
-                presented,
-            } => format!(
-                "its certificate is for {}, not for \"{}\": --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says which of \
-                 these to expect",
-                presented_names(presented),
-                expected.to_str()
-            ),
-            CertificateError::NotValidForName => {
-                "its certificate is for another name: --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says which to expect"
-                    .to_owned()
-            }
-            // A signature that is wrong is that of an authority which was made anew under the same name.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
-                "its certificate is of an authority that is not among the trusted, {trusted}: --tls-ca \
-                 (RINGFENCE_TLS_CA) names a file with the daemon's"
-            ),
-            CertificateError::ExpiredContext { not_after, .. } => format!(
-                "its certificate expired at {}: the daemon needs a new one (tls.cert), or the clock of this host is \
-                 wrong",
-                date(not_after)
-            ),
-            CertificateError::NotValidYetContext { not_before, .. } => format!(
-                "its certificate is not valid before {}: the clock of one of the two hosts is wrong",
-                date(not_before)
-            ),
-            error => format!(
-                "its certificate is not taken ({error}); the trusted are {trusted} (--tls-ca)"
-            ),
-        }
-    }
-
-    /// What it said of this command's handshake.
-    fn alerted(&self, alert: AlertDescription) -> String {
-        let shows = self.tls.as_ref().is_some_and(|tls| tls.shows_certificate);
-        match alert {
-            AlertDescription::CertificateRequired => {
-                "it wants a client certificate: show one with --tls-cert and --tls-key".to_owned()
-            }
-            AlertDescription::NoApplicationProtocol => {
-                "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there"
-                    .to_owned()
-            }
-            AlertDescription::UnknownCA
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::DecryptError
-                if shows =>
-            {
-                format!(
-                    "it does not take the client certificate of --tls-cert ({alert:?}): its authority has to be in \
-                     tls.client_ca there, and it has to be valid now"
-                )
-            }
-            AlertDescription::UnrecognisedName => {
-                "it has no certificate for this name: --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says another"
-                    .to_owned()
-            }
-            alert => format!("it refused TLS as this command speaks it ({alert:?})"),
-        }
     }
 
     /// Nothing where `greeting` is that of a server of HTTP/2; else what the other end seems to be.
@@ -356,37 +231,40 @@ async fn unix(path: &Path) -> Result<UnixStream, String> {
         Ok(stream) => return Ok(stream),
         Err(error) => error,
     };
-    let there = std::fs::metadata(path);
-    Err(match error.kind() {
-        io::ErrorKind::NotFound => format!(
+    let (kind, there) = (error.kind(), std::fs::metadata(path));
+    if kind == io::ErrorKind::NotFound {
+        return Err(format!(
             "there is no such socket: is it running, with \"unix:{}\" in `listen`?",
             path.display()
-        ),
-        io::ErrorKind::PermissionDenied => {
-            let uid = rustix::process::geteuid().as_raw();
-            let whose = match &there {
-                Ok(there) => format!(
-                    "its mode is {:04o}, its owner {}:{}",
-                    there.mode() & 0o7777,
-                    there.uid(),
-                    there.gid()
-                ),
-                Err(_) => "a folder above it is closed to it".to_owned(),
-            };
-            format!(
-                "user {uid} may not use this socket ({whose}): who calls has to be in its group, or server.socket_mode \
-                 has to let others in"
-            )
-        }
-        io::ErrorKind::ConnectionRefused if there.is_ok_and(|it| !it.file_type().is_socket()) => {
-            "there is a file that is no socket".to_owned()
-        }
-        io::ErrorKind::ConnectionRefused => {
-            "nobody listens on this socket any more: whoever made it is gone".to_owned()
-        }
-        io::ErrorKind::WouldBlock => "too many wait to be connected already: try again".to_owned(),
-        _ => error.to_string(),
-    })
+        ));
+    }
+    if kind == io::ErrorKind::PermissionDenied {
+        let uid = rustix::process::geteuid().as_raw();
+        let whose = match &there {
+            Ok(there) => format!(
+                "its mode is {:04o}, its owner {}:{}",
+                there.mode() & 0o7777,
+                there.uid(),
+                there.gid()
+            ),
+            Err(_) => "a folder above it is closed to it".to_owned(),
+        };
+        return Err(format!(
+            "user {uid} may not use this socket ({whose}): who calls has to be in its group, or server.socket_mode has \
+             to let others in"
+        ));
+    }
+    if kind == io::ErrorKind::WouldBlock {
+        return Err("too many wait to be connected already: try again".to_owned());
+    }
+    if kind == io::ErrorKind::ConnectionRefused {
+        let is_socket = there.is_ok_and(|it| it.file_type().is_socket());
+        return Err(match is_socket {
+            true => "nobody listens on this socket any more: whoever made it is gone".to_owned(),
+            false => "there is a file that is no socket".to_owned(),
+        });
+    }
+    Err(error.to_string())
 }
 
 /// Whether this begins as a server of HTTP/2 does: with a frame of settings, on no stream.
@@ -408,188 +286,4 @@ fn first_line(heard: &[u8]) -> String {
     let line = heard.split(|b| matches!(b, b'\r' | b'\n')).next();
     let line = String::from_utf8_lossy(line.unwrap_or_default());
     quote(&line)
-}
-
-/// Names as rustls has them, `DnsName("a.example")` and `IpAddress(10.0.0.1)`, for people.
-fn presented_names(presented: &[String]) -> String {
-    let plain = |name: &String| {
-        let inner = name.split_once('(').map_or(name.as_str(), |(_, it)| it);
-        let inner = inner.trim_end_matches(')').trim_matches('"');
-        format!("\"{}\"", printable(inner))
-    };
-    let mut names: Vec<_> = presented.iter().take(NAMES).map(plain).collect();
-    if presented.len() > NAMES {
-        names.push(format!("{} more", presented.len() - NAMES));
-    }
-    match names.is_empty() {
-        true => "no name of a host (it has no alternative names)".to_owned(),
-        false => names.join(", "),
-    }
-}
-
-impl Dialed {
-    /// Takes note of what was said first, and tells it once enough of it is there, or nothing more will be.
-    fn hear(&mut self, bytes: &[u8], polled: &io::Result<()>) {
-        let Some((heard, _)) = &mut self.unheard else {
-            return;
-        };
-        heard.extend(bytes.iter().take(GREETING - heard.len()));
-        match polled {
-            Ok(()) if heard.len() < FRAME_HEADER && !bytes.is_empty() => {}
-            Err(error) if heard.is_empty() => {
-                let why = self.dialer.broken(error);
-                self.tell(Some(Greeting::Broken(why)));
-            }
-            Ok(()) | Err(_) => self.tell(None),
-        }
-    }
-
-    /// Tells what was said first: `greeting`, or what was heard.
-    fn tell(&mut self, greeting: Option<Greeting>) {
-        let Some((heard, tell)) = self.unheard.take() else {
-            return;
-        };
-        let heard = match heard.is_empty() {
-            true => Greeting::Closed,
-            false => Greeting::Bytes(heard),
-        };
-        // Of a connection that replaces a broken one nobody asks.
-        let _ = tell.send(greeting.unwrap_or(heard));
-    }
-
-    /// What came of a write. A connection that breaks in one may have said why before.
-    fn wrote<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &polled
-            && self.unheard.is_some()
-        {
-            let mut last = [0; GREETING];
-            let mut last = ReadBuf::new(&mut last);
-            // What matters is what is there; that the connection broke is known.
-            let _ = Pin::new(&mut self.stream).poll_read(cx, &mut last);
-            self.hear(last.filled(), &Ok(()));
-            let told = Err(io::Error::new(error.kind(), error.to_string()));
-            self.hear(&[], &told);
-        }
-        polled
-    }
-}
-
-impl Drop for Dialed {
-    fn drop(&mut self) {
-        // Who gives up after less than a frame's header reads no more.
-        self.tell(None);
-    }
-}
-
-impl AsyncRead for Dialed {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if let Poll::Ready(result) = &polled
-            && this.unheard.is_some()
-        {
-            let bytes = buf.filled()[before..].to_vec();
-            this.hear(&bytes, result);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Dialed {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.wrote(cx, polled)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.wrote(cx, polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_flush(cx);
-        this.wrote(cx, polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// A TCP connection whose first bytes are kept while hands are shaken on it.
-pub(super) struct Overheard {
-    stream: TcpStream,
-    heard: Arc<Mutex<Vec<u8>>>,
-}
-
-impl AsyncRead for Overheard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.len() < GREETING {
-            let left = GREETING - heard.len();
-            heard.extend(buf.filled()[before..].iter().take(left));
-        }
-        drop(heard);
-        polled
-    }
-}
-
-impl AsyncWrite for Overheard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

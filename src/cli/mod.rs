@@ -10,6 +10,7 @@ mod dial;
 mod ending;
 mod failure;
 mod follow;
+mod greeting;
 mod health;
 mod interrupt;
 mod load;

@@ -531,6 +531,35 @@ fn saying(says: &'static [u8]) -> String {
     addr
 }
 
+/// A server of HTTP/2 that answers the first call with 404, and no word of gRPC.
+fn without_grpc() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept().unwrap();
+        // Its settings, and that it takes the client's.
+        let greeting = b"\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0";
+        connection.write_all(greeting).unwrap();
+        let mut preface = [0; 24];
+        connection.read_exact(&mut preface).unwrap();
+        loop {
+            let mut head = [0; 9];
+            if connection.read_exact(&mut head).is_err() {
+                return;
+            }
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            connection.read_exact(&mut payload).unwrap();
+            if head[3] == 1 {
+                // Headers that end the stream: 404, of the table of HPACK.
+                let answer = b"\0\0\x01\x01\x05\0\0\0\x01\x8d";
+                connection.write_all(answer).unwrap();
+            }
+        }
+    });
+    addr
+}
+
 #[test]
 fn what_is_no_daemon_is_told_by_what_it_says() {
     let web = saying(b"HTTP/1.1 400 Bad Request\r\nserver: nginx\r\n\r\n");
@@ -568,11 +597,16 @@ fn what_is_no_daemon_is_told_by_what_it_says() {
         &tls,
         &["closed the connection without a word", "speaks plaintext"],
     );
-    // The settings of HTTP/2, then an answer to the first call that is 404 and no gRPC.
-    let http2 = saying(b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x8d");
-    let (code, line) = health(&http2, &[]);
+    let (code, line) = health(&without_grpc(), &[]);
     assert!(
         code == 125 && line.contains("speaks HTTP/2, but no gRPC") && line.contains("404"),
+        "{line}"
+    );
+    // One that begins as it should, and then breaks the rules: an answer to what nobody asked.
+    let wrong = saying(b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x8d");
+    let (code, line) = health(&wrong, &[]);
+    assert!(
+        code == 125 && (line.contains("the connection broke") || line.contains("no gRPC")),
         "{line}"
     );
     // One that never says anything: `health` has its own patience.

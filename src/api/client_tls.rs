@@ -1,0 +1,261 @@
+//! TLS as a client of a daemon speaks it, and what its failures mean for people.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::refusal::printable;
+
+const NO_HTTP2: &str = "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
+     or a proxy that does not pass gRPC on";
+/// Names of a certificate that are told.
+const NAMES: usize = 8;
+
+/// Whom a client trusts to certify daemons.
+pub(crate) enum TrustedAuthorities {
+    /// Whom this host trusts.
+    OfHost,
+    /// The certificates in a file.
+    In {
+        /// What is in it.
+        pem: Vec<u8>,
+        /// Its name, for people.
+        path: PathBuf,
+    },
+}
+
+/// How a connection to a daemon is encrypted.
+#[derive(Clone)]
+pub(crate) struct ClientTls {
+    config: Arc<ClientConfig>,
+    /// Whom the daemon's certificate has to be for.
+    name: ServerName<'static>,
+    /// Where the authorities are from, for people.
+    trusted: String,
+    shows_certificate: bool,
+}
+
+/// A connection that shook hands.
+pub(crate) type ClientTlsStream<S> = TlsStream<S>;
+
+impl ClientTls {
+    /// Whether a certificate may be for `name`: a host's name, or an address.
+    pub(crate) fn may_be_certified(name: &str) -> bool {
+        ServerName::try_from(name).is_ok()
+    }
+
+    /// Expects a certificate for `name` by one of `authorities`, and shows a chain with its key, both in PEM.
+    ///
+    /// # Errors
+    /// What cannot be used, for people.
+    pub(crate) fn new(
+        name: &str,
+        authorities: &TrustedAuthorities,
+        shown: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Self, String> {
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+        let (roots, trusted) = roots(authorities)?;
+        let builder = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots);
+        let shows_certificate = shown.is_some();
+        let mut config = match shown {
+            Some((chain, key)) => {
+                let chain = certificates("--tls-cert", &chain)?;
+                // What a key file holds is told to nobody.
+                let key = PrivateKeyDer::from_pem_slice(&key)
+                    .map_err(|_| "--tls-key holds no private key in PEM".to_owned())?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    format!("--tls-key is not the key of --tls-cert, or cannot be used: {error}")
+                })?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self {
+            config: Arc::new(config),
+            name,
+            trusted,
+            shows_certificate,
+        })
+    }
+
+    /// Shakes hands.
+    pub(crate) async fn connect<S>(&self, stream: S) -> io::Result<ClientTlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        connector.connect(self.name.clone(), stream).await
+    }
+
+    /// Whether HTTP/2 was agreed on.
+    ///
+    /// # Errors
+    /// Where it was not: what that means.
+    pub(crate) fn has_http2<S>(stream: &ClientTlsStream<S>) -> Result<(), String> {
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Ok(()),
+            Some(_) | None => Err(NO_HTTP2.to_owned()),
+        }
+    }
+
+    /// What an error of a connection means, where it is one of TLS.
+    pub(crate) fn failure(&self, error: &io::Error) -> Option<String> {
+        let inner = error.get_ref()?.downcast_ref()?;
+        Some(self.tls_failed(inner))
+    }
+
+    fn tls_failed(&self, error: &rustls::Error) -> String {
+        if let rustls::Error::InvalidCertificate(error) = error {
+            return self.not_trusted(error);
+        }
+        if let rustls::Error::AlertReceived(alert) = error {
+            return self.alerted(*alert);
+        }
+        format!("TLS failed: {error}")
+    }
+
+    /// What is wrong with its certificate.
+    fn not_trusted(&self, error: &CertificateError) -> String {
+        let trusted = &self.trusted;
+        let date = |at: &UnixTime| {
+            let at = std::time::UNIX_EPOCH + Duration::from_secs(at.as_secs());
+            humantime::format_rfc3339_seconds(at).to_string()
+        };
+        if let CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        } = error
+        {
+            return format!(
+                "its certificate is for {}, not for \"{}\": --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says which of \
+                 these to expect",
+                presented_names(presented),
+                expected.to_str()
+            );
+        }
+        if let CertificateError::ExpiredContext { not_after, .. } = error {
+            return format!(
+                "its certificate expired at {}: the daemon needs a new one (tls.cert), or the clock of this host is \
+                 wrong",
+                date(not_after)
+            );
+        }
+        if let CertificateError::NotValidYetContext { not_before, .. } = error {
+            return format!(
+                "its certificate is not valid before {}: the clock of one of the two hosts is wrong",
+                date(not_before)
+            );
+        }
+        // A signature that is wrong is that of an authority which was made anew under the same name.
+        if matches!(
+            error,
+            CertificateError::UnknownIssuer | CertificateError::BadSignature
+        ) {
+            return format!(
+                "its certificate is of an authority that is not among the trusted, {trusted}: --tls-ca \
+                 (RINGFENCE_TLS_CA) names a file with the daemon's"
+            );
+        }
+        format!("its certificate is not taken ({error}); the trusted are {trusted} (--tls-ca)")
+    }
+
+    /// What it said of this command's handshake.
+    fn alerted(&self, alert: AlertDescription) -> String {
+        if alert == AlertDescription::CertificateRequired {
+            return "it wants a client certificate: show one with --tls-cert and --tls-key"
+                .to_owned();
+        }
+        if alert == AlertDescription::NoApplicationProtocol {
+            return NO_HTTP2.to_owned();
+        }
+        if alert == AlertDescription::UnrecognisedName {
+            return "it has no certificate for this name: --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says another"
+                .to_owned();
+        }
+        let of_certificate = matches!(
+            alert,
+            AlertDescription::UnknownCA
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::DecryptError
+        );
+        if self.shows_certificate && of_certificate {
+            return format!(
+                "it does not take the client certificate of --tls-cert ({alert:?}): its authority has to be in \
+                 tls.client_ca there, and it has to be valid now"
+            );
+        }
+        format!("it refused TLS as this command speaks it ({alert:?})")
+    }
+}
+
+/// Whom to trust, and where that is from.
+fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), String> {
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        TrustedAuthorities::OfHost => {
+            let found = rustls_native_certs::load_native_certs();
+            let (added, _) = roots.add_parsable_certificates(found.certs);
+            match added {
+                0 => Err(
+                    "this host has no authorities to trust (SSL_CERT_FILE, /etc/ssl/certs): --tls-ca names a file with \
+                     the daemon's"
+                        .to_owned(),
+                ),
+                _ => Ok((roots, "those of this host".to_owned())),
+            }
+        }
+        TrustedAuthorities::In { pem, path } => {
+            let flag = format!("--tls-ca {}", path.display());
+            let (added, _) = roots.add_parsable_certificates(certificates(&flag, pem)?);
+            match added {
+                0 => Err(format!(
+                    "{flag} holds no certificate of an authority that can be read"
+                )),
+                _ => Ok((roots, format!("those in {}", path.display()))),
+            }
+        }
+    }
+}
+
+fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) | Err(_) => Err(format!(
+            "{what} holds no certificate in PEM, or something else too"
+        )),
+    }
+}
+
+/// Names as rustls has them, `DnsName("a.example")` and `IpAddress(10.0.0.1)`, for people.
+fn presented_names(presented: &[String]) -> String {
+    let plain = |name: &String| {
+        let inner = name.split_once('(').map_or(name.as_str(), |(_, it)| it);
+        let inner = inner.trim_end_matches(')').trim_matches('"');
+        format!("\"{}\"", printable(inner))
+    };
+    let mut names: Vec<_> = presented.iter().take(NAMES).map(plain).collect();
+    if presented.len() > NAMES {
+        names.push(format!("{} more", presented.len() - NAMES));
+    }
+    match names.is_empty() {
+        true => "no name of a host (it has no alternative names)".to_owned(),
+        false => names.join(", "),
+    }
+}
