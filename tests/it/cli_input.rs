@@ -358,7 +358,7 @@ fn a_terminal_is_read_line_by_line_to_its_end_of_file() {
     let mut input = script.stdin.take().unwrap();
     let mut terminal = BufReader::new(script.stdout.take().unwrap());
     for i in 0..3 {
-        write!(input, "line {i}\n").unwrap();
+        writeln!(input, "line {i}").unwrap();
         let mut said = String::new();
         while !said.ends_with(&format!("<line {i}>\r\n")) {
             assert!(terminal.read_line(&mut said).unwrap() > 0, "{said:?}");
