@@ -122,6 +122,7 @@ impl ConfigArgs {
             file: self.config,
             set: self.set,
             environment: true,
+            ..Overrides::default()
         }
     }
 }

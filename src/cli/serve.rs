@@ -21,12 +21,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let mut overrides = self.config.overrides();
-        if !self.listen.is_empty() {
-            let list: Vec<String> = self.listen.iter().map(|addr| format!("{addr:?}")).collect();
-            overrides
-                .set
-                .push(("listen".to_owned(), format!("[{}]", list.join(","))));
-        }
+        overrides.listen = self.listen;
         let (config, warnings) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
         // Before there is any other thread.
