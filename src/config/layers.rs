@@ -1,5 +1,7 @@
 //! The defaults, and what is laid over them: a file, the environment, flags.
 
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 
 use super::DEFAULTS;
@@ -8,7 +10,7 @@ use super::environment::Given;
 use super::explain;
 use super::reading::{PathStep, SettingReader, Unread};
 use super::schema::Config;
-use super::tree::{self, Setting, Written};
+use super::tree::{self, Content, Setting, Written};
 
 /// Errors that are told at once, at the most.
 const MAX_PROBLEMS: usize = 64;
@@ -76,20 +78,46 @@ impl Layers {
         }
     }
 
+    /// Lays them over each other, tables key by key and all else as a whole.
     fn laid(&self) -> Setting {
-        let mut tree = self.defaults.clone();
-        if let Some(file) = &self.file {
-            tree.lay(file.clone());
+        let given: Vec<Setting> = self.given.iter().map(|it| self.layer_of(it)).collect();
+        let below = [&self.defaults].into_iter().chain(&self.file);
+        let layers: Vec<Option<&Setting>> = below.chain(&given).map(Some).collect();
+        let mut figment = Figment::new();
+        for (number, says) in layers.iter().copied().flatten().enumerate() {
+            figment = figment.merge(Layer { number, says });
         }
-        for Given {
+        let number_of = |value: &Value| {
+            let metadata = figment.get_metadata(value.tag())?;
+            metadata.name.parse::<usize>().ok()
+        };
+        let merged = figment.data().unwrap_or_default();
+        let merged = merged.into_iter().next().map(|(_, dict)| dict);
+        assemble(&merged.unwrap_or_default(), &layers, &number_of)
+    }
+
+    /// What a variable or a flag says, as a tree of its own. A table in one has keys that count, as those of a file do.
+    fn layer_of(&self, given: &Given) -> Setting {
+        let Given {
             key,
             content,
             written,
-        } in &self.given
-        {
-            tree.lay(Setting::under(key, content.clone(), written));
-        }
-        tree
+        } = given;
+        let table = match content {
+            Content::Untyped(text) if self.defaults.is_table(key) => {
+                let value = tree::value(text, written).map(|value| value.content);
+                value.ok().filter(|it| matches!(it, Content::Table(_)))
+            }
+            Content::Untyped(_)
+            | Content::Table(_)
+            | Content::List(_)
+            | Content::Text(_)
+            | Content::Integer(_)
+            | Content::Float(_)
+            | Content::Bool(_)
+            | Content::Date(_) => None,
+        };
+        Setting::under(key, table.unwrap_or_else(|| content.clone()), written)
     }
 
     /// Takes away what was refused; false where that is not possible.
@@ -111,4 +139,79 @@ impl Layers {
             Some(Written::Default) | None => false,
         }
     }
+}
+
+/// What one place says: the defaults, a file, a variable or a flag. Its name is its number, by which it is found again
+/// for each value that is of it.
+struct Layer<'a> {
+    number: usize,
+    says: &'a Setting,
+}
+
+impl Provider for Layer<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.number.to_string())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let tables = outline(self.says).into_dict().unwrap_or_default();
+        Ok(Profile::default().collect(tables))
+    }
+}
+
+/// The tables of a layer, and that there is something at each key: what it is, the layer itself knows better, with the place
+/// where it was written.
+fn outline(setting: &Setting) -> Value {
+    match &setting.content {
+        Content::Table(table) => {
+            let entries = table.iter().map(|(key, it)| (key.clone(), outline(it)));
+            Value::from(entries.collect::<Dict>())
+        }
+        Content::List(_)
+        | Content::Text(_)
+        | Content::Integer(_)
+        | Content::Float(_)
+        | Content::Bool(_)
+        | Content::Date(_)
+        | Content::Untyped(_) => Value::from(true),
+    }
+}
+
+/// Puts the settings together that came out on top. `tables` are those of the layers at this place; of one that has none here
+/// it is something else.
+fn assemble(
+    merged: &Dict,
+    tables: &[Option<&Setting>],
+    number_of: &impl Fn(&Value) -> Option<usize>,
+) -> Setting {
+    let mut table = std::collections::BTreeMap::new();
+    for (key, value) in merged {
+        let setting = match value {
+            Value::Dict(_, inner) => {
+                let below: Vec<_> = tables.iter().map(|layer| inside(*layer, key)).collect();
+                Some(assemble(inner, &below, number_of))
+            }
+            Value::String(..)
+            | Value::Char(..)
+            | Value::Bool(..)
+            | Value::Num(..)
+            | Value::Empty(..)
+            | Value::Array(..) => {
+                let layer = number_of(value).and_then(|number| tables.get(number));
+                layer.and_then(|layer| inside(*layer, key)).cloned()
+            }
+        };
+        table.extend(setting.map(|setting| (key.clone(), setting)));
+    }
+    // A table that is there already has not been written where its keys are.
+    let lowest = tables.iter().flatten().find(|it| it.table().is_some());
+    let written = lowest.map(|it| it.written.clone());
+    Setting {
+        content: Content::Table(table),
+        written: written.unwrap_or(Written::Default),
+    }
+}
+
+fn inside<'a>(layer: Option<&'a Setting>, key: &str) -> Option<&'a Setting> {
+    layer?.table()?.get(key)
 }

@@ -169,40 +169,13 @@ impl Setting {
         })
     }
 
-    /// Lays `over` on this: tables key by key, all else as a whole.
-    pub(super) fn lay(&mut self, over: Self) {
-        let Content::Table(below) = &mut self.content else {
-            *self = over;
-            return;
-        };
-        let table = match over.content {
-            Content::Table(table) => table,
-            // A table in a variable: its keys count, as those of a file do.
-            Content::Untyped(ref text) => match value(text, &over.written).map(|it| it.content) {
-                Ok(Content::Table(table)) => table,
-                Ok(_) | Err(_) => {
-                    *self = over;
-                    return;
-                }
-            },
-            Content::List(_)
-            | Content::Text(_)
-            | Content::Integer(_)
-            | Content::Float(_)
-            | Content::Bool(_)
-            | Content::Date(_) => {
-                *self = over;
-                return;
-            }
-        };
-        for (key, setting) in table {
-            match below.get_mut(&key) {
-                Some(there) => there.lay(setting),
-                None => {
-                    below.insert(key, setting);
-                }
-            }
+    /// Whether there is a table under a dotted key.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        let mut inner = Some(self);
+        for part in key.split('.') {
+            inner = inner.and_then(|it| it.table()?.get(part));
         }
+        inner.is_some_and(|it| it.table().is_some())
     }
 
     /// The setting that is deepest on the way to a dotted key such as "tenants[0].policy.max_fuel".
@@ -224,7 +197,7 @@ impl Setting {
         found
     }
 
-    fn table(&self) -> Option<&BTreeMap<String, Self>> {
+    pub(super) fn table(&self) -> Option<&BTreeMap<String, Self>> {
         let Content::Table(table) = &self.content else {
             return None;
         };
