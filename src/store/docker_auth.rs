@@ -207,11 +207,12 @@ impl Login {
 
 /// Decodes "user:password", with or without padding, and whatever lines it was broken into.
 fn user_and_password(text: &str) -> Result<(String, String), String> {
-    const EITHER: GeneralPurposeConfig = GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    const UNPADDED: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
         .with_decode_allow_trailing_bits(true);
     let text: String = text.split_whitespace().collect();
-    let decode = |alphabet| GeneralPurpose::new(alphabet, EITHER).decode(&text);
+    let text = text.trim_end_matches('=');
+    let decode = |alphabet| GeneralPurpose::new(alphabet, UNPADDED).decode(text);
     let bytes = decode(&STANDARD).or_else(|_| decode(&URL_SAFE));
     let bytes = bytes.map_err(|_| "its auth is not base64".to_owned())?;
     let decoded = String::from_utf8(bytes).map_err(|_| "its auth is not text".to_owned())?;
