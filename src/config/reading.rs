@@ -411,12 +411,11 @@ impl<'de> Deserializer<'de> for SettingReader<'_> {
 /// Text of a variable or a flag without the quotes that TOML would have around it.
 fn unquoted(text: &str, written: &Written) -> String {
     let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
-    if quoted('"') || quoted('\'') {
-        if let Ok(Content::Text(inner)) = tree::value(text, written).map(|value| value.content) {
-            return inner;
-        }
+    let is_quoted = quoted('"') || quoted('\'');
+    match tree::value(text, written).map(|value| value.content) {
+        Ok(Content::Text(inner)) if is_quoted => inner,
+        Ok(_) | Err(_) => text.to_owned(),
     }
-    text.to_owned()
 }
 
 /// A whole number as people write it, or as TOML does.

@@ -122,6 +122,10 @@ pub fn check_credentials(text: &[u8]) -> Result<(), String> {
 
 fn parse(text: &[u8]) -> Result<CredentialsFile, String> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    if text.trim_ascii().is_empty() {
+        // As it is before anybody has logged in.
+        return Ok(CredentialsFile::default());
+    }
     serde_json::from_slice(text).map_err(|error| {
         // What serde says of a mistake may quote the text: it holds secrets.
         let (line, column) = (error.line(), error.column());
@@ -380,7 +384,8 @@ mod tests {
                 assert!(told.contains(part), "{part} in {told}");
             }
         }
-        for broken in ["", "no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
+        assert_eq!(missing(" \n", "r.io"), missing("{}", "r.io"));
+        for broken in ["no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
             let told = check_credentials(broken.as_bytes()).unwrap_err();
             assert!(
                 told.contains("line") && !told.contains("s3cret"),

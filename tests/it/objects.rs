@@ -270,7 +270,7 @@ async fn a_store_that_is_away_keeps_no_daemon_from_starting_and_callers_are_told
     for (endpoint, told) in [
         (closed, "Connection refused"),
         (format!("https://{}", plain.host), "(s3:): "),
-        (url(&failing), "InternalError"),
+        (url(&failing), "status code: 500"),
     ] {
         let served = daemon(&endpoint);
         let refused = keeps(&served, "x").await.unwrap_err();
