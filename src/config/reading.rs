@@ -156,7 +156,8 @@ impl SettingReader<'_> {
             | Content::Bool(_)
             | Content::Date(_) => return Err(self.refuse("text, in quotes")),
         };
-        if text.chars().any(char::is_control) {
+        let was_text = self.0.written != Written::Command;
+        if was_text && text.chars().any(char::is_control) {
             return Err(self.refuse("text without control characters such as line ends"));
         }
         Ok(text)
