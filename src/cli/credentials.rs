@@ -55,9 +55,10 @@ impl Credentials {
         };
         let token = String::from_utf8(path.read()?).unwrap_or_default();
         let token = config::trimmed(&token);
-        let header = (!token.is_empty()).then(|| format!("Bearer {token}").parse().ok());
+        let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let header = is_one.then(|| format!("Bearer {token}").parse().ok());
         let mut header: MetadataValue<Ascii> = header.flatten().ok_or_else(|| {
-            Failure::new(format!("{path} holds no token, which is one line of ASCII"))
+            Failure::new(format!("{path} holds no token, which is one word of ASCII"))
         })?;
         header.set_sensitive(true);
         Ok(Bearer(Some(header)))

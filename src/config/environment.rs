@@ -9,8 +9,8 @@ use crate::store;
 
 /// What the variables of our settings begin with.
 const PREFIX: &str = "RINGFENCE_";
-/// Variables with our prefix that are no settings, but say what a command shows to a daemon.
-const CLIENTS: [&str; 3] = ["server", "token_file", "tls_ca"];
+/// Variables with our prefix that are no settings, but say which daemon a command asks, and what it shows to it.
+const CLIENTS: [&str; 4] = ["server", "token_file", "tls_ca", "tls_server_name"];
 /// Parts of the names of a provider's variables whose values are told nowhere.
 const SECRET: [&str; 8] = [
     "SECRET", "TOKEN", "KEY", "PASSWORD", "SAS", "PROXY", "HEADER", "MASTER",

@@ -49,7 +49,10 @@ pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Pr
 pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
     let source = |key: &str| match &tree.towards(key).written {
         Written::Default => None,
-        written => Some(written.to_string()),
+        written @ (Written::File { .. }
+        | Written::Variable(_)
+        | Written::Flag(_)
+        | Written::Command) => Some(written.to_string()),
     };
     let explained = problems.0.into_iter().map(|problem| {
         let key = element(&problem, tree);

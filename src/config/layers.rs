@@ -136,7 +136,7 @@ impl Layers {
                 self.given.retain(|given| !given.says(written));
                 self.given.len() < before
             }
-            Some(Written::Default) | None => false,
+            Some(Written::Default | Written::Command) | None => false,
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
 pub use environment::{credential_files, provider, variable};
 pub use schema::*;
+pub use toml::Value as SettingValue;
 pub(crate) use tree::trimmed;
 
 use self::environment::{Environment, Given};
@@ -42,6 +43,9 @@ pub struct Overrides {
     pub file: Option<PathBuf>,
     /// Keys and values over all else, in order.
     pub set: Vec<(String, String)>,
+    /// Keys and values over those. They are values and no text that is read again: names with quotes, line breaks or
+    /// whatever else keep what they are.
+    pub values: Vec<(String, SettingValue)>,
     /// Addresses to listen on, over all else.
     pub listen: Vec<String>,
     /// Whether environment variables are read.
@@ -61,6 +65,11 @@ impl Overrides {
                 written: Written::Flag(format!("--set {}", key.trim()).into()),
             })
             .collect();
+        flags.extend(self.values.iter().map(|(key, value)| Given {
+            key: key.clone(),
+            content: Setting::from(value.clone()).content,
+            written: Written::Command,
+        }));
         if !self.listen.is_empty() {
             let written = |address: &str| Written::Flag(format!("--listen {address}").into());
             let addresses = self.listen.iter().map(|address| Setting {

@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
@@ -140,14 +139,6 @@ impl de::Error for Unread {
 #[derive(Clone, Copy)]
 pub(super) struct SettingReader<'a>(pub(super) &'a Setting);
 
-impl<'de> IntoDeserializer<'de, Unread> for SettingReader<'_> {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
-    }
-}
-
 impl SettingReader<'_> {
     fn refuse(self, allowed: &str) -> Unread {
         Unread::of(Cause::NotAllowed(allowed.to_owned()), self.0.to_string())
@@ -165,7 +156,8 @@ impl SettingReader<'_> {
             | Content::Bool(_)
             | Content::Date(_) => return Err(self.refuse("text, in quotes")),
         };
-        if text.chars().any(char::is_control) {
+        let was_text = self.0.written != Written::Command;
+        if was_text && text.chars().any(char::is_control) {
             return Err(self.refuse("text without control characters such as line ends"));
         }
         Ok(text)
@@ -228,16 +220,10 @@ impl SettingReader<'_> {
             | Content::Bool(_)
             | Content::Date(_) => return Err(self.refuse(ALLOWED)),
         };
-        let entries = table.iter().map(|(key, setting)| {
-            (
-                key.as_str(),
-                Stepping {
-                    step: PathStep::Key(key.clone()),
-                    setting,
-                },
-            )
+        let read = visitor.visit_map(Entries {
+            rest: table.iter(),
+            next: None,
         });
-        let read = visitor.visit_map(MapDeserializer::new(entries));
         read.map_err(|mut unread: Unread| {
             if let (None, [PathStep::Key(key)]) = (&unread.written, unread.path.as_slice()) {
                 // A key that there is not: it stands in this table.
@@ -248,44 +234,54 @@ impl SettingReader<'_> {
     }
 }
 
-/// A setting that tells, where it is refused, what it is called.
-struct Stepping<'a> {
-    step: PathStep,
-    setting: &'a Setting,
+/// The entries of a table, each of which is told by its key where it is refused.
+struct Entries<'a> {
+    rest: std::collections::btree_map::Iter<'a, String, Setting>,
+    next: Option<(&'a str, &'a Setting)>,
 }
 
-impl<'a, 'de> IntoDeserializer<'de, Unread> for Stepping<'a> {
-    type Deserializer = Self;
+impl<'de> de::MapAccess<'de> for Entries<'_> {
+    type Error = Unread;
 
-    fn into_deserializer(self) -> Self {
-        self
+    fn next_key_seed<K: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Unread> {
+        self.next = self.rest.next().map(|(key, it)| (key.as_str(), it));
+        let key = self
+            .next
+            .map(|(key, _)| seed.deserialize(key.into_deserializer()));
+        key.transpose()
+    }
+
+    fn next_value_seed<V: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, Unread> {
+        let Some((key, setting)) = self.next.take() else {
+            return Err(de::Error::custom("a value comes after its key"));
+        };
+        let read = seed.deserialize(SettingReader(setting));
+        read.map_err(|unread| unread.within(PathStep::Key(key.to_owned()), setting))
     }
 }
 
-macro_rules! through {
-    ($($method:ident($($arg:ident: $type:ty),*)),* $(,)?) => {
-        $(fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, Unread> {
-            let Self { step, setting } = self;
-            let read = SettingReader(setting).$method($($arg,)* visitor);
-            read.map_err(|unread| unread.within(step, setting))
-        })*
-    };
-}
+/// The elements of a list, each of which is told by its index where it is refused.
+struct Elements<'a>(std::iter::Enumerate<std::slice::Iter<'a, Setting>>);
 
-impl<'de> Deserializer<'de> for Stepping<'_> {
+impl<'de> de::SeqAccess<'de> for Elements<'_> {
     type Error = Unread;
 
-    through! {
-        deserialize_any(), deserialize_bool(), deserialize_i8(), deserialize_i16(), deserialize_i32(),
-        deserialize_i64(), deserialize_u8(), deserialize_u16(), deserialize_u32(), deserialize_u64(),
-        deserialize_f32(), deserialize_f64(), deserialize_char(), deserialize_str(), deserialize_string(),
-        deserialize_bytes(), deserialize_byte_buf(), deserialize_option(), deserialize_unit(),
-        deserialize_unit_struct(name: &'static str), deserialize_newtype_struct(name: &'static str),
-        deserialize_seq(), deserialize_tuple(len: usize),
-        deserialize_tuple_struct(name: &'static str, len: usize), deserialize_map(),
-        deserialize_struct(name: &'static str, fields: &'static [&'static str]),
-        deserialize_enum(name: &'static str, variants: &'static [&'static str]),
-        deserialize_identifier(), deserialize_ignored_any(),
+    fn next_element_seed<T: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Unread> {
+        let Some((index, setting)) = self.0.next() else {
+            return Ok(None);
+        };
+        let read = seed.deserialize(SettingReader(setting));
+        let read = read.map_err(|unread| unread.within(PathStep::Index(index), setting));
+        read.map(Some)
     }
 }
 
@@ -376,11 +372,7 @@ impl<'de> Deserializer<'de> for SettingReader<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unread> {
         let list = self.list()?;
-        let elements = list.iter().enumerate().map(|(index, setting)| Stepping {
-            step: PathStep::Index(index),
-            setting,
-        });
-        visitor.visit_seq(SeqDeserializer::new(elements))
+        visitor.visit_seq(Elements(list.iter().enumerate()))
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unread> {
@@ -420,12 +412,11 @@ impl<'de> Deserializer<'de> for SettingReader<'_> {
 /// Text of a variable or a flag without the quotes that TOML would have around it.
 fn unquoted(text: &str, written: &Written) -> String {
     let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
-    if quoted('"') || quoted('\'') {
-        if let Ok(Content::Text(inner)) = tree::value(text, written).map(|value| value.content) {
-            return inner;
-        }
+    let is_quoted = quoted('"') || quoted('\'');
+    match tree::value(text, written).map(|value| value.content) {
+        Ok(Content::Text(inner)) if is_quoted => inner,
+        Ok(_) | Err(_) => text.to_owned(),
     }
-    text.to_owned()
 }
 
 /// A whole number as people write it, or as TOML does.

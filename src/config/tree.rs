@@ -29,12 +29,15 @@ pub(super) enum Written {
     Variable(Arc<str>),
     /// In a flag, which may be one such as `--set server.instance`.
     Flag(Arc<str>),
+    /// In no text at all: a command says it as a value.
+    Command,
 }
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("the default"),
+            Self::Command => f.write_str("the command itself"),
             Self::File { name, line, column } => write!(f, "{name}:{line}:{column}"),
             Self::Variable(name) | Self::Flag(name) => f.write_str(name),
         }
@@ -154,6 +157,30 @@ fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> Written) -> C
         (key.into_inner().into_owned(), setting)
     });
     Content::Table(entries.collect())
+}
+
+impl From<toml::Value> for Setting {
+    /// A value that a command says.
+    fn from(value: toml::Value) -> Self {
+        let content = match value {
+            toml::Value::String(text) => Content::Text(text),
+            toml::Value::Integer(number) => Content::Integer(number.into()),
+            toml::Value::Float(number) => Content::Float(number),
+            toml::Value::Boolean(value) => Content::Bool(value),
+            toml::Value::Datetime(date) => Content::Date(date.to_string()),
+            toml::Value::Array(values) => {
+                Content::List(values.into_iter().map(Self::from).collect())
+            }
+            toml::Value::Table(table) => {
+                let entries = table.into_iter();
+                Content::Table(entries.map(|(key, it)| (key, Self::from(it))).collect())
+            }
+        };
+        Self {
+            content,
+            written: Written::Command,
+        }
+    }
 }
 
 impl Setting {

@@ -122,6 +122,10 @@ pub fn check_credentials(text: &[u8]) -> Result<(), String> {
 
 fn parse(text: &[u8]) -> Result<CredentialsFile, String> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    if text.trim_ascii().is_empty() {
+        // As it is before anybody has logged in.
+        return Ok(CredentialsFile::default());
+    }
     serde_json::from_slice(text).map_err(|error| {
         // What serde says of a mistake may quote the text: it holds secrets.
         let (line, column) = (error.line(), error.column());
@@ -207,11 +211,12 @@ impl Login {
 
 /// Decodes "user:password", with or without padding, and whatever lines it was broken into.
 fn user_and_password(text: &str) -> Result<(String, String), String> {
-    const EITHER: GeneralPurposeConfig = GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    const UNPADDED: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
         .with_decode_allow_trailing_bits(true);
     let text: String = text.split_whitespace().collect();
-    let decode = |alphabet| GeneralPurpose::new(alphabet, EITHER).decode(&text);
+    let text = text.trim_end_matches('=');
+    let decode = |alphabet| GeneralPurpose::new(alphabet, UNPADDED).decode(text);
     let bytes = decode(&STANDARD).or_else(|_| decode(&URL_SAFE));
     let bytes = bytes.map_err(|_| "its auth is not base64".to_owned())?;
     let decoded = String::from_utf8(bytes).map_err(|_| "its auth is not text".to_owned())?;
@@ -379,7 +384,8 @@ mod tests {
                 assert!(told.contains(part), "{part} in {told}");
             }
         }
-        for broken in ["", "no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
+        assert_eq!(missing(" \n", "r.io"), missing("{}", "r.io"));
+        for broken in ["no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
             let told = check_credentials(broken.as_bytes()).unwrap_err();
             assert!(
                 told.contains("line") && !told.contains("s3cret"),

@@ -20,7 +20,7 @@ use object_store::{
 
 use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
 use super::blob::Blob;
-use super::provider_error::{Asking, cannot_create_only, explained, is_absent};
+use super::provider_error::{Asking, cannot_create_only, explained, is_absent, no_object_store};
 use crate::request::Digest;
 
 /// How long a request may take in all, what is small, the next bytes of an answer, a connection, and trying again.
@@ -70,13 +70,11 @@ pub fn check_variables(
         return Ok(());
     };
     let why = error.to_string();
-    // The one without which it is taken, or refused for another reason.
+    // The one without which all is well.
     let guilty = variables.iter().find(|(name, _)| {
         let others = variables.iter().filter(|(other, _)| other != name);
         let others: Vec<_> = others.cloned().collect();
-        Objects::at(url, &others)
-            .err()
-            .is_none_or(|other| other.to_string() != why)
+        Objects::at(url, &others).is_ok()
     });
     Err((guilty.map(|(name, _)| name.clone()), why))
 }
@@ -226,8 +224,20 @@ impl Backend for Objects {
             let mut listing = self.store.list(Some(&folder));
             let first = tokio::time::timeout(CHECK, guarded(listing.try_next())).await;
             let first = first.map_err(|_| Fault::Down(format!("no answer within {CHECK:?}")))?;
-            first?.map_err(|error| explained(&error, Asking::List))?;
-            Ok(())
+            first?.map_err(listed)?;
+            // What answers to everything, as a web page may, is no object store: this is nobody's digest.
+            let digest = Digest::from_hex(&"0".repeat(64));
+            let nothing = digest.map(|digest| {
+                path(Key {
+                    kind: Kind::Record,
+                    digest,
+                })
+            });
+            let nothing = nothing.ok_or_else(|| Fault::Down("no digest".to_owned()))?;
+            match present(soon(self.store.get(&nothing)).await?, Asking::Get)? {
+                Some(_) => Err(no_object_store()),
+                None => Ok(()),
+            }
         })
     }
 

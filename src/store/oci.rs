@@ -15,7 +15,7 @@ use oci_client::{ParseError, Reference, RegistryOperation};
 
 use super::blob::{Assembly, Blob};
 use super::docker_auth::{self, Shown};
-use crate::refusal::{Reason, Refusal, quote};
+use crate::refusal::{Reason, Refusal, printable, quote};
 use crate::request::{Digest, module_too_large};
 
 /// What a reference starts with.
@@ -37,6 +37,8 @@ const ABOUT_ANOTHER: &str = "vnd.docker.reference.type";
 const MOST_NAMED: usize = 5;
 /// Bytes of a reference at the most.
 const MAX_REFERENCE: usize = 1024;
+/// Bytes of what others say that an error tells at the most.
+const MOST_TOLD: usize = 600;
 /// How long a pull may take in all, a connection, and the next bytes.
 const PULL: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(5);
@@ -375,14 +377,20 @@ fn missing(
     tracing::info!(%reference, %error, credentials, "a registry does not give a module");
     let name = quote(&reference.to_string());
     let why = credentials.map_or_else(String::new, |why| {
-        format!(", which shows no credentials: {}", quote(why))
+        format!(", which shows no credentials: {}", told(why))
     });
     let message = format!("the registry does not give {name} to this daemon{why}");
     Refusal::new(Reason::ModuleNotFound, message).at(FIELD)
 }
 
+/// What a registry or a file says, as far as an error has room for it.
+fn told(why: &str) -> String {
+    let why = printable(&why[..why.floor_char_boundary(MOST_TOLD)]);
+    why[..why.floor_char_boundary(MOST_TOLD)].to_owned()
+}
+
 fn not_a_module(reference: &Reference, why: &str) -> Refusal {
-    let (name, why) = (quote(&reference.to_string()), quote(why));
+    let (name, why) = (quote(&reference.to_string()), told(why));
     let message = format!("{name} is no WebAssembly artefact of one module: {why}");
     Refusal::new(Reason::ModuleInvalid, message).at(FIELD)
 }

@@ -9,6 +9,8 @@ use super::backend::Fault;
 /// Bytes of an error's own words that are told at the most.
 const MOST_TOLD: usize = 300;
 
+const NO_OBJECT_STORE: &str = "what answers is no object store: AWS_ENDPOINT_URL says where it is";
+
 /// What was asked of an object store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asking {
@@ -70,30 +72,39 @@ pub(super) fn explained(error: &Error, asking: Asking) -> Fault {
     {
         return Fault::Full(answer.text);
     }
-    let is_unknown = matches!(error, Error::NotFound { .. }) && asking != Asking::Get;
+    let is_unknown = answer.status == Some(404) && asking != Asking::Get;
     let why = if is_no_bucket(&answer) || is_unknown {
         Some("there is no such bucket: store.url names it, and AWS_ENDPOINT_URL or AWS_REGION where it is".to_owned())
     } else {
-        refusal(error, &answer, asking)
+        refusal(&answer, asking)
     };
     match why {
         Some(why) => Fault::Refused {
             why,
-            lasting: !is_permission(error, &answer),
+            lasting: !is_permission(&answer),
             text: answer.text,
         },
         None => Fault::Down(cause(error)),
     }
 }
 
-fn is_permission(error: &Error, answer: &Answer) -> bool {
+fn is_permission(answer: &Answer) -> bool {
     let unnamed =
         answer.code.is_none() || answer.is(&["AccessDenied", "AuthorizationPermissionMismatch"]);
-    matches!(error, Error::PermissionDenied { .. }) && unnamed
+    answer.status == Some(403) && unnamed
+}
+
+/// What answers is something else.
+pub(super) fn no_object_store() -> Fault {
+    Fault::Refused {
+        why: NO_OBJECT_STORE.to_owned(),
+        lasting: true,
+        text: "it has what nobody has put there".to_owned(),
+    }
 }
 
 /// Why the server refuses, where it is up to whoever runs the daemon.
-fn refusal(error: &Error, answer: &Answer, asking: Asking) -> Option<String> {
+fn refusal(answer: &Answer, asking: Asking) -> Option<String> {
     let told = || {
         let region = between(&answer.text, "<Region>", "</Region>");
         region.map_or_else(String::new, |it| {
@@ -121,16 +132,14 @@ fn refusal(error: &Error, answer: &Answer, asking: Asking) -> Option<String> {
             "the bucket is in another region than AWS_REGION says{}",
             told()
         ),
-        _ if is_permission(error, answer) => permission(asking).to_owned(),
+        _ if is_permission(answer) => permission(asking).to_owned(),
         _ if answer.text.contains("redirect without LOCATION") || is_redirect(answer.status) => {
             format!(
                 "the bucket is elsewhere than AWS_REGION and AWS_ENDPOINT_URL say{}",
                 told()
             )
         }
-        _ if is_no_object_store(&answer.text) => {
-            "what answers is no object store: AWS_ENDPOINT_URL says where it is".to_owned()
-        }
+        _ if is_no_object_store(&answer.text) => NO_OBJECT_STORE.to_owned(),
         // Anything else that the server says about the request is for whoever runs the daemon.
         Some(code)
             if answer
@@ -144,11 +153,7 @@ fn refusal(error: &Error, answer: &Answer, asking: Asking) -> Option<String> {
                 short(message.unwrap_or_default())
             )
         }
-        _ if matches!(
-            error,
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
-        ) =>
-        {
+        _ if matches!(answer.status, Some(401 | 403)) => {
             "the store does not take the credentials".to_owned()
         }
         _ => return None,
