@@ -94,7 +94,10 @@ pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     let bound = api::bind(&config.listen, &settings::listen_settings(config))
         .await
         .map_err(|error| AppError(error.to_string()))?;
-    compose(config, program, bound)
+    let app = compose(config, program, bound)?;
+    let checked = app.runner.check_store().await;
+    checked.map_err(|error| failed("the module store cannot be used")(&error))?;
+    Ok(app)
 }
 
 /// Builds a daemon that listens nowhere and has one connection, whose other end is the second value.

@@ -28,12 +28,13 @@ pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> 
     let all = config.all_tenants();
     let total = Total::new(config.store.budget.0, all.len());
     let records = (RECORDS / all.len() as u64).max(RECORDS_EACH);
+    let place = place(&config.store.url)?;
     all.into_iter()
         .map(|tenant| {
-            let own = config.of(&tenant).map_err(|it| AppError(it.to_string()))?;
+            let own = config.of(&tenant);
             let quota = quota(&tenant.quota);
             let settings = store::Settings {
-                place: place(&config.store.url),
+                place: place.clone(),
                 tenant: (tenant.name != DEFAULT_TENANT).then(|| tenant.name.clone()),
                 total: Arc::clone(&total),
                 bytes: quota.stored_bytes,
@@ -67,12 +68,15 @@ fn quota(quota: &config::Quota) -> Quota {
     }
 }
 
-fn place(url: &StoreUrl) -> Place {
-    match url {
+fn place(url: &StoreUrl) -> Result<Place, AppError> {
+    Ok(match url {
         StoreUrl::Memory => Place::Memory,
         StoreUrl::Directory(path) => Place::Directory(path.clone()),
-        StoreUrl::Objects(url) => Place::Objects(url.clone()),
-    }
+        StoreUrl::Objects(url) => Place::Objects {
+            url: url.clone(),
+            variables: config::provider(url.scheme()).map_err(|it| AppError(it.to_string()))?,
+        },
+    })
 }
 
 /// How callers are told apart.

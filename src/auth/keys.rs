@@ -28,6 +28,8 @@ impl KeySet {
     /// # Errors
     /// Where it is no JWK set.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        // What some editors put before all text.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let set: Value = serde_json::from_slice(bytes).map_err(|_| "is not a JWK set")?;
         let Some(Value::Array(keys)) = set.get("keys") else {
             return Err("is not a JWK set".to_owned());

@@ -24,6 +24,8 @@ impl Tokens {
         let mut tokens = Vec::new();
         let mut owners: HashMap<Digest, (usize, Arc<str>)> = HashMap::new();
         let mut disputed = HashSet::new();
+        // What some editors put before all text.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         for (line, text) in (1_usize..).zip(text.split(|byte| *byte == b'\n')) {
             let (digest, tenant) = match token(text, tenants) {
                 Ok(None) => continue,

@@ -1,6 +1,7 @@
 //! What a command shows to a daemon, and what it takes for the daemon: a bearer token, and certificates.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,30 +13,19 @@ use tonic::{Request, Status};
 use super::Failure;
 use super::address::ServerAddress;
 use crate::api::{ClientTls, TrustedAuthorities};
+use crate::config;
 use crate::refusal::quote;
 
 /// What is shown to a daemon.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Credentials")]
 pub(super) struct Credentials {
-    /// Show the bearer token in this file
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "RINGFENCE_TOKEN_FILE",
-        value_parser = file(),
-        global = true
-    )]
+    /// Show the bearer token in this file [env: RINGFENCE_TOKEN_FILE]
+    #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     token_file: Option<PathBuf>,
     /// Encrypt, and trust the authorities in this file (PEM) rather than those of the host; a `--server` that begins with
-    /// "https://" encrypts too, and a unix socket is never encrypted
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "RINGFENCE_TLS_CA",
-        value_parser = file(),
-        global = true
-    )]
+    /// "https://" encrypts too, and a unix socket is never encrypted [env: RINGFENCE_TLS_CA]
+    #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     tls_ca: Option<PathBuf>,
     /// Encrypt, and expect the daemon's certificate to be for this name rather than for the host in `--server`; requests
     /// are addressed to it too
@@ -71,15 +61,16 @@ impl Interceptor for Bearer {
 impl Credentials {
     /// The token, read now.
     pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
-        let Some(path) = &self.token_file else {
+        let Some(file) = named(&self.token_file, "RINGFENCE_TOKEN_FILE")? else {
             return Ok(Bearer::default());
         };
-        let token = String::from_utf8(read("--token-file", path)?);
-        let header = token
-            .ok()
-            .and_then(|token| format!("Bearer {}", token.trim()).parse().ok());
-        let mut header: MetadataValue<Ascii> =
-            header.ok_or_else(|| Failure::new(format!("{} holds no token", path.display())))?;
+        let token = String::from_utf8(file.read()?).unwrap_or_default();
+        let token = config::trimmed(&token);
+        let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let header = is_one.then(|| format!("Bearer {token}").parse().ok());
+        let mut header: MetadataValue<Ascii> = header.flatten().ok_or_else(|| {
+            Failure::new(format!("{file} holds no token, which is one word of ASCII"))
+        })?;
         header.set_sensitive(true);
         Ok(Bearer(Some(header)))
     }
@@ -111,8 +102,9 @@ impl Credentials {
         let ServerAddress::Tcp { host, tls, .. } = server else {
             return Ok(None);
         };
+        let authorities = named(&self.tls_ca, "RINGFENCE_TLS_CA")?;
         let asked = [
-            (self.tls_ca.is_some(), "--tls-ca (RINGFENCE_TLS_CA)"),
+            (authorities.is_some(), "--tls-ca (RINGFENCE_TLS_CA)"),
             (
                 self.tls_server_name.is_some(),
                 "--tls-server-name (RINGFENCE_TLS_SERVER_NAME)",
@@ -138,10 +130,10 @@ impl Credentials {
                 quote(host)
             )));
         }
-        let authorities = match &self.tls_ca {
-            Some(path) => TrustedAuthorities::In {
-                pem: read("--tls-ca", path)?,
-                path: path.clone(),
+        let authorities = match authorities {
+            Some(file) => TrustedAuthorities::In {
+                pem: file.read()?,
+                path: file.path,
             },
             None => TrustedAuthorities::OfHost,
         };
@@ -166,15 +158,48 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(format!("{flag}: cannot read {}: {error}", path.display())))
 }
 
-/// The name of a file. A blank or a newline at its end came with the variable that it is from, unless there is a file of
-/// that name.
-fn file() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(|given: OsString| {
-        let given = PathBuf::from(given);
-        match given.to_str() {
-            Some(text) if !given.exists() => PathBuf::from(text.trim()),
-            Some(_) | None => given,
+/// A file, and the variable that names it where no flag does.
+struct NamedFile {
+    path: PathBuf,
+    variable: Option<&'static str>,
+}
+
+impl fmt::Display for NamedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.variable {
+            Some(variable) => write!(f, "{variable}={}", self.path.display()),
+            None => self.path.display().fmt(f),
         }
+    }
+}
+
+impl NamedFile {
+    fn read(&self) -> Result<Vec<u8>, Failure> {
+        std::fs::read(&self.path)
+            .map_err(|error| Failure::new(format!("cannot read {self}: {error}")))
+    }
+}
+
+/// The file that a flag names, or else a variable. One that is set but empty names none.
+fn named(flag: &Option<PathBuf>, variable: &'static str) -> Result<Option<NamedFile>, Failure> {
+    if let Some(path) = flag {
+        return Ok(Some(NamedFile {
+            path: path.clone(),
+            variable: None,
+        }));
+    }
+    let value = config::variable(variable).map_err(|it| Failure::new(it.to_string()))?;
+    Ok(value.map(|path| NamedFile {
+        path: path.into(),
+        variable: Some(variable),
+    }))
+}
+
+/// Takes a path of a flag, which is not empty.
+fn some_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|path: OsString| match path.is_empty() {
+        true => Err("allowed is a path"),
+        false => Ok(PathBuf::from(path)),
     })
 }
 

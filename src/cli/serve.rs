@@ -27,11 +27,7 @@ impl Serve {
     /// Serves until it is asked to end. What keeps it from that is told in the form of its log.
     pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
-        if !self.listen.is_empty() {
-            overrides
-                .values
-                .push(("listen".to_owned(), self.listen.into()));
-        }
+        overrides.listen = self.listen;
         let format = config::log_format(&overrides);
         if format == LogFormat::Json {
             telemetry::tell_panics_as_json();

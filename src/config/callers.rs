@@ -3,10 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use figment::Figment;
-use figment::providers::Serialized;
-
-use super::check::{Checker, Known, Problem, Problems, millis, minutes};
+use super::check::{Checker, Known, Problem, millis, minutes};
 use super::granted;
 use super::schema::{Config, HardeningMode, Jwt, Quota, Tenant};
 use crate::auth::CertificateName;
@@ -39,22 +36,12 @@ impl Config {
     }
 
     /// This configuration with a tenant's own policy and defaults.
-    ///
-    /// # Errors
-    /// Keys that there are not, values that they do not take.
-    pub fn of(&self, tenant: &Tenant) -> Result<Self, Problems> {
-        let figment = Figment::from(Serialized::default("policy", &self.policy))
-            .merge(Serialized::default("defaults", &self.defaults))
-            .merge(Serialized::default("policy", &tenant.policy))
-            .merge(Serialized::default("defaults", &tenant.defaults));
-        let mut config = self.clone();
-        config.policy = figment
-            .extract_inner("policy")
-            .map_err(Problems::from_figment)?;
-        config.defaults = figment
-            .extract_inner("defaults")
-            .map_err(Problems::from_figment)?;
-        Ok(config)
+    pub fn of(&self, tenant: &Tenant) -> Self {
+        Self {
+            policy: self.policy.with(&tenant.policy),
+            defaults: self.defaults.with(&tenant.defaults),
+            ..self.clone()
+        }
     }
 
     /// Whether callers are told apart, so that one who says nothing is nobody.
@@ -121,10 +108,7 @@ fn tenants(c: &mut Checker, config: &Config, known: &Known) {
             }
         }
         quota(c, &tenant.quota, &key("quota"));
-        let problems = match config.of(tenant) {
-            Ok(own) => granted::limits_and_grants(&own, known),
-            Err(problems) => problems.0,
-        };
+        let problems = granted::limits_and_grants(&config.of(tenant), known);
         c.0.extend(problems.into_iter().map(|problem| Problem {
             key: key(&problem.key),
             ..problem
@@ -267,8 +251,10 @@ fn auth(c: &mut Checker, config: &Config) {
 fn freshness(c: &mut Checker, jwt: &Jwt) {
     let refresh = (millis(1000), minutes(24 * 60));
     c.between("auth.jwt.refresh", jwt.refresh, refresh.0, refresh.1);
-    let stale = (jwt.refresh, minutes(7 * 24 * 60));
-    c.between("auth.jwt.max_stale", jwt.max_stale, stale.0, stale.1);
+    let (key, most) = ("auth.jwt.max_stale", minutes(7 * 24 * 60));
+    let holds = (jwt.refresh..=most).contains(&jwt.max_stale);
+    let allowed = format!("from auth.jwt.refresh ({}) to {most}", jwt.refresh);
+    c.require(holds, key, jwt.max_stale, allowed);
 }
 
 fn hardening(c: &mut Checker, config: &Config) {

@@ -2,15 +2,20 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
 use super::{callers, granted, socket_addresses};
 use crate::limits::share_of;
+use crate::store;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
 pub struct Problem {
+    /// Where it was written: a variable, a flag, or a place in a file. `None` where the key says so itself, or where it is
+    /// a default.
+    pub written: Option<String>,
     /// The key, dotted.
     pub key: String,
     /// What it says.
@@ -39,49 +44,46 @@ impl Problems {
         allowed: impl fmt::Display,
     ) -> Self {
         Self(vec![Problem {
+            written: None,
             key: key.to_string(),
             value: value.to_string(),
             allowed: allowed.to_string(),
         }])
-    }
-
-    pub(super) fn from_figment(error: figment::Error) -> Self {
-        Self(
-            error
-                .into_iter()
-                .map(|error| {
-                    let source = match (
-                        &error.metadata,
-                        error.metadata.as_ref().and_then(|m| m.source.as_ref()),
-                    ) {
-                        (_, Some(source)) => format!(" ({source})"),
-                        (Some(metadata), None) => format!(" ({})", metadata.name),
-                        (None, None) => String::new(),
-                    };
-                    Problem {
-                        key: error.path.join("."),
-                        value: String::new(),
-                        allowed: format!("{}{source}", error.kind),
-                    }
-                })
-                .collect(),
-        )
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
+            written,
             key,
             value,
             allowed,
         } = self;
+        if let Some(written) = written {
+            write!(f, "{}: ", plain(written))?;
+        }
         match (key.as_str(), value.as_str()) {
-            ("", "") => write!(f, "{allowed}"),
-            (_, "") => write!(f, "{key}: {allowed}"),
-            (_, _) => write!(f, "{key} = {value}: allowed is {allowed}"),
+            ("", "") => f.write_str(allowed),
+            (_, "") => write!(f, "{}: {}", plain(key), plain(allowed)),
+            (_, _) => write!(
+                f,
+                "{} = {}: allowed is {}",
+                plain(key),
+                plain(value),
+                plain(allowed)
+            ),
         }
     }
+}
+
+/// Text whose control characters cannot do anything where it is shown.
+fn plain(text: &str) -> String {
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 impl fmt::Display for Problems {
@@ -122,6 +124,19 @@ impl Checker {
     ) {
         let holds = low <= value && value <= high;
         self.require(holds, key, &value, format!("from {low} to {high}"));
+    }
+
+    /// As [`Self::between`], where the most is what another key says.
+    pub(super) fn up_to<T: PartialOrd + fmt::Display>(
+        &mut self,
+        key: &str,
+        value: T,
+        low: T,
+        (high, other): (T, &str),
+    ) {
+        let holds = low <= value && value <= high;
+        let allowed = format!("from {low} to {high}, which is {other}");
+        self.require(holds, key, &value, allowed);
     }
 
     pub(super) fn known(&mut self, key: &str, names: &[String], known: &[&str]) {
@@ -362,8 +377,13 @@ fn runs(c: &mut Checker, runs: &Runs, tenants: usize) {
     c.between("runs.log_bytes", runs.log_bytes, log.0, log.1);
     // It is divided among tenants.
     let least = runs.log_bytes.0.saturating_mul(tenants.max(1) as u64);
-    let logs = (Size(least), Size(1 << 40));
-    c.between("runs.log_budget", runs.log_budget, logs.0, logs.1);
+    let holds = (least..=1 << 40).contains(&runs.log_budget.0);
+    let allowed = format!(
+        "from {}, which is runs.log_bytes for each tenant, to {}",
+        Size(least),
+        Size(1 << 40)
+    );
+    c.require(holds, "runs.log_budget", runs.log_budget, allowed);
     c.between("runs.history", runs.history, 0, 10_000_000);
     let age = (Time(Duration::ZERO), minutes(30 * 24 * 60));
     c.between("runs.history_age", runs.history_age, age.0, age.1);
@@ -451,13 +471,24 @@ fn modules(c: &mut Checker, config: &Config) {
         );
     }
     artifacts(c, &config.artifacts);
-    let credentials = &config.oci.credentials_file;
-    c.require(
-        credentials.as_os_str().is_empty() || (credentials.is_absolute() && credentials.is_file()),
-        "oci.credentials_file",
-        credentials.display(),
-        "an absolute path to a file that exists, or nothing",
-    );
+    oci_credentials(c, &config.oci.credentials_file);
+}
+
+fn oci_credentials(c: &mut Checker, path: &Path) {
+    const KEY: &str = "oci.credentials_file";
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    let holds = path.is_absolute() && path.is_file();
+    const ALLOWED: &str = "an absolute path to a file that exists, or nothing";
+    c.require(holds, KEY, path.display(), ALLOWED);
+    // One that only the daemon's own user may read is looked at when it is needed.
+    if let Ok(text) = std::fs::read(path)
+        && let Err(why) = store::check_credentials(&text)
+    {
+        let allowed = format!("a file as Docker's config.json, which this is not: {why}");
+        c.require(false, KEY, path.display(), allowed);
+    }
 }
 
 fn artifacts(c: &mut Checker, artifacts: &Artifacts) {

@@ -32,11 +32,11 @@ fn limits(c: &mut Checker, config: &Config) {
         1,
         65_536,
     );
-    c.between(
+    c.up_to(
         "defaults.memory_pages",
         defaults.memory_pages,
         1,
-        policy.max_memory_pages,
+        (policy.max_memory_pages, "policy.max_memory_pages"),
     );
     c.between(
         "policy.max_timeout",
@@ -44,11 +44,11 @@ fn limits(c: &mut Checker, config: &Config) {
         millis(1),
         minutes(24 * 60),
     );
-    c.between(
+    c.up_to(
         "defaults.timeout",
         defaults.timeout,
         millis(1),
-        policy.max_timeout,
+        (policy.max_timeout, "policy.max_timeout"),
     );
     let classes = StackClass::ALL.map(|class| Size(u64::from(class.bytes())));
     c.require(
@@ -57,11 +57,11 @@ fn limits(c: &mut Checker, config: &Config) {
         policy.max_stack_size,
         classes.map(|size| size.to_string()).join(", "),
     );
-    c.between(
+    c.up_to(
         "defaults.stack_size",
         defaults.stack_size,
         Size(u64::from(MIN_STACK)),
-        policy.max_stack_size,
+        (policy.max_stack_size, "policy.max_stack_size"),
     );
     // What one answer may carry: two streams in a message that a client must hold whole.
     c.between(
@@ -80,11 +80,11 @@ fn limits(c: &mut Checker, config: &Config) {
         policy.max_output,
         format!("at most {most}, half of what a tenant's answers may hold of server.inflight_answer_bytes ({answers})"),
     );
-    c.between(
+    c.up_to(
         "defaults.output_limit",
         defaults.output_limit,
         Size(1),
-        policy.max_output,
+        (policy.max_output, "policy.max_output"),
     );
     // The least has room for as many mounts as a run may have; the most bounds what a table of them takes in memory.
     c.between("policy.max_handles", policy.max_handles, 64, 65_536);
@@ -96,7 +96,8 @@ fn limits(c: &mut Checker, config: &Config) {
     } else {
         policy.max_fuel
     };
-    c.between("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
+    let max_fuel = (max_fuel, "policy.max_fuel");
+    c.up_to("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
 }
 
 fn grants(c: &mut Checker, config: &Config, known: &Known) {
@@ -106,7 +107,7 @@ fn grants(c: &mut Checker, config: &Config, known: &Known) {
         &config.policy.host_functions,
         known.host_functions,
     );
-    for mount in &config.policy.mounts {
+    for (i, mount) in config.policy.mounts.iter().enumerate() {
         let plain = mount.host.is_absolute()
             && mount.host.components().all(|part| {
                 matches!(
@@ -116,7 +117,7 @@ fn grants(c: &mut Checker, config: &Config, known: &Known) {
             });
         c.require(
             plain && mount.host.is_dir(),
-            "policy.mounts.host",
+            format!("policy.mounts[{i}].host"),
             mount.host.display(),
             "an absolute path without \".\" or \"..\" to a directory that exists",
         );

@@ -1,41 +1,48 @@
 //! The only reader of files and environment: defaults < file < environment < flags.
 //!
-//! [`load`] gives a [`Config`] that is whole and consistent, or every semantic error at once. No behaviour lives here.
+//! [`load`] gives a [`Config`] that is whole and consistent, or every error at once, each with the variable, the flag or
+//! the place in a file that it comes from. No behaviour lives here.
 
 mod callers;
 mod changes;
 mod check;
+mod environment;
+mod explain;
 mod granted;
+mod layers;
 mod listeners;
 mod log_format;
 mod places;
+mod reading;
 mod schema;
-mod toml_file;
+mod tree;
 mod trust_store;
 mod units;
 
-use std::path::PathBuf;
-
-use figment::Figment;
-use figment::providers::{Env, Format, Serialized, Toml};
-
-use self::toml_file::TomlFile;
-pub use figment::value::Value as SettingValue;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 pub use callers::DEFAULT_TENANT;
 pub(crate) use callers::{is_of_many_things, user_and_group};
 pub use check::{Known, Problem, Problems};
+pub use environment::{credential_files, provider, variable};
 pub(crate) use listeners::listens_by_name;
 pub use listeners::socket_addresses;
 pub use log_format::log_format;
 pub use schema::*;
+pub use toml::Value as SettingValue;
+pub(crate) use tree::trimmed;
 pub use trust_store::{lacks_authorities, no_trust_store, trust_store};
+
+use self::environment::{Environment, Given};
+use self::layers::Layers;
+use self::tree::{Content, Setting, Written};
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
 
-/// Variables with our prefix that are no settings, but say which daemon a command asks, and what it shows to it.
-const CLIENTS: [&str; 4] = ["server", "token_file", "tls_ca", "tls_server_name"];
+/// Bytes of a file at the most; one that has more is no configuration.
+const MAX_FILE: u64 = 4 << 20;
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
@@ -47,44 +54,70 @@ pub struct Overrides {
     /// Keys and values over those. They are values and no text that is read again: names with quotes, line breaks or
     /// whatever else keep what they are.
     pub values: Vec<(String, SettingValue)>,
+    /// Addresses to listen on, over all else.
+    pub listen: Vec<String>,
     /// Whether environment variables are read.
     pub environment: bool,
+}
+
+impl Overrides {
+    /// What flags say.
+    fn flags(&self) -> Vec<Given> {
+        let untyped = |text: &str| Content::Untyped(trimmed(text).to_owned());
+        let mut flags: Vec<Given> = self
+            .set
+            .iter()
+            .map(|(key, value)| Given {
+                key: key.trim().to_owned(),
+                content: untyped(value),
+                written: Written::Flag(format!("--set {}", key.trim()).into()),
+            })
+            .collect();
+        flags.extend(self.values.iter().map(|(key, value)| Given {
+            key: key.clone(),
+            content: Setting::from(value.clone()).content,
+            written: Written::Command,
+        }));
+        if !self.listen.is_empty() {
+            let written = |address: &str| Written::Flag(format!("--listen {address}").into());
+            let addresses = self.listen.iter().map(|address| Setting {
+                content: untyped(address),
+                written: written(address),
+            });
+            flags.push(Given {
+                key: "listen".to_owned(),
+                content: Content::List(addresses.collect()),
+                written: written(&self.listen.join(" --listen ")),
+            });
+        }
+        flags
+    }
 }
 
 /// Reads and checks the configuration. The second value warns of what was left out.
 ///
 /// # Errors
-/// What is wrong, with the key, the value and what is allowed. Semantic errors are all told at once.
+/// What is wrong, with where it was written, the key, the value and what is allowed. All errors of one kind, of text, of
+/// types or of sense, are told at once.
 pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>), Problems> {
-    let mut figment = Figment::from(Toml::string(DEFAULTS));
-    if let Some(file) = &overrides.file {
-        figment = figment.merge(TomlFile::read(file)?);
+    let file = match &overrides.file {
+        Some(path) => Some((path.display().to_string(), read_file(path)?)),
+        None => None,
+    };
+    let Environment {
+        settings,
+        problems,
+        warnings,
+    } = match overrides.environment {
+        true => environment::settings(),
+        false => Environment::default(),
+    };
+    let given = settings.into_iter().chain(overrides.flags()).collect();
+    let layers = Layers::new(file, given, problems)?;
+    let config = layers.read(known)?;
+    if let (true, StoreUrl::Objects(url)) = (overrides.environment, &config.store.url) {
+        environment::check_provider(url)?;
     }
-    let mut warnings = Vec::new();
-    if overrides.environment {
-        // Kubernetes injects such variables for a Service whose name starts with "ringfence".
-        warnings = std::env::vars_os()
-            .filter_map(|(key, _)| key.into_string().ok())
-            .filter(|key| is_service_link(key))
-            .map(|key| format!("environment variable {key} looks like a Kubernetes service link and was skipped (set enableServiceLinks: false)"))
-            .collect();
-        figment = figment.merge(
-            Env::prefixed("RINGFENCE_")
-                .filter(|key| {
-                    !CLIENTS.contains(&key.as_str().to_lowercase().as_str())
-                        && !is_service_link(&format!("RINGFENCE_{}", key.as_str().to_uppercase()))
-                })
-                .split("__"),
-        );
-    }
-    for (key, value) in &overrides.set {
-        figment = figment.merge(Serialized::default(key, units::parse_flag(value)));
-    }
-    for (key, value) in &overrides.values {
-        figment = figment.merge(Serialized::default(key, value));
-    }
-    let config: Config = figment.extract().map_err(Problems::from_figment)?;
-    check::check(&config, known)?;
     Ok((config, warnings))
 }
 
@@ -93,53 +126,24 @@ pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>
 /// # Errors
 /// As [`load`].
 pub fn read(file: &str, known: &Known) -> Result<Config, Problems> {
-    let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(file));
-    let config: Config = figment.extract().map_err(Problems::from_figment)?;
-    check::check(&config, known)?;
-    Ok(config)
+    let file = ("the file".to_owned(), file.to_owned());
+    Layers::new(Some(file), Vec::new(), Vec::new())?.read(known)
 }
 
-/// Files that variables of the environment name as credentials for object stores.
-pub fn credential_files() -> Vec<PathBuf> {
-    const NAMES: [&str; 5] = [
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        "GOOGLE_SERVICE_ACCOUNT",
-        "AZURE_FEDERATED_TOKEN_FILE",
-    ];
-    NAMES
-        .iter()
-        .filter_map(std::env::var_os)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .collect()
-}
-
-/// Whether a variable is one that Kubernetes makes of a Service: `X_SERVICE_HOST`, `X_PORT_80_TCP_ADDR` and the like.
-fn is_service_link(key: &str) -> bool {
-    if !key.starts_with("RINGFENCE_") || key.contains("__") {
-        return false;
+/// The text of the file that `--config` names.
+fn read_file(path: &Path) -> Result<String, Problems> {
+    let refused = |allowed: String| Problems::one("--config", path.display(), allowed);
+    let mut bytes = Vec::new();
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.map_err(|error| refused(format!("a readable TOML file ({error})")))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(refused(format!("a TOML file of at most {MAX_FILE} bytes")));
     }
-    let ends_with_port = |rest: &str| {
-        rest.is_empty()
-            || rest.strip_prefix('_').is_some_and(|rest| {
-                let mut parts = rest.split('_');
-                parts
-                    .next()
-                    .is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()))
-                    && parts
-                        .next()
-                        .is_some_and(|p| matches!(p, "TCP" | "UDP" | "SCTP"))
-                    && parts
-                        .next()
-                        .is_none_or(|p| matches!(p, "PROTO" | "PORT" | "ADDR"))
-                    && parts.next().is_none()
-            })
-    };
-    key.ends_with("_SERVICE_HOST")
-        || key.contains("_SERVICE_PORT")
-        || key
-            .match_indices("_PORT")
-            .any(|(at, found)| ends_with_port(&key[at + found.len()..]))
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = error.as_bytes().get(..valid).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        refused(format!("a TOML file in UTF-8, which line {line} is not"))
+    })
 }

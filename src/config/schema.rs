@@ -2,12 +2,47 @@
 
 use std::path::PathBuf;
 
-use figment::value::Dict;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use super::places::{RegistryHost, StoreUrl};
 pub use super::units::{Mode, Size, Time};
+
+/// Makes a table of settings, and one of what may be said instead of some of them.
+macro_rules! overridable {
+    (
+        $(#[$doc:meta])* $name:ident,
+        $(#[$changes_doc:meta])* $changes:ident { $($field:ident: $type:ty,)* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+        pub struct $name {
+            $(pub $field: $type,)*
+        }
+
+        $(#[$changes_doc])*
+        #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, default)]
+        #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+        pub struct $changes {
+            $(
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $field: Option<$type>,
+            )*
+        }
+
+        impl $name {
+            /// These settings with those changes.
+            pub(super) fn with(&self, changes: &$changes) -> Self {
+                Self {
+                    $($field: changes.$field.as_ref().unwrap_or(&self.$field).clone(),)*
+                }
+            }
+        }
+    };
+}
 
 /// The whole configuration.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -37,7 +72,6 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Server {
-    #[serde(deserialize_with = "super::units::text")]
     pub instance: String,
     pub drain_grace: Time,
     pub drain_delay: Time,
@@ -81,40 +115,42 @@ pub enum PagemapScan {
     Off,
 }
 
-/// `[defaults]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Defaults {
-    pub memory_pages: u32,
-    pub timeout: Time,
-    pub stack_size: Size,
-    pub output_limit: Size,
-    pub fuel_limit: u64,
+overridable! {
+    /// `[defaults]`
+    Defaults,
+    /// What a tenant has instead of `[defaults]`, key by key
+    DefaultsChanges {
+        memory_pages: u32,
+        timeout: Time,
+        stack_size: Size,
+        output_limit: Size,
+        fuel_limit: u64,
+    }
 }
 
-/// `[policy]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Policy {
-    pub wasi: bool,
-    pub clock: bool,
-    pub max_memory_pages: u32,
-    pub max_fuel: u64,
-    pub require_fuel: bool,
-    pub max_stack_size: Size,
-    pub max_timeout: Time,
-    pub max_output: Size,
-    pub max_stream_output: Size,
-    pub max_handles: u32,
-    pub max_stdin: Size,
-    pub max_args: Size,
-    pub max_env: Size,
-    pub features: Vec<String>,
-    pub host_functions: Vec<String>,
-    pub network: Vec<NetworkGrant>,
-    pub mounts: Vec<MountGrant>,
+overridable! {
+    /// `[policy]`
+    Policy,
+    /// What a tenant has instead of `[policy]`, key by key
+    PolicyChanges {
+        wasi: bool,
+        clock: bool,
+        max_memory_pages: u32,
+        max_fuel: u64,
+        require_fuel: bool,
+        max_stack_size: Size,
+        max_timeout: Time,
+        max_output: Size,
+        max_stream_output: Size,
+        max_handles: u32,
+        max_stdin: Size,
+        max_args: Size,
+        max_env: Size,
+        features: Vec<String>,
+        host_functions: Vec<String>,
+        network: Vec<NetworkGrant>,
+        mounts: Vec<MountGrant>,
+    }
 }
 
 /// One of `policy.network`
@@ -240,7 +276,6 @@ pub struct Runs {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Tenant {
-    #[serde(deserialize_with = "super::units::text")]
     pub name: String,
     #[serde(default = "one")]
     pub weight: u32,
@@ -249,9 +284,9 @@ pub struct Tenant {
     #[serde(default)]
     pub uids: Vec<u32>,
     #[serde(default)]
-    pub policy: Dict,
+    pub policy: PolicyChanges,
     #[serde(default)]
-    pub defaults: Dict,
+    pub defaults: DefaultsChanges,
     #[serde(default)]
     pub quota: Quota,
 }
@@ -322,7 +357,6 @@ pub struct Jwt {
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Hardening {
     pub mode: HardeningMode,
-    #[serde(deserialize_with = "super::units::text")]
     pub user: String,
     pub read: Vec<PathBuf>,
 }

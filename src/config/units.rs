@@ -1,8 +1,8 @@
-//! How values are written: sizes, durations, octal modes, and flags' bare words.
+//! How values are written: sizes, durations, and octal modes.
 
+use std::fmt;
 use std::time::Duration;
 
-use figment::value::Value;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A number of bytes, written "64KiB" or as a plain number.
@@ -16,8 +16,8 @@ impl Size {
     }
 }
 
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
         for (unit, name) in UNITS {
             if self.0 >= unit && self.0.is_multiple_of(unit) {
@@ -28,24 +28,61 @@ impl std::fmt::Display for Size {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Number(u64),
-    Text(String),
+/// Reads what is written as text, in words of its own about what is allowed.
+struct Text<T> {
+    allowed: &'static str,
+    parse: fn(&str) -> Option<T>,
+}
+
+impl<T> de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.allowed)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        let found = de::Unexpected::Str(text);
+        (self.parse)(text).ok_or_else(|| E::invalid_value(found, &self))
+    }
+}
+
+/// Reads a size, which may be a number too.
+struct SizeText;
+
+impl de::Visitor<'_> for SizeText {
+    type Value = Size;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size such as \"64KiB\", \"4MiB\" or a number of bytes")
+    }
+
+    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
+        Ok(Size(bytes))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+        let found = de::Unexpected::Str(text);
+        Size::parse(text).ok_or_else(|| E::invalid_value(found, &self))
+    }
+}
+
+impl Size {
+    /// Reads "64KiB", "1.5 GiB" or "65536"; `None` also for more than any machine has.
+    fn parse(text: &str) -> Option<Self> {
+        const TOO_MUCH: u64 = 1 << 63;
+        if let Ok(bytes) = text.parse() {
+            return Some(Self(bytes));
+        }
+        let size = text.parse::<bytesize::ByteSize>().ok()?.as_u64();
+        // What does not fit came out as the most that does.
+        (size < TOO_MUCH).then_some(Self(size))
+    }
 }
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let allowed = "a size such as \"64KiB\", \"4MiB\" or a number of bytes";
-        match Written::deserialize(from) {
-            Ok(Written::Number(bytes)) => Ok(Self(bytes)),
-            Ok(Written::Text(text)) => text
-                .parse::<bytesize::ByteSize>()
-                .map(|size| Self(size.as_u64()))
-                .map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &allowed)),
-            Err(_) => Err(de::Error::custom(format!("expected {allowed}"))),
-        }
+        from.deserialize_any(SizeText)
     }
 }
 
@@ -59,25 +96,18 @@ impl Serialize for Size {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub Duration);
 
-impl std::fmt::Display for Time {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration(self.0).fmt(f)
     }
 }
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let allowed = "a duration with its unit, such as \"250ms\", \"30s\" or \"5m\"";
-        match Written::deserialize(from) {
-            Ok(Written::Text(text)) => humantime::parse_duration(&text)
-                .map(Self)
-                .map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &allowed)),
-            Ok(Written::Number(n)) => Err(de::Error::invalid_value(
-                de::Unexpected::Unsigned(n),
-                &allowed,
-            )),
-            Err(_) => Err(de::Error::custom(format!("expected {allowed}"))),
-        }
+        from.deserialize_any(Text {
+            allowed: "a duration with its unit, such as \"250ms\", \"30s\" or \"5m\"",
+            parse: |text| humantime::parse_duration(text).ok().map(Self),
+        })
     }
 }
 
@@ -91,26 +121,22 @@ impl Serialize for Time {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04o}", self.0)
     }
 }
 
 impl<'de> Deserialize<'de> for Mode {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        // The environment hands "0660" over as the number 660: its digits are what was written.
-        let text = text(from)?;
-        u32::from_str_radix(&text, 8)
-            .ok()
-            .filter(|mode| *mode <= 0o777)
-            .map(Self)
-            .ok_or_else(|| {
-                de::Error::invalid_value(
-                    de::Unexpected::Str(&text),
-                    &"octal permissions from \"0000\" to \"0777\"",
-                )
-            })
+        from.deserialize_any(Text {
+            allowed: "octal permissions in quotes, from \"0000\" to \"0777\"",
+            parse: |text| {
+                let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+                let mode = u32::from_str_radix(text, 8).ok().filter(|_| digits);
+                mode.filter(|mode| *mode <= 0o777).map(Self)
+            },
+        })
     }
 }
 
@@ -118,20 +144,4 @@ impl Serialize for Mode {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }
-}
-
-/// Reads a string that the environment may hand over as a number.
-pub(super) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    Ok(match Written::deserialize(from)? {
-        Written::Number(n) => n.to_string(),
-        Written::Text(text) => text,
-    })
-}
-
-/// The value of a `--set key=value`: TOML where it is, else the text itself, so that `30s` needs no quotes.
-pub(super) fn parse_flag(value: &str) -> Value {
-    // One value and nothing behind it: of "1\nlisten = []" the whole is the text.
-    toml::de::ValueDeserializer::parse(value)
-        .and_then(<Value as Deserialize>::deserialize)
-        .unwrap_or_else(|_| Value::from(value))
 }

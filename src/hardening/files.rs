@@ -229,9 +229,7 @@ impl Rules {
             }
         }
         for tenant in config.all_tenants() {
-            // It was checked.
-            let own = config.of(&tenant);
-            for mount in own.iter().flat_map(|own| &own.policy.mounts) {
+            for mount in &config.of(&tenant).policy.mounts {
                 let access = match mount.access {
                     MountAccess::Read => reading(),
                     MountAccess::Write => writing(),
@@ -269,10 +267,9 @@ impl Rules {
 
 /// Whether the daemon, or a guest, may have to connect to somewhere.
 fn connects(config: &Config) -> bool {
-    let guests = config.all_tenants().iter().any(|tenant| {
-        let own = config.of(tenant);
-        own.is_ok_and(|own| !own.policy.network.is_empty())
-    });
+    let tenants = config.all_tenants();
+    let mut policies = tenants.iter().map(|tenant| config.of(tenant).policy);
+    let guests = policies.any(|policy| !policy.network.is_empty());
     guests
         || !config.oci.registries.is_empty()
         || matches!(config.store.url, StoreUrl::Objects(_))

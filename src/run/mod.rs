@@ -207,6 +207,17 @@ impl Runner {
         run
     }
 
+    /// Looks whether modules can be kept. Tenants share a place: one of them stands for all.
+    ///
+    /// # Errors
+    /// What whoever runs the daemon has to see to.
+    pub async fn check_store(&self) -> Result<(), String> {
+        match self.tenants.named().next() {
+            Some(tenant) => tenant.store.check().await,
+            None => Ok(()),
+        }
+    }
+
     /// Looks after the stores, and forgets what is too old, for as long as it is polled.
     pub async fn tend(&self) {
         let age = async {

@@ -80,6 +80,15 @@ pub(super) enum Put {
 pub(super) enum Fault {
     /// It has no room.
     Full(String),
+    /// It refuses, for a reason that whoever runs the daemon has to see to.
+    Refused {
+        /// What that is, for callers too.
+        why: String,
+        /// Whether it holds for everything that may be asked.
+        lasting: bool,
+        /// All that was said.
+        text: String,
+    },
     /// It cannot be reached, or does not work.
     Down(String),
     /// The daemon has come to a limit of its own.
@@ -91,6 +100,11 @@ pub(super) type Promise<'a, T> = BoxFuture<'a, Result<T, Fault>>;
 
 /// A place for objects.
 pub(super) trait Backend: Send + Sync {
+    /// Looks whether the place can be used at all.
+    fn check(&self) -> Promise<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Puts an object, whole or not at all.
     fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put>;
 

@@ -12,10 +12,12 @@ mod blob;
 mod budget;
 mod change;
 mod directory;
+mod docker_auth;
 mod known;
 mod objects;
 mod oci;
 mod private_files;
+mod provider_error;
 mod sealed;
 mod tend;
 
@@ -41,7 +43,9 @@ use crate::request::Digest;
 pub use self::artifacts::{Artifacts, ArtifactsSettings, Name as ArtifactName};
 pub use self::blob::{Assembly, Blob, Spool};
 pub use self::change::Keep;
+pub use self::docker_auth::check_credentials;
 pub use self::known::{Known, Record};
+pub use self::objects::{check_variables, takes};
 pub use self::oci::{Pulled, Registries, Registry};
 pub use self::sealed::{Sealed, unsealed};
 
@@ -72,7 +76,12 @@ pub enum Place {
     /// In a folder.
     Directory(PathBuf),
     /// In an object store: "s3://", "gs://" or "az://".
-    Objects(url::Url),
+    Objects {
+        /// Its URL.
+        url: url::Url,
+        /// What its provider's variables say, by their names.
+        variables: Vec<(String, String)>,
+    },
 }
 
 /// How a store is made.
@@ -146,14 +155,15 @@ impl Store {
                 };
                 (Box::new(directory), "file:", spool)
             }
-            Place::Objects(url) => {
+            Place::Objects { url, variables } => {
                 let mut url = url.clone();
                 if let Some(tenant) = &settings.tenant {
                     let path = url.path().trim_end_matches('/');
                     let path = format!("{path}/{TENANTS}/{tenant}");
                     url.set_path(&path);
                 }
-                let objects = Objects::at(&url).map_err(|error| format!("store.url: {error}"))?;
+                let objects = Objects::at(&url, variables);
+                let objects = objects.map_err(|error| format!("store.url: {error}"))?;
                 let name = match url.scheme() {
                     "gs" => "gs:",
                     "az" => "az:",
@@ -183,6 +193,50 @@ impl Store {
             heavy: Semaphore::new(HEAVY_AT_ONCE),
             shards: std::array::from_fn(|_| Shard::default()),
         }))
+    }
+
+    /// Looks whether the place can be used. One that is only away now is no error, but told in the log.
+    ///
+    /// # Errors
+    /// What whoever runs the daemon has to see to before it is of any use.
+    pub async fn check(&self) -> Result<(), String> {
+        match self.backend.check().await {
+            Ok(()) => Ok(()),
+            Err(Fault::Refused {
+                why,
+                lasting: true,
+                text,
+            }) => {
+                tracing::error!(
+                    error = text,
+                    store = self.name,
+                    "the module store refuses this daemon"
+                );
+                Err(format!("store.url ({}): {why}", self.name))
+            }
+            Err(Fault::Refused { why, text, .. }) => {
+                tracing::warn!(
+                    error = text,
+                    why,
+                    store = self.name,
+                    "the module store refuses this daemon"
+                );
+                Ok(())
+            }
+            Err(Fault::Host(limit)) => {
+                let error = limit.sentence();
+                tracing::warn!(
+                    error,
+                    store = self.name,
+                    "the module store does not work yet"
+                );
+                Ok(())
+            }
+            Err(Fault::Down(error) | Fault::Full(error)) => {
+                tracing::warn!(%error, store = self.name, "the module store does not work yet");
+                Ok(())
+            }
+        }
     }
 
     /// Where modules that arrive in pieces are put together.
@@ -388,11 +442,31 @@ impl Store {
                 };
                 refusal.with("store", self.name)
             }
+            Fault::Refused { why, text, .. } => {
+                tracing::error!(
+                    error = text,
+                    why,
+                    store = self.name,
+                    "the module store refuses this daemon"
+                );
+                Refusal::new(
+                    Reason::StoreUnavailable,
+                    format!(
+                        "the module store refuses this daemon ({}): {why}",
+                        self.name
+                    ),
+                )
+                .with("store", self.name)
+                .retry_after(RETRY)
+            }
             Fault::Down(error) => {
                 tracing::warn!(%error, store = self.name, "the module store does not work");
                 Refusal::new(
                     Reason::StoreUnavailable,
-                    format!("the module store cannot be reached ({})", self.name),
+                    format!(
+                        "the module store cannot be reached ({}): {error}",
+                        self.name
+                    ),
                 )
                 .with("store", self.name)
                 .retry_after(RETRY)

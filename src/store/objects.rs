@@ -1,10 +1,13 @@
 //! Objects in an object store, or in this process's memory as if it were one.
 
+use std::panic::AssertUnwindSafe;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -18,6 +21,7 @@ use object_store::{
 
 use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
 use super::blob::Blob;
+use super::provider_error::{Asking, cannot_create_only, explained, is_absent, no_object_store};
 use crate::config::{lacks_authorities, no_trust_store};
 use crate::request::Digest;
 
@@ -28,12 +32,59 @@ const READ: &str = "15s";
 const CONNECT: &str = "3s";
 const RETRYING: Duration = Duration::from_secs(5);
 const RETRIES: usize = 3;
+/// How long a start waits to be told whether the place can be used.
+const CHECK: Duration = Duration::from_secs(5);
 
 /// Objects by path.
 pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
     /// Whether what is put stays in this process.
     in_memory: bool,
+    /// Whether the server has been found not to know how to create only what is absent.
+    creates_by_replacing: AtomicBool,
+}
+
+/// Whether the provider of an object store with URLs of `scheme` takes the variable `name`.
+pub fn takes(scheme: &str, name: &str) -> bool {
+    let key = name.to_ascii_lowercase();
+    match scheme {
+        "gs" => {
+            name == "SERVICE_ACCOUNT"
+                || (name.starts_with("GOOGLE_") && key.parse::<GoogleConfigKey>().is_ok())
+        }
+        "az" => {
+            name == "IDENTITY_ENDPOINT"
+                || (name.starts_with("AZURE_") && key.parse::<AzureConfigKey>().is_ok())
+        }
+        _ => name.starts_with("AWS_") && key.parse::<AmazonS3ConfigKey>().is_ok(),
+    }
+}
+
+/// Checks that a provider takes what its variables say.
+///
+/// # Errors
+/// The variable that it does not take, where it is one, and why.
+pub fn check_variables(
+    url: &url::Url,
+    variables: &[(String, String)],
+) -> Result<(), (Option<String>, String)> {
+    let Err(why) = Objects::at(url, variables) else {
+        return Ok(());
+    };
+    // The one without which all is well.
+    let guilty = variables.iter().find(|(name, _)| {
+        let others = variables.iter().filter(|(other, _)| other != name);
+        let others: Vec<_> = others.cloned().collect();
+        Objects::at(url, &others).is_ok()
+    });
+    Err((guilty.map(|(name, _)| name.clone()), why))
+}
+
+/// What the provider's library calls the setting of a variable.
+fn key_of<K: FromStr<Err = Error>>(name: &str) -> Result<K, String> {
+    name.to_ascii_lowercase()
+        .parse()
+        .map_err(|error: Error| error.to_string())
 }
 
 impl Objects {
@@ -42,14 +93,15 @@ impl Objects {
         Self {
             store: Arc::new(InMemory::new()),
             in_memory: true,
+            creates_by_replacing: AtomicBool::new(false),
         }
     }
 
-    /// At `url`, with credentials from the environment variables that the provider's own tools use.
+    /// At `url`, with credentials and more from variables that the provider's own tools use.
     ///
     /// # Errors
     /// Where the URL or the credentials are not what the provider takes, or it speaks TLS and this host trusts nobody.
-    pub(super) fn at(url: &url::Url) -> Result<Self, String> {
+    pub(super) fn at(url: &url::Url, variables: &[(String, String)]) -> Result<Self, String> {
         let retry = RetryConfig {
             max_retries: RETRIES,
             retry_timeout: RETRYING,
@@ -64,7 +116,10 @@ impl Objects {
         ];
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "gs" => {
-                let mut builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
+                let mut builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
+                for (name, value) in variables {
+                    builder = builder.with_config(key_of(name)?, value);
+                }
                 for (key, value) in options {
                     builder = builder.with_config(GoogleConfigKey::Client(key), value);
                 }
@@ -76,7 +131,13 @@ impl Objects {
                 })?
             }
             "az" => {
-                let mut builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
+                let mut builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
+                for (name, value) in variables {
+                    builder = match name.as_str() {
+                        "IDENTITY_ENDPOINT" => builder.with_msi_endpoint(value),
+                        name => builder.with_config(key_of(name)?, value),
+                    };
+                }
                 for (key, value) in options {
                     builder = builder.with_config(AzureConfigKey::Client(key), value);
                 }
@@ -90,7 +151,10 @@ impl Objects {
                 })?
             }
             _ => {
-                let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
+                let mut builder = AmazonS3Builder::new().with_url(url.as_str());
+                for (name, value) in variables {
+                    builder = builder.with_config(key_of(name)?, value);
+                }
                 for (key, value) in options {
                     builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
                 }
@@ -115,6 +179,7 @@ impl Objects {
         Ok(Self {
             store,
             in_memory: false,
+            creates_by_replacing: AtomicBool::new(false),
         })
     }
 }
@@ -153,32 +218,35 @@ fn path(key: Key) -> Path {
     Path::from_iter([key.kind.folder(), key.name().as_str()])
 }
 
-fn fault(error: Error) -> Fault {
-    Fault::Down(error.to_string())
-}
-
 /// What takes no longer than a server that works takes for something small.
 async fn soon<T>(call: impl Future<Output = T>) -> Result<T, Fault> {
-    let done = tokio::time::timeout(SMALL, call).await;
-    done.map_err(|_| Fault::Down(format!("no answer within {SMALL:?}")))
+    let done = tokio::time::timeout(SMALL, guarded(call)).await;
+    done.map_err(|_| Fault::Down(format!("no answer within {SMALL:?}")))?
+}
+
+/// What panics nowhere: the library takes some of what it is given, such as a token of another server, for sendable.
+async fn guarded<T>(call: impl Future<Output = T>) -> Result<T, Fault> {
+    let done = AssertUnwindSafe(call).catch_unwind().await;
+    done.map_err(|_| Fault::Down("what is to be sent cannot be".to_owned()))
 }
 
 /// `None` for what is not there.
-fn present<T>(result: Result<T, Error>) -> Result<Option<T>, Fault> {
+fn present<T>(result: Result<T, Error>, asking: Asking) -> Result<Option<T>, Fault> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(fault(error)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(explained(&error, asking)),
     }
 }
 
 /// The bytes of an answer, and not many more than `most` of them.
 async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
+    let read = |error| explained(&error, Asking::Get);
     let whole = answer.meta.size;
     let size = whole.min(most);
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let mut pieces = answer.into_stream();
-    while let Some(piece) = pieces.try_next().await.map_err(fault)? {
+    while let Some(piece) = pieces.try_next().await.map_err(read)? {
         if piece.len() as u64 == whole {
             // All there is, as it stands in memory.
             return Ok(piece);
@@ -191,7 +259,43 @@ async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
     Ok(bytes.into())
 }
 
+/// What became of a put.
+fn written<T>(done: Result<T, Error>) -> Result<Put, Fault> {
+    match done {
+        Ok(_) => Ok(Put::Written),
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Put::Exists),
+        Err(error) => Err(explained(&error, Asking::Put)),
+    }
+}
+
+fn listed(error: Error) -> Fault {
+    explained(&error, Asking::List)
+}
+
 impl Backend for Objects {
+    fn check(&self) -> Promise<'_, ()> {
+        Box::pin(async move {
+            let folder = Path::from(Kind::Record.folder());
+            let mut listing = self.store.list(Some(&folder));
+            let first = tokio::time::timeout(CHECK, guarded(listing.try_next())).await;
+            let first = first.map_err(|_| Fault::Down(format!("no answer within {CHECK:?}")))?;
+            first?.map_err(listed)?;
+            // What answers to everything, as a web page may, is no object store: this is nobody's digest.
+            let digest = Digest::from_hex(&"0".repeat(64));
+            let nothing = digest.map(|digest| {
+                path(Key {
+                    kind: Kind::Record,
+                    digest,
+                })
+            });
+            let nothing = nothing.ok_or_else(|| Fault::Down("no digest".to_owned()))?;
+            match present(soon(self.store.get(&nothing)).await?, Asking::Get)? {
+                Some(_) => Err(no_object_store()),
+                None => Ok(()),
+            }
+        })
+    }
+
     fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put> {
         Box::pin(async move {
             let in_memory = self.in_memory;
@@ -208,25 +312,30 @@ impl Backend for Objects {
                 let payload = payload.clone();
                 self.store.put_opts(&to, payload, PutOptions::from(mode))
             };
-            let done = match mode {
-                Mode::Create => match put(PutMode::Create).await {
-                    // A server that cannot create only what is absent: the bytes of a name are the same anyway.
-                    Err(Error::NotImplemented { .. }) => put(PutMode::Overwrite).await,
-                    done => done,
-                },
-                Mode::Replace => put(PutMode::Overwrite).await,
-            };
-            match done {
-                Ok(_) => Ok(Put::Written),
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Put::Exists),
-                Err(error) => Err(fault(error)),
+            let by_replacing = &self.creates_by_replacing;
+            let replaces = mode == Mode::Replace || by_replacing.load(Ordering::Relaxed);
+            if replaces {
+                let done = guarded(put(PutMode::Overwrite)).await?;
+                return written(done);
+            }
+            match guarded(put(PutMode::Create)).await? {
+                // A server that cannot create only what is absent: the bytes of a name are the same anyway. One that
+                // refuses for another reason refuses the plain put too, and says why.
+                Err(error) if cannot_create_only(&error) => {
+                    let done = written(guarded(put(PutMode::Overwrite)).await?)?;
+                    if !by_replacing.swap(true, Ordering::Relaxed) {
+                        tracing::info!(%error, "the object store cannot create only what is absent; objects are replaced");
+                    }
+                    Ok(done)
+                }
+                done => written(done),
             }
         })
     }
 
     fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>> {
         Box::pin(async move {
-            match present(soon(self.store.get(&path(key))).await?)? {
+            match present(soon(self.store.get(&path(key))).await?, Asking::Get)? {
                 Some(answer) => bounded(answer, most).await.map(Some),
                 None => Ok(None),
             }
@@ -235,13 +344,16 @@ impl Backend for Objects {
 
     fn size(&self, key: Key) -> Promise<'_, Option<u64>> {
         Box::pin(async move {
-            let meta = present(soon(self.store.head(&path(key))).await?)?;
+            let meta = present(soon(self.store.head(&path(key))).await?, Asking::Get)?;
             Ok(meta.map(|meta| meta.size))
         })
     }
 
     fn delete(&self, key: Key) -> Promise<'_, ()> {
-        Box::pin(async move { present(soon(self.store.delete(&path(key))).await?).map(drop) })
+        Box::pin(async move {
+            let done = soon(self.store.delete(&path(key))).await?;
+            present(done, Asking::Delete).map(drop)
+        })
     }
 
     fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>> {
@@ -259,7 +371,7 @@ impl Backend for Objects {
                 std::future::ready(Ok(digest))
             };
             let page = listing.try_filter_map(named).take(limit).try_collect();
-            let mut digests: Vec<Digest> = soon(page).await?.map_err(fault)?;
+            let mut digests: Vec<Digest> = soon(page).await?.map_err(listed)?;
             digests.sort_unstable();
             Ok(digests)
         })
@@ -270,7 +382,7 @@ impl Backend for Objects {
             let folder = Path::from(kind.folder());
             let sizes = self.store.list(Some(&folder)).map_ok(|meta| meta.size);
             let sum = |(count, bytes), size| std::future::ready(Ok((count + 1, bytes + size)));
-            sizes.try_fold((0, 0), sum).await.map_err(fault)
+            guarded(sizes.try_fold((0, 0), sum)).await?.map_err(listed)
         })
     }
 
@@ -287,11 +399,8 @@ impl Backend for Objects {
                 std::future::ready(Ok(digest.filter(|_| old)))
             };
             let listing = self.store.list(Some(&folder));
-            listing
-                .try_filter_map(old)
-                .try_collect()
-                .await
-                .map_err(fault)
+            let old = listing.try_filter_map(old).try_collect();
+            guarded(old).await?.map_err(listed)
         })
     }
 }

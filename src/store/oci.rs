@@ -1,24 +1,22 @@
 //! Modules from OCI registries, in the layout that the CNCF gives WebAssembly artefacts: a manifest with one layer, the
 //! module.
 
-use std::collections::HashMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, TryStreamExt};
+use http::HeaderValue;
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
-use oci_client::manifest::{OciDescriptor, OciManifest};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{ParseError, Reference};
-use serde::Deserialize;
+use oci_client::errors::{DigestError, OciDistributionError, OciError, OciErrorCode};
+use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, OciManifest};
+use oci_client::{ParseError, Reference, RegistryOperation};
 
 use super::blob::{Assembly, Blob};
+use super::docker_auth::{self, Shown};
 use crate::config::{lacks_authorities, no_trust_store};
-use crate::refusal::{Reason, Refusal, quote};
+use crate::refusal::{Reason, Refusal, printable, quote};
 use crate::request::{Digest, module_too_large};
 
 /// What a reference starts with.
@@ -26,18 +24,29 @@ const SCHEME: &str = "oci://";
 /// The field that holds one.
 const FIELD: &str = "oci";
 /// What a module's layer is called: by the layout, and by tools from before it.
-const LAYERS: [&str; 2] = [
+const LAYERS: [&str; 3] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
 ];
+/// Platforms of WebAssembly, as indexes have them: architectures, and systems.
+const ARCHITECTURES: [&str; 2] = ["wasm", "wasm32"];
+const SYSTEMS: [&str; 3] = ["wasip1", "wasip2", "wasi"];
+/// What an entry of an index is that says something about another.
+const ABOUT_ANOTHER: &str = "vnd.docker.reference.type";
+/// Entries of an index that an error names at the most.
+const MOST_NAMED: usize = 5;
 /// Bytes of a reference at the most.
 const MAX_REFERENCE: usize = 1024;
+/// Bytes of what others say that an error tells at the most.
+const MOST_TOLD: usize = 600;
 /// How long a pull may take in all, a connection, and the next bytes.
 const PULL: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(30);
-/// What a caller is told to wait while a registry is away.
+/// What a caller is told to wait while a registry is away, and where it has been asked too often.
 const RETRY: Duration = Duration::from_secs(1);
+const RETRY_LESS_OFTEN: Duration = Duration::from_secs(30);
 
 /// The registries that modules may be pulled from.
 #[derive(Debug, Default)]
@@ -65,23 +74,6 @@ pub struct Pulled {
     pub resolved: String,
 }
 
-/// A Docker configuration, as far as it holds credentials.
-#[derive(Deserialize)]
-struct Credentials {
-    #[serde(default)]
-    auths: HashMap<String, Login>,
-}
-
-#[derive(Deserialize)]
-struct Login {
-    /// "user:password" in base64.
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    #[serde(rename = "registrytoken")]
-    token: Option<String>,
-}
-
 impl Registries {
     /// Those in `allowed`, with credentials from a file as Docker's `config.json`, which is read for each pull.
     pub fn new(allowed: Vec<Registry>, credentials: Option<PathBuf>) -> Self {
@@ -106,9 +98,13 @@ impl Registries {
     /// `DIGEST_MISMATCH` for bytes that are not what they should be, `STORE_UNAVAILABLE` for a registry that is away.
     pub async fn pull(&self, reference: &str, assembly: Assembly) -> Result<Pulled, Refusal> {
         let reference = self.check(reference)?;
-        let pull = self.pull_checked(&reference, assembly);
-        let pulled = tokio::time::timeout(PULL, pull).await;
-        pulled.unwrap_or_else(|_| Err(unavailable(&reference, "it took too long")))
+        // The library takes some of what registries answer for what can be sent on.
+        let pull = AssertUnwindSafe(self.pull_checked(&reference, assembly)).catch_unwind();
+        match tokio::time::timeout(PULL, pull).await {
+            Ok(Ok(pulled)) => pulled,
+            Ok(Err(_)) => Err(unavailable(&reference, "it answers what cannot be used")),
+            Err(_) => Err(unavailable(&reference, "it took too long")),
+        }
     }
 
     fn check(&self, text: &str) -> Result<Reference, Refusal> {
@@ -129,14 +125,12 @@ impl Registries {
             .parse()
             .map_err(|error: ParseError| invalid(&error.to_string()))?;
         // Without this check a bare name would quietly be one of Docker Hub's.
-        if !name.starts_with(&format!("{}/", reference.registry())) {
+        let registry = reference.registry();
+        let named = name.split_once('/').map_or("", |(named, _)| named);
+        if named != registry && hub(named) != registry {
             return Err(invalid("it names no registry"));
         }
-        if self
-            .allowed
-            .iter()
-            .any(|it| it.host == reference.registry())
-        {
+        if self.allowed.iter().any(|it| hub(&it.host) == registry) {
             return Ok(reference);
         }
         Err(Refusal::denied(
@@ -152,9 +146,30 @@ impl Registries {
         mut assembly: Assembly,
     ) -> Result<Pulled, Refusal> {
         let client = self.client(reference)?;
-        let auth = self.login(reference.registry()).await?;
+        let Shown { auth, missing } = self.login(reference).await?;
+        let refused = |error| refused(reference, error, missing.as_deref());
+        let token = client.auth(reference, &auth, RegistryOperation::Pull).await;
+        let token = token.map_err(refused)?.unwrap_or_default();
+        if HeaderValue::from_str(&token).is_err() {
+            return Err(unavailable(
+                reference,
+                "it gives a token that cannot be sent",
+            ));
+        }
         let manifest = client.pull_manifest(reference, &auth).await;
-        let (manifest, digest) = manifest.map_err(|error| refused(reference, error))?;
+        let (manifest, digest) = match manifest.map_err(refused)? {
+            (OciManifest::Image(manifest), digest) => (manifest, digest),
+            (OciManifest::ImageIndex(index), _) => {
+                let entry = entry(reference, &index.manifests)?;
+                let one = reference.clone_with_digest(entry.digest.clone());
+                match client.pull_manifest(&one, &auth).await.map_err(refused)? {
+                    (OciManifest::Image(manifest), digest) => (manifest, digest),
+                    (OciManifest::ImageIndex(_), _) => {
+                        return Err(not_a_module(reference, "it is an index of indexes"));
+                    }
+                }
+            }
+        };
         let mut layer = layer(reference, manifest)?;
         // Where else it might be had is not for a manifest to say: any host could stand there.
         layer.urls = None;
@@ -165,7 +180,7 @@ impl Registries {
         let expected = Digest::parse("digest", &layer.digest)
             .map_err(|_| not_a_module(reference, "its layer has no SHA-256"))?;
         let blob = client.pull_blob_stream(reference, &layer).await;
-        let mut stream = blob.map_err(|error| refused(reference, error))?.stream;
+        let mut stream = blob.map_err(refused)?.stream;
         loop {
             match stream.try_next().await {
                 Ok(Some(piece)) => assembly.push(piece).await?,
@@ -210,65 +225,102 @@ impl Registries {
         })
     }
 
-    async fn login(&self, registry: &str) -> Result<RegistryAuth, Refusal> {
+    /// What is shown for a reference.
+    async fn login(&self, reference: &Reference) -> Result<Shown, Refusal> {
         let Some(path) = &self.credentials else {
-            return Ok(RegistryAuth::Anonymous);
+            return Ok(docker_auth::nothing("oci.credentials_file is not set"));
         };
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Refusal::internal(format_args!(
-                "oci.credentials_file: {}: {error}",
-                path.display()
-            ))
+        let unusable = |why: &dyn std::fmt::Display| {
+            tracing::error!(path = %path.display(), error = %why, "oci.credentials_file cannot be used");
+            let message = format!("oci.credentials_file cannot be used: {why}");
+            let store = format!("{SCHEME}{}", quote(reference.registry()));
+            Refusal::new(Reason::StoreUnavailable, message)
+                .with("store", store)
+                .retry_after(RETRY)
         };
-        let text = tokio::fs::read(path)
-            .await
-            .map_err(|error| unreadable(&error))?;
-        let Credentials { mut auths } =
-            // What serde says of a mistake quotes the text: it holds secrets.
-            serde_json::from_slice(&text).map_err(|_| unreadable(&"it is no Docker configuration"))?;
-        let login = auths
-            .remove(registry)
-            .or_else(|| auths.remove(&format!("https://{registry}")));
-        match login {
-            None => Ok(RegistryAuth::Anonymous),
-            Some(login) => login
-                .into_auth()
-                .ok_or_else(|| unreadable(&"an entry has no user and password, and no token")),
-        }
+        let text = tokio::fs::read(path).await.map_err(|it| unusable(&it))?;
+        let found = docker_auth::find(&text, reference.registry(), reference.repository());
+        let mut shown = found.map_err(|why| unusable(&why))?;
+        shown.missing = shown
+            .missing
+            .map(|why| format!("oci.credentials_file: {why}"));
+        Ok(shown)
     }
 }
 
-impl Login {
-    fn into_auth(self) -> Option<RegistryAuth> {
-        if let Some(token) = self.token {
-            return Some(RegistryAuth::Bearer(token));
-        }
-        if let (Some(username), Some(password)) = (self.username, self.password) {
-            return Some(RegistryAuth::Basic(username, password));
-        }
-        let auth = String::from_utf8(STANDARD.decode(self.auth?).ok()?).ok()?;
-        let (username, password) = auth.split_once(':')?;
-        Some(RegistryAuth::Basic(
-            username.to_owned(),
-            password.to_owned(),
-        ))
+/// The name of Docker Hub that references have for the others that it has.
+fn hub(host: &str) -> &str {
+    match host {
+        "index.docker.io" => "docker.io",
+        host => host,
     }
 }
 
-/// The one layer that is a module.
-fn layer(reference: &Reference, manifest: OciManifest) -> Result<OciDescriptor, Refusal> {
-    let OciManifest::Image(manifest) = manifest else {
-        return Err(not_a_module(reference, "it is an index of several"));
+/// The entry of an index that is a module: the only one, or the only one for WebAssembly.
+fn entry<'a>(
+    reference: &Reference,
+    entries: &'a [ImageIndexEntry],
+) -> Result<&'a ImageIndexEntry, Refusal> {
+    let is_about_another = |it: &ImageIndexEntry| {
+        let annotations = it.annotations.as_ref();
+        annotations.is_some_and(|it| it.contains_key(ABOUT_ANOTHER))
     };
-    let mut layers = manifest.layers.into_iter();
-    match (layers.next(), layers.next()) {
-        (Some(layer), None) if LAYERS.contains(&layer.media_type.as_str()) => Ok(layer),
-        (Some(layer), None) => {
-            let kind = quote(&layer.media_type);
-            Err(not_a_module(reference, &format!("its layer is {kind}")))
+    let own: Vec<_> = entries.iter().filter(|it| !is_about_another(it)).collect();
+    if let [one] = own[..] {
+        return Ok(one);
+    }
+    let is_wasm = |it: &ImageIndexEntry| {
+        it.platform.as_ref().is_some_and(|platform| {
+            let (os, architecture) = (platform.os.to_string(), platform.architecture.to_string());
+            SYSTEMS.contains(&os.as_str()) || ARCHITECTURES.contains(&architecture.as_str())
+        })
+    };
+    let wasm: Vec<_> = own.iter().copied().filter(|it| is_wasm(it)).collect();
+    if let [one] = wasm[..] {
+        return Ok(one);
+    }
+    let named = own.iter().take(MOST_NAMED).map(|it| {
+        let platform = it.platform.as_ref();
+        let platform = platform.map(|it| format!("{}/{}", it.os, it.architecture));
+        format!("{} {}", platform.unwrap_or_default(), it.digest)
+    });
+    let named: Vec<String> = named.collect();
+    let why = match (own.len(), wasm.len()) {
+        (0, _) => "it is an index of nothing".to_owned(),
+        (all, 0) => format!(
+            "it is an index of {all}, none of them for wasm: {}",
+            named.join(", ")
+        ),
+        (_, several) => format!(
+            "it is an index of several, {several} of them for wasm: name one by its digest, of {}",
+            named.join(", ")
+        ),
+    };
+    Err(not_a_module(reference, &why))
+}
+
+/// The one layer that is a module. What is beside it, such as a description, is passed over.
+fn layer(reference: &Reference, manifest: OciImageManifest) -> Result<OciDescriptor, Refusal> {
+    let is_module = |layer: &OciDescriptor| {
+        let kind = layer.media_type.split(';').next().unwrap_or_default();
+        LAYERS.iter().any(|it| it.eq_ignore_ascii_case(kind.trim()))
+    };
+    let kinds: Vec<_> = manifest
+        .layers
+        .iter()
+        .map(|it| quote(&it.media_type))
+        .collect();
+    let mut modules = manifest.layers.into_iter().filter(is_module);
+    match (modules.next(), modules.next(), kinds.as_slice()) {
+        (Some(layer), None, _) => Ok(layer),
+        (Some(_), Some(_), _) => Err(not_a_module(reference, "it has several layers of modules")),
+        (None, _, []) => Err(not_a_module(reference, "it has no layer")),
+        (None, _, [kind]) => Err(not_a_module(reference, &format!("its layer is {kind}"))),
+        (None, _, kinds) => {
+            let kinds = kinds.get(..MOST_NAMED).unwrap_or(kinds).join(", ");
+            let why = format!("none of its layers is a module: {kinds}");
+            Err(not_a_module(reference, &why))
         }
-        (None, _) => Err(not_a_module(reference, "it has no layer")),
-        (Some(_), Some(_)) => Err(not_a_module(reference, "it has several layers")),
     }
 }
 
@@ -278,7 +330,12 @@ fn is_mismatch(error: &io::Error) -> bool {
         .is_some_and(|error| error.is::<DigestError>())
 }
 
-fn refused(reference: &Reference, error: OciDistributionError) -> Refusal {
+/// What a registry's refusal means. `credentials` is why none were shown, where that is so.
+fn refused(
+    reference: &Reference,
+    error: OciDistributionError,
+    credentials: Option<&str>,
+) -> Refusal {
     use OciDistributionError as Error;
     #[expect(
         clippy::wildcard_enum_match_arm,
@@ -286,10 +343,21 @@ fn refused(reference: &Reference, error: OciDistributionError) -> Refusal {
     )]
     match error {
         Error::DigestError(_) => tampered(reference),
-        Error::ImageManifestNotFoundError(_)
-        | Error::UnauthorizedError { .. }
+        Error::UnauthorizedError { .. }
         | Error::AuthenticationFailure(_)
-        | Error::ServerError { code: 404, .. } => missing(reference, &error),
+        | Error::ServerError { code: 403, .. } => missing(reference, &error, credentials),
+        Error::ImageManifestNotFoundError(_) | Error::ServerError { code: 404, .. } => {
+            missing(reference, &error, None)
+        }
+        Error::ServerError { code: 429, .. } => too_often(reference),
+        Error::RegistryError { ref envelope, .. }
+            if envelope
+                .errors
+                .iter()
+                .any(|error| error.code == OciErrorCode::Toomanyrequests) =>
+        {
+            too_often(reference)
+        }
         Error::RegistryError { ref envelope, .. }
             if !envelope.errors.is_empty()
                 && envelope.errors.iter().all(|error| {
@@ -304,7 +372,11 @@ fn refused(reference: &Reference, error: OciDistributionError) -> Refusal {
                     )
                 }) =>
         {
-            missing(reference, &error)
+            let denied = |it: &OciError| {
+                matches!(it.code, OciErrorCode::Denied | OciErrorCode::Unauthorized)
+            };
+            let denied = envelope.errors.iter().any(denied);
+            missing(reference, &error, credentials.filter(|_| denied))
         }
         Error::UnsupportedMediaTypeError(_)
         | Error::UnsupportedSchemaVersionError(_)
@@ -315,15 +387,28 @@ fn refused(reference: &Reference, error: OciDistributionError) -> Refusal {
     }
 }
 
-fn missing(reference: &Reference, error: &OciDistributionError) -> Refusal {
-    tracing::info!(%reference, %error, "a registry does not give a module");
+fn missing(
+    reference: &Reference,
+    error: &OciDistributionError,
+    credentials: Option<&str>,
+) -> Refusal {
+    tracing::info!(%reference, %error, credentials, "a registry does not give a module");
     let name = quote(&reference.to_string());
-    let message = format!("the registry does not give {name} to this daemon");
+    let why = credentials.map_or_else(String::new, |why| {
+        format!(", which shows no credentials: {}", told(why))
+    });
+    let message = format!("the registry does not give {name} to this daemon{why}");
     Refusal::new(Reason::ModuleNotFound, message).at(FIELD)
 }
 
+/// What a registry or a file says, as far as an error has room for it.
+fn told(why: &str) -> String {
+    let why = printable(&why[..why.floor_char_boundary(MOST_TOLD)]);
+    why[..why.floor_char_boundary(MOST_TOLD)].to_owned()
+}
+
 fn not_a_module(reference: &Reference, why: &str) -> Refusal {
-    let (name, why) = (quote(&reference.to_string()), quote(why));
+    let (name, why) = (quote(&reference.to_string()), told(why));
     let message = format!("{name} is no WebAssembly artefact of one module: {why}");
     Refusal::new(Reason::ModuleInvalid, message).at(FIELD)
 }
@@ -333,6 +418,17 @@ fn tampered(reference: &Reference) -> Refusal {
     let name = quote(&reference.to_string());
     let message = format!("what the registry gives for {name} is not what its digest says");
     Refusal::new(Reason::DigestMismatch, message).at(FIELD)
+}
+
+fn too_often(reference: &Reference) -> Refusal {
+    let registry = quote(reference.registry());
+    tracing::warn!(%reference, "a registry has been asked too often");
+    Refusal::new(
+        Reason::StoreUnavailable,
+        format!("the registry {registry} has been asked too often by this daemon"),
+    )
+    .with("store", format!("{SCHEME}{registry}"))
+    .retry_after(RETRY_LESS_OFTEN)
 }
 
 fn unavailable(reference: &Reference, why: &str) -> Refusal {

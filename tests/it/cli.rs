@@ -858,7 +858,7 @@ fn configuration_errors_are_told_all_at_once() {
         "policy.max_stack_size = 3MiB: allowed is 256KiB, 512KiB",
         "policy.host_functions = env.exec: allowed is ringfence.log, ringfence.label",
         "telemetry.log_level = ringfence=loud: allowed is",
-        "policy.mounts.host = relative: allowed is",
+        "policy.mounts[0].host = relative: allowed is",
         "admission.slots = 0: allowed is from 1 to 10000",
         "server.instance = a b: allowed is",
     ] {

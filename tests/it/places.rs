@@ -428,5 +428,5 @@ async fn a_private_registry_gets_the_credentials_of_the_file() {
     std::fs::write(&path, "{\"auths\": secret}").unwrap();
     refused(&daemon, &reference)
         .await
-        .is(Code::Internal, "INTERNAL");
+        .is(Code::Unavailable, "STORE_UNAVAILABLE");
 }

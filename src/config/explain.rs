@@ -1,0 +1,161 @@
+//! Errors in the words of whoever wrote the setting: where it stands, and which key may have been meant.
+
+use super::check::{Problem, Problems};
+use super::environment::{Given, variable_of};
+use super::reading::{Cause, Unread};
+use super::tree::{Setting, Written};
+
+/// Tells why a setting is not read. `defaults` has every key that there is outside of lists.
+pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Problem {
+    let mut key = unread.key();
+    let allowed = match &unread.cause {
+        Cause::NotAllowed(allowed) => allowed.clone(),
+        Cause::Other(why) => why.clone(),
+        Cause::NoSuchKey(known) => {
+            // A variable's or a flag's own key is longer than the part of it that is not known.
+            let own = given
+                .iter()
+                .find(|it| Some(&it.written) == unread.written.as_ref());
+            if let Some(own) = own.filter(|own| own.key.starts_with(&key)) {
+                key.clone_from(&own.key);
+            }
+            let keys = match key.contains('[') {
+                // Of what is in a list, the keys beside it.
+                true => beside(&key, known),
+                false => defaults.keys(),
+            };
+            let is_variable = matches!(unread.written, Some(Written::Variable(_)));
+            match nearest(&key, &keys) {
+                Some(near) if is_variable => {
+                    format!(
+                        "there is no such key; {near} is near ({})",
+                        variable_of(near)
+                    )
+                }
+                Some(near) => format!("there is no such key; {near} is near"),
+                None => format!("there is no such key; there are {}", known.join(", ")),
+            }
+        }
+    };
+    Problem {
+        written: unread.written.as_ref().map(ToString::to_string),
+        key,
+        value: unread.value.clone(),
+        allowed,
+    }
+}
+
+/// Adds to what does not make sense where it was written, and where the settings were that it has to go with.
+pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
+    let source = |key: &str| match &tree.towards(key).written {
+        Written::Default => None,
+        written @ (Written::File { .. }
+        | Written::Variable(_)
+        | Written::Flag(_)
+        | Written::Command) => Some(written.to_string()),
+    };
+    let explained = problems.0.into_iter().map(|problem| {
+        let key = element(&problem, tree);
+        let written = source(&key);
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "._".contains(c);
+        let mut others: Vec<String> = problem
+            .allowed
+            .split(|c| !is_part(c))
+            .filter(|word| word.contains('.') && *word != problem.key)
+            .filter_map(|word| source(word).map(|place| format!("{word} is set by {place}")))
+            .collect();
+        others.dedup();
+        let allowed = match others.is_empty() {
+            true => problem.allowed,
+            false => format!("{} ({})", problem.allowed, others.join("; ")),
+        };
+        Problem {
+            written,
+            allowed,
+            ..problem
+        }
+    });
+    Problems(explained.collect())
+}
+
+/// The key of a problem, down to the element of a list that it is about where its value tells which.
+fn element(problem: &Problem, tree: &Setting) -> String {
+    let list = tree.towards(&problem.key).elements();
+    let at = list.iter().position(|it| {
+        let text = it.to_string();
+        text.trim_matches('"') == problem.value.trim_matches('"')
+    });
+    match at {
+        Some(index) => format!("{}[{index}]", problem.key),
+        None => problem.key.clone(),
+    }
+}
+
+fn beside(key: &str, known: &[&str]) -> Vec<String> {
+    let around = key.rsplit_once('.').map_or("", |(around, _)| around);
+    known.iter().map(|it| format!("{around}.{it}")).collect()
+}
+
+/// The key that was most likely meant: spelt nearly so, or the same in another table.
+fn nearest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
+    let spelt = |key: &str| key.replace(['.', '-'], "_").to_lowercase();
+    let wanted = spelt(key);
+    let close = keys.iter().map(|it| (distance(&wanted, &spelt(it)), it));
+    let most = (wanted.chars().count() / 4).clamp(1, 4);
+    let close = close.filter(|(distance, _)| *distance <= most).min();
+    let last = |key: &str| key.rsplit('.').next().map(str::to_owned);
+    let elsewhere = || keys.iter().find(|it| last(it) == last(key));
+    close
+        .map(|(_, it)| it)
+        .or_else(elsewhere)
+        .map(String::as_str)
+}
+
+/// How many characters have to be added, removed or replaced to make one of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, c) in one.chars().enumerate() {
+        let mut diagonal = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, d) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(c != *d);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{distance, nearest};
+
+    #[test]
+    fn the_distance_is_of_single_characters() {
+        for (one, other, far) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("admision", "admission", 1),
+            ("slots", "slot", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!((distance(one, other), distance(other, one)), (far, far));
+        }
+    }
+
+    #[test]
+    fn what_was_meant_is_near_or_the_same_elsewhere() {
+        let keys = ["admission", "admission.slots", "server.drain_grace"].map(str::to_owned);
+        for (key, near) in [
+            ("admision.slots", Some("admission.slots")),
+            ("server_drain_grace", Some("server.drain_grace")),
+            ("server.slots", Some("admission.slots")),
+            ("quite.different", None),
+        ] {
+            assert_eq!(nearest(key, &keys), near, "{key}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Settings as they were written, each with the place that it comes from: what is read, laid over each other, and told
+//! where one is refused.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::check::Problem;
+
+/// What a byte order mark is in text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Where a setting was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// Nowhere: it is the default.
+    Default,
+    /// In a file.
+    File {
+        name: Arc<str>,
+        line: usize,
+        column: usize,
+    },
+    /// In a variable of the environment.
+    Variable(Arc<str>),
+    /// In a flag, which may be one such as `--set server.instance`.
+    Flag(Arc<str>),
+    /// In no text at all: a command says it as a value.
+    Command,
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("the default"),
+            Self::Command => f.write_str("the command itself"),
+            Self::File { name, line, column } => write!(f, "{name}:{line}:{column}"),
+            Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What a setting says.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Table(BTreeMap<String, Setting>),
+    List(Vec<Setting>),
+    /// A string of TOML.
+    Text(String),
+    Integer(i128),
+    Float(f64),
+    Bool(bool),
+    /// A date or a time, which no setting takes.
+    Date(String),
+    /// What a variable or a flag says. Its type is what the key takes, whatever it looks like.
+    Untyped(String),
+}
+
+/// A setting, or a table of settings.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) content: Content,
+    pub(super) written: Written,
+}
+
+/// Text without the spaces, line ends and invisible characters around it that editors, shells and secrets leave there.
+pub(crate) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == BYTE_ORDER_MARK)
+}
+
+/// Reads a whole document of TOML. `name` is its file.
+///
+/// # Errors
+/// Everything that keeps it from being TOML.
+pub(super) fn document(name: &str, text: &str) -> Result<Setting, Vec<Problem>> {
+    let name: Arc<str> = name.into();
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let written = |span: Range<usize>| at(&name, text, span.start);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok(Setting {
+            written: written(0..0),
+            content: table_of(table.into_inner(), &written),
+        });
+    }
+    let problems = errors.into_iter().map(|error| Problem {
+        written: Some(written(error.span().unwrap_or_default()).to_string()),
+        key: String::new(),
+        value: String::new(),
+        // The library's own display quotes the line, which may hold a secret.
+        allowed: format!("it is not TOML: {}", error.message()),
+    });
+    Err(problems.collect())
+}
+
+/// Reads one value of TOML, as it may stand in a variable or a flag.
+///
+/// # Errors
+/// What keeps it from being one.
+pub(super) fn value(text: &str, written: &Written) -> Result<Setting, String> {
+    let value = DeValue::parse(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let at = before.unwrap_or_default().chars().count() + 1;
+        format!("{} at character {at}", error.message())
+    })?;
+    Ok(setting(value, &|_| written.clone()))
+}
+
+/// The line and column of a byte.
+fn at(name: &Arc<str>, text: &str, byte: usize) -> Written {
+    let before = text.get(..byte).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    Written::File {
+        name: Arc::clone(name),
+        line: before.matches('\n').count() + 1,
+        column: line.chars().count() + 1,
+    }
+}
+
+fn setting(value: Spanned<DeValue<'_>>, written: &impl Fn(Range<usize>) -> Written) -> Setting {
+    let place = written(value.span());
+    let content = match value.into_inner() {
+        DeValue::String(text) => Content::Text(text.into_owned()),
+        DeValue::Integer(number) => {
+            let parsed = i128::from_str_radix(number.as_str(), number.radix());
+            parsed.map_or_else(|_| Content::Text(number.to_string()), Content::Integer)
+        }
+        DeValue::Float(number) => {
+            let parsed = number.as_str().parse();
+            parsed.map_or_else(|_| Content::Text(number.to_string()), Content::Float)
+        }
+        DeValue::Boolean(value) => Content::Bool(value),
+        DeValue::Datetime(date) => Content::Date(date.to_string()),
+        DeValue::Array(values) => {
+            let values = values.into_iter().map(|value| setting(value, written));
+            Content::List(values.collect())
+        }
+        DeValue::Table(table) => table_of(table, written),
+    };
+    Setting {
+        content,
+        written: place,
+    }
+}
+
+fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> Written) -> Content {
+    let entries = table.into_iter().map(|(key, value)| {
+        let place = written(key.span());
+        let mut setting = setting(value, written);
+        if matches!(setting.content, Content::Table(_)) {
+            setting.written = place;
+        }
+        (key.into_inner().into_owned(), setting)
+    });
+    Content::Table(entries.collect())
+}
+
+impl From<toml::Value> for Setting {
+    /// A value that a command says.
+    fn from(value: toml::Value) -> Self {
+        let content = match value {
+            toml::Value::String(text) => Content::Text(text),
+            toml::Value::Integer(number) => Content::Integer(number.into()),
+            toml::Value::Float(number) => Content::Float(number),
+            toml::Value::Boolean(value) => Content::Bool(value),
+            toml::Value::Datetime(date) => Content::Date(date.to_string()),
+            toml::Value::Array(values) => {
+                Content::List(values.into_iter().map(Self::from).collect())
+            }
+            toml::Value::Table(table) => {
+                let entries = table.into_iter();
+                Content::Table(entries.map(|(key, it)| (key, Self::from(it))).collect())
+            }
+        };
+        Self {
+            content,
+            written: Written::Command,
+        }
+    }
+}
+
+impl Setting {
+    /// A setting under a dotted key, as a whole tree of which all else is absent.
+    pub(super) fn under(key: &str, content: Content, written: &Written) -> Self {
+        let leaf = Self {
+            content,
+            written: written.clone(),
+        };
+        key.rsplit('.').fold(leaf, |inner, part| Self {
+            content: Content::Table([(part.to_owned(), inner)].into()),
+            written: written.clone(),
+        })
+    }
+
+    /// Whether there is a table under a dotted key.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        let mut inner = Some(self);
+        for part in key.split('.') {
+            inner = inner.and_then(|it| it.table()?.get(part));
+        }
+        inner.is_some_and(|it| it.table().is_some())
+    }
+
+    /// The setting that is deepest on the way to a dotted key such as "tenants[0].policy.max_fuel".
+    pub(super) fn towards(&self, key: &str) -> &Self {
+        let mut found = self;
+        for part in key.split(['.', '[']) {
+            let next = match part.strip_suffix(']') {
+                None => found.table().and_then(|table| table.get(part)),
+                Some(index) => {
+                    let index = index.parse::<usize>().ok();
+                    found.list().zip(index).and_then(|(list, i)| list.get(i))
+                }
+            };
+            match next {
+                Some(next) => found = next,
+                None => break,
+            }
+        }
+        found
+    }
+
+    pub(super) fn table(&self) -> Option<&BTreeMap<String, Self>> {
+        let Content::Table(table) = &self.content else {
+            return None;
+        };
+        Some(table)
+    }
+
+    fn list(&self) -> Option<&[Self]> {
+        let Content::List(list) = &self.content else {
+            return None;
+        };
+        Some(list)
+    }
+
+    /// The elements of a list; none of anything else.
+    pub(super) fn elements(&self) -> &[Self] {
+        self.list().unwrap_or_default()
+    }
+
+    /// Takes away what stands under `path`, and says whether it was there.
+    pub(super) fn prune(&mut self, path: &[String]) -> bool {
+        let Content::Table(table) = &mut self.content else {
+            return false;
+        };
+        match path {
+            [] => false,
+            [last] => table.remove(last).is_some(),
+            [first, rest @ ..] => table.get_mut(first).is_some_and(|inner| inner.prune(rest)),
+        }
+    }
+
+    /// Notes of this and all in it that it was written nowhere.
+    pub(super) fn forget_where(&mut self) {
+        self.written = Written::Default;
+        match &mut self.content {
+            Content::Table(table) => table.values_mut().for_each(Self::forget_where),
+            Content::List(list) => list.iter_mut().for_each(Self::forget_where),
+            Content::Text(_)
+            | Content::Integer(_)
+            | Content::Float(_)
+            | Content::Bool(_)
+            | Content::Date(_)
+            | Content::Untyped(_) => {}
+        }
+    }
+
+    /// The dotted keys of all settings and tables.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let Content::Table(table) = &self.content else {
+            return Vec::new();
+        };
+        let mut keys = Vec::new();
+        for (key, setting) in table {
+            keys.push(key.clone());
+            keys.extend(setting.keys().iter().map(|inner| format!("{key}.{inner}")));
+        }
+        keys
+    }
+}
+
+impl fmt::Display for Setting {
+    /// What was written, as an error tells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.content {
+            Content::Table(_) => f.write_str("a table"),
+            Content::List(list) if list.is_empty() => f.write_str("[]"),
+            Content::List(_) => f.write_str("a list"),
+            Content::Text(text) => write!(f, "\"{text}\""),
+            Content::Integer(number) => number.fmt(f),
+            Content::Float(number) => number.fmt(f),
+            Content::Bool(value) => value.fmt(f),
+            Content::Date(text) | Content::Untyped(text) => f.write_str(text),
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Credentials for registries, from a file as Docker, Podman and their kin write it.
+
+use std::collections::HashMap;
+
+use base64::Engine as _;
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use oci_client::secrets::RegistryAuth;
+use serde::Deserialize;
+
+/// Names of Docker Hub, which stand for each other.
+const DOCKER_HUB: [&str; 4] = [
+    "docker.io",
+    "index.docker.io",
+    "registry-1.docker.io",
+    "registry.hub.docker.com",
+];
+/// Paths after a host that Docker's own tools write and that say nothing.
+const NO_PATHS: [&str; 3] = ["", "v1", "v2"];
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What a file says of credentials. What else is in it, such as `HttpHeaders`, is not for this daemon.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct CredentialsFile {
+    auths: Option<HashMap<String, Option<Login>>>,
+    /// The program that has all credentials.
+    creds_store: Option<String>,
+    /// Those that have them for single registries.
+    cred_helpers: Option<HashMap<String, String>>,
+}
+
+/// One entry.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Login {
+    /// "user:password" in base64.
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    /// A token for the registry itself.
+    #[serde(rename = "registrytoken")]
+    registry_token: Option<String>,
+    /// A token to get others with.
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
+}
+
+/// What is shown to a registry.
+pub(super) struct Shown {
+    pub(super) auth: RegistryAuth,
+    /// Where it is nothing: why, for whoever is refused then.
+    pub(super) missing: Option<String>,
+}
+
+/// What is shown to no registry, and why.
+pub(super) fn nothing(missing: impl Into<String>) -> Shown {
+    Shown {
+        auth: RegistryAuth::Anonymous,
+        missing: Some(missing.into()),
+    }
+}
+
+/// Finds what `text` has for a repository of a registry: of the entries that stand for it the one that says most of its
+/// path.
+///
+/// # Errors
+/// What is wrong with the file, without anything secret.
+pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Shown, String> {
+    let CredentialsFile {
+        auths,
+        creds_store,
+        cred_helpers,
+    } = parse(text)?;
+    let registry = host(registry);
+    let auths = auths.unwrap_or_default();
+    let mut fitting: Vec<(usize, &String, &Option<Login>)> = auths
+        .iter()
+        .filter_map(|(key, login)| Some((covers(key, &registry, repository)?, key, login)))
+        .collect();
+    // Those of the same length by their names, so that it is always the same one.
+    fitting.sort_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));
+    for (_, key, login) in &fitting {
+        let auth = login.as_ref().map_or(Ok(None), |it| it.auth());
+        match auth.map_err(|why| format!("auths.\"{key}\": {why}"))? {
+            Some(auth) => {
+                return Ok(Shown {
+                    auth,
+                    missing: None,
+                });
+            }
+            None => continue,
+        }
+    }
+    let helpers = cred_helpers.unwrap_or_default();
+    let helper = helpers.iter().find(|(key, _)| host(key) == registry);
+    let helper = match (helper, &creds_store) {
+        (Some((_, name)), _) => Some(("credHelpers", name)),
+        (None, Some(name)) if !name.is_empty() => Some(("credsStore", name)),
+        (None, Some(_) | None) => None,
+    };
+    Ok(nothing(match (helper, fitting.first()) {
+        (Some((key, name)), _) => format!(
+            "its credentials are with the helper \"{name}\" ({key}), which is not run here; write them to auths.\"{registry}\".auth, as user:password in base64"
+        ),
+        (None, Some((_, key, _))) => format!("auths.\"{key}\" is empty"),
+        (None, None) => format!("auths has no entry for {registry}"),
+    }))
+}
+
+/// Checks that a file can be read as one with credentials, and each of its entries.
+///
+/// # Errors
+/// What is wrong, without anything secret.
+pub fn check_credentials(text: &[u8]) -> Result<(), String> {
+    for (key, login) in parse(text)?.auths.unwrap_or_default() {
+        let auth = login.map_or(Ok(None), |it| it.auth());
+        auth.map_err(|why| format!("auths.\"{key}\": {why}"))?;
+    }
+    Ok(())
+}
+
+fn parse(text: &[u8]) -> Result<CredentialsFile, String> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    if text.trim_ascii().is_empty() {
+        // As it is before anybody has logged in.
+        return Ok(CredentialsFile::default());
+    }
+    serde_json::from_slice(text).map_err(|error| {
+        // What serde says of a mistake may quote the text: it holds secrets.
+        let (line, column) = (error.line(), error.column());
+        format!("it is no Docker configuration: line {line}, column {column}")
+    })
+}
+
+/// The host of a registry as it may be written: with a scheme and a path, or without, and with a port that is the usual
+/// one.
+fn host(text: &str) -> String {
+    let (host, _) = split(text);
+    let host = host.to_ascii_lowercase();
+    let host = host.strip_suffix(":443").unwrap_or(&host);
+    match DOCKER_HUB.contains(&host) {
+        true => DOCKER_HUB[0].to_owned(),
+        false => host.to_owned(),
+    }
+}
+
+/// The host and the path of a key.
+fn split(key: &str) -> (&str, &str) {
+    let key = key.trim();
+    let bare = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| key.strip_prefix(scheme))
+        .unwrap_or(key);
+    let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+    let path = path.trim_matches('/');
+    match NO_PATHS.contains(&path) {
+        true => (host, ""),
+        false => (host, path),
+    }
+}
+
+/// How much of a repository's path a key says where it stands for it.
+fn covers(key: &str, registry: &str, repository: &str) -> Option<usize> {
+    if host(key) != registry {
+        return None;
+    }
+    let (_, path) = split(key);
+    let rest = repository.strip_prefix(path)?;
+    let whole = path.is_empty() || rest.is_empty() || rest.starts_with('/');
+    whole.then_some(path.len())
+}
+
+impl Login {
+    /// What it shows; `None` where it is empty.
+    fn auth(&self) -> Result<Option<RegistryAuth>, String> {
+        let said = |text: &Option<String>| {
+            let text = text.as_deref().unwrap_or_default();
+            let text = text.trim_matches(['\n', '\r']).to_owned();
+            Some(text).filter(|text| !text.is_empty())
+        };
+        if let Some(token) = said(&self.registry_token) {
+            let plain = token.bytes().all(|byte| byte.is_ascii_graphic());
+            return match plain {
+                true => Ok(Some(RegistryAuth::Bearer(token))),
+                false => Err("its registrytoken is not one word of ASCII".to_owned()),
+            };
+        }
+        if let (Some(username), Some(password)) = (said(&self.username), said(&self.password)) {
+            return Ok(Some(RegistryAuth::Basic(username, password)));
+        }
+        let from_auth = match said(&self.auth) {
+            Some(auth) => Some(user_and_password(&auth)?),
+            None => None,
+        };
+        match from_auth {
+            Some((username, password)) if !password.is_empty() => {
+                Ok(Some(RegistryAuth::Basic(username, password)))
+            }
+            _ if said(&self.identity_token).is_some() => Err(
+                "it has an identitytoken, which is not taken here: give a user and a password, or a token in its place, as auth or as username and password".to_owned(),
+            ),
+            Some(_) => Err("its auth has no password".to_owned()),
+            None if said(&self.username).is_some() || said(&self.password).is_some() => {
+                Err("it has one of username and password only".to_owned())
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Decodes "user:password", with or without padding, and whatever lines it was broken into.
+fn user_and_password(text: &str) -> Result<(String, String), String> {
+    const UNPADDED: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true);
+    let text: String = text.split_whitespace().collect();
+    let text = text.trim_end_matches('=');
+    let decode = |alphabet| GeneralPurpose::new(alphabet, UNPADDED).decode(text);
+    let bytes = decode(&STANDARD).or_else(|_| decode(&URL_SAFE));
+    let bytes = bytes.map_err(|_| "its auth is not base64".to_owned())?;
+    let decoded = String::from_utf8(bytes).map_err(|_| "its auth is not text".to_owned())?;
+    // What `echo user:password | base64` leaves at the end, and what Docker's own files have there.
+    let decoded = decoded.trim_end_matches(['\n', '\r', '\0']);
+    let (username, password) = decoded
+        .split_once(':')
+        .ok_or("its auth is not user:password in base64")?;
+    Ok((username.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_client::secrets::RegistryAuth;
+
+    use super::{check_credentials, find};
+
+    fn basic(user: &str, password: &str) -> RegistryAuth {
+        RegistryAuth::Basic(user.to_owned(), password.to_owned())
+    }
+
+    fn shown(file: &str, registry: &str, repository: &str) -> RegistryAuth {
+        find(file.as_bytes(), registry, repository).unwrap().auth
+    }
+
+    fn missing(file: &str, registry: &str) -> String {
+        let shown = find(file.as_bytes(), registry, "a/b").unwrap();
+        assert!(shown.auth == RegistryAuth::Anonymous);
+        shown.missing.unwrap()
+    }
+
+    /// "ali:open sesame".
+    const ALI: &str = "YWxpOm9wZW4gc2VzYW1l";
+
+    #[test]
+    fn a_key_stands_for_its_registry_however_it_is_written() {
+        for (key, registry) in [
+            ("https://index.docker.io/v1/", "docker.io"),
+            ("https://index.docker.io/v1", "docker.io"),
+            ("index.docker.io", "docker.io"),
+            ("docker.io", "docker.io"),
+            ("registry-1.docker.io", "docker.io"),
+            ("https://registry-1.docker.io/v2/", "docker.io"),
+            ("docker.io", "index.docker.io"),
+            ("ghcr.io", "ghcr.io"),
+            ("https://ghcr.io", "ghcr.io"),
+            ("https://ghcr.io/", "ghcr.io"),
+            ("https://ghcr.io/v2/", "ghcr.io"),
+            ("GHCR.io", "ghcr.io"),
+            ("ghcr.io:443", "ghcr.io"),
+            ("ghcr.io", "ghcr.io:443"),
+            ("http://localhost:5000", "localhost:5000"),
+            (" localhost:5000/v2/ ", "localhost:5000"),
+        ] {
+            let file = format!("{{\"auths\": {{\"{key}\": {{\"auth\": \"{ALI}\"}}}}}}");
+            let auth = shown(&file, registry, "a/b");
+            assert!(auth == basic("ali", "open sesame"), "{key} {registry}");
+        }
+        for (key, registry) in [
+            ("ghcr.io", "evil-ghcr.io"),
+            ("ghcr.io", "ghcr.io.evil"),
+            ("localhost:5000", "localhost:5001"),
+            ("localhost", "localhost:5000"),
+        ] {
+            let file = format!("{{\"auths\": {{\"{key}\": {{\"auth\": \"{ALI}\"}}}}}}");
+            assert!(shown(&file, registry, "a") == RegistryAuth::Anonymous);
+        }
+    }
+
+    #[test]
+    fn the_entry_that_says_most_of_the_path_counts() {
+        let entry = |user: &str| format!("{{\"username\": \"{user}\", \"password\": \"p\"}}");
+        let file = format!(
+            "{{\"auths\": {{\"quay.io\": {}, \"quay.io/org\": {}, \"quay.io/org/repo\": {}, \"quay.io/orga\": {}}}}}",
+            entry("host"),
+            entry("org"),
+            entry("repo"),
+            entry("orga"),
+        );
+        for (repository, user) in [
+            ("org/repo", "repo"),
+            ("org/repo/deeper", "repo"),
+            ("org/repository", "org"),
+            ("org", "org"),
+            ("orgb/x", "host"),
+            ("orga/x", "orga"),
+        ] {
+            assert!(
+                shown(&file, "quay.io", repository) == basic(user, "p"),
+                "{repository}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_an_entry_shows_is_read_as_it_was_meant() {
+        for (login, auth) in [
+            (
+                "{\"auth\": \"YTpiOmM6ZA\", \"email\": \"x\"}",
+                basic("a", "b:c:d"),
+            ),
+            ("{\"auth\": \"YTpiOmM6ZA==\"}", basic("a", "b:c:d")),
+            ("{\"auth\": \"YTpi\\nOmM6\\nZA==\\n\"}", basic("a", "b:c:d")),
+            ("{\"auth\": \" YTpiOmM6ZA== \"}", basic("a", "b:c:d")),
+            // With what `echo` puts at the end.
+            ("{\"auth\": \"YTpiCg==\"}", basic("a", "b")),
+            // Of the alphabet for URLs: "a:??>".
+            ("{\"auth\": \"YTo_Pz4\"}", basic("a", "??>")),
+            (
+                "{\"username\": \"a\", \"password\": \"b:c\", \"auth\": \"\"}",
+                basic("a", "b:c"),
+            ),
+            (
+                "{\"registrytoken\": \"t0ken\\n\"}",
+                RegistryAuth::Bearer("t0ken".to_owned()),
+            ),
+            ("{}", RegistryAuth::Anonymous),
+            ("null", RegistryAuth::Anonymous),
+        ] {
+            let file =
+                format!("{{\"auths\": {{\"r.io\": {login}}}, \"HttpHeaders\": {{\"A\": \"b\"}}}}");
+            assert!(shown(&file, "r.io", "a") == auth, "{login}");
+        }
+        for (login, why) in [
+            ("{\"auth\": \"*\"}", "not base64"),
+            ("{\"auth\": \"YQ==\"}", "not user:password"),
+            ("{\"auth\": \"YTo=\"}", "no password"),
+            (
+                "{\"auth\": \"YTo=\", \"identitytoken\": \"x\"}",
+                "identitytoken",
+            ),
+            ("{\"identitytoken\": \"x\"}", "identitytoken"),
+            ("{\"username\": \"a\"}", "one of username and password"),
+            ("{\"registrytoken\": \"a\\nb\"}", "one word"),
+        ] {
+            let file = format!("{{\"auths\": {{\"r.io\": {login}}}}}");
+            let told = find(file.as_bytes(), "r.io", "a").err().unwrap();
+            assert!(told.contains(why) && told.contains("r.io"), "{told}");
+            assert_eq!(check_credentials(file.as_bytes()), Err(told));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        for (file, parts) in [
+            ("{}", &["no entry for r.io"][..]),
+            ("{\"auths\": {}}", &["no entry for r.io"]),
+            ("{\"auths\": null}", &["no entry for r.io"]),
+            ("{\"auths\": {\"r.io\": {}}}", &["r.io", "empty"]),
+            (
+                "{\"credsStore\": \"desktop\"}",
+                &["\"desktop\"", "credsStore", "auths.\"r.io\".auth"],
+            ),
+            (
+                "{\"auths\": {\"r.io\": {}}, \"credsStore\": \"osxkeychain\"}",
+                &["osxkeychain"],
+            ),
+            (
+                "{\"credHelpers\": {\"https://r.io\": \"ecr-login\"}}",
+                &["ecr-login", "credHelpers"],
+            ),
+        ] {
+            let told = missing(file, "r.io");
+            for part in parts {
+                assert!(told.contains(part), "{part} in {told}");
+            }
+        }
+        assert_eq!(missing(" \n", "r.io"), missing("{}", "r.io"));
+        for broken in ["no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
+            let told = check_credentials(broken.as_bytes()).unwrap_err();
+            assert!(
+                told.contains("line") && !told.contains("s3cret"),
+                "{broken}: {told}"
+            );
+        }
+        assert_eq!(check_credentials(b"\xef\xbb\xbf{}\r\n"), Ok(()));
+    }
+}

@@ -1,0 +1,1009 @@
+//! Settings as operators write them: in files, variables and flags. Each has the type that its key takes, and each that is
+//! refused is told with where it was written.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::process::Output;
+
+use crate::process::ringfence;
+
+/// What `config check` is given.
+#[derive(Default)]
+struct Given<'a> {
+    file: Option<&'a str>,
+    variables: &'a [(&'a str, &'a str)],
+    flags: &'a [&'a str],
+}
+
+struct Told {
+    code: i32,
+    stdout: String,
+    stderr: String,
+    /// The file's path.
+    file: String,
+}
+
+fn ask(what: &str, given: &Given<'_>) -> Told {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    let mut command = ringfence();
+    command.args(["config", what]);
+    if let Some(text) = given.file {
+        std::fs::write(&file, text).unwrap();
+        command.arg("--config").arg(&file);
+    }
+    for set in given.flags {
+        command.args(["--set", set]);
+    }
+    let output = command
+        .envs(given.variables.iter().copied())
+        .output()
+        .unwrap();
+    told(&output, file.display().to_string())
+}
+
+fn told(output: &Output, file: String) -> Told {
+    Told {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout.clone()).unwrap(),
+        stderr: String::from_utf8(output.stderr.clone()).unwrap(),
+        file,
+    }
+}
+
+/// No place in our source, no panic.
+#[track_caller]
+fn is_plain(stderr: &str) {
+    for mark in ["src/", ".rs:", "panicked", "figment", "INTERNAL"] {
+        assert!(!stderr.contains(mark), "{mark} in {stderr}");
+    }
+}
+
+/// It is refused, and its message has all `parts`; "FILE" stands for the file's path.
+#[track_caller]
+fn refused(given: &Given<'_>, parts: &[&str]) {
+    let told = ask("check", given);
+    assert_eq!(told.code, 1, "{}{}", told.stdout, told.stderr);
+    is_plain(&told.stderr);
+    for part in parts {
+        let part = part.replace("FILE", &told.file);
+        assert!(told.stderr.contains(&part), "{part} in {}", told.stderr);
+    }
+}
+
+/// What is in force then.
+#[track_caller]
+fn shown(given: &Given<'_>) -> toml::Table {
+    let told = ask("show", given);
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    toml::from_str(&told.stdout).unwrap()
+}
+
+#[track_caller]
+fn in_force(given: &Given<'_>, key: &str) -> toml::Value {
+    let table = toml::Value::Table(shown(given));
+    let found = key.split('.').try_fold(&table, |table, key| table.get(key));
+    found.unwrap_or_else(|| panic!("no {key}")).clone()
+}
+
+/// Texts that look like something else.
+const LOOKALIKES: [&str; 12] = [
+    "007",
+    "123",
+    "1e5",
+    "0x10",
+    "1_000",
+    "true",
+    "false",
+    "nan",
+    "inf",
+    "-7",
+    "3.10",
+    "1979-05-27",
+];
+
+#[test]
+fn text_stays_text_whatever_it_looks_like() {
+    for text in LOOKALIKES {
+        let variables = [("RINGFENCE_AUTH__JWT__AUDIENCE", text)];
+        let given = Given {
+            variables: &variables,
+            ..Given::default()
+        };
+        assert_eq!(in_force(&given, "auth.jwt.audience"), text.into(), "{text}");
+        let flag = format!("auth.jwt.audience={text}");
+        let given = Given {
+            flags: &[&flag],
+            ..Given::default()
+        };
+        assert_eq!(in_force(&given, "auth.jwt.audience"), text.into(), "{text}");
+        let file = format!("[auth.jwt]\naudience = \"{text}\"\n");
+        let given = Given {
+            file: Some(&file),
+            ..Given::default()
+        };
+        assert_eq!(in_force(&given, "auth.jwt.audience"), text.into(), "{text}");
+    }
+    // Lists of text, plain and as TOML.
+    for text in [
+        "007, true",
+        "[007, true]",
+        "[\"007\", \"true\"]",
+        "007,true,",
+    ] {
+        let variables = [("RINGFENCE_SERVER__ALLOWED_AUTHORITIES", text)];
+        let given = Given {
+            variables: &variables,
+            ..Given::default()
+        };
+        let list = vec!["007", "true"];
+        let shown = in_force(&given, "server.allowed_authorities");
+        assert_eq!(shown, list.into(), "{text}");
+    }
+}
+
+#[test]
+fn tenants_may_be_called_like_numbers() {
+    for name in ["007", "123", "1e5", "true", "nan", "inf", "1979-05-27"] {
+        let list = format!("[{{ name = \"{name}\", uids = [1] }}]");
+        let file = format!("tenants = {list}\n");
+        let headed = format!("[[tenants]]\nname = \"{name}\"\nuids = [1]\n");
+        let flag = format!("tenants={list}");
+        let variables = [("RINGFENCE_TENANTS", list.as_str())];
+        let ways = [
+            Given {
+                variables: &variables,
+                ..Given::default()
+            },
+            Given {
+                flags: &[&flag],
+                ..Given::default()
+            },
+            Given {
+                file: Some(&file),
+                ..Given::default()
+            },
+            Given {
+                file: Some(&headed),
+                ..Given::default()
+            },
+        ];
+        for given in ways {
+            let tenants = in_force(&given, "tenants");
+            assert_eq!(tenants[0]["name"].as_str(), Some(name));
+        }
+    }
+}
+
+#[test]
+fn each_type_is_read_from_text() {
+    for (key, variable, text, value) in [
+        (
+            "admission.slots",
+            "RINGFENCE_ADMISSION__SLOTS",
+            "007",
+            7.into(),
+        ),
+        (
+            "admission.slots",
+            "RINGFENCE_ADMISSION__SLOTS",
+            " 12\n",
+            12.into(),
+        ),
+        (
+            "runs.history",
+            "RINGFENCE_RUNS__HISTORY",
+            "10_000",
+            10_000.into(),
+        ),
+        (
+            "server.reflection",
+            "RINGFENCE_SERVER__REFLECTION",
+            "false",
+            false.into(),
+        ),
+        (
+            "admission.memory_share",
+            "RINGFENCE_ADMISSION__MEMORY_SHARE",
+            "1",
+            1.0.into(),
+        ),
+        (
+            "admission.memory_share",
+            "RINGFENCE_ADMISSION__MEMORY_SHARE",
+            "5e-1",
+            0.5.into(),
+        ),
+        (
+            "server.max_message",
+            "RINGFENCE_SERVER__MAX_MESSAGE",
+            "20MiB",
+            "20MiB".into(),
+        ),
+        (
+            "server.max_message",
+            "RINGFENCE_SERVER__MAX_MESSAGE",
+            "20971520",
+            "20MiB".into(),
+        ),
+        (
+            "server.drain_grace",
+            "RINGFENCE_SERVER__DRAIN_GRACE",
+            "1m 30s\r\n",
+            "1m 30s".into(),
+        ),
+        (
+            "server.socket_mode",
+            "RINGFENCE_SERVER__SOCKET_MODE",
+            "0600",
+            "0600".into(),
+        ),
+        (
+            "server.socket_mode",
+            "RINGFENCE_SERVER__SOCKET_MODE",
+            "600",
+            "0600".into(),
+        ),
+        (
+            "compile.mode",
+            "RINGFENCE_COMPILE__MODE",
+            "in-process",
+            "in-process".into(),
+        ),
+        (
+            "server.instance",
+            "ringfence_server__instance",
+            "\u{feff}a\t",
+            "a".into(),
+        ),
+        (
+            "server.instance",
+            "RINGFENCE_SERVER__INSTANCE",
+            "\"a\"",
+            "a".into(),
+        ),
+        (
+            "auth.jwt.issuer",
+            "RINGFENCE_AUTH__JWT__ISSUER",
+            "it's \"here\"",
+            "it's \"here\"".into(),
+        ),
+        (
+            "listen",
+            "RINGFENCE_LISTEN",
+            "127.0.0.1:7",
+            vec!["127.0.0.1:7"].into(),
+        ),
+        (
+            "listen",
+            "RINGFENCE_LISTEN",
+            "[::1]:7, unix:/run/x.sock",
+            vec!["[::1]:7", "unix:/run/x.sock"].into(),
+        ),
+        (
+            "oci.registries",
+            "RINGFENCE_OCI__REGISTRIES",
+            "[\n  \"ghcr.io\",\n  \"quay.io\",\n]",
+            vec!["ghcr.io", "quay.io"].into(),
+        ),
+        (
+            "policy.host_functions",
+            "RINGFENCE_POLICY__HOST_FUNCTIONS",
+            "[]",
+            toml::Value::Array(vec![]),
+        ),
+    ] {
+        let variables = [(variable, text)];
+        let given = Given {
+            variables: &variables,
+            ..Given::default()
+        };
+        assert_eq!(in_force(&given, key), value, "{variable}={text:?}");
+        // A flag says it in the same way.
+        let flag = format!("{key}={text}");
+        let given = Given {
+            flags: &[&flag],
+            ..Given::default()
+        };
+        assert_eq!(in_force(&given, key), value, "{flag:?}");
+    }
+    // A table in a variable is laid over the one that is there.
+    let variables = [("RINGFENCE_SERVER", "{ instance = \"x\" }")];
+    assert!(
+        shown(&Given {
+            variables: &variables,
+            ..Given::default()
+        })["server"]
+            .get("drain_grace")
+            .is_some()
+    );
+}
+
+#[test]
+fn an_empty_variable_is_unset() {
+    let file = "listen = [\"127.0.0.1:7\"]\n[server]\ninstance = \"file\"\nreflection = false\n";
+    for empty in ["", " ", "\n", "\r\n", "\t \u{feff}", "\u{a0}"] {
+        let variables = [
+            ("RINGFENCE_SERVER__INSTANCE", empty),
+            ("RINGFENCE_SERVER__REFLECTION", empty),
+            ("RINGFENCE_SERVER__DRAIN_GRACE", empty),
+            ("RINGFENCE_LISTEN", empty),
+            ("RINGFENCE_TLS__CERT", empty),
+            ("RINGFENCE_TENANTS", empty),
+            ("RINGFENCE_NO_SUCH__KEY", empty),
+            ("RINGFENCE_TOKEN_FILE", empty),
+            ("RINGFENCE_TLS_CA", empty),
+        ];
+        let shown = shown(&Given {
+            file: Some(file),
+            variables: &variables,
+            flags: &[],
+        });
+        assert_eq!(shown["server"]["instance"].as_str(), Some("file"));
+        assert_eq!(shown["server"]["reflection"].as_bool(), Some(false));
+        assert_eq!(shown["listen"][0].as_str(), Some("127.0.0.1:7"));
+    }
+    // A flag that is empty says so.
+    let given = Given {
+        file: Some(file),
+        flags: &["server.instance=", "oci.registries="],
+        ..Given::default()
+    };
+    assert_eq!(in_force(&given, "server.instance"), "".into());
+    assert_eq!(
+        in_force(&given, "oci.registries"),
+        toml::Value::Array(vec![])
+    );
+}
+
+/// Variables that are refused, and what is told of each.
+const VARIABLES: [(&str, &str, &str); 30] = [
+    (
+        "RINGFENCE_ADMISSION__SLOTS",
+        "many",
+        "admission.slots = many: allowed is a whole number from 0 to 4294967295",
+    ),
+    (
+        "RINGFENCE_ADMISSION__SLOTS",
+        "-1",
+        "admission.slots = -1: allowed is a whole number",
+    ),
+    (
+        "RINGFENCE_ADMISSION__SLOTS",
+        "1.5",
+        "admission.slots = 1.5: allowed is a whole number",
+    ),
+    (
+        "RINGFENCE_ADMISSION__SLOTS",
+        "99999999999999999999",
+        "allowed is a whole number",
+    ),
+    (
+        "RINGFENCE_ADMISSION__SLOTS",
+        "0",
+        "admission.slots = 0: allowed is from 1 to 10000",
+    ),
+    (
+        "RINGFENCE_ADMISSION__MEMORY_SHARE",
+        "nan",
+        "admission.memory_share = nan: allowed is a number",
+    ),
+    (
+        "RINGFENCE_ADMISSION__MEMORY_SHARE",
+        "half",
+        "admission.memory_share = half: allowed is a number",
+    ),
+    (
+        "RINGFENCE_SERVER__REFLECTION",
+        "yes",
+        "server.reflection = yes: allowed is true or false",
+    ),
+    (
+        "RINGFENCE_SERVER__REFLECTION",
+        "1",
+        "server.reflection = 1: allowed is true or false",
+    ),
+    (
+        "RINGFENCE_SERVER__REFLECTION",
+        "True",
+        "server.reflection = True: allowed is true or false",
+    ),
+    (
+        "RINGFENCE_SERVER__DRAIN_GRACE",
+        "30",
+        "server.drain_grace = \"30\": allowed is a duration with its unit",
+    ),
+    (
+        "RINGFENCE_SERVER__DRAIN_GRACE",
+        "soon",
+        "server.drain_grace = \"soon\": allowed is a duration",
+    ),
+    (
+        "RINGFENCE_SERVER__MAX_MESSAGE",
+        "lots",
+        "server.max_message = \"lots\": allowed is a size",
+    ),
+    (
+        "RINGFENCE_SERVER__MAX_MESSAGE",
+        "-5",
+        "server.max_message = \"-5\": allowed is a size",
+    ),
+    (
+        "RINGFENCE_SERVER__MAX_MESSAGE",
+        "99999999999EiB",
+        "allowed is a size",
+    ),
+    (
+        "RINGFENCE_SERVER__SOCKET_MODE",
+        "0888",
+        "server.socket_mode = \"0888\": allowed is octal",
+    ),
+    (
+        "RINGFENCE_SERVER__SOCKET_MODE",
+        "rw",
+        "server.socket_mode = \"rw\": allowed is octal",
+    ),
+    (
+        "RINGFENCE_SERVER__INSTANCE",
+        "a\nb",
+        "server.instance = a\\nb: allowed is text without control characters",
+    ),
+    (
+        "RINGFENCE_SERVER__INSTANCE",
+        "a b",
+        "server.instance = a b: allowed is at most 64",
+    ),
+    (
+        "RINGFENCE_COMPILE__MODE",
+        "thread",
+        "compile.mode = \"thread\": allowed is \"child\" or \"in-process\"",
+    ),
+    (
+        "RINGFENCE_LISTEN",
+        "nowhere",
+        "listen = nowhere: allowed is",
+    ),
+    ("RINGFENCE_LISTEN", "[\"127.0.0.1:7\"", "listen"),
+    (
+        "RINGFENCE_TENANTS",
+        "team-a",
+        "tenants[0] = team-a: allowed is a table",
+    ),
+    (
+        "RINGFENCE_TENANTS",
+        "[{ name = 7 }]",
+        "tenants[0].name = 7: allowed is text, in quotes",
+    ),
+    (
+        "RINGFENCE_TENANTS",
+        "[{ weight = 7 }]",
+        "tenants[0]: `name` is missing",
+    ),
+    (
+        "RINGFENCE_TENANTS",
+        "[{ name = \"a\", wieght = 7 }]",
+        "tenants[0].wieght: there is no such key; tenants[0].weight is near",
+    ),
+    ("RINGFENCE_TENANTS", "[{ name = \"a\" ]", "tenants"),
+    (
+        "RINGFENCE_OCI__REGISTRIES",
+        "https://ghcr.io",
+        "oci.registries[0] = \"https://ghcr.io\": allowed is \"host\"",
+    ),
+    (
+        "RINGFENCE_STORE__URL",
+        "s3://u:s3cret@bucket",
+        "store.url: expected \"memory:\"",
+    ),
+    ("RINGFENCE_SERVER", "x", "server = x: allowed is a table"),
+];
+
+#[test]
+fn a_variable_that_is_refused_is_named() {
+    for (name, value, part) in VARIABLES {
+        let variables = [(name, value)];
+        let given = Given {
+            variables: &variables,
+            ..Given::default()
+        };
+        let told = ask("check", &given);
+        if name == "RINGFENCE_SERVER" {
+            // It is not a setting but where a client's daemon is.
+            assert_eq!(told.code, 0, "{}", told.stderr);
+            continue;
+        }
+        assert_eq!(told.code, 1, "{name}={value:?}");
+        is_plain(&told.stderr);
+        for part in [name, part] {
+            assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+        }
+        assert!(!told.stderr.contains("s3cret"));
+        // Nothing of the message can drive a terminal or look like another line.
+        assert_eq!(told.stderr.lines().count(), 2, "{}", told.stderr);
+    }
+    // The same by a flag, which names it with the key.
+    for (name, value, part) in VARIABLES {
+        let key = name.strip_prefix("RINGFENCE_").unwrap().to_lowercase();
+        let key = key.replace("__", ".");
+        let flag = format!("{key}={value}");
+        let named = format!("--set {key}: ");
+        let given = Given {
+            flags: &[&flag],
+            ..Given::default()
+        };
+        refused(&given, &[&named, part]);
+    }
+}
+
+#[test]
+fn a_key_that_there_is_not_is_told_with_the_one_that_is_near() {
+    for (name, near) in [
+        (
+            "RINGFENCE_ADMISION__SLOTS",
+            "admission.slots is near (RINGFENCE_ADMISSION__SLOTS)",
+        ),
+        (
+            "RINGFENCE_ADMISSION__SLOT",
+            "admission.slots is near (RINGFENCE_ADMISSION__SLOTS)",
+        ),
+        (
+            "RINGFENCE_SERVER_DRAIN_GRACE",
+            "server.drain_grace is near (RINGFENCE_SERVER__DRAIN_GRACE)",
+        ),
+        ("RINGFENCE_SERVER__SLOTS", "admission.slots is near"),
+        (
+            "RINGFENCE_AUTH__JWT__AUDIENCES",
+            "auth.jwt.audience is near",
+        ),
+        ("RINGFENCE_LISTENER", "listen is near (RINGFENCE_LISTEN)"),
+        (
+            "RINGFENCE_SOMETHING_QUITE_DIFFERENT",
+            "there is no such key",
+        ),
+        ("RINGFENCE_SERVER__", "there is no such key"),
+    ] {
+        let variables = [(name, "7")];
+        let given = Given {
+            variables: &variables,
+            ..Given::default()
+        };
+        refused(&given, &[name, "there is no such key", near]);
+    }
+    let given = Given {
+        flags: &["admision.slots=7", "server.slots=7"],
+        ..Given::default()
+    };
+    refused(
+        &given,
+        &[
+            "--set admision.slots: admision.slots: there is no such key; admission.slots is near",
+            "--set server.slots: server.slots: there is no such key; admission.slots is near",
+        ],
+    );
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_told_with_its_place() {
+    for (file, parts) in [
+        (
+            "[server]\nlisten_on = 1\n",
+            &["FILE:2:13: server.listen_on: there is no such key"][..],
+        ),
+        (
+            "[admission]\n\n  slots = \"many\"\n",
+            &["FILE:3:11: admission.slots = \"many\": allowed is a whole number"],
+        ),
+        (
+            "[admission]\nslots = 1.5\n",
+            &["FILE:2:9: admission.slots = 1.5"],
+        ),
+        (
+            "[admission]\nslots = \"7\"\n",
+            &["FILE:2:9: admission.slots = \"7\": allowed is a whole number"],
+        ),
+        (
+            "[server]\ninstance = 7\n",
+            &["FILE:2:12: server.instance = 7: allowed is text, in quotes"],
+        ),
+        (
+            "[auth.jwt]\naudience = 123\n",
+            &["FILE:2:12: auth.jwt.audience = 123: allowed is text, in quotes"],
+        ),
+        (
+            "[auth.jwt]\naudience = 1979-05-27\n",
+            &["FILE:2:12: auth.jwt.audience = 1979-05-27: allowed is text, in quotes"],
+        ),
+        (
+            "[server]\nreflection = \"true\"\n",
+            &["FILE:2:14: server.reflection = \"true\": allowed is true or false"],
+        ),
+        (
+            "[server]\ndrain_grace = 5\n",
+            &["FILE:2:15: server.drain_grace = 5: allowed is a duration with its unit"],
+        ),
+        (
+            "[server]\nsocket_mode = 0o660\n",
+            &["FILE:2:15: server.socket_mode = 432: allowed is octal permissions in quotes"],
+        ),
+        (
+            "listen = \"127.0.0.1:7\"\n",
+            &["FILE:1:10: listen = \"127.0.0.1:7\": allowed is a list"],
+        ),
+        (
+            "listen = [\n  \"127.0.0.1:7\",\n  7,\n]\n",
+            &["FILE:3:3: listen[1] = 7: allowed is text"],
+        ),
+        (
+            "listen = [\n  \"127.0.0.1:7\",\n  \"nowhere\",\n]\n",
+            &["FILE:3:3: listen = nowhere: allowed is"],
+        ),
+        (
+            "server = 7\n",
+            &["FILE:1:10: server = 7: allowed is a table"],
+        ),
+        (
+            "server.instance = true\n",
+            &["FILE:1:19: server.instance = true: allowed is text"],
+        ),
+        (
+            "slots = 7\n",
+            &["FILE:1:9: slots: there is no such key; admission.slots is near"],
+        ),
+        (
+            "[servr]\ninstance = \"x\"\n",
+            &["FILE:1:2: servr: there is no such key; server is near"],
+        ),
+        (
+            "[server]\nslots = 7\n",
+            &["FILE:2:9: server.slots: there is no such key; admission.slots is near"],
+        ),
+        (
+            "[server]\ninstance = \"a\"\ninstance = \"b\"\n",
+            &["FILE:3:", "it is not TOML", "duplicate key"],
+        ),
+        ("[server]\n[server]\n", &["FILE:2:", "it is not TOML"]),
+        (
+            "[server]\r\ninstance = \"a\"\r\nreflection = maybe\r\n",
+            &["FILE:3:", "it is not TOML"],
+        ),
+        ("[server\n", &["FILE:1:", "it is not TOML"]),
+        ("not toml", &["FILE:1:", "it is not TOML"]),
+        (
+            "\u{feff}[admission]\n\tslots = \"x\"\n",
+            &["FILE:2:10: admission.slots = \"x\""],
+        ),
+        (
+            "[[tenants]]\nname = \"a\"\nuids = [1]\n[[tenants]]\nname = \"b\"\nweight = \"2\"\n",
+            &["FILE:6:10: tenants[1].weight = \"2\": allowed is a whole number"],
+        ),
+        (
+            "[[tenants]]\nname = \"a\"\nuids = [1]\npolicy = { max_stdin = \"x\" }\n",
+            &["FILE:4:24: tenants[0].policy.max_stdin = \"x\": allowed is a size"],
+        ),
+        (
+            "[[tenants]]\nname = \"a\"\nuids = [1]\n[tenants.defaults]\ntimout = \"1s\"\n",
+            &[
+                "FILE:5:10: tenants[0].defaults.timout: there is no such key; tenants[0].defaults.timeout is near",
+            ],
+        ),
+        (
+            "[[tenants]]\nname = \"A b\"\nuids = [1]\n",
+            &["FILE:2:8: tenants[0].name = A b: allowed is"],
+        ),
+        (
+            "[[policy.mounts]]\nhost = \"/\"\naccess = \"execute\"\n",
+            &["FILE:3:10: policy.mounts[0].access = \"execute\": allowed is \"read\" or \"write\""],
+        ),
+        (
+            "[[policy.mounts]]\nhost = \"/\"\n",
+            &["FILE:1:1: policy.mounts[0]: `access` is missing"],
+        ),
+        (
+            "[[policy.network]]\nhost = \"example.org\"\n",
+            &[
+                "FILE:2:8: policy.network[0].host = \"example.org\": allowed is an address or a CIDR block",
+            ],
+        ),
+        (
+            "[store]\nurl = \"ftp://u:s3cret@x\"\n",
+            &["FILE:2:7: store.url: expected \"memory:\""],
+        ),
+        (
+            "[tls]\ncert = \"/no/such\\u0000file\"\n",
+            &["FILE:2:8: tls.cert = \"/no/such\\u{0}file\": allowed is text without control"],
+        ),
+        (
+            "[server]\ninstance = \"\"\"a\nb\"\"\"\n",
+            &[
+                "FILE:2:12: server.instance",
+                "text without control characters",
+            ],
+        ),
+        // What does not go with a default, or with another setting.
+        (
+            "[policy]\nmax_timeout = \"1s\"\n",
+            &[
+                "defaults.timeout = 30s: allowed is from 1ms to 1s",
+                "policy.max_timeout is set by FILE:2:15",
+            ],
+        ),
+        (
+            "[runs]\nlog_bytes = \"256MiB\"\n",
+            &["runs.log_budget", "runs.log_bytes is set by FILE:2:13"],
+        ),
+    ] {
+        let given = Given {
+            file: Some(file),
+            ..Given::default()
+        };
+        refused(&given, parts);
+        let told = ask("check", &given);
+        assert!(!told.stderr.contains("s3cret"));
+    }
+}
+
+#[test]
+fn every_place_is_told_at_once() {
+    let variables = [
+        ("RINGFENCE_ADMISSION__QUEUE", "x"),
+        ("RINGFENCE_RUNS__VIEWRS", "1"),
+    ];
+    let given = Given {
+        file: Some("[server]\nreflection = 1\ndrain_grace = 5\n[engine]\nguest_thread = 1\n"),
+        variables: &variables,
+        flags: &["compile.mode=x", "telemetry.log_format=xml"],
+    };
+    refused(
+        &given,
+        &[
+            "FILE:2:14: server.reflection",
+            "FILE:3:15: server.drain_grace",
+            "FILE:5:16: engine.guest_thread",
+            "RINGFENCE_ADMISSION__QUEUE: admission.queue",
+            "RINGFENCE_RUNS__VIEWRS: runs.viewrs",
+            "--set compile.mode: compile.mode",
+            "--set telemetry.log_format: telemetry.log_format",
+        ],
+    );
+    // Where a file is set right by a variable, nothing is wrong.
+    let variables = [("RINGFENCE_SERVER__REFLECTION", "true")];
+    let given = Given {
+        file: Some("[server]\nreflection = 1\n"),
+        variables: &variables,
+        flags: &[],
+    };
+    assert_eq!(in_force(&given, "server.reflection"), true.into());
+}
+
+#[test]
+fn addresses_to_listen_on_are_named_by_their_flag() {
+    for (address, part) in [
+        ("nowhere", "--listen nowhere: listen = nowhere: allowed is"),
+        (
+            "unix:relative",
+            "--listen unix:relative: listen = unix:relative",
+        ),
+        ("a\"b", "--listen a\"b: listen = a\"b"),
+    ] {
+        let output = ringfence()
+            .args(["serve", "--listen", address])
+            .output()
+            .unwrap();
+        let told = told(&output, String::new());
+        assert_eq!(told.code, 125);
+        is_plain(&told.stderr);
+        assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let latin = dir.path().join("latin.toml");
+    std::fs::write(&latin, b"[server]\ninstance = \"\xe9\"\n").unwrap();
+    let large = dir.path().join("large.toml");
+    std::fs::write(&large, vec![b'\n'; (4 << 20) + 1]).unwrap();
+    for (path, part) in [
+        (
+            std::path::Path::new("/no/such"),
+            "a readable TOML file (No such file",
+        ),
+        (dir.path(), "a readable TOML file (Is a directory"),
+        (&latin, "UTF-8, which line 2 is not"),
+        (&large, "at most 4194304 bytes"),
+    ] {
+        let output = ringfence()
+            .args(["config", "check", "--config"])
+            .arg(path)
+            .output()
+            .unwrap();
+        let told = told(&output, String::new());
+        assert_eq!(told.code, 1);
+        is_plain(&told.stderr);
+        let named = format!("--config = {}", path.display());
+        for part in [part, &named] {
+            assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_named() {
+    for (name, value) in [
+        ("RINGFENCE_SERVER__INSTANCE", &b"a\xff"[..]),
+        ("RINGFENCE_LISTEN", b"\xfe"),
+        ("RINGFENCE_NO__SUCH", b"\xc0\x80"),
+    ] {
+        let output = ringfence()
+            .args(["config", "check"])
+            .env(name, OsStr::from_bytes(value))
+            .output()
+            .unwrap();
+        let told = told(&output, String::new());
+        assert_eq!(told.code, 1, "{}", told.stderr);
+        is_plain(&told.stderr);
+        let part = format!("{name} = ");
+        assert!(told.stderr.contains(&part), "{part} in {}", told.stderr);
+        assert!(told.stderr.contains("allowed is UTF-8"));
+    }
+    // Another program's variables, and names, may be what they like.
+    let output = ringfence()
+        .args(["config", "check"])
+        .env("OTHER", OsStr::from_bytes(b"\xff"))
+        .env(OsString::from("OTHER_\u{fffd}"), "x")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+}
+
+/// A command that would talk to a daemon that is not there.
+fn client(variables: &[(&str, &str)], flags: &[&str]) -> Told {
+    let output = ringfence()
+        .args(["ps", "--server", "127.0.0.1:1"])
+        .args(flags)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    told(&output, String::new())
+}
+
+#[test]
+fn what_a_client_shows_is_trimmed_and_may_be_empty() {
+    // Unset: it gets as far as to connect.
+    for empty in ["", " ", "\n"] {
+        let variables = [("RINGFENCE_TOKEN_FILE", empty), ("RINGFENCE_TLS_CA", empty)];
+        let told = client(&variables, &[]);
+        assert!(
+            told.stderr.contains("cannot reach the daemon"),
+            "{}",
+            told.stderr
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    let path = file.to_str().unwrap();
+    for token in ["t0ken", "t0ken\n", "\u{feff}t0ken\r\n", " t0ken \n\n"] {
+        std::fs::write(&file, token).unwrap();
+        let surrounded = format!(" {path}\n");
+        let told = client(&[("RINGFENCE_TOKEN_FILE", &surrounded)], &[]);
+        assert!(
+            told.stderr.contains("cannot reach the daemon"),
+            "{}",
+            told.stderr
+        );
+    }
+    for no_token in ["", "\n", "two\nlines", "t\u{f6}ken\u{0}"] {
+        std::fs::write(&file, no_token).unwrap();
+        let told = client(&[("RINGFENCE_TOKEN_FILE", path)], &[]);
+        assert_eq!(told.code, 125);
+        let part = format!("RINGFENCE_TOKEN_FILE={path} holds no token");
+        assert!(told.stderr.contains(&part), "{}", told.stderr);
+    }
+    for name in ["RINGFENCE_TOKEN_FILE", "RINGFENCE_TLS_CA"] {
+        let told = client(&[(name, "/no/such")], &[]);
+        let part = format!("cannot read {name}=/no/such");
+        assert!(told.stderr.contains(&part), "{}", told.stderr);
+    }
+    let told = client(&[], &["--token-file", ""]);
+    assert_eq!(told.code, 125);
+    assert!(told.stderr.contains("--token-file"), "{}", told.stderr);
+}
+
+#[test]
+fn lines_of_tokens_may_end_as_on_other_systems() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokens");
+    let digest = ringfence::request::Digest::of(b"t0ken");
+    let text = format!("\u{feff}default {digest}\r\n\r\n");
+    std::fs::write(&file, text).unwrap();
+    let tokens = format!("auth.tokens_file={}", file.display());
+    let served = crate::process::Served::start(&["--set", &tokens]);
+    let token = dir.path().join("token");
+    std::fs::write(&token, "t0ken\r\n").unwrap();
+    let output = ringfence()
+        .args(["ps", "--server", &served.addr, "--token-file"])
+        .arg(&token)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// What `config check` tells of a store with these variables beside ones that are right.
+fn store(url: &str, variables: &[(&str, &[u8])]) -> Told {
+    let mut command = ringfence();
+    command
+        .args(["config", "check", "--set", &format!("store.url={url}")])
+        .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        .env("AWS_SECRET_ACCESS_KEY", "s3cretkey")
+        .env("AWS_REGION", "us-east-1");
+    for (name, value) in variables {
+        command.env(name, OsStr::from_bytes(value));
+    }
+    told(&command.output().unwrap(), String::new())
+}
+
+#[test]
+fn a_providers_variables_are_trimmed_and_named() {
+    let surrounded: [(&str, &[u8]); 6] = [
+        ("AWS_ACCESS_KEY_ID", b"AKIDEXAMPLE\n"),
+        ("AWS_SECRET_ACCESS_KEY", b" s3cretkey\r\n"),
+        ("AWS_SESSION_TOKEN", b"\xef\xbb\xbfs3ssion\n"),
+        ("AWS_REGION", b"us-east-1\n"),
+        ("AWS_ENDPOINT_URL", b"http://127.0.0.1:1\n"),
+        ("AWS_DEFAULT_REGION", b"\n"),
+    ];
+    let told = store("s3://modules", &surrounded);
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    for (name, value, allowed) in [
+        (
+            "AWS_ACCESS_KEY_ID",
+            &b"AKID\nEXAMPLE"[..],
+            "control characters",
+        ),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            b"s3cret\nkey",
+            "control characters",
+        ),
+        ("AWS_SESSION_TOKEN", b"s3ssion\x1bx", "control characters"),
+        ("AWS_SESSION_TOKEN", b"s3ssion\xff", "UTF-8"),
+        (
+            "AWS_ACCESS_KEY_ID",
+            "AKID\u{e9}".as_bytes(),
+            "printable ASCII",
+        ),
+        ("AWS_ACCESS_KEY_ID", b"AKID EXAMPLE", "one word"),
+        ("AWS_REGION", b"us east", "the name of a region"),
+        ("AWS_DEFAULT_REGION", b"us/east", "the name of a region"),
+        ("AWS_ENDPOINT_URL", b"127.0.0.1:9000", "http:// or https://"),
+        ("AWS_ENDPOINT_URL_S3", b"minio", "http:// or https://"),
+        ("AWS_ENDPOINT_URL", b"http://a b", "http:// or https://"),
+        ("AWS_SKIP_SIGNATURE", b"perhaps", "perhaps"),
+        ("AWS_CONDITIONAL_PUT", b"sometimes", "sometimes"),
+        ("AWS_SECRET_ACCESS_KEY", b"", "it is not set"),
+        ("AWS_ACCESS_KEY_ID", b" \n", "it is not set"),
+    ] {
+        let told = store("s3://modules", &[(name, value)]);
+        assert_eq!(told.code, 1, "{name}: {}", told.stderr);
+        is_plain(&told.stderr);
+        for part in [name, allowed] {
+            assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
+        }
+        for secret in ["s3cret", "s3ssion", "AKID"] {
+            assert!(!told.stderr.contains(secret), "{}", told.stderr);
+        }
+        // What no store needs is nobody's business.
+        assert_eq!(store("memory:", &[(name, value)]).code, 0);
+    }
+    for (url, name, value) in [
+        ("gs://modules", "GOOGLE_BEARER_TOKEN", &b"a\nb"[..]),
+        ("gs://modules", "GOOGLE_SERVICE_ACCOUNT", b"/no/such\nfile"),
+        ("az://modules", "AZURE_STORAGE_ACCOUNT_KEY", b"a\nb"),
+        ("az://modules", "AZURE_STORAGE_ACCOUNT_NAME", b"a\nb"),
+    ] {
+        let told = store(url, &[(name, value)]);
+        assert_eq!(told.code, 1, "{name}: {}", told.stderr);
+        is_plain(&told.stderr);
+        assert!(told.stderr.contains(name), "{name} in {}", told.stderr);
+    }
+}
