@@ -41,7 +41,14 @@ impl HostLimit {
             if let Some(limit) = errno.and_then(Self::of_errno) {
                 return Some(limit);
             }
-            cause = error.source();
+            // What an error of input and output was made of is not its source.
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            cause = match inner {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
         }
         None
     }

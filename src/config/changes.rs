@@ -49,15 +49,17 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, Value>)
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Known, read};
+    use figment::Figment;
+    use figment::providers::{Format, Toml};
+
+    use crate::config::{Config, DEFAULTS};
 
     #[test]
     fn the_keys_that_differ_are_named() {
-        let known = Known {
-            features: &[],
-            host_functions: &[],
+        let config = |text: &str| {
+            let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(text));
+            figment.extract::<Config>().unwrap()
         };
-        let config = |text: &str| read(text, &known).unwrap();
         let before = config("");
         assert_eq!(before.changed_keys(&before), Vec::<String>::new());
         let after = config(
