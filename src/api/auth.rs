@@ -192,6 +192,9 @@ where
                 }
                 Err(refusal) => {
                     layer.refusals.refused(head.extensions.get(), &refusal);
+                    // What came right after its headers is taken off the connection first: bytes of a stream that is
+                    // gone count against the connection of a caller who is refused again and again.
+                    tokio::task::yield_now().await;
                     // Its body is dropped unread.
                     Ok(status::from(&refusal).into_http())
                 }

@@ -26,9 +26,7 @@ use super::listen::{Connection, Peer};
 /// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;
-/// Counted over the whole life of a connection, and a caller that is refused before the rest of its message comes may be
-/// one of them: with fewer, one that is refused again and again in a second loses its connection.
-const MAX_LOCAL_RESETS: usize = 1024;
+const MAX_LOCAL_RESETS: usize = 64;
 /// Bytes of the headers of a call that are looked at. More than the gate lets through, so that it can say so: what is over
 /// this gets HTTP's 431, and what is over four times this ends the connection.
 const MAX_HEADER_LIST: u32 = 32 << 10;

@@ -13,7 +13,7 @@ const STREAMS: usize = 100_000;
 /// Connections that attack, one after the other: what one leaves behind would be there ten times.
 const CONNECTIONS: usize = 10;
 /// Streams that the daemon resets of its own accord before it ends a connection.
-const LOCAL_RESETS: usize = 1024;
+const LOCAL_RESETS: usize = 64;
 const RUN: &str = "ringfence.v1.SandboxService/Run";
 const RUN_STREAM: &str = "ringfence.v1.SandboxService/RunStream";
 
