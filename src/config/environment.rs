@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::check::{Problem, Problems};
-use super::tree::{Content, Written, trimmed};
+use super::tree::{Content, SettingOrigin, trimmed};
 use crate::store;
 
 /// What the variables of our settings begin with.
@@ -26,14 +26,13 @@ pub(super) struct Given {
     /// Its dotted key.
     pub(super) key: String,
     pub(super) content: Content,
-    pub(super) written: Written,
+    pub(super) written: SettingOrigin,
 }
 
 impl Given {
     /// Whether it is what was written there. Each address of `--listen` is a part of one setting.
-    pub(super) fn says(&self, written: &Written) -> bool {
-        let is_listen =
-            |it: &Written| matches!(it, Written::Flag(name) if name.starts_with("--listen "));
+    pub(super) fn says(&self, written: &SettingOrigin) -> bool {
+        let is_listen = |it: &SettingOrigin| matches!(it, SettingOrigin::Flag(name) if name.starts_with("--listen "));
         self.written == *written || (is_listen(&self.written) && is_listen(written))
     }
 }
@@ -110,7 +109,7 @@ pub(super) fn settings() -> Environment {
             Ok(Some(text)) => environment.settings.push(Given {
                 key: key.replace("__", "."),
                 content: Content::Untyped(text),
-                written: Written::Variable(shown.into()),
+                written: SettingOrigin::Variable(shown.into()),
             }),
             Err(problem) => environment.problems.push(problem),
         }

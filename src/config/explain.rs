@@ -3,7 +3,7 @@
 use super::check::{Problem, Problems};
 use super::environment::{Given, variable_of};
 use super::reading::{Cause, Unread};
-use super::tree::{Setting, Written};
+use super::tree::{Setting, SettingOrigin};
 
 /// Tells why a setting is not read. `defaults` has every key that there is outside of lists.
 pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Problem {
@@ -24,7 +24,7 @@ pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Pr
                 true => beside(&key, known),
                 false => defaults.keys(),
             };
-            let is_variable = matches!(unread.written, Some(Written::Variable(_)));
+            let is_variable = matches!(unread.written, Some(SettingOrigin::Variable(_)));
             match nearest(&key, &keys) {
                 Some(near) if is_variable => {
                     format!(
@@ -48,11 +48,11 @@ pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Pr
 /// Adds to what does not make sense where it was written, and where the settings were that it has to go with.
 pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
     let source = |key: &str| match &tree.towards(key).written {
-        Written::Default => None,
-        written @ (Written::File { .. }
-        | Written::Variable(_)
-        | Written::Flag(_)
-        | Written::Command) => Some(written.to_string()),
+        SettingOrigin::Default => None,
+        written @ (SettingOrigin::File { .. }
+        | SettingOrigin::Variable(_)
+        | SettingOrigin::Flag(_)
+        | SettingOrigin::Command) => Some(written.to_string()),
     };
     let explained = problems.0.into_iter().map(|problem| {
         let key = element(&problem, tree);

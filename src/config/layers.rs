@@ -10,7 +10,7 @@ use super::environment::Given;
 use super::explain;
 use super::reading::{PathStep, SettingReader, Unread};
 use super::schema::Config;
-use super::tree::{self, Content, Setting, Written};
+use super::tree::{self, Content, Setting, SettingOrigin};
 
 /// Errors that are told at once, at the most.
 const MAX_PROBLEMS: usize = 64;
@@ -123,7 +123,7 @@ impl Layers {
     /// Takes away what was refused; false where that is not possible.
     fn leave_out(&mut self, unread: &Unread) -> bool {
         match &unread.written {
-            Some(Written::File { .. }) => {
+            Some(SettingOrigin::File { .. }) => {
                 let names = unread.path.iter().map_while(|step| match step {
                     PathStep::Key(name) => Some(name.clone()),
                     PathStep::Index(_) => None,
@@ -131,12 +131,12 @@ impl Layers {
                 let path: Vec<String> = names.collect();
                 self.file.as_mut().is_some_and(|file| file.prune(&path))
             }
-            Some(written @ (Written::Variable(_) | Written::Flag(_))) => {
+            Some(written @ (SettingOrigin::Variable(_) | SettingOrigin::Flag(_))) => {
                 let before = self.given.len();
                 self.given.retain(|given| !given.says(written));
                 self.given.len() < before
             }
-            Some(Written::Default | Written::Command) | None => false,
+            Some(SettingOrigin::Default | SettingOrigin::Command) | None => false,
         }
     }
 }
@@ -208,7 +208,7 @@ fn assemble(
     let written = lowest.map(|it| it.written.clone());
     Setting {
         content: Content::Table(table),
-        written: written.unwrap_or(Written::Default),
+        written: written.unwrap_or(SettingOrigin::Default),
     }
 }
 

@@ -36,7 +36,7 @@ pub use trust_store::{lacks_authorities, no_trust_store, trust_store};
 
 use self::environment::{Environment, Given};
 use self::layers::Layers;
-use self::tree::{Content, Setting, Written};
+use self::tree::{Content, Setting, SettingOrigin};
 
 /// The defaults, with a line on each: what `config/ringfence.toml` says.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
@@ -70,16 +70,16 @@ impl Overrides {
             .map(|(key, value)| Given {
                 key: key.trim().to_owned(),
                 content: untyped(value),
-                written: Written::Flag(format!("--set {}", key.trim()).into()),
+                written: SettingOrigin::Flag(format!("--set {}", key.trim()).into()),
             })
             .collect();
         flags.extend(self.values.iter().map(|(key, value)| Given {
             key: key.clone(),
             content: Setting::from(value.clone()).content,
-            written: Written::Command,
+            written: SettingOrigin::Command,
         }));
         if !self.listen.is_empty() {
-            let written = |address: &str| Written::Flag(format!("--listen {address}").into());
+            let written = |address: &str| SettingOrigin::Flag(format!("--listen {address}").into());
             let addresses = self.listen.iter().map(|address| Setting {
                 content: untyped(address),
                 written: written(address),

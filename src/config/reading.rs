@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::tree::{self, Content, Setting, Written};
+use super::tree::{self, Content, Setting, SettingOrigin};
 
 /// A setting that was refused.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Unread {
     /// The way to it.
     pub(super) path: Vec<PathStep>,
     /// Where it was written; `None` until that is known.
-    pub(super) written: Option<Written>,
+    pub(super) written: Option<SettingOrigin>,
     /// What it says; empty where that is not to be told.
     pub(super) value: String,
     pub(super) cause: Cause,
@@ -156,7 +156,7 @@ impl SettingReader<'_> {
             | Content::Bool(_)
             | Content::Date(_) => return Err(self.refuse("text, in quotes")),
         };
-        let was_text = self.0.written != Written::Command;
+        let was_text = self.0.written != SettingOrigin::Command;
         if was_text && text.chars().any(char::is_control) {
             return Err(self.refuse("text without control characters such as line ends"));
         }
@@ -410,7 +410,7 @@ impl<'de> Deserializer<'de> for SettingReader<'_> {
 }
 
 /// Text of a variable or a flag without the quotes that TOML would have around it.
-fn unquoted(text: &str, written: &Written) -> String {
+fn unquoted(text: &str, written: &SettingOrigin) -> String {
     let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
     let is_quoted = quoted('"') || quoted('\'');
     match tree::value(text, written).map(|value| value.content) {
@@ -424,14 +424,14 @@ fn whole_number(text: &str) -> Option<i128> {
     if let Ok(number) = text.parse() {
         return Some(number);
     }
-    let Content::Integer(number) = tree::value(text, &Written::Default).ok()?.content else {
+    let Content::Integer(number) = tree::value(text, &SettingOrigin::Default).ok()?.content else {
         return None;
     };
     Some(number)
 }
 
 /// The elements of a list in a variable or a flag; the error is empty where there is nothing more to say.
-fn plain_list(text: &str, written: &Written) -> Result<Vec<Setting>, String> {
+fn plain_list(text: &str, written: &SettingOrigin) -> Result<Vec<Setting>, String> {
     let bracketed = text.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
     let plain = match bracketed {
         None => text,

@@ -16,7 +16,7 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Where a setting was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Written {
+pub(super) enum SettingOrigin {
     /// Nowhere: it is the default.
     Default,
     /// In a file.
@@ -33,7 +33,7 @@ pub(super) enum Written {
     Command,
 }
 
-impl fmt::Display for Written {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("the default"),
@@ -64,7 +64,7 @@ pub(super) enum Content {
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) content: Content,
-    pub(super) written: Written,
+    pub(super) written: SettingOrigin,
 }
 
 /// Text without the spaces, line ends and invisible characters around it that editors, shells and secrets leave there.
@@ -101,7 +101,7 @@ pub(super) fn document(name: &str, text: &str) -> Result<Setting, Vec<Problem>> 
 ///
 /// # Errors
 /// What keeps it from being one.
-pub(super) fn value(text: &str, written: &Written) -> Result<Setting, String> {
+pub(super) fn value(text: &str, written: &SettingOrigin) -> Result<Setting, String> {
     let value = DeValue::parse(text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let at = before.unwrap_or_default().chars().count() + 1;
@@ -111,17 +111,20 @@ pub(super) fn value(text: &str, written: &Written) -> Result<Setting, String> {
 }
 
 /// The line and column of a byte.
-fn at(name: &Arc<str>, text: &str, byte: usize) -> Written {
+fn at(name: &Arc<str>, text: &str, byte: usize) -> SettingOrigin {
     let before = text.get(..byte).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
-    Written::File {
+    SettingOrigin::File {
         name: Arc::clone(name),
         line: before.matches('\n').count() + 1,
         column: line.chars().count() + 1,
     }
 }
 
-fn setting(value: Spanned<DeValue<'_>>, written: &impl Fn(Range<usize>) -> Written) -> Setting {
+fn setting(
+    value: Spanned<DeValue<'_>>,
+    written: &impl Fn(Range<usize>) -> SettingOrigin,
+) -> Setting {
     let place = written(value.span());
     let content = match value.into_inner() {
         DeValue::String(text) => Content::Text(text.into_owned()),
@@ -147,7 +150,7 @@ fn setting(value: Spanned<DeValue<'_>>, written: &impl Fn(Range<usize>) -> Writt
     }
 }
 
-fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> Written) -> Content {
+fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> SettingOrigin) -> Content {
     let entries = table.into_iter().map(|(key, value)| {
         let place = written(key.span());
         let mut setting = setting(value, written);
@@ -178,14 +181,14 @@ impl From<toml::Value> for Setting {
         };
         Self {
             content,
-            written: Written::Command,
+            written: SettingOrigin::Command,
         }
     }
 }
 
 impl Setting {
     /// A setting under a dotted key, as a whole tree of which all else is absent.
-    pub(super) fn under(key: &str, content: Content, written: &Written) -> Self {
+    pub(super) fn under(key: &str, content: Content, written: &SettingOrigin) -> Self {
         let leaf = Self {
             content,
             written: written.clone(),
@@ -257,7 +260,7 @@ impl Setting {
 
     /// Notes of this and all in it that it was written nowhere.
     pub(super) fn forget_where(&mut self) {
-        self.written = Written::Default;
+        self.written = SettingOrigin::Default;
         match &mut self.content {
             Content::Table(table) => table.values_mut().for_each(Self::forget_where),
             Content::List(list) => list.iter_mut().for_each(Self::forget_where),

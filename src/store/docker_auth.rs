@@ -47,15 +47,15 @@ struct Login {
 }
 
 /// What is shown to a registry.
-pub(super) struct Shown {
+pub(super) struct Credential {
     pub(super) auth: RegistryAuth,
     /// Where it is nothing: why, for whoever is refused then.
     pub(super) missing: Option<String>,
 }
 
 /// What is shown to no registry, and why.
-pub(super) fn nothing(missing: impl Into<String>) -> Shown {
-    Shown {
+pub(super) fn nothing(missing: impl Into<String>) -> Credential {
+    Credential {
         auth: RegistryAuth::Anonymous,
         missing: Some(missing.into()),
     }
@@ -66,7 +66,7 @@ pub(super) fn nothing(missing: impl Into<String>) -> Shown {
 ///
 /// # Errors
 /// What is wrong with the file, without anything secret.
-pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Shown, String> {
+pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Credential, String> {
     let CredentialsFile {
         auths,
         creds_store,
@@ -84,7 +84,7 @@ pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Show
         let auth = login.as_ref().map_or(Ok(None), |it| it.auth());
         match auth.map_err(|why| format!("auths.\"{key}\": {why}"))? {
             Some(auth) => {
-                return Ok(Shown {
+                return Ok(Credential {
                     auth,
                     missing: None,
                 });
@@ -125,6 +125,9 @@ fn parse(text: &[u8]) -> Result<CredentialsFile, String> {
     if text.trim_ascii().is_empty() {
         // As it is before anybody has logged in.
         return Ok(CredentialsFile::default());
+    }
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err("it is no Docker configuration: line 1 begins no object of JSON".to_owned());
     }
     serde_json::from_slice(text).map_err(|error| {
         // What serde says of a mistake may quote the text: it holds secrets.

@@ -14,7 +14,7 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, Oci
 use oci_client::{ParseError, Reference, RegistryOperation};
 
 use super::blob::{Assembly, Blob};
-use super::docker_auth::{self, Shown};
+use super::docker_auth::{self, Credential};
 use crate::config::{lacks_authorities, no_trust_store};
 use crate::refusal::{Reason, Refusal, printable, quote};
 use crate::request::{Digest, module_too_large};
@@ -146,7 +146,7 @@ impl Registries {
         mut assembly: Assembly,
     ) -> Result<Pulled, Refusal> {
         let client = self.client(reference)?;
-        let Shown { auth, missing } = self.login(reference).await?;
+        let Credential { auth, missing } = self.login(reference).await?;
         let refused = |error| refused(reference, error, missing.as_deref());
         let token = client.auth(reference, &auth, RegistryOperation::Pull).await;
         let token = token.map_err(refused)?.unwrap_or_default();
@@ -226,7 +226,7 @@ impl Registries {
     }
 
     /// What is shown for a reference.
-    async fn login(&self, reference: &Reference) -> Result<Shown, Refusal> {
+    async fn login(&self, reference: &Reference) -> Result<Credential, Refusal> {
         let Some(path) = &self.credentials else {
             return Ok(docker_auth::nothing("oci.credentials_file is not set"));
         };

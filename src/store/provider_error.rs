@@ -21,14 +21,14 @@ pub(super) enum Asking {
 }
 
 /// What an answer says, as far as the library tells it.
-struct Answer {
+struct StoreAnswer {
     status: Option<u16>,
     /// The name that S3 and Azure give to an error.
     code: Option<String>,
     text: String,
 }
 
-impl Answer {
+impl StoreAnswer {
     fn of(error: &Error) -> Self {
         // The library keeps the status and the body to itself, but says both.
         let text = error.to_string();
@@ -49,10 +49,10 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
 
 /// Whether an object is not there, though its bucket is.
 pub(super) fn is_absent(error: &Error) -> bool {
-    matches!(error, Error::NotFound { .. }) && !is_no_bucket(&Answer::of(error))
+    matches!(error, Error::NotFound { .. }) && !is_no_bucket(&StoreAnswer::of(error))
 }
 
-fn is_no_bucket(answer: &Answer) -> bool {
+fn is_no_bucket(answer: &StoreAnswer) -> bool {
     answer.is(&["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"])
         || answer.text.contains("The specified bucket does not exist")
 }
@@ -60,13 +60,13 @@ fn is_no_bucket(answer: &Answer) -> bool {
 /// Whether an answer may mean that the server does not know `If-None-Match`. Some call it not implemented, others a bad
 /// request or a method that is not allowed.
 pub(super) fn cannot_create_only(error: &Error) -> bool {
-    let status = Answer::of(error).status;
+    let status = StoreAnswer::of(error).status;
     matches!(error, Error::NotImplemented { .. }) || matches!(status, Some(400 | 405 | 501))
 }
 
 /// Tells what keeps an object store from doing what was asked.
 pub(super) fn explained(error: &Error, asking: Asking) -> Fault {
-    let answer = Answer::of(error);
+    let answer = StoreAnswer::of(error);
     if answer.is(&["XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"])
         || answer.status == Some(507)
     {
@@ -88,7 +88,7 @@ pub(super) fn explained(error: &Error, asking: Asking) -> Fault {
     }
 }
 
-fn is_permission(answer: &Answer) -> bool {
+fn is_permission(answer: &StoreAnswer) -> bool {
     let unnamed =
         answer.code.is_none() || answer.is(&["AccessDenied", "AuthorizationPermissionMismatch"]);
     answer.status == Some(403) && unnamed
@@ -104,7 +104,7 @@ pub(super) fn no_object_store() -> Fault {
 }
 
 /// Why the server refuses, where it is up to whoever runs the daemon.
-fn refusal(answer: &Answer, asking: Asking) -> Option<String> {
+fn refusal(answer: &StoreAnswer, asking: Asking) -> Option<String> {
     let told = || {
         let region = between(&answer.text, "<Region>", "</Region>");
         region.map_or_else(String::new, |it| {

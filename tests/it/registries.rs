@@ -150,7 +150,7 @@ async fn every_name_of_a_module_is_known_and_what_is_beside_it_passed_over() {
     let tar = shelf.layer(b"tar".to_vec(), image);
     shelf.layers("beside", DOCKER_MANIFEST, &[text.clone(), module.clone()]);
     shelf.layers("two", OCI_MANIFEST, &[module.clone(), module]);
-    shelf.layers("image", OCI_MANIFEST, &[tar.clone()]);
+    shelf.layers("image", OCI_MANIFEST, std::slice::from_ref(&tar));
     shelf.layers("neither", OCI_MANIFEST, &[text, tar]);
     shelf.layers("none", OCI_MANIFEST, &[]);
     let server = Scripted::start(move |asked| shelf.answer(asked));
@@ -419,9 +419,9 @@ async fn missing_credentials_are_told_with_what_to_do() {
             &["the helper \"ecr-login\" (credHelpers)"],
         ),
     ] {
-        let text = match text {
-            Value::Null => String::new(),
-            text => text.to_string(),
+        let text = match text.is_null() {
+            true => String::new(),
+            false => text.to_string(),
         };
         let file = file(&text);
         let told = refused(&with_file(&server, &file).await, &reference).await;
