@@ -29,6 +29,9 @@ use crate::telemetry::LogFlush;
 
 /// What a shell says of a process that a signal ended is this and the signal's number.
 const ENDED_BY_SIGNAL: i32 = 128;
+/// A signal to end that comes so soon after the first is the same request: `timeout(1)` and shells tell a process and its
+/// group.
+const SAME_REQUEST: Duration = Duration::from_millis(10);
 /// How long a daemon that is starting may take to stop in an orderly way: what blocks it may last.
 const STOPPING: Duration = Duration::from_millis(300);
 /// How long an end at once waits for the log to be written.
@@ -126,6 +129,7 @@ impl CaughtSignals {
             phase: Arc::clone(&requests.phase),
             reload: Arc::clone(&requests.reload),
             end,
+            end_since: None,
             log,
             told: HashMap::new(),
         };
@@ -201,6 +205,8 @@ struct Watcher {
     phase: Arc<AtomicU8>,
     reload: Arc<Notify>,
     end: watch::Sender<bool>,
+    /// When that was asked for first.
+    end_since: Option<Instant>,
     log: LogFlush,
     /// When each that does nothing was told last.
     told: HashMap<i32, Instant>,
@@ -217,10 +223,14 @@ impl Watcher {
         }
     }
 
-    fn end(&self, signal: i32) {
-        if *self.end.borrow() {
+    fn end(&mut self, signal: i32) {
+        if let Some(since) = self.end_since {
+            if since.elapsed() < SAME_REQUEST {
+                return;
+            }
             self.end_at_once(signal);
         }
+        self.end_since = Some(Instant::now());
         let signal = name(signal);
         let stopped =
             self.phase

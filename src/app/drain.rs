@@ -20,9 +20,9 @@ pub struct Drained {
 }
 
 impl Drained {
-    /// Whether every run came to its own end and every answer to its caller.
+    /// Whether every run ended, be it that it was cancelled, and every caller was told how.
     pub fn is_clean(&self) -> bool {
-        *self == Self::default()
+        self.left == 0 && self.untold == 0
     }
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Drained {
         } = self;
         write!(
             f,
-            "the drain left something: {cancelled} runs were cancelled when the grace was over (server.drain_grace), {left} of them did not end, and {untold} answers did not reach their callers"
+            "the drain left something behind: of {cancelled} runs that were cancelled when the grace was over (server.drain_grace), {left} did not end; {untold} answers did not reach their callers"
         )
     }
 }

@@ -61,7 +61,12 @@ impl Interceptor for Bearer {
 impl Credentials {
     /// The token, read now.
     pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
-        let Some(file) = named(&self.token_file, "RINGFENCE_TOKEN_FILE")? else {
+        let Some(file) = named(
+            "--token-file",
+            self.token_file.as_ref(),
+            "RINGFENCE_TOKEN_FILE",
+        )?
+        else {
             return Ok(Bearer::default());
         };
         let token = String::from_utf8(file.read()?).unwrap_or_default();
@@ -102,7 +107,7 @@ impl Credentials {
         let ServerAddress::Tcp { host, tls, .. } = server else {
             return Ok(None);
         };
-        let authorities = named(&self.tls_ca, "RINGFENCE_TLS_CA")?;
+        let authorities = named("--tls-ca", self.tls_ca.as_ref(), "RINGFENCE_TLS_CA")?;
         let asked = [
             (authorities.is_some(), "--tls-ca (RINGFENCE_TLS_CA)"),
             (
@@ -158,9 +163,10 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(format!("{flag}: cannot read {}: {error}", path.display())))
 }
 
-/// A file, and the variable that names it where no flag does.
+/// A file, and the flag or else the variable that names it.
 struct NamedFile {
     path: PathBuf,
+    flag: &'static str,
     variable: Option<&'static str>,
 }
 
@@ -175,22 +181,31 @@ impl fmt::Display for NamedFile {
 
 impl NamedFile {
     fn read(&self) -> Result<Vec<u8>, Failure> {
-        std::fs::read(&self.path)
-            .map_err(|error| Failure::new(format!("cannot read {self}: {error}")))
+        match self.variable {
+            None => read(self.flag, &self.path),
+            Some(_) => std::fs::read(&self.path)
+                .map_err(|error| Failure::new(format!("cannot read {self}: {error}"))),
+        }
     }
 }
 
 /// The file that a flag names, or else a variable. One that is set but empty names none.
-fn named(flag: &Option<PathBuf>, variable: &'static str) -> Result<Option<NamedFile>, Failure> {
-    if let Some(path) = flag {
+fn named(
+    flag: &'static str,
+    given: Option<&PathBuf>,
+    variable: &'static str,
+) -> Result<Option<NamedFile>, Failure> {
+    if let Some(path) = given {
         return Ok(Some(NamedFile {
             path: path.clone(),
+            flag,
             variable: None,
         }));
     }
     let value = config::variable(variable).map_err(|it| Failure::new(it.to_string()))?;
     Ok(value.map(|path| NamedFile {
         path: path.into(),
+        flag,
         variable: Some(variable),
     }))
 }

@@ -49,7 +49,7 @@ const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
 
 /// Exit codes that say how a run ended when the guest's own does not, as `timeout(1)` and shells have them.
 pub mod exit {
-    /// A daemon that drained had runs left: it cancelled them, or had not given all answers to their callers.
+    /// A daemon that drained left runs that did not end, or answers that did not reach their callers.
     pub const RUNS_LEFT: u8 = 3;
     /// The run timed out.
     pub const TIMED_OUT: u8 = 124;

@@ -55,7 +55,7 @@ mod tests {
     fn the_keys_that_differ_are_named() {
         let known = Known {
             features: &[],
-            host_functions: &[],
+            host_functions: &["ringfence.log", "ringfence.label"],
         };
         let config = |text: &str| config::read(text, &known).unwrap();
         let before = config("");

@@ -205,15 +205,15 @@ fn an_embedded_daemon_tells_the_cause_itself() {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        // It is short of files when it starts, or when it compiles.
+        let code = output.status.code();
+        assert!(matches!(code, Some(125 | 126)), "{output:?}");
+        const CAUSE: &str = "as many files open as it may (RLIMIT_NOFILE, ulimit -n)";
         let told = text(&output.stderr);
-        assert!(told.contains("Too many open files (os error 24)"), "{told}");
+        assert!(told.contains(CAUSE), "{told}");
         assert!(!told.contains("daemon's log"), "{told}");
         if !json.is_empty() {
-            assert!(
-                text(&output.stdout).contains("Too many open files"),
-                "{output:?}"
-            );
+            assert!(text(&output.stdout).contains(CAUSE), "{output:?}");
         }
     }
 }

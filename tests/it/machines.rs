@@ -298,9 +298,21 @@ fn plain_server() -> String {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let mut head = BufReader::new(stream.try_clone().unwrap());
+            let mut request = String::new();
+            let _ = head.read_line(&mut request);
             let mut line = String::new();
             while head.read_line(&mut line).is_ok_and(|n| n > 2) {
                 line.clear();
+            }
+            let is_object = request.contains("/bucket/") && !request.contains("list-type");
+            if is_object {
+                let body = "<Error><Code>NoSuchKey</Code></Error>";
+                let answer = format!(
+                    "HTTP/1.1 404 Not Found\r\ncontent-type: application/xml\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes());
+                continue;
             }
             let body = "<ListBucketResult><Name>b</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>";
             let answer = format!(

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use ringfence::api::proto::{RunRequest, RunStreamRequest};
+use ringfence::api::proto::{RunRequest, RunStreamRequest, StreamEvent};
 use ringfence::request::Digest;
 use tempfile::TempDir;
+use tonic::Streaming;
 
 use crate::harness::{PATIENCE, SpecExt, connect, kit, load};
 use crate::process::ringfence;
@@ -447,25 +448,46 @@ async fn a_signal_to_all_processes_ends_no_compilation_and_the_daemons_end_does(
     }
 }
 
-#[tokio::test]
-async fn a_drain_that_left_runs_says_so_and_exits_otherwise() {
-    let grace = ["--set", "server.drain_grace=100ms"];
-    let mut daemon = Process::start(false, &grace);
+/// A daemon with a short grace, and the stream of a run of `args` that has started.
+async fn streaming(args: &[&str], settings: &[&str]) -> (Process, Streaming<StreamEvent>) {
+    let settings = ["server.drain_grace=100ms"].iter().chain(settings);
+    let set: Vec<&str> = settings.flat_map(|it| ["--set", it]).collect();
+    let mut daemon = Process::start(false, &set);
     let addr = daemon.serving();
     let mut client = connect(&addr).await;
-    let spec = Some(kit(&["spin", "x"]).timeout(Duration::from_secs(60)));
-    let mut stream = client
-        .run_stream(RunStreamRequest { spec })
-        .await
-        .unwrap()
-        .into_inner();
+    let spec = Some(kit(args).timeout(Duration::from_secs(60)));
+    let request = RunStreamRequest { spec };
+    let mut stream = client.run_stream(request).await.unwrap().into_inner();
     stream.message().await.unwrap().unwrap();
+    (daemon, stream)
+}
+
+#[tokio::test]
+async fn a_drain_whose_callers_were_not_told_says_so_and_exits_otherwise() {
+    // Its output fills what room there is, so that the caller, who reads no more, cannot be told of its end.
+    let (mut daemon, stream) = streaming(
+        &["flood", "50000000"],
+        &["runs.stall_timeout=1s", "policy.max_output=64MiB"],
+    )
+    .await;
+    daemon.until(&["run ended", "reader_stalled"]);
     daemon.signal(TERM);
-    // It is told how its run ended all the same.
-    while stream.message().await.unwrap().is_some() {}
     let log = daemon.exits(3);
     assert!(
-        log.contains("1 runs were cancelled when the grace was over"),
+        log.contains("1 answers did not reach their callers"),
+        "{log}"
+    );
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_drain_that_cancels_runs_and_tells_their_callers_is_a_success() {
+    let (daemon, mut stream) = streaming(&["spin", "x"], &[]).await;
+    daemon.signal(TERM);
+    while stream.message().await.unwrap().is_some() {}
+    let log = daemon.exits(0);
+    assert!(
+        log.contains("the drain grace is over; cancelling what still runs"),
         "{log}"
     );
 }
