@@ -135,6 +135,10 @@ impl Caller {
         let stream = TcpStream::connect(addr).await.expect("it listens");
         stream.set_nodelay(true).unwrap();
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "ends when what sends on it is dropped"
+        )]
         tokio::spawn(connection);
         Self::Http(Arc::new(Mutex::new(sender)))
     }

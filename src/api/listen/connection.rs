@@ -412,9 +412,10 @@ impl AsyncWrite for Connection {
         if this.opening.as_ref().is_some_and(|it| it.holds()) {
             return Poll::Ready(Ok(()));
         }
-        let polled = match this.send_unsent(cx) {
-            Poll::Ready(Ok(())) => on!(this, poll_flush(cx)),
-            sending => sending,
+        let sent = this.send_unsent(cx);
+        let polled = match matches!(sent, Poll::Ready(Ok(()))) {
+            true => on!(this, poll_flush(cx)),
+            false => sent,
         };
         this.written(cx, polled)
     }
