@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use crate::guests;
-use crate::process::{Served, ringfence};
+use crate::process::{Served, interruptible, ringfence};
 
 fn run(args: &[&str]) -> Output {
     ringfence()
@@ -483,7 +483,7 @@ fn the_embedded_daemon_grants_what_its_own_flags_ask() {
 
 #[test]
 fn interrupting_cancels_the_run() {
-    let mut child = ringfence()
+    let mut child = interruptible(ringfence().get_program())
         .args(["run", "--timeout", "60s", &kit(), "spin", "going"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::cli::kit;
-use crate::process::{Served, ringfence};
+use crate::harness::PATIENCE;
+use crate::process::{Served, interruptible, ringfence};
 
 /// A module whose entry point returns a number.
 const ANSWER: &str = "(module (func (export \"f\") (result i32) (i32.const 42)))";
@@ -193,7 +195,7 @@ fn spinning(
     flags: &[&str],
 ) -> (std::process::Child, BufReader<std::process::ChildStdout>) {
     let program = ringfence();
-    let mut child = Command::new("sh")
+    let mut child = interruptible("sh")
         .args(["-c", &format!("{first} exec \"$0\" \"$@\"")])
         .arg(program.get_program())
         .args(["run", "--timeout", "60s"])
@@ -259,7 +261,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
 
 #[test]
 fn a_second_signal_ends_it_at_once_though_nobody_takes_its_output() {
-    let mut child = ringfence()
+    let mut child = interruptible(ringfence().get_program())
         .args(["run", "--timeout", "60s", &kit(), "flood", "100000000"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -267,7 +269,9 @@ fn a_second_signal_ends_it_at_once_though_nobody_takes_its_output() {
         .unwrap();
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 1]).unwrap();
+    let start = Instant::now();
     let status = loop {
+        assert!(start.elapsed() < PATIENCE, "it goes on");
         signal(&child, "-INT");
         if let Some(status) = child.try_wait().unwrap() {
             break status;

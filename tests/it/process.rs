@@ -1,5 +1,6 @@
 //! The built binary as processes of its own.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
@@ -9,7 +10,18 @@ use crate::guests;
 
 /// A command of the binary, without this machine's settings for it.
 pub(crate) fn ringfence() -> Command {
-    let mut command = Command::new(cargo_bin!("ringfence"));
+    without_settings(Command::new(cargo_bin!("ringfence")))
+}
+
+/// A command of `program` with signals that do what they do by default: whoever started the tests in the background may
+/// have had some ignored.
+pub(crate) fn interruptible(program: impl AsRef<OsStr>) -> Command {
+    let mut command = without_settings(Command::new("env"));
+    command.arg("--default-signal").arg(program);
+    command
+}
+
+fn without_settings(mut command: Command) -> Command {
     command.current_dir(guests::root()).stdin(Stdio::null());
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("RINGFENCE_") {
