@@ -326,7 +326,7 @@ fn any_call(path: &str) -> Request<Full<Bytes>> {
 async fn a_deadline_that_has_passed_is_told_as_such_by_every_method() {
     let daemon = Daemon::start().await;
     let mut raw = Raw::connect(&daemon.addr).await;
-    for timeout in ["0m", "1n", "0H", "999n"] {
+    for timeout in ["0m", "0n", "0H", "1n"] {
         for path in all_methods() {
             let request = with(any_call(path), &[("grpc-timeout", timeout)]);
             let answer = raw.send(request).await;

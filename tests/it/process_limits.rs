@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use ringfence::api::proto::{Outcome, RunRequest, RunSpec};
 use tempfile::TempDir;
 use tonic::Code;
 
 use crate::harness::{
-    Client, Ran, Refused, SpecExt, by_digest, connect, kit, kit_component, load, spec,
+    Client, PATIENCE, Ran, Refused, SpecExt, by_digest, connect, kit, kit_component, load, spec,
 };
 use crate::process::{Served, ringfence};
 
@@ -334,7 +335,17 @@ async fn threads_that_are_used_up_are_one_callers_error() {
         let daemon = Served::limited_by_user("bash", first, &become_user, &args);
         all_kinds(&daemon.addr, data.path(), "RLIMIT_NPROC").await;
         let mut client = connect(&daemon.addr).await;
-        run(&mut client, spec(NOTHING)).await.unwrap().exited(0);
+        // What had the last thread may not be gone yet.
+        let start = Instant::now();
+        loop {
+            match run(&mut client, spec(NOTHING)).await {
+                Ok(ran) => break drop(ran.exited(0)),
+                Err(refused) => {
+                    assert_eq!(refused.reason, "RUNTIME_UNAVAILABLE");
+                    assert!(start.elapsed() < PATIENCE, "{}", refused.message);
+                }
+            }
+        }
         let (code, log) = daemon.end();
         assert_eq!(code, 0, "{log}");
         assert!(
