@@ -61,15 +61,19 @@ fn check_stack(said: Option<&std::ffi::OsStr>) -> Result<(), String> {
 pub(super) fn threads(count: u64) -> Result<(), String> {
     let pair = UnixStream::pair();
     drop(pair.map_err(|error| format!("this host does not allow socketpair(2): {error}"))?);
-    let mut senders = Vec::new();
+    let mut held = Vec::new();
     for there in 0..count {
         let (sender, receiver) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new().stack_size(SMALL_STACK);
         let started = thread.spawn(move || receiver.recv());
-        started.map_err(|error| no_thread(&error, there, count))?;
-        senders.push(sender);
+        let started = started.map_err(|error| no_thread(&error, there, count))?;
+        held.push((sender, started));
     }
-    // They end as these are dropped.
+    // Those that come next find their places free.
+    for (sender, thread) in held {
+        drop(sender);
+        let _ = thread.join();
+    }
     Ok(())
 }
 

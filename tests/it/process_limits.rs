@@ -63,8 +63,16 @@ fn started(first: &str, args: &[&str]) -> (Served, String) {
     // It is in a file as well, since what is read of it to find the address is gone.
     let first = format!("{first} && exec 2> >(tee {} >&2)", log.display());
     let daemon = Served::limited_by("bash", &first, args);
-    let told = std::fs::read_to_string(&log).unwrap();
-    (daemon, told)
+    // It may come there a moment later.
+    let start = Instant::now();
+    loop {
+        let told = std::fs::read_to_string(&log).unwrap_or_default();
+        if told.contains(" serving") {
+            return (daemon, told);
+        }
+        assert!(start.elapsed() < PATIENCE, "{first}: {told}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -324,12 +332,15 @@ async fn threads_that_are_used_up_are_one_callers_error() {
         "policy.mounts=[{{ host = {:?}, access = \"write\" }}]",
         data.path()
     );
-    // A user of this test's own; what the daemon needs to start, and next to nothing more.
-    let user = 200_000 + std::process::id() % 100_000;
-    let become_user = format!("setpriv --reuid {user} --clear-groups --inh-caps=-all");
+    // Users of this test's own, one for each daemon; what it needs to start, and next to nothing more.
+    let user = 200_000 + 100 * (std::process::id() % 100_000);
     let cores = std::thread::available_parallelism().unwrap().get();
     let least = 2 * cores + 24;
-    for more in [0, 4] {
+    for more in [2, 6] {
+        let become_user = format!(
+            "setpriv --reuid {} --clear-groups --inh-caps=-all",
+            user + u32::try_from(more).unwrap()
+        );
         let first = format!("ulimit -u {}", least + more);
         let (first, args) = (first.as_str(), ["--set", &mount]);
         let daemon = Served::limited_by_user("bash", first, &become_user, &args);
