@@ -23,7 +23,7 @@ pub(super) struct Arrived {
 /// What a request says of how long its caller waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallTimeout {
-    /// Nothing.
+    /// It says nothing: the caller waits for as long as it takes.
     Unset,
     /// Until so long after its headers were there.
     After(Duration),

@@ -90,7 +90,7 @@ impl ClientTls {
         })
     }
 
-    /// Shakes hands.
+    /// Encrypts `stream`, whose other end has to show a certificate that is trusted.
     pub(crate) async fn connect<S>(&self, stream: S) -> io::Result<ClientTlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,

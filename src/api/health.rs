@@ -22,7 +22,7 @@ use crate::refusal::{Reason, Refusal, list, quote};
 /// The services whose health is told; the empty name stands for the daemon as a whole.
 const SERVICES: [&str; 4] = ["", MODULE_SERVICE, RUN_SERVICE, SANDBOX_SERVICE];
 
-/// The service.
+/// Answers what is asked of the daemon's health, from its phase.
 pub struct HealthApi {
     /// Closed when the daemon is about to end.
     phase: watch::Receiver<Phase>,

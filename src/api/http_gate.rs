@@ -32,7 +32,7 @@ const DRAINING: Duration = Duration::from_millis(500);
 /// What HTTP/2 counts for each field beside its bytes.
 const FIELD: usize = 32;
 
-/// The layer.
+/// Lets calls of gRPC through to the layers inside, and answers everything else.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpGate;
 

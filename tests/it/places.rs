@@ -284,7 +284,7 @@ impl Registry {
     }
 }
 
-async fn pull(daemon: &Daemon, reference: &str) -> Result<LoadModuleResponse, Status> {
+pub(crate) async fn pull(daemon: &Daemon, reference: &str) -> Result<LoadModuleResponse, Status> {
     let request = LoadModuleRequest {
         source: Some(Source::Oci(reference.to_owned())),
         ..LoadModuleRequest::default()
@@ -293,7 +293,7 @@ async fn pull(daemon: &Daemon, reference: &str) -> Result<LoadModuleResponse, St
     Ok(answer.into_inner())
 }
 
-async fn refused(daemon: &Daemon, reference: &str) -> Refused {
+pub(crate) async fn refused(daemon: &Daemon, reference: &str) -> Refused {
     Refused::new(&pull(daemon, reference).await.unwrap_err())
 }
 

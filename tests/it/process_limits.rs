@@ -11,6 +11,7 @@ use tonic::Code;
 use crate::harness::{
     Client, PATIENCE, Ran, Refused, SpecExt, by_digest, connect, kit, kit_component, load, spec,
 };
+use crate::machine::open_folder;
 use crate::process::{Served, ringfence};
 
 const NOTHING: &str = "(module (func (export \"_start\")))";
@@ -314,20 +315,13 @@ async fn all_kinds(addr: &str, data: &Path, met: &str) {
     assert!(ran > 0, "none ran");
 }
 
-fn open_folder() -> TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = TempDir::new().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    dir
-}
-
 #[tokio::test]
 async fn threads_that_are_used_up_are_one_callers_error() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: only root can become a user that has no other processes");
         return;
     }
-    let data = open_folder();
+    let data = open_folder(0o777);
     let mount = format!(
         "policy.mounts=[{{ host = {:?}, access = \"write\" }}]",
         data.path()

@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use ringfence::api::proto::load_module_request::Source;
-use ringfence::api::proto::{LoadModuleRequest, LoadModuleResponse};
 use ringfence::request::Digest;
 use serde_json::{Value, json};
-use tonic::{Code, Status};
+use tonic::Code;
 
-use crate::harness::{Daemon, Refused, by_digest};
+use crate::harness::{Daemon, by_digest};
 use crate::modules::saying;
+use crate::places::{pull, refused};
 use crate::process::ringfence;
 use crate::scripted::{Asked, Reply, Scripted};
 
@@ -91,19 +90,6 @@ impl Shelf {
 fn refusal(status: u16, code: &str) -> Reply {
     let body = json!({"errors": [{"code": code, "message": "so it is"}]});
     Reply::new(status, body.to_string()).with("content-type", "application/json")
-}
-
-async fn pull(daemon: &Daemon, reference: &str) -> Result<LoadModuleResponse, Status> {
-    let request = LoadModuleRequest {
-        source: Some(Source::Oci(reference.to_owned())),
-        ..LoadModuleRequest::default()
-    };
-    let answer = daemon.client.clone().load_module(request).await?;
-    Ok(answer.into_inner())
-}
-
-async fn refused(daemon: &Daemon, reference: &str) -> Refused {
-    Refused::new(&pull(daemon, reference).await.unwrap_err())
 }
 
 /// Pulls it and runs it.

@@ -11,10 +11,10 @@
 /// The client's part of the preface of HTTP/2.
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
-/// Frames with headers.
+/// The types of the frames that carry headers.
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
-/// Their flags.
+/// The flags that say what stands around the headers in such a frame.
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 /// The place of `:authority` in HPACK's static table.
@@ -72,7 +72,7 @@ enum Fields {
         length: usize,
         shift: u32,
     },
-    /// In a string.
+    /// Within a string, of which so many bytes are left.
     Bytes { text: Text, left: usize, code: Code },
 }
 
