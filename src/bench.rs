@@ -153,9 +153,13 @@ impl Daemon {
             delivery: Delivery::Captured,
             input: None,
             until: None,
-            held: Box::new(()),
+            held: None,
         };
-        let attached = self.runner.start(asked).await.expect("nothing refuses it");
+        let attached = self
+            .runner
+            .start(Box::new(asked))
+            .await
+            .expect("nothing refuses it");
         attached.ended().await;
         attached
     }

@@ -239,7 +239,7 @@ fn tasks(config: &Config) -> Option<String> {
     let needed = threads(config) + children(config) * THREADS_A_CHILD;
     let now = TASKS.below(needed)?;
     Some(format!(
-        "{TASKS} is {now}, for all processes of this user; the daemon needs up to {needed} threads and processes (engine.guest_threads, compile.concurrency, compile.max_preempted): past it modules that have to be compiled are refused, and work waits for threads that are there"
+        "{TASKS} is {now}, for all processes of this user; the daemon needs up to {needed} threads and processes (server.threads, engine.guest_threads, compile.concurrency, compile.max_preempted): past it modules that have to be compiled are refused, and work waits for threads that are there"
     ))
 }
 
@@ -259,9 +259,6 @@ fn children(config: &Config) -> u64 {
 /// Threads that a daemon has from its start on, about.
 pub fn threads(config: &Config) -> u64 {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u64;
-    let guests = match config.engine.guest_threads {
-        0 => cores,
-        threads => u64::from(threads),
-    };
-    cores + guests + children(config) + OTHER_THREADS
+    let own = config.serving_threads() as u64 + config.guest_threads() as u64;
+    cores + own + children(config) + OTHER_THREADS
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::AUTHORIZATION;
+use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::listen::Peer;
+use super::listen::{Peer, UnauthenticatedCall};
 use super::refusal_log::RefusalLog;
 use super::status;
 use crate::auth::{Evidence, Gatekeeper};
@@ -59,10 +60,51 @@ impl Authentication {
     }
 }
 
+/// A caller that was let in.
+pub(super) struct Admitted {
+    /// Whose call it is; none where it may go without one.
+    pub(super) tenant: Option<Arc<Tenant>>,
+    /// Of a call on a connection on which nobody has authenticated, which protects that until it is answered.
+    _unauthenticated: Option<UnauthenticatedCall>,
+}
+
+impl Authentication {
+    /// Settles who makes a call, from its headers and its connection.
+    ///
+    /// # Errors
+    /// What its caller is told, which is in the log already.
+    pub(super) async fn admit(
+        &self,
+        head: &http::request::Parts,
+        peer: Option<&Peer>,
+    ) -> Result<Admitted, Status> {
+        let call = peer.and_then(Peer::begin_call);
+        match self.0.tenant(head, peer).await {
+            Ok(tenant) => {
+                if tenant.is_some() {
+                    // It is a call of gRPC, or it would not have come through the gate.
+                    peer.map(Peer::authenticated);
+                }
+                Ok(Admitted {
+                    tenant,
+                    _unauthenticated: call,
+                })
+            }
+            Err(refusal) => {
+                self.0.refusals.refused(peer, &refusal);
+                Err(status::from(&refusal))
+            }
+        }
+    }
+}
+
 impl Inner {
     /// The tenant of a request; none where it may go without one.
-    async fn tenant(&self, head: &http::request::Parts) -> Result<Option<Arc<Tenant>>, Refusal> {
-        let peer = head.extensions.get::<Peer>();
+    async fn tenant(
+        &self,
+        head: &http::request::Parts,
+        peer: Option<&Peer>,
+    ) -> Result<Option<Arc<Tenant>>, Refusal> {
         self.check_authority(&head.uri, peer)?;
         let path = head.uri.path();
         let is_health = HEALTH.iter().any(|it| path.starts_with(it));
@@ -174,30 +216,22 @@ where
         // The one that is ready is the one that is called.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
-        let layer = Arc::clone(&self.layer.0);
+        let layer = self.layer.clone();
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
-            let call = head.extensions.get().and_then(Peer::begin_call);
-            match layer.tenant(&head).await {
-                Ok(tenant) => {
-                    if let Some(tenant) = tenant {
-                        // It is a call of gRPC, or it would not have come through the gate.
-                        head.extensions.get().map(Peer::authenticated);
-                        head.extensions.insert(tenant);
+            let peer = head.extensions.get::<Peer>().cloned();
+            match layer.admit(&head, peer.as_ref()).await {
+                Ok(admitted) => {
+                    if let Some(tenant) = &admitted.tenant {
+                        head.extensions.insert(Arc::clone(tenant));
                     }
                     let answer = inner.call(http::Request::from_parts(head, body)).await;
                     // One that nobody authenticates for, which is Health, is over when it is answered.
-                    drop(call);
+                    drop(admitted);
                     answer
                 }
-                Err(refusal) => {
-                    layer.refusals.refused(head.extensions.get(), &refusal);
-                    // What came right after its headers is taken off the connection first: bytes of a stream that is
-                    // gone count against the connection of a caller who is refused again and again.
-                    tokio::task::yield_now().await;
-                    // Its body is dropped unread.
-                    Ok(status::from(&refusal).into_http())
-                }
+                // Its body is of no use.
+                Err(refused) => Ok(refused.into_http()),
             }
         })
     }

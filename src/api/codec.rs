@@ -3,7 +3,7 @@
 use std::any::TypeId;
 use std::marker::PhantomData;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -82,8 +82,12 @@ fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
     count
 }
 
-/// Refuses a message that is all entries, each of which takes far more than its bytes, and charges the others for them.
-fn admit_entries<U: 'static>(bytes: &[u8]) -> Result<(), Refusal> {
+/// Refuses a message that is all entries, each of which takes far more than its bytes, and has the others charged for
+/// them by `charge`.
+fn admit_entries<U: 'static>(
+    bytes: &[u8],
+    charge: impl FnOnce(usize) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
     let Some(nested) = nested::<U>() else {
         return Ok(());
     };
@@ -95,7 +99,7 @@ fn admit_entries<U: 'static>(bytes: &[u8]) -> Result<(), Refusal> {
         ));
     }
     if TypeId::of::<U>() != TypeId::of::<UploadModuleRequest>() {
-        return intake::charge_decoding(fields * ENTRY);
+        return charge(fields * ENTRY);
     }
     // Used up as they come, they are not charged one by one.
     if fields > MAX_UPLOAD_FIELDS {
@@ -141,7 +145,19 @@ where
 /// # Errors
 /// `MALFORMED_REQUEST`.
 pub(crate) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
-    admit_entries::<U>(bytes)?;
+    // Nobody is charged.
+    decoded_charged(Bytes::copy_from_slice(bytes), |_| Ok(()))
+}
+
+/// Decodes one message, whose entries are charged by `charge` before anything is made of them.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`, and those of the charge.
+pub(super) fn decoded_charged<U: Message + Default + 'static>(
+    bytes: Bytes,
+    charge: impl FnOnce(usize) -> Result<(), Refusal>,
+) -> Result<U, Refusal> {
+    admit_entries::<U>(&bytes, charge)?;
     U::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
@@ -194,7 +210,8 @@ where
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // On the bytes, before anything is made of them.
-        admit_entries::<U>(buf.chunk()).map_err(|refusal| status::from(&refusal))?;
+        admit_entries::<U>(buf.chunk(), intake::charge_decoding)
+            .map_err(|refusal| status::from(&refusal))?;
         self.0
             .decode(buf)
             .map_err(|error| status::from(&malformed(error.message())))

@@ -297,7 +297,15 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
 /// rest would be.
 pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
     let arrived = request.extensions().get::<Arrived>();
-    let deadline = arrived.map_or(Ok(None), Arrived::answer_deadline)?;
+    arrived.map_or(Ok(None), answer_deadline)
+}
+
+/// The same, of a call that arrived so.
+///
+/// # Errors
+/// As [`until`].
+pub(super) fn answer_deadline(arrived: &Arrived) -> Result<Option<Instant>, Refusal> {
+    let deadline = arrived.answer_deadline()?;
     if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         return Err(not_started());
     }
@@ -445,7 +453,7 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
 }
 
 /// Keeps a request's charge for as long as any of its bytes are held.
-pub(super) fn charged(bytes: Bytes, charge: Option<Charge>) -> Bytes {
+pub(super) fn charged(bytes: Bytes, charge: Option<&Charge>) -> Bytes {
     struct Held {
         bytes: Bytes,
         _charge: Charge,
@@ -458,7 +466,7 @@ pub(super) fn charged(bytes: Bytes, charge: Option<Charge>) -> Bytes {
     match charge {
         Some(charge) if !bytes.is_empty() => Bytes::from_owner(Held {
             bytes,
-            _charge: charge,
+            _charge: charge.clone(),
         }),
         _ => bytes,
     }

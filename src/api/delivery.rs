@@ -7,19 +7,21 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body as _, Frame};
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use slab::Slab;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::answer::{AnswerBudget, AnswerCharge, AnswerKind, BudgetedBytes, Enclosed, Enclosure};
-use super::status;
 use super::taking::{TakingClock, TakingPace};
+use super::{proto, status};
 use crate::log::Captured;
 use crate::refusal::{Reason, Refusal};
 use crate::run::{AnswerReservation, STREAMED_FRAMES, Tenant, Untold};
@@ -49,7 +51,8 @@ pub struct Deliveries(Arc<Shared>);
 struct Shared {
     pace: TakingPace,
     budget: Arc<AnswerBudget>,
-    answers: Mutex<Vec<Weak<Answer>>>,
+    /// Those whose bodies HTTP/2 has not dropped.
+    answers: Mutex<Slab<Arc<Answer>>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +62,7 @@ struct Answer(Mutex<State>);
 struct State {
     kind: AnswerKind,
     /// What makes the rest of it; `None` once it was let go.
-    body: Option<Body>,
+    rest: Option<Rest>,
     /// What is to be handed on.
     queue: VecDeque<Bytes>,
     /// Bytes that were handed on and are not written yet.
@@ -72,8 +75,22 @@ struct State {
     waker: Option<Waker>,
 }
 
+/// What makes the rest of an answer.
+#[derive(Debug)]
+enum Rest {
+    /// A body.
+    Body(Body),
+    /// The trailers that say that all went well.
+    Trailers,
+    /// Nothing: all of it was made.
+    Nothing,
+}
+
 /// An answer's body.
 pub(super) struct Delivery {
+    answers: Deliveries,
+    /// Where it stands among them.
+    key: usize,
     answer: Arc<Answer>,
     /// A drain waits for it.
     _untold: Option<Untold>,
@@ -154,35 +171,45 @@ impl Deliveries {
         } = enclosure;
         // From here on each piece goes as it is taken.
         drop(output);
-        let holds = match kind {
-            AnswerKind::Run | AnswerKind::Whole => {
-                queue.iter().map(Bytes::len).sum::<usize>() as u64
-            }
-            AnswerKind::RunStream | AnswerKind::Stream => STREAMED_FRAMES,
-            AnswerKind::Health => 0,
-        };
-        let charge = match charged(holds, reservation, budgeted) {
-            Ok(mut charge) => {
-                if kind.is_whole() {
-                    charge.shrink_to(holds);
-                }
-                charge
+        match charged(kind, &queue, reservation, || Ok(budgeted)) {
+            Ok(charge) => {
+                let delivery = self.watch(kind, Rest::Body(body), queue, charge, untold);
+                http::Response::from_parts(head, Body::new(delivery))
             }
             Err(refusal) => {
                 let mut refused = status::from(&refusal).into_http();
                 let run_id = head.headers.remove(status::RUN_ID);
                 refused.headers_mut().extend(run_id.map(|id| (RUN_ID, id)));
-                return refused;
+                refused
             }
-        };
-        let body = Body::new(self.watch(kind, body, queue, charge, untold));
-        http::Response::from_parts(head, body)
+        }
+    }
+
+    /// The answer to a `Run` of `tenant`, with `output` in its message, charged and watched over in the same way.
+    ///
+    /// # Errors
+    /// Where there is no room for it.
+    pub(super) fn send_run(
+        &self,
+        tenant: &Arc<Tenant>,
+        message: &proto::RunResponse,
+        output: &Captured,
+        reservation: Option<AnswerReservation>,
+        untold: Option<Untold>,
+    ) -> Result<Delivery, Refusal> {
+        const KIND: AnswerKind = AnswerKind::Run;
+        let mut queue = VecDeque::new();
+        let put = |buffer: &mut BytesMut| message.encode_raw(buffer);
+        with_output(message.encoded_len(), put, output, &mut queue)?;
+        let budgeted = || self.enter(KIND, Some(Arc::clone(tenant)));
+        let charge = charged(KIND, &queue, reservation, budgeted)?;
+        Ok(self.watch(KIND, Rest::Trailers, queue, charge, untold))
     }
 
     fn watch(
         &self,
         kind: AnswerKind,
-        body: Body,
+        rest: Rest,
         queue: VecDeque<Bytes>,
         charge: AnswerCharge,
         untold: Option<Untold>,
@@ -193,7 +220,7 @@ impl Deliveries {
         }
         let answer = Arc::new(Answer(Mutex::new(State {
             kind,
-            body: Some(body),
+            rest: Some(rest),
             queue,
             untaken: 0,
             last_frame: 0,
@@ -201,8 +228,10 @@ impl Deliveries {
             charge: Some(charge),
             waker: None,
         })));
-        lock(&self.0.answers).push(Arc::downgrade(&answer));
+        let key = lock(&self.0.answers).insert(Arc::clone(&answer));
         Delivery {
+            answers: self.clone(),
+            key,
             answer,
             _untold: untold,
         }
@@ -214,17 +243,14 @@ impl Deliveries {
             tokio::time::sleep(LOOK.min(self.0.pace.grace)).await;
             let now = Instant::now();
             let mut gone = Vec::new();
-            lock(&self.0.answers).retain(|answer| {
-                let Some(answer) = answer.upgrade() else {
-                    return false;
-                };
+            for (_, answer) in lock(&self.0.answers).iter() {
                 let mut state = lock(&answer.0);
-                let overdue = state.clock.is_overdue(now);
-                if overdue {
+                if state.clock.is_overdue(now) {
                     gone.push(state.give_up());
+                    // Nothing of it is ready any more.
+                    state.clock.took_all();
                 }
-                !overdue
-            });
+            }
             if !gone.is_empty() {
                 tracing::warn!(
                     answers = gone.len(),
@@ -232,8 +258,8 @@ impl Deliveries {
                 );
             }
             // Outside the locks: a body ends its run, and HTTP/2 resets the stream.
-            for (body, waker) in gone {
-                drop(body);
+            for (rest, waker) in gone {
+                drop(rest);
                 if let Some(waker) = waker {
                     waker.wake();
                 }
@@ -242,17 +268,31 @@ impl Deliveries {
     }
 }
 
-/// What holds `bytes`: the run's reservation where there is one of so many, else the budget.
+/// What is charged for an answer of `kind` with `queue` in it: a part of the run's reservation where there is one of so
+/// many bytes, else of the budget.
 fn charged(
-    bytes: u64,
+    kind: AnswerKind,
+    queue: &VecDeque<Bytes>,
     reservation: Option<AnswerReservation>,
-    mut budgeted: BudgetedBytes,
+    budgeted: impl FnOnce() -> Result<BudgetedBytes, Refusal>,
 ) -> Result<AnswerCharge, Refusal> {
-    if let Some(reservation) = reservation.filter(|it| it.bytes() >= bytes) {
-        return Ok(AnswerCharge::Reserved(reservation));
+    let bytes = match kind {
+        AnswerKind::Run | AnswerKind::Whole => queue.iter().map(Bytes::len).sum::<usize>() as u64,
+        AnswerKind::RunStream | AnswerKind::Stream => STREAMED_FRAMES,
+        AnswerKind::Health => 0,
+    };
+    let mut charge = match reservation.filter(|it| it.bytes() >= bytes) {
+        Some(reservation) => AnswerCharge::Reserved(reservation),
+        None => {
+            let mut budgeted = budgeted()?;
+            budgeted.grow_to(bytes)?;
+            AnswerCharge::Budgeted(budgeted)
+        }
+    };
+    if kind.is_whole() {
+        charge.shrink_to(bytes);
     }
-    budgeted.grow_to(bytes)?;
-    Ok(AnswerCharge::Budgeted(budgeted))
+    Ok(charge)
 }
 
 /// The one message that `body` makes, with `output` in it, in pieces.
@@ -268,46 +308,86 @@ async fn whole(body: &mut Body, output: Option<&Captured>) -> Result<VecDeque<By
         None if data.len() <= LARGE => queue.push_back(data),
         // Copies: a slice would keep the whole of it for as long as it is queued.
         None => queue.extend(data.chunks(PIECE).map(Bytes::copy_from_slice)),
-        Some(output) => with_output(&data, output, &mut queue)?,
+        Some(output) => {
+            let (_, message) = data
+                .split_at_checked(PREFIX)
+                .ok_or_else(|| status::from(&Refusal::internal("an answer has no prefix")))?;
+            let put = |buffer: &mut BytesMut| buffer.put_slice(message);
+            with_output(message.len(), put, output, &mut queue)
+                .map_err(|refusal| status::from(&refusal))?;
+        }
     }
     Ok(queue)
 }
 
-/// The message `data`, in its frame, with `output` after its other fields.
-fn with_output(data: &[u8], output: &Captured, queue: &mut VecDeque<Bytes>) -> Result<(), Status> {
-    let too_large = || status::from(&Refusal::internal("an answer is above 4 GiB"));
-    let heads = [(STDOUT, &output.stdout), (STDERR, &output.stderr)].map(|(field, pieces)| {
-        let mut head = BytesMut::new();
-        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+/// A message of `length` bytes that `put` writes, in its frame, with `output` after its other fields.
+fn with_output(
+    length: usize,
+    put: impl FnOnce(&mut BytesMut),
+    output: &Captured,
+    queue: &mut VecDeque<Bytes>,
+) -> Result<(), Refusal> {
+    const UNCOMPRESSED: u8 = 0;
+    let fields = [(STDOUT, &output.stdout), (STDERR, &output.stderr)]
+        .map(|(field, pieces)| (field, pieces, pieces.iter().map(Bytes::len).sum::<usize>()));
+    let head = |&(field, _, bytes): &(u32, _, usize)| match bytes {
+        0 => 0,
+        bytes => key_len(field) + encoded_len_varint(bytes as u64),
+    };
+    let around: usize = fields.iter().map(head).sum();
+    let all = length + around + output.bytes();
+    let all = u32::try_from(all).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
+    let short = |&(_, pieces, bytes): &(u32, &Vec<Bytes>, usize)| match &pieces[..] {
+        [_] if bytes <= SMALL => bytes,
+        _ => 0,
+    };
+    let room = PREFIX + length + around + fields.iter().map(short).sum::<usize>();
+    let mut piece = BytesMut::with_capacity(room);
+    piece.put_u8(UNCOMPRESSED);
+    piece.put_u32(all);
+    put(&mut piece);
+    for (field, pieces, bytes) in fields {
         if bytes > 0 {
-            encode_key(field, WireType::LengthDelimited, &mut head);
-            encode_varint(bytes as u64, &mut head);
+            encode_key(field, WireType::LengthDelimited, &mut piece);
+            encode_varint(bytes as u64, &mut piece);
         }
-        (head, pieces)
-    });
-    let (prefix, message) = data.split_at_checked(PREFIX).ok_or_else(too_large)?;
-    let around: usize = heads.iter().map(|(head, _)| head.len()).sum();
-    let length = u32::try_from(message.len() + around + output.bytes()).map_err(|_| too_large())?;
-    let mut first = BytesMut::with_capacity(data.len() + around);
-    first.put_slice(&prefix[..1]);
-    first.put_u32(length);
-    first.put_slice(message);
-    for (head, pieces) in heads {
-        first.put_slice(&head);
         match &pieces[..] {
             [] => {}
             // A short answer is one piece.
-            [only] if only.len() <= SMALL => first.put_slice(only),
+            [only] if only.len() <= SMALL => piece.put_slice(only),
             pieces => {
-                queue.push_back(std::mem::take(&mut first).freeze());
+                queue.push_back(std::mem::take(&mut piece).freeze());
                 queue.extend(pieces.iter().cloned());
             }
         }
     }
-    if !first.is_empty() {
-        queue.push_back(first.freeze());
+    if !piece.is_empty() {
+        queue.push_back(piece.freeze());
     }
     Ok(())
+}
+
+impl Rest {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self {
+            Self::Body(body) => Pin::new(body).poll_frame(cx),
+            Self::Trailers => {
+                *self = Self::Nothing;
+                let mut trailers = http::HeaderMap::with_capacity(1);
+                trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Self::Nothing => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Body(body) => body.is_end_stream(),
+            Self::Trailers => false,
+            Self::Nothing => true,
+        }
+    }
 }
 
 impl State {
@@ -329,13 +409,13 @@ impl State {
 
     /// Drops what is still here, and all that was charged for it; returns what is to be dropped and
     /// woken when the lock is free.
-    fn give_up(&mut self) -> (Option<Body>, Option<Waker>) {
+    fn give_up(&mut self) -> (Option<Rest>, Option<Waker>) {
         self.queue.clear();
         if let Some(charge) = &mut self.charge {
             charge.handed_on();
             charge.shrink_to(self.untaken as u64);
         }
-        (self.body.take(), self.waker.take())
+        (self.rest.take(), self.waker.take())
     }
 
     /// Whether HTTP/2 still holds too much to be given more.
@@ -373,7 +453,7 @@ impl http_body::Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut state = lock(&self.answer.0);
-        if state.body.is_none() {
+        if state.rest.is_none() {
             // Never read: HTTP/2 resets the stream. That it was dropped was told to the log.
             let why = "an answer was dropped: it was taken too slowly";
             let refusal = Refusal::new(Reason::Internal, why);
@@ -386,10 +466,10 @@ impl http_body::Body for Delivery {
         if let Some(piece) = state.next_piece(&self.answer) {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        let Some(body) = &mut state.body else {
+        let Some(rest) = &mut state.rest else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(body).poll_frame(cx);
+        let polled = rest.poll_frame(cx);
         let Poll::Ready(Some(Ok(frame))) = polled else {
             return polled;
         };
@@ -412,13 +492,14 @@ impl http_body::Body for Delivery {
 
     fn is_end_stream(&self) -> bool {
         let state = lock(&self.answer.0);
-        let body = state.body.as_ref();
-        state.queue.is_empty() && body.is_some_and(http_body::Body::is_end_stream)
+        let rest = state.rest.as_ref();
+        state.queue.is_empty() && rest.is_some_and(Rest::is_end_stream)
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
+        lock(&self.answers.0.answers).remove(self.key);
         // Its pieces may be on their way for long.
         let mut state = lock(&self.answer.0);
         let gone = state.give_up();

@@ -3,21 +3,20 @@
 //!
 //! The gate also looks at what every call has, whatever its method: the size of its metadata, and its deadline.
 
-use std::future::{Ready, poll_fn, ready};
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body::Body as _;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::call_deadline::{Arrived, CallTimeout};
+use super::request_body::discard;
 use super::status;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::run::not_started;
@@ -26,9 +25,6 @@ use crate::run::not_started;
 const CALLS: &str = "application/grpc, application/grpc+proto";
 /// Bytes of a call's metadata, counted as HTTP/2 does, with the method's path and the authority.
 const MAX_METADATA: usize = 8 << 10;
-/// Bytes of a body that nobody wants, which are read all the same, and how long that may take.
-const DRAINED: usize = 64 << 10;
-const DRAINING: Duration = Duration::from_millis(500);
 /// What HTTP/2 counts for each field beside its bytes.
 const FIELD: usize = 32;
 
@@ -75,7 +71,7 @@ where
             Err(NoCall::Http(answer)) => {
                 let body = request.into_body();
                 return Either::Right(Either::Right(Box::pin(async move {
-                    drain(body).await;
+                    discard(body).await;
                     Ok(answer)
                 })));
             }
@@ -131,12 +127,17 @@ enum NoCall {
     Refused(Refusal),
 }
 
+/// Whether the gate lets a request through.
+pub(super) fn is_call<B>(request: &Request<B>) -> bool {
+    check(request).is_ok()
+}
+
 /// Looks whether a request is a call.
 #[expect(
     clippy::result_large_err,
     reason = "the error is the answer, which is made once and handed on"
 )]
-fn check(request: &Request<Body>) -> Result<(), NoCall> {
+fn check<B>(request: &Request<B>) -> Result<(), NoCall> {
     if request.method() != Method::POST {
         return Err(NoCall::Http(wrong_method(request.method())));
     }
@@ -144,23 +145,6 @@ fn check(request: &Request<Body>) -> Result<(), NoCall> {
         return Err(NoCall::Http(wrong_content_type()));
     }
     check_metadata(request.uri(), request.headers()).map_err(NoCall::Refused)
-}
-
-/// Reads a body that nobody wants, where it is short: a stream that is reset while it is sent is told by some clients as
-/// broken, and not what was answered.
-async fn drain(mut body: Body) {
-    let drained = async {
-        let mut left = DRAINED;
-        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            let bytes = frame.data_ref().map_or(0, Bytes::len);
-            let Some(rest) = left.checked_sub(bytes) else {
-                return;
-            };
-            left = rest;
-        }
-    };
-    // What is longer, or does not end, is reset.
-    let _ = tokio::time::timeout(DRAINING, drained).await;
 }
 
 /// Whether the one content type that is given is that of gRPC with protobuf in it, whatever its case and parameters.

@@ -3,14 +3,16 @@
 //! tonic would answer a message over its cap with OUT_OF_RANGE and a body that ends too soon with INTERNAL. This layer
 //! sees the five-byte prefixes first and refuses in the API's terms.
 
+use std::any::Any;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use http_body::Frame;
+use bytes::{Buf, Bytes, BytesMut};
+use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
@@ -23,8 +25,8 @@ use super::inflight::{InflightBytes, take};
 use super::input_calls::{InputCall, STREAM_WINDOW};
 use super::listen::Peer;
 use super::message_cap::MessageCap;
-use super::status;
 use super::taking::TakingPace;
+use super::{codec, status};
 use crate::limits::share_of;
 use crate::refusal::{Reason, Refusal};
 use crate::run::Tenant;
@@ -105,6 +107,11 @@ struct Held {
 }
 
 impl Charge {
+    /// Holds it for whoever need not know what it is.
+    pub(super) fn until_dropped(self) -> Arc<dyn Any + Send + Sync> {
+        self.0
+    }
+
     /// Adds `bytes`, of a budget of `budget` for all requests.
     fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
         let bytes = bytes as u64;
@@ -169,8 +176,65 @@ impl Intake {
     }
 
     /// The answers on their way out.
-    pub fn deliveries(&self) -> Deliveries {
-        self.deliveries.clone()
+    pub fn deliveries(&self) -> &Deliveries {
+        &self.deliveries
+    }
+
+    /// A charge of `tenant`, of nothing yet.
+    fn charge(&self, tenant: Option<Arc<Tenant>>) -> Charge {
+        Charge(Arc::new(Held {
+            total: Arc::clone(&self.held),
+            tenant,
+            bytes: AtomicU64::new(0),
+        }))
+    }
+
+    /// A body that is capped, charged and checked as it is read.
+    fn counted<B>(
+        &self,
+        body: B,
+        kind: Kind,
+        cap: MessageCap,
+        charge: Charge,
+        input: Option<InputCall>,
+    ) -> Counted<B> {
+        Counted {
+            body,
+            charge,
+            cap,
+            budget: self.settings.inflight,
+            state: Framing::Prefix([0; PREFIX], 0),
+            kind,
+            charged: false,
+            messages: 0,
+            failed: false,
+            stall: self.settings.stall,
+            silent: None,
+            _input: input,
+        }
+    }
+
+    /// Takes in the one message of a call of `tenant` to the unary method at `path`, and decodes it.
+    ///
+    /// # Errors
+    /// What its caller is told.
+    pub(super) async fn unary<M, B>(
+        &self,
+        path: &str,
+        tenant: Arc<Tenant>,
+        body: B,
+    ) -> Result<(M, Charge), Status>
+    where
+        M: prost::Message + Default + 'static,
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        let charge = self.charge(Some(tenant));
+        let (kind, cap) = self.kind(path);
+        let body = self.counted(body, kind, cap, charge.clone(), None);
+        let message = only_message(body).await?;
+        let entries = |bytes| charge.add(bytes, self.settings.inflight);
+        let message = codec::decoded_charged(message, entries);
+        Ok((message.map_err(status::refused)?, charge))
     }
 
     /// What requests of a method are, and what their messages may be.
@@ -277,11 +341,7 @@ where
                 return Box::pin(async move { Ok(refused) });
             }
         };
-        let charge = Charge(Arc::new(Held {
-            total: Arc::clone(&self.intake.held),
-            tenant,
-            bytes: AtomicU64::new(0),
-        }));
+        let charge = self.intake.charge(tenant);
         let (kind, cap) = self.intake.kind(request.uri().path());
         let peer = request.extensions().get::<Peer>();
         let peer = peer.filter(|_| kind.takes_input());
@@ -292,28 +352,12 @@ where
                 return Box::pin(async move { Ok(status::from(&refusal).into_http()) });
             }
         };
-        let budget = self.intake.settings.inflight;
-        let charge_of_decoding = Some((charge.clone(), budget));
-        let stall = self.intake.settings.stall;
+        let charge_of_decoding = Some((charge.clone(), self.intake.settings.inflight));
         request.extensions_mut().insert(Arrival {
             charge: Some(charge.clone()),
         });
-        let request = request.map(|body| {
-            Body::new(Counted {
-                body,
-                charge,
-                cap,
-                budget,
-                state: Framing::Prefix([0; PREFIX], 0),
-                kind,
-                charged: false,
-                messages: 0,
-                failed: false,
-                stall,
-                silent: None,
-                _input: input,
-            })
-        });
+        let request =
+            request.map(|body| Body::new(self.intake.counted(body, kind, cap, charge, input)));
         let answer = self.inner.call(request);
         Box::pin(CURRENT.scope(charge_of_decoding, async move {
             let answer = answer.await?;
@@ -331,9 +375,36 @@ enum Framing {
     Message(u64),
 }
 
+/// The one message of a body, which is checked to have exactly one, without copying it where it came at once.
+async fn only_message<B>(mut body: Counted<B>) -> Result<Bytes, Status>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame?.into_data() else {
+            // Trailers, which say nothing here.
+            continue;
+        };
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+            continue;
+        }
+        joined.extend_from_slice(&std::mem::take(&mut first));
+        joined.extend_from_slice(&data);
+    }
+    let mut message = match joined.is_empty() {
+        true => first,
+        false => joined.freeze(),
+    };
+    message.advance(PREFIX.min(message.len()));
+    Ok(message)
+}
+
 /// A body that is capped, charged and checked as it is read.
-struct Counted {
-    body: Body,
+struct Counted<B> {
+    body: B,
     charge: Charge,
     cap: MessageCap,
     budget: u64,
@@ -350,7 +421,7 @@ struct Counted {
     _input: Option<InputCall>,
 }
 
-impl Counted {
+impl<B> Counted<B> {
     /// Follows the framing over `data`.
     fn follow(&mut self, mut data: &[u8]) -> Result<(), Refusal> {
         while data.has_remaining() {
@@ -462,7 +533,10 @@ fn malformed(message: &str) -> Refusal {
     Refusal::new(Reason::MalformedRequest, message)
 }
 
-impl http_body::Body for Counted {
+impl<B> http_body::Body for Counted<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
     type Data = Bytes;
     type Error = Status;
 

@@ -2,7 +2,9 @@
 
 mod answer;
 mod auth;
+mod body;
 mod call_deadline;
+mod calls;
 mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
@@ -22,6 +24,8 @@ mod message_cap;
 mod modules;
 mod reflection;
 mod refusal_log;
+mod request_body;
+mod run_call;
 mod runs;
 mod serve;
 mod service;
@@ -57,17 +61,20 @@ pub mod health_proto {
 }
 
 pub use auth::Authentication;
+pub use calls::Calls;
 pub(crate) use client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
 pub use delivery::Deliveries;
 pub use health::HealthApi;
 pub use http_gate::HttpGate;
 pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use intake::{Intake, IntakeSettings};
-pub use listen::{Address, BindError, Bound, ListenSettings, TlsFiles, TlsSettings, bind, pair};
+pub use listen::{
+    Address, BindError, Bound, EventLoops, ListenSettings, TlsFiles, TlsSettings, bind, pair,
+};
 pub use modules::ModuleApi;
 pub use reflection::add_reflection;
 pub use refusal_log::RefusalLog;
 pub use runs::RunApi;
-pub use serve::{KeepAlive, serve};
+pub use serve::{KeepAlive, Server, ServerSettings};
 pub use service::{Phase, SandboxApi};
 pub use taking::TakingPace;

@@ -11,7 +11,7 @@ use super::auth::tenant_of;
 use super::decode::LoadFrom;
 use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
-use super::start::{Call, told_by};
+use super::start::{Call, finished, told_by};
 use super::stream::Events;
 use super::{decode, encode, proto, status};
 use crate::refusal::Refusal;
@@ -60,16 +60,10 @@ impl SandboxService for SandboxApi {
         let call = Call::of(&self.runner, &request, Method::Run)?;
         let proto::RunRequest { spec } = request.into_inner();
         let attached = call.start(&self.runner, spec, None).await?;
+        let (message, captured) = finished(&attached).await?;
         let run = &attached.run;
-        let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
-        let end = attached.ended().await;
-        let ended = (*end).as_ref().map_err(refused)?;
-        let captured = run.captured().map_err(|refusal| refused(&refusal))?;
         // Its output goes beside the message, in the pieces that it was captured in.
-        let mut response = Response::new(proto::RunResponse {
-            result: Some(encode::result(run, ended)),
-            ..proto::RunResponse::default()
-        });
+        let mut response = Response::new(message);
         response.extensions_mut().insert(Enclosed::new(Enclosure {
             reservation: run.take_answer_reservation(),
             output: Some(captured),
@@ -99,7 +93,7 @@ impl SandboxService for SandboxApi {
             let (from, about) = decode::load(request.into_inner(), &tenant.policy)?;
             match from {
                 LoadFrom::Wasm(wasm) => {
-                    let wasm = decode::charged(wasm, arrival.charge);
+                    let wasm = decode::charged(wasm, arrival.charge.as_ref());
                     let taken = self.runner.keep(&tenant, until, wasm, about).await?;
                     Ok((encode::loaded(&taken, None), taken.untold))
                 }

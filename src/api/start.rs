@@ -9,11 +9,12 @@ use super::auth::tenant_of;
 use super::intake::{Arrival, Charge};
 use super::listen::Peer;
 use super::status::refused;
-use super::{decode, proto, status};
+use super::{decode, encode, proto, status};
 use crate::limits::Delivery;
+use crate::log::Captured;
 use crate::refusal::Refusal;
-use crate::request::{ModuleRef, RunId};
-use crate::run::{Asked, Attached, Method, Origin, Refused, Runner, Untold};
+use crate::request::{ModuleRef, RunId, RunSpec};
+use crate::run::{Asked, Attached, Method, Origin, Refused, Runner, Tenant, Untold};
 use crate::sandbox::Input;
 
 /// A call that asks for a run.
@@ -34,18 +35,32 @@ impl Call {
         request: &Request<T>,
         method: Method,
     ) -> Result<Self, Status> {
-        let arrival = Arrival::of(request);
+        let tenant = tenant_of(request).map_err(refused)?;
         let peer = request.extensions().get::<Peer>();
-        Ok(Self {
+        let charge = Arrival::of(request).charge;
+        let deadline = decode::until(request);
+        Ok(Self::new(runner, method, tenant, peer, charge, deadline))
+    }
+
+    /// A call of `tenant`, which holds `charge`, and whose caller waits until `deadline`.
+    pub(super) fn new(
+        runner: &Runner,
+        method: Method,
+        tenant: Arc<Tenant>,
+        peer: Option<&Peer>,
+        charge: Option<Charge>,
+        deadline: Result<Option<Instant>, Refusal>,
+    ) -> Self {
+        Self {
             id: RunId::new(runner.instance()),
             origin: Origin {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
-                tenant: tenant_of(request).map_err(refused)?,
+                tenant,
             },
-            until: decode::until(request),
-            charge: arrival.charge,
-        })
+            until: deadline,
+            charge,
+        }
     }
 
     /// When its caller gives up.
@@ -66,11 +81,20 @@ impl Call {
         spec: Option<proto::RunSpec>,
         input: Option<Arc<Input>>,
     ) -> Result<Attached, Status> {
-        let asked = match self.asked(spec, input) {
-            Ok(asked) => asked,
+        let (spec, until) = match self.decoded(spec) {
+            Ok(decoded) => decoded,
             Err(refusal) => return Err(self.refused(runner, refusal)),
         };
-        let started = runner.start(asked).await;
+        let asked = Asked {
+            delivery: self.delivery(),
+            id: self.id,
+            origin: self.origin,
+            spec,
+            input,
+            until,
+            held: self.charge.map(Charge::until_dropped),
+        };
+        let started = runner.start(Box::new(asked)).await;
         started.map_err(|Refused { id, refusal }| status::of_run(&refusal, &id))
     }
 
@@ -80,34 +104,45 @@ impl Call {
         status::of_run(&refusal, &self.id)
     }
 
-    fn asked(
-        &self,
-        spec: Option<proto::RunSpec>,
-        input: Option<Arc<Input>>,
-    ) -> Result<Asked, Refusal> {
-        let delivery = match self.origin.method {
+    fn delivery(&self) -> Delivery {
+        match self.origin.method {
             Method::Run => Delivery::Captured,
             Method::RunStream | Method::Interact => Delivery::Streamed,
-        };
+        }
+    }
+
+    /// What is asked for, and until when.
+    fn decoded(&self, spec: Option<proto::RunSpec>) -> Result<(RunSpec, Option<Instant>), Refusal> {
         let until = self.until()?;
-        let mut spec = decode::spec(spec, &self.origin.tenant.policy, delivery)?;
+        let mut spec = decode::spec(spec, &self.origin.tenant.policy, self.delivery())?;
         if self.origin.method == Method::Interact {
             decode::interactive(&spec)?;
         }
-        spec.stdin = decode::charged(spec.stdin, self.charge.clone());
+        spec.stdin = decode::charged(spec.stdin, self.charge.as_ref());
         if let ModuleRef::Inline(wasm) = spec.module {
-            spec.module = ModuleRef::Inline(decode::charged(wasm, self.charge.clone()));
+            spec.module = ModuleRef::Inline(decode::charged(wasm, self.charge.as_ref()));
         }
-        Ok(Asked {
-            id: self.id.clone(),
-            origin: self.origin.clone(),
-            spec,
-            delivery,
-            input,
-            until,
-            held: Box::new(self.charge.clone()),
-        })
+        Ok((spec, until))
     }
+}
+
+/// The answer to a call for a run, once that has ended: its message, and the output that belongs into it.
+///
+/// # Errors
+/// Where the host failed, or the output is not kept any more.
+pub(super) async fn finished(
+    attached: &Attached,
+) -> Result<(proto::RunResponse, Captured), Status> {
+    let run = &attached.run;
+    let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
+    let end = attached.ended().await;
+    let ended = (*end).as_ref().map_err(refused)?;
+    let captured = run.captured().map_err(|refusal| refused(&refusal))?;
+    let message = proto::RunResponse {
+        result: Some(encode::result(run, ended)),
+        ..proto::RunResponse::default()
+    };
+    Ok((message, captured))
 }
 
 /// Names the run in an answer, which a drain waits for.

@@ -106,7 +106,15 @@ pub(super) fn event_of(status: &Status) -> RunError {
     }
 }
 
-/// A run's id as a metadata value.
+/// A run's id as the value of a header.
+pub(super) fn run_id_header(id: &RunId) -> Option<http::HeaderValue> {
+    let mut value = http::HeaderValue::from_str(id.as_str()).ok()?;
+    // As below.
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// The same as a metadata value.
 pub(super) fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
     // An id is hexadecimal digits and a checked instance name.
     let mut value: MetadataValue<_> = id.as_str().parse().ok()?;

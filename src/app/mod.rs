@@ -20,12 +20,13 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Authentication, Bound, HealthApi, HttpGate, Intake, IntakeSettings, KeepAlive,
-    ListenSettings, ModuleApi, Phase, RunApi, SandboxApi, TakingPace,
+    self, Address, Authentication, Bound, Calls, HealthApi, HttpGate, Intake, IntakeSettings,
+    ListenSettings, ModuleApi, Phase, RunApi, SandboxApi, Server, ServerSettings, TakingPace,
 };
 use crate::auth::Gatekeeper;
 use crate::config::{self, Config, Known, Overrides, Problems};
 use crate::hardening;
+use crate::host_limit::HostLimit;
 use crate::process_limits;
 use crate::run::{self, Runner};
 use crate::sandbox::{self, Sandbox};
@@ -47,7 +48,7 @@ pub struct App {
     intake: Intake,
     gatekeeper: Arc<Gatekeeper>,
     authentication: Authentication,
-    keep_alive: KeepAlive,
+    serving: ServerSettings,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -125,10 +126,7 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
         gatekeeper,
         runner,
         bound,
-        keep_alive: KeepAlive {
-            interval: server.keepalive_interval.0,
-            timeout: server.keepalive_timeout.0,
-        },
+        serving: settings::server_settings(config),
         listen: settings::listen_settings(config),
         intake: Intake::new(IntakeSettings {
             max_message: server.max_message.0,
@@ -215,17 +213,26 @@ impl App {
         shutdown: impl Future<Output = ()>,
     ) -> Result<Drained, AppError> {
         let (phase, phases) = watch::channel(Phase::Starting);
-        let deliveries = self.intake.deliveries();
+        let deliveries = self.intake.deliveries().clone();
         let refusals = self.authentication.refusals();
         let routes = routes(&self.runner, phases, self.reflection)?;
         // What is a call, and who calls, before anything is taken in.
-        let service = HttpGate.layer(self.authentication.layer(self.intake.layer(routes)));
+        let layered = HttpGate.layer(self.authentication.layer(self.intake.layer(routes)));
+        let runner = Arc::clone(&self.runner);
+        let calls = Calls::new(self.authentication, self.intake, runner, layered);
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
-        let (connections, accepting) = self.bound.accept(&self.listen);
+        let server = Server::start(&self.serving, &calls).map_err(|error| {
+            let told = failed("the threads that serve do not start");
+            match HostLimit::of(&error) {
+                Some(limit) => told(&limit.sentence()),
+                None => told(&error),
+            }
+        })?;
+        let accepting = self.bound.accept(&self.listen, server.event_loops());
         let (end, ended) = oneshot::channel::<()>();
-        let serve = api::serve(connections, service, self.keep_alive, async {
+        let serve = server.serve(async {
             // Dropped or told: either ends it.
             let _ = ended.await;
         });

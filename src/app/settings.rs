@@ -1,12 +1,11 @@
 //! From the configuration to what each room is made with. No rules.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
-use crate::api::{ListenSettings, TlsSettings};
+use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
 use crate::auth::{self, CertificateName, JwtSettings, Keys};
 use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
@@ -19,6 +18,19 @@ use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Regist
 /// Bytes of modules' records kept in memory, for all tenants, and for each at the least.
 const RECORDS: u64 = 32 << 20;
 const RECORDS_EACH: u64 = 1 << 20;
+
+/// How connections are served.
+pub(super) fn server_settings(config: &Config) -> ServerSettings {
+    let server = &config.server;
+    ServerSettings {
+        threads: config.serving_threads(),
+        keep_alive: KeepAlive {
+            interval: server.keepalive_interval.0,
+            timeout: server.keepalive_timeout.0,
+        },
+        on_thread: hardening::on_serving_thread,
+    }
+}
 
 /// Every tenant, with its modules.
 ///
@@ -265,13 +277,9 @@ pub(super) fn sandbox_settings(
     artifacts: Option<Arc<Artifacts>>,
 ) -> sandbox::Settings {
     let engine = &config.engine;
-    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let memory = u64::from(max_memory_pages) * PAGE;
     sandbox::Settings {
-        guest_threads: match engine.guest_threads {
-            0 => cores(),
-            n => n as usize,
-        },
+        guest_threads: config.guest_threads(),
         pool_slots: match engine.pool_slots {
             0 => config.admission.slots,
             n => n,

@@ -219,7 +219,8 @@ impl Gatekeeper {
         let Some(jwt) = &self.jwt else {
             return Err(invalid("the token is not known"));
         };
-        let named = jwt.tenant(token).await?;
+        // In a box of its own: most callers have no such token, and need not carry the room for it.
+        let named = Box::pin(jwt.tenant(token)).await?;
         let tenant = self.tenants.get(&*named).map(Arc::clone);
         tenant.ok_or_else(|| forbidden("the token names a tenant that there is not"))
     }

@@ -216,6 +216,7 @@ fn server(c: &mut Checker, config: &Config) {
         &server.instance,
         "at most 64 of letters, digits, '-', '.', '_'",
     );
+    c.between("server.threads", server.threads, 0, 1024);
     c.between(
         "server.drain_grace",
         server.drain_grace,

@@ -15,6 +15,7 @@ mod log_format;
 mod places;
 mod reading;
 mod schema;
+mod threads;
 mod tree;
 mod trust_store;
 mod units;

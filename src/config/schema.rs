@@ -73,6 +73,7 @@ pub struct Config {
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Server {
     pub instance: String,
+    pub threads: u32,
     pub drain_grace: Time,
     pub drain_delay: Time,
     pub socket_mode: Mode,

@@ -8,6 +8,7 @@ mod answer;
 mod attach;
 mod audit;
 mod control;
+mod deadline;
 mod inflight;
 mod keep;
 mod keys;
@@ -18,7 +19,7 @@ mod tenant;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::admission::Admission;
 use self::inflight::InFlight;
@@ -39,6 +40,7 @@ pub use self::admission::{
 pub use self::answer::{AnswerReservation, STREAMED_FRAMES};
 pub use self::attach::Attached;
 pub use self::control::Cancelled;
+pub use self::deadline::before;
 pub use self::inflight::Untold;
 pub use self::keep::{About, Arriving, Kept, Taken};
 pub use self::record::{Granted, Method, Origin, Run, State};
@@ -196,9 +198,9 @@ impl Runner {
             delivery: Delivery::Captured,
             input: None,
             until: None,
-            held: Box::new(()),
+            held: None,
         };
-        let run = match self.start(asked).await {
+        let run = match self.start(Box::new(asked)).await {
             Ok(run) => Ok(run.ended().await),
             Err(refused) => Err(refused.refusal),
         };
@@ -286,21 +288,5 @@ impl Runner {
     /// Resolves when no run is in flight and every end is told.
     pub async fn idle(&self) {
         self.inflight.none_left().await;
-    }
-}
-
-/// `work`, unless the caller's deadline passes first.
-///
-/// # Errors
-/// Those of the work, and `NOT_STARTED`.
-pub async fn before<T, E: From<Refusal>>(
-    until: Option<Instant>,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    match until {
-        None => work.await,
-        Some(until) => tokio::time::timeout_at(until.into(), work)
-            .await
-            .unwrap_or_else(|_| Err(not_started().into())),
     }
 }

@@ -38,7 +38,7 @@ pub struct Asked {
     /// When its caller gives up.
     pub until: Option<Instant>,
     /// What is to be held until the run has started, or has not.
-    pub held: Box<dyn Any + Send + Sync>,
+    pub held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// A run that did not start.
@@ -54,6 +54,14 @@ impl Refused {
     fn was_left(&self) -> bool {
         self.refusal.reason() == Reason::RunCancelled
     }
+}
+
+/// What came of asking whose an idempotency key is.
+enum Claim {
+    /// It is the new run's, which starts.
+    New(Pending),
+    /// It is another run's, to which the caller is attached.
+    Same(Attached),
 }
 
 /// A run whose module is ready; it needs a slot.
@@ -82,8 +90,8 @@ impl Runner {
     ///
     /// # Errors
     /// Whatever keeps it from its first instruction.
-    pub async fn start(self: &Arc<Self>, asked: Asked) -> Result<Attached, Refused> {
-        let Asked { id, spec, .. } = &asked;
+    pub async fn start(self: &Arc<Self>, asked: Box<Asked>) -> Result<Attached, Refused> {
+        let Asked { id, spec, .. } = &*asked;
         let tenant = &asked.origin.tenant;
         let run = Run::new(
             id.clone(),
@@ -105,27 +113,11 @@ impl Runner {
         }
         let until = asked.until;
         if let Some(key) = &spec.idempotency_key {
-            let fingerprint = match before(until, fingerprint(spec)).await {
-                Ok(fingerprint) => fingerprint,
-                Err(refusal) => return Err(refused(pending, refusal)),
+            // In a box of its own: most runs have no key, and need not carry the room for it.
+            pending = match Box::pin(self.claim(key, spec, until, &run, pending)).await? {
+                Claim::New(pending) => pending,
+                Claim::Same(attached) => return Ok(attached),
             };
-            loop {
-                let first = match tenant.registry.keys.take(&run, key, fingerprint) {
-                    Ok(None) => break,
-                    Ok(Some(first)) => first,
-                    Err(refusal) => return Err(refused(pending, refusal)),
-                };
-                // This call is not a run of its own.
-                pending.forget();
-                let again = Attached::again(&first, self.inflight.untold());
-                match again.begun(until).await {
-                    Err(refused) if refused.was_left() && first.was_left() => {
-                        // It was dying when this call came, since its callers had left it. Its key is free now.
-                        pending = Pending::new(Arc::clone(&run));
-                    }
-                    attached => return attached,
-                }
-            }
         }
         let counted = match tenant.account.enter() {
             Ok(counted) => counted,
@@ -157,13 +149,53 @@ impl Runner {
         attached.begun(until).await
     }
 
+    /// Finds out whether another run has a run's idempotency key already, and attaches the caller to that one.
+    async fn claim(
+        &self,
+        key: &str,
+        spec: &RunSpec,
+        until: Option<Instant>,
+        run: &Arc<Run>,
+        mut pending: Pending,
+    ) -> Result<Claim, Refused> {
+        let refused = |pending: Pending, refusal| Refused {
+            id: run.id.clone(),
+            refusal: pending.refused(refusal),
+        };
+        let fingerprint = match before(until, fingerprint(spec)).await {
+            Ok(fingerprint) => fingerprint,
+            Err(refusal) => return Err(refused(pending, refusal)),
+        };
+        loop {
+            let first = match run.origin.tenant.registry.keys.take(run, key, fingerprint) {
+                Ok(None) => return Ok(Claim::New(pending)),
+                Ok(Some(first)) => first,
+                Err(refusal) => return Err(refused(pending, refusal)),
+            };
+            // This call is not a run of its own.
+            pending.forget();
+            let again = Attached::again(&first, self.inflight.untold());
+            match again.begun(until).await {
+                Err(refused) if refused.was_left() && first.was_left() => {
+                    // It was dying when this call came, since its callers had left it. Its key is free now.
+                    pending = Pending::new(Arc::clone(run));
+                }
+                attached => return attached.map(Claim::Same),
+            }
+        }
+    }
+
     /// Takes a run to its start, or to its refusal.
-    async fn carry(&self, pending: Pending, asked: Asked, counted: Counted) {
+    async fn carry(&self, pending: Pending, asked: Box<Asked>, counted: Counted) {
         let stop = Arc::clone(&pending.run.stop);
-        let admitted = tokio::select! {
-            biased;
-            () = stop.requested() => Err(unstarted(stop.reason())),
-            admitted = self.admit(&asked, &pending, counted) => admitted,
+        let admitted = match stop.reason() {
+            None => tokio::select! {
+                biased;
+                // Mostly at once, so that nothing need be woken by a stop.
+                admitted = self.admit(&asked, &pending, counted) => admitted,
+                () = stop.requested() => Err(unstarted(stop.reason())),
+            },
+            reason => Err(unstarted(reason)),
         };
         match (admitted, stop.reason()) {
             (Ok(admitted), None) => self.execute(admitted, pending),
@@ -198,7 +230,12 @@ impl Runner {
         // One that goes on without its caller does so beyond the caller's patience; one that has several ends with the
         // last.
         let until = until.filter(|_| !spec.detach && spec.idempotency_key.is_none());
-        let ready = before(until, self.compile(spec, pending)).await?;
+        sandbox::check_grants(spec, &tenant.policy.grants, &tenant.roots)?;
+        let ready = match self.compiled(spec, pending)? {
+            Some(ready) => ready,
+            // In a box of its own, so that a run whose module is in memory does not carry the room for it.
+            None => before(until, Box::pin(self.compile(spec, pending))).await?,
+        };
         let queued = || pending.queued();
         let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
         let permit = self.admission.run(tenant.line, bytes, until, queued);
@@ -287,20 +324,38 @@ impl Runner {
         self.sandbox.spawn(&lane, prepared, ended);
     }
 
+    /// The module of a run by digest, where it is in memory, compiled, and the run may have what it needs.
+    fn compiled(&self, spec: &RunSpec, pending: &Pending) -> Result<Option<Ready>, Refusal> {
+        let ModuleRef::Loaded(digest) = spec.module else {
+            return Ok(None);
+        };
+        pending.module(digest);
+        let tenant = &pending.run.origin.tenant;
+        let Some(known) = tenant.store.find_here(digest) else {
+            return Ok(None);
+        };
+        let (code, code_use) = (tenant.code_of(digest), code_use(spec, tenant));
+        let modules = self.sandbox.modules();
+        let Some(loaded) = modules.in_memory(code, variant(spec), code_use) else {
+            return Ok(None);
+        };
+        known.touch();
+        let (entry, memory_pages) = settle(&loaded.inspection, spec, &tenant.policy.grants)?;
+        Ok(Some(Ready {
+            name: known.record.name.clone(),
+            loaded,
+            entry,
+            memory_pages,
+        }))
+    }
+
     /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
     async fn compile(&self, spec: &RunSpec, pending: &Pending) -> Result<Ready, Refusal> {
         let tenant = &pending.run.origin.tenant;
         let grants = &tenant.policy.grants;
-        sandbox::check_grants(spec, grants, &tenant.roots)?;
-        let variant = Variant {
-            metered: spec.limits.fuel.is_some(),
-            stack: spec.limits.stack,
-        };
+        let variant = variant(spec);
         let (digest, wasm, name) = self.module_of(spec, pending).await?;
-        let code_use = CodeUse {
-            tenant: tenant.line,
-            kept: matches!(spec.module, ModuleRef::Loaded(_)),
-        };
+        let code_use = code_use(spec, tenant);
         let wanted = self.wanted(tenant, code_use, wasm);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
@@ -371,6 +426,22 @@ impl Runner {
                 Ok((*digest, source, known.record.name.clone()))
             }
         }
+    }
+}
+
+/// The engine that a run needs.
+fn variant(spec: &RunSpec) -> Variant {
+    Variant {
+        metered: spec.limits.fuel.is_some(),
+        stack: spec.limits.stack,
+    }
+}
+
+/// How a run of `tenant` uses the code of its module.
+fn code_use(spec: &RunSpec, tenant: &Tenant) -> CodeUse {
+    CodeUse {
+        tenant: tenant.line,
+        kept: matches!(spec.module, ModuleRef::Loaded(_)),
     }
 }
 

@@ -185,6 +185,16 @@ impl Modules {
             .collect()
     }
 
+    /// The module in `variant` where it is in memory. It is one of its tenant's from then on, as long as it is there.
+    pub fn in_memory(
+        &self,
+        digest: Digest,
+        variant: Variant,
+        code_use: CodeUse,
+    ) -> Option<Arc<Loaded>> {
+        self.inner.loaded.get(&Key { digest, variant }, code_use)
+    }
+
     /// The module in `variant` where it need not be compiled: it is in memory, or its code is there for another stack
     /// or on disk. It is one of its tenant's from then on, for as long as it is in memory.
     ///

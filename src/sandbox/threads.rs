@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::files::{FileCalls, FileThreads};
+use super::inline;
 use super::meter::thread_time;
 
 /// How much guest threads yield to the threads that serve: a tenth of their weight.
@@ -27,11 +28,6 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 const NEW_AHEAD: u32 = 4;
 /// Processor time, by weight, that a lane may be behind the others at the most: what it did not use is not saved up.
 const CREDIT: u64 = 20_000_000;
-
-/// A slice that began elsewhere and took longer kept its thread from serving.
-const LONG: Duration = Duration::from_millis(4);
-/// So many times as long nothing begins elsewhere after that.
-const PAUSE: u32 = 10;
 
 /// What runs until a guest gives way.
 type Slice = async_task::Runnable;
@@ -114,10 +110,6 @@ struct State {
     /// Threads that wait for one.
     idle: usize,
     closed: bool,
-    /// Whether a slice is executed elsewhere: all but one of the threads that serve are left to serving.
-    elsewhere: bool,
-    /// Until when nothing begins elsewhere than here: something that did took long.
-    here_only: Option<Instant>,
 }
 
 struct Active {
@@ -182,15 +174,14 @@ impl Threads {
         self.task(lane, run, true).schedule();
     }
 
-    /// The same, but executes its first slice on the thread that calls, and says how long that took. Where something
-    /// waits already, or something took long when it began so, it begins on these threads as all others do.
+    /// The same, but executes its first slice on the thread that calls, and says how long that took. Where that one does
+    /// not take guests, or something waits already, it begins on these threads as all others do.
     pub(super) fn begin_here(
         &self,
         lane: &Arc<Lane>,
         run: impl Future<Output = ()> + Send + 'static,
     ) -> Option<Duration> {
-        let serves_beside = |handle: Handle| handle.metrics().num_workers() > 1;
-        if !Handle::try_current().is_ok_and(serves_beside) || !self.shared.lock().leave() {
+        if !inline::may_begin() || !self.shared.lock().has_room() {
             self.spawn(lane, run);
             return None;
         }
@@ -202,7 +193,8 @@ impl Threads {
         let took = start.elapsed();
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         lane.spent.fetch_add(nanos, Ordering::Relaxed);
-        self.shared.lock().charge_elsewhere(lane, took);
+        self.shared.lock().charge_elsewhere(lane, nanos);
+        inline::took(took);
         Some(took)
     }
 
@@ -354,20 +346,13 @@ impl State {
         found
     }
 
-    /// Whether a slice may be executed elsewhere, which it then is. Only while a thread here has nothing to do, so that it
-    /// goes ahead of nobody.
-    fn leave(&mut self) -> bool {
-        self.here_only = self.here_only.filter(|until| Instant::now() < *until);
-        let has_room = self.waiting == 0 && self.idle > 0 && !self.closed;
-        let may = has_room && !self.elsewhere && self.here_only.is_none();
-        self.elsewhere |= may;
-        may
+    /// Whether a thread here has nothing to do, so that what begins elsewhere goes ahead of nobody.
+    fn has_room(&self) -> bool {
+        self.waiting == 0 && self.idle > 0 && !self.closed
     }
 
     /// Charges a lane for the slice that was executed elsewhere.
-    fn charge_elsewhere(&mut self, lane: &Arc<Lane>, took: Duration) {
-        self.elsewhere = false;
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    fn charge_elsewhere(&mut self, lane: &Arc<Lane>, nanos: u64) {
         let nanos = nanos / u64::from(lane.weight);
         match self
             .active
@@ -381,10 +366,6 @@ impl State {
                 self.now = at;
                 lane.at.store(at + nanos, Ordering::Relaxed);
             }
-        }
-        if took > LONG {
-            let until = Instant::now().checked_add(took.saturating_mul(PAUSE));
-            self.here_only = self.here_only.max(until);
         }
     }
 

@@ -252,17 +252,12 @@ impl Store {
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn find(self: &Arc<Self>, digest: Digest) -> Result<Option<Arc<Known>>, Refusal> {
+        if let Some(known) = self.find_here(digest) {
+            return Ok(Some(known));
+        }
         let Some(known) = self.known.get(&digest) else {
             return self.fetch(digest).await;
         };
-        if self.trusts(&known) {
-            return Ok(Some(known));
-        }
-        let seen = known.seen.load(Ordering::Relaxed);
-        if is_fresh(seen, TRUSTED_UNSEEN) {
-            self.look_again(&known, seen);
-            return Ok(Some(known));
-        }
         // Not used for long: it may have been deleted long ago.
         if let Ok(Ok(found)) = tokio::time::timeout(ASKED, self.fetch(digest)).await {
             return Ok(found);
@@ -270,6 +265,19 @@ impl Store {
         // A place that does not answer changes nothing: what is known goes on running.
         known.seen.store(now(), Ordering::Relaxed);
         Ok(Some(known))
+    }
+
+    /// What is known of a module where that holds without waiting for the place, as [`Self::find`] has it.
+    pub fn find_here(self: &Arc<Self>, digest: Digest) -> Option<Arc<Known>> {
+        let known = self.known.get(&digest)?;
+        if self.trusts(&known) {
+            return Some(known);
+        }
+        let seen = known.seen.load(Ordering::Relaxed);
+        is_fresh(seen, TRUSTED_UNSEEN).then(|| {
+            self.look_again(&known, seen);
+            known
+        })
     }
 
     /// Asks the place for a record.

@@ -546,3 +546,13 @@ async fn a_user_and_a_token_that_disagree_are_refused() {
         }
     }
 }
+
+/// Each refused call ends before its message came, which HTTP/2 counts against a connection.
+#[tokio::test]
+async fn a_caller_that_is_refused_again_and_again_keeps_its_connection() {
+    let tokens = Tokens::start().await;
+    for _ in 0..300 {
+        assert_eq!(judge(&tokens.channel, "unknown").await, "unauthenticated");
+    }
+    assert_eq!(judge(&tokens.channel, &token("a")).await, "let in");
+}

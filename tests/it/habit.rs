@@ -1,5 +1,5 @@
 //! Runs of a module whose runs were short so far: one that is not ends as any other does. They begin on a thread that
-//! serves, where there are several.
+//! serves.
 
 use std::time::Duration;
 
@@ -35,9 +35,12 @@ fn asked(digest: &str, args: &[&str]) -> RunSpec {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_spins_is_stopped_and_holds_up_nobody() {
-    let (daemon, digest) = used_to_short_runs(&[]).await;
+cases!(one_that_spins_is_stopped_and_holds_up_nobody:
+    with_one_thread_that_serves("1"),
+    with_three_threads_that_serve("3"),
+);
+async fn one_that_spins_is_stopped_and_holds_up_nobody(threads: &str) {
+    let (daemon, digest) = used_to_short_runs(&[("server.threads", threads)]).await;
     for _ in 0..3 {
         train(&daemon, &digest).await;
         let spins = asked(&digest, &["spin"]).timeout(Duration::from_millis(300));

@@ -172,10 +172,14 @@ cases!(malformed_requests_are_the_callers_fault:
 );
 async fn malformed_requests_are_the_callers_fault(body: Vec<u8>) {
     let daemon = Daemon::start().await;
+    let mut told = Vec::new();
     for method in ["Run", "RunStream", "LoadModule"] {
         let status = raw(&daemon, method, body.clone()).await;
         Refused::new(&status).is(Code::InvalidArgument, "MALFORMED_REQUEST");
+        told.push(status.message().to_owned());
     }
+    // Whichever way a method takes to its run, its caller is told the same.
+    assert_eq!(told[0], told[1]);
     daemon.ran(kit(&["hello"])).await.exited(0);
 }
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use rustls::InvalidMessage;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Listener;
 use super::closures::ForeignProtocol;
-use super::connection::{Connection, Patience, Transport};
+use super::connection::{NewConnection, Patience, Transport};
+use super::event_loop::{Assignment, EventLoops};
 use super::origin::Origin;
 use super::places::{Place, Places};
 use super::tls::Tls;
@@ -29,7 +29,7 @@ pub(super) struct Acceptor {
     /// For TCP.
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) patience: Patience,
-    pub(super) found: mpsc::Sender<io::Result<Connection>>,
+    pub(super) event_loops: EventLoops,
 }
 
 enum Accepted {
@@ -68,29 +68,43 @@ impl Acceptor {
             let Some(place) = self.places.take(origin) else {
                 continue;
             };
-            match (accepted, &self.tls) {
-                (Accepted::Unix(stream), _) => self.hand_on(Transport::Unix(stream), place).await,
-                (Accepted::Tcp(stream, _), None) => {
-                    self.hand_on(Transport::Tcp(stream), place).await;
-                }
-                (Accepted::Tcp(stream, _), Some(tls)) => {
-                    let (tls, found, patience) =
-                        (Arc::clone(tls), self.found.clone(), self.patience);
-                    shaking.spawn(async move {
-                        if let Some(connection) = shake_hands(stream, tls, patience, place).await {
-                            // Nobody takes it when nobody serves any more.
-                            let _ = found.send(Ok(connection)).await;
-                        }
-                    });
-                }
+            if let Some(handshake) = self.assign(accepted, place) {
+                shaking.spawn(handshake);
             }
         }
     }
 
-    async fn hand_on(&self, transport: Transport, place: Place) {
-        let connection = Connection::new(transport, self.patience, Some(place));
-        // Nobody takes it when nobody serves any more, and then this task ends too.
-        let _ = self.found.send(Ok(connection)).await;
+    /// Has an event loop serve a connection. Where a TLS handshake comes before that, it is what is returned: a loop that
+    /// did the arithmetic of it would keep its other connections waiting.
+    fn assign(
+        &self,
+        accepted: Accepted,
+        place: Place,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let assignment = self.event_loops.assign();
+        let adopted = match accepted {
+            Accepted::Unix(stream) => assignment.adopt_unix(stream).map(Transport::Unix),
+            Accepted::Tcp(stream, _) => assignment.adopt_tcp(stream).map(Transport::Tcp),
+        };
+        let transport = match adopted {
+            Ok(transport) => transport,
+            Err(error) => {
+                place.debug(&format!("it could not be handed to an event loop: {error}"));
+                return None;
+            }
+        };
+        let patience = self.patience;
+        match (transport, &self.tls) {
+            (Transport::Tcp(stream), Some(tls)) => {
+                let tls = Arc::clone(tls);
+                Some(shake_hands(stream, tls, patience, place, assignment))
+            }
+            (transport, _) => {
+                let new = NewConnection::new(transport, patience, Some(place), assignment);
+                Assignment::hand_over(new);
+                None
+            }
+        }
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
@@ -109,34 +123,37 @@ impl Acceptor {
     }
 }
 
-/// The connection that comes of a TLS handshake; none where it fails, takes too long, or has to make way for another.
+/// Shakes hands by TLS, and has the event loop serve what comes of it; nothing where that fails, takes too long, or has
+/// to make way for another.
 async fn shake_hands(
     stream: TcpStream,
     tls: Arc<Tls>,
     patience: Patience,
     mut place: Place,
-) -> Option<Connection> {
+    assignment: Assignment,
+) {
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
-        () = poll_fn(|cx| place.poll_lost(cx)) => return None,
+        () = poll_fn(|cx| place.poll_lost(cx)) => return,
     };
     let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if is_plaintext(&error) => {
             place.is_foreign(ForeignProtocol::Plaintext);
-            return None;
+            return;
         }
         Ok(Err(error)) => {
             place.debug(&format!("its TLS handshake failed: {error}"));
-            return None;
+            return;
         }
         Err(_) => {
             place.debug("its TLS handshake took longer than server.handshake_timeout");
-            return None;
+            return;
         }
     };
     let transport = Transport::tls(stream, tls);
-    Some(Connection::new(transport, patience, Some(place)))
+    let new = NewConnection::new(transport, patience, Some(place), assignment);
+    Assignment::hand_over(new);
 }
 
 /// Whether a handshake failed since what came was no TLS at all.

@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 
 use super::authority::AuthorityMender;
 use super::closures::ForeignProtocol;
+use super::event_loop::Assignment;
 use super::opening::{HTTP1_ANSWER, Opening, Spoken};
 use super::origin::Origin;
 use super::places::{Place, Standing, UnauthenticatedCall};
@@ -68,9 +68,44 @@ pub(super) struct Patience {
     pub(super) writing: Duration,
 }
 
-/// A connection, which holds its place, and ends when it stays silent from the start or loses its place.
-pub struct Connection {
+/// A connection that was accepted, and that its event loop has yet to take.
+pub(in crate::api) struct NewConnection {
     transport: Transport,
+    patience: Patience,
+    /// None of one that was there before anything was accepted.
+    place: Option<Place>,
+    assignment: Assignment,
+}
+
+impl NewConnection {
+    pub(super) fn new(
+        transport: Transport,
+        patience: Patience,
+        place: Option<Place>,
+        assignment: Assignment,
+    ) -> Self {
+        Self {
+            transport,
+            patience,
+            place,
+            assignment,
+        }
+    }
+
+    pub(super) fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// Begins to serve it. In the context of its event loop, whose timers it uses.
+    pub(in crate::api) fn open(self) -> Connection {
+        Connection::new(self)
+    }
+}
+
+/// A connection, which holds its place, and ends when it stays silent from the start or loses its place.
+pub(in crate::api) struct Connection {
+    transport: Transport,
+    _assignment: Assignment,
     /// Gone once the greeting came.
     silent: Option<Pin<Box<Sleep>>>,
     /// Bytes that came while `silent` was there.
@@ -105,13 +140,20 @@ macro_rules! on {
 }
 
 impl Connection {
-    pub(super) fn new(transport: Transport, patience: Patience, place: Option<Place>) -> Self {
+    fn new(new: NewConnection) -> Self {
+        let NewConnection {
+            transport,
+            patience,
+            place,
+            assignment,
+        } = new;
         let mender = match &transport {
             Transport::Unix(_) => Some(AuthorityMender::new()),
             Transport::Tcp(_) | Transport::Tls(..) => None,
         };
         Self {
             transport,
+            _assignment: assignment,
             mender,
             silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
             heard: 0,
@@ -213,7 +255,7 @@ impl Connection {
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub(in crate::api) struct Peer {
     name: Arc<str>,
     uid: Option<u32>,
     shown: Option<Arc<Shown>>,
@@ -308,10 +350,9 @@ impl Peer {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
+impl Connection {
+    /// Who is at its other end.
+    pub(in crate::api) fn peer(&self) -> Peer {
         let standing = self.place.as_ref().map(Place::standing);
         Peer::of(&self.transport, standing.cloned())
     }

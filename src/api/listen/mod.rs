@@ -6,6 +6,7 @@ mod authority;
 mod closures;
 mod connection;
 mod connection_table;
+mod event_loop;
 mod opening;
 mod origin;
 mod places;
@@ -21,18 +22,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
 
 use self::accept::Acceptor;
 use self::connection::{Patience, Transport};
 use self::connection_table::TableLimits;
+use self::event_loop::Assignment;
 use self::places::Places;
 use self::tls::Tls;
 
-pub(super) use self::connection::{Connection, Peer};
+pub(super) use self::connection::{Connection, NewConnection, Peer};
+pub(super) use self::event_loop::EventLoop;
+pub use self::event_loop::EventLoops;
 pub(super) use self::origin::Origin;
+pub(super) use self::places::UnauthenticatedCall;
 pub use self::tls::{TlsFiles, TlsSettings};
 
 /// How connections are taken.
@@ -260,27 +263,24 @@ impl Bound {
         self.tls.clone().map(TlsFiles)
     }
 
-    /// Accepts connections from now on, until the second value is dropped.
-    pub fn accept(
-        self,
-        settings: &ListenSettings,
-    ) -> (ReceiverStream<io::Result<Connection>>, Accepting) {
-        let (found, connections) = mpsc::channel(1);
+    /// Accepts connections for `event_loops` from now on, until what it returns is dropped.
+    pub fn accept(self, settings: &ListenSettings, event_loops: &EventLoops) -> Accepting {
         let patience = Patience {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
         };
         let mut tasks = JoinSet::new();
         if let Some(stream) = self.paired {
-            let stream = Transport::Unix(stream);
-            let connection = Connection::new(stream, patience, None);
-            let found = found.clone();
-            tasks.spawn(async move {
-                // Nobody takes it when nobody serves any more.
-                let _ = found.send(Ok(connection)).await;
-                // The stream of connections ends when this does, and serving with it.
-                std::future::pending().await
-            });
+            let assignment = event_loops.assign();
+            match assignment.adopt_unix(stream) {
+                Ok(stream) => {
+                    let stream = Transport::Unix(stream);
+                    let new = NewConnection::new(stream, patience, None, assignment);
+                    Assignment::hand_over(new);
+                }
+                // Its other end is closed with it, and told so.
+                Err(error) => tracing::error!(%error, "the only connection cannot be served"),
+            }
         }
         let shares = shares(settings.max_connections, self.entries.len());
         let mut all_places = Vec::new();
@@ -300,7 +300,7 @@ impl Bound {
                     places: Arc::clone(&places),
                     tls: self.tls.clone(),
                     patience,
-                    found: found.clone(),
+                    event_loops: event_loops.clone(),
                 };
                 tasks.spawn(acceptor.run());
             }
@@ -308,12 +308,11 @@ impl Bound {
         if let Some(tls) = self.tls {
             tasks.spawn(async move { tls.watch().await });
         }
-        let accepting = Accepting {
+        Accepting {
             _tasks: tasks,
             _sockets: self.sockets,
             places: all_places,
-        };
-        (ReceiverStream::new(connections), accepting)
+        }
     }
 }
 

@@ -1,0 +1,121 @@
+//! Which event loop serves a connection: the one that has the fewest.
+//!
+//! A connection stays on its loop for its whole life. Its socket is registered there from the start, so that what
+//! arrives wakes the loop itself, and no other thread on its behalf.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::connection::NewConnection;
+
+/// The event loops that serve connections, as whoever accepts them sees them.
+#[derive(Clone)]
+pub struct EventLoops(Arc<[EventLoop]>);
+
+/// One of them.
+pub(in crate::api) struct EventLoop {
+    runtime: Handle,
+    /// Holds no more than the tables of connections have places for.
+    new: mpsc::UnboundedSender<NewConnection>,
+    open: AtomicUsize,
+}
+
+impl EventLoop {
+    /// Describes the loop that `runtime` is, which takes its connections from the other end of `new`.
+    pub(in crate::api) fn new(runtime: Handle, new: mpsc::UnboundedSender<NewConnection>) -> Self {
+        Self {
+            runtime,
+            new,
+            open: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl EventLoops {
+    /// Describes all loops of a daemon, of which there is at least one.
+    pub(in crate::api) fn new(loops: Vec<EventLoop>) -> Self {
+        Self(loops.into())
+    }
+
+    /// Assigns a connection to the loop with the fewest.
+    pub(super) fn assign(&self) -> Assignment {
+        let loads = self.0.iter().map(|it| it.open.load(Ordering::Relaxed));
+        let least = loads.enumerate().min_by_key(|(_, open)| *open);
+        let index = least.map_or(0, |(index, _)| index);
+        self.0[index].open.fetch_add(1, Ordering::Relaxed);
+        Assignment {
+            loops: self.clone(),
+            index,
+        }
+    }
+}
+
+/// A connection's place on an event loop, given back when this is dropped.
+pub(super) struct Assignment {
+    loops: EventLoops,
+    index: usize,
+}
+
+impl Assignment {
+    fn event_loop(&self) -> &EventLoop {
+        &self.loops.0[self.index]
+    }
+
+    /// Registers a TCP connection with the loop.
+    pub(super) fn adopt_tcp(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        let stream = stream.into_std()?;
+        let _context = self.event_loop().runtime.enter();
+        TcpStream::from_std(stream)
+    }
+
+    /// Registers a connection of a unix socket with the loop.
+    pub(super) fn adopt_unix(&self, stream: UnixStream) -> io::Result<UnixStream> {
+        let stream = stream.into_std()?;
+        let _context = self.event_loop().runtime.enter();
+        UnixStream::from_std(stream)
+    }
+
+    /// Has the loop serve the connection.
+    pub(super) fn hand_over(new: NewConnection) {
+        let event_loop = new.assignment().event_loop().new.clone();
+        // Closed where nobody serves any more.
+        let _ = event_loop.send(new);
+    }
+}
+
+impl Drop for Assignment {
+    fn drop(&mut self) {
+        self.event_loop().open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many connections each loop has.
+    fn open(loops: &EventLoops) -> Vec<usize> {
+        let each = |it: &EventLoop| it.open.load(Ordering::Relaxed);
+        loops.0.iter().map(each).collect()
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_loop_with_the_fewest() {
+        let new_loop = || EventLoop::new(Handle::current(), mpsc::unbounded_channel().0);
+        let loops = EventLoops::new((0..3).map(|_| new_loop()).collect());
+        let mut assigned: Vec<_> = (0..7).map(|_| loops.assign()).collect();
+        assert_eq!(open(&loops), [3, 2, 2]);
+        // Those of one loop end.
+        assigned.retain(|it| it.index != 1);
+        assert_eq!(open(&loops), [3, 0, 2]);
+        assigned.extend((0..3).map(|_| loops.assign()));
+        assert_eq!(open(&loops), [3, 3, 2]);
+        drop(assigned);
+        assert_eq!(open(&loops), [0, 0, 0]);
+    }
+}

@@ -1,0 +1,68 @@
+//! First slices on the threads that serve: whether a guest may begin on the thread that its call came by, which saves the
+//! way to a guest thread and back. A guest that took long when it began so kept everything else on that thread waiting:
+//! nothing begins there for a while.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A first slice that took longer kept its thread from serving.
+const LONG: Duration = Duration::from_millis(4);
+/// So many times as long nothing begins on the thread after that.
+const BACKOFF: u32 = 10;
+
+thread_local! {
+    static THREAD: ThisThread = const { ThisThread {
+        serves: Cell::new(false),
+        backoff_until: Cell::new(None),
+    } };
+}
+
+struct ThisThread {
+    serves: Cell<bool>,
+    backoff_until: Cell<Option<Instant>>,
+}
+
+/// Lets guests begin on this thread.
+pub fn begin_guests_here() {
+    THREAD.with(|it| it.serves.set(true));
+}
+
+/// Whether a guest may begin on this thread now.
+pub(super) fn may_begin() -> bool {
+    THREAD.with(|it| {
+        let waits = it.backoff_until.get();
+        let waits = waits.filter(|until| Instant::now() < *until);
+        it.backoff_until.set(waits);
+        it.serves.get() && waits.is_none()
+    })
+}
+
+/// Takes note of how long a first slice took on this thread.
+pub(super) fn took(time: Duration) {
+    if time > LONG {
+        let until = Instant::now().checked_add(time.saturating_mul(BACKOFF));
+        THREAD.with(|it| it.backoff_until.set(until));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_begin_on_threads_that_serve_only() {
+        assert!(!may_begin());
+        begin_guests_here();
+        assert!(may_begin());
+        std::thread::spawn(|| assert!(!may_begin())).join().unwrap();
+    }
+
+    #[test]
+    fn a_long_first_slice_keeps_others_from_beginning_there() {
+        begin_guests_here();
+        took(LONG);
+        assert!(may_begin());
+        took(Duration::from_secs(60));
+        assert!(!may_begin());
+    }
+}
