@@ -11,6 +11,7 @@ mod control;
 mod inflight;
 mod keep;
 mod keys;
+mod line;
 mod record;
 mod registry;
 mod start;

@@ -1,5 +1,5 @@
-//! The writer of the audit's lines, by which none is lost: it waits for whoever takes them, and follows a file that is
-//! renamed or removed.
+//! The writer of the audit's lines, by which none is lost: it waits for whoever takes them, and
+//! follows a file that is renamed or removed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -78,22 +78,86 @@ impl AuditWriter {
         }
     }
 
-    /// Writes all of it, however long nobody takes it.
-    fn write_all(&mut self, mut left: &[u8]) -> io::Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Writes whole lines, and calls `written` with how many lines and bytes are done with. Where
+    /// one cannot be written it is counted, and the next is tried.
+    pub(super) fn write_lines(&mut self, mut left: &[u8], written: impl Fn(usize, usize)) {
         while !left.is_empty() {
-            match (&self.file).write(left) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => left = &left[n..],
+            self.follow();
+            // A file takes all at once. Of a stream somebody else may write to, whole are only
+            // writes that are short.
+            let piece = match self.named {
+                Some(_) => left,
+                None => &left[..line_end(left)],
+            };
+            let done = match self.write_piece(piece) {
+                Ok(()) => {
+                    self.tell_regained();
+                    piece.len()
+                }
+                Err((error, at)) => {
+                    self.tell_lost(&error);
+                    at + line_end(&left[at..])
+                }
+            };
+            let lines = left[..done].iter().filter(|byte| **byte == b'\n').count();
+            written(lines, done);
+            left = &left[done..];
+        }
+    }
+
+    /// Writes `piece` on a line of its own; or says why not, and how much of it is there.
+    fn write_piece(&mut self, piece: &[u8]) -> Result<(), (io::Error, usize)> {
+        if self.torn {
+            self.write_all(b"\n").map_err(|(error, _)| (error, 0))?;
+            self.torn = false;
+        }
+        let result = self.write_all(piece);
+        if let Err((_, at)) = &result {
+            self.torn = *at > 0 && piece[at - 1] != b'\n';
+        }
+        result
+    }
+
+    /// Writes all of it, however long nobody takes it; or says why not, and how much was written.
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = 0;
+        while at < bytes.len() {
+            match (&self.file).write(&bytes[at..]) {
+                Ok(0) => return Err((io::ErrorKind::WriteZero.into(), at)),
+                Ok(n) => at += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(AGAIN);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err((error, at)),
             }
         }
         Ok(())
     }
+
+    /// Says in the log, now and then, that lines are lost: the thread that writes has nobody else to
+    /// tell.
+    fn tell_lost(&mut self, error: &io::Error) {
+        self.lost += 1;
+        if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.complained = Some(Instant::now());
+            tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+        }
+    }
+
+    fn tell_regained(&mut self) {
+        if self.lost > 0 {
+            tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
+            self.lost = 0;
+        }
+    }
+}
+
+/// Where the first line of `lines` ends.
+fn line_end(lines: &[u8]) -> usize {
+    let end = lines.iter().position(|byte| *byte == b'\n');
+    end.map_or(lines.len(), |at| at + 1)
 }
 
 fn identity(of: io::Result<std::fs::Metadata>) -> Option<(u64, u64)> {
@@ -105,33 +169,4 @@ fn is_standard_error(file: &File) -> bool {
     let stderr = rustix::fs::fstat(io::stderr()).ok();
     let stderr = stderr.map(|it| (it.st_dev, it.st_ino));
     stderr.is_some() && stderr == identity(file.metadata())
-}
-
-impl Write for AuditWriter {
-    /// Takes a whole line, or says in the log that it is lost: the thread that writes has nobody to tell.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.follow();
-        let end: &[u8] = if self.torn { b"\n" } else { b"" };
-        let written = self.write_all(&[end, line].concat());
-        self.torn = written.is_err();
-        match written {
-            Err(error) => {
-                self.lost += 1;
-                if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
-                    self.complained = Some(Instant::now());
-                    tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
-                }
-            }
-            Ok(()) if self.lost > 0 => {
-                tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
-                self.lost = 0;
-            }
-            Ok(()) => {}
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,0 +1,158 @@
+//! The way of the audit's lines to the thread that writes them: a bounded queue with backpressure.
+//!
+//! Whoever writes a line appends it to one buffer; the thread takes all that is there, writes it,
+//! and looks again, so that lines are written at once while they are few and together while they are
+//! many. Where too much waits, whoever would write one more waits too: no line is dropped.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::audit::AuditWriter;
+
+/// Lines that wait, those that are being written included; whoever writes one more waits too.
+const MAX_LINES: usize = 65_536;
+/// Bytes of them, by which few lines that are long are held up as well.
+const MAX_BYTES: usize = 64 << 20;
+/// Bytes of a buffer that are kept for the next lines.
+const KEPT: usize = 64 << 10;
+/// How long the end of the daemon waits for what is left to be written.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Takes lines for the audit.
+#[derive(Clone)]
+pub(super) struct AuditQueue(Arc<AuditBacklog>);
+
+/// Has what is left written when it is dropped.
+pub(super) struct AuditEnd(Arc<AuditBacklog>);
+
+#[derive(Default)]
+struct AuditBacklog {
+    waiting: Mutex<WaitingLines>,
+    /// For the thread: there is something to write, or the end has come.
+    work: Condvar,
+    /// For those that wait: there is room, or all is written at the end.
+    room: Condvar,
+}
+
+#[derive(Default)]
+struct WaitingLines {
+    gathered: Vec<u8>,
+    /// Lines and bytes that are not written, whether they are still gathered or not.
+    lines: usize,
+    bytes: usize,
+    /// Whether the thread waits for work.
+    idle: bool,
+    /// Whether somebody waits for room.
+    crowded: bool,
+    ending: bool,
+    ended: bool,
+}
+
+impl WaitingLines {
+    fn is_full(&self, more: usize) -> bool {
+        // A line alone is taken whatever its length.
+        self.lines >= MAX_LINES || self.lines > 0 && self.bytes + more > MAX_BYTES
+    }
+}
+
+impl AuditQueue {
+    /// Starts the thread that writes by `writer`.
+    ///
+    /// # Errors
+    /// Where the host refuses a thread.
+    pub(super) fn start(writer: AuditWriter) -> io::Result<(Self, AuditEnd)> {
+        let backlog = Arc::<AuditBacklog>::default();
+        let writes = Arc::clone(&backlog);
+        std::thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || writes.write_by(writer))?;
+        Ok((Self(Arc::clone(&backlog)), AuditEnd(backlog)))
+    }
+
+    /// Takes a whole line, as soon as there is room for it.
+    pub(super) fn take(&self, line: &[u8]) {
+        let backlog = &self.0;
+        let waiting = backlog.room.wait_while(backlog.lock(), |it| {
+            let waits = it.is_full(line.len()) && !it.ended;
+            it.crowded |= waits;
+            waits
+        });
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        if waiting.ended {
+            return;
+        }
+        waiting.gathered.extend_from_slice(line);
+        waiting.lines += 1;
+        waiting.bytes += line.len();
+        let wake = std::mem::take(&mut waiting.idle);
+        drop(waiting);
+        if wake {
+            backlog.work.notify_one();
+        }
+    }
+}
+
+impl AuditBacklog {
+    fn write_by(&self, mut writer: AuditWriter) {
+        let mut batch = Vec::new();
+        loop {
+            let waiting = self.work.wait_while(self.lock(), |it| {
+                it.idle = it.gathered.is_empty() && !it.ending;
+                it.idle
+            });
+            let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+            if waiting.gathered.is_empty() {
+                waiting.ended = true;
+                drop(waiting);
+                self.room.notify_all();
+                return;
+            }
+            std::mem::swap(&mut waiting.gathered, &mut batch);
+            drop(waiting);
+            writer.write_lines(&batch, |lines, bytes| self.written(lines, bytes));
+            batch.clear();
+            // What a burst took is not held for ever.
+            batch.shrink_to(KEPT);
+        }
+    }
+
+    /// Makes room for others.
+    fn written(&self, lines: usize, bytes: usize) {
+        let mut waiting = self.lock();
+        waiting.lines -= lines;
+        waiting.bytes -= bytes;
+        let crowded = std::mem::take(&mut waiting.crowded);
+        drop(waiting);
+        if crowded {
+            self.room.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WaitingLines> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AuditEnd {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        waiting.ending = true;
+        self.0.work.notify_one();
+        // Whatever takes nothing does not keep the daemon from ending.
+        let ended = self
+            .0
+            .room
+            .wait_timeout_while(waiting, LAST_WAIT, |it| !it.ended);
+        let (waiting, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        let (ended, left) = (waiting.ended, waiting.lines);
+        drop(waiting);
+        if !ended {
+            tracing::error!(
+                left,
+                "the last lines of the audit are not written: nobody takes them"
+            );
+        }
+    }
+}
