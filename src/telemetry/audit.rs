@@ -170,3 +170,60 @@ fn is_standard_error(file: &File) -> bool {
     let stderr = stderr.map(|it| (it.st_dev, it.st_ino));
     stderr.is_some() && stderr == identity(file.metadata())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Read;
+
+    use super::*;
+
+    fn full() -> File {
+        File::options().write(true).open("/dev/full").unwrap()
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_later_ones_are_whole() {
+        let target = AuditTarget::Stream(full());
+        let mut writer = AuditWriter::open(target, &WriteTurn::default())
+            .unwrap()
+            .unwrap();
+        let done = Cell::new((0, 0));
+        let count = |lines, bytes| {
+            let (before, size) = done.get();
+            done.set((before + lines, size + bytes));
+        };
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("audit");
+        // A stream is written to line by line, a file as much as there is at once.
+        for named in [None, Some((path.clone(), Instant::now()))] {
+            done.set((0, 0));
+            (writer.file, writer.named) = (full(), named);
+            writer.write_lines(b"first\nsecond\nthird\n", count);
+            assert_eq!((done.get(), writer.lost), ((3, 19), 3));
+            writer.file = append_to(&path).unwrap();
+            writer.write_lines(b"fourth\nfifth\n", count);
+            assert_eq!((done.get(), writer.lost), ((5, 32), 0));
+        }
+        let mut text = String::new();
+        File::open(path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "fourth\nfifth\n".repeat(2));
+    }
+
+    #[test]
+    fn a_line_that_is_there_in_part_is_ended_before_the_next() {
+        let (mut reads, writes) = std::io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(writes));
+        let target = AuditTarget::Stream(file);
+        let mut writer = AuditWriter::open(target, &WriteTurn::default())
+            .unwrap()
+            .unwrap();
+        writer.write_all(b"half").unwrap();
+        writer.torn = true;
+        writer.write_lines(b"one\ntwo\n", |_, _| {});
+        drop(writer);
+        let mut text = String::new();
+        reads.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "half\none\ntwo\n");
+    }
+}

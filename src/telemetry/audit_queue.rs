@@ -156,3 +156,85 @@ impl Drop for AuditEnd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use super::super::audit::WriteTurn;
+    use super::super::audit_file::AuditTarget;
+    use super::*;
+
+    fn started() -> (AuditQueue, AuditEnd, io::PipeReader) {
+        let (reads, writes) = io::pipe().unwrap();
+        let target = AuditTarget::Stream(File::from(OwnedFd::from(writes)));
+        let writer = AuditWriter::open(target, &WriteTurn::default());
+        let (queue, end) = AuditQueue::start(writer.unwrap().unwrap()).unwrap();
+        (queue, end, reads)
+    }
+
+    /// Fills the queue with `fit` lines of `size` bytes, and writes one more.
+    fn one_line_too_many(fit: usize, size: usize) {
+        let (queue, end, mut reads) = started();
+        let mut line = vec![b'x'; size];
+        line[size - 1] = b'\n';
+        for _ in 0..fit {
+            queue.take(&line);
+        }
+        // What the pipe holds makes room for as many more.
+        let piped = (64 << 10) / size;
+        let waits = queue.clone();
+        let more = std::thread::spawn(move || {
+            for _ in 0..=piped {
+                waits.take(&line);
+            }
+        });
+        while !queue.0.lock().crowded {
+            assert!(!more.is_finished(), "nobody waits");
+            std::thread::yield_now();
+        }
+        let waiting = queue.0.lock();
+        assert!(waiting.lines <= MAX_LINES && waiting.bytes <= MAX_BYTES);
+        drop(waiting);
+        let total = (fit + piped + 1) * size;
+        let mut taken = vec![0; total];
+        reads.read_exact(&mut taken).unwrap();
+        more.join().unwrap();
+        let lines = taken.chunks_exact(size);
+        assert!(
+            lines.clone().all(|it| it.ends_with(b"\n")),
+            "a line is torn"
+        );
+        assert_eq!(lines.len(), fit + piped + 1);
+        drop(end);
+        assert_eq!(queue.0.lock().lines, 0);
+    }
+
+    #[test]
+    fn whoever_writes_one_more_line_than_may_wait_waits_and_none_is_lost() {
+        one_line_too_many(MAX_LINES, 64);
+    }
+
+    #[test]
+    fn long_lines_wait_by_their_bytes() {
+        one_line_too_many(MAX_BYTES / (8 << 20), 8 << 20);
+    }
+
+    #[test]
+    fn the_end_waits_for_what_is_left_and_takes_nothing_more() {
+        let (queue, end, mut reads) = started();
+        let reads = std::thread::spawn(move || {
+            let mut text = String::new();
+            reads.read_to_string(&mut text).unwrap();
+            text
+        });
+        for _ in 0..5000 {
+            queue.take(b"a line\n");
+        }
+        drop(end);
+        queue.take(b"too late\n");
+        assert_eq!(reads.join().unwrap(), "a line\n".repeat(5000));
+    }
+}

@@ -157,8 +157,14 @@ impl FieldValue for Digest {
         for (pair, byte) in digits.chunks_exact_mut(2).zip(self.as_bytes()) {
             pair.copy_from_slice(&HEX[usize::from(*byte)]);
         }
-        // It is ASCII.
-        Unquoted(str::from_utf8(&text).unwrap_or_default()).put(name, line);
+        line.name(name);
+        let quote: &[u8] = match line.layout {
+            LineLayout::Text => b"",
+            LineLayout::Json | LineLayout::Audit => b"\"",
+        };
+        for part in [quote, &text, quote] {
+            line.out.extend_from_slice(part);
+        }
     }
 }
 
