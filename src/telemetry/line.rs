@@ -45,9 +45,9 @@ pub(crate) struct LineHead {
 /// A field's name, as each layout has it in front of the value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FieldName {
-    /// `" name="`
+    /// In a line for people: a space, the name, an equals sign.
     pub(crate) text: &'static str,
-    /// `",\"name\":"`
+    /// In JSON: a comma, the name in quotes, a colon.
     pub(crate) json: &'static str,
 }
 

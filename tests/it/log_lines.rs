@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringfence::api::proto::{RunRequest, RunSpec, RunStreamRequest};
 use serde_json::Value;
@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 
-use crate::harness::{Client, SpecExt, connect, kit, spec};
+use crate::harness::{Client, PATIENCE, SpecExt, connect, kit, spec};
 use crate::process::Served;
 
 /// A line in its parts.
@@ -53,7 +53,10 @@ impl Line {
     fn of_text(line: &str) -> Option<Self> {
         let (time, rest) = line.split_once(' ')?;
         let (level, rest) = rest.trim_start().split_once(' ')?;
-        assert!(["ERROR", "WARN", "INFO"].contains(&level), "{line}");
+        assert!(
+            ["ERROR", "WARN", "INFO", "DEBUG"].contains(&level),
+            "{line}"
+        );
         let (target, rest) = rest.split_once(": ")?;
         if !is_of_runs(target) {
             return None;
@@ -245,28 +248,38 @@ fn endings() -> Vec<(&'static str, RunSpec)> {
     ]
 }
 
+/// A module that does nothing.
+fn nothing() -> RunSpec {
+    spec("(module (func (export \"_start\")))")
+}
+
 async fn run(client: &mut Client, spec: RunSpec) -> Result<(), tonic::Status> {
     client.run(RunRequest { spec: Some(spec) }).await.map(drop)
 }
 
-/// Has runs of every ending, a refused one, and one that its caller leaves.
-async fn have_runs(daemon: &Served) {
+/// Has runs of every ending, two that are refused, and one that its caller leaves, until the audit tells of it.
+async fn have_runs(daemon: &Served, audit: &Path) {
     let mut client = connect(&daemon.addr).await;
     for (_, spec) in endings() {
         run(&mut client, spec).await.unwrap();
     }
-    run(&mut client, kit(&["hello"]).entry("missing"))
+    run(&mut client, nothing().entry("missing"))
         .await
         .unwrap_err();
-    run(
-        &mut client,
-        kit(&["hello"]).timeout(Duration::from_secs(1 << 20)),
-    )
-    .await
-    .unwrap_err();
+    run(&mut client, nothing().timeout(Duration::from_secs(1 << 20)))
+        .await
+        .unwrap_err();
     let spec = Some(spec("(module (func (export \"_start\") (loop br 0)))"));
     let stream = client.run_stream(RunStreamRequest { spec }).await.unwrap();
     drop(stream);
+    let start = Instant::now();
+    while !std::fs::read_to_string(audit)
+        .unwrap()
+        .contains("caller_gone")
+    {
+        assert!(start.elapsed() < PATIENCE, "it goes on");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Whether all endings are told, with their own fields.
@@ -308,7 +321,7 @@ async fn lines_are_as_tracing_writes_them(form: Form) {
     ];
     let args: Vec<&str> = set.iter().flat_map(|it| ["--set", it.as_str()]).collect();
     let daemon = Served::start(&args);
-    have_runs(&daemon).await;
+    have_runs(&daemon, &path).await;
     let (code, log) = daemon.end();
     assert_eq!(code, 0);
     let log = checked(&log, form);
@@ -357,7 +370,7 @@ async fn hostile_paths_are_told_as_tracing_tells_them() {
     for name in names {
         let host = data.join(name);
         expected.push(format!("write:{}", host.display()));
-        run(&mut client, kit(&["hello"]).mount(&host, "/data", false))
+        run(&mut client, nothing().mount(&host, "/data", false))
             .await
             .unwrap();
     }
@@ -373,8 +386,8 @@ async fn filtered(log_level: &str) -> Vec<String> {
     let set = format!("telemetry.log_level={log_level}");
     let daemon = Served::start(&["--set", &set]);
     let mut client = connect(&daemon.addr).await;
-    run(&mut client, kit(&["hello"])).await.unwrap();
-    run(&mut client, kit(&["hello"]).entry("missing"))
+    run(&mut client, nothing()).await.unwrap();
+    run(&mut client, nothing().entry("missing"))
         .await
         .unwrap_err();
     let (code, log) = daemon.end();
@@ -414,7 +427,7 @@ async fn an_audit_without_room_holds_up_nobody_and_is_told() {
     let daemon = Served::start(&["--set", "telemetry.audit_file=/dev/full"]);
     let mut client = connect(&daemon.addr).await;
     for _ in 0..20 {
-        run(&mut client, kit(&["hello"])).await.unwrap();
+        run(&mut client, nothing()).await.unwrap();
     }
     let (code, log) = daemon.end();
     assert_eq!(code, 0);
@@ -450,7 +463,7 @@ async fn lines_of_the_audit_wait_for_their_reader_and_none_is_lost() {
     ]);
     let mut client = connect(&daemon.addr).await;
     for _ in 0..RUNS {
-        run(&mut client, kit(&["hello"])).await.unwrap();
+        run(&mut client, nothing()).await.unwrap();
     }
     let mut reader = std::fs::File::open(&path).unwrap();
     daemon.signal("-TERM");
