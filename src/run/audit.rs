@@ -8,16 +8,16 @@ use crate::limits::PAGE;
 use crate::outcome::Ended;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
+use crate::telemetry::{self, Unquoted};
 
 /// One line of a run: whose it is and of which module, then the rest.
 macro_rules! line {
     ($run:ident, $($field:tt)*) => {
-        tracing::info!(
-            target: "ringfence::audit",
-            run_id = %$run.id,
+        telemetry::audit_line!(
+            run_id = &$run.id,
             tenant = &*$run.origin.tenant.name,
             caller = &*$run.origin.caller,
-            digest = $run.digest().map(tracing::field::display),
+            digest = $run.digest(),
             $($field)*
         )
     };
@@ -36,7 +36,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Of `spec`, where somebody keeps the audit.
     pub(super) fn of(spec: &RunSpec) -> Option<Self> {
-        if !tracing::enabled!(target: "ringfence::audit", tracing::Level::INFO) {
+        if !telemetry::is_audited() {
             return None;
         }
         let mount = |mount: &crate::request::Mount| {
@@ -73,8 +73,8 @@ pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
         wasi = reach.wasi,
         clock = reach.clock,
         network = reach.network,
-        mounts = %reach.mounts,
-        host_functions = %reach.host_functions,
+        mounts = Unquoted(&reach.mounts),
+        host_functions = Unquoted(&reach.host_functions),
     );
 }
 

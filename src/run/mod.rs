@@ -12,6 +12,7 @@ mod deadline;
 mod inflight;
 mod keep;
 mod keys;
+mod line;
 mod record;
 mod registry;
 mod start;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::admission::{Counted, Pass, shutting_down};
 use super::answer::AnswerReservation;
 use super::audit::{self, Reach};
+use super::line;
 use super::registry::Registry;
 use super::tenant::Tenant;
 use crate::limits::Limits;
@@ -365,15 +366,7 @@ impl Pending {
     /// Ends it before its first instruction, and answers with the refusal as its caller's messages have it.
     pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
         let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
-        tracing::info!(
-            target: "ringfence::run",
-            run_id = %self.run.id,
-            tenant = &*self.run.origin.tenant.name,
-            digest = self.run.digest().map(tracing::field::display),
-            reason = refusal.reason().as_str(),
-            field = refusal.field(),
-            "run refused"
-        );
+        line::refused(&self.run, &refusal);
         audit::refused(&self.run, &refusal);
         self.finish(Err(refusal.clone()), None);
         refusal
@@ -397,38 +390,15 @@ impl Pending {
 
     fn write(&self, result: &End) {
         match result {
-            Ok(ended) => audit::ended(&self.run, ended, self.waited(ended)),
-            Err(refusal) => audit::failed(&self.run, refusal),
-        }
-        let digest = self.run.digest().map(tracing::field::display);
-        let run_id = &self.run.id;
-        match result {
-            Ok(ended) => tracing::info!(
-                target: "ringfence::run",
-                %run_id,
-                tenant = &*self.run.origin.tenant.name,
-                digest,
-                outcome = outcome_name(ended.outcome),
-                exit_code = ended.outcome.exit_code(),
-                cause = cause_name(ended.outcome),
-                trap = ended.trap.as_ref().map(|trap| trap.code),
-                duration_us = micros(ended.duration),
-                cpu_us = micros(ended.cpu_time),
-                waited_us = micros(self.waited(ended)),
-                fuel = ended.fuel_consumed,
-                memory = ended.memory_used,
-                memory_denied = ended.memory_denied,
-                stdout = ended.stdout.bytes,
-                stderr = ended.stderr.bytes,
-                "run ended"
-            ),
-            Err(refusal) => tracing::error!(
-                target: "ringfence::run",
-                %run_id,
-                digest,
-                reason = refusal.reason().as_str(),
-                "run failed"
-            ),
+            Ok(ended) => {
+                let waited = self.waited(ended);
+                audit::ended(&self.run, ended, waited);
+                line::ended(&self.run, ended, waited);
+            }
+            Err(refusal) => {
+                audit::failed(&self.run, refusal);
+                line::failed(&self.run, refusal);
+            }
         }
     }
 
@@ -440,12 +410,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.over {
-            tracing::info!(
-                target: "ringfence::run",
-                run_id = %self.run.id,
-                digest = self.run.digest().map(tracing::field::display),
-                "run left by its caller before it started"
-            );
+            line::left(&self.run);
             let refusal = unstarted(None);
             audit::refused(&self.run, &refusal);
             self.finish(Err(refusal), None);

@@ -1,5 +1,5 @@
-//! The writer of the audit's lines, by which none is lost: it waits for whoever takes them, and follows a file that is
-//! renamed or removed.
+//! The writer of the audit's lines, by which none is lost: it waits for whoever takes them, and
+//! follows a file that is renamed or removed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -78,22 +78,86 @@ impl AuditWriter {
         }
     }
 
-    /// Writes all of it, however long nobody takes it.
-    fn write_all(&mut self, mut left: &[u8]) -> io::Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Writes whole lines, and calls `written` with how many lines and bytes are done with. Where
+    /// one cannot be written it is counted, and the next is tried.
+    pub(super) fn write_lines(&mut self, mut left: &[u8], written: impl Fn(usize, usize)) {
         while !left.is_empty() {
-            match (&self.file).write(left) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => left = &left[n..],
+            self.follow();
+            // A file takes all at once. Of a stream somebody else may write to, whole are only
+            // writes that are short.
+            let piece = match self.named {
+                Some(_) => left,
+                None => &left[..line_end(left)],
+            };
+            let done = match self.write_piece(piece) {
+                Ok(()) => {
+                    self.tell_regained();
+                    piece.len()
+                }
+                Err((error, at)) => {
+                    self.tell_lost(&error);
+                    at + line_end(&left[at..])
+                }
+            };
+            let lines = left[..done].iter().filter(|byte| **byte == b'\n').count();
+            written(lines, done);
+            left = &left[done..];
+        }
+    }
+
+    /// Writes `piece` on a line of its own; or says why not, and how much of it is there.
+    fn write_piece(&mut self, piece: &[u8]) -> Result<(), (io::Error, usize)> {
+        if self.torn {
+            self.write_all(b"\n").map_err(|(error, _)| (error, 0))?;
+            self.torn = false;
+        }
+        let result = self.write_all(piece);
+        if let Err((_, at)) = &result {
+            self.torn = *at > 0 && piece[at - 1] != b'\n';
+        }
+        result
+    }
+
+    /// Writes all of it, however long nobody takes it; or says why not, and how much was written.
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = 0;
+        while at < bytes.len() {
+            match (&self.file).write(&bytes[at..]) {
+                Ok(0) => return Err((io::ErrorKind::WriteZero.into(), at)),
+                Ok(n) => at += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(AGAIN);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err((error, at)),
             }
         }
         Ok(())
     }
+
+    /// Says in the log, now and then, that lines are lost: the thread that writes has nobody else to
+    /// tell.
+    fn tell_lost(&mut self, error: &io::Error) {
+        self.lost += 1;
+        if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.complained = Some(Instant::now());
+            tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+        }
+    }
+
+    fn tell_regained(&mut self) {
+        if self.lost > 0 {
+            tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
+            self.lost = 0;
+        }
+    }
+}
+
+/// Where the first line of `lines` ends.
+fn line_end(lines: &[u8]) -> usize {
+    let end = lines.iter().position(|byte| *byte == b'\n');
+    end.map_or(lines.len(), |at| at + 1)
 }
 
 fn identity(of: io::Result<std::fs::Metadata>) -> Option<(u64, u64)> {
@@ -107,31 +171,61 @@ fn is_standard_error(file: &File) -> bool {
     stderr.is_some() && stderr == identity(file.metadata())
 }
 
-impl Write for AuditWriter {
-    /// Takes a whole line, or says in the log that it is lost: the thread that writes has nobody to tell.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.follow();
-        let end: &[u8] = if self.torn { b"\n" } else { b"" };
-        let written = self.write_all(&[end, line].concat());
-        self.torn = written.is_err();
-        match written {
-            Err(error) => {
-                self.lost += 1;
-                if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
-                    self.complained = Some(Instant::now());
-                    tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
-                }
-            }
-            Ok(()) if self.lost > 0 => {
-                tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
-                self.lost = 0;
-            }
-            Ok(()) => {}
-        }
-        Ok(line.len())
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Read;
+
+    use super::*;
+
+    fn full() -> File {
+        File::options().write(true).open("/dev/full").unwrap()
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_later_ones_are_whole() {
+        let target = AuditTarget::Stream(full());
+        let mut writer = AuditWriter::open(target, &WriteTurn::default())
+            .unwrap()
+            .unwrap();
+        let done = Cell::new((0, 0));
+        let count = |lines, bytes| {
+            let (before, size) = done.get();
+            done.set((before + lines, size + bytes));
+        };
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("audit");
+        // Nobody looks whether it is still the file of that name.
+        let later = Instant::now() + Duration::from_secs(3600);
+        // A stream is written to line by line, a file as much as there is at once.
+        for named in [None, Some((path.clone(), later))] {
+            done.set((0, 0));
+            (writer.file, writer.named) = (full(), named);
+            writer.write_lines(b"first\nsecond\nthird\n", count);
+            assert_eq!((done.get(), writer.lost), ((3, 19), 3));
+            writer.file = append_to(&path).unwrap();
+            writer.write_lines(b"fourth\nfifth\n", count);
+            assert_eq!((done.get(), writer.lost), ((5, 32), 0));
+        }
+        let mut text = String::new();
+        File::open(path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "fourth\nfifth\n".repeat(2));
+    }
+
+    #[test]
+    fn a_line_that_is_there_in_part_is_ended_before_the_next() {
+        let (mut reads, writes) = std::io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(writes));
+        let target = AuditTarget::Stream(file);
+        let mut writer = AuditWriter::open(target, &WriteTurn::default())
+            .unwrap()
+            .unwrap();
+        writer.write_all(b"half").unwrap();
+        writer.torn = true;
+        writer.write_lines(b"one\ntwo\n", |_, _| {});
+        drop(writer);
+        let mut text = String::new();
+        reads.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "half\none\ntwo\n");
     }
 }

@@ -81,6 +81,22 @@ impl Lines {
         LogFlush(Arc::clone(&self.0))
     }
 
+    /// Takes a whole line, or counts it where there is no room.
+    pub(super) fn take(&self, line: &[u8]) {
+        let mut state = self.0.lock();
+        if state.gathered.len() + line.len() > BUFFER {
+            drop(state);
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let was_empty = state.gathered.is_empty();
+        state.gathered.extend_from_slice(line);
+        drop(state);
+        if was_empty {
+            self.0.changed.notify_all();
+        }
+    }
+
     /// Lines that were dropped since the start.
     pub(super) fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
@@ -162,18 +178,7 @@ impl Drop for Last {
 /// Takes a line as a whole.
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut state = self.0.lock();
-        if state.gathered.len() + line.len() > BUFFER {
-            drop(state);
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
-            return Ok(line.len());
-        }
-        let was_empty = state.gathered.is_empty();
-        state.gathered.extend_from_slice(line);
-        drop(state);
-        if was_empty {
-            self.0.changed.notify_all();
-        }
+        self.take(line);
         Ok(line.len())
     }
 

@@ -1,16 +1,21 @@
 //! The log: structured, to standard error, by a writer that never blocks the daemon. And the audit, to a file or a
 //! stream, by one that loses no line.
+//!
+//! What is said now and then goes through tracing. The lines of runs, of which each call has one and
+//! the audit two, are written by hand (`line`), into the same log, under the same filter.
 
 mod audit;
 mod audit_file;
+mod audit_queue;
+mod line;
 mod lines;
+mod run_lines;
 
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -19,15 +24,15 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::audit::{AuditWriter, WriteTurn};
 pub use self::audit_file::AuditTarget;
+use self::audit_queue::{AuditEnd, AuditQueue};
+pub(crate) use self::line::{FieldName, FieldValue, LineHead, Unquoted, put_fields};
 pub use self::lines::LogFlush;
 use self::lines::{Last, Lines};
+use self::run_lines::RunLines;
+pub(crate) use self::run_lines::{AUDIT, audit_line, is_audited, log_line, write_audit, write_log};
 use crate::config::{LogFormat, Telemetry};
 use crate::refusal::printable;
 
-/// Lines of the audit that wait for the disk; whoever writes one more waits too.
-const BUFFERED_AUDIT_LINES: usize = 65_536;
-/// The target of the audit's lines.
-const AUDIT: &str = "ringfence::audit";
 /// Libraries that guests can make say something at each call, and whoever can connect at each frame: none of the log's,
 /// unless `telemetry.log_level` names them.
 const CHATTY: [&str; 6] = [
@@ -43,8 +48,9 @@ const REPORT: Duration = Duration::from_secs(10);
 
 /// Writes what is left when it is dropped.
 pub struct Log {
+    /// Before the log, in which it says what it could not write.
+    _audit: Option<AuditEnd>,
     _last: Last,
-    _audit: Option<WorkerGuard>,
     lines: Lines,
 }
 
@@ -65,19 +71,20 @@ pub fn start(telemetry: &Telemetry, audit: AuditTarget) -> Result<Log, String> {
     }
     let turn = WriteTurn::default();
     let writer = AuditWriter::open(audit, &turn)?;
-    let (audit, audit_worker) = writer.map(audit_layer).unzip();
+    let audit = writer.map(AuditQueue::start).transpose();
+    let (audit, audit_end) = audit.map_err(|error| error.to_string())?.unzip();
     let (lines, last) = Lines::start(std::io::stderr(), turn).map_err(|error| error.to_string())?;
     let log = match telemetry.log_format {
         LogFormat::Text => layer(lines.clone()).with_ansi(false).boxed(),
         LogFormat::Json => layer(lines.clone()).json().boxed(),
     };
     let registry = tracing_subscriber::registry().with(log.with_filter(filter));
-    let started = registry.with(audit).try_init();
-    started.map_err(|error| error.to_string())?;
+    registry.try_init().map_err(|error| error.to_string())?;
+    RunLines::start(telemetry.log_format, lines.clone(), audit);
     std::panic::set_hook(Box::new(tell_panic));
     Ok(Log {
+        _audit: audit_end,
         _last: last,
-        _audit: audit_worker,
         lines,
     })
 }
@@ -126,28 +133,6 @@ fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let cause = panic.payload_as_str().map(printable).unwrap_or_default();
     let at = panic.location().map(ToString::to_string);
     tracing::error!(cause, at, "panic");
-}
-
-/// The layer of the audit's lines, and what writes the rest of them at the end.
-fn audit_layer<S>(to: AuditWriter) -> (Box<dyn Layer<S> + Send + Sync>, WorkerGuard)
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    let (writer, worker) = NonBlockingBuilder::default()
-        .lossy(false)
-        .buffered_lines_limit(BUFFERED_AUDIT_LINES)
-        .thread_name("audit")
-        .finish(to);
-    let layer = tracing_subscriber::fmt::layer()
-        .json()
-        .flatten_event(true)
-        .with_current_span(false)
-        .with_span_list(false)
-        .with_level(false)
-        .with_target(false)
-        .with_writer(writer);
-    let only = Targets::new().with_target(AUDIT, LevelFilter::INFO);
-    (layer.with_filter(only).boxed(), worker)
 }
 
 fn layer<S, W>(

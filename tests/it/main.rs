@@ -68,6 +68,7 @@ mod interop;
 mod jwks;
 mod lifecycle;
 mod limits;
+mod log_lines;
 mod machine;
 mod machines;
 mod machines_logs;
