@@ -1,16 +1,38 @@
 //! Static tokens: a file of their hashes.
+//!
+//! A call's token is looked up in a hash table, so that a call costs the same however many tokens
+//! there are. How long the look-up takes tells nothing that helps to find a token: the table is of
+//! the tokens' SHA-256, placed in it by a hash whose key this process drew by chance, and an entry is
+//! compared in constant time.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use subtle::{ConditionallySelectable, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
 use super::watched::Parsed;
 use crate::request::Digest;
 
 /// The tokens that there are, as hashes, with whose they are.
 #[derive(Debug, Default)]
-pub struct Tokens(Vec<(Digest, Arc<str>)>);
+pub struct Tokens(HashMap<TokenHash, Arc<str>>);
+
+/// The SHA-256 of a token, which is compared in constant time.
+#[derive(Clone, Copy, Debug, Eq)]
+struct TokenHash(Digest);
+
+impl PartialEq for TokenHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Hash for TokenHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Tokens {
     /// Reads lines of "TENANT sha256:HEX"; empty ones, and what follows a "#", are passed over.
@@ -21,7 +43,7 @@ impl Tokens {
     /// neither.
     pub fn parse(text: &[u8], tenants: &HashSet<String>) -> Parsed<Self> {
         let mut faults = Vec::new();
-        let mut tokens = Vec::new();
+        let mut tokens = HashMap::new();
         let mut owners: HashMap<Digest, (usize, Arc<str>)> = HashMap::new();
         let mut disputed = HashSet::new();
         // What some editors put before all text.
@@ -39,7 +61,7 @@ impl Tokens {
                 .entry(digest)
                 .or_insert_with(|| (line, Arc::clone(&tenant)));
             if owner.1 == tenant {
-                tokens.push((digest, tenant));
+                tokens.insert(TokenHash(digest), tenant);
             } else {
                 disputed.insert(digest);
                 let other = owner.0;
@@ -48,23 +70,17 @@ impl Tokens {
                 ));
             }
         }
-        tokens.retain(|(digest, _)| !disputed.contains(digest));
+        tokens.retain(|hash, _| !disputed.contains(&hash.0));
         Parsed {
             value: Self(tokens),
             faults,
         }
     }
 
-    /// Whose token it is. Every entry is looked at, each in the same time.
+    /// Whose token it is.
     pub fn tenant(&self, token: &str) -> Option<Arc<str>> {
-        let hash = Digest::of(token.as_bytes());
-        let mut found = u64::MAX;
-        for (i, (digest, _)) in self.0.iter().enumerate() {
-            let same = digest.as_bytes().ct_eq(hash.as_bytes());
-            found = u64::conditional_select(&found, &(i as u64), same);
-        }
-        let found = usize::try_from(found).ok()?;
-        self.0.get(found).map(|(_, tenant)| Arc::clone(tenant))
+        let hash = TokenHash(Digest::of(token.as_bytes()));
+        self.0.get(&hash).map(Arc::clone)
     }
 }
 
@@ -85,5 +101,57 @@ fn token(
             Ok(Some((digest, Arc::from(tenant))))
         }
         _ => Err("allowed is: TENANT sha256:HEX"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenants(count: usize) -> HashSet<String> {
+        (0..count).map(|i| format!("t{i}")).collect()
+    }
+
+    fn line(tenant: usize, token: &str) -> String {
+        format!("t{tenant} {}\n", Digest::of(token.as_bytes()))
+    }
+
+    #[test]
+    fn each_of_many_tokens_is_its_tenants_and_no_other_is_anybodys() {
+        const TENANTS: usize = 1000;
+        let text: String = (0..TENANTS)
+            .map(|i| line(i, &format!("first of {i}")) + &line(i, &format!("second of {i}")))
+            .collect();
+        let parsed = Tokens::parse(text.as_bytes(), &tenants(TENANTS));
+        assert!(parsed.faults.is_empty(), "{:?}", parsed.faults);
+        for i in 0..TENANTS {
+            for which in ["first", "second"] {
+                let tenant = parsed.value.tenant(&format!("{which} of {i}"));
+                assert_eq!(tenant.as_deref(), Some(format!("t{i}").as_str()));
+            }
+            assert_eq!(parsed.value.tenant(&format!("third of {i}")), None);
+        }
+        assert_eq!(parsed.value.tenant(""), None);
+    }
+
+    #[test]
+    fn a_token_that_is_twice_one_tenants_is_its_own_and_one_of_two_tenants_is_neithers() {
+        let text = [line(0, "a"), line(0, "a"), line(0, "b"), line(1, "b")].concat();
+        let parsed = Tokens::parse(text.as_bytes(), &tenants(2));
+        assert_eq!(parsed.faults.len(), 1);
+        assert_eq!(parsed.value.tenant("a").as_deref(), Some("t0"));
+        assert_eq!(parsed.value.tenant("b"), None);
+    }
+
+    #[test]
+    fn hashes_differ_where_any_byte_does() {
+        let hash =
+            |digits: &str| TokenHash(Digest::parse("", &format!("sha256:{digits}")).unwrap());
+        let same = "ab".repeat(32);
+        assert_eq!(hash(&same), hash(&same));
+        for at in 0..32 {
+            let other = "ab".repeat(at) + "aa" + &"ab".repeat(31 - at);
+            assert_ne!(hash(&same), hash(&other), "{at}");
+        }
     }
 }

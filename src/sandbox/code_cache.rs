@@ -4,6 +4,9 @@
 //! tenant that is furthest over its share goes: first what only came with runs (inline), then what the tenant keeps. So a
 //! tenant within its share loses nothing to another, and one that runs many modules inline loses none that it has loaded.
 //! Code that several tenants use counts in full for each of them, and is dropped when the last of them has lost it.
+//!
+//! A use of code that its tenant has used lately leaves it where it stands in the order, so that a module that is run over
+//! and over, and modules of many tenants, cost a look-up and no more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -27,6 +30,9 @@ pub(super) struct CacheLimits<'a> {
     pub(super) weights: &'a [u32],
 }
 
+/// Code among the most recently used of its tenant, one part in so many of it, stays where it stands when it is used.
+const LATELY: u64 = 8;
+
 /// The cache, for threads that share it.
 pub(super) struct CodeCache<K, V> {
     budget: u64,
@@ -46,7 +52,7 @@ struct CodeShares<K, V> {
 struct CachedCode<V> {
     value: V,
     weight: u64,
-    /// By each tenant that uses it, and what its use is filed under.
+    /// By each tenant that uses it, and what its use is filed under; sorted by tenant.
     used_by: Vec<(usize, Stamp)>,
 }
 
@@ -88,9 +94,7 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
 
     /// An entry, which is used.
     pub(super) fn get(&self, key: &K, code_use: CodeUse) -> Option<V> {
-        let mut shares = self.lock();
-        shares.touch(key, code_use);
-        shares.entries.get(key).map(|entry| entry.value.clone())
+        self.lock().touch(key, code_use).cloned()
     }
 
     /// Notes that an entry is used, where it is there.
@@ -150,31 +154,34 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         }
     }
 
-    fn touch(&mut self, key: &K, code_use: CodeUse) {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
+    /// Notes that an entry is used, and returns it.
+    fn touch(&mut self, key: &K, code_use: CodeUse) -> Option<&V> {
+        let entry = self.entries.get_mut(key)?;
         let Some(tenant) = self.tenants.get_mut(code_use.tenant) else {
-            return;
+            return Some(&entry.value);
         };
         self.uses += 1;
         let mut stamp = Stamp {
             kept: code_use.kept,
             used: self.uses,
         };
-        let mut used_by = entry.used_by.iter_mut();
-        match used_by.find(|(it, _)| *it == code_use.tenant) {
-            Some((_, last)) => {
-                tenant.order.remove(last);
+        match entry.user(code_use.tenant) {
+            Ok(at) => {
+                let last = &mut entry.used_by[at].1;
                 stamp.kept |= last.kept;
-                *last = stamp;
+                if stamp.kept != last.kept || !tenant.used_lately(*last, self.uses) {
+                    tenant.order.remove(last);
+                    tenant.order.insert(stamp, *key);
+                    *last = stamp;
+                }
             }
-            None => {
+            Err(at) => {
                 tenant.held += entry.weight;
-                entry.used_by.push((code_use.tenant, stamp));
+                entry.used_by.insert(at, (code_use.tenant, stamp));
+                tenant.order.insert(stamp, *key);
             }
         }
-        tenant.order.insert(stamp, *key);
+        Some(&entry.value)
     }
 
     /// Puts an entry in, and returns what had to go.
@@ -232,14 +239,12 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
     fn lose(&mut self, key: &K, tenant: usize) -> Option<V> {
         let entry = self.entries.get_mut(key)?;
         let weight = entry.weight;
-        let it = &mut self.tenants[tenant];
-        entry.used_by.retain(|(user, stamp)| {
-            if *user == tenant {
-                it.order.remove(stamp);
-                it.held -= weight;
-            }
-            *user != tenant
-        });
+        if let Ok(at) = entry.user(tenant) {
+            let (_, stamp) = entry.used_by.remove(at);
+            let it = &mut self.tenants[tenant];
+            it.order.remove(&stamp);
+            it.held -= weight;
+        }
         if !entry.used_by.is_empty() {
             return None;
         }
@@ -262,13 +267,31 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        let used_by = entry.used_by.iter_mut();
-        for (_, stamp) in used_by.filter(|(user, _)| *user == tenant) {
+        if let Ok(at) = entry.user(tenant) {
+            let stamp = &mut entry.used_by[at].1;
             let order = &mut self.tenants[tenant].order;
             order.remove(stamp);
             stamp.kept = false;
             order.insert(*stamp, *key);
         }
+    }
+}
+
+impl<V> CachedCode<V> {
+    /// Where a tenant stands among those that use it, or would stand.
+    fn user(&self, tenant: usize) -> Result<usize, usize> {
+        self.used_by
+            .binary_search_by_key(&tenant, |(user, _)| *user)
+    }
+}
+
+impl<K> TenantShare<K> {
+    /// Whether what was used last at `stamp` is among the most recently used of this tenant's code: at most as much was
+    /// used since, by anybody.
+    fn used_lately(&self, stamp: Stamp, uses: u64) -> bool {
+        let newest = self.order.last_key_value();
+        newest.is_some_and(|(newest, _)| *newest == stamp)
+            || uses - stamp.used <= self.order.len() as u64 / LATELY
     }
 }
 
@@ -379,6 +402,63 @@ mod tests {
         assert_eq!(shares.insert(2, 2, 1, kept(0)), [0]);
     }
 
+    /// What is used over and over by each of many tenants is filed once.
+    #[test]
+    fn code_in_common_of_a_thousand_tenants_is_found_by_each_of_them() {
+        const TENANTS: usize = 1000;
+        let mut shares = Shares::new(TENANTS as u64 * 4, &[1; TENANTS]);
+        shares.insert(7, 7, 4, kept(500));
+        for tenant in (0..TENANTS).rev() {
+            assert_eq!(shares.touch(&7, inline(tenant)), Some(&7));
+        }
+        let users: Vec<usize> = shares.entries[&7].used_by.iter().map(|it| it.0).collect();
+        assert!(users.iter().copied().eq(0..TENANTS));
+        let filed = |shares: &Shares| -> Vec<Stamp> {
+            let used_by = &shares.entries[&7].used_by;
+            used_by.iter().map(|(_, stamp)| *stamp).collect()
+        };
+        let before = filed(&shares);
+        for tenant in 0..TENANTS {
+            shares.touch(&7, inline(tenant));
+        }
+        assert_eq!(filed(&shares), before);
+        assert!(before[500].kept && !before[499].kept);
+        // Whoever keeps it from now on files it anew.
+        shares.touch(&7, kept(499));
+        assert!(filed(&shares)[499].kept);
+        for tenant in 0..TENANTS {
+            assert_eq!(shares.entries.len(), 1);
+            shares.lose(&7, tenant);
+        }
+        assert!(shares.entries.is_empty());
+        assert!(
+            shares
+                .tenants
+                .iter()
+                .all(|it| it.held == 0 && it.order.is_empty())
+        );
+    }
+
+    #[test]
+    fn what_was_not_used_for_long_goes_first_however_many_there_are() {
+        const ENTRIES: u32 = 800;
+        let mut shares = Shares::new(ENTRIES.into(), &[1]);
+        for key in 0..ENTRIES {
+            shares.insert(key, key, 1, kept(0));
+        }
+        // All but every fifth are used again, in another order.
+        let used = (0..ENTRIES).rev().filter(|key| key % 5 != 0);
+        for key in used.clone() {
+            shares.touch(&key, kept(0));
+        }
+        for key in 0..ENTRIES / 5 {
+            let gone = shares.insert(ENTRIES + key, 0, 1, kept(0));
+            let gone = gone[0];
+            // Those that stand among the newest eighth stay there when they are used.
+            assert!(gone % 5 == 0 || gone >= ENTRIES - ENTRIES / 8, "{gone}");
+        }
+    }
+
     proptest! {
         #[test]
         fn the_budget_holds_and_nobody_within_its_share_loses_anything(
@@ -397,7 +477,7 @@ mod tests {
                 match what {
                     0 => drop(shares.remove(&key)),
                     1 => shares.keep_no_longer(&key, code_use.tenant),
-                    2..4 => shares.touch(&key, code_use),
+                    2..4 => drop(shares.touch(&key, code_use)),
                     _ => {
                         shares.insert(key, key, weight, code_use);
                         for (i, (held, keys)) in before.iter().enumerate() {

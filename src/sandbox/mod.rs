@@ -201,6 +201,10 @@ impl Sandbox {
     ) {
         let active = self.engines.active();
         let loaded = prepared.loaded();
+        // Of a module of which nothing is known, its tenant's other modules tell what to expect.
+        let known = loaded.habit.is_short();
+        let newcomers = known.is_none().then(|| Arc::clone(lane));
+        let is_short = known.or_else(|| lane.newcomers.is_short()) == Some(true);
         let noted = Arc::clone(&loaded);
         let files = self.threads.file_calls(lane);
         let run = async move {
@@ -210,14 +214,20 @@ impl Sandbox {
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
             if let Ok(ended) = &result {
                 noted.habit.ended(ended.cpu_time);
+                if let Some(lane) = newcomers {
+                    lane.newcomers.ended(ended.cpu_time);
+                }
             }
             drop(active);
             ended(result);
         };
-        if !loaded.habit.is_short() {
+        if !is_short {
             self.threads.spawn(lane, run);
         } else if let Some(spent) = self.threads.begin_here(lane, run) {
             loaded.habit.note(spent);
+            if known.is_none() {
+                lane.newcomers.note(spent);
+            }
         }
     }
 }

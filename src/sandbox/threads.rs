@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::files::{FileCalls, FileThreads};
+use super::habit::Habit;
 use super::inline;
 use super::meter::thread_time;
 
@@ -45,6 +46,8 @@ pub struct Lane {
     /// Processor time, by weight, of what was done for its guests on other threads, which has yet to be added to how far
     /// it has come.
     beside: AtomicU64,
+    /// How long runs of modules take of which nothing was known.
+    pub(super) newcomers: Habit,
     queue: Mutex<Queue>,
 }
 
@@ -64,6 +67,7 @@ impl Lane {
             spent: AtomicU64::new(0),
             at: AtomicU64::new(0),
             beside: AtomicU64::new(0),
+            newcomers: Habit::default(),
             queue: Mutex::default(),
         })
     }

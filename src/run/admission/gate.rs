@@ -1,11 +1,15 @@
 //! A gate: so many places and so many bytes, for which tenants take turns.
 //!
-//! Each tenant has a line, first come first served. The line whose tenant has been let through least, by its weight, is
-//! served first; one whose head does not fit is passed by, but not for ever. Where there are several tenants, none holds
-//! the last eighth, so that whoever comes next finds room. A queue that is full makes room for a tenant that has fewer
-//! in it than another.
+//! This is weighted fair queueing by virtual time. Each tenant has a line, first come first served. The line whose tenant
+//! has been let through least, by its weight, is served first; one whose head does not fit is passed by, but not for ever.
+//! Where there are several tenants, none holds the last eighth, so that whoever comes next finds room. A queue that is
+//! full makes room for a tenant that has fewer in it than another.
+//!
+//! Lines stand in two ordered sets, by virtual time and by length, so that letting one through, and finding the longest
+//! line, costs the logarithm of the number of tenants that wait, and nothing for those that do not. Whoever leaves is
+//! found by its ticket, of which each line is sorted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +25,8 @@ const PASSES: u32 = 64;
 const PASSES_OF_LITTLE: u32 = 8;
 /// How much one more place that comes free says about how long they are held: one part in so many.
 const PACE: u32 = 8;
+/// Waiters for whom an empty line keeps its memory.
+const KEPT_WAITERS: usize = 32;
 /// What a caller that is refused is told to wait, at the least and at the most.
 const SOON: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(30);
@@ -31,7 +37,7 @@ pub(super) struct Gate {
     capacity: Amount,
     /// What one tenant may hold.
     share: Amount,
-    /// What it may hold while another is owed room.
+    /// What one tenant may hold while another is owed room.
     little: Amount,
     /// How many may wait.
     queue: u32,
@@ -45,6 +51,10 @@ struct State {
     /// Where the line that was served last stood.
     now: u64,
     lines: Vec<Line>,
+    /// Lines whose head its own tenant's share has room for, by how far each was let through: served in this order.
+    next: BTreeSet<(u64, usize)>,
+    /// Lines in which somebody waits, by their length and weight: the last gives way where the queue is full.
+    longest: BTreeSet<(u64, usize)>,
     tickets: u64,
     closed: bool,
     /// How long a place is held, about.
@@ -56,11 +66,18 @@ struct State {
 struct Line {
     weight: u32,
     held: Amount,
+    /// What its tenant may hold.
+    limit: Amount,
     /// How far it was let through.
     at: u64,
+    /// In the order of their tickets.
     waiting: VecDeque<Waiter>,
     /// How often others went ahead of its head, which did not fit.
     passed: u32,
+    /// What it stands under in [`State::next`], where it does.
+    in_next: Option<u64>,
+    /// What it stands under in [`State::longest`], where it does.
+    in_longest: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -139,22 +156,27 @@ impl Later {
 impl Gate {
     /// Of `capacity`, with a queue of `queue`, for tenants of `weights`.
     pub(super) fn new(capacity: Amount, queue: u32, weights: &[u32]) -> Arc<Self> {
-        let line = |weight: &u32| Line {
+        // The last line is the daemon's own, whose work is no tenant.
+        let own = weights.len().saturating_sub(1);
+        let several = own > 1;
+        let share = if several { capacity.share() } else { capacity };
+        let line = |(line, weight): (usize, &u32)| Line {
             weight: (*weight).max(1),
             held: Amount::default(),
+            limit: if line == own { capacity } else { share },
             at: 0,
             waiting: VecDeque::new(),
             passed: 0,
+            in_next: None,
+            in_longest: None,
         };
-        // The last line is the daemon's own.
-        let several = weights.len() > 2;
         Arc::new(Self {
             capacity,
-            share: if several { capacity.share() } else { capacity },
+            share,
             little: capacity.eighth(),
             queue,
             state: Mutex::new(State {
-                lines: weights.iter().map(line).collect(),
+                lines: weights.iter().enumerate().map(line).collect(),
                 ..State::default()
             }),
         })
@@ -179,14 +201,18 @@ impl Gate {
         if let Ok(what) = told.try_recv() {
             return what;
         }
-        let _place = Place {
+        let mut place = Place {
             gate: self,
             line,
             ticket,
+            is_told: false,
         };
         waits();
         match tokio::time::timeout(patience, &mut told).await {
-            Ok(Ok(what)) => what,
+            Ok(Ok(what)) => {
+                place.is_told = true;
+                what
+            }
             Ok(Err(_gone)) => Err(Turned::Closed),
             // It may have been let through at that moment.
             Err(_elapsed) => told.try_recv().unwrap_or(Err(Turned::Expired)),
@@ -211,11 +237,13 @@ impl Gate {
         let mut state = self.lock();
         state.closed = true;
         let mut later = Later::default();
-        for line in &mut state.lines {
-            let waiting = line.waiting.drain(..);
+        for line in 0..state.lines.len() {
+            let waiting = std::mem::take(&mut state.lines[line].waiting);
+            let waiting = waiting.into_iter();
             later
                 .0
                 .extend(waiting.map(|waiter| (waiter.told, Err(Turned::Closed))));
+            state.reorder(line);
         }
         state.waiting = 0;
         drop(state);
@@ -296,18 +324,8 @@ impl Gate {
     }
 
     fn fits(&self, state: &State, line: usize, ask: Amount) -> bool {
-        state.held.has_room(ask, self.capacity)
-            && state.lines[line]
-                .held
-                .has_room(ask, self.limit(line, state))
-    }
-
-    /// What the tenant of a line may hold. The daemon's own work is no tenant.
-    fn limit(&self, line: usize, state: &State) -> Amount {
-        if line + 1 == state.lines.len() {
-            return self.capacity;
-        }
-        self.share
+        let it = &state.lines[line];
+        state.held.has_room(ask, self.capacity) && it.held.has_room(ask, it.limit)
     }
 
     fn let_through(self: &Arc<Self>, state: &mut State, line: usize, ask: Amount) -> Pass {
@@ -321,6 +339,7 @@ impl Gate {
         }
         state.now = state.now.max(it.at);
         it.at += TURN / u64::from(it.weight);
+        state.reorder(line);
         Pass {
             gate: Arc::clone(self),
             line,
@@ -331,53 +350,42 @@ impl Gate {
 
     /// Lets all through that fit, in turn.
     fn serve(self: &Arc<Self>, state: &mut State, later: &mut Later) {
-        while state.waiting > 0 {
-            let mut order: Vec<usize> = (0..state.lines.len())
-                .filter(|line| !state.lines[*line].waiting.is_empty())
-                .collect();
-            order.sort_unstable_by_key(|line| state.lines[*line].at);
-            let mut passed = Vec::new();
-            let mut next = None;
-            let mut owed = false;
-            for line in order {
-                let Some(head) = state.lines[line].waiting.front() else {
-                    continue;
-                };
-                let ask = head.ask;
-                let held = state.lines[line].held;
-                // Where room is owed to one that was passed by too often, only those go ahead who hold little.
-                if (!owed || held.has_room(ask, self.little)) && self.fits(state, line, ask) {
-                    next = Some((line, ask));
-                    break;
-                }
-                if !held.has_room(ask, self.limit(line, state)) {
-                    // Only its own tenant can make room for it; what others have meanwhile is not its to catch up on.
-                    let now = state.now;
-                    let it = &mut state.lines[line];
-                    it.at = it.at.max(now);
-                    continue;
-                }
-                let by = state.lines[line].passed;
-                if by >= PASSES * PASSES_OF_LITTLE {
-                    // Many that hold little hold much together.
-                    break;
-                }
-                owed |= by >= PASSES;
-                passed.push(line);
+        while let Some((line, passed)) = self.next(state) {
+            let State { next, lines, .. } = state;
+            for (_, line) in next.iter().take(passed) {
+                lines[*line].passed += 1;
             }
-            let Some((line, ask)) = next else {
+            let Some(waiter) = lines[line].waiting.pop_front() else {
                 return;
             };
-            for line in passed {
-                state.lines[line].passed += 1;
-            }
             state.waiting -= 1;
-            let Some(waiter) = state.lines[line].waiting.pop_front() else {
-                return;
-            };
-            let pass = self.let_through(state, line, ask);
+            let pass = self.let_through(state, line, waiter.ask);
             later.0.push((waiter.told, Ok(pass)));
         }
+    }
+
+    /// The line whose head is let through now, where there is one, and how many before it are passed by.
+    fn next(&self, state: &State) -> Option<(usize, usize)> {
+        if state.held.places >= self.capacity.places {
+            // Whoever waits waits for a place.
+            return None;
+        }
+        let mut owed = false;
+        for (passed, &(_, line)) in state.next.iter().enumerate() {
+            let it = &state.lines[line];
+            let ask = it.waiting.front()?.ask;
+            // Where room is owed to one that was passed by too often, only those go ahead who hold little.
+            let may_go = !owed || it.held.has_room(ask, self.little);
+            if may_go && state.held.has_room(ask, self.capacity) {
+                return Some((line, passed));
+            }
+            if it.passed >= PASSES * PASSES_OF_LITTLE {
+                // Many that hold little hold much together.
+                return None;
+            }
+            owed |= it.passed >= PASSES;
+        }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -387,6 +395,11 @@ impl Gate {
 }
 
 impl Line {
+    /// How many wait, by its weight.
+    fn length(&self) -> u64 {
+        self.waiting.len() as u64 * TURN / u64::from(self.weight)
+    }
+
     /// What others waited for is not there any more: who made them wait has had a turn.
     fn lost_its_head(&mut self) {
         if self.passed >= PASSES {
@@ -398,19 +411,35 @@ impl Line {
 
 impl State {
     fn line_up(&mut self, line: usize, waiter: Waiter) {
+        self.lines[line].waiting.push_back(waiter);
+        self.waiting += 1;
+        self.reorder(line);
+    }
+
+    /// Puts a line where it belongs among the others, after anything of it has changed.
+    fn reorder(&mut self, line: usize) {
         let it = &mut self.lines[line];
-        if it.waiting.is_empty() {
+        let head = it.waiting.front();
+        // While only its own tenant can make room for its head it is not among those to be served.
+        let is_next = head.is_some_and(|head| it.held.has_room(head.ask, it.limit));
+        if is_next && it.in_next.is_none() {
+            // What others had meanwhile is not its to catch up on.
             it.at = it.at.max(self.now);
         }
-        it.waiting.push_back(waiter);
-        self.waiting += 1;
+        let at = is_next.then_some(it.at);
+        move_to(&mut self.next, line, &mut it.in_next, at);
+        let length = (!it.waiting.is_empty()).then(|| it.length());
+        move_to(&mut self.longest, line, &mut it.in_longest, length);
+        if it.waiting.is_empty() && it.waiting.capacity() > KEPT_WAITERS {
+            it.waiting = VecDeque::new();
+        }
     }
 
     /// Takes one out of its line; false where it is there no more.
     fn leave(&mut self, line: usize, ticket: u64) -> bool {
         let it = &mut self.lines[line];
-        let found = it.waiting.iter().position(|waiter| waiter.ticket == ticket);
-        let Some(at) = found else {
+        let found = it.waiting.binary_search_by_key(&ticket, |it| it.ticket);
+        let Ok(at) = found else {
             return false;
         };
         it.waiting.remove(at);
@@ -418,6 +447,7 @@ impl State {
             it.lost_its_head();
         }
         self.waiting -= 1;
+        self.reorder(line);
         true
     }
 
@@ -429,19 +459,30 @@ impl State {
             it.lost_its_head();
         }
         self.waiting -= 1;
+        self.reorder(line);
         Some((newest.told, Err(Turned::Full)))
     }
 
     /// The line whose newest gives its place in the queue to the newest of `line`: the longest by weight, where that is
     /// longer.
     fn makes_way_for(&self, line: usize) -> Option<usize> {
-        let length = |it: usize| {
-            let it = &self.lines[it];
-            it.waiting.len() as u64 * TURN / u64::from(it.weight)
-        };
-        let longest = (0..self.lines.len()).max_by_key(|it| length(*it))?;
-        (longest != line && length(longest) > length(line)).then_some(longest)
+        let &(length, longest) = self.longest.last()?;
+        (longest != line && length > self.lines[line].length()).then_some(longest)
     }
+}
+
+/// Has `line` stand under `to` in a set, where it stood under `from`.
+fn move_to(set: &mut BTreeSet<(u64, usize)>, line: usize, from: &mut Option<u64>, to: Option<u64>) {
+    if *from == to {
+        return;
+    }
+    if let Some(key) = *from {
+        set.remove(&(key, line));
+    }
+    if let Some(key) = to {
+        set.insert((key, line));
+    }
+    *from = to;
 }
 
 enum Arrived {
@@ -454,10 +495,15 @@ struct Place<'a> {
     gate: &'a Arc<Gate>,
     line: usize,
     ticket: u64,
+    /// Whether it waits no more.
+    is_told: bool,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
         let mut state = self.gate.lock();
         let mut later = Later::default();
         if state.leave(self.line, self.ticket) {
@@ -505,6 +551,7 @@ impl Drop for Pass {
         let mut state = self.gate.lock();
         state.held.sub(self.held);
         state.lines[self.line].held.sub(self.held);
+        state.reorder(self.line);
         if self.held.places > 0 {
             let held = self.since.elapsed();
             state.pace = (state.pace * (PACE - 1) + held) / PACE;
@@ -515,3 +562,6 @@ impl Drop for Pass {
         later.tell();
     }
 }
+
+#[cfg(test)]
+mod tests;
