@@ -99,7 +99,7 @@ impl Call {
             spec.module = ModuleRef::Inline(decode::charged(wasm, self.charge.clone()));
         }
         Ok(Asked {
-            id: self.id.clone(),
+            id: self.id,
             origin: self.origin.clone(),
             spec,
             delivery,

@@ -78,12 +78,12 @@ impl Keys {
         let end = Instant::now() + self.window;
         let taken = Taken {
             fingerprint,
-            id: run.id.clone(),
+            id: run.id,
             run: Arc::downgrade(run),
             end,
         };
         inner.taken.insert(key.clone(), taken);
-        inner.ending.insert((end, run.id.clone()), key);
+        inner.ending.insert((end, run.id), key);
         Ok(None)
     }
 

@@ -6,6 +6,7 @@
 //! in it than another.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub(super) struct Gate {
     little: Amount,
     /// How many may wait.
     queue: u32,
+    /// Whether nobody is let through any more; set under the lock.
+    closed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -46,7 +49,6 @@ struct State {
     now: u64,
     lines: Vec<Line>,
     tickets: u64,
-    closed: bool,
     /// How long a place is held, about.
     pace: Duration,
 }
@@ -153,6 +155,7 @@ impl Gate {
             share: if several { capacity.share() } else { capacity },
             little: capacity.eighth(),
             queue,
+            closed: AtomicBool::new(false),
             state: Mutex::new(State {
                 lines: weights.iter().map(line).collect(),
                 ..State::default()
@@ -199,7 +202,7 @@ impl Gate {
     /// Why it is turned away.
     pub(super) fn try_enter(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Pass, Turned> {
         let mut state = self.lock();
-        self.check(&state, ask)?;
+        self.check(ask)?;
         if state.waiting > 0 || !self.fits(&state, line, ask) {
             return Err(Turned::Full);
         }
@@ -209,7 +212,7 @@ impl Gate {
     /// Lets nobody through any more; those that wait are turned away.
     pub(super) fn close(&self) {
         let mut state = self.lock();
-        state.closed = true;
+        self.closed.store(true, Ordering::SeqCst);
         let mut later = Later::default();
         for line in &mut state.lines {
             let waiting = line.waiting.drain(..);
@@ -224,7 +227,9 @@ impl Gate {
 
     /// Whether nobody is let through any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
+        // Without the lock, which all runs want: whoever closes looks for those that came before, and whoever comes leaves
+        // what it looks for before it asks.
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// How many may wait.
@@ -254,7 +259,7 @@ impl Gate {
 
     fn arrive(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Arrived, Turned> {
         let mut state = self.lock();
-        self.check(&state, ask)?;
+        self.check(ask)?;
         if state.waiting == 0 && self.fits(&state, line, ask) {
             return Ok(Arrived::Through(self.let_through(&mut state, line, ask)));
         }
@@ -285,8 +290,9 @@ impl Gate {
         Ok(Arrived::InLine(ticket, answer))
     }
 
-    fn check(&self, state: &State, ask: Amount) -> Result<(), Turned> {
-        if state.closed {
+    /// Under the lock.
+    fn check(&self, ask: Amount) -> Result<(), Turned> {
+        if self.is_closed() {
             return Err(Turned::Closed);
         }
         if !Amount::default().has_room(ask, self.share) {
