@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::attach::Attached;
+use super::origin::State;
 use super::past::RunRecord;
-use super::record::State;
 use super::registry::{Found, Selector};
 use super::tenant::Tenant;
 use super::watch::Watch;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::record::{Method, Run};
+use super::origin::Method;
+use super::record::Run;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, RunId};
 

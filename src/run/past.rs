@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::record::{Granted, Method, Origin, Run, State};
+use super::origin::{Method, Origin, State};
+use super::record::{Granted, Run};
 use super::tenant::Tenant;
 use crate::log::{End, KeptOutput};
 use crate::outcome::{Ended, Outcome, Stream, Usage, Written};

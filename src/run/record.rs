@@ -7,69 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 use super::admission::{Counted, Pass, shutting_down};
 use super::answer::AnswerReservation;
 use super::audit::{self, Reach};
+use super::origin::{Origin, State};
 use super::past::{RunRecord, Used, weight};
 use super::registry::Registry;
-use super::tenant::Tenant;
 use crate::limits::Limits;
 use crate::log::{Captured, End, Log};
 use crate::outcome::{CancelCause, Ended, Outcome, Usage};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels, RunId};
 use crate::sandbox::{Stop, StopReason};
-
-/// The method that a run was asked for by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// One answer with all output.
-    Run,
-    /// Output as it is written.
-    RunStream,
-    /// The same, with live input.
-    Interact,
-}
-
-impl Method {
-    /// What its messages call the spec.
-    const fn spec_field(self) -> &'static str {
-        match self {
-            Self::Run | Self::RunStream => "spec",
-            Self::Interact => "start",
-        }
-    }
-
-    /// Its name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Run => "Run",
-            Self::RunStream => "RunStream",
-            Self::Interact => "Interact",
-        }
-    }
-}
-
-/// Who asked for a run, and how.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// The method.
-    pub method: Method,
-    /// The caller's address.
-    pub caller: Arc<str>,
-    /// Whose run it is.
-    pub tenant: Arc<Tenant>,
-}
-
-/// Where a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Its module is found, checked, compiled.
-    Compiling,
-    /// It waits for a slot.
-    Queued,
-    /// The guest executes.
-    Running,
-    /// It has ended, or was refused.
-    Ended,
-}
 
 /// What a run got.
 #[derive(Clone, Debug)]

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::origin::State;
 use super::past::RunRecord;
-use super::record::{Run, State};
+use super::record::Run;
 use super::registry::{Found, Registry, Selector};
 
 /// A watch rests so long between two looks, so that many of them cost little while runs come and go.
