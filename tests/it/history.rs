@@ -145,8 +145,9 @@ async fn pages_go_on_in_order_while_runs_end_and_others_come() {
         // What ends moves to another place, and keeps its own in the list.
         if let Some(id) = ending.next() {
             let run_id = id.clone();
-            let cancelled = daemon.runs().await.cancel_run(CancelRunRequest { run_id });
-            assert!(cancelled.await.unwrap().into_inner().cancelled);
+            let mut runs = daemon.runs().await;
+            let cancelled = runs.cancel_run(CancelRunRequest { run_id }).await;
+            assert!(cancelled.unwrap().into_inner().cancelled);
         }
         daemon.ran(run(&["kit", "hello"])).await;
     }
