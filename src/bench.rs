@@ -61,6 +61,12 @@ impl Daemon {
         }
     }
 
+    /// The tenant whose runs it takes.
+    #[cfg(test)]
+    pub(crate) fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
     /// How its engine allocates instances.
     pub fn pool_mode(&self) -> &'static str {
         self.runner.sandbox().pool_mode()

@@ -4,20 +4,23 @@
 //! the runtime.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::limits::Limits;
 use crate::refusal::{Reason, Refusal, quote};
 
+mod digest;
+mod hex;
 mod places;
+mod run_id;
 
+pub use self::digest::Digest;
 pub use self::places::check_places;
+pub use self::run_id::RunId;
 
 /// The most labels of a run or a module.
 pub const MAX_LABELS: usize = 32;
@@ -30,139 +33,6 @@ pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Where a spec says what its working directory is.
 pub const WORKING_DIR_FIELD: &str = "spec.working_dir";
-
-/// The SHA-256 of a module's bytes as received.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// Of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Reads "sha256:" and 64 hexadecimal digits.
-    ///
-    /// # Errors
-    /// `SPEC_INVALID` for anything else.
-    pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
-        let hex = text.strip_prefix("sha256:");
-        hex.and_then(Self::from_hex).ok_or_else(|| {
-            let message = format!(
-                "\"{}\" is not \"sha256:\" and 64 hexadecimal digits",
-                quote(text)
-            );
-            Refusal::invalid(field, message)
-        })
-    }
-
-    /// Reads 64 hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return None;
-        }
-        let mut digest = [0; 32];
-        for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(Self(digest))
-    }
-
-    /// Another, which stands for this one where it belongs to `owner` alone.
-    pub fn apart(&self, owner: &str) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(self.0);
-        hash.update(owner);
-        hash.into()
-    }
-
-    /// Its 64 hexadecimal digits.
-    pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl From<Sha256> for Digest {
-    fn from(hash: Sha256) -> Self {
-        Self(hash.finalize().into())
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        // At once: told twice for each run, byte by byte it would show.
-        let mut text = [0; 64];
-        for (digits, byte) in text.chunks_exact_mut(2).zip(self.0) {
-            digits.copy_from_slice(&[byte >> 4, byte & 15].map(|it| DIGITS[usize::from(it)]));
-        }
-        f.write_str("sha256:")?;
-        f.write_str(str::from_utf8(&text).unwrap_or_default())
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// A run's id: time-ordered and unguessable (UUIDv7), with the instance that holds it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RunId(Arc<str>);
-
-impl RunId {
-    /// A fresh one of `instance`.
-    pub fn new(instance: &str) -> Self {
-        let mut number = uuid::Uuid::encode_buffer();
-        let number = uuid::Uuid::now_v7().simple().encode_lower(&mut number);
-        Self([number, ".", instance].concat().into())
-    }
-
-    /// Reads 32 lower-case hexadecimal digits, a dot, and the name of an instance.
-    ///
-    /// # Errors
-    /// `SPEC_INVALID` for anything else.
-    pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
-        let plain = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
-        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        let well_formed = text.split_once('.').is_some_and(|(number, instance)| {
-            number.len() == 32
-                && number.bytes().all(digit)
-                && (1..=64).contains(&instance.len())
-                && instance.bytes().all(plain)
-        });
-        if well_formed {
-            return Ok(Self(text.into()));
-        }
-        let message = format!(
-            "\"{}\" is not 32 hexadecimal digits, a dot and the name of a daemon",
-            quote(text)
-        );
-        Err(Refusal::invalid(field, message))
-    }
-
-    /// The instance that holds the run.
-    pub fn instance(&self) -> &str {
-        self.0.split_once('.').map_or("", |(_, instance)| instance)
-    }
-
-    /// As on the wire.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The module of a run.
 #[derive(Clone)]
@@ -405,8 +275,23 @@ fn is_plain(path: &Path) -> bool {
 }
 
 /// Metadata of a run or a module.
+///
+/// A clone shares them: a run hands its labels to its record, its guest and its history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Labels(BTreeMap<String, String>);
+#[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct Labels(Option<Arc<BTreeMap<String, String>>>);
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        Self((!labels.is_empty()).then(|| Arc::new(labels)))
+    }
+}
+
+impl From<Labels> for BTreeMap<String, String> {
+    fn from(labels: Labels) -> Self {
+        labels.0.map(Arc::unwrap_or_clone).unwrap_or_default()
+    }
+}
 
 impl Labels {
     /// Takes labels that keep the rules.
@@ -440,17 +325,18 @@ impl Labels {
                 return Err(Refusal::invalid(field, message).with("allowed", MAX_LABELS));
             }
         }
-        Ok(Self(out))
+        Ok(out.into())
     }
 
     /// One value.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.0.as_ref()?.get(key).map(String::as_str)
     }
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+        let labels = self.0.as_deref().into_iter().flatten();
+        labels.map(|(k, v)| (k.as_str(), v.as_str()))
     }
 }
 

@@ -8,11 +8,20 @@ use super::{proto, status};
 use crate::limits::OutputPolicy;
 use crate::module::{Exported, Imported};
 use crate::outcome::{CancelCause, Ended, Frame, Outcome, Stream, Trap, Value};
-use crate::request::RunId;
-use crate::run::{Granted, Kept, Run, State, Taken};
+use crate::request::{Digest, RunId};
+use crate::run::{Granted, Kept, Run, RunRecord, State, Taken};
 
 /// How a run ended.
 pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
+    result_of(&run.id, run.digest(), run.granted().as_ref(), ended)
+}
+
+fn result_of(
+    id: &RunId,
+    digest: Option<Digest>,
+    granted: Option<&Granted>,
+    ended: &Ended,
+) -> proto::RunResult {
     let Ended {
         outcome,
         trap,
@@ -27,8 +36,8 @@ pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
         stderr,
     } = ended;
     proto::RunResult {
-        run_id: run.id.to_string(),
-        module_digest: digest(run),
+        run_id: id.to_string(),
+        module_digest: self::digest(digest),
         outcome: self::outcome(*outcome).into(),
         exit_code: outcome.exit_code(),
         cancel_cause: cancel_cause(*outcome).into(),
@@ -38,7 +47,7 @@ pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
         fuel_consumed: *fuel_consumed,
         memory_used: *memory_used,
         memory_denied: *memory_denied,
-        granted: run.granted().as_ref().map(granted),
+        granted: granted.map(self::granted),
         stdout_bytes: stdout.bytes,
         stderr_bytes: stderr.bytes,
         stdout_truncated: stdout.truncated,
@@ -49,43 +58,46 @@ pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
 }
 
 /// All that is known of a run.
-pub(super) fn run(run: &Run) -> proto::RunInfo {
+pub(super) fn run(record: &RunRecord) -> proto::RunInfo {
     use proto::run_info::End;
-    // In this order: one that ends in between is told as ended, with its end.
-    let state = run.state();
-    let (ended, end) = run.log.end().unzip();
-    let state = match ended {
-        Some(_) => State::Ended,
-        None => state,
-    };
-    let result = end.as_deref().and_then(|end| end.as_ref().ok());
-    let labels = run.labels.iter();
+    let RunRecord {
+        id,
+        digest,
+        granted,
+        end,
+        ..
+    } = record;
+    let (ended, end) = end.as_ref().map(|(at, end)| (*at, &**end)).unzip();
+    let labels = record.labels.iter();
     proto::RunInfo {
-        run_id: run.id.to_string(),
-        state: self::state(state).into(),
-        module_digest: digest(run),
+        run_id: id.to_string(),
+        state: state(record.state).into(),
+        module_digest: self::digest(*digest),
         labels: labels
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
-        method: run.origin.method.as_str().to_owned(),
-        caller: run.origin.caller.to_string(),
-        detached: run.detached,
-        asked: Some(run.asked.into()),
-        started: run.log.started().map(Into::into),
+        method: record.method.as_str().to_owned(),
+        caller: record.caller.to_string(),
+        detached: record.detached,
+        asked: Some(record.asked.into()),
+        started: record.started.map(Into::into),
         ended: ended.map(Into::into),
-        granted: run.granted().as_ref().map(granted),
-        usage: usage(run, ended, result),
-        next_seq: run.log.next_seq(),
-        end: end.as_deref().map(|end| match end {
-            Ok(ended) => End::Result(Box::new(self::result(run, ended))),
+        granted: granted.as_ref().map(self::granted),
+        usage: usage(record),
+        next_seq: record.next_seq,
+        end: end.map(|end| match end {
+            Ok(ended) => {
+                let result = result_of(id, *digest, granted.as_ref(), ended);
+                End::Result(Box::new(result))
+            }
             Err(refusal) => End::Error(status::event(refusal)),
         }),
     }
 }
 
 /// A run as a listing tells it.
-pub(super) fn listed_run(run: &Run) -> proto::RunInfo {
-    let mut info = self::run(run);
+pub(super) fn listed_run(record: &RunRecord) -> proto::RunInfo {
+    let mut info = run(record);
     if let Some(proto::run_info::End::Result(result)) = &mut info.end {
         result.values.clear();
         if let Some(trap) = &mut result.trap {
@@ -95,24 +107,28 @@ pub(super) fn listed_run(run: &Run) -> proto::RunInfo {
     info
 }
 
-fn usage(run: &Run, over: Option<SystemTime>, result: Option<&Ended>) -> Option<proto::Usage> {
-    let granted = run.granted()?;
+fn usage(record: &RunRecord) -> Option<proto::Usage> {
+    let granted = record.granted.as_ref()?;
     let metered = granted.limits.fuel.is_some();
+    let over = record.end.as_ref();
+    let result = over.and_then(|(_, end)| end.as_ref().as_ref().ok());
     let elapsed = match (result, over) {
         (Some(ended), _) => ended.duration,
         // The daemon failed, and nobody measured.
-        (None, Some(over)) => over.duration_since(run.log.started()?).unwrap_or_default(),
-        (None, None) => run.elapsed()?,
+        (None, Some((over, _))) => over.duration_since(record.started?).unwrap_or_default(),
+        (None, None) => record.elapsed?,
     };
+    let used = &record.used;
+    let [stdout_bytes, stderr_bytes] = used.written;
     Some(proto::Usage {
         elapsed: Some(duration(elapsed)),
         fuel_consumed: match result {
             Some(ended) => ended.fuel_consumed,
-            None => metered.then(|| run.usage.fuel()),
+            None => metered.then_some(used.fuel),
         },
-        memory_used: result.map_or_else(|| run.usage.memory(), |ended| ended.memory_used),
-        stdout_bytes: run.usage.written(Stream::Stdout),
-        stderr_bytes: run.usage.written(Stream::Stderr),
+        memory_used: result.map_or(used.memory, |ended| ended.memory_used),
+        stdout_bytes,
+        stderr_bytes,
     })
 }
 
@@ -126,8 +142,7 @@ pub(super) fn state(state: State) -> proto::RunState {
     }
 }
 
-fn digest(run: &Run) -> String {
-    let digest = run.digest();
+fn digest(digest: Option<Digest>) -> String {
     digest.map(|digest| digest.to_string()).unwrap_or_default()
 }
 
@@ -149,7 +164,7 @@ pub(super) fn event(
 /// The first event of a stream.
 pub(super) fn started(run: &Run) -> proto::RunStarted {
     proto::RunStarted {
-        module_digest: digest(run),
+        module_digest: digest(run.digest()),
         granted: run.granted().as_ref().map(granted),
     }
 }

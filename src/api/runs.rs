@@ -64,7 +64,7 @@ impl RunService for RunApi {
             .runner
             .runs(&tenant, &page.selector, page.before, page.size);
         Ok(Response::new(proto::ListRunsResponse {
-            runs: runs.iter().map(|run| encode::listed_run(run)).collect(),
+            runs: runs.iter().map(encode::listed_run).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
         }))
     }

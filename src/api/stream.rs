@@ -39,7 +39,7 @@ impl Events {
         taking: JoinSet<Option<RunError>>,
         input: Option<Arc<Input>>,
     ) -> Response<Self> {
-        let (id, untold) = (attached.run.id.clone(), attached.untold.clone());
+        let (id, untold) = (attached.run.id, attached.untold.clone());
         // That of its caller: a viewer is charged for itself.
         let reservation = match &untold {
             Some(_) => attached.run.take_answer_reservation(),

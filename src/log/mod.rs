@@ -5,6 +5,7 @@
 //! while there is no room for more. All other readers, [`Viewer`]s, get what is there, and are told what is not.
 
 mod captured;
+mod kept;
 mod pool;
 mod view;
 
@@ -22,6 +23,7 @@ use crate::refusal::Refusal;
 use self::pool::Ticket;
 
 pub use self::captured::{CaptureBuffer, Captured};
+pub use self::kept::KeptOutput;
 pub use self::pool::Pool;
 pub use self::view::{Event, Viewer, What};
 
@@ -67,7 +69,7 @@ struct Inner {
     shelved: bool,
     /// Its place among the logs of the pool that can give something.
     ticket: Option<Ticket>,
-    /// Those who wait for something to happen, each in its reader's place.
+    /// Those who wait for something to happen, each in the place that its reader took when it first had to wait.
     waiting: Vec<Option<Waker>>,
     free: Vec<usize>,
 }
@@ -112,14 +114,19 @@ impl Entry {
 impl Log {
     /// Of at most `bytes`, out of `pool`.
     pub fn new(bytes: usize, pool: Arc<Pool>) -> Arc<Self> {
+        let inner = Inner {
+            first: 1,
+            ..Inner::default()
+        };
+        Self::of(bytes, pool, inner)
+    }
+
+    fn of(bytes: usize, pool: Arc<Pool>, inner: Inner) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             bytes: bytes.max(FLOOR),
             pool,
-            inner: Mutex::new(Inner {
-                first: 1,
-                ..Inner::default()
-            }),
+            inner: Mutex::new(inner),
             space: Notify::new(),
             turned: Notify::new(),
         })
@@ -135,8 +142,8 @@ impl Log {
         self.turned.notify_waiters();
     }
 
-    /// Says how the run ended, once; nothing is written after it.
-    pub fn finish(&self, end: End, captured: Option<Captured>) {
+    /// Says that the run ended `at`, and how, once; nothing is written after it.
+    pub fn finish(&self, at: SystemTime, end: Arc<End>, captured: Option<Captured>) {
         if let Some(captured) = &captured {
             self.pool.add(captured.bytes());
             // Before anybody learns of it.
@@ -144,7 +151,7 @@ impl Log {
         }
         let mut inner = self.lock();
         inner.captured = captured;
-        inner.end = Some((SystemTime::now(), Arc::new(end)));
+        inner.end = Some((at, end));
         let wakers = inner.take_wakers();
         drop(inner);
         wake(wakers);
@@ -346,6 +353,10 @@ impl Inner {
         }
         for piece in bytes.chunks(CHUNK_BYTES) {
             let bytes = piece.to_vec();
+            if self.entries.capacity() == 0 {
+                // Most runs write once, and the history keeps what they wrote.
+                self.entries.reserve_exact(1);
+            }
             let cost = bytes.capacity() + OVERHEAD;
             added += cost;
             self.entries.push_back(Entry {

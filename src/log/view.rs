@@ -50,7 +50,8 @@ pub enum What {
 pub struct Viewer {
     log: Arc<Log>,
     next: u64,
-    place: usize,
+    /// Where it waits, once it had to.
+    place: Option<usize>,
     /// Whether the log owes it its output, as far as this side knows.
     owed: bool,
     finished: bool,
@@ -64,36 +65,33 @@ impl Log {
     /// # Errors
     /// Where the log has not come as far: the highest number that it can be read from.
     pub fn view(self: &Arc<Self>, from: u64) -> Result<Viewer, u64> {
-        let mut inner = self.lock();
-        let highest = inner.next_output();
+        let highest = self.lock().next_output();
         if from > highest {
             return Err(highest);
         }
-        Ok(Viewer::new(self, &mut inner, from))
+        Ok(Viewer::new(self, from))
     }
 
     /// Reads from the start.
     pub fn follow(self: &Arc<Self>) -> Viewer {
-        let mut inner = self.lock();
-        Viewer::new(self, &mut inner, 0)
+        Viewer::new(self, 0)
     }
 
     /// Reads from the start, as the caller that the guest waits for.
     pub fn owe(self: &Arc<Self>) -> Viewer {
-        let mut inner = self.lock();
-        inner.owed = Some(Owed { next: 0, bytes: 0 });
-        let mut viewer = Viewer::new(self, &mut inner, 0);
+        self.lock().owed = Some(Owed { next: 0, bytes: 0 });
+        let mut viewer = Viewer::new(self, 0);
         viewer.owed = true;
         viewer
     }
 }
 
 impl Viewer {
-    fn new(log: &Arc<Log>, inner: &mut Inner, next: u64) -> Self {
+    fn new(log: &Arc<Log>, next: u64) -> Self {
         Self {
             log: Arc::clone(log),
             next,
-            place: inner.take_place(),
+            place: None,
             owed: false,
             finished: false,
             gathers: None,
@@ -110,7 +108,7 @@ impl Viewer {
         if self.finished {
             return Poll::Ready(None);
         }
-        let log = Arc::clone(&self.log);
+        let log = &self.log;
         if !self.owed && self.gathers.is_none() && log.lock().is_gathering(self.next) {
             self.gathers = Some(Box::pin(tokio::time::sleep(GATHER)));
         }
@@ -121,7 +119,8 @@ impl Viewer {
         }
         let mut inner = log.lock();
         let Some(event) = inner.read(self.next) else {
-            let place = &mut inner.waiting[self.place];
+            let place = *self.place.get_or_insert_with(|| inner.take_place());
+            let place = &mut inner.waiting[place];
             if !place.as_ref().is_some_and(|it| it.will_wake(cx.waker())) {
                 *place = Some(cx.waker().clone());
             }
@@ -144,10 +143,11 @@ impl Viewer {
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        let mut inner = self.log.lock();
-        inner.waiting[self.place] = None;
-        inner.free.push(self.place);
-        drop(inner);
+        if let Some(place) = self.place {
+            let mut inner = self.log.lock();
+            inner.waiting[place] = None;
+            inner.free.push(place);
+        }
         if self.owed {
             self.log.owe_nothing();
         }

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::before;
 use super::inflight::Untold;
-use super::record::{Caller, Run};
+use super::record::{Hold, Holder, Run};
 use super::start::Refused;
 use crate::limits::Delivery;
 use crate::log::{End, Event, Viewer};
@@ -20,7 +20,8 @@ pub struct Attached {
     /// The run.
     pub run: Arc<Run>,
     viewer: Viewer,
-    _caller: Option<Caller>,
+    // After the viewer: the run's output may be packed away when this is gone.
+    _hold: Hold,
     _place: Option<OwnedSemaphorePermit>,
     /// A drain waits for what a caller has not been told yet; the answer takes a clone along.
     pub untold: Option<Untold>,
@@ -44,7 +45,7 @@ impl Attached {
     fn caller(run: &Arc<Run>, viewer: Viewer, untold: Untold) -> Self {
         Self {
             viewer,
-            _caller: Some(run.join()),
+            _hold: run.hold(Holder::Caller),
             _place: None,
             run: Arc::clone(run),
             untold: Some(untold),
@@ -62,7 +63,7 @@ impl Attached {
     ) -> Result<Self, u64> {
         Ok(Self {
             viewer: run.log.view(from)?,
-            _caller: None,
+            _hold: run.hold(Holder::Viewer),
             _place: Some(place),
             run: Arc::clone(run),
             untold: None,
@@ -79,7 +80,7 @@ impl Attached {
             Ok::<_, Refusal>(())
         };
         if let Err(refusal) = before(until, begun).await {
-            let id = self.run.id.clone();
+            let id = self.run.id;
             return Err(Refused { id, refusal });
         }
         if self.run.log.started().is_none()
@@ -87,7 +88,7 @@ impl Attached {
             && let Err(refusal) = &*end
         {
             return Err(Refused {
-                id: self.run.id.clone(),
+                id: self.run.id,
                 refusal: refusal.clone(),
             });
         }

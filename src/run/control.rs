@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::attach::Attached;
-use super::record::{Run, State};
-use super::registry::{Selector, Watch};
+use super::origin::State;
+use super::past::RunRecord;
+use super::registry::{Found, Selector};
 use super::tenant::Tenant;
+use super::watch::Watch;
 use super::{Runner, before};
 use crate::outcome::{CancelCause, Outcome};
 use crate::refusal::{Reason, Refusal};
@@ -25,7 +27,7 @@ pub struct Cancelled {
     /// Whether it ended for that.
     pub by_this: bool,
     /// The run, ended.
-    pub run: Arc<Run>,
+    pub run: RunRecord,
 }
 
 impl Runner {
@@ -34,19 +36,24 @@ impl Runner {
     /// # Errors
     /// `RUN_ELSEWHERE` for another daemon's, `RUN_NOT_FOUND` for one that never was, is not remembered any more, or is
     /// another tenant's.
-    pub fn find(&self, tenant: &Tenant, id: &RunId) -> Result<Arc<Run>, Refusal> {
+    pub fn find(&self, tenant: &Tenant, id: &RunId) -> Result<RunRecord, Refusal> {
+        self.look_up(tenant, id).map(Found::record)
+    }
+
+    fn look_up(&self, tenant: &Tenant, id: &RunId) -> Result<Found, Refusal> {
+        self.check_instance(id)?;
+        tenant.registry.find(id).ok_or_else(|| not_found(id))
+    }
+
+    /// Whether a run is this daemon's.
+    fn check_instance(&self, id: &RunId) -> Result<(), Refusal> {
         if id.instance() != self.instance {
             let message = format!("run_id: {id} is a run of the daemon {}", id.instance());
             return Err(Refusal::new(Reason::RunElsewhere, message)
                 .at("run_id")
                 .with("instance", id.instance()));
         }
-        tenant.registry.find(id).ok_or_else(|| {
-            let message = format!(
-                "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
-            );
-            Refusal::new(Reason::RunNotFound, message).at("run_id")
-        })
+        Ok(())
     }
 
     /// At most `size` runs of a tenant that match, the newest first, older than `before`; and where others may follow, what the next
@@ -57,7 +64,7 @@ impl Runner {
         selector: &Selector,
         before: Option<RunId>,
         size: usize,
-    ) -> (Vec<Arc<Run>>, Option<RunId>) {
+    ) -> (Vec<RunRecord>, Option<RunId>) {
         tenant.registry.list(selector, before, size)
     }
 
@@ -73,15 +80,18 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Self::find`] and [`Self::watch`]; `SPEC_INVALID` where the run has not come as far.
-    pub fn attach(&self, tenant: &Tenant, id: &RunId, from: u64) -> Result<Attached, Refusal> {
-        let run = self.find(tenant, id)?;
-        let place = viewer(tenant)?;
-        Attached::view(&run, from, place).map_err(|highest| {
-            let message = format!("{from} is beyond the run's next event, {highest}");
-            Refusal::invalid("from_seq", message)
-                .with("asked", from)
-                .with("allowed", highest)
-        })
+    pub fn attach(&self, tenant: &Arc<Tenant>, id: &RunId, from: u64) -> Result<Attached, Refusal> {
+        self.check_instance(id)?;
+        let viewed = tenant.registry.view(tenant, id, |run| {
+            let place = viewer(tenant)?;
+            Attached::view(run, from, place).map_err(|highest| {
+                let message = format!("{from} is beyond the run's next event, {highest}");
+                Refusal::invalid("from_seq", message)
+                    .with("asked", from)
+                    .with("allowed", highest)
+            })
+        });
+        viewed.ok_or_else(|| not_found(id))?
     }
 
     /// Ends a run, and waits until it is gone.
@@ -94,7 +104,16 @@ impl Runner {
         id: &RunId,
         until: Option<Instant>,
     ) -> Result<Cancelled, Refusal> {
-        let run = self.find(tenant, id)?;
+        let run = match self.look_up(tenant, id)? {
+            Found::Live(run) => run,
+            Found::Past(record) => {
+                return Ok(Cancelled {
+                    found: State::Ended,
+                    by_this: false,
+                    run: *record,
+                });
+            }
+        };
         let found = run.state();
         let first = run.cancel();
         let ended = async { Ok::<_, Refusal>(run.log.ended().await) };
@@ -105,9 +124,16 @@ impl Runner {
         Ok(Cancelled {
             found,
             by_this: found != State::Ended && first && by_this,
-            run,
+            run: run.record(),
         })
     }
+}
+
+fn not_found(id: &RunId) -> Refusal {
+    let message = format!(
+        "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
+    );
+    Refusal::new(Reason::RunNotFound, message).at("run_id")
 }
 
 /// A place for one more viewer of a tenant.

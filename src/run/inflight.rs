@@ -18,12 +18,13 @@ pub(super) struct InFlight {
 
 /// An answer that its caller has not been given yet, counted until the last clone of this is dropped.
 #[derive(Clone, Debug)]
-pub struct Untold(#[expect(dead_code, reason = "held for its drop")] Arc<Counted>);
+pub struct Untold(#[expect(dead_code, reason = "held for its drop")] Arc<UntoldEnd>);
 
+/// The same, of one that nobody else holds.
 #[derive(Debug)]
-struct Counted(Arc<InFlight>);
+pub(super) struct UntoldEnd(Arc<InFlight>);
 
-impl Drop for Counted {
+impl Drop for UntoldEnd {
     fn drop(&mut self) {
         self.0.leave(&self.0.untold);
     }
@@ -53,8 +54,13 @@ impl InFlight {
 
     /// Counts an answer.
     pub(super) fn untold(self: &Arc<Self>) -> Untold {
+        Untold(Arc::new(self.untold_end()))
+    }
+
+    /// Counts the end of a run, until it is told.
+    pub(super) fn untold_end(self: &Arc<Self>) -> UntoldEnd {
         self.untold.fetch_add(1, Ordering::SeqCst);
-        Untold(Arc::new(Counted(Arc::clone(self))))
+        UntoldEnd(Arc::clone(self))
     }
 
     fn leave(&self, count: &AtomicUsize) {

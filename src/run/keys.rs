@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::record::{Method, Run};
+use super::origin::Method;
+use super::record::Run;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, RunId};
 
@@ -78,12 +79,12 @@ impl Keys {
         let end = Instant::now() + self.window;
         let taken = Taken {
             fingerprint,
-            id: run.id.clone(),
+            id: run.id,
             run: Arc::downgrade(run),
             end,
         };
         inner.taken.insert(key.clone(), taken);
-        inner.ending.insert((end, run.id.clone()), key);
+        inner.ending.insert((end, run.id), key);
         Ok(None)
     }
 

@@ -13,10 +13,14 @@ mod inflight;
 mod keep;
 mod keys;
 mod line;
+mod origin;
+mod past;
 mod record;
 mod registry;
+mod ring;
 mod start;
 mod tenant;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,10 +48,13 @@ pub use self::control::Cancelled;
 pub use self::deadline::before;
 pub use self::inflight::Untold;
 pub use self::keep::{About, Arriving, Kept, Taken};
-pub use self::record::{Granted, Method, Origin, Run, State};
-pub use self::registry::{History, News, Selector, Watch};
+pub use self::origin::{Method, Origin, State};
+pub use self::past::{RunRecord, Used};
+pub use self::record::{Granted, Run};
+pub use self::registry::{History, Selector};
 pub use self::start::{Asked, Refused, largest_reservation};
 pub use self::tenant::{Tenant, TenantSettings};
+pub use self::watch::{News, Watch};
 
 /// How often what has grown too old is looked for.
 const AGING: Duration = Duration::from_secs(5);
@@ -105,8 +112,8 @@ impl Runner {
         // The daemon's own.
         weights.push(1);
         Ok(Self {
+            tenants: Tenants::new(&instance, tenants, &settings)?,
             instance,
-            tenants: Tenants::new(tenants, &settings)?,
             sandbox,
             registries,
             upload_timeout: settings.upload_timeout,
@@ -141,7 +148,7 @@ impl Runner {
     pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) -> Refusal {
         let tenant = Arc::clone(&origin.tenant);
         let log = tenant.new_log();
-        let run = Run::new(id.clone(), origin, Labels::default(), false, None, log);
+        let run = Run::new(*id, origin, Labels::default(), false, None, log);
         Pending::new(run).refused(refusal)
     }
 
@@ -187,9 +194,8 @@ impl Runner {
             detach: false,
             idempotency_key: None,
         };
-        let id = RunId::new(&self.instance);
         let asked = Asked {
-            id: id.clone(),
+            id: RunId::new(&self.instance),
             origin: Origin {
                 method: Method::Run,
                 caller: self.instance.as_str().into(),
@@ -201,13 +207,11 @@ impl Runner {
             until: None,
             held: None,
         };
-        let run = match self.start(Box::new(asked)).await {
+        // Nobody asked for it, and the daemon's own tenant has no history.
+        match self.start(Box::new(asked)).await {
             Ok(run) => Ok(run.ended().await),
             Err(refused) => Err(refused.refusal),
-        };
-        // Nobody asked for it.
-        own.registry.remove(&id);
-        run
+        }
     }
 
     /// Looks whether modules can be kept. Tenants share a place: one of them stands for all.

@@ -8,73 +8,15 @@ use super::admission::{Counted, Pass, shutting_down};
 use super::answer::AnswerReservation;
 use super::audit::{self, Reach};
 use super::line;
+use super::origin::{Origin, State};
+use super::past::{RunRecord, Used, weight};
 use super::registry::Registry;
-use super::tenant::Tenant;
 use crate::limits::Limits;
 use crate::log::{Captured, End, Log};
 use crate::outcome::{CancelCause, Ended, Outcome, Usage};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels, RunId};
 use crate::sandbox::{Stop, StopReason};
-
-/// About what a record takes in memory besides its labels, its log and its result.
-const RECORD: usize = 2048;
-/// About what a label or a fact takes besides its text.
-const ENTRY: usize = 128;
-
-/// The method that a run was asked for by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// One answer with all output.
-    Run,
-    /// Output as it is written.
-    RunStream,
-    /// The same, with live input.
-    Interact,
-}
-
-impl Method {
-    /// What its messages call the spec.
-    const fn spec_field(self) -> &'static str {
-        match self {
-            Self::Run | Self::RunStream => "spec",
-            Self::Interact => "start",
-        }
-    }
-
-    /// Its name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Run => "Run",
-            Self::RunStream => "RunStream",
-            Self::Interact => "Interact",
-        }
-    }
-}
-
-/// Who asked for a run, and how.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// The method.
-    pub method: Method,
-    /// The caller's address.
-    pub caller: Arc<str>,
-    /// Whose run it is.
-    pub tenant: Arc<Tenant>,
-}
-
-/// Where a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Its module is found, checked, compiled.
-    Compiling,
-    /// It waits for a slot.
-    Queued,
-    /// The guest executes.
-    Running,
-    /// It has ended, or was refused.
-    Ended,
-}
 
 /// What a run got.
 #[derive(Clone, Debug)]
@@ -116,6 +58,7 @@ struct Facts {
     granted: Option<Granted>,
     started: Option<Instant>,
     callers: usize,
+    viewers: usize,
     over: bool,
     answer: AnswerParts,
 }
@@ -127,28 +70,47 @@ struct AnswerParts {
     quota: Option<Counted>,
 }
 
-/// One caller of a run, counted until this is dropped. A run that is not detached ends with the last of them.
+/// A hold on a run, counted until this is dropped. A run that is not detached ends with the last of its callers; its
+/// output is packed away when it has ended and nobody holds on to it.
 #[derive(Debug)]
-pub(super) struct Caller(Arc<Run>);
+pub(super) struct Hold {
+    run: Arc<Run>,
+    by: Holder,
+}
 
-impl Drop for Caller {
+/// Who holds on to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// One that asked for it.
+    Caller,
+    /// One that reads its output.
+    Viewer,
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
-        let run = &self.0;
+        let run = &self.run;
         let mut facts = run.lock();
-        facts.callers -= 1;
+        *facts.held_by(self.by) -= 1;
         if facts.callers > 0 {
             return;
         }
         if facts.over {
-            let answer = std::mem::take(&mut facts.answer);
-            drop(facts);
-            run.log.shelve(run.key.is_some());
-            drop(answer);
-        } else if !run.detached {
+            run.leave(facts);
+        } else if self.by == Holder::Caller && !run.detached {
             // Wakes the run. Where the daemon is ending that drops it, which ends it by this lock.
             drop(facts);
             run.stop
                 .request(StopReason::Cancelled(CancelCause::CallerGone));
+        }
+    }
+}
+
+impl Facts {
+    fn held_by(&mut self, holder: Holder) -> &mut usize {
+        match holder {
+            Holder::Caller => &mut self.callers,
+            Holder::Viewer => &mut self.viewers,
         }
     }
 }
@@ -176,6 +138,69 @@ impl Run {
             clock: Instant::now(),
             facts: Mutex::default(),
         })
+    }
+
+    /// One that has ended, of which somebody wants to read the output again; `settled` is its module and what it got.
+    pub(super) fn over(
+        id: RunId,
+        origin: Origin,
+        labels: Labels,
+        detached: bool,
+        asked: SystemTime,
+        settled: (Option<Digest>, Option<Granted>),
+        log: Arc<Log>,
+    ) -> Arc<Self> {
+        let (digest, granted) = settled;
+        let facts = Facts {
+            digest,
+            granted,
+            over: true,
+            ..Facts::default()
+        };
+        Arc::new(Self {
+            id,
+            origin,
+            labels,
+            detached,
+            key: None,
+            asked,
+            log,
+            usage: Arc::default(),
+            stop: Arc::default(),
+            clock: Instant::now(),
+            facts: Mutex::new(facts),
+        })
+    }
+
+    /// All that is known of it now.
+    pub(super) fn record(&self) -> RunRecord {
+        // In this order: one that ends in between is told as ended, with its end.
+        let state = self.state();
+        let end = self.log.end();
+        let (digest, granted) = self.settled();
+        RunRecord {
+            id: self.id,
+            state: if end.is_some() { State::Ended } else { state },
+            method: self.origin.method,
+            caller: Arc::clone(&self.origin.caller),
+            labels: self.labels.clone(),
+            detached: self.detached,
+            digest,
+            asked: self.asked,
+            started: self.log.started(),
+            granted,
+            used: Used::of(&self.usage),
+            elapsed: self.elapsed(),
+            weight: weight(&self.labels, end.as_ref().map(|(_, end)| &**end)),
+            end,
+            next_seq: self.log.next_seq(),
+        }
+    }
+
+    /// Which module it runs and what it got, where these are settled.
+    pub(super) fn settled(&self) -> (Option<Digest>, Option<Granted>) {
+        let facts = self.lock();
+        (facts.digest, facts.granted.clone())
     }
 
     /// Where it is.
@@ -253,28 +278,6 @@ impl Run {
         self.log.started().is_none() && self.stop.reason() == Some(left)
     }
 
-    /// About what it takes in memory once it has ended, its log aside.
-    pub(super) fn weight(&self) -> usize {
-        let labels = self.labels.iter().map(|(k, v)| k.len() + v.len() + ENTRY);
-        let labels: usize = labels.sum();
-        let end = self.log.end().map_or(0, |(_, end)| match &*end {
-            Ok(ended) => {
-                let trap = ended.trap.as_ref().map_or(0, |trap| {
-                    let names = trap.backtrace.iter().map(|frame| {
-                        size_of_val(frame) + frame.func_name.len() + frame.module_name.len()
-                    });
-                    trap.message.len() + names.sum::<usize>()
-                });
-                trap + size_of_val(&*ended.values)
-            }
-            Err(refusal) => {
-                let facts = refusal.metadata().iter();
-                refusal.message().len() + facts.map(|(_, fact)| fact.len() + ENTRY).sum::<usize>()
-            }
-        });
-        RECORD + labels + end
-    }
-
     /// Asks it to end because somebody called for it, and says whether that was the first reason for it to end.
     pub fn cancel(&self) -> bool {
         self.stop
@@ -300,23 +303,42 @@ impl Run {
         self.log.start(SystemTime::now());
     }
 
-    /// Counts a caller.
-    pub(super) fn join(self: &Arc<Self>) -> Caller {
-        self.lock().callers += 1;
-        Caller(Arc::clone(self))
+    /// Holds on to it.
+    pub(super) fn hold(self: &Arc<Self>, by: Holder) -> Hold {
+        *self.lock().held_by(by) += 1;
+        Hold {
+            run: Arc::clone(self),
+            by,
+        }
     }
 
-    /// Tells how it ended; everybody who waits learns of it.
-    pub(super) fn finish(&self, end: End, captured: Option<Captured>) {
-        self.log.finish(end, captured);
+    /// Tells that it ended `at`, and how; everybody who waits learns of it.
+    pub(super) fn finish(&self, at: SystemTime, end: Arc<End>, captured: Option<Captured>) {
+        self.log.finish(at, end, captured);
         let mut facts = self.lock();
         facts.over = true;
         if facts.callers == 0 {
-            let answer = std::mem::take(&mut facts.answer);
-            drop(facts);
-            self.log.shelve(self.key.is_some());
-            drop(answer);
+            self.leave(facts);
         }
+    }
+
+    /// Gives back what it kept for its callers, now that it has ended and none of them is left.
+    fn leave(&self, mut facts: MutexGuard<'_, Facts>) {
+        let answer = std::mem::take(&mut facts.answer);
+        let is_read = facts.viewers > 0;
+        drop(facts);
+        if is_read || self.key.is_some() {
+            self.log.shelve(self.key.is_some());
+        } else {
+            self.origin.tenant.registry.pack(self);
+        }
+        drop(answer);
+    }
+
+    /// Whether nobody may need it as a whole any more. Who has its key is given all of it.
+    pub(super) fn may_be_packed(&self) -> bool {
+        let facts = self.lock();
+        facts.over && facts.callers + facts.viewers == 0 && self.key.is_none()
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {

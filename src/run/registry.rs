@@ -1,14 +1,28 @@
 //! All runs that are remembered: those that go on, and a bounded history of those that have ended.
+//!
+//! Runs that go on stand in a slab. Those that have ended stand in two [rings](Ring), one of them for those that never
+//! started, as [`PastRun`]s with their output; an ordered index leads from a run's number to its place, and lists the
+//! newest first. A run that has ended stays whole for as long as somebody holds on to it, and where it has an idempotency
+//! key; it is packed into its place when the last one leaves, and is made whole again for whoever reads its output later.
+//!
+//! Where several locks are held, they are taken in this order: the registry's, a run's, its log's, the pool's of logs.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::keys::Keys;
-use super::record::{Run, State};
-use crate::log::{Captured, End};
+use super::origin::State;
+use super::past::{PastRun, RunRecord, weight};
+use super::record::Run;
+use super::ring::{Bounds, Ring};
+use super::tenant::Tenant;
+use super::watch::{Told, Watch};
+use crate::log::{Captured, End, KeptOutput, Pool};
 use crate::request::{Labels, RunId};
 
 /// Bytes of records on one page, about: what a client takes in one message, with room to spare.
@@ -19,8 +33,6 @@ const REFUSED_SHARE: usize = 10;
 const LOOKED_AT: usize = 10_000;
 /// Runs, or changes, that are looked at before others may have the lock.
 const BATCH: usize = 64;
-/// A watch rests so long between two looks, so that many of them cost little while runs come and go.
-const REST: Duration = Duration::from_millis(50);
 
 /// How much history there is.
 #[derive(Clone, Copy, Debug)]
@@ -33,12 +45,16 @@ pub struct History {
     pub bytes: usize,
 }
 
-/// The runs.
+/// The runs of one tenant.
 #[derive(Debug)]
 pub(super) struct Registry {
+    /// What holds them.
+    instance: Arc<str>,
     history: History,
     /// Which key belongs to which run.
     pub(super) keys: Keys,
+    /// What the output is charged to.
+    logs: Arc<Pool>,
     inner: Mutex<Inner>,
     /// The number of the last change; closed when no more will come.
     news: watch::Sender<Option<u64>>,
@@ -46,51 +62,65 @@ pub(super) struct Registry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    runs: BTreeMap<RunId, Known>,
-    /// The last change of each run, in order: whoever follows sees the latest of each.
-    changes: BTreeMap<u64, RunId>,
+    /// Where each run is, by its number.
+    index: BTreeMap<u128, Place>,
+    live: Slab<Live>,
+    /// The number of the last change.
     last: u64,
-    ended: Past,
-    /// Runs that were refused are remembered apart: they cost their callers nothing, and must not crowd out others.
-    refused: Past,
+    ended: Ring<Past>,
+    /// Runs that were refused are remembered apart: they cost their callers nothing, and must not crowd out others. None
+    /// of them has output.
+    refused: Ring<Past>,
+    /// The place in `ended` before which no output is kept.
+    first_kept: u64,
 }
 
+/// A run that goes on, and its last change.
 #[derive(Debug)]
-struct Known {
+struct Live {
     run: Arc<Run>,
     change: u64,
 }
 
-/// Runs that are over, in the order in which they ended.
-#[derive(Debug, Default)]
-struct Past {
-    runs: VecDeque<Gone>,
-    bytes: usize,
-}
-
+/// A run that has ended. That was its last change: a ring is in the order of these too.
 #[derive(Debug)]
-struct Gone {
-    id: RunId,
-    at: Instant,
-    weight: usize,
+struct Past {
+    run: PastRun,
+    change: u64,
+    /// Its output, where it is not whole.
+    kept: KeptOutput,
+    whole: Option<Arc<Run>>,
 }
 
-impl Past {
-    fn push(&mut self, gone: Gone) {
-        self.bytes += gone.weight;
-        self.runs.push_back(gone);
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Live(usize),
+    Ended(u64),
+    Refused(u64),
+}
+
+/// A run that was looked up.
+#[derive(Debug)]
+pub(super) enum Found {
+    Live(Arc<Run>),
+    /// It has ended.
+    Past(Box<RunRecord>),
+}
+
+impl Found {
+    /// What is known of it now.
+    pub(super) fn record(self) -> RunRecord {
+        match self {
+            Self::Live(run) => run.record(),
+            Self::Past(record) => *record,
+        }
     }
 
-    /// Takes the oldest where there is more than `runs`, or `bytes`, or one that is older than `age`.
-    fn pop_beyond(&mut self, runs: usize, bytes: usize, age: Duration) -> Option<RunId> {
-        let oldest = self.runs.front()?;
-        let fits = self.runs.len() <= runs && self.bytes <= bytes && oldest.at.elapsed() <= age;
-        if fits {
-            return None;
+    fn labels(&self) -> &Labels {
+        match self {
+            Self::Live(run) => &run.labels,
+            Self::Past(record) => &record.labels,
         }
-        let gone = self.runs.pop_front()?;
-        self.bytes -= gone.weight;
-        Some(gone.id)
     }
 }
 
@@ -104,114 +134,175 @@ pub struct Selector {
 }
 
 impl Selector {
-    fn has_labels_of(&self, run: &Run) -> bool {
-        let mut labels = self.labels.iter();
-        labels.all(|(key, value)| run.labels.get(key) == Some(value))
+    pub(super) fn has_labels_of(&self, run: &Found) -> bool {
+        let (mut labels, of) = (self.labels.iter(), run.labels());
+        labels.all(|(key, value)| of.get(key) == Some(value))
     }
 
-    fn takes(&self, state: State) -> bool {
+    pub(super) fn takes(&self, state: State) -> bool {
         self.states.is_empty() || self.states.contains(&state)
     }
 }
 
 impl Registry {
-    /// With room for `history`, and `keys`.
-    pub(super) fn new(history: History, keys: Keys) -> Arc<Self> {
-        Arc::new(Self {
+    /// Of runs that `instance` holds, with room for `history`, and `keys`; their output is charged to `logs`.
+    pub(super) fn new(
+        instance: Arc<str>,
+        history: History,
+        keys: Keys,
+        logs: &Arc<Pool>,
+    ) -> Arc<Self> {
+        let registry = Arc::new(Self {
+            instance,
             history,
             keys,
+            logs: Arc::clone(logs),
             inner: Mutex::default(),
             news: watch::Sender::new(Some(0)),
-        })
+        });
+        let giver = Arc::downgrade(&registry);
+        logs.set_history(move || giver.upgrade().is_some_and(|it| it.let_output_go()));
+        registry
     }
 
     /// Takes a run in.
     pub(super) fn add(&self, run: &Arc<Run>) {
         let mut inner = self.lock();
-        let known = Known {
+        inner.last += 1;
+        let change = inner.last;
+        let key = inner.live.insert(Live {
             run: Arc::clone(run),
-            change: 0,
-        };
-        inner.runs.insert(run.id.clone(), known);
-        self.tell(inner, run);
+            change,
+        });
+        inner.index.insert(run.id.number(), Place::Live(key));
+        drop(inner);
+        self.tell(change);
     }
 
     /// Notes that a run is not as it was.
     pub(super) fn changed(&self, run: &Run) {
         // Whoever begins to watch after this looks at every run as it is then.
-        if self.news.receiver_count() > 0 {
-            self.tell(self.lock(), run);
+        if self.news.receiver_count() == 0 {
+            return;
         }
+        let mut inner = self.lock();
+        inner.last += 1;
+        let change = inner.last;
+        if let Some(Place::Live(key)) = inner.index.get(&run.id.number()).copied()
+            && let Some(live) = inner.live.get_mut(key)
+        {
+            live.change = change;
+        }
+        drop(inner);
+        self.tell(change);
     }
 
     /// Ends a run, and forgets what is too much. Whoever learns of the end finds it in the history.
     pub(super) fn end(&self, run: &Arc<Run>, end: End, captured: Option<Captured>) {
-        if run.log.started().is_none() {
+        let started = run.log.started();
+        if started.is_none() {
             self.keys.free(run);
         }
-        let mut inner = self.lock();
-        // One whose caller left while its module was being read is told of for the first time.
-        inner.runs.entry(run.id.clone()).or_insert_with(|| Known {
-            run: Arc::clone(run),
+        let (at, now) = (SystemTime::now(), Instant::now());
+        let end = Arc::new(end);
+        let weight = weight(&run.labels, Some(&end));
+        let mut past = Past {
+            run: PastRun::of(run, started, at, &end),
             change: 0,
-        });
-        run.finish(end, captured);
-        let gone = Gone {
-            id: run.id.clone(),
-            at: Instant::now(),
-            weight: run.weight(),
+            kept: KeptOutput::default(),
+            whole: Some(Arc::clone(run)),
         };
-        if run.log.started().is_some() {
-            inner.ended.push(gone);
-        } else {
-            inner.refused.push(gone);
+        let mut inner = self.lock();
+        inner.last += 1;
+        let change = inner.last;
+        past.change = change;
+        let most = self.history.runs;
+        let place = match started {
+            Some(_) => Place::Ended(inner.ended.push(past, now, weight, most)),
+            None => Place::Refused(inner.refused.push(past, now, weight, most)),
+        };
+        // One whose caller left while its module was being read was never taken in.
+        if let Some(Place::Live(key)) = inner.index.insert(run.id.number(), place) {
+            inner.live.try_remove(key);
         }
-        let forgotten = inner.forget(self.history);
-        self.tell(inner, run);
-        // A record frees its log, which takes locks of its own.
-        drop(forgotten);
+        inner.forget(self.history, now, &self.logs);
+        drop(inner);
+        run.finish(at, end, captured);
+        self.tell(change);
     }
 
-    /// Forgets a run, whether it has ended or not.
-    pub(super) fn remove(&self, id: &RunId) {
+    /// Packs the output of a run that has ended into its place, where nobody holds on to the run any more.
+    pub(super) fn pack(&self, run: &Run) {
         let mut inner = self.lock();
-        let ended = &mut inner.ended;
-        if let Some(at) = ended.runs.iter().position(|gone| gone.id == *id)
-            && let Some(gone) = ended.runs.remove(at)
-        {
-            ended.bytes -= gone.weight;
-        }
-        let removed = inner.remove(id);
+        let packed = inner.pack(run.id.number());
         drop(inner);
-        drop(removed);
+        drop(packed);
+        self.logs.make_room();
+    }
+
+    /// Hands a run to `view`, whole, in the moment in which it says whether it holds on to it.
+    pub(super) fn view<T, E>(
+        &self,
+        tenant: &Arc<Tenant>,
+        id: &RunId,
+        view: impl FnOnce(&Arc<Run>) -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        let mut inner = self.lock();
+        let run = match *inner.index.get(&id.number())? {
+            Place::Live(key) => Arc::clone(&inner.live.get(key)?.run),
+            place @ (Place::Ended(_) | Place::Refused(_)) => {
+                let past = inner.past_mut(place)?;
+                let Past {
+                    run, kept, whole, ..
+                } = past;
+                let reopen = || run.reopen(&self.instance, tenant, std::mem::take(kept));
+                Arc::clone(whole.get_or_insert_with(reopen))
+            }
+        };
+        let viewed = view(&run);
+        if viewed.is_err() {
+            inner.pack(id.number());
+        }
+        Some(viewed)
     }
 
     /// Forgets all runs.
     pub(super) fn clear(&self) {
-        let forgotten = std::mem::take(&mut *self.lock());
-        drop(forgotten);
+        let nothing = History {
+            runs: 0,
+            age: Duration::ZERO,
+            bytes: 0,
+        };
+        let mut inner = self.lock();
+        inner.forget(nothing, Instant::now(), &self.logs);
+        let live = std::mem::take(&mut inner.live);
+        inner.index.clear();
+        drop(inner);
+        drop(live);
     }
 
     /// Forgets what has grown too old.
     pub(super) fn age(&self) {
-        let forgotten = self.lock().forget(self.history);
-        drop(forgotten);
+        let mut inner = self.lock();
+        inner.forget(self.history, Instant::now(), &self.logs);
+        inner.ended.shrink();
+        inner.refused.shrink();
+        drop(inner);
         self.keys.age();
     }
 
     /// One run.
-    pub(super) fn find(&self, id: &RunId) -> Option<Arc<Run>> {
+    pub(super) fn find(&self, id: &RunId) -> Option<Found> {
         let inner = self.lock();
-        inner.runs.get(id).map(|known| Arc::clone(&known.run))
+        let place = inner.index.get(&id.number())?;
+        inner.found(*place, &self.instance)
     }
 
     /// Runs that have not ended.
     pub(super) fn live(&self) -> Vec<Arc<Run>> {
         let inner = self.lock();
-        let runs = inner.runs.values().map(|known| &known.run);
-        runs.filter(|run| run.state() != State::Ended)
-            .cloned()
-            .collect()
+        let runs = inner.live.iter().map(|(_, live)| &live.run);
+        runs.cloned().collect()
     }
 
     /// At most `size` runs that match, the newest first, older than `before`; and where others may follow, the last one
@@ -221,42 +312,48 @@ impl Registry {
         selector: &Selector,
         before: Option<RunId>,
         size: usize,
-    ) -> (Vec<Arc<Run>>, Option<RunId>) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let (mut found, mut bytes, mut looked) = (Vec::new(), 0, 0);
-        let mut before = before;
+    ) -> (Vec<RunRecord>, Option<RunId>) {
+        let (mut page, mut bytes, mut looked) = (Vec::new(), 0, 0);
+        let mut end = match before {
+            None => Unbounded,
+            // One of another instance stands between two of this one.
+            Some(id) if id.instance() > &*self.instance => Included(id.number()),
+            Some(id) => Excluded(id.number()),
+        };
         loop {
             // A few at a time: those who start and end runs wait for the lock.
-            let batch: Vec<Arc<Run>> = {
+            let batch: Vec<(u128, Found)> = {
                 let inner = self.lock();
-                let end = before.clone().map_or(Unbounded, Excluded);
-                let runs = inner.runs.range((Unbounded, end)).rev();
-                runs.take(BATCH)
-                    .map(|(_, known)| Arc::clone(&known.run))
-                    .collect()
+                let places = inner.index.range((Unbounded, end)).rev().take(BATCH);
+                let found = places.filter_map(|(number, place)| {
+                    Some((*number, inner.found(*place, &self.instance)?))
+                });
+                found.collect()
             };
             let last = batch.len() < BATCH;
-            for run in batch {
+            for (number, found) in batch {
                 looked += 1;
-                let id = run.id.clone();
-                before = Some(id.clone());
-                if selector.has_labels_of(&run) && selector.takes(run.state()) {
-                    bytes += run.weight();
-                    found.push(run);
+                end = Excluded(number);
+                if selector.has_labels_of(&found) {
+                    let record = found.record();
+                    if selector.takes(record.state) {
+                        bytes += record.weight;
+                        page.push(record);
+                    }
                 }
-                if found.len() == size || bytes >= PAGE_BYTES || looked == LOOKED_AT {
-                    let next = self.has_older(&id).then_some(id);
-                    return (found, next);
+                if page.len() == size || bytes >= PAGE_BYTES || looked == LOOKED_AT {
+                    let next = self.has_older(number);
+                    return (page, next.then(|| RunId::of(number, &self.instance)));
                 }
             }
             if last {
-                return (found, None);
+                return (page, None);
             }
         }
     }
 
-    fn has_older(&self, id: &RunId) -> bool {
-        self.lock().runs.range(..id.clone()).next().is_some()
+    fn has_older(&self, number: u128) -> bool {
+        self.lock().index.range(..number).next().is_some()
     }
 
     /// Follows the runs that match.
@@ -267,19 +364,41 @@ impl Registry {
     ) -> Watch {
         // Before anything is looked at: see `changed`.
         let news = self.news.subscribe();
-        let until = self.lock().last;
-        Watch {
-            news,
-            registry: Arc::clone(self),
-            selector,
-            seen: 0,
-            until,
-            synced: false,
-            told: HashMap::new(),
-            ready: VecDeque::new(),
-            rest: None,
-            _place: place,
+        let last = self.lock().last;
+        Watch::new(Arc::clone(self), news, selector, last, place)
+    }
+
+    /// The first few changes numbered from `from` to `to`, in order, each the last one of its run.
+    pub(super) fn changes(&self, from: u64, to: u64) -> Vec<(u64, Found)> {
+        let inner = self.lock();
+        let mut changes: Vec<(u64, Place)> = Vec::new();
+        let live = inner.live.iter();
+        changes.extend(live.map(|(key, live)| (live.change, Place::Live(key))));
+        changes.retain(|(change, _)| (from..=to).contains(change));
+        let places: [fn(u64) -> Place; 2] = [Place::Ended, Place::Refused];
+        for (ring, place) in [&inner.ended, &inner.refused].into_iter().zip(places) {
+            let past = ring.after(|past| past.change < from).take(BATCH);
+            let past = past.map_while(|(number, past)| {
+                (past.change <= to).then_some((past.change, place(number)))
+            });
+            changes.extend(past);
         }
+        changes.sort_unstable_by_key(|(change, _)| *change);
+        changes.truncate(BATCH);
+        let found = changes
+            .into_iter()
+            .filter_map(|(change, place)| Some((change, inner.found(place, &self.instance)?)));
+        found.collect()
+    }
+
+    /// Takes those out of `told` that have ended and are forgotten.
+    pub(super) fn take_forgotten(&self, told: &mut Told) -> Vec<Arc<Run>> {
+        let inner = self.lock();
+        let gone = told.extract_if(|number, run| {
+            // One that is about to end is told of again when it has.
+            !inner.index.contains_key(number) && run.log.end().is_some()
+        });
+        gone.map(|(_, run)| run).collect()
     }
 
     /// Ends every watch.
@@ -291,32 +410,35 @@ impl Registry {
     pub(super) fn size(&self) -> (usize, usize) {
         let inner = self.lock();
         let Inner { ended, refused, .. } = &*inner;
-        let runs = ended.runs.len() + refused.runs.len();
-        (runs, ended.bytes + refused.bytes)
+        (ended.len() + refused.len(), ended.bytes() + refused.bytes())
     }
 
-    fn tell(&self, mut inner: MutexGuard<'_, Inner>, run: &Run) {
+    /// Lets the oldest output of the history go; false where there is none.
+    fn let_output_go(&self) -> bool {
+        let mut inner = self.lock();
         let Inner {
-            runs,
-            changes,
-            last,
-            ..
+            ended, first_kept, ..
         } = &mut *inner;
-        *last += 1;
-        if let Some(known) = runs.get_mut(&run.id) {
-            changes.remove(&known.change);
-            known.change = *last;
-            changes.insert(*last, run.id.clone());
+        *first_kept = ended.numbers().start.max(*first_kept);
+        while let Some(past) = ended.get_mut(*first_kept) {
+            *first_kept += 1;
+            if past.kept.is_held() {
+                past.kept.let_go(&self.logs);
+                return true;
+            }
         }
-        let last = *last;
-        drop(inner);
+        false
+    }
+
+    /// Tells those who watch of a change.
+    fn tell(&self, change: u64) {
         if self.news.receiver_count() == 0 {
             // Whoever begins to watch looks at the changes from then on, this one included.
             return;
         }
         self.news.send_modify(|news| {
             if let Some(news) = news {
-                *news = last.max(*news);
+                *news = change.max(*news);
             }
         });
     }
@@ -328,129 +450,60 @@ impl Registry {
 }
 
 impl Inner {
-    fn forget(&mut self, history: History) -> Vec<Known> {
+    fn found(&self, place: Place, instance: &str) -> Option<Found> {
+        let (past, weight) = match place {
+            Place::Live(key) => return Some(Found::Live(Arc::clone(&self.live.get(key)?.run))),
+            Place::Ended(number) => self.ended.get(number)?,
+            Place::Refused(number) => self.refused.get(number)?,
+        };
+        Some(Found::Past(Box::new(past.run.record(instance, weight))))
+    }
+
+    fn past_mut(&mut self, place: Place) -> Option<&mut Past> {
+        match place {
+            Place::Live(_) => None,
+            Place::Ended(number) => self.ended.get_mut(number),
+            Place::Refused(number) => self.refused.get_mut(number),
+        }
+    }
+
+    /// Packs the output of a run away, where it has ended and nobody holds on to it; the run is for the caller to drop
+    /// when the lock is let go.
+    fn pack(&mut self, number: u128) -> Option<Arc<Run>> {
+        let place = *self.index.get(&number)?;
+        let past = self.past_mut(place)?;
+        let whole = past.whole.take_if(|run| run.may_be_packed())?;
+        past.kept = whole.log.pack();
+        if let Place::Ended(number) = place {
+            self.first_kept = self.first_kept.min(number);
+        }
+        Some(whole)
+    }
+
+    /// Forgets what is too much, or too old.
+    fn forget(&mut self, history: History, now: Instant, logs: &Pool) {
         let History { runs, age, bytes } = history;
-        let share = (runs.div_ceil(REFUSED_SHARE), bytes / REFUSED_SHARE);
-        let mut forgotten = Vec::new();
-        while let Some(id) = self.refused.pop_beyond(share.0, share.1, age) {
-            forgotten.extend(self.remove(&id));
+        let share = Bounds {
+            places: runs.div_ceil(REFUSED_SHARE),
+            bytes: bytes / REFUSED_SHARE,
+            age,
+        };
+        while let Some(mut past) = self.refused.pop_beyond(share, now) {
+            self.index.remove(&past.run.number);
+            past.kept.let_go(logs);
         }
         // What the refused take is theirs.
-        let rest = (runs - self.refused.runs.len(), bytes - self.refused.bytes);
-        while let Some(id) = self.ended.pop_beyond(rest.0, rest.1, age) {
-            forgotten.extend(self.remove(&id));
-        }
-        forgotten
-    }
-
-    fn remove(&mut self, id: &RunId) -> Option<Known> {
-        let known = self.runs.remove(id)?;
-        self.changes.remove(&known.change);
-        Some(known)
-    }
-}
-
-/// Follows runs: first all that match, then each that changes. Of one that changes faster than it is followed, the
-/// latest is told.
-#[derive(Debug)]
-pub struct Watch {
-    registry: Arc<Registry>,
-    news: watch::Receiver<Option<u64>>,
-    selector: Selector,
-    /// The last change that was looked at.
-    seen: u64,
-    /// The last change before the watch began.
-    until: u64,
-    synced: bool,
-    /// Runs that go on and were told: they are told once more when they do not match any longer.
-    told: HashMap<RunId, Arc<Run>>,
-    /// What is to be told, with whether it had ended.
-    ready: VecDeque<(Arc<Run>, bool)>,
-    rest: Option<Instant>,
-    _place: OwnedSemaphorePermit,
-}
-
-/// What a watch tells.
-#[derive(Debug)]
-pub enum News {
-    /// A run, as it is now.
-    Run(Arc<Run>),
-    /// All that matched from the start were told.
-    Synced,
-}
-
-impl Watch {
-    /// The next piece of news; `None` when the daemon ends.
-    pub async fn next(&mut self) -> Option<News> {
-        loop {
-            if let Some((run, ended)) = self.ready.pop_front() {
-                if !ended && run.state() == State::Ended {
-                    // That is a change of its own.
-                    continue;
-                }
-                return Some(News::Run(run));
-            }
-            if let Some(rest) = self.rest.take() {
-                tokio::time::sleep_until(rest.into()).await;
-            }
-            self.news.mark_unchanged();
-            if self.fetch() {
-                continue;
-            }
-            if !self.synced {
-                self.synced = true;
-                return Some(News::Synced);
-            }
-            if self.news.borrow().is_none() {
-                return None;
-            }
-            self.rest = Some(Instant::now() + REST);
-            self.news.changed().await.ok()?;
-        }
-    }
-
-    /// Looks at the next changes, and says whether there were any.
-    fn fetch(&mut self) -> bool {
-        let inner = self.registry.lock();
-        let (from, to) = match self.synced {
-            false => (self.seen + 1, self.until),
-            true => (self.seen + 1, u64::MAX),
+        let rest = Bounds {
+            places: runs - self.refused.len(),
+            bytes: bytes - self.refused.bytes(),
+            age,
         };
-        if from > to {
-            return false;
+        while let Some(mut past) = self.ended.pop_beyond(rest, now) {
+            self.index.remove(&past.run.number);
+            past.kept.let_go(logs);
         }
-        let mut looked = false;
-        for (change, id) in inner.changes.range(from..=to).take(BATCH) {
-            looked = true;
-            self.seen = *change;
-            let Some(Known { run, .. }) = inner.runs.get(id) else {
-                continue;
-            };
-            if !self.selector.has_labels_of(run) {
-                continue;
-            }
-            let state = run.state();
-            let matches = self.selector.takes(state);
-            let was_told = if matches && state != State::Ended {
-                self.told.insert(id.clone(), Arc::clone(run));
-                true
-            } else {
-                self.told.remove(id).is_some()
-            };
-            if matches || was_told {
-                let ended = state == State::Ended;
-                self.ready.push_back((Arc::clone(run), ended));
-            }
-        }
-        // One that is forgotten already has ended all the same.
-        let ready = &mut self.ready;
-        self.told.retain(|id, run| {
-            let known = inner.runs.contains_key(id);
-            if !known {
-                ready.push_back((Arc::clone(run), true));
-            }
-            known
-        });
-        looked || !ready.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

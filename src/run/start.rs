@@ -9,7 +9,8 @@ use super::answer;
 use super::attach::Attached;
 use super::audit::Reach;
 use super::inflight::Flight;
-use super::record::{Granted, Origin, Pending, Run, unstarted};
+use super::origin::Origin;
+use super::record::{Granted, Pending, Run, unstarted};
 use super::tenant::Tenant;
 use super::{Runner, before};
 use crate::limits::{Ceilings, Delivery, Limits, PAGE, StackClass};
@@ -91,21 +92,22 @@ impl Runner {
     /// # Errors
     /// Whatever keeps it from its first instruction.
     pub async fn start(self: &Arc<Self>, asked: Box<Asked>) -> Result<Attached, Refused> {
-        let Asked { id, spec, .. } = &*asked;
-        let tenant = &asked.origin.tenant;
+        let Asked { spec, .. } = &*asked;
+        let log = asked.origin.tenant.new_log();
         let run = Run::new(
-            id.clone(),
+            asked.id,
             asked.origin.clone(),
             spec.labels.clone(),
             spec.detach,
             spec.idempotency_key.clone(),
-            tenant.new_log(),
+            log,
         );
+        let tenant = &run.origin.tenant;
         let mut pending = Pending::new(Arc::clone(&run));
         // Before anybody else can be attached to it, and leave.
         let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
         let refused = |pending: Pending, refusal| Refused {
-            id: run.id.clone(),
+            id: run.id,
             refusal: pending.refused(refusal),
         };
         if self.admission.is_closed() {
@@ -307,7 +309,7 @@ impl Runner {
             Delivery::Captured => {}
         }
         pending.started(granted, reach.as_ref());
-        let untold = self.inflight.untold();
+        let untold = self.inflight.untold_end();
         // The slot is free before anybody learns of the end, and all bytes but those of the answer.
         let ended = move |result: End| {
             drop(flight);
@@ -356,7 +358,6 @@ impl Runner {
         let variant = variant(spec);
         let (digest, wasm, name) = self.module_of(spec, pending).await?;
         let code_use = code_use(spec, tenant);
-        let wanted = self.wanted(tenant, code_use, wasm);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
         let ready = modules.ready(code, variant, code_use).await?;
@@ -367,6 +368,7 @@ impl Runner {
             }
             None => {
                 // Whatever refuses the run refuses it before anything is compiled.
+                let wanted = self.wanted(tenant, code_use, wasm);
                 let inspected = modules.inspect(code, wanted.clone()).await?;
                 let settled = settle(&inspected.inspection, spec, grants)?;
                 let (loaded, _) = modules.get(code, variant, wanted, inspected).await?;

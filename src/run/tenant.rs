@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 
@@ -12,7 +13,7 @@ use super::Settings;
 use super::admission::{Account, Quota};
 use super::keys::Keys;
 use super::registry::{History, Registry};
-use crate::log::{Log, Pool};
+use crate::log::{End, KeptOutput, Log, Pool};
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Digest;
@@ -88,6 +89,16 @@ impl Tenant {
         Log::new(self.log_bytes, Arc::clone(&self.logs))
     }
 
+    /// The log of a run of it that has ended, with the output that is kept of it.
+    pub(super) fn reopened_log(
+        &self,
+        started: Option<SystemTime>,
+        end: (SystemTime, Arc<End>),
+        kept: KeptOutput,
+    ) -> Arc<Log> {
+        Log::reopen(self.log_bytes, Arc::clone(&self.logs), started, end, kept)
+    }
+
     /// Bytes of its logs.
     pub(super) fn logged(&self) -> usize {
         self.logs.held()
@@ -115,18 +126,26 @@ impl Tenants {
     ///
     /// # Errors
     /// Where a mount cannot be opened.
-    pub(super) fn new(all: Vec<TenantSettings>, settings: &Settings) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        instance: &str,
+        all: Vec<TenantSettings>,
+        settings: &Settings,
+    ) -> Result<Self, Refusal> {
+        let instance: Arc<str> = instance.into();
         let count = all.len().max(1);
         let shares = count > 1;
         let each = |n: usize| n.div_ceil(count);
         let descriptors = DescriptorBudget::of_process(settings.capacity.slots);
         let make = |line: usize, it: TenantSettings| {
             let roots = Roots::open(&it.policy.grants.mounts).map_err(Refusal::internal)?;
+            let remembers = it.name != OWN;
+            let share = |n: usize| if remembers { each(n) } else { 0 };
             let history = History {
-                runs: each(settings.history.runs),
-                bytes: each(settings.history.bytes),
+                runs: share(settings.history.runs),
+                bytes: share(settings.history.bytes),
                 age: settings.history.age,
             };
+            let logs = Pool::new(each(settings.log_budget));
             let keys = Keys::new(settings.idempotency_window, each(settings.idempotency_keys));
             Ok::<_, Refusal>(Arc::new(Tenant {
                 name: it.name.into(),
@@ -138,10 +157,10 @@ impl Tenants {
                 account: Account::new(it.quota, Lane::new(it.weight)),
                 roots,
                 store: it.store,
-                registry: Registry::new(history, keys),
+                registry: Registry::new(Arc::clone(&instance), history, keys, &logs),
                 viewers: Arc::new(Semaphore::new(each(settings.viewers as usize))),
                 descriptors: descriptors.account(shares),
-                logs: Pool::new(each(settings.log_budget)),
+                logs,
                 log_bytes: settings.log_bytes,
                 apart: !settings.share_code,
             }))

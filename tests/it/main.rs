@@ -60,6 +60,7 @@ mod file_calls;
 mod file_times;
 mod habit;
 mod hardening;
+mod history;
 mod hostcalls;
 mod hostile_start;
 mod idempotency;

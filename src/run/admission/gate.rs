@@ -10,6 +10,7 @@
 //! found by its ticket, of which each line is sorted.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub(super) struct Gate {
     little: Amount,
     /// How many may wait.
     queue: u32,
+    /// Whether nobody is let through any more; set under the lock.
+    closed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -56,7 +59,6 @@ struct State {
     /// Lines in which somebody waits, by their length and weight: the last gives way where the queue is full.
     longest: BTreeSet<(u64, usize)>,
     tickets: u64,
-    closed: bool,
     /// How long a place is held, about.
     pace: Duration,
 }
@@ -175,6 +177,7 @@ impl Gate {
             share,
             little: capacity.eighth(),
             queue,
+            closed: AtomicBool::new(false),
             state: Mutex::new(State {
                 lines: weights.iter().enumerate().map(line).collect(),
                 ..State::default()
@@ -225,7 +228,7 @@ impl Gate {
     /// Why it is turned away.
     pub(super) fn try_enter(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Pass, Turned> {
         let mut state = self.lock();
-        self.check(&state, ask)?;
+        self.check(ask)?;
         if state.waiting > 0 || !self.fits(&state, line, ask) {
             return Err(Turned::Full);
         }
@@ -235,7 +238,7 @@ impl Gate {
     /// Lets nobody through any more; those that wait are turned away.
     pub(super) fn close(&self) {
         let mut state = self.lock();
-        state.closed = true;
+        self.closed.store(true, Ordering::SeqCst);
         let mut later = Later::default();
         for line in 0..state.lines.len() {
             let waiting = std::mem::take(&mut state.lines[line].waiting);
@@ -252,7 +255,9 @@ impl Gate {
 
     /// Whether nobody is let through any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
+        // Without the lock, which all runs want: whoever closes looks for those that came before, and whoever comes leaves
+        // what it looks for before it asks.
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// How many may wait.
@@ -282,7 +287,7 @@ impl Gate {
 
     fn arrive(self: &Arc<Self>, line: usize, ask: Amount) -> Result<Arrived, Turned> {
         let mut state = self.lock();
-        self.check(&state, ask)?;
+        self.check(ask)?;
         if state.waiting == 0 && self.fits(&state, line, ask) {
             return Ok(Arrived::Through(self.let_through(&mut state, line, ask)));
         }
@@ -313,8 +318,9 @@ impl Gate {
         Ok(Arrived::InLine(ticket, answer))
     }
 
-    fn check(&self, state: &State, ask: Amount) -> Result<(), Turned> {
-        if state.closed {
+    /// Under the lock.
+    fn check(&self, ask: Amount) -> Result<(), Turned> {
+        if self.is_closed() {
             return Err(Turned::Closed);
         }
         if !Amount::default().has_room(ask, self.share) {

@@ -1,0 +1,309 @@
+//! The index, the places and the bounds, whatever happens in whatever order.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::bench::Daemon;
+use crate::outcome::{Ended, Outcome, Stream, Written};
+use crate::refusal::{Reason, Refusal};
+use crate::run::origin::{Method, Origin};
+use crate::run::record::{Hold, Holder};
+
+const RUNS: usize = 8;
+const BYTES: usize = 20 << 10;
+
+/// A tenant of a daemon with little room for history. One test at a time has it.
+fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
+    static DAEMON: OnceLock<(Runtime, Daemon)> = OnceLock::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_, daemon) = DAEMON.get_or_init(|| {
+        let runtime = Runtime::new().unwrap();
+        let _context = runtime.enter();
+        let set = [
+            ("runs.history", "8"),
+            ("runs.history_bytes", "20KiB"),
+            ("runs.log_budget", "1MiB"),
+            ("runs.log_bytes", "128KiB"),
+            ("admission.slots", "1"),
+        ];
+        let daemon = Daemon::new(&set);
+        drop(_context);
+        (runtime, daemon)
+    });
+    let tenant = daemon.tenant();
+    tenant.registry.clear();
+    (tenant, turn)
+}
+
+fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
+    let origin = Origin {
+        method: Method::Run,
+        caller: "a test".into(),
+        tenant: Arc::clone(tenant),
+    };
+    let id = RunId::new(&tenant.registry.instance);
+    Run::new(id, origin, Labels::default(), true, key, tenant.new_log())
+}
+
+fn exited(code: u32) -> End {
+    Ok(Ended {
+        outcome: Outcome::Exited(code),
+        trap: None,
+        duration: Duration::from_millis(1),
+        cpu_time: Duration::ZERO,
+        fuel_consumed: None,
+        memory_used: 0,
+        memory_denied: false,
+        values: Vec::new(),
+        stdin_read: 0,
+        stdout: Written::default(),
+        stderr: Written::default(),
+    })
+}
+
+/// The index and the places agree, everything is within its bounds, and nothing is charged that is not there.
+fn check(tenant: &Tenant) {
+    let registry = &tenant.registry;
+    let inner = registry.lock();
+    let Inner {
+        index,
+        live,
+        ended,
+        refused,
+        ..
+    } = &*inner;
+    assert_eq!(index.len(), live.len() + ended.len() + refused.len());
+    for (number, place) in index {
+        let found = match *place {
+            Place::Live(key) => live[key].run.id.number(),
+            Place::Ended(at) => ended.get(at).unwrap().0.run.number,
+            Place::Refused(at) => refused.get(at).unwrap().0.run.number,
+        };
+        assert_eq!(*number, found);
+    }
+    assert!(ended.len() + refused.len() <= RUNS && refused.len() <= RUNS.div_ceil(10));
+    assert!(ended.bytes() + refused.bytes() <= BYTES && refused.bytes() <= BYTES / 10);
+    for ring in [ended, refused] {
+        let changes: Vec<u64> = ring.after(|_| false).map(|(_, it)| it.change).collect();
+        assert!(changes.is_sorted_by(|a, b| a < b));
+    }
+    drop(inner);
+    let numbers: Vec<u128> = registry.lock().index.keys().rev().copied().collect();
+    let mut listed = Vec::new();
+    let mut before = None;
+    loop {
+        let (page, next) = registry.list(&Selector::default(), before, 3);
+        listed.extend(page.iter().map(|record| record.id.number()));
+        before = next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, numbers);
+    let last = registry.lock().last;
+    let mut followed: Vec<u128> = Vec::new();
+    let mut seen = 0;
+    loop {
+        let changes = registry.changes(seen + 1, last);
+        let Some((change, _)) = changes.last() else {
+            break;
+        };
+        seen = *change;
+        followed.extend(changes.into_iter().map(|(_, it)| it.record().id.number()));
+    }
+    followed.sort_unstable_by(|a, b| b.cmp(a));
+    assert_eq!(followed, numbers, "each run once");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask { key: bool, held: bool },
+    Start(usize),
+    Write(usize, usize),
+    Change(usize),
+    End(usize),
+    Let(usize),
+    View(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = 0..16_usize;
+    prop_oneof![
+        3 => any::<(bool, bool)>().prop_map(|(key, held)| Step::Ask { key, held }),
+        2 => at.clone().prop_map(Step::Start),
+        2 => (at.clone(), 1..200_000_usize).prop_map(|(at, size)| Step::Write(at, size)),
+        1 => at.clone().prop_map(Step::Change),
+        3 => at.clone().prop_map(Step::End),
+        2 => at.clone().prop_map(Step::Let),
+        2 => at.prop_map(Step::View),
+    ]
+}
+
+/// What a test holds of a registry.
+struct World {
+    tenant: &'static Arc<Tenant>,
+    going: Vec<Arc<Run>>,
+    holds: Vec<Hold>,
+    ids: Vec<RunId>,
+}
+
+impl World {
+    fn of(tenant: &'static Arc<Tenant>) -> Self {
+        Self {
+            tenant,
+            going: Vec::new(),
+            holds: Vec::new(),
+            ids: Vec::new(),
+        }
+    }
+
+    fn ask(&mut self, key: bool, held: bool) {
+        let key = key.then(|| self.ids.len().to_string());
+        let run = asked(self.tenant, key);
+        if held {
+            self.holds.push(run.hold(Holder::Caller));
+        }
+        self.ids.push(run.id);
+        self.tenant.registry.add(&run);
+        self.going.push(run);
+    }
+
+    fn end(&self, run: &Arc<Run>) {
+        let end = match run.log.started() {
+            Some(_) => exited(7),
+            None => Err(Refusal::new(Reason::QueueFull, "of a test")),
+        };
+        self.tenant.registry.end(run, end, None);
+    }
+
+    fn view(&mut self, id: RunId) {
+        let registry = &self.tenant.registry;
+        let viewed = registry.view(self.tenant, &id, |run| {
+            let viewer = run.log.view(0)?;
+            Ok::<_, u64>((run.hold(Holder::Viewer), viewer.next_seq()))
+        });
+        assert_eq!(viewed.is_some(), registry.find(&id).is_some());
+        if let Some(Ok((hold, _))) = viewed {
+            self.holds.push(hold);
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Ask { key, held } => self.ask(key, held),
+            Step::Start(at) => {
+                if let Some(run) = self.going.get(at) {
+                    run.log.start(SystemTime::now());
+                }
+            }
+            Step::Write(at, size) => {
+                let run = self.going.get(at);
+                if let Some(run) = run.filter(|it| it.log.started().is_some()) {
+                    run.log.write(Stream::Stdout, &vec![b'x'; size]);
+                }
+            }
+            Step::Change(at) => {
+                if let Some(run) = self.going.get(at) {
+                    self.tenant.registry.changed(run);
+                }
+            }
+            Step::End(at) if at < self.going.len() => {
+                let run = self.going.remove(at);
+                self.end(&run);
+            }
+            Step::Let(at) if at < self.holds.len() => drop(self.holds.remove(at)),
+            Step::End(_) | Step::Let(_) => {}
+            Step::View(at) => {
+                if let Some(id) = self.ids.iter().rev().nth(at) {
+                    self.view(*id);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn index_and_places_agree_whatever_happens(steps in prop::collection::vec(step(), 0..120)) {
+        let (tenant, _turn) = tenant();
+        let registry = &tenant.registry;
+        let mut world = World::of(tenant);
+        // As if somebody watched: a run that goes on changes only then.
+        let _news = registry.news.subscribe();
+        for step in steps {
+            world.take(&step);
+            check(tenant);
+            prop_assert!(tenant.logged() <= (1 << 20) + 200_000);
+        }
+        // When nobody holds anything, all that ended is packed, but for what has a key.
+        world.holds.clear();
+        for run in std::mem::take(&mut world.going) {
+            world.end(&run);
+        }
+        check(tenant);
+        let inner = registry.lock();
+        let past = inner.ended.after(|_| false).chain(inner.refused.after(|_| false));
+        for (_, past) in past {
+            prop_assert!(past.whole.as_ref().is_none_or(|run| !run.may_be_packed()));
+        }
+        drop(inner);
+        registry.clear();
+        prop_assert_eq!(tenant.logged(), 0);
+    }
+}
+
+#[test]
+fn a_run_that_has_ended_takes_little() {
+    let size = size_of::<Past>();
+    assert!(size <= 512, "{size}");
+}
+
+#[test]
+fn what_is_packed_is_read_as_it_was_written() {
+    let (tenant, _turn) = tenant();
+    let registry = &tenant.registry;
+    let run = asked(tenant, None);
+    registry.add(&run);
+    run.log.start(SystemTime::now());
+    for piece in ["one ", "two"] {
+        run.log.write(Stream::Stdout, piece.as_bytes());
+        run.log.write(Stream::Stderr, piece.as_bytes());
+    }
+    let id = run.id;
+    registry.end(&run, exited(7), None);
+    let before = registry.find(&id).unwrap().record();
+    assert!(run.may_be_packed());
+    drop(run);
+    for _ in 0..3 {
+        let viewed = registry.view(tenant, &id, |run| {
+            let hold = run.hold(Holder::Viewer);
+            Ok::<_, u64>((hold, run.log.view(0)?, run.record()))
+        });
+        let (hold, mut viewer, whole) = viewed.unwrap().unwrap();
+        assert_eq!((whole.next_seq, whole.id), (before.next_seq, id));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut output: Vec<Bytes> = Vec::new();
+        let mut last = 0;
+        while let std::task::Poll::Ready(Some(event)) = viewer.poll_next(&mut context) {
+            last = event.seq;
+            if let crate::log::What::Output(_, bytes) = event.what {
+                output.push(bytes);
+            }
+        }
+        assert_eq!(output, ["one ", "one ", "two", "two"]);
+        assert_eq!(last + 1, before.next_seq);
+        drop((viewer, hold));
+    }
+    // No event of it is there to begin with beyond the end.
+    let refused = registry.view(tenant, &id, |run| run.log.view(99).map(drop));
+    assert_eq!(refused.unwrap().unwrap_err(), before.next_seq - 1);
+    let inner = registry.lock();
+    let mut past = inner.ended.after(|_| false);
+    assert!(past.next().unwrap().1.whole.is_none(), "nobody holds it");
+}
