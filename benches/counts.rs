@@ -1,10 +1,13 @@
-//! How many instructions the hot path of a run takes, by callgrind: about the same on a machine that is busy.
+//! How many instructions the hot path of a run takes, by callgrind: about the same on a machine
+//! that is busy.
 //!
 //! `.ci/counts` runs this, and compares it with `benches/counts.toml`.
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![expect(missing_docs, unused_qualifications, reason = "made by macros")]
 
+#[path = "valgrind/auxv.rs"]
+mod auxv;
 #[path = "inside/bare.rs"]
 mod bare;
 #[path = "inside/guests.rs"]
@@ -21,10 +24,6 @@ use ringfence::bench::{Daemon, Module};
 use ringfence::outcome::{Ended, Outcome};
 use ringfence::request::{Digest, RunSpec};
 use ringfence::run::Attached;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 use tokio::runtime::Runtime;
 
 use self::bare::Bare;
@@ -167,26 +166,10 @@ mod made {
     }
 }
 
-/// Has the kernel keep its auxiliary vector from this process and those that it starts. Valgrind takes the vDSO out of
-/// the copy that it gives a program, and out of its memory; rustix asks the kernel, and would look for it there.
-fn hide_auxv() {
-    const PR_GET_AUXV: u64 = 0x4155_5856;
-    let asks = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, PR_GET_AUXV);
-    let rule = SeccompRule::new(vec![asks.unwrap()]).unwrap();
-    let filter = SeccompFilter::new(
-        [(libc::SYS_prctl, vec![rule])].into(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EINVAL.cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
 fn main() {
     // Under valgrind it is hidden already, and valgrind has no such system call.
     if std::env::args().all(|it| it != "--gungraun-run") {
-        hide_auxv();
+        auxv::hide();
     }
     made::run();
 }

@@ -18,70 +18,25 @@
 mod bare;
 #[path = "inside/guests.rs"]
 mod guests;
+#[path = "inside/subject.rs"]
+mod subject;
 
 use std::fmt::Write;
 use std::hint::black_box;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput};
 use prost::Message;
-use ringfence::bench::{Daemon, Module};
-use ringfence::outcome::Outcome;
-use ringfence::request::{Digest, RunSpec};
+use ringfence::bench::Daemon;
+use ringfence::request::Digest;
 use tokio::runtime::Runtime;
 
-use self::bare::Bare;
+use self::subject::{Compared, ROUNDS, Subject, median};
 
 const MIB: usize = 1 << 20;
 /// Host calls of one run.
 const CALLS: u64 = 1000;
-/// Rounds of the ratio, blocks of runs in each, runs in each of those. Ours and the bare ones take turns block by block.
-const ROUNDS: usize = 9;
-const BLOCKS: usize = 40;
-const RUNS: u32 = 50;
-
-/// Polls a future to its end on this thread. Those of a run that waits for nobody end at the first poll.
-fn finish<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-    }
-}
-
-/// A module with what runs it, in the daemon and without.
-struct Subject {
-    module: Module,
-    spec: RunSpec,
-    bare: Bare,
-}
-
-impl Subject {
-    fn new(runtime: &Runtime, daemon: &Daemon, wasm: Bytes) -> Self {
-        let bytes = wasm.clone();
-        let module = runtime.block_on(daemon.load(wasm));
-        Self {
-            spec: daemon.decode(&guests::request(module.digest)),
-            bare: Bare::new(module.loaded.engine(), &bytes),
-            module,
-        }
-    }
-
-    fn run(&self, daemon: &Daemon) -> Bytes {
-        let (ended, [stdout, _]) = finish(daemon.execute(&self.module, &self.spec));
-        assert_eq!(ended.outcome, Outcome::Exited(0));
-        stdout
-    }
-
-    fn run_bare(&self) -> Bytes {
-        finish(self.bare.execute(&self.spec.args, &self.spec.env))
-    }
-}
 
 /// Calls `clock_time_get` as often as [`CALLS`] says.
 fn calls() -> Bytes {
@@ -227,52 +182,20 @@ fn compiling(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
     group.finish();
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn micros_each(run: impl Fn() -> Bytes) -> f64 {
-    let start = Instant::now();
-    for _ in 0..RUNS {
-        black_box(run());
-    }
-    start.elapsed().as_secs_f64() * 1e6 / f64::from(RUNS)
-}
-
-/// What a run of `subject` takes, ours and bare, and the ratio: medians of rounds.
-fn compare(subject: &Subject, daemon: &Daemon) -> [f64; 3] {
-    let (mut ours, mut bares, mut ratios) = (vec![], vec![], vec![]);
-    for round in 0..=ROUNDS {
-        let (mut our, mut bare) = (vec![], vec![]);
-        for _ in 0..BLOCKS {
-            our.push(micros_each(|| subject.run(daemon)));
-            bare.push(micros_each(|| subject.run_bare()));
-        }
-        // The first one only warms up.
-        if round > 0 {
-            let (our, bare) = (median(&mut our), median(&mut bare));
-            ours.push(our);
-            bares.push(bare);
-            ratios.push(our / bare);
-        }
-    }
-    [ours, bares, ratios].map(|mut it| median(&mut it))
-}
-
-/// Tells how a run compares to one by wasmtime alone, in one line of JSON, to a file too where one is named.
+/// Tells how a run compares to one by wasmtime alone, in one line of JSON, to a file too where one
+/// is named.
 fn ratio(runtime: &Runtime, daemon: &Daemon, file: Option<&str>) {
     let subject = |wasm| Subject::new(runtime, daemon, wasm);
-    let [hello, bare_hello, ratio] = compare(&subject(guests::hello()), daemon);
-    let [noop, bare_noop, noop_ratio] = compare(&subject(guests::noop()), daemon);
+    let hello = Compared::measure(&subject(guests::hello()), daemon);
+    let noop = Compared::measure(&subject(guests::noop()), daemon);
     let digits = |n: f64| (n * 1000.0).round() / 1000.0;
     let line = serde_json::json!({
-        "hello_us": digits(hello),
-        "bare_hello_us": digits(bare_hello),
-        "ratio": digits(ratio),
-        "noop_us": digits(noop),
-        "bare_noop_us": digits(bare_noop),
-        "noop_ratio": digits(noop_ratio),
+        "ratio": digits(hello.ratio()),
+        "noop_ratio": digits(noop.ratio()),
+        "hello_us": digits(median(hello.ours)),
+        "bare_hello_us": digits(median(hello.bare)),
+        "noop_us": digits(median(noop.ours)),
+        "bare_noop_us": digits(median(noop.bare)),
         "rounds": ROUNDS,
         "pool_mode": daemon.pool_mode(),
     });

@@ -1,4 +1,5 @@
-//! The same runs by wasmtime alone, in the engine that the daemon made: same pool, same epochs, same stack.
+//! The same runs by wasmtime alone, in the engine that the daemon made: same pool, same epochs,
+//! same stack.
 
 use bytes::Bytes;
 use wasmtime::{Engine, InstancePre, Linker, Module, Store};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::ask::{Beside, Call};
+use super::ask::{Call, How};
 use super::caller::Caller;
-use super::drive::{self, Stats};
+use super::drive::{self, Clients, Stats};
 use super::guests;
 use super::results::{self, Figure, Row, number};
 use super::servers::{Greeter, Process, greeters};
@@ -61,20 +61,15 @@ impl Rounds {
 }
 
 /// Asks all, in turn, round by round.
-pub(crate) async fn interleaved(
-    greeters: &[Greeter],
-    clients: usize,
-    rounds: usize,
-    time: Duration,
-) -> Vec<Figure> {
+pub(crate) async fn interleaved(greeters: &[Greeter], clients: Clients, how: &How) -> Vec<Figure> {
     let mut all: Vec<Rounds> = greeters.iter().map(|_| Rounds::default()).collect();
-    for _ in 0..rounds {
+    for _ in 0..how.rounds {
         for (it, into) in greeters.iter().zip(&mut all) {
             let question = std::slice::from_ref(&it.question);
             drive::closed(&it.addr, clients, WARM_UP, question).await;
             let spent = || it.process.as_ref().map(Process::spent);
             let before = spent();
-            let stats = drive::closed(&it.addr, clients, time, question).await;
+            let stats = drive::closed(&it.addr, clients, how.time, question).await;
             into.push(&it.name, &stats);
             if let (Some(before), Some(after)) = (before, spent()) {
                 into.spent(after.saturating_sub(before), &stats);
@@ -92,17 +87,17 @@ pub(crate) fn of<'a>(figures: &'a [Figure], who: &str, what: &str) -> &'a Figure
     found.expect("it was measured")
 }
 
-/// `ringfence call`.
+/// Asks as it is told on the command line.
 pub(crate) async fn measure(asked: &Call) {
     let (how, beside) = (&asked.how, &asked.beside);
-    let greeters = greeters(&how.set, beside).await;
+    let greeters = greeters(how, beside).await;
     let mut rows = Vec::new();
     if let Some(rate) = asked.rate {
         rows.push(open(&greeters, rate, how.rounds, how.time).await);
     } else {
         for &clients in &asked.clients {
-            let what = format!("hello by digest, {clients} clients");
-            let figures = interleaved(&greeters, clients, how.rounds, how.time).await;
+            let what = format!("hello by digest, {clients}");
+            let figures = interleaved(&greeters, clients, how).await;
             let row = over_floor(Row::new(&what, "", figures));
             row.tell();
             rows.push(row);
@@ -111,7 +106,7 @@ pub(crate) async fn measure(asked: &Call) {
     for row in &mut rows {
         "call".clone_into(&mut row.table);
     }
-    results::keep(rows, how.json.as_deref(), super::COMMAND);
+    results::keep(rows, how.json.as_deref(), &super::command());
 }
 
 /// How it stands to the floor.
@@ -142,20 +137,12 @@ async fn open(greeters: &[Greeter], rate: f64, rounds: usize, time: Duration) ->
 }
 
 /// A short round of each loop, of which only counts are judged.
-pub(crate) async fn smoke() {
-    let nobody = Beside {
-        beside: Vec::new(),
-        peer: Vec::new(),
-        http: Vec::new(),
-        method: None,
-        request: None,
-        holds: String::new(),
-        wasmtime: "wasmtime".into(),
-    };
-    let greeters = greeters(&[], &nobody).await;
+pub(crate) async fn smoke(asked: &Call) {
+    let Call { how, beside, .. } = asked;
+    let greeters = greeters(how, beside).await;
     let mut passed = 0;
     for it in &greeters {
-        for clients in [1, 16] {
+        for &clients in &asked.clients {
             let question = std::slice::from_ref(&it.question);
             let stats = drive::closed(&it.addr, clients, SMOKE, question).await;
             passed += answers(&it.name, &stats);
@@ -169,7 +156,7 @@ pub(crate) async fn smoke() {
         );
         passed += answers(&it.name, &stats);
     }
-    let daemon = Process::daemon(&[]);
+    let daemon = Process::daemon(&how.daemon, &how.set);
     let (_, work) = guests::built("work");
     let digest = guests::loaded(&daemon.addr, work).await;
     let spec = guests::spec(&digest, &["work", "flood", "4194304", "65536"]);

@@ -17,11 +17,10 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::drive::Clients;
+
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Streams of one connection, of which a daemon takes a hundred.
-const CALLERS_A_CONNECTION: usize = 64;
-const CONNECTIONS: usize = 16;
 
 /// Messages as they are.
 #[derive(Clone, Copy, Default)]
@@ -143,20 +142,24 @@ impl Caller {
         Self::Http(Arc::new(Mutex::new(sender)))
     }
 
-    /// So many that ask `question`: on as many connections, or on some that they share where the protocol can.
-    pub(crate) async fn several(addr: &str, count: usize, question: &Question) -> Vec<Self> {
+    /// Clients that ask `question`. By HTTP/1.1, where a connection has one call at a time, each
+    /// has its own.
+    pub(crate) async fn several(addr: &str, clients: Clients, question: &Question) -> Vec<Self> {
+        let Clients {
+            connections,
+            callers,
+        } = clients;
         let mut all = Vec::new();
         if question.message.is_none() {
-            for _ in 0..count {
+            for _ in 0..callers {
                 all.push(Self::connect_http(addr).await);
             }
             return all;
         }
-        let connections = count.min(CONNECTIONS.max(count.div_ceil(CALLERS_A_CONNECTION)));
         for _ in 0..connections {
             all.push(Self::connect(addr).await);
         }
-        (0..count).map(|i| all[i % connections].clone()).collect()
+        (0..callers).map(|i| all[i % connections].clone()).collect()
     }
 
     /// Asks, and takes the answer.

@@ -59,7 +59,7 @@ impl Took {
 
 /// Unmetered against the command line, and metered against unmetered.
 pub(crate) async fn rows(asked: &Targets) -> Vec<Row> {
-    let daemon = Process::daemon(&asked.how.set);
+    let daemon = Process::daemon(&asked.how.daemon, &asked.how.set);
     let (path, work) = guests::built("work");
     let digest = guests::loaded(&daemon.addr, work).await;
     let program = &asked.beside.wasmtime;
@@ -120,10 +120,10 @@ fn unmetered(took: &[Took]) -> Row {
     });
     let row = Row::new(
         "compute-bound guest, unmetered",
-        "1.03 x `wasmtime run -W timeout=...`; 1.15 x without",
+        "1.03 x `wasmtime run -W timeout=...`",
         figures.collect(),
     );
-    let Some([to_timed, to_bare]) = took[0].epochs() else {
+    let Some([to_timed, _]) = took[0].epochs() else {
         return row.skipped("no wasmtime command here");
     };
     let ratios = took.iter().filter_map(|it| {
@@ -132,19 +132,19 @@ fn unmetered(took: &[Took]) -> Row {
         Some(format!("{habit} {to_timed:.3} x; {to_bare:.3} x without"))
     });
     let measured = ratios.collect::<Vec<_>>().join(" (") + ")";
-    row.judged(measured, to_timed <= 1.03 && to_bare <= 1.15)
+    row.judged(measured, to_timed <= 1.03)
 }
 
 fn with_fuel(took: &[Took]) -> Row {
     let figures = took.iter().map(|it| it.metered.clone());
     let row = Row::new(
         "compute-bound guest, metered",
-        "1.25 x unmetered",
+        "1.15 x unmetered",
         figures.collect(),
     );
     let ratios = took
         .iter()
         .map(|it| format!("{} {} x", it.habit, number(it.fuel())));
     let measured = ratios.collect::<Vec<_>>().join(" (") + ")";
-    row.judged(measured, took[0].fuel() <= 1.25)
+    row.judged(measured, took[0].fuel() <= 1.15)
 }

@@ -1,6 +1,9 @@
 //! Loops of calls, and what they took.
 
+use std::fmt::{self, Display};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -11,6 +14,59 @@ use super::caller::{Caller, Question};
 /// Nanoseconds, to three digits, up to a minute.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
+}
+
+/// Streams of one connection that several share, of which a daemon takes a hundred.
+const CALLERS_A_CONNECTION: usize = 64;
+const CONNECTIONS: usize = 16;
+
+/// Clients side by side: each has one call in flight at a time, and shares its connection with as
+/// many as there are for each connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Clients {
+    pub connections: usize,
+    pub callers: usize,
+}
+
+impl Clients {
+    /// `each` calls in flight on each of `connections`.
+    pub(crate) const fn on(connections: usize, each: usize) -> Self {
+        Self {
+            connections,
+            callers: connections * each,
+        }
+    }
+
+    /// So many, on sixteen connections, or more where those would have too many streams.
+    pub(crate) fn spread(callers: usize) -> Self {
+        let connections = callers.min(CONNECTIONS.max(callers.div_ceil(CALLERS_A_CONNECTION)));
+        Self {
+            connections,
+            callers,
+        }
+    }
+}
+
+impl Display for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.callers.div_ceil(self.connections);
+        write!(f, "{} x {each}", self.connections)
+    }
+}
+
+impl FromStr for Clients {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.parse() {
+            Ok(0) | Err(_) => Err(format!("{text:?} is no number of at least 1")),
+            Ok(number) => Ok(number),
+        };
+        match text.split_once('x') {
+            Some((connections, each)) => Ok(Self::on(number(connections)?, number(each)?)),
+            None => Ok(Self::spread(number(text)?)),
+        }
+    }
 }
 
 /// What a loop did.
@@ -73,24 +129,41 @@ impl Stats {
     }
 }
 
-/// `clients` that each ask again once they were answered, for a while. Each takes the questions in turn.
+/// Clients that each ask again once they were answered, for a while. Each takes the questions in
+/// turn.
 pub(crate) async fn closed(
     addr: &str,
-    clients: usize,
+    clients: Clients,
     time: Duration,
     questions: &[Question],
 ) -> Stats {
-    let questions: Arc<[Question]> = questions.into();
     let callers = Caller::several(addr, clients, &questions[0]).await;
+    repeat(&callers, questions, move |start| start.elapsed() < time).await
+}
+
+/// `calls` calls of all callers together, each of whom asks again once it was answered.
+pub(crate) async fn counted(callers: &[Caller], calls: u64, question: &Question) -> Stats {
+    let asked = Arc::new(AtomicU64::new(0));
+    let goes_on = move |_| asked.fetch_add(1, Relaxed) < calls;
+    repeat(callers, std::slice::from_ref(question), goes_on).await
+}
+
+/// Asks as long as `goes_on`, which is told since when.
+async fn repeat(
+    callers: &[Caller],
+    questions: &[Question],
+    goes_on: impl Fn(Instant) -> bool + Clone + Send + 'static,
+) -> Stats {
+    let questions: Arc<[Question]> = questions.into();
     let start = Instant::now();
     let mut all = JoinSet::new();
-    for (i, mut caller) in callers.into_iter().enumerate() {
-        let questions = Arc::clone(&questions);
+    for (i, mut caller) in callers.iter().cloned().enumerate() {
+        let (questions, goes_on) = (Arc::clone(&questions), goes_on.clone());
+        // Spread over the questions, so that clients do not ask the same at once.
+        let mut next = i * questions.len() / callers.len();
         all.spawn(async move {
             let mut stats = Stats::new();
-            // Spread over the questions, so that clients do not ask the same at once.
-            let mut next = i * questions.len() / clients;
-            while start.elapsed() < time {
+            while goes_on(start) {
                 let asked = Instant::now();
                 let answer = caller.ask(&questions[next % questions.len()]).await;
                 next += 1;
@@ -118,10 +191,10 @@ async fn together(mut all: JoinSet<Stats>, start: Instant) -> Stats {
     stats
 }
 
-/// `rate` calls a second, evenly, whether or not the last ones have been answered. Each is timed from when it was due,
-/// so that a server that stands still is not asked less.
+/// `rate` calls a second, evenly, whether or not the last ones have been answered. Each is timed
+/// from when it was due, so that a server that stands still is not asked less.
 pub(crate) async fn open(addr: &str, rate: f64, time: Duration, question: &Question) -> Stats {
-    let callers = Caller::several(addr, 16, question).await;
+    let callers = Caller::several(addr, Clients::on(16, 1), question).await;
     let question = Arc::new(question.clone());
     let start = Instant::now();
     let mut all = JoinSet::new();

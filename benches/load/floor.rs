@@ -1,5 +1,5 @@
-//! The floor: a tonic service that takes and answers messages of the same sizes, and does nothing else. Nothing that
-//! speaks gRPC by tonic can be faster.
+//! The floor: a tonic service that takes and answers messages of the same sizes, and does nothing
+//! else. Nothing that speaks gRPC by tonic can be faster.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -7,22 +7,22 @@ use bytes::Bytes;
 use ringfence::request::Digest;
 use tokio::task::JoinSet;
 
-use super::ask::Growth;
+use super::ask::{Growth, How};
 use super::call::Rounds;
 use super::caller::{Caller, Question};
-use super::drive;
+use super::drive::{self, Clients};
 use super::guests;
 use super::results::{self, Row, number};
 use super::servers::Process;
 
-const CLIENTS: usize = 16;
+const CLIENTS: Clients = Clients::on(16, 1);
 
 /// Something that is asked, in turn with others.
 struct Asked<'a> {
     who: &'a str,
     server: &'a Process,
     questions: Vec<Question>,
-    clients: usize,
+    clients: Clients,
 }
 
 /// Measures a row of a table.
@@ -52,7 +52,7 @@ fn beside<'a>(
     daemon: &'a Process,
     floor: &'a Process,
     question: &Question,
-    clients: usize,
+    clients: Clients,
 ) -> Vec<Asked<'a>> {
     let asked = |who, server| Asked {
         who,
@@ -63,6 +63,14 @@ fn beside<'a>(
     vec![asked("ringfence", daemon), asked("floor", floor)]
 }
 
+/// The daemon and the floor.
+fn both(asked: &Growth) -> (Process, Process) {
+    let How {
+        daemon, floor, set, ..
+    } = &asked.how;
+    (Process::daemon(daemon, set), Process::floor(floor))
+}
+
 async fn hello(daemon: &Process) -> Question {
     let (_, wasm) = guests::built("hello");
     let digest = guests::loaded(&daemon.addr, wasm).await;
@@ -70,11 +78,11 @@ async fn hello(daemon: &Process) -> Question {
 }
 
 async fn concurrency(asked: &Growth) -> Vec<Row> {
-    let (daemon, floor) = (Process::daemon(&asked.how.set), Process::floor(&[]));
+    let (daemon, floor) = both(asked);
     let question = hello(&daemon).await;
     let mut rows = Vec::new();
     for clients in [1, 4, 16, 64, 256, 1000] {
-        let all = beside(&daemon, &floor, &question, clients);
+        let all = beside(&daemon, &floor, &question, Clients::spread(clients));
         rows.push(row(asked, "clients", &clients.to_string(), &all).await);
     }
     rows
@@ -83,9 +91,8 @@ async fn concurrency(asked: &Growth) -> Vec<Row> {
 async fn cores(asked: &Growth) -> Vec<Row> {
     let mut rows = Vec::new();
     for (cores, behind) in [("1", &["taskset", "-c", "0"][..]), ("2", &[][..])] {
-        let program = std::path::Path::new(env!("CARGO_BIN_EXE_ringfence"));
-        let daemon = Process::daemon_of(program, &asked.how.set, behind);
-        let floor = Process::floor(behind);
+        let daemon = Process::daemon_behind(behind, &asked.how.daemon, &asked.how.set);
+        let floor = Process::floor_behind(behind, &asked.how.floor);
         let question = hello(&daemon).await;
         let all = beside(&daemon, &floor, &question, CLIENTS);
         rows.push(row(asked, "cores", cores, &all).await);
@@ -94,7 +101,7 @@ async fn cores(asked: &Growth) -> Vec<Row> {
 }
 
 async fn module_size(asked: &Growth) -> Vec<Row> {
-    let daemon = Process::daemon(&asked.how.set);
+    let daemon = Process::daemon(&asked.how.daemon, &asked.how.set);
     let mut rows = Vec::new();
     for kib in [1, 50, 500, 4000] {
         let wasm = guests::module(1, kib);
@@ -112,7 +119,7 @@ async fn module_size(asked: &Growth) -> Vec<Row> {
 }
 
 async fn output_size(asked: &Growth) -> Vec<Row> {
-    let (daemon, floor) = (Process::daemon(&asked.how.set), Process::floor(&[]));
+    let (daemon, floor) = both(asked);
     let (_, work) = guests::built("work");
     let digest = guests::loaded(&daemon.addr, work).await;
     let mut rows = Vec::new();
@@ -128,7 +135,7 @@ async fn output_size(asked: &Growth) -> Vec<Row> {
 async fn cached_modules(asked: &Growth) -> Vec<Row> {
     const LOADERS: u64 = 4;
     let own = ["compile.mode=in-process", "engine.cache_budget=4GiB"].map(str::to_owned);
-    let daemon = Process::daemon(&[&asked.how.set[..], &own].concat());
+    let daemon = Process::daemon(&asked.how.daemon, &[&asked.how.set[..], &own].concat());
     let (mut questions, mut rows) = (Vec::new(), Vec::new());
     for count in [1, 100, 1000, 10_000] {
         let from = questions.len() as u64;
@@ -177,7 +184,8 @@ async fn tenants(asked: &Growth) -> Vec<Row> {
             format!("auth.tokens_file={}", at("tokens")),
             format!("runs.log_budget={}MiB", count.max(64)),
         ];
-        let daemon = Process::configured(&[&asked.how.set[..], &set].concat(), &at("config.toml"));
+        let set = [&asked.how.set[..], &set].concat();
+        let daemon = Process::configured(&asked.how.daemon, &set, &at("config.toml"));
         let mut caller = Caller::connect(&daemon.addr).await;
         let digest = Digest::of(&wasm).to_string();
         let mut questions = Vec::new();
@@ -225,5 +233,5 @@ pub(crate) async fn measure(asked: &Growth) {
     if wanted("tenants") {
         rows.extend(tenants(asked).await);
     }
-    results::keep(rows, asked.how.json.as_deref(), super::COMMAND);
+    results::keep(rows, asked.how.json.as_deref(), &super::command());
 }

@@ -36,7 +36,8 @@ pub(crate) fn built(name: &str) -> (PathBuf, Bytes) {
     (out, wasm.into())
 }
 
-/// About `kib` KiB of ordinary code that no other number has, of which a run executes next to nothing.
+/// About `kib` KiB of ordinary code that no other number has, of which a run executes next to
+/// nothing.
 pub(crate) fn module(number: u64, kib: usize) -> Bytes {
     let mut text = String::from("(module (memory 1) (func (export \"_start\"))");
     for function in 0..(kib as u64 * 1024).div_ceil(198) {

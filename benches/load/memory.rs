@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::ask::Targets;
 use super::caller::{Caller, Question};
-use super::drive;
+use super::drive::{self, Clients};
 use super::guests;
 use super::results::{Figure, Row, number};
 use super::servers::Process;
@@ -35,9 +35,9 @@ pub(crate) async fn parked(asked: &Targets) -> Vec<Row> {
     let (_, work) = guests::built("work");
     let (mut idle, mut each) = (Vec::new(), Vec::new());
     for _ in 0..asked.how.rounds {
-        let plain = Process::daemon(&asked.how.set);
+        let plain = Process::daemon(&asked.how.daemon, &asked.how.set);
         idle.push(plain.resident() as f64 / MIB);
-        let daemon = Process::daemon(&set);
+        let daemon = Process::daemon(&asked.how.daemon, &set);
         let digest = guests::loaded(&daemon.addr, work.clone()).await;
         let spec = RunSpec {
             resources: Some(Resources {
@@ -50,7 +50,7 @@ pub(crate) async fn parked(asked: &Targets) -> Vec<Row> {
         let mut looks = Caller::connect(&daemon.addr).await;
         let before = daemon.resident();
         let mut all = JoinSet::new();
-        for mut caller in Caller::several(&daemon.addr, PARKED, &question).await {
+        for mut caller in Caller::several(&daemon.addr, Clients::spread(PARKED), &question).await {
             let question = question.clone();
             all.spawn(async move { caller.ask(&question).await.map(|_| ()) });
         }
@@ -77,13 +77,19 @@ pub(crate) async fn parked(asked: &Targets) -> Vec<Row> {
 
 /// After many runs, against after a tenth of them.
 pub(crate) async fn grown(asked: &Targets) -> Row {
-    let daemon = Process::daemon(&asked.how.set);
+    let daemon = Process::daemon(&asked.how.daemon, &asked.how.set);
     let (_, hello) = guests::built("hello");
     let digest = guests::loaded(&daemon.addr, hello).await;
     let question = [guests::run(guests::spec(&digest, &["hello"]), "hello\n")];
     let (mut done, mut tenth) = (0, None);
     while done < asked.runs {
-        let stats = drive::closed(&daemon.addr, 16, Duration::from_secs(1), &question).await;
+        let stats = drive::closed(
+            &daemon.addr,
+            Clients::on(16, 1),
+            Duration::from_secs(1),
+            &question,
+        )
+        .await;
         assert_eq!(stats.first_failure(), None);
         done += stats.answered();
         if done >= asked.runs / 10 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ringfence::api::proto::{LoadModuleResponse, RunResponse};
 use sha2::{Digest, Sha256};
 
-use super::ask::Targets;
+use super::ask::{How, Targets};
 use super::caller::Caller;
 use super::guests;
 use super::results::{Figure, Row, median, number};
@@ -23,7 +23,10 @@ fn ms(took: Duration) -> f64 {
 
 /// A module that is there already.
 pub(crate) async fn known(asked: &Targets) -> Row {
-    let (daemon, floor) = (Process::daemon(&asked.how.set), Process::floor(&[]));
+    let How {
+        daemon, floor, set, ..
+    } = &asked.how;
+    let (daemon, floor) = (Process::daemon(daemon, set), Process::floor(floor));
     // Large beside what a call takes: about a MiB.
     let wasm = guests::module(1, 1024);
     let question = guests::load(wasm.clone());
@@ -78,8 +81,8 @@ pub(crate) async fn cold(asked: &Targets) -> Row {
     ]
     .concat();
     let daemons = [
-        Process::daemon(&asked.how.set),
-        Process::daemon(&in_process),
+        Process::daemon(&asked.how.daemon, &asked.how.set),
+        Process::daemon(&asked.how.daemon, &in_process),
     ];
     let mut callers = [
         Caller::connect(&daemons[0].addr).await,
@@ -145,7 +148,7 @@ pub(crate) async fn restart(asked: &Targets, interpreter: &Path) -> Row {
     let size = wasm.len();
     let start = Instant::now();
     let digest = {
-        let daemon = Process::daemon(&set);
+        let daemon = Process::daemon(&asked.how.daemon, &set);
         let digest = guests::loaded(&daemon.addr, wasm.into()).await;
         // Its code is written behind the answer: the daemon's own first module, and this one.
         while std::fs::read_dir(at("code")).unwrap().count() < 3 {
@@ -159,7 +162,7 @@ pub(crate) async fn restart(asked: &Targets, interpreter: &Path) -> Row {
     for _ in 0..asked.how.rounds {
         let (mut first, mut warm) = (Vec::new(), Vec::new());
         for _ in 0..RESTARTS {
-            let daemon = Process::daemon(&set);
+            let daemon = Process::daemon(&asked.how.daemon, &set);
             let mut caller = Caller::connect(&daemon.addr).await;
             first.push(ms(caller.timed::<RunResponse>(&question).await.0));
             for _ in 0..WARM {

@@ -6,90 +6,121 @@ use prost::Message;
 use ringfence::api::proto::StreamEvent;
 use ringfence::api::proto::stream_event::Event;
 
-use super::ask::Targets;
+use super::ask::{How, Targets};
 use super::call::{Rounds, interleaved, of};
 use super::caller::{Caller, Question};
-use super::drive;
+use super::drive::{self, Clients};
 use super::guests;
 use super::results::{Figure, Row, number};
-use super::servers::{Greeter, Process, Wasmtime};
+use super::servers::{Greeter, Process, Wasmtime, floor_of};
 
 const STREAMED: u64 = 128 << 20;
 const FIRST_LINES: usize = 40;
 
-/// Hello of one client, and of sixteen.
+/// Clients whose throughput has a target.
+const MANY: [Clients; 3] = [Clients::on(16, 1), Clients::on(1, 16), Clients::on(1, 64)];
+/// What the throughput of peers is to be multiplied by.
+const TIMES_PEERS: f64 = 2.0;
+
+/// What part of its floor's throughput a build is to have.
+fn part_of_floor(profile: &str) -> f64 {
+    match profile {
+        "dist" => 0.60,
+        _ => 0.50,
+    }
+}
+
+/// Hello of one client, and of many.
 pub(crate) async fn hello(asked: &Targets, greeters: &[Greeter]) -> Vec<Row> {
     let how = &asked.how;
-    let one = interleaved(greeters, 1, how.rounds, how.time).await;
-    let ratio = of(&one, "ringfence", "mean").over(of(&one, "floor", "mean"));
-    let row = Row::new(
-        "Run hello by digest, 1 client, mean",
-        "1.4 x the floor's mean",
-        one,
-    );
-    let mut rows = vec![row.judged(format!("{} x", number(ratio)), ratio <= 1.4)];
-    rows[0].tell();
-
-    let mut many = interleaved(greeters, 16, how.rounds, how.time).await;
-    let wasmtime = commands(asked).await;
-    let rate = |figures: &[Figure], who: &str| {
-        of(figures, "ringfence", "throughput").over(of(figures, who, "throughput"))
-    };
-    let ratio = rate(&many, "floor");
-    let what = "Run hello by digest, 16 clients, throughput";
-    let judged = |row: Row, ratio: f64, least: f64| {
-        let row = row.judged(format!("{} x", number(ratio)), ratio >= least);
-        row.tell();
-        row
-    };
-    let target = "0.6 x floor with pagemap_scan, 0.5 without";
-    let peers: Vec<_> = asked
-        .beside
-        .peer
-        .iter()
-        .chain(&asked.beside.http)
-        .map(|(name, _)| name.clone())
-        .collect();
-    let mut others = Vec::new();
-    for name in &peers {
-        let ratio = rate(&many, name);
-        let what = format!("Run against {name}, 16 clients");
-        let (target, least) = if name.starts_with("wazero") {
-            ("15 x its throughput on a 50 KB Rust hello", 15.0)
-        } else {
-            ("", 0.0)
-        };
-        others.push(judged(Row::new(&what, target, Vec::new()), ratio, least));
-    }
-    let against = Row::new(
-        "Run against one `wasmtime run` process per call (precompiled), 16 clients",
-        "50 x its throughput",
-        Vec::new(),
-    );
-    others.push(match wasmtime {
-        Some(figures) => {
-            many.extend(figures);
-            let ratio = rate(&many, "wasmtime run");
-            judged(against, ratio, 50.0)
+    let profile = how.profile();
+    let mut rows = Vec::new();
+    for clients in MANY {
+        let mut figures = interleaved(greeters, clients, how).await;
+        if rows.is_empty() {
+            figures.extend(commands(asked, clients).await);
         }
-        None => against.skipped("no wasmtime command here"),
-    });
-    rows.push(judged(Row::new(what, target, many), ratio, 0.6));
-    rows.extend(others);
+        let others: Vec<_> = asked
+            .beside
+            .beside
+            .iter()
+            .filter(|it| it.floor.is_some())
+            .map(|it| beside_floor(&it.name, clients, &figures))
+            .collect();
+        rows.push(beside_all(asked, &profile, clients, figures));
+        rows.extend(others);
+    }
+    let one = interleaved(greeters, Clients::on(1, 1), how).await;
+    let ratio = of(&one, "ringfence", "mean").over(of(&one, "floor", "mean"));
+    let what = format!("`Run` hello by digest, 1 x 1, mean, `{profile}`");
+    let row = Row::new(&what, "1.6 x the floor's", one);
+    rows.push(row.judged(format!("{} x", number(ratio)), ratio <= 1.6));
     rows
 }
 
-/// One process per call.
-async fn commands(asked: &Targets) -> Option<Vec<Figure>> {
+fn throughput(profile: &str, clients: Clients, target: &str, figures: Vec<Figure>) -> Row {
+    let what = format!("`Run` hello by digest, {clients}, throughput, `{profile}`");
+    Row::new(&what, target, figures)
+}
+
+/// How many times the throughput of another one has.
+fn times(figures: &[Figure], who: &str, other: &str) -> f64 {
+    of(figures, who, "throughput").over(of(figures, other, "throughput"))
+}
+
+/// Another build of the daemon, beside its own floor.
+fn beside_floor(name: &str, clients: Clients, figures: &[Figure]) -> Row {
+    let part = part_of_floor(name);
+    let floor = floor_of(name);
+    let ratio = times(figures, name, &floor);
+    // Their figures stand in the row of all.
+    let row = throughput(
+        name,
+        clients,
+        &format!("{part:.2} of its floor"),
+        Vec::new(),
+    );
+    row.judged(number(ratio), ratio >= part)
+}
+
+/// The daemon beside its floor and all peers, of which those that it is measured by have a target.
+fn beside_all(asked: &Targets, profile: &str, clients: Clients, figures: Vec<Figure>) -> Row {
+    let part = part_of_floor(profile);
+    let ratio = times(&figures, "ringfence", "floor");
+    let (mut measured, mut met) = (format!("{} of the floor", number(ratio)), ratio >= part);
+    let mut target = format!("{part:.2} of the floor");
+    let peers = asked.beside.peer.iter().chain(&asked.beside.http);
+    for (name, _) in peers {
+        let ratio = times(&figures, "ringfence", name);
+        measured += &format!("; {} x {name}", number(ratio));
+        if profile == "dist" {
+            target += &format!("; {TIMES_PEERS:.1} x {name}");
+            met &= ratio >= TIMES_PEERS;
+        }
+    }
+    if figures.iter().any(|it| it.who == COMMANDS) {
+        let ratio = times(&figures, "ringfence", COMMANDS);
+        measured += &format!("; {} x {COMMANDS}", number(ratio));
+    }
+    throughput(profile, clients, &target, figures).judged(measured, met)
+}
+
+/// One process per call, of code that was compiled before.
+const COMMANDS: &str = "one `wasmtime run` a call";
+
+async fn commands(asked: &Targets, clients: Clients) -> Vec<Figure> {
     let how = &asked.how;
     let (path, _) = guests::built("hello");
-    let wasmtime = Wasmtime::compiled(&asked.beside.wasmtime, &path, &[])?;
+    let Some(wasmtime) = Wasmtime::compiled(&asked.beside.wasmtime, &path, &[]) else {
+        return Vec::new();
+    };
     let mut rounds = Rounds::default();
     for _ in 0..how.rounds {
-        let stats = drive::commands(16, how.time, || wasmtime.run(&[]), "hello\n").await;
-        rounds.push("wasmtime run", &stats);
+        let command = || wasmtime.run(&[]);
+        let stats = drive::commands(clients.callers, how.time, command, "hello\n").await;
+        rounds.push(COMMANDS, &stats);
     }
-    Some(rounds.figures("wasmtime run"))
+    rounds.figures(COMMANDS)
 }
 
 /// Reads a stream to its end; bytes of its output.
@@ -106,8 +137,10 @@ pub(crate) async fn flooded(caller: &mut Caller, question: &Question) -> u64 {
 
 /// 128 MiB of output.
 pub(crate) async fn stream(asked: &Targets) -> Row {
-    let how = &asked.how;
-    let (daemon, floor) = (Process::daemon(&how.set), Process::floor(&[]));
+    let How {
+        daemon, floor, set, ..
+    } = &asked.how;
+    let (daemon, floor) = (Process::daemon(daemon, set), Process::floor(floor));
     let (_, work) = guests::built("work");
     let digest = guests::loaded(&daemon.addr, work).await;
     let bytes = STREAMED.to_string();
@@ -123,7 +156,7 @@ pub(crate) async fn stream(asked: &Targets) -> Row {
         .filter(|_| asked.beside.method.is_none());
     who.extend(peers.map(|(name, addr)| (name.as_str(), addr.clone())));
     let mut rates: Vec<Vec<f64>> = who.iter().map(|_| Vec::new()).collect();
-    for _ in 0..how.rounds.max(3) {
+    for _ in 0..asked.how.rounds {
         for ((_, addr), into) in who.iter().zip(&mut rates) {
             let mut caller = Caller::connect(addr).await;
             let start = Instant::now();
@@ -135,21 +168,20 @@ pub(crate) async fn stream(asked: &Targets) -> Row {
     let figures = figures.map(|((who, _), rates)| Figure::new(who, "output", "MB/s", rates));
     let figures: Vec<_> = figures.collect();
     let ratio = figures[0].over(&figures[1]);
-    let mut measured = format!("{} x", number(ratio));
-    let mut met = ratio >= 0.5;
+    let mut measured = format!("{} of the floor", number(ratio));
     for peer in &figures[2..] {
         let times = figures[0].over(peer);
         measured += &format!("; {} x {}", number(times), peer.who);
-        met &= times >= 5.0;
     }
-    let target = "0.5 x the raw stream of the same chunks; 5 x wazero's server";
-    Row::new("RunStream of 128 MiB", target, figures).judged(measured, met)
+    let what = format!("`RunStream` of 128 MiB, `{}`", asked.how.profile());
+    let target = "0.85 of the floor's stream of the same chunks";
+    Row::new(&what, target, figures).judged(measured, ratio >= 0.85)
 }
 
 /// From when a guest writes its first line, and then sleeps, until its caller has it.
 pub(crate) async fn first_line(asked: &Targets) -> Row {
     let how = &asked.how;
-    let daemon = Process::daemon(&how.set);
+    let daemon = Process::daemon(&how.daemon, &how.set);
     let (_, work) = guests::built("work");
     let digest = guests::loaded(&daemon.addr, work).await;
     let question = guests::stream(guests::spec(&digest, &["work", "stamp", "20"]));

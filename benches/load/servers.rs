@@ -1,11 +1,12 @@
 //! What is asked: daemons, the floor, peers.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::ask::Beside;
+use super::ask::{Beside, Build, How};
 use super::caller::Question;
 use super::guests;
 
@@ -16,13 +17,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// This build of the daemon, with `set` over the defaults.
-    pub(crate) fn daemon(set: &[String]) -> Self {
-        Self::daemon_of(Path::new(env!("CARGO_BIN_EXE_ringfence")), set, &[])
+    /// A build of the daemon, with `set` over the defaults.
+    pub(crate) fn daemon(program: &Path, set: &[String]) -> Self {
+        Self::daemon_behind::<&str>(&[], program, set)
     }
 
-    /// A build of the daemon, behind a command like `taskset`.
-    pub(crate) fn daemon_of(program: &Path, set: &[String], behind: &[&str]) -> Self {
+    /// The same behind a command like `taskset`.
+    pub(crate) fn daemon_behind<S: AsRef<OsStr>>(
+        behind: &[S],
+        program: &Path,
+        set: &[String],
+    ) -> Self {
         Self::started(behind_of(behind, program), &[], set)
     }
 
@@ -37,15 +42,19 @@ impl Process {
         Self::told(child, log, " serving")
     }
 
-    /// This build of the daemon, with a file of its configuration.
-    pub(crate) fn configured(set: &[String], file: &str) -> Self {
-        let program = Path::new(env!("CARGO_BIN_EXE_ringfence"));
+    /// A build of the daemon, with a file of its configuration.
+    pub(crate) fn configured(program: &Path, set: &[String], file: &str) -> Self {
         Self::started(Command::new(program), &["--config", file], set)
     }
 
-    /// The floor.
-    pub(crate) fn floor(behind: &[&str]) -> Self {
-        let mut command = behind_of(behind, &std::env::current_exe().unwrap());
+    /// The floor of a build of this program.
+    pub(crate) fn floor(program: &Path) -> Self {
+        Self::floor_behind::<&str>(&[], program)
+    }
+
+    /// The same behind a command like `taskset`.
+    pub(crate) fn floor_behind<S: AsRef<OsStr>>(behind: &[S], program: &Path) -> Self {
+        let mut command = behind_of(behind, program);
         command.arg("floor").stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let told = child.stdout.take().unwrap();
@@ -65,6 +74,28 @@ impl Process {
         }
         std::thread::spawn(move || std::io::copy(&mut told, &mut std::io::sink()));
         Self { child, addr }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How often its threads gave up a processor so far by themselves, and how often it was taken
+    /// from them.
+    pub(crate) fn switches(&self) -> [u64; 2] {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let mut all = [0, 0];
+        for task in tasks {
+            // One that has ended meanwhile did nothing for calls.
+            let status = std::fs::read_to_string(task.unwrap().path().join("status"));
+            let status = status.unwrap_or_default();
+            let count = |key| status.lines().find_map(|line| line.strip_prefix(key));
+            let keys = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+            for (key, into) in keys.into_iter().zip(&mut all) {
+                *into += count(key).map_or(0, |it| it.trim().parse::<u64>().unwrap());
+            }
+        }
+        all
     }
 
     /// Processor time that it has used so far, of all its threads.
@@ -90,7 +121,7 @@ impl Process {
     }
 }
 
-fn behind_of(behind: &[&str], program: &Path) -> Command {
+fn behind_of<S: AsRef<OsStr>>(behind: &[S], program: &Path) -> Command {
     match behind {
         [] => Command::new(program),
         [first, rest @ ..] => {
@@ -116,40 +147,47 @@ pub(crate) struct Greeter {
     pub process: Option<Process>,
 }
 
+impl Greeter {
+    fn of(name: String, process: Process, question: &Question) -> Self {
+        Self {
+            name,
+            addr: process.addr.clone(),
+            question: question.clone(),
+            process: Some(process),
+        }
+    }
+}
+
+/// What the floor of a build of the daemon is called.
+pub(crate) fn floor_of(name: &str) -> String {
+    match name {
+        "ringfence" => "floor".to_owned(),
+        name => format!("floor of {name}"),
+    }
+}
+
 /// Everything that is asked for a hello, the daemon first and the floor second.
-pub(crate) async fn greeters(set: &[String], beside: &Beside) -> Vec<Greeter> {
+pub(crate) async fn greeters(how: &How, beside: &Beside) -> Vec<Greeter> {
     let (_, hello) = guests::built("hello");
+    let ours = Build {
+        name: "ringfence".to_owned(),
+        daemon: how.daemon.clone(),
+        floor: Some(how.floor.clone()),
+    };
     let mut all = Vec::new();
-    let mut programs = vec![(
-        "ringfence".to_owned(),
-        PathBuf::from(env!("CARGO_BIN_EXE_ringfence")),
-    )];
-    let others = beside.beside.iter();
-    programs.extend(others.map(|(name, program)| (name.clone(), program.into())));
     let mut question = None;
-    for (name, program) in programs {
-        let process = Process::daemon_of(&program, set, &[]);
+    for build in std::iter::once(&ours).chain(&beside.beside) {
+        let process = Process::daemon(&build.daemon, &how.set);
         let digest = guests::loaded(&process.addr, hello.clone()).await;
         let asked = guests::run(guests::spec(&digest, &["hello"]), "hello\n");
         question.get_or_insert_with(|| asked.clone());
-        all.push(Greeter {
-            name,
-            addr: process.addr.clone(),
-            question: asked,
-            process: Some(process),
-        });
+        all.push(Greeter::of(build.name.clone(), process, &asked));
+        if let Some(floor) = &build.floor {
+            let name = floor_of(&build.name);
+            all.push(Greeter::of(name, Process::floor(floor), &asked));
+        }
     }
     let question = question.unwrap();
-    let floor = Process::floor(&[]);
-    all.insert(
-        1,
-        Greeter {
-            name: "floor".to_owned(),
-            addr: floor.addr.clone(),
-            question: question.clone(),
-            process: Some(floor),
-        },
-    );
     for (name, addr) in &beside.peer {
         all.push(Greeter {
             name: name.clone(),
@@ -187,8 +225,8 @@ pub(crate) struct Wasmtime {
 }
 
 impl Wasmtime {
-    /// Where the command line is installed: compiles `wasm`, to be run with `flags`, of which a timeout needs code that
-    /// looks at epochs.
+    /// Where the command line is installed: compiles `wasm`, to be run with `flags`, of which a
+    /// timeout needs code that looks at epochs.
     pub(crate) fn compiled(program: &Path, wasm: &Path, flags: &[&str]) -> Option<Self> {
         let code = wasm.with_extension(format!("{}.cwasm", flags.len()));
         let epochs = if flags.is_empty() { "n" } else { "y" };

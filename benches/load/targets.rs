@@ -3,7 +3,7 @@
 use super::ask::Targets;
 use super::results::{self, Row};
 use super::servers::greeters;
-use super::{compute, memory, modules, runs};
+use super::{compute, counts, inside, memory, modules, runs};
 
 /// Measures them all, or those whose part has `only` in its name.
 pub(crate) async fn measure(asked: &Targets) {
@@ -16,8 +16,17 @@ pub(crate) async fn measure(asked: &Targets) {
         rows.extend(new);
     };
     if wanted("hello") {
-        let greeters = greeters(&asked.how.set, &asked.beside).await;
+        let greeters = greeters(&asked.how, &asked.beside).await;
         add(runs::hello(asked, &greeters).await);
+    }
+    if wanted("counts") {
+        let mut rows = counts::rows(&asked.how).await;
+        // What `counts` tells beside these, which needs the names of functions.
+        rows.retain(|row| row.table == "targets");
+        add(rows);
+    }
+    if wanted("inside") {
+        add(vec![inside::row(asked)]);
     }
     if wanted("stream") {
         add(vec![runs::stream(asked).await]);
@@ -51,5 +60,5 @@ pub(crate) async fn measure(asked: &Targets) {
     if wanted("grown") {
         add(vec![memory::grown(asked).await]);
     }
-    results::keep(rows, asked.how.json.as_deref(), super::COMMAND);
+    results::keep(rows, asked.how.json.as_deref(), &super::command());
 }

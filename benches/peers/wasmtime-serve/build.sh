@@ -6,7 +6,7 @@
 #
 # It is started, and asked, by:
 #
-#   DIR/wasmtime serve --addr 127.0.0.1:7001 DIR/hello.wasm
+#   DIR/wasmtime serve -S cli --addr 127.0.0.1:7001 DIR/hello.wasm
 #   cargo bench --bench load -- call --http wasmtime-serve=127.0.0.1:7001
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
