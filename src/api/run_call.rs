@@ -22,6 +22,8 @@ use crate::run::{Method, Runner};
 
 /// Where `Run` is asked for.
 const PATH: &str = "/ringfence.v1.SandboxService/Run";
+/// How messages are compressed, which is not offered.
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const RUN_ID: HeaderName = HeaderName::from_static(status::RUN_ID);
 
@@ -33,9 +35,12 @@ pub(super) struct RunCalls {
 }
 
 impl RunCalls {
-    /// Whether a request is such a call. One that is not well-formed is left to the gate to refuse.
+    /// Whether a request is such a call. What is wrong with its headers is left to the layers to refuse.
     pub(super) fn takes<B>(request: &Request<B>) -> bool {
-        request.uri().path() == PATH && http_gate::is_call(request)
+        let encoding = request.headers().get(ENCODING);
+        request.uri().path() == PATH
+            && encoding.is_none_or(|it| it == "identity")
+            && http_gate::is_call(request)
     }
 
     /// Answers one.

@@ -125,6 +125,13 @@ async fn raw_body<B>(daemon: &Daemon, method: &str, body: B) -> Status
 where
     B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
 {
+    raw_call(daemon, method, ("x-nothing", ""), body).await
+}
+
+async fn raw_call<B>(daemon: &Daemon, method: &str, header: (&str, &str), body: B) -> Status
+where
+    B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+{
     let channel =
         tonic::transport::Endpoint::from_shared(format!("http://{}", daemon.addr)).unwrap();
     let mut channel = channel.connect().await.unwrap();
@@ -134,6 +141,7 @@ where
     ))
     .header("content-type", "application/grpc")
     .header("te", "trailers")
+    .header(header.0, header.1)
     .body(tonic::body::Body::new(body.map_err(|never| match never {})))
     .unwrap();
     std::future::poll_fn(|cx| tower_service::Service::poll_ready(&mut channel, cx))
@@ -181,6 +189,27 @@ async fn malformed_requests_are_the_callers_fault(body: Vec<u8>) {
     // Whichever way a method takes to its run, its caller is told the same.
     assert_eq!(told[0], told[1]);
     daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+/// Clients that compress send what they sent again, uncompressed, where they are told so in gRPC's own terms.
+#[tokio::test]
+async fn an_encoding_that_is_not_offered_is_unimplemented_whatever_the_method() {
+    let daemon = Daemon::start().await;
+    for (encoding, code) in [
+        ("gzip", Code::Unimplemented),
+        ("zstd", Code::Unimplemented),
+        ("nonsense", Code::Unimplemented),
+        ("identity", Code::InvalidArgument),
+    ] {
+        let mut told = Vec::new();
+        for method in ["Run", "RunStream", "LoadModule"] {
+            let body = Full::new(Bytes::from(framed(1, 3, b"abc")));
+            let status = raw_call(&daemon, method, ("grpc-encoding", encoding), body).await;
+            assert_eq!(status.code(), code, "{encoding} {method}: {status:?}");
+            told.push(status.message().to_owned());
+        }
+        assert!(told.iter().all(|it| *it == told[0]), "{told:?}");
+    }
 }
 
 #[tokio::test]
