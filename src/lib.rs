@@ -21,6 +21,7 @@ pub mod config;
 pub mod fuzz;
 pub mod guest_limits;
 pub mod hardening;
+mod heap;
 pub mod host_limit;
 pub mod limits;
 pub mod log;

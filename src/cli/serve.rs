@@ -9,6 +9,7 @@ use clap::Args;
 use super::{ConfigArgs, Failure, PROGRAM, exit, preflight, runtime_of};
 use crate::app::{AppError, Drained};
 use crate::config::{Config, LogFormat, Overrides};
+use crate::heap::HeapTrimmer;
 use crate::signals::{CaughtSignals, SignalRequests};
 use crate::telemetry::{AuditTarget, Log};
 use crate::{app, config, hardening, process_limits, telemetry};
@@ -103,6 +104,10 @@ fn serve(
     let asked = signals
         .watch(log.flush_handle(), hardening::on_serving_thread)
         .map_err(|error| Failure::new(format!("signals cannot be watched for: {error}")))?;
+    let trimmer = HeapTrimmer::start(hardening::on_serving_thread);
+    if let Err(error) = &trimmer {
+        tracing::warn!(%error, "memory that is free is not given back to the system");
+    }
     let runtime = runtime_of(hardening::on_serving_thread)?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -114,6 +119,7 @@ fn serve(
     });
     // Idle connections and guests' file system calls may still hold threads.
     runtime.shutdown_background();
+    drop(trimmer);
     result.map_err(|error| {
         let mut message = error.to_string();
         if message.contains("(os error ")

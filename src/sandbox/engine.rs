@@ -23,9 +23,13 @@ use crate::limits::StackClass;
 
 /// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
 pub const HOST_STACK: usize = 1 << 20;
-/// Bytes of each linear memory, and of each stack, that stay resident for the next run after a reset.
+/// Bytes of each linear memory, and of each table, that stay resident for the next run after a reset, where a run has
+/// touched them.
 const KEEP_RESIDENT: usize = 1 << 20;
-const KEEP_STACK: usize = 64 << 10;
+const KEEP_TABLE: usize = 64 << 10;
+/// The same of each stack, which are written with zeros at each reset whether a run has touched them or not: what a short
+/// run and its host calls need.
+const KEEP_STACK: usize = 16 << 10;
 /// Epochs after the end, so that no guest goes on by itself.
 const LAST_EPOCHS: u32 = 3;
 /// How long epochs go on when nothing runs, so that not every one of some short runs has to wake their thread.
@@ -286,7 +290,7 @@ fn pool(settings: &EngineSettings, proposals: Proposals) -> PoolingAllocationCon
         .max_memory_size(settings.max_memory)
         .table_elements(POOLED_TABLE_ELEMENTS)
         .linear_memory_keep_resident(KEEP_RESIDENT)
-        .table_keep_resident(KEEP_STACK)
+        .table_keep_resident(KEEP_TABLE)
         .async_stack_keep_resident(KEEP_STACK)
         .pagemap_scan(if settings.pagemap_scan {
             Enabled::Yes

@@ -81,6 +81,7 @@ mod places;
 mod process_limits;
 mod protos;
 mod registries;
+mod returned_memory;
 mod runs;
 mod settings;
 mod shapes;
