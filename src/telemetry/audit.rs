@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_there_in_part_is_ended_before_the_next() {
-        let (mut reads, writes) = std::io::pipe().unwrap();
+        let (mut reads, writes) = io::pipe().unwrap();
         let file = File::from(std::os::fd::OwnedFd::from(writes));
         let target = AuditTarget::Stream(file);
         let mut writer = AuditWriter::open(target, &WriteTurn::default())
