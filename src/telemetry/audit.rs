@@ -27,9 +27,10 @@ pub(super) struct AuditWriter {
     turn: WriteTurn,
     /// Whether the last line may be there in part.
     torn: bool,
-    /// Lines that could not be written, and when that was said last.
+    /// Lines that could not be written; when that was said last, and of how many.
     lost: u64,
     complained: Option<Instant>,
+    told: u64,
 }
 
 impl AuditWriter {
@@ -54,6 +55,7 @@ impl AuditWriter {
             torn: false,
             lost: 0,
             complained: None,
+            told: 0,
         }))
     }
 
@@ -142,14 +144,22 @@ impl AuditWriter {
         self.lost += 1;
         if self.complained.is_none_or(|at| at.elapsed() >= LOOK) {
             self.complained = Some(Instant::now());
+            self.told = self.lost;
             tracing::error!(%error, lost = self.lost, "lines of the audit are lost");
+        }
+    }
+
+    /// Says at the end what has not been said yet.
+    pub(super) fn tell_rest(&self) {
+        if self.lost > self.told {
+            tracing::error!(lost = self.lost, "lines of the audit are lost");
         }
     }
 
     fn tell_regained(&mut self) {
         if self.lost > 0 {
             tracing::error!(lost = self.lost, "lines of the audit were lost; it goes on");
-            self.lost = 0;
+            (self.lost, self.told) = (0, 0);
         }
     }
 }
@@ -214,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_there_in_part_is_ended_before_the_next() {
-        let (mut reads, writes) = std::io::pipe().unwrap();
+        let (mut reads, writes) = io::pipe().unwrap();
         let file = File::from(std::os::fd::OwnedFd::from(writes));
         let target = AuditTarget::Stream(file);
         let mut writer = AuditWriter::open(target, &WriteTurn::default())

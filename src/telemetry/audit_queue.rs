@@ -103,6 +103,8 @@ impl AuditBacklog {
             });
             let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
             if waiting.gathered.is_empty() {
+                // Nobody logs from this thread after that.
+                writer.tell_rest();
                 waiting.ended = true;
                 drop(waiting);
                 self.room.notify_all();
