@@ -8,13 +8,14 @@ use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
+use super::cpu_time::OnCpu;
 use super::entry::Entry;
 use super::files::FileCalls;
 use super::handles::{DescriptorAccount, Handles, Moved};
 use super::host::{Clock, State};
 use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
-use super::meter::{Meter, OnCpu};
+use super::meter::Meter;
 use super::mounts::{self, Roots};
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};

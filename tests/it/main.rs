@@ -79,6 +79,7 @@ mod objects;
 mod outcomes;
 mod places;
 mod process_limits;
+mod processor_time;
 mod protos;
 mod registries;
 mod runs;
