@@ -74,6 +74,7 @@ mod machines_logs;
 mod machines_network;
 mod machines_volumes;
 mod manners;
+mod metered;
 mod modules;
 mod objects;
 mod outcomes;
