@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::cpu_time::SliceTimer;
+use super::cpu_time::ThreadTimer;
 use super::files::{FileCalls, FileThreads};
 
 /// How much guest threads yield to the threads that serve: a tenth of their weight.
@@ -293,11 +293,11 @@ impl Shared {
 
     /// Executes slices until it is closed.
     fn execute(&self) {
-        let mut had = None;
+        let (mut had, mut timer) = (None, ThreadTimer::start());
         while let Some((lane, slice)) = self.next(had.take()) {
-            let timer = SliceTimer::start();
+            let start = Instant::now();
             execute(slice);
-            had = Some((lane, timer.stop()));
+            had = Some((lane, timer.count(start.elapsed())));
         }
     }
 

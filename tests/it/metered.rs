@@ -44,7 +44,6 @@ async fn it_ends_in_time(run: RunSpec) {
     let ran = daemon.ran(run).await.ended(Outcome::TimedOut);
     let took = Duration::try_from(ran.result.duration.unwrap()).unwrap();
     assert!(took >= TIMEOUT && took < TIMEOUT + LATE, "{took:?}");
-    assert!(fuel(&ran) > 0);
     until_idle(&daemon).await;
     assert_eq!(daemon.probe.pooled_instances(), 0);
 }

@@ -7,7 +7,7 @@ use ringfence::api::proto::{Outcome, RunSpec};
 
 use crate::harness::{Daemon, Ran, SpecExt, kit, kit_component, spec};
 
-/// What `cpu_time` may be over for each slice.
+/// What `cpu_time` may be over.
 const RESOLUTION: Duration = Duration::from_micros(200);
 
 /// The wall time and the processor time of a run, of which the latter is never more than the former.
