@@ -157,7 +157,8 @@ pub struct Ended {
     pub trap: Option<Trap>,
     /// Wall time from instantiation.
     pub duration: Duration,
-    /// CPU time on the guest's own thread.
+    /// Processor time of the guest, to within 0.2 ms, and of the threads that made its file system
+    /// calls.
     pub cpu_time: Duration,
     /// Fuel used, where metered.
     pub fuel_consumed: Option<u64>,

@@ -1,7 +1,8 @@
 //! Engines: one for each variant in use, its pool and its linkers; and the thread that advances their epochs.
 //!
-//! Metering is compiled in, so metered and unmetered code are two artefacts. The stack's size is an engine's property
-//! at run time and does not change the artefact: every stack class deserialises the same one.
+//! Metering is compiled in, so metered and unmetered code are two artefacts: the one counts fuel and the other looks at
+//! epochs, and neither pays for both ([`super::turn`]). The stack's size is an engine's property at run time and does
+//! not change the artefact: every stack class deserialises the same one.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -256,7 +257,7 @@ fn config(proposals: Proposals, variant: Variant) -> Config {
     }
     config
         .consume_fuel(variant.metered)
-        .epoch_interruption(true)
+        .epoch_interruption(!variant.metered)
         .max_wasm_stack(stack)
         .async_stack_size(stack + HOST_STACK)
         .async_stack_zeroing(true)

@@ -8,19 +8,20 @@ use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::clock::SteppedClock;
+use super::cpu_time::OnCpu;
 use super::entry::Entry;
 use super::files::FileCalls;
 use super::handles::{DescriptorAccount, Handles, Moved};
 use super::host::{Clock, State};
 use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
-use super::meter::{Meter, OnCpu};
+use super::meter::Meter;
 use super::mounts::{self, Roots};
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason};
 use super::trap;
-use super::turn::Turn;
+use super::turn::{Pauses, Turn};
 use super::wasi;
 use super::working_dir;
 use crate::limits::PAGE;
@@ -32,8 +33,6 @@ use crate::request::RunSpec;
 /// The runtime's bound on what a host call may copy is none: what guests may make large is bounded, or done in pieces, where
 /// each call is defined ([`super::preview1`], [`super::preview2`]).
 const HOSTCALL_FUEL: usize = usize::MAX;
-/// A metered guest gives way after this much fuel, which also bounds how far a reading of its fuel may be off.
-const FUEL_INTERVAL: u64 = 1_000_000;
 /// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
 /// epoch. One that waits in a host call is dropped after this.
 const STOP_GRACE: Duration = Duration::from_millis(10);
@@ -182,7 +181,7 @@ impl Prepared {
         if let Some(deadline) = deadline {
             stop.set_deadline(deadline);
         }
-        let mut store = arm(
+        let (mut store, pauses) = arm(
             self.loaded.engine(),
             self.state,
             Turn {
@@ -196,7 +195,7 @@ impl Prepared {
         .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
-            let mut call = OnCpu::new(call);
+            let mut call = OnCpu::new(pauses.skipped(call));
             let finished = tokio::select! {
                 biased;
                 result = &mut call => Some(result),
@@ -234,16 +233,12 @@ impl Prepared {
 }
 
 /// The one place where a store gets its limits: memory, tables, handles, fuel, time.
-fn arm(engine: &Engine, state: State, turn: Turn) -> wasmtime::Result<Store<State>> {
+fn arm(engine: &Engine, state: State, turn: Turn) -> wasmtime::Result<(Store<State>, Pauses)> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
-    if let Some(fuel) = turn.fuel {
-        store.set_fuel(fuel)?;
-        store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
-    }
-    turn.watch(&mut store);
-    Ok(store)
+    let pauses = turn.watch(&mut store)?;
+    Ok((store, pauses))
 }
 
 /// Resolves when a run that has to stop did not do so by itself.

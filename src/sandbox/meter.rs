@@ -1,12 +1,7 @@
-//! What a run uses: linear memory and tables by [`Meter`], processor time by [`OnCpu`].
+//! What a run uses of linear memory and tables.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
 use super::engine::POOLED_TABLE_ELEMENTS;
@@ -135,46 +130,4 @@ impl ResourceLimiter for Meter {
     fn memories(&self) -> usize {
         MEMORIES.size()
     }
-}
-
-/// A future that adds up the processor time of the threads that poll it.
-pub(super) struct OnCpu<F> {
-    inner: F,
-    spent: Duration,
-}
-
-impl<F> OnCpu<F> {
-    /// Around `inner`.
-    pub(super) fn new(inner: F) -> Self {
-        Self {
-            inner,
-            spent: Duration::ZERO,
-        }
-    }
-
-    /// Processor time of all polls so far.
-    pub(super) fn spent(&self) -> Duration {
-        self.spent
-    }
-}
-
-impl<F: Future + Unpin> Future for OnCpu<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let before = thread_time();
-        let polled = Pin::new(&mut self.inner).poll(cx);
-        self.spent += thread_time().saturating_sub(before);
-        polled
-    }
-}
-
-/// Processor time of this thread.
-pub(super) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // The clock counts up from the thread's start: neither part is ever negative.
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or_default(),
-        u32::try_from(time.tv_nsec).unwrap_or_default(),
-    )
 }

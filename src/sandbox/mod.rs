@@ -9,6 +9,7 @@
 mod clock;
 mod code_cache;
 mod compile;
+mod cpu_time;
 mod directories;
 mod engine;
 mod entry;

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::cpu_time::ThreadTimer;
 use super::files::{FileCalls, FileThreads};
 use super::habit::Habit;
 use super::inline;
-use super::meter::thread_time;
 
 /// How much guest threads yield to the threads that serve: a tenth of their weight.
 const GUEST_NICE: i32 = 10;
@@ -289,13 +289,11 @@ impl Shared {
 
     /// Executes slices until it is closed.
     fn execute(&self) {
-        let (mut had, mut before) = (None, thread_time());
+        let (mut had, mut timer) = (None, ThreadTimer::start());
         while let Some((lane, slice)) = self.next(had.take()) {
+            let start = Instant::now();
             execute(slice);
-            // From the end of the last slice on: what lies between them is next to nothing.
-            let after = thread_time();
-            had = Some((lane, after.saturating_sub(before)));
-            before = after;
+            had = Some((lane, timer.count(start.elapsed())));
         }
     }
 

@@ -18,10 +18,10 @@ use super::{
     precompile, with_proposals,
 };
 use crate::refusal::Refusal;
+use crate::sandbox::cpu_time::thread_time;
 use crate::sandbox::features::Proposals;
 use crate::sandbox::inspect::{self, Rules};
 use crate::sandbox::inspection::Inspection;
-use crate::sandbox::meter::thread_time;
 use crate::sandbox::panic_message;
 use crate::store::Blob;
 
