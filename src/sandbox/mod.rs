@@ -201,7 +201,10 @@ impl Sandbox {
         let active = self.engines.active();
         let loaded = prepared.loaded();
         let noted = Arc::clone(&loaded);
-        let files = self.threads.file_calls(lane);
+        let files = match prepared.has_files() {
+            true => self.threads.file_calls(lane),
+            false => FileCalls::none(),
+        };
         let run = async move {
             let result = AssertUnwindSafe(prepared.execute(files))
                 .catch_unwind()
