@@ -91,7 +91,7 @@ async fn listing_of(state: &mut State, fd: u32, begins: bool) -> Result<Listed<'
     } = state;
     if begins || listings.get_mut(fd).is_none() {
         listings.close(fd, meter);
-        let dir = directory_of(wasi, files, stop, fd).await?;
+        let dir = directory_of(wasi.get(), files, stop, fd).await?;
         let listing = DirectoryListing::read(dir, files, meter, stop).await?;
         listings.keep(fd, listing);
     }
@@ -311,7 +311,7 @@ async fn metadata_hash_at(
     let state = store.data_mut();
     if matches!(error, ErrorCode::NoEntry)
         && follow == PathFlags::empty()
-        && let Descriptor::Dir(dir) = state.wasi.ctx().table.get(&dir)?
+        && let Descriptor::Dir(dir) = state.wasi.get().ctx().table.get(&dir)?
         && let Some(entry) = state.listings.read_last(&dir.dir)
         && entry.name == path
     {

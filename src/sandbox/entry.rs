@@ -17,7 +17,7 @@ const NAMELESS: &str = "main";
 #[derive(Debug)]
 pub struct Entry {
     /// The exported function; unused for a component.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Call `_initialize` before it.
     pub initialize: bool,
     /// Its parameters.
@@ -39,16 +39,16 @@ impl Entry {
         if inspection.description.component {
             return Self::component(inspection, asked);
         }
-        let name = asked.unwrap_or(START);
-        let signature = match inspection.export(name) {
+        let name = asked.map_or(Cow::Borrowed(START), |asked| Cow::Owned(asked.to_owned()));
+        let signature = match inspection.export(&name) {
             Export::Function(signature) => signature,
-            Export::Other => return Err(no_function(inspection, name, "is not a function")),
+            Export::Other => return Err(no_function(inspection, &name, "is not a function")),
             Export::Missing => {
                 let why = "is not exported by the module";
-                return Err(no_function(inspection, name, why));
+                return Err(no_function(inspection, &name, why));
             }
         };
-        check_results(name, signature)?;
+        check_results(&name, signature)?;
         let initialize = match inspection.export(INITIALIZE) {
             Export::Function(signature) if name != START && name != INITIALIZE => {
                 if !signature.params.is_empty() || !signature.results.is_empty() {
@@ -59,9 +59,9 @@ impl Entry {
             Export::Function(_) | Export::Other | Export::Missing => false,
         };
         Ok(Self {
-            name: name.to_owned(),
+            params: parameters(&name, signature, args)?,
+            name,
             initialize,
-            params: parameters(name, signature, args)?,
             results: signature.results.len(),
         })
     }
@@ -80,7 +80,7 @@ impl Entry {
             ));
         }
         Ok(Self {
-            name: String::new(),
+            name: Cow::Borrowed(""),
             initialize: false,
             params: Vec::new(),
             results: 0,

@@ -12,7 +12,7 @@ use super::cpu_time::OnCpu;
 use super::entry::Entry;
 use super::files::FileCalls;
 use super::handles::{DescriptorAccount, Handles, Moved};
-use super::host::{Clock, State};
+use super::host::{Clock, LABEL_FUNCTION, State};
 use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
 use super::meter::Meter;
@@ -22,13 +22,13 @@ use super::stdio::{GuestOutput, Output};
 use super::stop::{Stop, StopReason};
 use super::trap;
 use super::turn::{Pauses, Turn};
-use super::wasi;
+use super::wasi::{self, GuestWasi};
 use super::working_dir;
 use crate::limits::PAGE;
 use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
 use crate::policy::Grants;
 use crate::refusal::Refusal;
-use crate::request::RunSpec;
+use crate::request::{Labels, RunSpec};
 
 /// The runtime's bound on what a host call may copy is none: what guests may make large is bounded, or done in pieces, where
 /// each call is defined ([`super::preview1`], [`super::preview2`]).
@@ -43,6 +43,8 @@ pub struct Prepared {
     entry: Entry,
     clock: Clock,
     state: State,
+    /// Whether it is given directories, or sockets.
+    has_files: bool,
     fuel: Option<u64>,
     timeout: Duration,
     /// Ends the run however long its own timeout is.
@@ -110,26 +112,27 @@ pub fn prepare(
     let input = match around.input {
         Some(input) => {
             input.begin_with(spec.stdin.clone());
-            input
+            Some(input)
         }
-        None => Arc::new(Input::whole(spec.stdin.clone())),
+        None if spec.stdin.is_empty() => None,
+        None => Some(Arc::new(Input::whole(spec.stdin.clone()))),
     };
-    let stepped = SteppedClock::default();
+    let stepped = (!spec.clock).then(SteppedClock::default);
     let module_name = [around.module_name, &loaded.inspection.description.name];
     let args = entry.command_line(&spec.args, module_name);
-    let wasi = wasi::context(
-        spec,
-        &args,
-        &dirs,
-        &around.grants.network,
-        wasi::Stdio {
-            input: Arc::clone(&input),
-            stdout: stream(Stream::Stdout),
-            stderr: stream(Stream::Stderr),
-        },
-        &stepped,
-        handles.table_entries(),
-    )?;
+    let given = wasi::Given {
+        input: input.clone(),
+        stdout: stream(Stream::Stdout),
+        stderr: stream(Stream::Stderr),
+        stepped: stepped.clone(),
+        table_entries: handles.table_entries(),
+    };
+    let has_files = !dirs.is_empty() || spec.network;
+    let wasi = match has_files || spec.working_dir.is_some() {
+        true => GuestWasi::build(spec, &args, &dirs, &around.grants.network, given)?,
+        false => GuestWasi::plan(&args, &spec.env, given),
+    };
+    let reads_labels = loaded.inspection.imports_host.contains(LABEL_FUNCTION);
     Ok(Prepared {
         loaded,
         entry,
@@ -148,10 +151,15 @@ pub fn prepare(
             stderr: stream(Stream::Stderr),
             moved: Moved::default(),
             handles,
-            labels: spec.labels.clone(),
+            labels: match reads_labels {
+                true => spec.labels.clone(),
+                false => Labels::default(),
+            },
             listings: OpenListings::default(),
             files: FileCalls::none(),
+            watched: None,
         },
+        has_files,
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,
         until: around.until,
@@ -164,6 +172,11 @@ impl Prepared {
     /// What it runs.
     pub(super) fn loaded(&self) -> Arc<Loaded> {
         Arc::clone(&self.loaded)
+    }
+
+    /// Whether it may make file system calls that block.
+    pub(super) fn has_files(&self) -> bool {
+        self.has_files
     }
 
     /// Runs it to its end, with its file system calls made by `files`. When this returns its store is gone.
@@ -213,7 +226,8 @@ impl Prepared {
         }
         let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
         let [stdout, stderr] = self.output.written();
-        let stdin_read = store.data().input.read_bytes();
+        let input = store.data().input.as_ref();
+        let stdin_read = input.map_or(0, |input| input.read_bytes());
         Ok(Ended {
             outcome,
             trap,

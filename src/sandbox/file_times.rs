@@ -70,7 +70,7 @@ async fn core_stat(
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let files = state.file_calls(fd);
-    let (wasi, guest) = (&mut state.wasi, &mut memory);
+    let (wasi, guest) = (state.wasi.get(), &mut memory);
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
     let looking = async {
         match (version, path) {

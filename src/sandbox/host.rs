@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use wasmtime::{Caller, Engine, Extern, Linker, Memory, Store};
-use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{I32Exit, WasiCtxView, WasiView};
 
 use super::clock::{self, SteppedClock};
 use super::directories;
@@ -19,6 +18,8 @@ use super::preview1;
 use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::stop::Stop;
+use super::turn::Watched;
+use super::wasi::GuestWasi;
 use super::{preview2, regular};
 use crate::guest_limits::LOG_LINE;
 use crate::log::{Log, Pool};
@@ -27,15 +28,15 @@ use crate::request::Labels;
 /// A store's data: all that the host keeps for one run.
 pub struct State {
     /// WASI's own.
-    pub wasi: WasiP1Ctx,
+    pub(super) wasi: GuestWasi,
     /// The clock that answers where the real one is withheld.
-    pub stepped: SteppedClock,
+    pub stepped: Option<SteppedClock>,
     /// Limits and counts memory.
     pub meter: Meter,
     /// Asks the guest to end.
     pub stop: Arc<Stop>,
-    /// What the run reads.
-    pub(super) input: Arc<Input>,
+    /// What the run reads, where that is anything.
+    pub(super) input: Option<Arc<Input>>,
     /// The run's stdout.
     pub stdout: GuestOutput,
     /// The run's stderr, where `ringfence.log` writes too.
@@ -44,12 +45,14 @@ pub struct State {
     pub(super) moved: Moved,
     /// The descriptors that the run holds.
     pub(super) handles: Handles,
-    /// What `ringfence.label` reads.
+    /// What `ringfence.label` reads, where the module imports it.
     pub labels: Labels,
     /// The directory listings that the guest has open.
     pub listings: OpenListings,
     /// What file system calls are made by.
     pub(super) files: FileCalls,
+    /// The guest's turn, once the store has its limits.
+    pub(super) watched: Option<Arc<Watched>>,
 }
 
 impl State {
@@ -64,7 +67,7 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        self.wasi.ctx()
+        self.wasi.get().ctx()
     }
 }
 
@@ -76,6 +79,9 @@ pub(super) struct HostFunction {
     define: fn(&mut Linker<State>) -> wasmtime::Result<()>,
 }
 
+/// The function that reads the run's labels.
+pub(super) const LABEL_FUNCTION: &str = "ringfence.label";
+
 /// Every host function beyond WASI. To add one: a row here, and a test.
 pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
     HostFunction {
@@ -83,7 +89,7 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
         define: define_log,
     },
     HostFunction {
-        name: "ringfence.label",
+        name: LABEL_FUNCTION,
         define: define_label,
     },
 ];
@@ -114,8 +120,8 @@ pub enum Clock {
 /// Everything that a core module may import.
 pub(super) fn core_linker(engine: &Engine, clock: Clock) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
-    wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| state.wasi.get())?;
+    wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state: &mut State| state.wasi.get())?;
     linker.allow_shadowing(true);
     for module in WASI_MODULES {
         // Upstream turns codes from 126 on into an error; a guest may exit with any.
@@ -186,11 +192,11 @@ impl State {
             stall: std::time::Duration::ZERO,
         };
         Self {
-            wasi: WasiCtxBuilder::new().build_p1(),
-            stepped: SteppedClock::default(),
+            wasi: GuestWasi::none(),
+            stepped: None,
             meter: Meter::new(0, Arc::default()),
             stop: Arc::clone(&stop),
-            input: Arc::default(),
+            input: None,
             stdout: stream(crate::outcome::Stream::Stdout),
             stderr: stream(crate::outcome::Stream::Stderr),
             moved: Moved::default(),
@@ -198,6 +204,7 @@ impl State {
             labels: Labels::default(),
             listings: OpenListings::default(),
             files: FileCalls::none(),
+            watched: None,
         }
     }
 }

@@ -207,7 +207,10 @@ impl Sandbox {
         let newcomers = known.is_none().then(|| Arc::clone(lane));
         let is_short = known.or_else(|| lane.newcomers.is_short()) == Some(true);
         let noted = Arc::clone(&loaded);
-        let files = self.threads.file_calls(lane);
+        let files = match prepared.has_files() {
+            true => self.threads.file_calls(lane),
+            false => FileCalls::none(),
+        };
         let run = async move {
             let result = AssertUnwindSafe(prepared.execute(files))
                 .catch_unwind()

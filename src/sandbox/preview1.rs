@@ -162,7 +162,7 @@ async fn read(
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let stop = &*state.stop;
-    let wasi = &mut state.wasi;
+    let wasi = state.wasi.get();
     let mut pace = Pace::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
@@ -218,7 +218,7 @@ async fn read(
         // nothing.
         let more = match is_file {
             true => read > 0,
-            false => read == want && state.input.is_ready(),
+            false => read == want && state.input.as_ref().is_none_or(|input| input.is_ready()),
         };
         if !more {
             break;
@@ -235,7 +235,8 @@ async fn write(
     version: Version,
 ) -> wasmtime::Result<i32> {
     if !matches!(fd, 1 | 2) || caller.data().moved.contains(fd) {
-        return write_file(caller, (fd, iovs, count, out), version, None).await;
+        // Apart, so that room for what a file takes is not made for each line of output.
+        return Box::pin(write_file(caller, (fd, iovs, count, out), version, None)).await;
     }
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
@@ -296,7 +297,7 @@ async fn write_file(
     let mut memory = GuestMemory::Unshared(bytes);
     let stop = &*state.stop;
     let files = state.files.clone();
-    let wasi = &mut state.wasi;
+    let wasi = state.wasi.get();
     let mut pace = Pace::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
@@ -390,7 +391,7 @@ async fn random_get(
     let (mut start, mut left) = (buf.cast_unsigned(), len.cast_unsigned());
     loop {
         let piece = left.min(RANDOM_PIECE);
-        let (wasi, at, len) = (&mut state.wasi, start.cast_signed(), piece.cast_signed());
+        let (wasi, at, len) = (state.wasi.get(), start.cast_signed(), piece.cast_signed());
         let result = match version {
             Version::Preview1 => wasi_snapshot_preview1::random_get(wasi, &mut memory, at, len),
             Version::Unstable => wasi_unstable::random_get(wasi, &mut memory, at, len),
@@ -418,7 +419,7 @@ async fn poll_oneoff(
         return Ok(code(Errno::Inval));
     }
     let mut memory = GuestMemory::Unshared(bytes);
-    let wasi = &mut state.wasi;
+    let wasi = state.wasi.get();
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, count.cast_unsigned() as usize * POLL_BYTES);
     runtime!(
         version,
@@ -440,7 +441,7 @@ async fn fd_close(
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
-    let errno = runtime!(version, fd_close(&mut state.wasi, &mut memory, fd))?;
+    let errno = runtime!(version, fd_close(state.wasi.get(), &mut memory, fd))?;
     if errno == SUCCESS {
         let number = fd.cast_unsigned();
         state.moved.add(fd);
@@ -458,7 +459,10 @@ async fn fd_renumber(
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
-    let errno = runtime!(version, fd_renumber(&mut state.wasi, &mut memory, from, to))?;
+    let errno = runtime!(
+        version,
+        fd_renumber(state.wasi.get(), &mut memory, from, to)
+    )?;
     if errno == SUCCESS && from != to {
         state.moved.add(from);
         state.moved.add(to);

@@ -55,7 +55,7 @@ async fn path_open(
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
     let files = state.files.clone();
-    let wasi = &mut state.wasi;
+    let wasi = state.wasi.get();
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, PATH.size());
     if let Ok(lookup) = types::Lookupflags::try_from(follow.cast_unsigned()) {
         let name = GuestPtr::<str>::new((path.cast_unsigned(), len.cast_unsigned()));

@@ -63,19 +63,20 @@ impl Turn {
             called: AtomicBool::new(false),
             turn: self,
         });
-        store.call_hook_async(Arc::clone(&watched));
+        store.data_mut().watched = Some(Arc::clone(&watched));
+        store.call_hook_async(LooksAtCalls);
         if let Some(fuel) = fuel {
             store.set_fuel(fuel)?;
             store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
             return Ok(Pauses(Some(watched)));
         }
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |context| {
-            Ok(if watched.is_over(&context)? {
-                UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&watched).give_way()))
-            } else {
-                UpdateDeadline::Continue(1)
-            })
+        store.epoch_deadline_callback(|context| match &context.data().watched {
+            Some(watched) if watched.is_over(&context)? => {
+                let turn_of_others = Arc::clone(watched).give_way();
+                Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn_of_others)))
+            }
+            Some(_) | None => Ok(UpdateDeadline::Continue(1)),
         });
         Ok(Pauses(None))
     }
@@ -120,7 +121,7 @@ impl<F: Future + Unpin> Future for PausesSkipped<F> {
 }
 
 /// A turn that is looked at from two places, and once in each epoch. For one thread at a time: a store has no other.
-struct Watched {
+pub(super) struct Watched {
     turn: Turn,
     /// The epoch in which it was looked at last.
     looked: AtomicU64,
@@ -187,7 +188,10 @@ impl Future for GoOn {
     }
 }
 
-impl CallHookHandler<State> for Arc<Watched> {
+/// Looks at the guest of a store where its calls return. Of no size, as what it answers mostly: neither is allocated.
+struct LooksAtCalls;
+
+impl CallHookHandler<State> for LooksAtCalls {
     fn handle_call_event<'hook, 'store, 'looked>(
         &'hook self,
         mut context: StoreContextMut<'store, State>,
@@ -197,20 +201,24 @@ impl CallHookHandler<State> for Arc<Watched> {
         'hook: 'looked,
         'store: 'looked,
     {
+        let Some(watched) = &context.data().watched else {
+            return Box::pin(GoOn);
+        };
         match event {
-            CallHook::CallingHost => self.called.store(true, Ordering::Relaxed),
-            CallHook::ReturningFromHost => self.called.store(false, Ordering::Relaxed),
+            CallHook::CallingHost => watched.called.store(true, Ordering::Relaxed),
+            CallHook::ReturningFromHost => watched.called.store(false, Ordering::Relaxed),
             CallHook::CallingWasm | CallHook::ReturningFromWasm => {}
         }
-        let looked = self.looked.load(Ordering::Relaxed);
-        if !matches!(event, CallHook::ReturningFromHost) || looked == self.turn.epochs.now() {
+        let looked = watched.looked.load(Ordering::Relaxed);
+        if !matches!(event, CallHook::ReturningFromHost) || looked == watched.turn.epochs.now() {
             return Box::pin(GoOn);
         }
-        match self.is_over(&context) {
+        let watched = Arc::clone(watched);
+        match watched.is_over(&context) {
             Err(error) => Box::pin(ready(Err(error))),
             Ok(false) => Box::pin(GoOn),
             Ok(true) => Box::pin(async move {
-                Arc::clone(self).give_way().await;
+                watched.give_way().await;
                 // Its own code need not look before the next one.
                 context.as_context_mut().set_epoch_deadline(1);
                 Ok(())

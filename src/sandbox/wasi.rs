@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::io::Errno;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
@@ -17,64 +18,174 @@ use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// A run's three standard streams.
-pub(super) struct Stdio {
-    /// Standard input.
-    pub(super) input: Arc<Input>,
+/// What a context is made of beside its spec.
+pub(super) struct Given {
+    /// Standard input; `None` is at its end.
+    pub(super) input: Option<Arc<Input>>,
     /// Standard output.
     pub(super) stdout: GuestOutput,
     /// Standard error.
     pub(super) stderr: GuestOutput,
+    /// The deterministic clock, where that is the guest's.
+    pub(super) stepped: Option<SteppedClock>,
+    /// The most entries of its resource table.
+    pub(super) table_entries: usize,
 }
 
-/// Builds the context. `args` is the command line, which is not the spec's where that has an entry point's parameters;
-/// `dirs` are the directories that the guest is given.
-pub(super) fn context(
-    spec: &RunSpec,
-    args: &[String],
-    dirs: &[Opened],
-    network: &[NetworkGrant],
-    stdio: Stdio,
-    stepped: &SteppedClock,
-    table_entries: usize,
-) -> Result<WasiP1Ctx, Refusal> {
+/// A run's WASI context, which is built when the guest first calls what needs it, unless building it
+/// may fail: it takes some twenty allocations and four random seeds, and many a short guest does
+/// nothing but write, which needs none of it.
+pub(super) struct GuestWasi {
+    context: Option<WasiP1Ctx>,
+    /// Taken when the context is built.
+    plan: Option<Plan>,
+}
+
+struct Plan {
+    command: CommandText,
+    given: Given,
+}
+
+impl GuestWasi {
+    /// Creates the context of a guest that calls nothing.
+    pub(super) fn none() -> Self {
+        Self {
+            context: None,
+            plan: None,
+        }
+    }
+
+    /// Plans a context without directories and sockets. `args` is the command line, which is not the
+    /// spec's where that has an entry point's parameters.
+    pub(super) fn plan(args: &[String], env: &[(String, String)], given: Given) -> Self {
+        let command = CommandText::new(args, env);
+        Self {
+            context: None,
+            plan: Some(Plan { command, given }),
+        }
+    }
+
+    /// Builds the context of `spec` now. `args` is as in [`Self::plan`]; `dirs` are the directories that
+    /// the guest is given.
+    pub(super) fn build(
+        spec: &RunSpec,
+        args: &[String],
+        dirs: &[Opened],
+        network: &[NetworkGrant],
+        given: Given,
+    ) -> Result<Self, Refusal> {
+        let table_entries = given.table_entries;
+        let mut builder = builder(given);
+        builder
+            .args(args)
+            .envs(&spec.env)
+            .envs(working_dir::variable(spec).as_slice());
+        if let Some(dir) = &spec.working_dir {
+            builder.initial_cwd(dir.as_str());
+        }
+        for dir in dirs {
+            let perms = if dir.read_only {
+                FsPerms::ReadOnly
+            } else {
+                FsPerms::ReadWrite
+            };
+            builder
+                .preopened_dir(dir.path(), &dir.guest, perms)
+                .map_err(not_opened)?;
+        }
+        if spec.network {
+            allow(&mut builder, network);
+        }
+        Ok(Self {
+            context: Some(built(&mut builder, table_entries)),
+            plan: None,
+        })
+    }
+
+    /// The context.
+    pub(super) fn get(&mut self) -> &mut WasiP1Ctx {
+        let plan = &mut self.plan;
+        self.context.get_or_insert_with(|| match plan.take() {
+            Some(plan) => plan.build(),
+            None => WasiCtxBuilder::new().build_p1(),
+        })
+    }
+}
+
+impl Plan {
+    fn build(self) -> WasiP1Ctx {
+        let table_entries = self.given.table_entries;
+        let mut builder = builder(self.given);
+        for arg in self.command.args() {
+            builder.arg(arg);
+        }
+        for (name, value) in self.command.env() {
+            builder.env(name, value);
+        }
+        built(&mut builder, table_entries)
+    }
+}
+
+/// A builder of contexts that may do nothing but use the standard streams and the clock.
+fn builder(given: Given) -> WasiCtxBuilder {
+    let input = given
+        .input
+        .unwrap_or_else(|| Arc::new(Input::whole(Bytes::new())));
     let mut builder = WasiCtxBuilder::new();
     builder
         .allow_blocking_current_thread(false)
         // Of one piece: a guest's own calls are split into such.
         .max_random_size(u64::from(RANDOM_PIECE))
-        .args(args)
-        .envs(&spec.env)
-        .envs(working_dir::variable(spec).as_slice())
-        .stdin(GuestInput(stdio.input))
-        .stdout(stdio.stdout)
-        .stderr(stdio.stderr)
-        .allow_ip_name_lookup(false);
-    if !spec.clock {
-        builder.wall_clock(stepped.clone());
-        builder.monotonic_clock(stepped.clone());
+        .stdin(GuestInput(input))
+        .stdout(given.stdout)
+        .stderr(given.stderr)
+        .allow_ip_name_lookup(false)
+        .allow_tcp(false)
+        .allow_udp(false);
+    if let Some(stepped) = given.stepped {
+        builder.wall_clock(stepped.clone()).monotonic_clock(stepped);
     }
-    if let Some(dir) = &spec.working_dir {
-        builder.initial_cwd(dir.as_str());
-    }
-    for dir in dirs {
-        let perms = if dir.read_only {
-            FsPerms::ReadOnly
-        } else {
-            FsPerms::ReadWrite
-        };
-        builder
-            .preopened_dir(dir.path(), &dir.guest, perms)
-            .map_err(not_opened)?;
-    }
-    if spec.network {
-        allow(&mut builder, network);
-    } else {
-        builder.allow_tcp(false).allow_udp(false);
-    }
+    builder
+}
+
+fn built(builder: &mut WasiCtxBuilder, table_entries: usize) -> WasiP1Ctx {
     let mut context = builder.build_p1();
     context.ctx().table.set_max_capacity(table_entries);
-    Ok(context)
+    context
+}
+
+/// A command line and an environment in one piece of text, each part of it followed by a NUL, which no
+/// part can hold: kept until they are asked for, they cost one allocation.
+struct CommandText {
+    text: String,
+    /// How many parts the command line has.
+    args: usize,
+}
+
+impl CommandText {
+    fn new(args: &[String], env: &[(String, String)]) -> Self {
+        let pairs = env.iter().flat_map(|(name, value)| [name, value]);
+        let parts = args.iter().chain(pairs);
+        let bytes = parts.clone().map(|part| part.len() + 1).sum();
+        let mut text = String::with_capacity(bytes);
+        for part in parts {
+            text.push_str(part);
+            text.push('\0');
+        }
+        Self {
+            text,
+            args: args.len(),
+        }
+    }
+
+    fn args(&self) -> impl Iterator<Item = &str> {
+        self.text.split_terminator('\0').take(self.args)
+    }
+
+    fn env(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut parts = self.text.split_terminator('\0').skip(self.args);
+        std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
+    }
 }
 
 /// Tells why a directory that is open could not be opened once more.
@@ -108,4 +219,42 @@ fn allow(builder: &mut WasiCtxBuilder, grants: &[NetworkGrant]) {
             };
             Box::pin(async move { allowed })
         });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CommandText;
+
+    fn owned(parts: &[&str]) -> Vec<String> {
+        parts.iter().map(|&part| part.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_command_and_its_environment_come_back_as_they_were() {
+        for args in [
+            &["a"][..],
+            &["prog", "", "b c", "=", ""],
+            &["é\n", "\u{1}"],
+            &[],
+        ] {
+            for env in [
+                &[][..],
+                &[("A", ""), ("B", "x=y"), ("C", "")],
+                &[("é", "1")],
+            ] {
+                let args = owned(args);
+                let env: Vec<(String, String)> = env
+                    .iter()
+                    .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect();
+                let command = CommandText::new(&args, &env);
+                assert_eq!(command.args().collect::<Vec<_>>(), args);
+                let told = command
+                    .env()
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+                assert_eq!(told.collect::<Vec<_>>(), env);
+                assert_eq!(command.text.len(), command.text.capacity());
+            }
+        }
+    }
 }

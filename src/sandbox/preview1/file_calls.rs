@@ -33,7 +33,7 @@ macro_rules! define_call {
                         let (bytes, state) = memory.data_and_store_mut(&mut caller);
                         let mut memory = GuestMemory::Unshared(bytes);
                         let files = argument!(@calls $first, $first, state);
-                        let wasi = &mut state.wasi;
+                        let wasi = state.wasi.get();
                         WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
                         let call = async {
                             runtime!(version, $name(wasi, &mut memory, $first, $($arg),*))
