@@ -219,8 +219,8 @@ impl World {
             Step::Let(at) if at < self.holds.len() => drop(self.holds.remove(at)),
             Step::End(_) | Step::Let(_) => {}
             Step::View(at) => {
-                if let Some(id) = self.ids.iter().rev().nth(at) {
-                    self.view(*id);
+                if let Some(id) = self.ids.iter().rev().nth(at).copied() {
+                    self.view(id);
                 }
             }
         }
