@@ -27,7 +27,7 @@ pub(super) fn decode<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [high, low] = [pair[0], pair[1]].map(|digit| VALUES[usize::from(digit)]);
         seen |= high | low;
-        *byte = high << 4 | low & 0x0f;
+        *byte = (high << 4) | (low & 0x0f);
     }
     (seen & NONE == 0).then_some(bytes)
 }

@@ -23,7 +23,7 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, daemon) = DAEMON.get_or_init(|| {
         let runtime = Runtime::new().unwrap();
-        let _context = runtime.enter();
+        let context = runtime.enter();
         let set = [
             ("runs.history", "8"),
             ("runs.history_bytes", "20KiB"),
@@ -32,7 +32,7 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
             ("admission.slots", "1"),
         ];
         let daemon = Daemon::new(&set);
-        drop(_context);
+        drop(context);
         (runtime, daemon)
     });
     let tenant = daemon.tenant();
@@ -219,8 +219,8 @@ impl World {
             Step::Let(at) if at < self.holds.len() => drop(self.holds.remove(at)),
             Step::End(_) | Step::Let(_) => {}
             Step::View(at) => {
-                if let Some(id) = self.ids.iter().rev().nth(at) {
-                    self.view(*id);
+                if let Some(id) = self.ids.iter().rev().nth(at).copied() {
+                    self.view(id);
                 }
             }
         }
