@@ -20,9 +20,9 @@ use crate::outcome::Usage;
 const FIRST_SLICE: Duration = Duration::from_millis(1);
 
 /// A metered guest is looked at after this much fuel, which also bounds how far a reading of its fuel may be off. It is a
-/// bound on the guest's own code and not on time: ordinary code uses it in 5 to 25 us, of which looking takes 0.3. The
-/// slowest there is, which waits for memory at every operator, was seen to take 10 ms, as a straight line of such code
-/// does in any guest.
+/// bound on the guest's own code and not on time: ordinary code uses it in 5 to 25 us, of which looking takes 0.3. Code
+/// that takes a page fault at every store was seen to take 15 ms, and 35 where such stores are unrolled, until it has
+/// touched all of its memory; a straight line of it goes as long in any guest.
 const FUEL_INTERVAL: u64 = 50_000;
 
 /// How many epochs there have been.
