@@ -21,6 +21,7 @@ mod interact;
 mod line_budget;
 mod listen;
 mod message_cap;
+mod metered_body;
 mod modules;
 mod reflection;
 mod refusal_log;

@@ -5,8 +5,9 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A first slice that took longer kept its thread from serving.
-const LONG: Duration = Duration::from_millis(4);
+/// A first slice that took more than so many epochs kept its thread from serving: it should have been over, or have given
+/// way, in one and what was left of another.
+const LONG: u32 = 2;
 /// So many times as long nothing begins on the thread after that.
 const BACKOFF: u32 = 10;
 
@@ -37,9 +38,9 @@ pub(super) fn may_begin() -> bool {
     })
 }
 
-/// Takes note of how long a first slice took on this thread.
-pub(super) fn took(time: Duration) {
-    if time > LONG {
+/// Takes note of how long a first slice took on this thread, where an epoch takes `epoch`.
+pub(super) fn took(time: Duration, epoch: Duration) {
+    if time > epoch * LONG {
         let until = Instant::now().checked_add(time.saturating_mul(BACKOFF));
         THREAD.with(|it| it.backoff_until.set(until));
     }
@@ -59,10 +60,11 @@ mod tests {
 
     #[test]
     fn a_long_first_slice_keeps_others_from_beginning_there() {
+        const EPOCH: Duration = Duration::from_secs(10);
         begin_guests_here();
-        took(LONG);
+        took(EPOCH * LONG, EPOCH);
         assert!(may_begin());
-        took(Duration::from_secs(60));
+        took(EPOCH * LONG + Duration::from_nanos(1), EPOCH);
         assert!(!may_begin());
     }
 }

@@ -157,7 +157,11 @@ impl Sandbox {
         let sandbox = Self {
             engines,
             modules,
-            threads: Threads::start(settings.guest_threads, settings.on_thread)?,
+            threads: Threads::start(
+                settings.guest_threads,
+                settings.epoch_interval,
+                settings.on_thread,
+            )?,
         };
         tracing::info!(
             pool_mode = sandbox.pool_mode(),

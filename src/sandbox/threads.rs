@@ -93,6 +93,7 @@ impl Lane {
 /// The threads.
 pub(super) struct Threads {
     shared: Arc<Shared>,
+    epoch: Duration,
     /// Taken only when it is dropped.
     beside: Option<Runtime>,
     files: Arc<FileThreads>,
@@ -125,11 +126,15 @@ struct Active {
 }
 
 impl Threads {
-    /// Starts `count` of them, each of which begins with `on_thread`.
+    /// Starts `count` of them, each of which begins with `on_thread`. Guests give way each `epoch`.
     ///
     /// # Errors
     /// Where the host refuses a thread.
-    pub(super) fn start(count: usize, on_thread: OnThread) -> std::io::Result<Self> {
+    pub(super) fn start(
+        count: usize,
+        epoch: Duration,
+        on_thread: OnThread,
+    ) -> std::io::Result<Self> {
         let beside = Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(BLOCKING_THREADS)
@@ -146,6 +151,7 @@ impl Threads {
         });
         let threads = Self {
             shared,
+            epoch,
             beside: Some(beside),
             files: FileThreads::new(count, on_thread),
         };
@@ -198,7 +204,7 @@ impl Threads {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         lane.spent.fetch_add(nanos, Ordering::Relaxed);
         self.shared.lock().charge_elsewhere(lane, nanos);
-        inline::took(took);
+        inline::took(took, self.epoch);
         Some(took)
     }
 
