@@ -11,15 +11,22 @@ const LONG: u32 = 2;
 /// So many times as long nothing begins on the thread after that.
 const BACKOFF: u32 = 10;
 
+/// Bytes of linear memory beyond which a guest does not stay on the thread that it began on. One instruction may fill all
+/// of a memory, and nothing interrupts it: this much takes some milliseconds where no page of it was touched before.
+pub(super) const MEMORY: u64 = 16 << 20;
+
 thread_local! {
     static THREAD: ThisThread = const { ThisThread {
         serves: Cell::new(false),
+        executes: Cell::new(false),
         backoff_until: Cell::new(None),
     } };
 }
 
 struct ThisThread {
     serves: Cell<bool>,
+    /// A guest's first slice.
+    executes: Cell<bool>,
     backoff_until: Cell<Option<Instant>>,
 }
 
@@ -36,6 +43,21 @@ pub(super) fn may_begin() -> bool {
         it.backoff_until.set(waits);
         it.serves.get() && waits.is_none()
     })
+}
+
+/// Executes a first slice, and says how long that took.
+pub(super) fn execute(slice: impl FnOnce()) -> Duration {
+    THREAD.with(|it| it.executes.set(true));
+    // Not the processor's time, which costs two system calls to learn: it is a moment.
+    let start = Instant::now();
+    slice();
+    THREAD.with(|it| it.executes.set(false));
+    start.elapsed()
+}
+
+/// Whether a guest that holds `memory` bytes now has to leave this thread.
+pub(super) fn has_to_leave(memory: u64) -> bool {
+    memory > MEMORY && THREAD.with(|it| it.executes.get())
 }
 
 /// Takes note of how long a first slice took on this thread, where an epoch takes `epoch`.
@@ -56,6 +78,16 @@ mod tests {
         begin_guests_here();
         assert!(may_begin());
         std::thread::spawn(|| assert!(!may_begin())).join().unwrap();
+    }
+
+    #[test]
+    fn a_guest_with_much_memory_leaves_where_it_began_and_no_other_place() {
+        assert!(!has_to_leave(MEMORY + 1));
+        execute(|| {
+            assert!(has_to_leave(MEMORY + 1));
+            assert!(!has_to_leave(MEMORY));
+        });
+        assert!(!has_to_leave(MEMORY + 1));
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl Meter {
         self.peak.max(self.held) as u64
     }
 
+    /// Bytes held now.
+    pub(super) fn held(&self) -> u64 {
+        self.held as u64
+    }
+
     /// Whether a growth was denied.
     pub fn denied(&self) -> bool {
         self.denied

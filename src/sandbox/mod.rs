@@ -59,7 +59,7 @@ use self::engine::{EngineSettings, Engines};
 use self::features::Proposals;
 use self::inspect::Rules;
 use self::threads::Threads;
-use crate::limits::StackClass;
+use crate::limits::{PAGE, StackClass};
 use crate::outcome::Ended;
 use crate::policy::Grants;
 use crate::refusal::Refusal;
@@ -210,6 +210,8 @@ impl Sandbox {
         let known = loaded.habit.is_short();
         let newcomers = known.is_none().then(|| Arc::clone(lane));
         let is_short = known.or_else(|| lane.newcomers.is_short()) == Some(true);
+        let memory = loaded.inspection.description.memory_minimum_pages;
+        let may_begin_here = is_short && u64::from(memory) * PAGE <= inline::MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
             true => self.threads.file_calls(lane),
@@ -229,7 +231,7 @@ impl Sandbox {
             drop(active);
             ended(result);
         };
-        if !is_short {
+        if !may_begin_here {
             self.threads.spawn(lane, run);
         } else if let Some(spent) = self.threads.begin_here(lane, run) {
             loaded.habit.note(spent);

@@ -197,10 +197,7 @@ impl Threads {
         }
         let slice = self.task(lane, run, false);
         let _beside = self.beside.as_ref().map(Runtime::enter);
-        // Not the processor's, which costs two system calls to learn: it is a moment.
-        let start = Instant::now();
-        execute(slice);
-        let took = start.elapsed();
+        let took = inline::execute(|| execute(slice));
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         lane.spent.fetch_add(nanos, Ordering::Relaxed);
         self.shared.lock().charge_elsewhere(lane, nanos);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use wasmtime::{AsContextMut, CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline};
 
 use super::host::State;
+use super::inline;
 use super::stop::{StopReason, Stopped};
 use crate::outcome::Usage;
 
@@ -209,15 +210,20 @@ impl CallHookHandler<State> for LooksAtCalls {
             CallHook::ReturningFromHost => watched.called.store(false, Ordering::Relaxed),
             CallHook::CallingWasm | CallHook::ReturningFromWasm => {}
         }
+        if !matches!(event, CallHook::ReturningFromHost) {
+            return Box::pin(GoOn);
+        }
+        // It may have grown, and what comes next may fill all of that.
+        let leaves = inline::has_to_leave(context.data().meter.held());
         let looked = watched.looked.load(Ordering::Relaxed);
-        if !matches!(event, CallHook::ReturningFromHost) || looked == watched.turn.epochs.now() {
+        if looked == watched.turn.epochs.now() && !leaves {
             return Box::pin(GoOn);
         }
         let watched = Arc::clone(watched);
         match watched.is_over(&context) {
             Err(error) => Box::pin(ready(Err(error))),
-            Ok(false) => Box::pin(GoOn),
-            Ok(true) => Box::pin(async move {
+            Ok(false) if !leaves => Box::pin(GoOn),
+            Ok(_) => Box::pin(async move {
                 watched.give_way().await;
                 // Its own code need not look before the next one.
                 context.as_context_mut().set_epoch_deadline(1);

@@ -161,3 +161,32 @@ async fn one_that_only_calls_the_host_gives_way() {
     drop(stream);
     until_idle(&daemon).await;
 }
+
+/// A single instruction fills a whole memory, and nothing interrupts that.
+#[tokio::test]
+async fn one_that_fills_much_memory_holds_up_nobody() {
+    let fill = "(memory.fill (i32.const 0) (i32.const 1) (i32.const 249000000))";
+    let fills = format!(
+        "(module
+            (memory (export \"memory\") 1)
+            (func (export \"go\") (param i32)
+                (if (local.get 0) (then
+                    (drop (memory.grow (i32.const 3800))) {fill} {fill} {fill}))))"
+    );
+    let daemon = Daemon::with(&[("server.threads", "1")]).await;
+    let digest = daemon.loaded(fills).await;
+    let go = |arg: &str| by_digest(&digest).entry("go").args(&[arg]);
+    for _ in 0..SHORT_RUNS {
+        daemon.ran(go("0")).await.exited(0);
+    }
+    let much = go("1").resources(|it| it.memory_pages = Some(4096));
+    let mut filling = std::pin::pin!(daemon.ran(much));
+    let mut client = daemon.client.clone();
+    let health = client.health(HealthRequest {});
+    tokio::select! {
+        biased;
+        _ = &mut filling => panic!("health is answered while the guest fills its memory"),
+        health = health => drop(health.unwrap()),
+    }
+    filling.await.exited(0);
+}
