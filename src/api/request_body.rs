@@ -1,4 +1,4 @@
-//! The body of a request as it comes, which is taken off its connection even where nobody wants it.
+//! The body of a request as it comes, which is taken off its connection where the request was refused for its headers.
 //!
 //! A stream that is answered before all of it came is gone at once where its body is dropped. What comes after that is an
 //! error of HTTP/2 on the client's side of the connection, of which h2 takes a few only before it closes the connection: a
@@ -20,18 +20,26 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The body of a request.
 #[derive(Debug)]
-pub(super) struct RequestBody(Option<Incoming>);
+pub(super) struct RequestBody {
+    body: Option<Incoming>,
+    /// Whether any of it was read: who refuses it then does so for what is in it, and wants no more of that.
+    was_read: bool,
+}
 
 impl RequestBody {
     /// Creates one of what comes.
     pub(super) fn new(body: Incoming) -> Self {
-        Self(Some(body))
+        Self {
+            body: Some(body),
+            was_read: false,
+        }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else {
+        let unread = self.body.take().filter(|body| !body.is_end_stream());
+        let Some(body) = unread.filter(|_| !self.was_read) else {
             return;
         };
         // Where there is none, everything is ending.
@@ -70,17 +78,22 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.0 {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
-        }
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        self.was_read |= polled.is_ready();
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map(Incoming::size_hint).unwrap_or_default()
+        self.body
+            .as_ref()
+            .map(Incoming::size_hint)
+            .unwrap_or_default()
     }
 }

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use super::amount::Amount;
 use super::compile_schedule::{CompileSchedule, Decision, JobId, ScheduleRules};
-use super::gate::{Load, Turned};
+use super::gate::Turned;
+use super::load::Load;
 use crate::sandbox::CompileLease;
 
 /// How often one that waits looks whether another has to stop for it.

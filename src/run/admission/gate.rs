@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::amount::Amount;
+use super::load::Load;
 
 /// What one turn moves a line on, for a weight of one.
 const TURN: u64 = 1 << 20;
@@ -109,34 +110,6 @@ pub(super) enum Turned {
     Expired,
     /// Nobody is let through any more.
     Closed,
-}
-
-/// What a gate holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Places that are held.
-    pub held: u32,
-    /// Places in all.
-    pub places: u32,
-    /// Those that wait.
-    pub waiting: u32,
-    /// Bytes that are held.
-    pub bytes: u64,
-    /// Bytes in all.
-    pub capacity: u64,
-}
-
-impl Load {
-    /// What two gates hold together, for the second of which nobody waits who does not wait for the first as well.
-    pub(super) fn and(self, other: Self) -> Self {
-        Self {
-            held: self.held + other.held,
-            places: self.places + other.places,
-            waiting: self.waiting.max(other.waiting),
-            bytes: self.bytes.saturating_add(other.bytes),
-            capacity: self.capacity.saturating_add(other.capacity),
-        }
-    }
 }
 
 /// What is to be told, or dropped, when the lock is free again: both may take it.

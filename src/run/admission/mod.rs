@@ -5,6 +5,7 @@ mod amount;
 mod compile_gate;
 mod compile_schedule;
 mod gate;
+mod load;
 mod memory;
 mod quota;
 
@@ -21,7 +22,8 @@ use self::gate::{Gate, Turned};
 use crate::refusal::{Reason, Refusal};
 use crate::sandbox::CompileLane;
 
-pub use self::gate::{Load, Pass};
+pub use self::gate::Pass;
+pub use self::load::Load;
 pub use self::memory::share_of_memory;
 pub use self::quota::Quota;
 pub(super) use self::quota::{Account, CompileCharge, Counted};
