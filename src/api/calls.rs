@@ -54,15 +54,16 @@ where
         peer: Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
+        let unwanted = peer.unwanted_bodies();
+        let body = |body| RequestBody::new(body, unwanted);
         if RunCalls::takes(&request) {
-            return Ok(self.run.answer(&peer, request.map(RequestBody::new)).await);
+            return Ok(self.run.answer(&peer, request.map(body)).await);
         }
         request.extensions_mut().insert(Peer::clone(&peer));
         let service = self.layered.clone();
         // In a box of its own, so that a `Run` does not carry the room for it.
         let answer =
-            Box::pin(service.oneshot(request.map(|body| Body::new(RequestBody::new(body)))))
-                .await?;
+            Box::pin(service.oneshot(request.map(|incoming| Body::new(body(incoming))))).await?;
         Ok(answer.map(AnswerBody::Layered))
     }
 }

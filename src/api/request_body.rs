@@ -1,4 +1,4 @@
-//! The body of a request as it comes, which is taken off its connection where the request was refused for its headers.
+//! The body of a request as it comes, which is taken off its connection even where nobody wants it.
 //!
 //! A stream that is answered before all of it came is gone at once where its body is dropped. What comes after that is an
 //! error of HTTP/2 on the client's side of the connection, of which h2 takes a few only before it closes the connection: a
@@ -6,6 +6,8 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,35 +19,52 @@ use tokio::runtime::Handle;
 /// Bytes of a body that nobody wants, which are read all the same, and how long that may take.
 const UNWANTED: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Such bodies of one connection at once: a fifth of its streams. What is more is reset.
+const MAX_UNWANTED: u32 = 20;
+
+/// The bodies of one connection that nobody wants and that are read all the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnwantedBodies(Arc<AtomicU32>);
+
+impl UnwantedBodies {
+    /// Reads one behind its answer, where there are not too many.
+    fn discard(self, body: Incoming) {
+        let more = |count: u32| (count < MAX_UNWANTED).then_some(count + 1);
+        let counted = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        // Without a runtime, everything is ending.
+        if let (Ok(_), Ok(runtime)) = (counted, Handle::try_current()) {
+            // Ends by itself, and with the connection.
+            runtime.spawn(async move {
+                discard(body).await;
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            });
+        }
+    }
+}
 
 /// The body of a request.
 #[derive(Debug)]
 pub(super) struct RequestBody {
     body: Option<Incoming>,
-    /// Whether any of it was read: who refuses it then does so for what is in it, and wants no more of that.
-    was_read: bool,
+    unwanted: UnwantedBodies,
 }
 
 impl RequestBody {
-    /// Creates one of what comes.
-    pub(super) fn new(body: Incoming) -> Self {
+    /// Creates one of what comes, on a connection that has `unwanted` bodies.
+    pub(super) fn new(body: Incoming, unwanted: UnwantedBodies) -> Self {
         Self {
             body: Some(body),
-            was_read: false,
+            unwanted,
         }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let unread = self.body.take().filter(|body| !body.is_end_stream());
-        let Some(body) = unread.filter(|_| !self.was_read) else {
-            return;
-        };
-        // Where there is none, everything is ending.
-        if let Ok(runtime) = Handle::try_current() {
-            // Ends by itself, and with the connection; there are no more of them than a connection has streams.
-            runtime.spawn(discard(body));
+        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
+            std::mem::take(&mut self.unwanted).discard(body);
         }
     }
 }
@@ -78,12 +97,10 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
-        };
-        let polled = Pin::new(body).poll_frame(cx);
-        self.was_read |= polled.is_ready();
-        polled
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -161,7 +161,7 @@ impl Runner {
         mut pending: Pending,
     ) -> Result<Claim, Refused> {
         let refused = |pending: Pending, refusal| Refused {
-            id: run.id.clone(),
+            id: run.id,
             refusal: pending.refused(refusal),
         };
         let fingerprint = match before(until, fingerprint(spec)).await {

@@ -455,7 +455,10 @@ mod tests {
             let gone = shares.insert(ENTRIES + key, 0, 1, kept(0));
             let gone = gone[0];
             // Those that stand among the newest eighth stay there when they are used.
-            assert!(gone % 5 == 0 || gone >= ENTRIES - ENTRIES / 8, "{gone}");
+            assert!(
+                gone.is_multiple_of(5) || gone >= ENTRIES - ENTRIES / 8,
+                "{gone}"
+            );
         }
     }
 

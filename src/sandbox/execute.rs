@@ -12,7 +12,7 @@ use super::cpu_time::OnCpu;
 use super::entry::Entry;
 use super::files::FileCalls;
 use super::handles::{DescriptorAccount, Handles, Moved};
-use super::host::{Clock, LABEL_FUNCTION, State};
+use super::host::{Clock, State};
 use super::listing::OpenListings;
 use super::loaded::{Linkage, Loaded};
 use super::meter::Meter;
@@ -28,7 +28,7 @@ use crate::limits::PAGE;
 use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
 use crate::policy::Grants;
 use crate::refusal::Refusal;
-use crate::request::{Labels, RunSpec};
+use crate::request::RunSpec;
 
 /// The runtime's bound on what a host call may copy is none: what guests may make large is bounded, or done in pieces, where
 /// each call is defined ([`super::preview1`], [`super::preview2`]).
@@ -132,7 +132,6 @@ pub fn prepare(
         true => GuestWasi::build(spec, &args, &dirs, &around.grants.network, given)?,
         false => GuestWasi::plan(&args, &spec.env, given),
     };
-    let reads_labels = loaded.inspection.imports_host.contains(LABEL_FUNCTION);
     Ok(Prepared {
         loaded,
         entry,
@@ -151,10 +150,7 @@ pub fn prepare(
             stderr: stream(Stream::Stderr),
             moved: Moved::default(),
             handles,
-            labels: match reads_labels {
-                true => spec.labels.clone(),
-                false => Labels::default(),
-            },
+            labels: spec.labels.clone(),
             listings: OpenListings::default(),
             files: FileCalls::none(),
             watched: None,

@@ -45,7 +45,7 @@ pub struct State {
     pub(super) moved: Moved,
     /// The descriptors that the run holds.
     pub(super) handles: Handles,
-    /// What `ringfence.label` reads, where the module imports it.
+    /// What `ringfence.label` reads.
     pub labels: Labels,
     /// The directory listings that the guest has open.
     pub listings: OpenListings,

@@ -211,7 +211,7 @@ impl Sandbox {
         let newcomers = known.is_none().then(|| Arc::clone(lane));
         let is_short = known.or_else(|| lane.newcomers.is_short()) == Some(true);
         let memory = loaded.inspection.description.memory_minimum_pages;
-        let may_begin_here = is_short && u64::from(memory) * PAGE <= inline::MEMORY;
+        let may_begin_here = is_short && memory * PAGE <= inline::MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
             true => self.threads.file_calls(lane),

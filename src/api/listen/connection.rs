@@ -20,6 +20,7 @@ use super::origin::Origin;
 use super::places::{Place, Standing, UnauthenticatedCall};
 use super::tls::{ClientCertificate, Tls};
 use crate::api::input_calls::InputCalls;
+use crate::api::request_body::UnwantedBodies;
 use crate::refusal::{Reason, Refusal};
 
 /// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
@@ -262,6 +263,7 @@ pub(in crate::api) struct Peer {
     origin: Origin,
     standing: Option<Arc<Standing>>,
     input_calls: InputCalls,
+    unwanted_bodies: UnwantedBodies,
 }
 
 impl Peer {
@@ -285,6 +287,11 @@ impl Peer {
     /// Calls of its connection that take input as it comes.
     pub(in crate::api) fn input_calls(&self) -> &InputCalls {
         &self.input_calls
+    }
+
+    /// Bodies of its connection's calls that nobody wants.
+    pub(in crate::api) fn unwanted_bodies(&self) -> UnwantedBodies {
+        self.unwanted_bodies.clone()
     }
 
     /// An address and port, or the user and process at the other end of a unix socket.
@@ -346,6 +353,7 @@ impl Peer {
             origin,
             standing,
             input_calls: InputCalls::default(),
+            unwanted_bodies: UnwantedBodies::default(),
         }
     }
 }
