@@ -204,10 +204,10 @@ async fn kept(daemon: &Daemon, id: &str) -> usize {
     let mut stream = daemon.attach(id, 0).await;
     let (mut bytes, mut ended) = (0, false);
     while let Some(event) = stream.message().await.unwrap() {
-        match event.event.unwrap() {
-            Event::Stdout(piece) => bytes += piece.len(),
-            Event::Exit(_) => ended = true,
-            _ => {}
+        let event = event.event.unwrap();
+        ended |= matches!(event, Event::Exit(_));
+        if let Event::Stdout(piece) = event {
+            bytes += piece.len();
         }
     }
     assert!(ended);
