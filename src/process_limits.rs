@@ -5,11 +5,10 @@
 //! meet later is told in the log. What meets it then is the error of one caller.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{Config, StoreUrl};
+use crate::config::{self, Config, StoreUrl};
 
 /// Descriptors without which nothing can be served: those of the runtime, the listeners, and one compilation.
 const FEWEST_DESCRIPTORS: u64 = 64;
@@ -258,7 +257,6 @@ fn children(config: &Config) -> u64 {
 
 /// Threads that a daemon has from its start on, about.
 pub fn threads(config: &Config) -> u64 {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u64;
-    let own = config.serving_threads() as u64 + config.guest_threads() as u64;
-    cores + own + children(config) + OTHER_THREADS
+    let own = config::cores() + config.serving_threads() + config.guest_threads();
+    own as u64 + children(config) + OTHER_THREADS
 }

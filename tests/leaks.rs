@@ -72,7 +72,7 @@ async fn leave(daemon: &Arc<Daemon>, spec: RunSpec) {
 async fn settles(what: &str, most: usize) {
     let settled = async {
         while count(what) > most {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::task::yield_now().await;
         }
     };
     let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::inflight::{InflightBytes, take};
 use crate::limits::share_of;
-use crate::log::Captured;
 use crate::refusal::{Reason, Refusal};
 use crate::run::{AnswerReservation, STREAMED_FRAMES, Tenant};
 
@@ -209,30 +208,20 @@ impl AnswerCharge {
     }
 }
 
-/// What a handler gives to the layer around it beside its answer, once.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Enclosed(Arc<Mutex<Enclosure>>);
-
-/// What stands in it: each part is taken by the layer that sends the answer.
-#[derive(Debug, Default)]
-pub(super) struct Enclosure {
-    /// What the run keeps for its answer.
-    pub(super) reservation: Option<AnswerReservation>,
-    /// Output that the message is to carry in its fields `stdout` and `stderr`, which are left empty:
-    /// it is sent as it is, and never copied.
-    pub(super) output: Option<Captured>,
-}
+/// What the run keeps for its answer, which a handler gives to the layer around it beside the answer, once.
+#[derive(Clone, Debug)]
+pub(super) struct Enclosed(Arc<Mutex<Option<AnswerReservation>>>);
 
 impl Enclosed {
     /// Creates one, to be put into the answer's extensions.
-    pub(super) fn new(parts: Enclosure) -> Self {
-        Self(Arc::new(Mutex::new(parts)))
+    pub(super) fn new(reservation: Option<AnswerReservation>) -> Self {
+        Self(Arc::new(Mutex::new(reservation)))
     }
 
-    /// Takes the parts out: a second time they are empty.
-    pub(super) fn take(&self) -> Enclosure {
+    /// Takes the reservation out: a second time there is none.
+    pub(super) fn take(&self) -> Option<AnswerReservation> {
         // Nothing panics while it is held.
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

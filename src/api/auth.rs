@@ -37,6 +37,14 @@ struct Inner {
     refusals: RefusalLog,
 }
 
+/// A caller that was let in.
+pub(super) struct Admitted {
+    /// Whose call it is; none where it may go without one.
+    pub(super) tenant: Option<Arc<Tenant>>,
+    /// Of a call on a connection on which nobody has authenticated, which protects that until it is answered.
+    _unauthenticated: Option<UnauthenticatedCall>,
+}
+
 impl Authentication {
     /// Of callers that `gatekeeper` tells apart.
     pub fn new(
@@ -58,17 +66,7 @@ impl Authentication {
     pub fn refusals(&self) -> RefusalLog {
         self.0.refusals.clone()
     }
-}
 
-/// A caller that was let in.
-pub(super) struct Admitted {
-    /// Whose call it is; none where it may go without one.
-    pub(super) tenant: Option<Arc<Tenant>>,
-    /// Of a call on a connection on which nobody has authenticated, which protects that until it is answered.
-    _unauthenticated: Option<UnauthenticatedCall>,
-}
-
-impl Authentication {
     /// Settles who makes a call, from its headers and its connection.
     ///
     /// # Errors

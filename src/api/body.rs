@@ -12,7 +12,7 @@ use super::delivery::Delivery;
 
 /// The body of an answer.
 pub(super) enum AnswerBody {
-    /// Of a `Run`.
+    /// Of a `Run`, by its own path.
     Run(Delivery),
     /// Of any other call, and of a refusal.
     Layered(Body),

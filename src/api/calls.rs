@@ -48,7 +48,7 @@ impl<S> Calls<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
 {
-    /// Answers one call.
+    /// Answers a call that `peer` makes.
     pub(super) async fn answer(
         self: Arc<Self>,
         peer: Arc<Peer>,

@@ -3,7 +3,7 @@
 use std::any::TypeId;
 use std::marker::PhantomData;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -146,7 +146,7 @@ where
 /// `MALFORMED_REQUEST`.
 pub(crate) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
     // Nobody is charged.
-    decoded_charged(Bytes::copy_from_slice(bytes), |_| Ok(()))
+    decoded_charged(bytes, |_| Ok(()))
 }
 
 /// Decodes one message, whose entries are charged by `charge` before anything is made of them.
@@ -154,10 +154,10 @@ pub(crate) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U,
 /// # Errors
 /// `MALFORMED_REQUEST`, and those of the charge.
 pub(super) fn decoded_charged<U: Message + Default + 'static>(
-    bytes: Bytes,
+    bytes: impl Buf + AsRef<[u8]>,
     charge: impl FnOnce(usize) -> Result<(), Refusal>,
 ) -> Result<U, Refusal> {
-    admit_entries::<U>(&bytes, charge)?;
+    admit_entries::<U>(bytes.as_ref(), charge)?;
     U::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 

@@ -19,7 +19,7 @@ use slab::Slab;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::answer::{AnswerBudget, AnswerCharge, AnswerKind, BudgetedBytes, Enclosed, Enclosure};
+use super::answer::{AnswerBudget, AnswerCharge, AnswerKind, BudgetedBytes, Enclosed};
 use super::taking::{TakingClock, TakingPace};
 use super::{proto, status};
 use crate::log::Captured;
@@ -37,8 +37,6 @@ const SMALL: usize = 16 << 10;
 const LOOK: Duration = Duration::from_millis(500);
 /// Bytes of the prefix of a gRPC message: a flag and a length.
 const PREFIX: usize = 5;
-/// The header that names an answer's run.
-const RUN_ID: http::HeaderName = http::HeaderName::from_static(status::RUN_ID);
 /// The fields of a `RunResponse` that its output is in.
 const STDOUT: u32 = 2;
 const STDERR: u32 = 3;
@@ -78,7 +76,7 @@ struct State {
 /// What makes the rest of an answer.
 #[derive(Debug)]
 enum Rest {
-    /// A body.
+    /// The body that a service made.
     Body(Body),
     /// The trailers that say that all went well.
     Trailers,
@@ -157,20 +155,14 @@ impl Deliveries {
             // A refusal, which is in its headers.
             return http::Response::from_parts(head, body);
         }
-        let enclosure = enclosed.map(|it| it.take()).unwrap_or_default();
+        let reservation = enclosed.and_then(|it| it.take());
         let queue = match kind.is_whole() {
-            true => match whole(&mut body, enclosure.output.as_ref()).await {
+            true => match whole(&mut body).await {
                 Ok(queue) => queue,
                 Err(status) => return status.into_http(),
             },
             false => VecDeque::new(),
         };
-        let Enclosure {
-            reservation,
-            output,
-        } = enclosure;
-        // From here on each piece goes as it is taken.
-        drop(output);
         match charged(kind, &queue, reservation, || Ok(budgeted)) {
             Ok(charge) => {
                 let delivery = self.watch(kind, Rest::Body(body), queue, charge, untold);
@@ -179,7 +171,8 @@ impl Deliveries {
             Err(refusal) => {
                 let mut refused = status::from(&refusal).into_http();
                 let run_id = head.headers.remove(status::RUN_ID);
-                refused.headers_mut().extend(run_id.map(|id| (RUN_ID, id)));
+                let run_id = run_id.map(|id| (status::RUN_ID, id));
+                refused.headers_mut().extend(run_id);
                 refused
             }
         }
@@ -193,14 +186,12 @@ impl Deliveries {
         &self,
         tenant: &Arc<Tenant>,
         message: &proto::RunResponse,
-        output: &Captured,
+        output: Captured,
         reservation: Option<AnswerReservation>,
         untold: Option<Untold>,
     ) -> Result<Delivery, Refusal> {
         const KIND: AnswerKind = AnswerKind::Run;
-        let mut queue = VecDeque::new();
-        let put = |buffer: &mut BytesMut| message.encode_raw(buffer);
-        with_output(message.encoded_len(), put, output, &mut queue)?;
+        let queue = with_output(message, output)?;
         let budgeted = || self.enter(KIND, Some(Arc::clone(tenant)));
         let charge = charged(KIND, &queue, reservation, budgeted)?;
         Ok(self.watch(KIND, Rest::Trailers, queue, charge, untold))
@@ -295,76 +286,66 @@ fn charged(
     Ok(charge)
 }
 
-/// The one message that `body` makes, with `output` in it, in pieces.
-async fn whole(body: &mut Body, output: Option<&Captured>) -> Result<VecDeque<Bytes>, Status> {
+/// The one message that `body` makes, in pieces.
+async fn whole(body: &mut Body) -> Result<VecDeque<Bytes>, Status> {
     let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
     let data = match frame.transpose()?.map(Frame::into_data) {
         Some(Ok(data)) => data,
         // It has a message: refusals do not come here.
         Some(Err(_)) | None => return Err(status::from(&Refusal::internal("an answer is empty"))),
     };
-    let mut queue = VecDeque::new();
-    match output {
-        None if data.len() <= LARGE => queue.push_back(data),
-        // Copies: a slice would keep the whole of it for as long as it is queued.
-        None => queue.extend(data.chunks(PIECE).map(Bytes::copy_from_slice)),
-        Some(output) => {
-            let (_, message) = data
-                .split_at_checked(PREFIX)
-                .ok_or_else(|| status::from(&Refusal::internal("an answer has no prefix")))?;
-            let put = |buffer: &mut BytesMut| buffer.put_slice(message);
-            with_output(message.len(), put, output, &mut queue)
-                .map_err(|refusal| status::from(&refusal))?;
-        }
+    if data.len() <= LARGE {
+        return Ok([data].into());
     }
-    Ok(queue)
+    // Copies: a slice would keep the whole of it for as long as it is queued.
+    Ok(data.chunks(PIECE).map(Bytes::copy_from_slice).collect())
 }
 
-/// A message of `length` bytes that `put` writes, in its frame, with `output` after its other fields.
-fn with_output(
-    length: usize,
-    put: impl FnOnce(&mut BytesMut),
-    output: &Captured,
-    queue: &mut VecDeque<Bytes>,
-) -> Result<(), Refusal> {
+/// `message` in its frame, with `output` after its other fields, in the pieces that it was captured in.
+fn with_output(message: &proto::RunResponse, output: Captured) -> Result<VecDeque<Bytes>, Refusal> {
     const UNCOMPRESSED: u8 = 0;
-    let fields = [(STDOUT, &output.stdout), (STDERR, &output.stderr)]
-        .map(|(field, pieces)| (field, pieces, pieces.iter().map(Bytes::len).sum::<usize>()));
-    let head = |&(field, _, bytes): &(u32, _, usize)| match bytes {
-        0 => 0,
-        bytes => key_len(field) + encoded_len_varint(bytes as u64),
-    };
-    let around: usize = fields.iter().map(head).sum();
-    let all = length + around + output.bytes();
-    let all = u32::try_from(all).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
-    let short = |&(_, pieces, bytes): &(u32, &Vec<Bytes>, usize)| match &pieces[..] {
-        [_] if bytes <= SMALL => bytes,
-        _ => 0,
-    };
-    let room = PREFIX + length + around + fields.iter().map(short).sum::<usize>();
+    let fields = [(STDOUT, output.stdout), (STDERR, output.stderr)].map(|(field, pieces)| {
+        let bytes = pieces.iter().map(Bytes::len).sum::<usize>();
+        (field, pieces, bytes)
+    });
+    let (mut length, mut room) = (message.encoded_len(), PREFIX);
+    room += length;
+    for (field, pieces, bytes) in &fields {
+        if *bytes > 0 {
+            let head = key_len(*field) + encoded_len_varint(*bytes as u64);
+            length += head + bytes;
+            room += head + if is_short(pieces) { *bytes } else { 0 };
+        }
+    }
+    let length =
+        u32::try_from(length).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
+    let mut queue = VecDeque::new();
     let mut piece = BytesMut::with_capacity(room);
     piece.put_u8(UNCOMPRESSED);
-    piece.put_u32(all);
-    put(&mut piece);
+    piece.put_u32(length);
+    message.encode_raw(&mut piece);
     for (field, pieces, bytes) in fields {
-        if bytes > 0 {
-            encode_key(field, WireType::LengthDelimited, &mut piece);
-            encode_varint(bytes as u64, &mut piece);
+        if bytes == 0 {
+            continue;
         }
-        match &pieces[..] {
-            [] => {}
-            // A short answer is one piece.
-            [only] if only.len() <= SMALL => piece.put_slice(only),
-            pieces => {
-                queue.push_back(std::mem::take(&mut piece).freeze());
-                queue.extend(pieces.iter().cloned());
-            }
+        encode_key(field, WireType::LengthDelimited, &mut piece);
+        encode_varint(bytes as u64, &mut piece);
+        if is_short(&pieces) {
+            pieces.iter().for_each(|only| piece.put_slice(only));
+        } else {
+            queue.push_back(std::mem::take(&mut piece).freeze());
+            queue.extend(pieces);
         }
     }
     if !piece.is_empty() {
         queue.push_back(piece.freeze());
     }
-    Ok(())
+    Ok(queue)
+}
+
+/// Whether output is so little that it is copied into the piece with the message.
+fn is_short(output: &[Bytes]) -> bool {
+    matches!(output, [only] if only.len() <= SMALL)
 }
 
 impl Rest {

@@ -16,7 +16,6 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::call_deadline::{Arrived, CallTimeout};
-use super::request_body::discard;
 use super::status;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::run::not_started;
@@ -68,14 +67,8 @@ where
         let refused = |answer| Either::Right(Either::Left(ready(Ok(answer))));
         match check(&request) {
             Ok(()) => {}
-            Err(NoCall::Http(answer)) => {
-                let body = request.into_body();
-                return Either::Right(Either::Right(Box::pin(async move {
-                    discard(body).await;
-                    Ok(answer)
-                })));
-            }
-            // Its body is dropped unread.
+            // Its body is dropped unread, in either case.
+            Err(NoCall::Http(answer)) => return refused(answer),
             Err(NoCall::Refused(refusal)) => return refused(status::from(&refusal).into_http()),
         }
         let arrived = Arrived::now(request.headers());

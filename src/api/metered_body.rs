@@ -121,7 +121,7 @@ pub(super) struct MeteredBody<B> {
     stall: Duration,
     /// Set while the next bytes are waited for.
     silent: Option<Pin<Box<Sleep>>>,
-    /// MeteredBody for as long as what it has not read lies in the connection.
+    /// Counted for as long as what it has not read lies in the connection.
     _input: Option<InputCall>,
 }
 

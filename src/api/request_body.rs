@@ -71,10 +71,7 @@ impl Drop for RequestBody {
 
 /// Reads a body that nobody wants, where it is short: a stream that is reset while it is sent is told by some clients as
 /// broken, and not what was answered.
-pub(super) async fn discard<B>(mut body: B)
-where
-    B: Body<Data = Bytes> + Unpin,
-{
+async fn discard(mut body: Incoming) {
     let discarded = async {
         let mut left = UNWANTED;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {

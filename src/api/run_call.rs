@@ -15,17 +15,17 @@ use super::call_deadline::Arrived;
 use super::intake::Intake;
 use super::listen::Peer;
 use super::request_body::RequestBody;
-use super::start::{Call, finished};
-use super::{decode, http_gate, proto, status};
+use super::start::Call;
+use super::{decode, encode, http_gate, proto, status};
+use crate::log::Captured;
 use crate::refusal::Refusal;
-use crate::run::{Method, Runner};
+use crate::run::{Attached, Method, Runner};
 
 /// Where `Run` is asked for.
 const PATH: &str = "/ringfence.v1.SandboxService/Run";
 /// How messages are compressed, which is not offered.
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-const RUN_ID: HeaderName = HeaderName::from_static(status::RUN_ID);
 
 /// What answers calls of `Run`.
 pub(super) struct RunCalls {
@@ -43,7 +43,7 @@ impl RunCalls {
             && http_gate::is_call(request)
     }
 
-    /// Answers one.
+    /// Answers one, whatever becomes of it.
     pub(super) async fn answer(
         &self,
         peer: &Peer,
@@ -81,7 +81,7 @@ impl RunCalls {
         let delivery = self.intake.deliveries().send_run(
             tenant,
             &message,
-            &output,
+            output,
             run.take_answer_reservation(),
             attached.untold.take(),
         );
@@ -89,7 +89,24 @@ impl RunCalls {
         let mut response = Response::new(AnswerBody::Run(delivery));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, GRPC);
-        headers.extend(status::run_id_header(&run.id).map(|id| (RUN_ID, id)));
+        status::name_run(headers, &run.id);
         Ok(response)
     }
+}
+
+/// The answer to a call for a run, once that has ended: its message, and the output that belongs into it.
+///
+/// # Errors
+/// Where the host failed, or the output is not kept any more.
+async fn finished(attached: &Attached) -> Result<(proto::RunResponse, Captured), Status> {
+    let run = &attached.run;
+    let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
+    let end = attached.ended().await;
+    let ended = (*end).as_ref().map_err(refused)?;
+    let captured = run.captured().map_err(|refusal| refused(&refusal))?;
+    let message = proto::RunResponse {
+        result: Some(encode::result(run, ended)),
+        ..proto::RunResponse::default()
+    };
+    Ok((message, captured))
 }

@@ -53,7 +53,7 @@ pub struct KeepAlive {
 pub struct ServerSettings {
     /// Event loops, at least one.
     pub threads: usize,
-    /// Pings.
+    /// How it is found out that a client is gone.
     pub keep_alive: KeepAlive,
     /// What each loop's thread does first.
     pub on_thread: fn(),
@@ -159,7 +159,7 @@ async fn serve<S>(
             Some(_) = served.join_next() => continue,
         };
         let Some(new) = new else { break };
-        let (connection, calls) = (new.open(), Arc::clone(&calls));
+        let (connection, calls) = (Connection::new(new), Arc::clone(&calls));
         served.spawn(serve_one(http2.clone(), connection, calls, ending.clone()));
     }
     // Those that come too late are closed.

@@ -6,12 +6,11 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::answer::{Enclosed, Enclosure};
 use super::auth::tenant_of;
 use super::decode::LoadFrom;
 use super::intake::Arrival;
 use super::proto::sandbox_service_server::SandboxService;
-use super::start::{Call, finished, told_by};
+use super::start::Call;
 use super::stream::Events;
 use super::{decode, encode, proto, status};
 use crate::refusal::Refusal;
@@ -55,21 +54,11 @@ impl SandboxService for SandboxApi {
 
     async fn run(
         &self,
-        request: Request<proto::RunRequest>,
+        _: Request<proto::RunRequest>,
     ) -> Result<Response<proto::RunResponse>, Status> {
-        let call = Call::of(&self.runner, &request, Method::Run)?;
-        let proto::RunRequest { spec } = request.into_inner();
-        let attached = call.start(&self.runner, spec, None).await?;
-        let (message, captured) = finished(&attached).await?;
-        let run = &attached.run;
-        // Its output goes beside the message, in the pieces that it was captured in.
-        let mut response = Response::new(message);
-        response.extensions_mut().insert(Enclosed::new(Enclosure {
-            reservation: run.take_answer_reservation(),
-            output: Some(captured),
-        }));
-        told_by(&mut response, &run.id, attached.untold.clone());
-        Ok(response)
+        // Before the layers around this service, by `run_call`.
+        let why = "a Run came by the path of the other methods";
+        Err(status::refused(Refusal::internal(why)))
     }
 
     async fn run_stream(

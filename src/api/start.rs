@@ -9,9 +9,8 @@ use super::auth::tenant_of;
 use super::intake::{Arrival, Charge};
 use super::listen::Peer;
 use super::status::refused;
-use super::{decode, encode, proto, status};
+use super::{decode, proto, status};
 use crate::limits::Delivery;
-use crate::log::Captured;
 use crate::refusal::Refusal;
 use crate::request::{ModuleRef, RunId, RunSpec};
 use crate::run::{Asked, Attached, Method, Origin, Refused, Runner, Tenant, Untold};
@@ -126,31 +125,10 @@ impl Call {
     }
 }
 
-/// The answer to a call for a run, once that has ended: its message, and the output that belongs into it.
-///
-/// # Errors
-/// Where the host failed, or the output is not kept any more.
-pub(super) async fn finished(
-    attached: &Attached,
-) -> Result<(proto::RunResponse, Captured), Status> {
-    let run = &attached.run;
-    let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
-    let end = attached.ended().await;
-    let ended = (*end).as_ref().map_err(refused)?;
-    let captured = run.captured().map_err(|refusal| refused(&refusal))?;
-    let message = proto::RunResponse {
-        result: Some(encode::result(run, ended)),
-        ..proto::RunResponse::default()
-    };
-    Ok((message, captured))
-}
-
 /// Names the run in an answer, which a drain waits for.
 pub(super) fn told_by<T>(response: &mut Response<T>, id: &RunId, untold: Option<Untold>) {
     if let Some(untold) = untold {
         response.extensions_mut().insert(untold);
     }
-    if let Some(value) = status::run_id_value(id) {
-        response.metadata_mut().insert(status::RUN_ID, value);
-    }
+    status::name_run(response.metadata_mut().as_mut(), id);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tonic::metadata::MetadataValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -11,7 +11,7 @@ use crate::refusal::{Reason, Refusal};
 use crate::request::RunId;
 
 /// The metadata key of a run's id.
-pub(super) const RUN_ID: &str = "ringfence-run-id";
+pub(super) const RUN_ID: HeaderName = HeaderName::from_static("ringfence-run-id");
 /// The domain of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "ringfence";
 /// Bytes of a message at the most. On the wire it stands percent-encoded, up to three bytes each, and in base64 among
@@ -78,9 +78,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
 /// A refusal of a run, with the run's id.
 pub(super) fn of_run(refusal: &Refusal, id: &RunId) -> Status {
     let mut status = from(refusal);
-    if let Some(value) = run_id_value(id) {
-        status.metadata_mut().insert(RUN_ID, value);
-    }
+    name_run(status.metadata_mut().as_mut(), id);
     status
 }
 
@@ -106,21 +104,14 @@ pub(super) fn event_of(status: &Status) -> RunError {
     }
 }
 
-/// A run's id as the value of a header.
-pub(super) fn run_id_header(id: &RunId) -> Option<http::HeaderValue> {
-    let mut value = http::HeaderValue::from_str(id.as_str()).ok()?;
-    // As below.
-    value.set_sensitive(true);
-    Some(value)
-}
-
-/// The same as a metadata value.
-pub(super) fn run_id_value(id: &RunId) -> Option<MetadataValue<tonic::metadata::Ascii>> {
+/// Names a run in the headers of an answer.
+pub(super) fn name_run(headers: &mut HeaderMap, id: &RunId) {
     // An id is hexadecimal digits and a checked instance name.
-    let mut value: MetadataValue<_> = id.as_str().parse().ok()?;
-    // Never the same twice: HTTP/2 need not keep it for the next answer, and look through those that it kept.
-    value.set_sensitive(true);
-    Some(value)
+    if let Ok(mut value) = HeaderValue::from_str(id.as_str()) {
+        // Never the same twice: HTTP/2 need not keep it for the next answer, and look through those that it kept.
+        value.set_sensitive(true);
+        headers.insert(RUN_ID, value);
+    }
 }
 
 fn metadata(refusal: &Refusal) -> HashMap<String, String> {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::{Response, Status};
 
-use super::answer::{Enclosed, Enclosure};
+use super::answer::Enclosed;
 use super::proto::stream_event::Event as Wire;
 use super::proto::{Lost, RunError, StdinDemand, StreamEvent};
 use super::start::told_by;
@@ -50,10 +50,7 @@ impl Events {
             taking,
             input,
         });
-        response.extensions_mut().insert(Enclosed::new(Enclosure {
-            reservation,
-            output: None,
-        }));
+        response.extensions_mut().insert(Enclosed::new(reservation));
         told_by(&mut response, &id, untold);
         response
     }

@@ -29,7 +29,6 @@ mod waiting;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -37,7 +36,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::failure::Failure;
-use crate::config::{LogFormat, Overrides};
+use crate::config::{LogFormat, Overrides, cores};
 use crate::refusal::printable;
 use crate::signals::CaughtSignals;
 use crate::{process_limits, sandbox, telemetry};
@@ -307,20 +306,16 @@ fn can_be_written(time: &SystemTime) -> bool {
 /// A runtime for a command that talks to a daemon.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     preflight::check().map_err(Failure::new)?;
-    preflight::threads(workers() as u64 + 1).map_err(Failure::new)?;
+    preflight::threads(cores() as u64 + 1).map_err(Failure::new)?;
     runtime_of(|| ())
-}
-
-/// Threads that serve: one a core. The runtime would read it from a variable, and panics at what it does not like there.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// A runtime, each of whose threads begins with `on_thread`.
 fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
     let build = || {
         tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(workers())
+            // The runtime would read it from a variable, and panics at what it does not like there.
+            .worker_threads(cores())
             .thread_name("ringfence")
             .thread_keep_alive(BLOCKING_THREAD_KEPT)
             .on_thread_start(on_thread)

@@ -31,6 +31,7 @@ pub(crate) use listeners::listens_by_name;
 pub use listeners::socket_addresses;
 pub use log_format::log_format;
 pub use schema::*;
+pub use threads::cores;
 pub use toml::Value as SettingValue;
 pub(crate) use tree::trimmed;
 pub use trust_store::{lacks_authorities, no_trust_store, trust_store};

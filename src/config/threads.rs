@@ -18,7 +18,12 @@ impl Config {
 
 fn or_cores(threads: u32) -> usize {
     match threads {
-        0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        0 => cores(),
         threads => threads as usize,
     }
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }

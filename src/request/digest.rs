@@ -52,7 +52,7 @@ impl Digest {
 
     /// Its 64 hexadecimal digits.
     pub fn hex(&self) -> String {
-        self.text(|text| text[PREFIX.len()..].to_owned())
+        self.with_text(|text| text[PREFIX.len()..].to_owned())
     }
 
     /// Its bytes.
@@ -61,7 +61,7 @@ impl Digest {
     }
 
     /// Hands its text to `take`, whole and on the stack.
-    fn text<T>(&self, take: impl FnOnce(&str) -> T) -> T {
+    pub fn with_text<T>(&self, take: impl FnOnce(&str) -> T) -> T {
         let mut text = [0; TEXT];
         let (prefix, digits) = text.split_at_mut(PREFIX.len());
         prefix.copy_from_slice(PREFIX.as_bytes());
@@ -80,7 +80,7 @@ impl From<Sha256> for Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // At once: told several times for each run, and a `String` is then made in one piece.
-        self.text(|text| f.write_str(text))
+        self.with_text(|text| f.write_str(text))
     }
 }
 

@@ -79,9 +79,6 @@ pub(super) struct HostFunction {
     define: fn(&mut Linker<State>) -> wasmtime::Result<()>,
 }
 
-/// The function that reads the run's labels.
-pub(super) const LABEL_FUNCTION: &str = "ringfence.label";
-
 /// Every host function beyond WASI. To add one: a row here, and a test.
 pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
     HostFunction {
@@ -89,7 +86,7 @@ pub(super) const HOST_FUNCTIONS: [HostFunction; 2] = [
         define: define_log,
     },
     HostFunction {
-        name: LABEL_FUNCTION,
+        name: "ringfence.label",
         define: define_label,
     },
 ];

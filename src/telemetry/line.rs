@@ -150,35 +150,9 @@ impl FieldValue for &RunId {
 
 impl FieldValue for Digest {
     fn put(self, name: FieldName, line: &mut LineWriter<'_>) {
-        const PREFIX: &[u8; 7] = b"sha256:";
-        let mut text = [0; PREFIX.len() + 64];
-        let (prefix, digits) = text.split_at_mut(PREFIX.len());
-        prefix.copy_from_slice(PREFIX);
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.as_bytes()) {
-            pair.copy_from_slice(&HEX[usize::from(*byte)]);
-        }
-        line.name(name);
-        let quote: &[u8] = match line.layout {
-            LineLayout::Text => b"",
-            LineLayout::Json | LineLayout::Audit => b"\"",
-        };
-        for part in [quote, &text, quote] {
-            line.out.extend_from_slice(part);
-        }
+        self.with_text(|text| Unquoted(text).put(name, line));
     }
 }
-
-/// The two hexadecimal digits of each byte.
-const HEX: [[u8; 2]; 256] = {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut pairs = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < pairs.len() {
-        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
-        byte += 1;
-    }
-    pairs
-};
 
 impl FieldValue for u64 {
     fn put(self, name: FieldName, line: &mut LineWriter<'_>) {

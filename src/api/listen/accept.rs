@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::Listener;
 use super::closures::ForeignProtocol;
-use super::connection::{NewConnection, Patience, Transport};
+use super::connection::{Patience, Transport};
 use super::event_loop::{Assignment, EventLoops};
 use super::origin::Origin;
 use super::places::{Place, Places};
@@ -100,8 +100,7 @@ impl Acceptor {
                 Some(shake_hands(stream, tls, patience, place, assignment))
             }
             (transport, _) => {
-                let new = NewConnection::new(transport, patience, Some(place), assignment);
-                Assignment::hand_over(new);
+                assignment.hand_over(transport, patience, Some(place));
                 None
             }
         }
@@ -151,9 +150,7 @@ async fn shake_hands(
             return;
         }
     };
-    let transport = Transport::tls(stream, tls);
-    let new = NewConnection::new(transport, patience, Some(place), assignment);
-    Assignment::hand_over(new);
+    assignment.hand_over(Transport::tls(stream, tls), patience, Some(place));
 }
 
 /// Whether a handshake failed since what came was no TLS at all.

@@ -71,36 +71,11 @@ pub(super) struct Patience {
 
 /// A connection that was accepted, and that its event loop has yet to take.
 pub(in crate::api) struct NewConnection {
-    transport: Transport,
-    patience: Patience,
+    pub(super) transport: Transport,
+    pub(super) patience: Patience,
     /// None of one that was there before anything was accepted.
-    place: Option<Place>,
-    assignment: Assignment,
-}
-
-impl NewConnection {
-    pub(super) fn new(
-        transport: Transport,
-        patience: Patience,
-        place: Option<Place>,
-        assignment: Assignment,
-    ) -> Self {
-        Self {
-            transport,
-            patience,
-            place,
-            assignment,
-        }
-    }
-
-    pub(super) fn assignment(&self) -> &Assignment {
-        &self.assignment
-    }
-
-    /// Begins to serve it. In the context of its event loop, whose timers it uses.
-    pub(in crate::api) fn open(self) -> Connection {
-        Connection::new(self)
-    }
+    pub(super) place: Option<Place>,
+    pub(super) assignment: Assignment,
 }
 
 /// A connection, which holds its place, and ends when it stays silent from the start or loses its place.
@@ -141,7 +116,8 @@ macro_rules! on {
 }
 
 impl Connection {
-    fn new(new: NewConnection) -> Self {
+    /// Begins to serve one, in the context of its event loop, whose timers it uses.
+    pub(in crate::api) fn new(new: NewConnection) -> Self {
         let NewConnection {
             transport,
             patience,
@@ -166,6 +142,12 @@ impl Connection {
             place,
             lost: false,
         }
+    }
+
+    /// Who is at its other end.
+    pub(in crate::api) fn peer(&self) -> Peer {
+        let standing = self.place.as_ref().map(Place::standing);
+        Peer::of(&self.transport, standing.cloned())
     }
 
     /// Whether the connection is to be closed. Where not, whoever polls is woken when it is.
@@ -355,14 +337,6 @@ impl Peer {
             input_calls: InputCalls::default(),
             unwanted_bodies: UnwantedBodies::default(),
         }
-    }
-}
-
-impl Connection {
-    /// Who is at its other end.
-    pub(in crate::api) fn peer(&self) -> Peer {
-        let standing = self.place.as_ref().map(Place::standing);
-        Peer::of(&self.transport, standing.cloned())
     }
 }
 

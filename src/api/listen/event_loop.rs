@@ -11,13 +11,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::connection::NewConnection;
+use super::connection::{NewConnection, Patience, Transport};
+use super::places::Place;
 
 /// The event loops that serve connections, as whoever accepts them sees them.
 #[derive(Clone)]
 pub struct EventLoops(Arc<[EventLoop]>);
 
-/// One of them.
+/// An event loop: its runtime, the way to it, and how many connections it has.
 pub(in crate::api) struct EventLoop {
     runtime: Handle,
     /// Holds no more than the tables of connections have places for.
@@ -80,11 +81,16 @@ impl Assignment {
         UnixStream::from_std(stream)
     }
 
-    /// Has the loop serve the connection.
-    pub(super) fn hand_over(new: NewConnection) {
-        let event_loop = new.assignment().event_loop().new.clone();
+    /// Has the loop serve the connection that `transport` is.
+    pub(super) fn hand_over(self, transport: Transport, patience: Patience, place: Option<Place>) {
+        let new = self.event_loop().new.clone();
         // Closed where nobody serves any more.
-        let _ = event_loop.send(new);
+        let _ = new.send(NewConnection {
+            transport,
+            patience,
+            place,
+            assignment: self,
+        });
     }
 }
 

@@ -27,7 +27,6 @@ use tokio::task::JoinSet;
 use self::accept::Acceptor;
 use self::connection::{Patience, Transport};
 use self::connection_table::TableLimits;
-use self::event_loop::Assignment;
 use self::places::Places;
 use self::tls::Tls;
 
@@ -273,11 +272,7 @@ impl Bound {
         if let Some(stream) = self.paired {
             let assignment = event_loops.assign();
             match assignment.adopt_unix(stream) {
-                Ok(stream) => {
-                    let stream = Transport::Unix(stream);
-                    let new = NewConnection::new(stream, patience, None, assignment);
-                    Assignment::hand_over(new);
-                }
+                Ok(stream) => assignment.hand_over(Transport::Unix(stream), patience, None),
                 // Its other end is closed with it, and told so.
                 Err(error) => tracing::error!(%error, "the only connection cannot be served"),
             }
