@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use http_body::{Body as _, Frame};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -320,7 +320,8 @@ fn with_output(message: &proto::RunResponse, output: Captured) -> Result<VecDequ
     let length =
         u32::try_from(length).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
     let mut queue = VecDeque::new();
-    let mut piece = BytesMut::with_capacity(room);
+    // prost writes most bytes one by one, which is a call each into `BytesMut`.
+    let mut piece = Vec::with_capacity(room);
     piece.put_u8(UNCOMPRESSED);
     piece.put_u32(length);
     message.encode_raw(&mut piece);
@@ -333,12 +334,12 @@ fn with_output(message: &proto::RunResponse, output: Captured) -> Result<VecDequ
         if is_short(&pieces) {
             pieces.iter().for_each(|only| piece.put_slice(only));
         } else {
-            queue.push_back(std::mem::take(&mut piece).freeze());
+            queue.push_back(Bytes::from(std::mem::take(&mut piece)));
             queue.extend(pieces);
         }
     }
     if !piece.is_empty() {
-        queue.push_back(piece.freeze());
+        queue.push_back(Bytes::from(piece));
     }
     Ok(queue)
 }

@@ -48,6 +48,7 @@ impl CaptureBuffer {
         } = self;
         if !last.is_empty() {
             last.shrink_to_fit();
+            full.reserve_exact(1);
             full.push(Bytes::from(last));
         }
         full.shrink_to_fit();

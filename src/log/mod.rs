@@ -202,6 +202,13 @@ impl Log {
         self.lock().captured.clone()
     }
 
+    /// What the run's only caller gets whole: from now on it is that caller's, who is charged for it elsewhere.
+    pub fn take_captured(&self) -> Option<Captured> {
+        let captured = self.lock().captured.take();
+        self.pool.sub(captured.as_ref().map_or(0, Captured::bytes));
+        captured
+    }
+
     /// Adds output, at most as much as [`Self::room`] said, or little more.
     pub fn write(&self, stream: Stream, bytes: &[u8]) {
         if bytes.is_empty() {

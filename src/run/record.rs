@@ -241,7 +241,12 @@ impl Run {
     /// # Errors
     /// `RUN_NOT_FOUND` where it is not kept any more.
     pub fn captured(&self) -> Result<Captured, Refusal> {
-        self.log.captured().ok_or_else(|| {
+        let captured = match self.key {
+            None => self.log.take_captured(),
+            // Whoever has the key may ask again.
+            Some(_) => self.log.captured(),
+        };
+        captured.ok_or_else(|| {
             let id = &self.id;
             let message = format!(
                 "run {id} had this key, and its output is not kept any more (runs.log_budget)"

@@ -22,7 +22,7 @@ use crate::sandbox::{
     self, CodeUse, CompilePermit, Entry, Input, Inspection, Loaded, Output, Prepared, Source,
     Surroundings, Variant, Wanted,
 };
-use crate::store::{hashed, not_found};
+use crate::store::{Known, hashed, not_found};
 
 /// A run that was asked for.
 pub struct Asked {
@@ -67,8 +67,8 @@ enum Claim {
 
 /// A run whose module is ready; it needs a slot.
 struct Ready {
-    /// What it was loaded as; empty: nothing.
-    name: String,
+    /// What the store knows of it; `None`: it came inline.
+    known: Option<Arc<Known>>,
     loaded: Arc<Loaded>,
     entry: Entry,
     memory_pages: u32,
@@ -257,13 +257,13 @@ impl Runner {
             Arc::clone(&run.usage),
         ));
         let Ready {
-            name,
+            known,
             loaded,
             entry,
             memory_pages,
         } = ready;
         let around = Surroundings {
-            module_name: &name,
+            module_name: known.as_ref().map_or("", |known| &known.record.name),
             grants: &tenant.policy.grants,
             roots: &tenant.roots,
             input: input.clone(),
@@ -344,7 +344,7 @@ impl Runner {
         known.touch();
         let (entry, memory_pages) = settle(&loaded.inspection, spec, &tenant.policy.grants)?;
         Ok(Some(Ready {
-            name: known.record.name.clone(),
+            known: Some(known),
             loaded,
             entry,
             memory_pages,
@@ -356,7 +356,7 @@ impl Runner {
         let tenant = &pending.run.origin.tenant;
         let grants = &tenant.policy.grants;
         let variant = variant(spec);
-        let (digest, wasm, name) = self.module_of(spec, pending).await?;
+        let (digest, wasm, known) = self.module_of(spec, pending).await?;
         let code_use = code_use(spec, tenant);
         let code = tenant.code_of(digest);
         let modules = self.sandbox.modules();
@@ -376,7 +376,7 @@ impl Runner {
             }
         };
         Ok(Ready {
-            name,
+            known,
             loaded,
             entry,
             memory_pages,
@@ -402,17 +402,17 @@ impl Runner {
         })
     }
 
-    /// Which module the run is of, where its bytes are, and what it was loaded as.
+    /// Which module the run is of, where its bytes are, and what the store knows of it.
     async fn module_of(
         &self,
         spec: &RunSpec,
         pending: &Pending,
-    ) -> Result<(Digest, Source, String), Refusal> {
+    ) -> Result<(Digest, Source, Option<Arc<Known>>), Refusal> {
         match &spec.module {
             ModuleRef::Inline(wasm) => {
                 let (wasm, digest) = hashed(wasm.clone()).await?;
                 pending.module(digest);
-                Ok((digest, Source::Here(wasm.into()), String::new()))
+                Ok((digest, Source::Here(wasm.into()), None))
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
@@ -425,7 +425,7 @@ impl Runner {
                     digest: *digest,
                     size: known.record.size,
                 };
-                Ok((*digest, source, known.record.name.clone()))
+                Ok((*digest, source, Some(known)))
             }
         }
     }

@@ -168,7 +168,7 @@ async fn what_is_forgotten_gives_its_output_back() {
     let run = || by_digest(&digest).args(&["kit", "flood", "30000"]);
     let logged = || daemon.probe.remembered().0;
     let mut ids = vec![daemon.ran(run()).await.result.run_id];
-    // A caller has its answer before the run is packed away, and with it the copy that the answer was made of.
+    // A caller has its answer before the run is packed away.
     until(&daemon, |_, _| logged() < 60_000).await;
     let one = logged();
     assert!(one > 30_000, "{one}");
