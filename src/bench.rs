@@ -175,7 +175,7 @@ impl Daemon {
         let run = &attached.run;
         let (_, end) = run.log.end().expect("it has ended");
         let ended = (*end).as_ref().expect("the host provides");
-        let Captured { stdout, stderr } = run.captured().expect("it is kept");
+        let Captured { stdout, stderr } = run.take_captured().expect("it is kept");
         proto::RunResponse {
             result: Some(encode::result(run, ended)),
             stdout: stdout.concat().into(),

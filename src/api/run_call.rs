@@ -103,7 +103,7 @@ async fn finished(attached: &Attached) -> Result<(proto::RunResponse, Captured),
     let refused = |refusal: &Refusal| status::of_run(refusal, &run.id);
     let end = attached.ended().await;
     let ended = (*end).as_ref().map_err(refused)?;
-    let captured = run.captured().map_err(|refusal| refused(&refusal))?;
+    let captured = run.take_captured().map_err(|refusal| refused(&refusal))?;
     let message = proto::RunResponse {
         result: Some(encode::result(run, ended)),
         ..proto::RunResponse::default()

@@ -349,6 +349,12 @@ impl Probe {
         loads.runs.bytes
     }
 
+    /// Modules that arrive in pieces now.
+    pub fn uploads(&self) -> u32 {
+        let (_, loads) = self.0.load();
+        loads.arrivals.held
+    }
+
     /// Artefacts on disk that were not taken.
     pub fn rejected_artifacts(&self) -> u64 {
         self.0.sandbox().modules().rejected_artifacts()

@@ -236,11 +236,11 @@ impl Run {
         self.lock().started.map(|started| started.elapsed())
     }
 
-    /// What its callers get whole.
+    /// What its callers get whole. Where it has no key, its only caller gets it once.
     ///
     /// # Errors
     /// `RUN_NOT_FOUND` where it is not kept any more.
-    pub fn captured(&self) -> Result<Captured, Refusal> {
+    pub fn take_captured(&self) -> Result<Captured, Refusal> {
         let captured = match self.key {
             None => self.log.take_captured(),
             // Whoever has the key may ask again.

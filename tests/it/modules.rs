@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::guests;
-use crate::harness::{Daemon, Modules, Refused, SpecExt, by_digest, kit, load, spec};
+use crate::harness::{Daemon, Modules, Refused, SpecExt, by_digest, kit, load, spec, until};
 
 const INVALID: Code = Code::InvalidArgument;
 const MIB: usize = 1 << 20;
@@ -223,15 +223,14 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_gives_its_place_back() {
     for _ in 0..3 {
         frames.send(chunk(vec![b' '; MIB])).await.unwrap();
     }
-    // While it goes on there is no place for another; where the machine is busy it has yet to arrive.
+    // Where the machine is busy it has yet to arrive.
+    until(&daemon, |_, _| daemon.probe.uploads() == 1).await;
+    // While it goes on there is no place for another.
     let again = || vec![start(), chunk(saying("second", 0))];
-    let full = loop {
-        match upload(&mut modules, again()).await {
-            Ok(_) => tokio::task::yield_now().await,
-            Err(status) => break Refused::new(&status),
-        }
-    };
-    assert!(full.is(Code::ResourceExhausted, "QUEUE_FULL").retry);
+    let full = refused(&mut modules, again())
+        .await
+        .is(Code::ResourceExhausted, "QUEUE_FULL");
+    assert!(full.retry);
     // Its caller leaves: the stream is reset, not ended.
     going.abort();
     assert!(going.await.unwrap_err().is_cancelled());
