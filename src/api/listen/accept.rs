@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::InvalidMessage;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
@@ -21,6 +22,10 @@ use super::tls::Tls;
 
 /// How long accepting rests after a failure that says nothing of itself.
 const REST: Duration = Duration::from_millis(50);
+
+/// How long, and for how many bytes, a connection whose TLS handshake failed is read for its alert to arrive.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 << 10;
 
 /// Accepts at one listener.
 pub(super) struct Acceptor {
@@ -135,22 +140,35 @@ async fn shake_hands(
         shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
         () = poll_fn(|cx| place.poll_lost(cx)) => return,
     };
-    let stream = match shaken {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if is_plaintext(&error) => {
-            place.is_foreign(ForeignProtocol::Plaintext);
+    let (error, stream) = match shaken {
+        Ok(Ok(stream)) => {
+            assignment.hand_over(Transport::tls(stream, tls), patience, Some(place));
             return;
         }
-        Ok(Err(error)) => {
-            place.debug(&format!("its TLS handshake failed: {error}"));
-            return;
-        }
+        Ok(Err(failure)) => failure,
         Err(_) => {
             place.debug("its TLS handshake took longer than server.handshake_timeout");
             return;
         }
     };
-    assignment.hand_over(Transport::tls(stream, tls), patience, Some(place));
+    match is_plaintext(&error) {
+        true => place.is_foreign(ForeignProtocol::Plaintext),
+        false => place.debug(&format!("its TLS handshake failed: {error}")),
+    }
+    tokio::select! {
+        _ = tokio::time::timeout(LINGER, close_gently(stream)) => (),
+        () = poll_fn(|cx| place.poll_lost(cx)) => (),
+    }
+}
+
+/// Ends a connection so that the alert that was written last arrives: a socket that is closed while bytes of the client
+/// are unread resets the connection, and the client may see the reset before the alert. A client of TLS 1.3 speaks on
+/// before it can know that its certificate was refused.
+async fn close_gently(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut unread = stream.take(LINGER_BYTES);
+    tokio::io::copy(&mut unread, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// Whether a handshake failed since what came was no TLS at all.

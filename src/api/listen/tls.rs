@@ -136,10 +136,13 @@ impl Tls {
         self.authorities.as_ref().and_then(|it| it.get().0.clone())
     }
 
-    /// Shakes hands.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    /// Shakes hands. A failure comes with the connection, at which the client's last bytes may still arrive.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, (io::Error, TcpStream)> {
         let acceptor = TlsAcceptor::from(self.config.load_full());
-        acceptor.accept(stream).await
+        acceptor.accept(stream).into_fallible().await
     }
 
     /// Whether what a client showed is valid now: a connection may last longer than its certificate, or its authority.
