@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use prost_build::Config;
+use prost_types::FileDescriptorSet;
 
 const PROTOS: [&str; 9] = [
     "grpc/health/v1/health.proto",
@@ -41,6 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         prost::Message::encode_to_vec(&served),
     )?;
 
+    std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
+
     let mut config = Config::new();
     // Modules, input and output are handed on without a copy.
     config.bytes(["."]);
@@ -57,4 +60,37 @@ fn main() -> Result<(), Box<dyn Error>> {
         .codec_path("crate::api::codec::Codec")
         .compile_fds_with_config(descriptors, config)?;
     Ok(())
+}
+
+/// Writes an enum of every method of the services, so that the table of their contracts is a `match` that does not
+/// compile while a method has no row.
+fn methods(descriptors: &FileDescriptorSet) -> String {
+    let (mut variants, mut paths, mut all) = (String::new(), String::new(), String::new());
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service, method) = (file.package(), service.name(), method.name());
+                let path = format!("/{package}.{service}/{method}");
+                let variant = format!("{}{method}", service.trim_end_matches("Service"));
+                variants.push_str(&format!(
+                    "    /// The method at `{path}`.\n    {variant},\n"
+                ));
+                paths.push_str(&format!("            \"{path}\" => Self::{variant},\n"));
+                all.push_str(&format!("        (Self::{variant}, \"{path}\"),\n"));
+            }
+        }
+    }
+    let count = all.lines().count();
+    format!(
+        "/// A method of the services of the API, named by its service and its own name.\n\
+         #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n\
+         pub(super) enum ApiMethod {{\n{variants}}}\n\n\
+         impl ApiMethod {{\n    \
+             /// Every method with its path.\n    \
+             #[cfg(test)]\n    \
+             pub(super) const ALL: [(Self, &'static str); {count}] = [\n{all}    ];\n\n    \
+             /// Returns the method at a path; `None` where the services have none there.\n    \
+             pub(super) fn at(path: &str) -> Option<Self> {{\n        \
+                 Some(match path {{\n{paths}            _ => return None,\n        }})\n    }}\n}}\n"
+    )
 }

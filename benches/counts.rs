@@ -20,10 +20,10 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use gungraun::{library_benchmark, library_benchmark_group};
 use prost::Message;
-use ringfence::bench::{Daemon, Module};
-use ringfence::outcome::{Ended, Outcome};
+use ringfence::bench::{BenchDaemon, BenchModule};
+use ringfence::outcome::{Outcome, RunReport};
 use ringfence::request::{Digest, RunSpec};
-use ringfence::run::Attached;
+use ringfence::run::RunHandle;
 use tokio::runtime::Runtime;
 
 use self::bare::Bare;
@@ -36,14 +36,14 @@ const SLOTS: &str = "4";
 /// All that is made beforehand, for as long as the process lives: taking it down is not to count.
 struct Ready {
     runtime: Runtime,
-    daemon: Daemon,
+    daemon: BenchDaemon,
 }
 
 fn ready() -> &'static Ready {
     let runtime = Runtime::new().unwrap();
     let daemon = {
         let _context = runtime.enter();
-        Daemon::new(&[("admission.slots", SLOTS)])
+        BenchDaemon::new(&[("admission.slots", SLOTS)])
     };
     Box::leak(Box::new(Ready { runtime, daemon }))
 }
@@ -59,8 +59,8 @@ fn finish<F: Future>(future: F) -> F::Output {
 
 /// A module that was run.
 struct Subject {
-    daemon: &'static Daemon,
-    module: Module,
+    daemon: &'static BenchDaemon,
+    module: BenchModule,
     spec: RunSpec,
 }
 
@@ -75,7 +75,7 @@ impl Subject {
         }))
     }
 
-    fn run(&self) -> (Ended, [Bytes; 2]) {
+    fn run(&self) -> (RunReport, [Bytes; 2]) {
         finish(self.daemon.execute(&self.module, &self.spec))
     }
 }
@@ -97,14 +97,14 @@ fn warm_bare(wasm: Bytes) -> &'static (Bare, RunSpec) {
     Box::leak(Box::new((bare, subject.spec.clone())))
 }
 
-fn asked() -> (&'static Daemon, Vec<u8>) {
+fn asked() -> (&'static BenchDaemon, Vec<u8>) {
     let subject = Subject::new(guests::noop());
     let request = guests::request(subject.module.digest);
     subject.daemon.decode(&request);
     (subject.daemon, request)
 }
 
-fn answered() -> &'static Attached {
+fn answered() -> &'static RunHandle {
     let Ready { runtime, daemon } = ready();
     let module = runtime.block_on(daemon.load(guests::hello()));
     let spec = daemon.decode(&guests::request(module.digest));
@@ -114,7 +114,7 @@ fn answered() -> &'static Attached {
 #[library_benchmark]
 #[bench::hello(args = (guests::hello()), setup = warm)]
 #[bench::noop(args = (guests::noop()), setup = warm)]
-fn run(subject: &'static Subject) -> (Ended, [Bytes; 2]) {
+fn run(subject: &'static Subject) -> (RunReport, [Bytes; 2]) {
     black_box(subject.run())
 }
 
@@ -127,16 +127,16 @@ fn bare_run((bare, spec): &'static (Bare, RunSpec)) -> Bytes {
 
 #[library_benchmark]
 #[bench::request(args = (), setup = asked)]
-fn decode((daemon, request): (&'static Daemon, Vec<u8>)) -> RunSpec {
+fn decode((daemon, request): (&'static BenchDaemon, Vec<u8>)) -> RunSpec {
     black_box(daemon.decode(black_box(&request)))
 }
 
 #[library_benchmark]
 #[bench::response(args = (), setup = answered)]
-fn encode(ended: &'static Attached) -> BytesMut {
+fn encode(ended: &'static RunHandle) -> BytesMut {
     // As large as tonic's own.
     let mut buffer = BytesMut::with_capacity(8 << 10);
-    Daemon::answer(black_box(ended))
+    BenchDaemon::answer(black_box(ended))
         .encode(&mut buffer)
         .unwrap();
     black_box(buffer)

@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput};
 use prost::Message;
-use ringfence::bench::Daemon;
+use ringfence::bench::BenchDaemon;
 use ringfence::request::Digest;
 use tokio::runtime::Runtime;
 
@@ -94,7 +94,7 @@ fn code(functions: u32) -> Bytes {
 }
 
 /// A run: arm, instantiate, execute, drop; and host calls and output in it.
-fn runs(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
+fn runs(criterion: &mut Criterion, runtime: &Runtime, daemon: &BenchDaemon) {
     let subject = |wasm| Subject::new(runtime, daemon, wasm);
     let mut group = criterion.benchmark_group("run");
     for (name, wasm) in [("hello", guests::hello()), ("noop", guests::noop())] {
@@ -139,7 +139,7 @@ fn runs(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
 }
 
 /// What stands around a run: messages, and a module's name.
-fn messages(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
+fn messages(criterion: &mut Criterion, runtime: &Runtime, daemon: &BenchDaemon) {
     let module = runtime.block_on(daemon.load(guests::hello()));
     let request = guests::request(module.digest);
     let ended = runtime.block_on(daemon.run(daemon.decode(&request)));
@@ -151,7 +151,7 @@ fn messages(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
         bench.iter(|| {
             // As large as tonic's own.
             let mut buffer = BytesMut::with_capacity(8 << 10);
-            Daemon::answer(&ended).encode(&mut buffer).unwrap();
+            BenchDaemon::answer(&ended).encode(&mut buffer).unwrap();
             buffer
         });
     });
@@ -167,7 +167,7 @@ fn messages(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
 }
 
 /// Compiling in process, on one thread, as a compile child does.
-fn compiling(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
+fn compiling(criterion: &mut Criterion, runtime: &Runtime, daemon: &BenchDaemon) {
     let noop = runtime.block_on(daemon.load(guests::noop()));
     let engine = noop.loaded.engine();
     let mut group = criterion.benchmark_group("compile");
@@ -184,7 +184,7 @@ fn compiling(criterion: &mut Criterion, runtime: &Runtime, daemon: &Daemon) {
 
 /// Tells how a run compares to one by wasmtime alone, in one line of JSON, to a file too where one
 /// is named.
-fn ratio(runtime: &Runtime, daemon: &Daemon, file: Option<&str>) {
+fn ratio(runtime: &Runtime, daemon: &BenchDaemon, file: Option<&str>) {
     let subject = |wasm| Subject::new(runtime, daemon, wasm);
     let hello = Compared::measure(&subject(guests::hello()), daemon);
     let noop = Compared::measure(&subject(guests::noop()), daemon);
@@ -209,7 +209,7 @@ fn main() {
     guests::build();
     let runtime = Runtime::new().unwrap();
     let _context = runtime.enter();
-    let daemon = Daemon::new(&[]);
+    let daemon = BenchDaemon::new(&[]);
     // `cargo bench` adds a flag of its own.
     let args: Vec<String> = std::env::args()
         .skip(1)

@@ -1,5 +1,5 @@
-//! What benches call (`benches/inside.rs`, `benches/counts.rs`): a run in its parts, each as the daemon has it. No part of
-//! the daemon calls it.
+//! Entry points for benchmarks (`benches/inside.rs`, `benches/counts.rs`): the parts of a run, each
+//! as the daemon does it. The daemon itself calls none of this.
 
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 
@@ -12,35 +12,38 @@ use bytes::Bytes;
 use crate::api::{codec, decode, encode, proto};
 use crate::app;
 use crate::config::Overrides;
-use crate::limits::Delivery;
-use crate::log::Captured;
-use crate::outcome::Ended;
+use crate::event_log::CapturedOutput;
+use crate::limits::OutputMode;
+use crate::outcome::RunReport;
 use crate::request::{Digest, Labels, RunId, RunSpec};
-use crate::run::{About, Asked, Attached, Method, Origin, Runner, Tenant};
+use crate::run::{ModuleMeta, Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
 use crate::sandbox::{
-    self, CodeUse, Entry, FileCalls, Loaded, Output, Prepared, Roots, Surroundings, Variant,
+    self, CodeUse, EntryPoint, FileCalls, LoadedModule, MountRoots, Output, PreparedRun,
+    RunContext, Variant,
 };
+use crate::tenant_id::TenantId;
 
-/// How long a guest waits for its reader, whom no bench keeps waiting.
+/// How long a guest waits for a slow reader of its output. No bench has one.
 const STALL: Duration = Duration::from_secs(30);
 
-/// A daemon that listens nowhere and compiles in process.
-pub struct Daemon {
+/// A daemon for benchmarks, which listens nowhere and compiles in process.
+pub struct BenchDaemon {
     runner: Arc<Runner>,
     tenant: Arc<Tenant>,
-    roots: Roots,
+    roots: MountRoots,
 }
 
-/// A module that the daemon keeps, compiled.
-pub struct Module {
-    /// Of its bytes.
+/// A module that is stored and compiled in a [`BenchDaemon`].
+pub struct BenchModule {
+    /// The digest of the module's bytes.
     pub digest: Digest,
-    /// Its code, in the engine that runs it.
-    pub loaded: Arc<Loaded>,
+    /// Its compiled code, in the engine that runs it.
+    pub loaded: Arc<LoadedModule>,
 }
 
-impl Daemon {
-    /// With the defaults but for `set`. In a runtime's context.
+impl BenchDaemon {
+    /// Creates a daemon with the default configuration except for the keys in `set`. It must be
+    /// called in the context of a tokio runtime.
     pub fn new(set: &[(&str, &str)]) -> Self {
         let own = [("compile.mode", "in-process")];
         let overrides = Overrides {
@@ -57,30 +60,33 @@ impl Daemon {
         Self {
             tenant: Arc::clone(tenant),
             runner,
-            roots: Roots::default(),
+            roots: MountRoots::default(),
         }
     }
 
-    /// The tenant whose runs it takes.
+    /// Returns the tenant that all runs belong to.
     #[cfg(test)]
     pub(crate) fn tenant(&self) -> &Arc<Tenant> {
         &self.tenant
     }
 
-    /// How its engine allocates instances.
+    /// Returns how the engine allocates instances.
     pub fn pool_mode(&self) -> &'static str {
         self.runner.sandbox().pool_mode()
     }
 
-    /// Keeps and compiles a module.
-    pub async fn load(&self, wasm: Bytes) -> Module {
-        let about = About {
+    /// Stores a module and compiles it.
+    pub async fn load(&self, wasm: Bytes) -> BenchModule {
+        let about = ModuleMeta {
             name: String::new(),
             metered: false,
             labels: Labels::default(),
         };
         let digest = Digest::of(&wasm);
-        let kept = self.runner.keep(&self.tenant, None, wasm, about).await;
+        let kept = self
+            .runner
+            .store_inline(&self.tenant, None, wasm, about)
+            .await;
         kept.expect("it is a module");
         let variant = Variant {
             metered: false,
@@ -88,24 +94,24 @@ impl Daemon {
         };
         let modules = self.runner.sandbox().modules();
         let code_use = CodeUse {
-            tenant: 0,
+            tenant: TenantId::Named(0),
             kept: true,
         };
-        let loaded = modules.ready(digest, variant, code_use).await;
+        let loaded = modules.get_or_restore(digest, variant, code_use).await;
         let loaded = loaded.expect("it is compiled").expect("it is compiled");
-        Module { digest, loaded }
+        BenchModule { digest, loaded }
     }
 
-    /// What the bytes of a RunRequest ask for.
+    /// Decodes the bytes of a `RunRequest` and checks them against the tenant's policy.
     pub fn decode(&self, bytes: &[u8]) -> RunSpec {
         let proto::RunRequest { spec } = codec::decoded(bytes).expect("a message");
-        decode::spec(spec, &self.tenant.policy, Delivery::Captured).expect("it is allowed")
+        decode::spec(spec, &self.tenant.policy, OutputMode::Captured).expect("it is allowed")
     }
 
-    /// Settles a run, up to the guest threads' part of it.
-    pub fn prepare(&self, module: &Module, spec: &RunSpec) -> (Prepared, Arc<Output>) {
+    /// Prepares a run up to the point where a guest thread would take it over.
+    pub fn prepare(&self, module: &BenchModule, spec: &RunSpec) -> (PreparedRun, Arc<Output>) {
         let inspection = &module.loaded.inspection;
-        let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)
+        let entry = EntryPoint::resolve(inspection, spec.entry_point.as_deref(), &spec.args)
             .expect("it has one");
         let minimum = inspection.description.memory_minimum_pages;
         let pages = spec.limits.memory_pages(minimum).expect("there is room");
@@ -113,11 +119,11 @@ impl Daemon {
         let output = Arc::new(Output::new(
             spec.limits.output,
             spec.limits.output_policy,
-            Delivery::Captured,
+            OutputMode::Captured,
             self.tenant.new_log(),
             Arc::clone(&usage),
         ));
-        let around = Surroundings {
+        let around = RunContext {
             module_name: "",
             grants: &self.tenant.policy.grants,
             roots: &self.roots,
@@ -125,8 +131,8 @@ impl Daemon {
             output: Arc::clone(&output),
             usage,
             stop: Arc::default(),
-            stall: STALL,
-            until: None,
+            stall_timeout: STALL,
+            deadline: None,
             max_handles: self.tenant.policy.max_handles as usize,
             descriptors: Arc::clone(&self.tenant.descriptors),
         };
@@ -135,31 +141,33 @@ impl Daemon {
         (prepared.expect("nothing refuses it"), output)
     }
 
-    /// Executes a run on the thread that polls this, and hands over what it wrote.
-    pub async fn execute(&self, module: &Module, spec: &RunSpec) -> (Ended, [Bytes; 2]) {
+    /// Executes a run on the thread that polls this, and returns its report with what it wrote to
+    /// stdout and stderr.
+    pub async fn execute(&self, module: &BenchModule, spec: &RunSpec) -> (RunReport, [Bytes; 2]) {
         let (prepared, output) = self.prepare(module, spec);
         let ended = prepared
             .execute(FileCalls::none())
             .await
             .expect("the host provides");
-        let Captured { stdout, stderr } = output.take_captured().expect("it is captured");
+        let CapturedOutput { stdout, stderr } = output.take_captured().expect("it is captured");
         (ended, [stdout, stderr].map(|pieces| pieces.concat().into()))
     }
 
-    /// Takes a run through all rooms behind the API, guest threads included, to its end.
-    pub async fn run(&self, spec: RunSpec) -> Attached {
-        let asked = Asked {
+    /// Takes a run through everything behind the API, guest threads included, and waits for its
+    /// end.
+    pub async fn run(&self, spec: RunSpec) -> RunHandle {
+        let asked = StartRequest {
             id: RunId::new(self.runner.instance()),
             origin: Origin {
-                method: Method::Run,
+                method: RunMethod::Run,
                 caller: "bench".into(),
                 tenant: Arc::clone(&self.tenant),
             },
             spec,
-            delivery: Delivery::Captured,
+            delivery: OutputMode::Captured,
             input: None,
-            until: None,
-            held: None,
+            deadline: None,
+            held_until_started: None,
         };
         let attached = self
             .runner
@@ -170,12 +178,12 @@ impl Daemon {
         attached
     }
 
-    /// The answer to a call whose run has ended.
-    pub fn answer(attached: &Attached) -> proto::RunResponse {
+    /// Builds the response to a call whose run has ended.
+    pub fn answer(attached: &RunHandle) -> proto::RunResponse {
         let run = &attached.run;
         let (_, end) = run.log.end().expect("it has ended");
         let ended = (*end).as_ref().expect("the host provides");
-        let Captured { stdout, stderr } = run.take_captured().expect("it is kept");
+        let CapturedOutput { stdout, stderr } = run.take_captured().expect("it is kept");
         proto::RunResponse {
             result: Some(encode::result(run, ended)),
             stdout: stdout.concat().into(),

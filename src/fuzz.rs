@@ -1,5 +1,6 @@
-//! What fuzzing calls (`tests/fuzz`, and the corpus in `tests/corpus.rs`): each takes bytes from anybody, goes the way
-//! that the daemon goes with them, and panics where a promise does not hold. No part of the daemon calls it.
+//! Entry points for fuzzing (`tests/fuzz`, and the corpus in `tests/corpus.rs`). Each takes
+//! arbitrary bytes, treats them as the daemon does, and panics if a promise does not hold. The
+//! daemon itself calls none of this.
 
 #![expect(
     clippy::expect_used,
@@ -17,24 +18,26 @@ use tokio::runtime::Runtime;
 
 use crate::api;
 use crate::app;
-use crate::auth::{Evidence, Gatekeeper, JwtSettings, Keys, Settings, Tokens};
+use crate::auth::{Authenticator, Credentials, JwksLocation, JwtSettings, Settings, StaticTokens};
 use crate::config::{self, Config, Overrides};
 use crate::policy::Policy;
 use crate::refusal::Reason;
 use crate::request::Digest;
-use crate::store::{ArtifactName, Artifacts, ArtifactsSettings};
+use crate::store::{ArtifactCache, ArtifactCacheSettings, ArtifactName};
 
-/// A set with a key whose other half nobody has.
+/// A JSON Web Key set with one public key, whose private key nobody has.
 const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "1",
     "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
-/// Bytes of a module at the most: larger ones find nothing that smaller ones do not.
+/// The largest module that is tried, in bytes: larger ones find nothing that smaller ones do not.
 const MAX_MODULE: usize = 64 << 10;
 
+/// Returns the tokio runtime that all entry points share.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("threads"))
 }
 
+/// Returns a configuration with tiny limits, which all entry points share.
 fn defaults() -> &'static Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
     CONFIG.get_or_init(|| {
@@ -61,13 +64,13 @@ fn defaults() -> &'static Config {
     })
 }
 
-/// A message that a client sends.
+/// Decodes a message that a client sends.
 pub fn message(bytes: &[u8]) {
     static POLICY: OnceLock<Policy> = OnceLock::new();
     api::fuzz::message(bytes, POLICY.get_or_init(|| Policy::from(defaults())));
 }
 
-/// A module: inspected, compiled, executed within tiny limits.
+/// Inspects, compiles and executes a module within tiny limits.
 pub fn module(bytes: &[u8]) {
     static RUNNER: OnceLock<Arc<crate::run::Runner>> = OnceLock::new();
     if bytes.len() > MAX_MODULE {
@@ -83,37 +86,37 @@ pub fn module(bytes: &[u8]) {
     match ended.as_deref() {
         Ok(Ok(ended)) => assert!(ended.memory_used <= 64 << 16, "{ended:?}"),
         Ok(Err(refusal)) => panic!("the daemon failed: {refusal}"),
-        // What a compiler does to itself is caught, told, and no worse.
+        // A panic of the compiler is caught and reported, and does no more harm.
         Err(refusal) if refusal.reason() == Reason::Internal => {}
         Err(refusal) => assert!(!refusal.message().contains('\n'), "{refusal}"),
     }
 }
 
-/// A configuration.
+/// Reads a configuration, and checks that it stays the same when it is written and read again.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    // Names are looked up: a fuzzer is not to ask anybody.
+    // Reading resolves the names of listeners, and a fuzzer must not query anybody.
     if text.contains("listen") {
         return;
     }
-    let known = app::known();
+    let known = app::known_names();
     if let Ok(config) = config::read(text, &known) {
         for tenant in config.all_tenants() {
-            let _ = Policy::from(&config.of(&tenant));
+            let _ = Policy::from(&config.for_tenant(&tenant));
         }
         let shown = toml::to_string(&config).expect("it can be written");
         config::read(&shown, &known).expect("what is shown is what is in force");
     }
 }
 
-/// A file of tokens, then what is shown.
+/// Reads a file of static tokens, and looks up the token that follows its first zero byte.
 pub fn token(bytes: &[u8]) {
     let tenants: HashSet<String> = ["a".to_owned(), "b".to_owned()].into();
     let at = bytes.iter().position(|byte| *byte == 0);
     let (file, shown) = bytes.split_at(at.unwrap_or(bytes.len()));
-    let tokens = Tokens::parse(file, &tenants).value;
+    let tokens = StaticTokens::parse(file, &tenants).value;
     if let Ok(shown) = std::str::from_utf8(shown)
         && let Some(tenant) = tokens.tenant(shown)
     {
@@ -121,9 +124,9 @@ pub fn token(bytes: &[u8]) {
     }
 }
 
-/// An authorization header, before tokens and keys of which it knows neither.
+/// Authenticates with an authorization header, whose token the authenticator cannot know.
 pub fn authorization(bytes: &[u8]) {
-    static GATE: OnceLock<(Gatekeeper, TempDir)> = OnceLock::new();
+    static GATE: OnceLock<(Authenticator, TempDir)> = OnceLock::new();
     let (gate, _) = GATE.get_or_init(|| {
         let dir = TempDir::new().expect("a folder");
         let put = |name: &str, text: &str| {
@@ -136,7 +139,7 @@ pub fn authorization(bytes: &[u8]) {
         let settings = Settings {
             tokens_file: Some(tokens),
             jwt: Some(JwtSettings {
-                keys: Keys::File(keys),
+                keys: JwksLocation::File(keys),
                 issuer: "https://issuer.test".to_owned(),
                 audience: "ringfence".to_owned(),
                 algorithms: ["ES256", "RS256", "EdDSA"].map(str::to_owned).to_vec(),
@@ -145,13 +148,13 @@ pub fn authorization(bytes: &[u8]) {
             tenants: ["a".to_owned()].into(),
             ..Settings::default()
         };
-        (Gatekeeper::new(settings).expect("a gatekeeper"), dir)
+        (Authenticator::new(settings).expect("a gatekeeper"), dir)
     });
-    let evidence = Evidence {
+    let evidence = Credentials {
         authorization: Some(bytes),
-        ..Evidence::default()
+        ..Credentials::default()
     };
-    match runtime().block_on(gate.tenant(evidence)) {
+    match runtime().block_on(gate.authenticate(evidence)) {
         Ok(tenant) => panic!("{tenant} was let in by {bytes:?}"),
         Err(refusal) => assert!(matches!(
             refusal.reason(),
@@ -160,17 +163,17 @@ pub fn authorization(bytes: &[u8]) {
     }
 }
 
-/// Compiled code on disk that this daemon did not write.
+/// Loads compiled code from disk that this daemon did not write, and checks that it is rejected.
 pub fn artifact(bytes: &[u8]) {
-    static PLACE: OnceLock<(Artifacts, TempDir)> = OnceLock::new();
+    static PLACE: OnceLock<(ArtifactCache, TempDir)> = OnceLock::new();
     let (artifacts, dir) = PLACE.get_or_init(|| {
         let dir = TempDir::new().expect("a folder");
-        let settings = ArtifactsSettings {
+        let settings = ArtifactCacheSettings {
             dir: dir.path().join("code"),
             budget: 1 << 30,
             key_file: dir.path().join("key"),
         };
-        (Artifacts::open(&settings).expect("it opens"), dir)
+        (ArtifactCache::open(&settings).expect("it opens"), dir)
     });
     let name = ArtifactName {
         digest: Digest::of(b"module"),

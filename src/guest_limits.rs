@@ -1,31 +1,31 @@
-//! Every limit that a guest, or its module, can meet, in one table: its number, the setting that moves
-//! it, and what is seen at it. `docs/limits.md` is this table, written by `tests/tidy.rs`.
+//! The table of every limit that a guest, or its module, can meet: its number, the setting that
+//! changes it, and what is seen at it. `docs/limits.md` is this table, written by `tests/tidy.rs`.
 //!
-//! A limit that no setting moves is a constant here, and the code that enforces it reads the number
-//! from it.
+//! A limit that no setting changes is a constant here, and the code that enforces it reads the
+//! number from it.
 
 use std::fmt::Write;
 
-/// A limit that no setting moves.
+/// A limit that no setting changes, with its row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct FixedLimit {
-    /// The number.
+    /// The number that the guest may not exceed.
     pub number: u64,
     row: Row,
 }
 
-/// One line of the table.
+/// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     topic: Topic,
-    /// What is limited.
+    /// What is limited, in words.
     what: &'static str,
-    bound: Bound,
+    bound: LimitBound,
     /// What the guest, or whoever runs it, sees at the limit.
     seen: &'static str,
 }
 
-/// What a limit is about; the table is ordered by it.
+/// What a limit is about. The table is ordered by topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Topic {
     Module,
@@ -38,18 +38,18 @@ enum Topic {
 
 /// How large a limit is.
 #[derive(Clone, Copy, Debug)]
-enum Bound {
+enum LimitBound {
     /// A count of things.
     Count(u64),
-    /// Bytes.
+    /// A size in bytes.
     Bytes(u64),
-    /// What the operator's setting says.
+    /// The value of the operator's setting.
     Setting(&'static str),
-    /// What one setting says, and another where a run does not ask.
+    /// The value of one setting and, where a run does not ask, of another.
     CeilingAndDefault(&'static str, &'static str),
-    /// What a setting says, so many times.
+    /// The value of a setting, so many times.
     Times(u64, &'static str),
-    /// There is none.
+    /// There is no such limit.
     None,
 }
 
@@ -57,18 +57,18 @@ impl FixedLimit {
     const fn count(topic: Topic, what: &'static str, number: u64, seen: &'static str) -> Self {
         Self {
             number,
-            row: Row::new(topic, what, Bound::Count(number), seen),
+            row: Row::new(topic, what, LimitBound::Count(number), seen),
         }
     }
 
     const fn bytes(topic: Topic, what: &'static str, number: u64, seen: &'static str) -> Self {
         Self {
             number,
-            row: Row::new(topic, what, Bound::Bytes(number), seen),
+            row: Row::new(topic, what, LimitBound::Bytes(number), seen),
         }
     }
 
-    /// The number, as a size in memory. Every one of them fits 32 bits.
+    /// Returns the number as a size in memory. Every one of them fits 32 bits.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "a usize has 64 bits on every host that wasmtime compiles for"
@@ -79,7 +79,7 @@ impl FixedLimit {
 }
 
 impl Row {
-    const fn new(topic: Topic, what: &'static str, bound: Bound, seen: &'static str) -> Self {
+    const fn new(topic: Topic, what: &'static str, bound: LimitBound, seen: &'static str) -> Self {
         Self {
             topic,
             what,
@@ -92,15 +92,15 @@ impl Row {
 const AT_LOAD: &str = "the module is refused when it is loaded, or run: `LIMIT_ABOVE_MAXIMUM`";
 const COMPILE: &str = "`COMPILE_LIMIT_EXCEEDED`, whose `limit` names the setting";
 
-/// Core instances of a run.
+/// The most core instances of a run.
 pub const INSTANCES: FixedLimit =
     FixedLimit::count(Topic::Module, "core instances of one run", 200, AT_LOAD);
-/// Linear memories of a run.
+/// The most linear memories of a run.
 pub const MEMORIES: FixedLimit =
     FixedLimit::count(Topic::Module, "linear memories of one run", 32, AT_LOAD);
-/// Tables of a run.
+/// The most tables of a run.
 pub const TABLES: FixedLimit = FixedLimit::count(Topic::Module, "tables of one run", 64, AT_LOAD);
-/// Elements of all tables of a run: 8 MiB of the host's memory.
+/// The most elements of all tables of a run: 8 MiB of the host's memory.
 pub const TABLE_ELEMENTS: FixedLimit = FixedLimit::count(
     Topic::Module,
     "elements of all tables of one run together",
@@ -121,45 +121,48 @@ pub const NESTED_INSTANCES: FixedLimit = FixedLimit::count(
     1_000,
     "`COMPILE_LIMIT_EXCEEDED` with the limit `nested instances`",
 );
-/// The steps that instantiating a component may take, instances that are named many times included.
+/// The most steps that instantiating a component may take; an instance that is named many times
+/// counts each time.
 pub const INSTANTIATION_STEPS: FixedLimit = FixedLimit::count(
     Topic::Module,
     "steps of instantiating a component (definitions, as often as they are reached)",
     1_000_000,
     "`COMPILE_LIMIT_EXCEEDED` with the limit `instantiation steps`",
 );
-/// What the exports and imports of a module take when the compile child tells them.
+/// The most bytes that the exports and imports of a module take when the compile child reports
+/// them.
 pub const INTERFACE_BYTES: FixedLimit = FixedLimit::bytes(
     Topic::Module,
     "names and types of exports and imports",
     4 << 20,
     "`COMPILE_LIMIT_EXCEEDED` with the limit `exports`",
 );
-/// Text of one `ringfence.log`, which the host copies.
+/// The most bytes of text in one `ringfence.log`, which the host copies.
 pub const LOG_LINE: FixedLimit = FixedLimit::bytes(
     Topic::Streams,
     "one line of `ringfence.log`",
     64 << 10,
     "the call traps (`host_call`)",
 );
-/// The longest path that is looked at.
+/// The most bytes of a path that the host looks at.
 pub const PATH: FixedLimit = FixedLimit::bytes(
     Topic::Files,
     "one path that a guest passes; Linux itself takes 4 KiB",
     64 << 10,
     "ENAMETOOLONG (37); `name-too-long` of components",
 );
-/// Randomness of one call of a component, which gets it as one list that the host has to hold.
+/// The most random bytes of one call of a component, which gets them as one list that the host has
+/// to hold.
 pub const RANDOM_LIST: FixedLimit = FixedLimit::bytes(
     Topic::Streams,
     "one call of `get-random-bytes`, or `get-insecure-random-bytes`, of a component",
     16 << 20,
     "the call traps (`host_call`)",
 );
-/// Entries of a run's resource table for each handle that it may have: timers and other pollables,
-/// streams and errors take memory only, and a timer takes two.
+/// Entries of a run's resource table for each handle that it may have. Timers and other pollables,
+/// streams and errors take memory only, and a timer takes two entries.
 pub const ENTRIES_PER_HANDLE: u64 = 4;
-/// Frames of a backtrace.
+/// The most frames of a backtrace.
 pub const BACKTRACE_FRAMES: FixedLimit = FixedLimit::count(
     Topic::Memory,
     "frames of a trap's backtrace",
@@ -168,7 +171,7 @@ pub const BACKTRACE_FRAMES: FixedLimit = FixedLimit::count(
 );
 
 const fn setting(topic: Topic, what: &'static str, key: &'static str, seen: &'static str) -> Row {
-    Row::new(topic, what, Bound::Setting(key), seen)
+    Row::new(topic, what, LimitBound::Setting(key), seen)
 }
 
 const fn ceiling(
@@ -177,10 +180,15 @@ const fn ceiling(
     (most, default): (&'static str, &'static str),
     seen: &'static str,
 ) -> Row {
-    Row::new(topic, what, Bound::CeilingAndDefault(most, default), seen)
+    Row::new(
+        topic,
+        what,
+        LimitBound::CeilingAndDefault(most, default),
+        seen,
+    )
 }
 
-/// Every limit, by topic.
+/// Every limit in the order of the table, by topic.
 pub const GUEST_LIMITS: [Row; 45] = [
     setting(
         Topic::Module,
@@ -215,19 +223,19 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Module,
         "data segments, and element segments, each",
-        Bound::Count(100_000),
+        LimitBound::Count(100_000),
         "`MODULE_INVALID`: the WebAssembly parser's own limit, which other engines have too",
     ),
     Row::new(
         Topic::Module,
         "bytes of one function; locals of one are 50,000",
-        Bound::Count(7_654_321),
+        LimitBound::Count(7_654_321),
         "`MODULE_INVALID`: the WebAssembly parser's own limit",
     ),
     Row::new(
         Topic::Module,
         "WebAssembly proposals beyond those that are always on",
-        Bound::Setting("policy.features"),
+        LimitBound::Setting("policy.features"),
         "`FEATURE_NOT_ENABLED`, whose `rule` names the setting where there is one",
     ),
     INSTANCES.row,
@@ -260,7 +268,7 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Time,
         "the caller's gRPC deadline, less the smaller of 250 ms and a fifth of it",
-        Bound::None,
+        LimitBound::None,
         "`TIMED_OUT`; before the first instruction `NOT_STARTED`",
     ),
     setting(
@@ -284,13 +292,13 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Streams,
         "one answer that a client of gRPC takes by default (grpcio, grpc-go, grpc-java, tonic and others)",
-        Bound::Bytes(4 << 20),
+        LimitBound::Bytes(4 << 20),
         "the client, not the daemon, fails a `Run` whose outputs together are larger, once the run is over (`RESOURCE_EXHAUSTED`, of tonic `OUT_OF_RANGE`): raise it there (`max_receive_message_length`, `MaxCallRecvMsgSize`, `maxInboundMessageSize`, `max_decoding_message_size`) to twice the output limit and 1 MiB, or call `RunStream`, whose messages hold 64 KiB of output at the most; `ringfence run` takes any size",
     ),
     Row::new(
         Topic::Streams,
         "one write to stdout or stderr",
-        Bound::None,
+        LimitBound::None,
         "all of it is written: the call waits for the reader",
     ),
     setting(
@@ -308,19 +316,19 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Streams,
         "one read of a file or of stdin by a core module",
-        Bound::None,
+        LimitBound::None,
         "files: until the buffer is full or the file ends; stdin: what is there",
     ),
     Row::new(
         Topic::Streams,
         "one read of a component's stream",
-        Bound::Bytes(256 << 10),
+        LimitBound::Bytes(256 << 10),
         "a short count (64 KiB of files and sockets)",
     ),
     Row::new(
         Topic::Streams,
         "one `random_get` of a core module",
-        Bound::None,
+        LimitBound::None,
         "the whole buffer is filled",
     ),
     RANDOM_LIST.row,
@@ -334,13 +342,13 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Files,
         "the same of all runs together: three eighths of what the process may have open (`ulimit -n`), of which half is shared out over the slots, up to 16 for each",
-        Bound::None,
+        LimitBound::None,
         "ENFILE (41); components as above; a run whose mounts find none left: `QUEUE_FULL`, to be tried again",
     ),
     Row::new(
         Topic::Files,
         "entries of a run's resource table: handles, streams, pollables; a timer takes two",
-        Bound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
+        LimitBound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
         "the call traps (`handle_limit`)",
     ),
     setting(
@@ -352,14 +360,14 @@ pub const GUEST_LIMITS: [Row; 45] = [
     Row::new(
         Topic::Files,
         "pollables of one `poll` of a component",
-        Bound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
+        LimitBound::Times(ENTRIES_PER_HANDLE, "policy.max_handles"),
         "the call traps (`handle_limit`)",
     ),
     PATH.row,
     Row::new(
         Topic::Files,
         "entries of one directory listing",
-        Bound::None,
+        LimitBound::None,
         "one snapshot, in the run's own memory; one that does not fit there: ENOMEM (48), `insufficient-memory`, and `memory_denied`",
     ),
     setting(
@@ -416,7 +424,7 @@ impl Topic {
     }
 }
 
-/// Writes `docs/limits.md`; `default` tells what a setting is by default.
+/// Returns the text of `docs/limits.md`. `default` returns the default value of a setting.
 pub fn document(default: impl Fn(&str) -> String) -> String {
     let mut text = "# Limits\n\nEvery limit that a guest, or its module, can meet: the number by default, the setting that moves it, and what is seen at it. A setting under `policy` is the operator's ceiling, which a tenant may have of its own (`[[tenants]]`); the default next to it is what a run gets that does not ask. Where no setting is named, the number is fixed.\n\nThis page is written from the table that the code uses (`src/guest_limits.rs`), by `WRITE_DOCS=1 cargo test --release --test tidy`.\n".to_owned();
     for topic in Topic::ALL {
@@ -438,8 +446,8 @@ pub fn document(default: impl Fn(&str) -> String) -> String {
     text
 }
 
-impl Bound {
-    /// The number, and the settings that move it.
+impl LimitBound {
+    /// Returns the number, and the settings that change it, as the table shows them.
     fn told(self, default: impl Fn(&str) -> String) -> (String, String) {
         match self {
             Self::Count(number) => (grouped(number), "-".to_owned()),
@@ -458,7 +466,7 @@ impl Bound {
     }
 }
 
-/// A number with its thousands set apart.
+/// Formats a number with commas between its thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

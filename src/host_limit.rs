@@ -1,5 +1,5 @@
-//! Limits of the host, or of this process, that a call may meet while the daemon serves: whoever's call it is learns which,
-//! and everybody else's go on.
+//! Limits of the host, or of this process, that an operation may reach while the daemon serves. The
+//! caller of that operation learns which limit it was, and everybody else's calls go on.
 
 use std::error::Error;
 use std::io;
@@ -9,26 +9,26 @@ use rustix::io::Errno;
 
 use crate::refusal::{Reason, Refusal};
 
-/// What a caller is told to wait: others give back what they have, as their runs end.
+/// How long a caller is told to wait: other runs free resources as they end.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A limit that was met.
+/// A limit of the host or the process that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostLimit {
     /// The process has as many files open as it may.
     Descriptors,
-    /// The host has.
+    /// The host has as many files open as it may.
     HostDescriptors,
-    /// There is no memory, or no address space.
+    /// There is no more memory, or no more address space.
     Memory,
-    /// No thread and no process can be started.
+    /// No further thread or process can be started.
     Tasks,
     /// A file may grow no further.
     FileSize,
 }
 
 impl HostLimit {
-    /// The limit that an error, or what it comes of, says was met.
+    /// Returns the limit that an error, or one of its causes, says was reached.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -41,7 +41,7 @@ impl HostLimit {
             if let Some(limit) = errno.and_then(Self::of_errno) {
                 return Some(limit);
             }
-            // What an error of input and output was made of is not its source.
+            // The error that an I/O error wraps is not its `source`.
             let inner = error
                 .downcast_ref::<io::Error>()
                 .and_then(io::Error::get_ref);
@@ -53,14 +53,15 @@ impl HostLimit {
         None
     }
 
-    /// The limit that another process says it met, in the words that the standard library has for it.
+    /// Returns the limit that another process reached, from its message in the standard library's
+    /// words ("os error").
     pub fn of_words(words: &str) -> Option<Self> {
         let (_, after) = words.rsplit_once("(os error ")?;
         let number = after.split(')').next()?.parse().ok()?;
         Self::of_errno(Errno::from_raw_os_error(number))
     }
 
-    /// The limit that is met where a call fails with this.
+    /// Returns the limit that this errno stands for; `None` for any other error.
     pub fn of_errno(errno: Errno) -> Option<Self> {
         Some(match errno {
             Errno::MFILE => Self::Descriptors,
@@ -72,6 +73,7 @@ impl HostLimit {
         })
     }
 
+    /// Returns the name of the limit, for the detail `limit` of a refusal.
     fn name(self) -> &'static str {
         match self {
             Self::Descriptors => "RLIMIT_NOFILE",
@@ -82,7 +84,7 @@ impl HostLimit {
         }
     }
 
-    /// What it means, in a sentence.
+    /// Describes the limit in a sentence.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Descriptors => {
@@ -99,11 +101,11 @@ impl HostLimit {
         }
     }
 
-    /// Refuses the call that met it, while `work` was done.
+    /// Creates the refusal of a call that reached the limit while `work` was done.
     pub fn refusal(self, work: &str) -> Refusal {
         let message = format!("{work}: {}", self.sentence());
         let refusal = match self {
-            // It would be the same next time.
+            // A retry would reach the same limit.
             Self::FileSize => Refusal::new(Reason::CompileLimitExceeded, message),
             Self::Descriptors | Self::HostDescriptors | Self::Memory | Self::Tasks => {
                 Refusal::new(Reason::RuntimeUnavailable, message).retry_after(RETRY)
@@ -114,8 +116,8 @@ impl HostLimit {
 }
 
 impl Refusal {
-    /// Refuses a call for which the host could not do `work`: by the limit that was met where it says which, and else as
-    /// a failure of the daemon.
+    /// Creates the refusal of a call for which the host could not do `work`. It names the limit if
+    /// the error says which was reached; otherwise it is an internal error.
     pub fn of_host(work: &str, error: &(dyn Error + 'static)) -> Self {
         match HostLimit::of(error) {
             Some(limit) => {
@@ -127,7 +129,7 @@ impl Refusal {
     }
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,14 +1,19 @@
-//! Ringfence runs untrusted WebAssembly for other programs, under hard limits, and reports exactly what happened.
+//! Ringfence runs untrusted WebAssembly for other programs, under hard limits, and reports exactly
+//! what happened.
 //!
-//! A run walks through the modules of this crate in the order below and never turns back:
+//! A run passes through the modules of this crate in the order below and never turns back:
 //!
-//! 1. [`auth`] says whose call it is. [`api`] decodes the request into a [`request::RunSpec`] whose [`limits`] are granted by the [`policy`].
-//! 2. [`run`] compiles the module where it is not ready, takes a slot or refuses.
-//! 3. [`sandbox`], the only one that knows wasmtime, arms a fresh store and executes the guest on its own threads.
-//! 4. Output goes into the run's [`log`], and after it the [`outcome`]; the caller, and any viewer, read it there.
+//! 1. [`auth`] decides which tenant calls. [`api`] decodes the request into a [`request::RunSpec`],
+//!    whose [`limits`] the [`policy`] grants.
+//! 2. [`run`] compiles the module if it is not ready, and takes a slot or refuses the run.
+//! 3. [`sandbox`], the only module that knows wasmtime, creates a fresh store and executes the
+//!    guest on its own threads.
+//! 4. The output goes into the run's [`event_log`], followed by the [`outcome`]. The caller, and
+//!    any viewer, reads both there.
 //!
-//! What keeps a guest from its first instruction is a [`refusal`]; what it does from then on is data.
-//! `docs/architecture.md` has the walk in full, the invariants, and what is deliberately absent.
+//! What keeps a guest from its first instruction is a [`refusal`]; what it does from then on is
+//! data. `docs/architecture.md` describes this path in full, the invariants, and what is
+//! deliberately absent.
 
 pub mod api;
 pub mod app;
@@ -17,6 +22,7 @@ pub mod auth;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod event_log;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guest_limits;
@@ -24,7 +30,6 @@ pub mod hardening;
 mod heap;
 pub mod host_limit;
 pub mod limits;
-pub mod log;
 pub mod module;
 pub mod outcome;
 pub mod policy;
@@ -36,3 +41,4 @@ pub mod sandbox;
 pub mod signals;
 pub mod store;
 pub mod telemetry;
+pub mod tenant_id;

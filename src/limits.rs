@@ -1,21 +1,24 @@
-//! Ask, ceiling, grant: what a caller requests, what the operator allows, what a run gets.
+//! The limits of a run: what a caller requests, what the operator allows, and what the run is
+//! granted.
 
 use std::time::Duration;
 
 use crate::refusal::{Reason, Refusal};
 
-/// Bytes of one page of linear memory.
-pub const PAGE: u64 = 65_536;
+/// The size of one page of linear memory, in bytes.
+pub const WASM_PAGE_BYTES: u64 = 65_536;
 /// The smallest stack that may be asked for, in bytes.
 pub const MIN_STACK: u32 = 64 * 1024;
 
-/// The setting that is the ceiling of memory.
+/// The name of the setting that is the ceiling of memory.
 const MAX_PAGES_KEY: &str = "policy.max_memory_pages";
 
-/// The part of what all tenants share that each leaves to the others, where there are several.
+/// The part of what all tenants share that each leaves to the others, where there are several: one
+/// in so many.
 pub const LEFT_TO_OTHERS: u64 = 8;
 
-/// What one tenant may hold of `all` bytes, where there are `several`.
+/// Returns how many of `all` bytes one tenant may hold: all of them, or less an eighth where there
+/// are `several` tenants.
 pub const fn share_of(all: u64, several: bool) -> u64 {
     if several {
         all - all / LEFT_TO_OTHERS
@@ -24,62 +27,63 @@ pub const fn share_of(all: u64, several: bool) -> u64 {
     }
 }
 
-/// What a caller asks for. `None` is "not said"; the wire's zero never gets here.
+/// The limits that a caller asks for. `None` is "not said"; the wire's zero never gets here.
 #[derive(Clone, Debug, Default)]
-pub struct Requested {
-    /// Pages of linear memory.
+pub struct RequestedLimits {
+    /// Pages of linear memory, of 64 KiB each.
     pub memory_pages: Option<u32>,
-    /// Fuel.
+    /// Fuel that the guest may use.
     pub fuel: Option<u64>,
-    /// Bytes of stack.
+    /// Bytes of the guest's call stack.
     pub stack: Option<u32>,
-    /// Bytes of output, each stream.
+    /// Bytes of output, for each stream.
     pub output: Option<u64>,
     /// What happens at the output limit.
     pub output_policy: OutputPolicy,
-    /// Wall time.
+    /// Wall time that the run may take.
     pub timeout: Option<Duration>,
 }
 
 /// What happens when a guest writes more than its output limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputPolicy {
-    /// The run ends.
+    /// The run ends at the limit.
     #[default]
     Stop,
     /// The rest is dropped and the guest goes on.
     Truncate,
 }
 
-/// How output is delivered; the two have different defaults and ceilings.
+/// How output is delivered; the two modes have different defaults and ceilings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub enum OutputMode {
     /// Captured in memory and answered whole.
     Captured,
     /// Streamed as it is written.
     Streamed,
 }
 
-/// The sizes of stack that engines exist for. The size is a property of an engine, so asks are rounded up to a class.
+/// The stack sizes that engines exist for. The size is a property of an engine, so a request is
+/// rounded up to a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StackClass {
-    /// 256 KiB.
+    /// A stack of 256 KiB.
     K256,
-    /// 512 KiB.
+    /// A stack of 512 KiB.
     K512,
-    /// 1 MiB.
+    /// A stack of 1 MiB.
     M1,
-    /// 4 MiB.
+    /// A stack of 4 MiB.
     M4,
-    /// 16 MiB.
+    /// A stack of 16 MiB.
     M16,
 }
 
 impl StackClass {
-    /// Every class, smallest first.
+    /// Every class, the smallest first.
     pub const ALL: [Self; 5] = [Self::K256, Self::K512, Self::M1, Self::M4, Self::M16];
 
-    /// Bytes of guest call stack.
+    /// Returns the bytes of guest call stack.
     pub const fn bytes(self) -> u32 {
         match self {
             Self::K256 => 256 << 10,
@@ -90,65 +94,67 @@ impl StackClass {
         }
     }
 
-    /// The smallest class of at least `bytes`.
+    /// Returns the smallest class of at least `bytes`; `None` where there is none.
     pub fn at_least(bytes: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.bytes() >= bytes)
     }
 }
 
-/// The operator's defaults and ceilings.
+/// The operator's defaults and ceilings for the limits of a run.
 #[derive(Clone, Debug)]
 pub struct Ceilings {
-    /// Pages beyond the module's minimum where none are asked for.
+    /// Pages beyond the module's minimum, where the caller asks for none.
     pub default_memory_pages: u32,
-    /// The most pages.
+    /// The most pages that a run may have.
     pub max_memory_pages: u32,
-    /// Wall time where none is asked for.
+    /// Wall time of a run whose caller asks for none.
     pub default_timeout: Duration,
-    /// The longest wall time.
+    /// The longest wall time that a run may ask for.
     pub max_timeout: Duration,
-    /// Stack where none is asked for, in bytes.
+    /// Stack of a run whose caller asks for none, in bytes.
     pub default_stack: u32,
-    /// The largest stack, in bytes; the size of a class.
+    /// The largest stack that a run may ask for, in bytes. It is the size of a class.
     pub max_stack: u32,
-    /// Captured output where none is asked for, in bytes, each stream.
+    /// Captured output where none is asked for, in bytes, for each stream.
     pub default_output: u64,
-    /// The most captured output, in bytes, each stream.
+    /// The most captured output, in bytes, for each stream.
     pub max_output: u64,
-    /// The most streamed output, and what a stream gets where none is asked for. `None`: not limited.
+    /// The most streamed output, in bytes, for each stream; also what a run gets that asks for
+    /// none. `None`: not limited.
     pub max_stream_output: Option<u64>,
-    /// Fuel where none is asked for and `require_fuel` is set.
+    /// Fuel of a run whose caller asks for none, where `require_fuel` is set.
     pub default_fuel: u64,
-    /// The most fuel. `None`: not limited.
+    /// The most fuel that a run may ask for. `None`: not limited.
     pub max_fuel: Option<u64>,
     /// Whether every run is metered.
     pub require_fuel: bool,
 }
 
-/// What a run gets, but for memory, which depends on its module too: see [`Limits::memory_pages`].
+/// The limits that a run is granted, but for memory, which depends on its module too: see
+/// [`Limits::memory_pages`].
 #[derive(Clone, Debug)]
 pub struct Limits {
     asked_pages: Option<u32>,
     default_pages: u32,
     max_pages: u32,
-    /// Fuel; `None`: not metered.
+    /// Fuel that the guest may use; `None`: not metered.
     pub fuel: Option<u64>,
-    /// Call stack.
+    /// The class of the guest's call stack.
     pub stack: StackClass,
-    /// Bytes of each output stream; `None`: not limited.
+    /// The most bytes of each output stream; `None`: not limited.
     pub output: Option<u64>,
-    /// What happens at `output`.
+    /// What happens at the limit of `output`.
     pub output_policy: OutputPolicy,
-    /// Wall time.
+    /// Wall time that the run may take.
     pub timeout: Duration,
 }
 
 impl Ceilings {
-    /// Grants what is asked for, or refuses the first ask that is over its ceiling.
+    /// Grants what is asked for, or refuses the first request that is over its ceiling.
     ///
     /// # Errors
     /// `LIMIT_ABOVE_MAXIMUM` with both numbers; `SPEC_INVALID` for a stack under [`MIN_STACK`].
-    pub fn grant(&self, asked: &Requested, delivery: Delivery) -> Result<Limits, Refusal> {
+    pub fn grant(&self, asked: &RequestedLimits, delivery: OutputMode) -> Result<Limits, Refusal> {
         if let Some(pages) = asked.memory_pages
             && pages > self.max_memory_pages
         {
@@ -180,7 +186,7 @@ impl Ceilings {
         })
     }
 
-    /// The stack of a run that does not ask for one.
+    /// Returns the class of stack for a run that does not ask for one.
     pub fn default_stack_class(&self) -> StackClass {
         // The configuration is checked: the default is at most the ceiling, which is a class.
         StackClass::at_least(self.default_stack).unwrap_or(StackClass::M16)
@@ -218,15 +224,19 @@ impl Ceilings {
         }
     }
 
-    fn grant_output(&self, asked: Option<u64>, delivery: Delivery) -> Result<Option<u64>, Refusal> {
+    fn grant_output(
+        &self,
+        asked: Option<u64>,
+        delivery: OutputMode,
+    ) -> Result<Option<u64>, Refusal> {
         const FIELD: &str = "spec.resources.output_limit";
         let (default, max, key) = match delivery {
-            Delivery::Captured => (
+            OutputMode::Captured => (
                 Some(self.default_output),
                 Some(self.max_output),
                 "policy.max_output",
             ),
-            Delivery::Streamed => (
+            OutputMode::Streamed => (
                 self.max_stream_output,
                 self.max_stream_output,
                 "policy.max_stream_output",
@@ -243,20 +253,21 @@ impl Ceilings {
 }
 
 impl Limits {
-    /// The pages that the run gets for a module whose memories declare `minimum` pages together.
+    /// Returns the pages that the run gets for a module whose memories declare `minimum` pages
+    /// together.
     ///
-    /// An ask is granted as it is. Without one the run gets the default on top of the minimum, as far as the ceiling
-    /// goes.
+    /// A request is granted as it is. Without one the run gets the default on top of the minimum,
+    /// as far as the ceiling goes.
     ///
     /// # Errors
-    /// `MEMORY_BELOW_MODULE_MINIMUM` where the ask or the ceiling is under the minimum.
+    /// `MEMORY_BELOW_MODULE_MINIMUM` where the request or the ceiling is under the minimum.
     pub fn memory_pages(&self, minimum: u64) -> Result<u32, Refusal> {
         let below = |what: &str, pages: u32| {
             Refusal::new(
                 Reason::MemoryBelowModuleMinimum,
                 format!("{what} of {pages} pages is under the {minimum} that the module declares"),
             )
-            .at("spec.resources.memory_pages")
+            .at_field("spec.resources.memory_pages")
             .with("asked", pages)
             .with("minimum", minimum)
         };

@@ -1,4 +1,4 @@
-//! The `ringfence` command.
+//! The `ringfence` command, which leaves everything to [`ringfence::cli`].
 
 use std::process::ExitCode;
 

@@ -1,50 +1,51 @@
-//! What a module is, as listings tell it.
+//! The description of a module, as listings tell it.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// What a module is. Names are printable.
+/// The description of a module: its name, its memory, its exports and imports. All names are
+/// printable.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Description {
-    /// Whether it is a component.
+pub struct ModuleDescription {
+    /// Whether it is a component rather than a core module.
     pub component: bool,
-    /// Its own name.
+    /// The name that the module gives itself.
     pub name: String,
     /// The sum of its memories' minimums, in pages of 64 KiB.
     pub memory_minimum_pages: u64,
-    /// Exports, at most 1,000.
+    /// The exports, at most 1,000 of them.
     pub exports: Vec<Exported>,
-    /// Imports, at most 1,000.
+    /// The imports, at most 1,000 of them.
     pub imports: Vec<Imported>,
 }
 
-/// One export.
+/// One export of a module.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Exported {
-    /// Its name.
+    /// The name of the export.
     pub name: String,
-    /// What it is.
+    /// The kind of item that is exported.
     pub kind: Cow<'static, str>,
-    /// A core function's type.
+    /// The type of a core function; empty for any other export.
     pub signature: String,
 }
 
-/// One import.
+/// One import of a module.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Imported {
-    /// The module that it is imported from; empty for a component's.
+    /// The name of the module that it is imported from; empty for a component's import.
     pub module: String,
-    /// Its name.
+    /// The name of the import.
     pub name: String,
-    /// What it is.
+    /// The kind of item that is imported.
     pub kind: Cow<'static, str>,
 }
 
-impl Description {
-    /// About how many bytes this takes.
+impl ModuleDescription {
+    /// Estimates how many bytes of memory the description takes.
     pub fn weight(&self) -> usize {
-        /// What an entry takes besides its text.
+        /// Overhead of an entry in bytes, besides its text.
         const ENTRY: usize = 128;
         let exports = self
             .exports

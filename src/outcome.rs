@@ -1,22 +1,22 @@
-//! What a guest did, from its first instruction on: data, never an error.
+//! What a guest did from its first instruction on, and what it used: data, never an error.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How a run ended.
+/// How the guest of a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It returned, or called `proc_exit`.
+    /// It returned, or called `proc_exit`; with its exit code.
     Exited(u32),
     /// It trapped, or made a host call that no guest may make.
     Trapped,
-    /// A growth was denied and the run then trapped, or exited with the code given.
+    /// A growth was denied and the run then trapped (`None`), or exited with the code given.
     MemoryExceeded(Option<u32>),
-    /// Out of fuel.
+    /// It ran out of fuel.
     FuelExhausted,
-    /// The call stack went over its class.
+    /// Its call stack outgrew the stack's class.
     StackOverflow,
-    /// The wall time was reached.
+    /// It reached the limit of its wall time.
     TimedOut,
     /// A stream went over the output limit.
     OutputExceeded,
@@ -25,7 +25,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The code that the guest ended with, where it ended by itself.
+    /// Returns the code that the guest ended with; `None` where it did not end by itself.
     pub fn exit_code(self) -> Option<u32> {
         match self {
             Self::Exited(code) => Some(code),
@@ -40,14 +40,14 @@ impl Outcome {
     }
 }
 
-/// Who ended a run.
+/// Who ended a run from outside, or why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelCause {
-    /// Somebody called for it.
+    /// A `CancelRun` call, or a `cancel` of Interact.
     CancelRpc,
-    /// The caller went away.
+    /// Its caller went away.
     CallerGone,
-    /// The caller stopped reading.
+    /// Its caller stopped reading while the guest had output for it.
     ReaderStalled,
     /// The daemon is ending.
     Draining,
@@ -56,11 +56,11 @@ pub enum CancelCause {
 /// What went wrong in a guest.
 #[derive(Clone, Debug)]
 pub struct Trap {
-    /// From the closed list that the API documents.
+    /// One code of the closed list that the API documents.
     pub code: &'static str,
-    /// For people, printable.
+    /// A description for people, printable.
     pub message: String,
-    /// Innermost first.
+    /// The calls on the guest's stack, the innermost first.
     pub backtrace: Vec<Frame>,
 }
 
@@ -69,80 +69,80 @@ pub struct Trap {
 pub struct Frame {
     /// Index of the function in its module.
     pub func_index: u32,
-    /// Name of the function, printable; empty where the module tells none.
+    /// Name of the function, printable; empty where the module gives none.
     pub func_name: String,
-    /// Name of the module, printable; empty where it tells none.
+    /// Name of the module, printable; empty where it gives none.
     pub module_name: String,
-    /// Byte offset in the module.
+    /// Byte offset in the module; `None` where it is not known.
     pub module_offset: Option<u64>,
 }
 
 /// One result of an entry point, or one of its parameters.
 #[derive(Clone, Copy, Debug)]
 pub enum Value {
-    /// An i32.
+    /// A 32-bit integer, `i32`.
     I32(i32),
-    /// An i64.
+    /// A 64-bit integer, `i64`.
     I64(i64),
-    /// An f32.
+    /// A 32-bit float, `f32`.
     F32(f32),
-    /// An f64.
+    /// A 64-bit float, `f64`.
     F64(f64),
 }
 
-/// Which of the two output streams.
+/// One of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
-    /// Standard output.
+    /// The standard output stream.
     Stdout,
-    /// Standard error.
+    /// The standard error stream.
     Stderr,
 }
 
-/// What became of one output stream.
+/// How much went to one output stream, and whether all of it was delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Bytes that the guest wrote, dropped ones included.
     pub bytes: u64,
-    /// Whether some went over the limit and were not delivered.
+    /// Whether some bytes went over the limit and were not delivered.
     pub truncated: bool,
 }
 
-/// What a run that goes on has used so far, for whoever looks at it from outside.
+/// Counters of what a run has used so far, for whoever looks at it from outside.
 #[derive(Debug, Default)]
-pub struct Usage {
+pub struct LiveUsage {
     fuel: AtomicU64,
     memory: AtomicU64,
     written: [AtomicU64; 2],
 }
 
-impl Usage {
-    /// Fuel.
+impl LiveUsage {
+    /// Returns the fuel that was used so far.
     pub fn fuel(&self) -> u64 {
         self.fuel.load(Ordering::Relaxed)
     }
 
-    /// The most bytes held at once, of linear memory and of directory listings.
+    /// Returns the most bytes held at once, of linear memory and of directory listings.
     pub fn memory(&self) -> u64 {
         self.memory.load(Ordering::Relaxed)
     }
 
-    /// Bytes written to a stream.
+    /// Returns the bytes that were written to a stream so far.
     pub fn written(&self, stream: Stream) -> u64 {
         self.written[stream as usize].load(Ordering::Relaxed)
     }
 
-    /// Notes fuel.
+    /// Notes how much fuel was used so far.
     pub fn set_fuel(&self, fuel: u64) {
         self.fuel.store(fuel, Ordering::Relaxed);
     }
 
-    /// Notes memory.
+    /// Notes how many bytes are held now; only the maximum is kept.
     pub fn set_memory(&self, bytes: u64) {
         self.memory.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// Notes what was written to a stream.
+    /// Notes how many bytes were written to a stream so far.
     pub fn set_written(&self, stream: Stream, bytes: u64) {
         self.written[stream as usize].store(bytes, Ordering::Relaxed);
     }
@@ -150,28 +150,28 @@ impl Usage {
 
 /// How a run ended and what it used.
 #[derive(Clone, Debug)]
-pub struct Ended {
-    /// How.
+pub struct RunReport {
+    /// How the guest ended.
     pub outcome: Outcome,
-    /// What went wrong, where something did.
+    /// What went wrong; `None` where nothing did.
     pub trap: Option<Trap>,
     /// Wall time from instantiation.
     pub duration: Duration,
     /// Processor time of the guest, to within 0.2 ms, and of the threads that made its file system
     /// calls.
     pub cpu_time: Duration,
-    /// Fuel used, where metered.
+    /// Fuel that was used; `None` where the run was not metered.
     pub fuel_consumed: Option<u64>,
     /// The most bytes held at once, of linear memory and of directory listings.
     pub memory_used: u64,
     /// Whether a growth or a directory listing was denied.
     pub memory_denied: bool,
-    /// What the entry point returned.
+    /// The values that the entry point returned.
     pub values: Vec<Value>,
     /// Bytes of standard input that the guest read.
     pub stdin_read: u64,
-    /// Standard output.
+    /// What became of standard output.
     pub stdout: Written,
-    /// Standard error.
+    /// What became of standard error.
     pub stderr: Written,
 }

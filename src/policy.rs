@@ -1,4 +1,4 @@
-//! What the operator allows: ceilings on what runs use, grants of what they reach.
+//! The operator's policy: ceilings on what runs use, and grants of what they may reach.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,40 +6,40 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::config::{Access, Config};
+use crate::config::{Config, MountAccess};
 use crate::limits::Ceilings;
 
-/// The operator's policy.
+/// The operator's policy for the runs of one tenant.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Defaults and ceilings of limits.
+    /// Defaults and ceilings of the limits of a run.
     pub ceilings: Ceilings,
-    /// WASI for runs that do not say; false refuses it to all.
+    /// Whether runs that do not say get WASI; false refuses it to all.
     pub wasi: bool,
-    /// The real clock for runs that do not say; false refuses it to all.
+    /// Whether runs that do not say get the real clock; false refuses it to all.
     pub clock: bool,
     /// The most open files, directories, sockets and streams of files of a run.
     pub max_handles: u32,
-    /// The most bytes of standard input.
+    /// The most bytes of standard input in a request.
     pub max_stdin: u64,
     /// The most bytes of arguments, terminators included.
     pub max_args: u64,
     /// The most bytes of environment, terminators included.
     pub max_env: u64,
-    /// The most bytes of a module.
+    /// The most bytes of a module, as received.
     pub max_module: u64,
-    /// What runs may reach.
+    /// What runs may reach when they ask for it.
     pub grants: Grants,
 }
 
-/// What runs may reach when they ask for it.
+/// Grants of what runs may reach: host functions, directories, addresses, WebAssembly proposals.
 #[derive(Clone, Debug, Default)]
 pub struct Grants {
-    /// Host functions, as "module.name".
+    /// Host functions that may be imported, as "module.name".
     pub host_functions: Vec<String>,
     /// Directories that may be mounted, with all below them.
     pub mounts: Vec<MountGrant>,
-    /// Where sockets may connect to.
+    /// Addresses that sockets may connect to.
     pub network: Vec<NetworkGrant>,
     /// WebAssembly proposals that modules may need beyond those that are always on.
     pub features: BTreeSet<String>,
@@ -48,7 +48,7 @@ pub struct Grants {
 /// A directory that may be mounted.
 #[derive(Clone, Debug)]
 pub struct MountGrant {
-    /// Absolute, plain.
+    /// The directory on the host: an absolute path without "." or "..".
     pub host: PathBuf,
     /// Whether it may be mounted writable.
     pub writable: bool,
@@ -57,16 +57,16 @@ pub struct MountGrant {
 /// Addresses that sockets may connect to.
 #[derive(Clone, Debug)]
 pub struct NetworkGrant {
-    /// A block of addresses.
+    /// A block of IP addresses.
     pub host: IpNet,
-    /// Ports; none means all.
+    /// Ports that sockets may connect to; an empty list means all.
     pub ports: Vec<u16>,
 }
 
 impl NetworkGrant {
-    /// Whether it covers `addr`.
+    /// Reports whether the grant covers `addr`.
     pub fn covers(&self, addr: SocketAddr) -> bool {
-        // An IPv4 address that came in its IPv6 clothes is judged as the IPv4 address that it reaches.
+        // An IPv4-mapped IPv6 address is judged as the IPv4 address that it reaches.
         self.host.contains(&addr.ip().to_canonical())
             && (self.ports.is_empty() || self.ports.contains(&addr.port()))
     }
@@ -107,7 +107,7 @@ impl From<&Config> for Policy {
                     .iter()
                     .map(|mount| MountGrant {
                         host: mount.host.clone(),
-                        writable: mount.access == Access::Write,
+                        writable: mount.access == MountAccess::Write,
                     })
                     .collect(),
                 features: config

@@ -1,8 +1,9 @@
-//! Resource limits of the process (`ulimit`): what they are, what the configuration needs of them, and what comes of
-//! one that is lower.
+//! The resource limits of the process (`ulimit`): what they are, what the configuration needs of
+//! them, and what a lower one leads to.
 //!
-//! They are looked at once, when the daemon starts. One that lets it do nothing at all is an error then; one that it may
-//! meet later is told in the log. What meets it then is the error of one caller.
+//! They are checked once, when the daemon starts. A limit that lets the daemon do nothing at all is
+//! an error then; one that it may reach later is logged as a warning. An operation that reaches a
+//! limit later fails for its own caller only.
 
 use std::fmt;
 
@@ -10,69 +11,75 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, Config, StoreUrl};
 
-/// Descriptors without which nothing can be served: those of the runtime, the listeners, and one compilation.
+/// The least number of file descriptors with which anything can be served: those of the runtime,
+/// the listeners, and one compilation.
 const FEWEST_DESCRIPTORS: u64 = 64;
-/// Descriptors of a compile child: its socket, its artefact, what it says, and what waits for it.
+/// File descriptors for each compile child: its socket, its artefact, its output, and the handle
+/// that waits for its end.
 const DESCRIPTORS_A_CHILD: u64 = 6;
-/// Descriptors of the daemon itself.
+/// File descriptors that the daemon itself needs.
 const OWN_DESCRIPTORS: u64 = 64;
-/// Connections, the store and compilations have three of so many parts of the descriptors, and guests as many.
+/// The share of the file descriptors, as a fraction, for connections, the store and compilations.
+/// Guests have a share of the same size.
 const PARTS: (u64, u64) = (3, 8);
-/// Files that each run should be able to open, whatever others do.
+/// The files that each run should be able to open, whatever other runs do.
 const DESCRIPTORS_A_RUN: u64 = 4;
-/// The stack that the first thread needs, which reads the configuration.
+/// The smallest stack, in bytes, of the first thread, which reads the configuration.
 const SMALLEST_STACK: u64 = 512 << 10;
-/// The stack that it is given where it may have it.
+/// The stack, in bytes, that the first thread's limit is raised to if that is allowed.
 const STACK: u64 = 8 << 20;
-/// Memory of its own that a daemon has beside the stacks of the threads that compile.
+/// Bytes of private memory that a daemon needs besides the stacks of the threads that compile.
 const LEAST_DATA: u64 = 96 << 20;
-/// The stack of each of those.
+/// Bytes of stack of each thread that compiles.
 const COMPILE_STACK: u64 = 64 << 20;
-/// Address space for the code, the threads and one memory of a guest, which is 4 GiB with what guards it.
+/// Bytes of address space for the code, the threads and one memory of a guest, which takes 4 GiB
+/// with its guard regions.
 const LEAST_SPACE: u64 = 8 << 30;
-/// Address space of a slot of a pool: that of two memories.
+/// Bytes of address space of one slot of an instance pool: that of two memories.
 const SPACE_A_SLOT: u64 = 2 * ((4 << 30) + (64 << 20));
-/// Threads beside those that are counted.
+/// Threads in addition to those that are counted one by one.
 const OTHER_THREADS: u64 = 16;
-/// Threads of a compile child at the most, with the child itself.
+/// The most threads of a compile child, counting the child itself.
 const THREADS_A_CHILD: u64 = 6;
 
-/// What is known of the limits.
+/// The result of the check of the limits at the start.
 #[derive(Debug, Default)]
 pub struct ProcessLimits {
-    /// All of them, for the log.
+    /// All limits, formatted for the log.
     pub told: String,
-    /// What is lower than the configuration needs, and what comes of it.
+    /// A warning for each limit that is lower than the configuration needs, with what that leads
+    /// to.
     pub warnings: Vec<String>,
 }
 
-/// One limit.
+/// A resource limit of the process.
 #[derive(Clone, Copy)]
-struct Limit {
+struct ProcessLimit {
     resource: Resource,
-    /// As the manual has it, and as a shell does.
+    /// Its name in setrlimit(2); `flag` is its option of the shell's `ulimit`.
     name: &'static str,
     flag: &'static str,
 }
 
-const fn limit(resource: Resource, name: &'static str, flag: &'static str) -> Limit {
-    Limit {
+/// Creates the description of a limit.
+const fn limit(resource: Resource, name: &'static str, flag: &'static str) -> ProcessLimit {
+    ProcessLimit {
         resource,
         name,
         flag,
     }
 }
 
-const DESCRIPTORS: Limit = limit(Resource::Nofile, "RLIMIT_NOFILE", "-n");
-const FILE_SIZE: Limit = limit(Resource::Fsize, "RLIMIT_FSIZE", "-f");
-const SPACE: Limit = limit(Resource::As, "RLIMIT_AS", "-v");
-const DATA: Limit = limit(Resource::Data, "RLIMIT_DATA", "-d");
-const TASKS: Limit = limit(Resource::Nproc, "RLIMIT_NPROC", "-u");
-const STACK_SIZE: Limit = limit(Resource::Stack, "RLIMIT_STACK", "-s");
-const LOCKED: Limit = limit(Resource::Memlock, "RLIMIT_MEMLOCK", "-l");
-const CPU: Limit = limit(Resource::Cpu, "RLIMIT_CPU", "-t");
-const CORE: Limit = limit(Resource::Core, "RLIMIT_CORE", "-c");
-const ALL: [Limit; 9] = [
+const DESCRIPTORS: ProcessLimit = limit(Resource::Nofile, "RLIMIT_NOFILE", "-n");
+const FILE_SIZE: ProcessLimit = limit(Resource::Fsize, "RLIMIT_FSIZE", "-f");
+const SPACE: ProcessLimit = limit(Resource::As, "RLIMIT_AS", "-v");
+const DATA: ProcessLimit = limit(Resource::Data, "RLIMIT_DATA", "-d");
+const TASKS: ProcessLimit = limit(Resource::Nproc, "RLIMIT_NPROC", "-u");
+const STACK_SIZE: ProcessLimit = limit(Resource::Stack, "RLIMIT_STACK", "-s");
+const LOCKED: ProcessLimit = limit(Resource::Memlock, "RLIMIT_MEMLOCK", "-l");
+const CPU: ProcessLimit = limit(Resource::Cpu, "RLIMIT_CPU", "-t");
+const CORE: ProcessLimit = limit(Resource::Core, "RLIMIT_CORE", "-c");
+const ALL: [ProcessLimit; 9] = [
     DESCRIPTORS,
     FILE_SIZE,
     SPACE,
@@ -84,18 +91,18 @@ const ALL: [Limit; 9] = [
     CORE,
 ];
 
-impl Limit {
-    /// What is in force; `None`: no limit.
+impl ProcessLimit {
+    /// Returns the soft limit that is in force; `None` means no limit.
     fn now(self) -> Option<u64> {
         getrlimit(self.resource).current
     }
 
-    /// What is in force, where that is less than `needed`.
+    /// Returns the limit that is in force if it is lower than `needed`.
     fn below(self, needed: u64) -> Option<u64> {
         self.now().filter(|now| *now < needed)
     }
 
-    /// Requires it to be no less than what is needed to run anything.
+    /// Checks that the limit is no lower than what is needed to run anything.
     fn require(self, needed: u64, what: &str) -> Result<(), String> {
         match self.below(needed) {
             Some(now) => Err(format!(
@@ -105,7 +112,7 @@ impl Limit {
         }
     }
 
-    /// Raises what is in force to what it may be at the most, but no further than `enough`.
+    /// Raises the soft limit to the hard limit, but no further than `enough`.
     fn raise(self, enough: u64) {
         let Rlimit { current, maximum } = getrlimit(self.resource);
         let Some(now) = current else { return };
@@ -115,37 +122,38 @@ impl Limit {
                 current: Some(to),
                 maximum,
             };
-            // What it stays at is told with the others.
+            // The value that results is logged with the others.
             let _ = setrlimit(self.resource, raised);
         }
     }
 }
 
-impl fmt::Display for Limit {
+impl fmt::Display for ProcessLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (ulimit {})", self.name, self.flag)
     }
 }
 
-/// Raises the limits of open files and of the first thread's stack as far as the host lets this process: what is opened
-/// is bounded by the configuration.
+/// Raises the limits of open files and of the first thread's stack as far as the host allows: the
+/// configuration bounds how many files are opened.
 pub fn raise() {
     DESCRIPTORS.raise(u64::MAX);
     STACK_SIZE.raise(STACK);
 }
 
-/// Looks at the stack of the first thread, which everything else needs. It is to have been raised.
+/// Checks the stack limit of the first thread, which everything else needs. [`raise`] is called
+/// before.
 ///
 /// # Errors
-/// Where it is too small: what it is, and what is needed.
+/// The stack is too small; the error says what the limit is and what is needed.
 pub fn check_stack() -> Result<(), String> {
     STACK_SIZE.require(SMALLEST_STACK, "bytes of stack")
 }
 
-/// Looks at the limits of this process, which are to have been raised.
+/// Checks the limits of this process against the configuration. [`raise`] is called before.
 ///
 /// # Errors
-/// Where one of them lets nothing run: which, what it is, and what is needed.
+/// A limit lets nothing run; the error says which, what it is, and what is needed.
 pub fn check(config: &Config) -> Result<ProcessLimits, String> {
     DESCRIPTORS.require(FEWEST_DESCRIPTORS, "open files")?;
     SPACE.require(LEAST_SPACE, "bytes of address space")?;
@@ -158,7 +166,8 @@ pub fn check(config: &Config) -> Result<ProcessLimits, String> {
     })
 }
 
-/// The limits that there are, to stand beside an error of the host's that does not name the one that was met.
+/// Formats the limits that are set, to add to an error of the host that does not name the limit
+/// that was reached. Returns `None` if there are none.
 pub fn in_force() -> Option<String> {
     let some = [DESCRIPTORS, SPACE, DATA, TASKS, FILE_SIZE];
     let some = some.into_iter().filter(|limit| limit.now().is_some());
@@ -166,7 +175,8 @@ pub fn in_force() -> Option<String> {
     (!told.is_empty()).then(|| told.join(" "))
 }
 
-fn shown(limit: Limit) -> String {
+/// Formats one limit for the log.
+fn shown(limit: ProcessLimit) -> String {
     let name = limit.name.trim_start_matches("RLIMIT_").to_lowercase();
     match limit.now() {
         Some(now) => format!("{name}={now}"),
@@ -174,6 +184,7 @@ fn shown(limit: Limit) -> String {
     }
 }
 
+/// Warns if the open files may run out.
 fn descriptors(config: &Config) -> Option<String> {
     let connections = u64::from(config.server.max_connections);
     let compiling = DESCRIPTORS_A_CHILD * children(config);
@@ -190,6 +201,7 @@ fn descriptors(config: &Config) -> Option<String> {
     ))
 }
 
+/// Warns if a module or an artefact may exceed the largest file.
 fn file_size(config: &Config) -> Option<String> {
     let compile = &config.compile;
     let needed = compile.max_module.max(compile.max_artifact);
@@ -204,6 +216,7 @@ fn file_size(config: &Config) -> Option<String> {
     ))
 }
 
+/// Warns if the address space is too small for the instance pool.
 fn space(config: &Config) -> Option<String> {
     let slots = match config.engine.pool_slots {
         0 => config.admission.slots,
@@ -216,6 +229,7 @@ fn space(config: &Config) -> Option<String> {
     ))
 }
 
+/// Warns if the memory budgets exceed the private memory that the process may have.
 fn data(config: &Config) -> Option<String> {
     let needed = config
         .engine
@@ -230,9 +244,10 @@ fn data(config: &Config) -> Option<String> {
     ))
 }
 
+/// Warns if the user may not have as many threads and processes as the daemon may start.
 fn tasks(config: &Config) -> Option<String> {
     if rustix::process::geteuid().is_root() {
-        // The kernel does not count root's.
+        // The kernel does not apply this limit to root.
         return None;
     }
     let needed = threads(config) + children(config) * THREADS_A_CHILD;
@@ -242,6 +257,7 @@ fn tasks(config: &Config) -> Option<String> {
     ))
 }
 
+/// Warns if the processor time is limited at all.
 fn cpu(_config: &Config) -> Option<String> {
     let now = CPU.now()?;
     Some(format!(
@@ -249,13 +265,13 @@ fn cpu(_config: &Config) -> Option<String> {
     ))
 }
 
-/// Compile children at once.
+/// Returns how many compile children there may be at once.
 fn children(config: &Config) -> u64 {
     let compile = &config.compile;
     u64::from(compile.concurrency) + u64::from(compile.max_preempted) + 1
 }
 
-/// Threads that a daemon has from its start on, about.
+/// Returns about how many threads a daemon has from its start on.
 pub fn threads(config: &Config) -> u64 {
     let own = config::cores() + config.serving_threads() + config.guest_threads();
     own as u64 + children(config) + OTHER_THREADS

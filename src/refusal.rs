@@ -1,7 +1,7 @@
 //! Why a request was refused: a stable reason, the facts, and a sentence for people.
 //!
-//! Everything that happens before a guest's first instruction and keeps it from running is a [`Refusal`]. What a
-//! guest does after that is data, never a refusal.
+//! Everything that happens before a guest's first instruction and keeps it from running is a
+//! [`Refusal`]. What a guest does after that is data, never a refusal.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 
 /// The most names of a list that a refusal spells out; the rest is a count.
 const LISTED: usize = 8;
-/// The most bytes of one quoted value, and of one in a list: an error stays under the 4 KiB that clients accept.
+/// The most bytes of one quoted value, so that an error stays under the 4 KiB that clients accept.
 const QUOTED: usize = 120;
+/// The most bytes of one quoted name in a list, for the same reason.
 const QUOTED_IN_LIST: usize = 56;
 
-/// Why, in terms that programs can rely on. The API documents each; `api::status` maps them to gRPC codes.
+/// The reason of a refusal, in terms that programs can rely on. The API documents each;
+/// `api::status` maps them to gRPC codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// A field is missing, malformed or contradicts another.
@@ -34,9 +36,9 @@ pub enum Reason {
     ModuleInvalid,
     /// The module is valid but could not be compiled.
     CompilationFailed,
-    /// Compiling it takes more than `[compile]` allows.
+    /// Compiling the module takes more than `[compile]` allows.
     CompileLimitExceeded,
-    /// The module's memories do not fit the run's.
+    /// The module's memories need more than the run may have.
     MemoryBelowModuleMinimum,
     /// The module needs a WebAssembly proposal that the operator has not turned on.
     FeatureNotEnabled,
@@ -46,7 +48,7 @@ pub enum Reason {
     PolicyDenied,
     /// The bytes are not those of the digest that was expected.
     DigestMismatch,
-    /// No such module.
+    /// There is no such module.
     ModuleNotFound,
     /// The run reserves more than could ever be admitted.
     CapacityExceeded,
@@ -56,11 +58,11 @@ pub enum Reason {
     TenantQuota,
     /// There is no credential, or it is not valid.
     CredentialsInvalid,
-    /// Too many wait already.
+    /// Too many requests wait already.
     QueueFull,
     /// No slot came free within `admission.max_wait`.
     WaitExpired,
-    /// The message is over the method's cap.
+    /// The message is over the size cap of the method.
     MessageTooLarge,
     /// The module store's budget is used up.
     StoreFull,
@@ -72,17 +74,17 @@ pub enum Reason {
     NotStarted,
     /// The daemon has no such service.
     ServiceNotFound,
-    /// No such run, or not any more.
+    /// There is no such run, or it is not remembered any more.
     RunNotFound,
-    /// The run is another daemon's.
+    /// The run belongs to another daemon.
     RunElsewhere,
     /// The run was cancelled before its first instruction.
     RunCancelled,
-    /// The key belongs to a run of another spec.
+    /// The idempotency key belongs to a run of another spec.
     IdempotencyConflict,
     /// The daemon is ending.
     ShuttingDown,
-    /// The daemon failed; the log tells how, under the incident id.
+    /// The daemon failed; its log says how, under the incident id.
     Internal,
 }
 
@@ -124,7 +126,7 @@ impl Reason {
         Self::Internal,
     ];
 
-    /// The name on the wire.
+    /// Returns the name of the reason on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SpecInvalid => "SPEC_INVALID",
@@ -164,12 +166,13 @@ impl Reason {
     }
 }
 
-/// A request that was refused, and why. It can cross to the daemon from a compile child.
+/// A request that was refused, and why. It is serializable, because it can cross to the daemon from
+/// a compile child.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Refusal(Box<Facts>);
+pub struct Refusal(Box<RefusalDetails>);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Facts {
+struct RefusalDetails {
     reason: Reason,
     message: String,
     field: Option<String>,
@@ -178,9 +181,9 @@ struct Facts {
 }
 
 impl Refusal {
-    /// Refuses for `reason`; `message` says what is wrong and what is allowed, for people.
+    /// Creates a refusal for `reason`. `message` tells people what is wrong and what is allowed.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self(Box::new(Facts {
+        Self(Box::new(RefusalDetails {
             reason,
             message: message.into(),
             field: None,
@@ -189,13 +192,14 @@ impl Refusal {
         }))
     }
 
-    /// A field that is missing, malformed or contradicts another.
+    /// Refuses a field that is missing, malformed or contradicts another.
     pub fn invalid(field: impl Into<String>, message: impl fmt::Display) -> Self {
         let field = field.into();
-        Self::new(Reason::SpecInvalid, format!("{field}: {message}")).at(field)
+        Self::new(Reason::SpecInvalid, format!("{field}: {message}")).at_field(field)
     }
 
-    /// More than the `allowed` that is the most for everybody, which no setting changes.
+    /// Refuses a value above `allowed`, a maximum that holds for everybody and that no setting
+    /// changes.
     pub fn above(
         field: impl Into<String>,
         asked: impl fmt::Display,
@@ -206,12 +210,12 @@ impl Refusal {
             Reason::LimitAboveMaximum,
             format!("{field}: {asked} is above the maximum of {allowed}"),
         )
-        .at(field)
+        .at_field(field)
         .with("asked", asked)
         .with("allowed", allowed)
     }
 
-    /// More than the operator's ceiling, which `setting` sets.
+    /// Refuses a value above the operator's ceiling, which `setting` sets.
     pub fn above_ceiling(
         field: impl Into<String>,
         setting: &'static str,
@@ -223,13 +227,15 @@ impl Refusal {
         refusal
     }
 
-    /// `sentence`, then the first few of `names`, which are also the fact `key`.
+    /// Refuses with `sentence`, followed by the first few of `names`, which are also the fact
+    /// `key`.
     pub fn listing(reason: Reason, sentence: &str, key: &'static str, names: &[String]) -> Self {
         let names = list(names);
         Self::new(reason, format!("{sentence}: {names}")).with(key, names)
     }
 
-    /// The operator's policy does not grant what `field` asks for; `rule` is the policy's key.
+    /// Refuses what `field` asks for because the operator's policy does not grant it. `rule` is the
+    /// policy's key.
     pub fn denied(
         field: impl Into<String>,
         rule: &'static str,
@@ -240,11 +246,12 @@ impl Refusal {
             Reason::PolicyDenied,
             format!("{field}: {message} (policy rule `{rule}`)"),
         )
-        .at(field)
+        .at_field(field)
         .with("rule", rule)
     }
 
-    /// A failure of the daemon itself. `cause` goes to the log under a fresh incident id; the caller gets the id only.
+    /// Reports a failure of the daemon itself. `cause` goes to the log under a fresh incident id;
+    /// the caller gets only the id.
     pub fn internal(cause: impl fmt::Display) -> Self {
         let incident = uuid::Uuid::now_v7().simple().to_string();
         tracing::error!(%incident, cause = %printable(&cause.to_string()), "internal failure");
@@ -255,14 +262,15 @@ impl Refusal {
         .with("incident", incident)
     }
 
-    /// Names the field at fault.
+    /// Sets the field at fault.
     #[must_use]
-    pub fn at(mut self, field: impl Into<String>) -> Self {
+    pub fn at_field(mut self, field: impl Into<String>) -> Self {
         self.0.field = Some(field.into());
         self
     }
 
-    /// Calls the message that the field is in `new` rather than `old`, where another message holds the same one.
+    /// Renames the message that the field is in from `old` to `new`, for a method whose message
+    /// holds the same fields under another name.
     #[must_use]
     pub fn renamed(mut self, old: &str, new: &str) -> Self {
         let facts = &mut *self.0;
@@ -282,44 +290,44 @@ impl Refusal {
         self
     }
 
-    /// Adds a fact.
+    /// Adds a fact for programs: its key and its value.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        // A list of names is the longest that a fact may be.
+        // A list of names is the longest value that a fact may have.
         let most = LISTED * (QUOTED_IN_LIST + 2) + QUOTED;
         let value = shorten(printable(&value.to_string()), most);
         self.0.metadata.push((key.into(), value));
         self
     }
 
-    /// Says when a retry may help.
+    /// Sets the delay after which a retry may help.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.0.retry_after = Some(delay);
         self
     }
 
-    /// The stable reason.
+    /// Returns the stable reason of the refusal.
     pub fn reason(&self) -> Reason {
         self.0.reason
     }
 
-    /// For people.
+    /// Returns the sentence for people.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The field at fault, where one is.
+    /// Returns the field at fault; `None` where there is none.
     pub fn field(&self) -> Option<&str> {
         self.0.field.as_deref()
     }
 
-    /// The facts, besides the field.
+    /// Returns the facts as keys and values, besides the field.
     pub fn metadata(&self) -> &[(Cow<'static, str>, String)] {
         &self.0.metadata
     }
 
-    /// When a retry may help.
+    /// Returns the delay after which a retry may help; `None` where none is known.
     pub fn retry(&self) -> Option<Duration> {
         self.0.retry_after
     }
@@ -333,7 +341,7 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// The first few of `names`, then how many more there are.
+/// Lists the first few of `names`, then how many more there are.
 pub fn list<I>(names: I) -> String
 where
     I: IntoIterator,
@@ -357,9 +365,10 @@ where
     out
 }
 
-/// `text` shortened to what one value may take in an error, control characters escaped.
+/// Returns `text` shortened to what one value may take in an error, with control characters
+/// escaped.
 pub fn quote(text: &str) -> String {
-    // Cut first: what is quoted may be as long as a message.
+    // Cut before it is escaped: what is quoted may be as long as a message.
     let start = &text[..text.floor_char_boundary(QUOTED + 1)];
     shorten(printable(start), QUOTED)
 }
@@ -372,11 +381,13 @@ fn shorten(mut text: String, bytes: usize) -> String {
     text
 }
 
-/// `text` with control characters escaped, so that a guest's names cannot forge a log line or drive a terminal.
+/// Escapes control characters in `text`, so that a guest's names cannot forge a log line or drive a
+/// terminal.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        // Besides control characters: the bidirectional overrides and line separators that change how a line reads.
+        // Besides control characters, these are the bidirectional overrides and line separators
+        // that change how a line reads.
         let forges = c.is_control()
             || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if forges {

@@ -1,7 +1,7 @@
-//! What a caller asks for, already well-formed: a [`RunSpec`] and its newtypes.
+//! What a caller asks for, once it is well-formed: a [`RunSpec`] and its newtypes.
 //!
-//! Every constructor refuses what its field may not hold, and says which field it was. Nothing here knows the wire or
-//! the runtime.
+//! Every constructor refuses what its field may not hold, and says which field it was. Nothing here
+//! knows the wire or the runtime.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -15,71 +15,72 @@ use crate::refusal::{Reason, Refusal, quote};
 
 mod digest;
 mod hex;
-mod places;
+mod path_conflicts;
 mod run_id;
 
 pub use self::digest::Digest;
-pub use self::places::check_places;
+pub use self::path_conflicts::check_path_conflicts;
 pub use self::run_id::RunId;
 
 /// The most labels of a run or a module.
 pub const MAX_LABELS: usize = 32;
-/// The most bytes of a label's key, and of its value.
+/// The most bytes of a label's key, of its value, and of an idempotency key.
 pub const MAX_LABEL_BYTES: usize = 128;
 /// The most mounts of a run.
 pub const MAX_MOUNTS: usize = 32;
 /// The most bytes of a path or a name in a spec; Linux takes no longer path.
 pub const MAX_PATH_BYTES: usize = 4096;
 
-/// Where a spec says what its working directory is.
+/// The name of the spec's field that holds the working directory.
 pub const WORKING_DIR_FIELD: &str = "spec.working_dir";
 
-/// The module of a run.
+/// The module of a run, as its caller names it.
 #[derive(Clone)]
 pub enum ModuleRef {
-    /// Sent with the run.
+    /// The bytes of a module that is sent with the run.
     Inline(Bytes),
-    /// Loaded before.
+    /// The digest of a module that was loaded before.
     Loaded(Digest),
 }
 
-/// What to run and within which bounds.
+/// What to run, and within which bounds.
 #[derive(Clone)]
 pub struct RunSpec {
-    /// The module.
+    /// The module that is run.
     pub module: ModuleRef,
     /// The exported function to call; `None`: the module's command.
     pub entry_point: Option<String>,
-    /// The command line.
+    /// The command line, or the arguments of an entry point that has parameters.
     pub args: Vec<String>,
-    /// The environment.
+    /// The environment, as keys and values.
     pub env: Vec<(String, String)>,
-    /// Standard input.
+    /// Standard input that is sent with the request.
     pub stdin: Bytes,
     /// The guest directory that relative paths start from; `None`: "/".
     pub working_dir: Option<GuestPath>,
-    /// Host directories that the guest sees.
+    /// The host directories that the guest sees.
     pub mounts: Vec<Mount>,
-    /// What it may use.
+    /// The limits on what the run may use.
     pub limits: Limits,
-    /// Provide the WASI imports.
+    /// Whether the guest gets the WASI imports.
     pub wasi: bool,
-    /// Host functions that it may import.
+    /// The host functions that the guest may import, as "module.name".
     pub host_functions: BTreeSet<String>,
-    /// Permit the granted sockets.
+    /// Whether the guest may use the sockets that are granted.
     pub network: bool,
-    /// The real clock, not the deterministic one.
+    /// Whether the guest gets the real clock rather than the deterministic one.
     pub clock: bool,
-    /// Metadata.
+    /// The labels that the caller gives the run.
     pub labels: Labels,
-    /// Go on without the caller.
+    /// Whether the run goes on without its caller.
     pub detach: bool,
-    /// What makes a second call the same as the first.
+    /// The key that makes a second call the same run as the first; `None`: none.
     pub idempotency_key: Option<String>,
 }
 
 impl RunSpec {
-    /// What tells this spec, of a module of `digest`, from others. Two that are the same run the same.
+    /// Computes the digest that distinguishes this spec, with the module of `digest`, from others.
+    /// Two specs of the same fingerprint run the same.
     pub fn fingerprint(&self, digest: Digest) -> Digest {
         let Self {
             module: _,
@@ -98,7 +99,8 @@ impl RunSpec {
             detach,
             idempotency_key: _,
         } = self;
-        // The debug form of plain data names every field, and escapes what could look like another's.
+        // The debug form of plain data names every field, and escapes what could look like another
+        // field.
         let told = format!(
             "{:?}",
             (
@@ -111,16 +113,16 @@ impl RunSpec {
     }
 }
 
-/// A host directory that the guest sees.
+/// A host directory that the guest sees as one of its own.
 #[derive(Clone, Debug)]
 pub struct Mount {
-    /// Its index in the spec, to name it.
+    /// The index of the mount in the spec, by which a refusal names it.
     pub index: usize,
-    /// On the daemon's machine; absolute, without "." or "..".
+    /// The directory on the daemon's machine: an absolute path without "." or "..".
     pub host: PathBuf,
-    /// What the guest sees.
+    /// The path at which the guest sees it.
     pub guest: GuestPath,
-    /// Deny writes.
+    /// Whether the guest may not write to it.
     pub read_only: bool,
 }
 
@@ -129,10 +131,11 @@ pub struct Mount {
 pub struct GuestPath(String);
 
 impl GuestPath {
-    /// Reads an absolute path.
+    /// Parses an absolute path, and drops its "." parts and repeated slashes.
     ///
     /// # Errors
-    /// `SPEC_INVALID` where it is not absolute, has a NUL byte or a ".." part, or is too long.
+    /// `SPEC_INVALID` where it is not absolute, or has a NUL byte or a ".." part;
+    /// `LIMIT_ABOVE_MAXIMUM` where it is too long.
     pub fn parse(field: &str, text: &str) -> Result<Self, Refusal> {
         check_text(field, text, MAX_PATH_BYTES)?;
         if !text.starts_with('/') {
@@ -154,22 +157,23 @@ impl GuestPath {
         Ok(Self(path))
     }
 
-    /// As text.
+    /// Returns the path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is "/".
+    /// Reports whether the path is "/".
     pub fn is_root(&self) -> bool {
         self.0 == "/"
     }
 
-    /// Whether it is `dir`, or in it.
+    /// Reports whether the path is `dir`, or lies in it.
     pub fn is_in(&self, dir: &Self) -> bool {
         self.beneath(dir).is_some()
     }
 
-    /// This path relative to `root`; `None` where it is not at or under it.
+    /// Returns the path relative to `root`, without a leading slash; `None` where it is not at or
+    /// under `root`.
     pub fn beneath(&self, root: &Self) -> Option<&str> {
         if root.0 == "/" {
             return Some(&self.0[1..]);
@@ -182,29 +186,29 @@ impl GuestPath {
     }
 }
 
-/// The name of an exported function.
+/// Checks the name of an exported function.
 ///
 /// # Errors
-/// `SPEC_INVALID` where it has a NUL byte or is too long.
+/// `SPEC_INVALID` where it has a NUL byte; `LIMIT_ABOVE_MAXIMUM` where it is too long.
 pub fn entry_point(field: &str, text: String) -> Result<String, Refusal> {
     check_text(field, &text, MAX_PATH_BYTES)?;
     Ok(text)
 }
 
-/// A command line of at most `max` bytes, terminators included.
+/// Checks a command line, which may have `max` bytes, terminators included.
 ///
 /// # Errors
-/// `SPEC_INVALID` for a NUL byte, `LIMIT_ABOVE_MAXIMUM` over the cap.
+/// `SPEC_INVALID` for a NUL byte; `LIMIT_ABOVE_MAXIMUM` for more than `max` bytes.
 pub fn args(field: &str, args: Vec<String>, max: u64) -> Result<Vec<String>, Refusal> {
     check_list(field, "policy.max_args", &args, max)?;
     Ok(args)
 }
 
-/// An environment of at most `max` bytes, terminators included.
+/// Parses an environment, which may have `max` bytes, terminators included.
 ///
 /// # Errors
-/// `SPEC_INVALID` for an entry without "=", an empty or repeated key, a NUL byte; `LIMIT_ABOVE_MAXIMUM` over the cap.
-/// Values are never quoted in an error.
+/// `SPEC_INVALID` for an entry without "=", an empty or repeated key, or a NUL byte;
+/// `LIMIT_ABOVE_MAXIMUM` for more than `max` bytes. Values are never quoted in an error.
 pub fn env(field: &str, entries: &[String], max: u64) -> Result<Vec<(String, String)>, Refusal> {
     check_list(field, "policy.max_env", entries, max)?;
     let mut seen = HashSet::with_capacity(entries.len());
@@ -228,10 +232,11 @@ pub fn env(field: &str, entries: &[String], max: u64) -> Result<Vec<(String, Str
         .collect()
 }
 
-/// Mounts with absolute, plain host paths and distinct guest paths.
+/// Checks mounts, which need absolute, plain host paths and distinct guest paths.
 ///
 /// # Errors
-/// `SPEC_INVALID`, naming the mount and its field; `LIMIT_ABOVE_MAXIMUM` for too many.
+/// `SPEC_INVALID`, naming the mount and its field; `LIMIT_ABOVE_MAXIMUM` for too many mounts, or
+/// for a path that is too long.
 pub fn mounts(
     field: &str,
     mounts: impl ExactSizeIterator<Item = (String, String, bool)>,
@@ -267,16 +272,17 @@ pub fn mounts(
 }
 
 fn is_plain(path: &Path) -> bool {
-    // `components` hides "." in the middle and repeated slashes, neither of which can lead anywhere else.
+    // `components` hides "." in the middle and repeated slashes, neither of which can lead anywhere
+    // else.
     path.is_absolute()
         && path
             .components()
             .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
-/// Metadata of a run or a module.
+/// The labels of a run or a module: keys and values that its caller chose.
 ///
-/// A clone shares them: a run hands its labels to its record, its guest and its history.
+/// A clone shares them, because a run hands its labels to its record, its guest and its history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Labels(Option<Arc<BTreeMap<String, String>>>);
@@ -294,11 +300,11 @@ impl From<Labels> for BTreeMap<String, String> {
 }
 
 impl Labels {
-    /// Takes labels that keep the rules.
+    /// Checks labels against the rules, and keeps them.
     ///
     /// # Errors
-    /// `SPEC_INVALID` over 32, for a key or value over 128 bytes or with control characters, for an empty key, and
-    /// for the reserved prefix "ringfence.".
+    /// `SPEC_INVALID` for more than 32 labels, for a key or value over 128 bytes or with control
+    /// characters, for an empty key, and for the reserved prefix "ringfence.".
     pub fn new(
         field: &str,
         labels: impl IntoIterator<Item = (String, String)>,
@@ -328,22 +334,23 @@ impl Labels {
         Ok(out.into())
     }
 
-    /// One value.
+    /// Returns the value of one label; `None` where there is no such key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// All of them.
+    /// Iterates over all keys and values, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let labels = self.0.as_deref().into_iter().flatten();
         labels.map(|(k, v)| (k.as_str(), v.as_str()))
     }
 }
 
-/// What makes a second call the same as the first; empty is none.
+/// Checks an idempotency key, which makes a second call the same run as the first. An empty key
+/// counts as none.
 ///
 /// # Errors
-/// `LIMIT_ABOVE_MAXIMUM` over 128 bytes, `SPEC_INVALID` with control characters.
+/// `LIMIT_ABOVE_MAXIMUM` for more than 128 bytes; `SPEC_INVALID` for control characters.
 pub fn idempotency_key(field: &str, key: String) -> Result<Option<String>, Refusal> {
     if key.len() > MAX_LABEL_BYTES {
         return Err(Refusal::above(field, key.len(), MAX_LABEL_BYTES));
@@ -354,10 +361,10 @@ pub fn idempotency_key(field: &str, key: String) -> Result<Option<String>, Refus
     Ok((!key.is_empty()).then_some(key))
 }
 
-/// Takes standard input of at most `max` bytes.
+/// Checks standard input, which may have `max` bytes.
 ///
 /// # Errors
-/// `LIMIT_ABOVE_MAXIMUM` over the cap.
+/// `LIMIT_ABOVE_MAXIMUM` for more than `max` bytes.
 pub fn stdin(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
     if bytes.len() as u64 > max {
         const SETTING: &str = "policy.max_stdin";
@@ -366,7 +373,8 @@ pub fn stdin(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
     Ok(bytes)
 }
 
-/// Refuses a module of `asked` bytes, or one of which so many have come and the rest is not known.
+/// Builds the refusal of a module that is too large. `asked` is its size in bytes or, where
+/// `is_whole` is false, how many have come so far while the rest is not known.
 pub fn module_too_large(field: &str, asked: u64, is_whole: bool, max: u64) -> Refusal {
     const SETTING: &str = "compile.max_module";
     let size = if is_whole {
@@ -378,16 +386,16 @@ pub fn module_too_large(field: &str, asked: u64, is_whole: bool, max: u64) -> Re
         Reason::ModuleTooLarge,
         format!("{size} is above the maximum of {max} ({SETTING})"),
     )
-    .at(field)
+    .at_field(field)
     .with("asked", asked)
     .with("allowed", max)
     .with("limit", SETTING)
 }
 
-/// Takes a module's bytes: some, and at most `max`.
+/// Checks the bytes of a module: at least one, and at most `max`.
 ///
 /// # Errors
-/// `SPEC_INVALID` where there are none, `MODULE_TOO_LARGE` over the cap.
+/// `SPEC_INVALID` where there are none; `MODULE_TOO_LARGE` for more than `max`.
 pub fn module_bytes(field: &str, bytes: Bytes, max: u64) -> Result<Bytes, Refusal> {
     if bytes.is_empty() {
         return Err(Refusal::invalid(field, "is empty"));

@@ -1,5 +1,6 @@
-//! Signals: what each does to the daemon, from its first instruction to its last, whether or not it is
-//! the first process of its namespace, and whatever it was started with blocked or ignored.
+//! Signal handling: what each signal does to the daemon, from its first instruction to its last,
+//! whether or not it is the first process of its PID namespace, and whatever it was started with
+//! blocked or ignored.
 //!
 //! | signal | while it starts | while it serves | while it drains |
 //! |---|---|---|---|
@@ -9,8 +10,8 @@
 //! | TTIN, TTOU | blocked | blocked | blocked |
 //! | all others that would end a process | told in the log | the same | the same |
 //!
-//! Those that say that the program itself is broken (ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP) end it, as do
-//! KILL and a hard limit of processor time. TSTP and STOP stop it until CONT.
+//! Signals that say that the program itself is broken (ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP) end
+//! it, as do KILL and the hard limit of processor time. TSTP and STOP stop it until CONT.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,22 +26,25 @@ use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::low_level::{exit, signal_name};
 use tokio::sync::{Notify, watch};
 
-use crate::telemetry::LogFlush;
+use crate::telemetry::LogFlusher;
 
-/// What a shell says of a process that a signal ended is this and the signal's number.
+/// The exit code of a process that a signal ended, by the convention of shells, is this plus the
+/// signal's number.
 const ENDED_BY_SIGNAL: i32 = 128;
-/// A signal to end that comes so soon after the first is the same request: `timeout(1)` and shells tell a process and its
-/// group.
-const SAME_REQUEST: Duration = Duration::from_millis(10);
-/// How long a daemon that is starting may take to stop in an orderly way: what blocks it may last.
+/// A second signal to end that comes within this time of the first is the same request:
+/// `timeout(1)` and shells signal both a process and its group.
+const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
+/// How long a daemon that is starting may take to stop in an orderly way: something that blocks it
+/// may last.
 const STOPPING: Duration = Duration::from_millis(300);
-/// How long an end at once waits for the log to be written.
+/// How long the immediate end of the daemon waits for the log to be written.
 const LAST_LINES: Duration = Duration::from_millis(100);
-/// How often a signal that does nothing is told again.
+/// How often, at most, a signal that does nothing is logged.
 const TOLD_AGAIN: Duration = Duration::from_secs(10);
 
-/// Signals that would end a process that does not catch them, beside those that mean something here.
-const MEANINGLESS: [i32; 10] = [
+/// Signals that would end a process that does not catch them, apart from those that have a meaning
+/// here.
+const IGNORED_SIGNALS: [i32; 10] = [
     consts::SIGUSR1,
     consts::SIGUSR2,
     consts::SIGALRM,
@@ -53,29 +57,34 @@ const MEANINGLESS: [i32; 10] = [
     libc::SIGPWR,
 ];
 
-/// The phases that a signal tells apart.
+/// The phase of a daemon that is starting: a signal to end just ends it. Phases are numbers so that
+/// they fit into an atomic.
 const STARTING: u8 = 0;
+/// The phase of a daemon that has begun to serve: a signal to end drains it.
 const SERVING: u8 = 1;
+/// The phase of a daemon that was told to end before it served.
 const STOPPED: u8 = 2;
 
-/// Signals that are caught, and kept until somebody watches for them.
+/// The signals that are caught, and queued until [`Self::watch`] handles them.
 pub struct CaughtSignals {
     caught: signal_hook::iterator::Signals,
-    /// Whether a signal to end ends the process right in its handler.
+    /// Whether a signal to end exits the process directly in the signal handler.
     ends_at_once: Arc<AtomicBool>,
 }
 
 impl CaughtSignals {
-    /// Catches them from now on. As long as nobody watches, one that asks for the end gets it in the
-    /// same moment, also while the process is blocked: nothing has begun that would have to be ended.
+    /// Catches signals from now on. Until [`Self::watch`] is called, a signal to end exits the
+    /// process at once, even while it is blocked: nothing has begun that would have to be ended.
     ///
-    /// To be called before any other thread is there: what is blocked is inherited by threads.
+    /// It must be called before any other thread exists, since threads inherit the mask of blocked
+    /// signals.
     ///
     /// # Errors
-    /// Where the host refuses what it takes, which the error names.
+    /// The host refuses a system call, which the error names.
     pub fn catch() -> io::Result<Self> {
-        // Whoever started this process may have had others blocked. A reader or writer of a terminal
-        // in the background is not stopped: its log is worth more.
+        // Whoever started this process may have blocked other signals, so the whole mask is
+        // replaced. TTIN and TTOU are blocked so that a background process that uses its terminal
+        // is not stopped: its log is worth more.
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGTTIN);
         blocked.add(Signal::SIGTTOU);
@@ -89,20 +98,24 @@ impl CaughtSignals {
         ] {
             register_conditional_shutdown(signal, code, Arc::clone(&ends_at_once))?;
         }
-        // What the library does next, by the name of the call that a host may refuse.
+        // The library makes this call next. It is tried here so that the error can name the call
+        // that a host refuses.
         drop(UnixStream::pair().map_err(named("socketpair(2)"))?);
         let meaning = [
             consts::SIGTERM,
             consts::SIGINT,
             consts::SIGQUIT,
             consts::SIGHUP,
-            // For nothing, but that it is not ignored: the end of a child could not be told then.
+            // SIGCHLD is caught for nothing but that it is not ignored: the end of a child could
+            // not be noticed then.
             consts::SIGCHLD,
         ];
-        let caught = signal_hook::iterator::Signals::new(meaning.into_iter().chain(MEANINGLESS))?;
+        let caught =
+            signal_hook::iterator::Signals::new(meaning.into_iter().chain(IGNORED_SIGNALS))?;
         for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
             match caught.add_signal(signal) {
-                // What runs this process keeps it for itself, as valgrind does the last: it never comes.
+                // A program that runs this process may keep the signal for itself, as valgrind does
+                // with the last one; then it never comes.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 added => added?,
             }
@@ -113,12 +126,12 @@ impl CaughtSignals {
         })
     }
 
-    /// Starts the thread that does what signals ask for; it begins with `on_thread`, and has the log
+    /// Starts the thread that handles signals. The thread calls `on_thread` first, and has the log
     /// written before it ends the process.
     ///
     /// # Errors
-    /// Where the host refuses a thread.
-    pub fn watch(self, log: LogFlush, on_thread: fn()) -> io::Result<SignalRequests> {
+    /// The host refuses a thread.
+    pub fn watch(self, log: LogFlusher, on_thread: fn()) -> io::Result<SignalRequests> {
         let Self {
             mut caught,
             ends_at_once,
@@ -129,7 +142,7 @@ impl CaughtSignals {
             end_asked,
             reload: Arc::default(),
         };
-        let mut watcher = Watcher {
+        let mut watcher = SignalHandler {
             phase: Arc::clone(&requests.phase),
             reload: Arc::clone(&requests.reload),
             end,
@@ -143,13 +156,14 @@ impl CaughtSignals {
                 on_thread();
                 ends_at_once.store(false, Ordering::SeqCst);
                 for signal in caught.forever() {
-                    watcher.take(signal);
+                    watcher.handle(signal);
                 }
             })?;
         Ok(requests)
     }
 }
 
+/// Creates a function that adds to an error which system call the host does not allow.
 fn named<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> io::Error {
     move |error| {
         let error = error.into();
@@ -160,7 +174,7 @@ fn named<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> io::Error {
     }
 }
 
-/// What signals ask of the daemon.
+/// The requests that signals make of the daemon, as futures.
 #[derive(Clone)]
 pub struct SignalRequests {
     phase: Arc<AtomicU8>,
@@ -169,7 +183,7 @@ pub struct SignalRequests {
 }
 
 impl SignalRequests {
-    /// Resolves when the daemon is to end before it has ever served.
+    /// Waits until the daemon is to end before it has ever served.
     pub async fn stopped_while_starting(&self) {
         self.end_asked().await;
         if self.phase.load(Ordering::SeqCst) != STOPPED {
@@ -177,47 +191,50 @@ impl SignalRequests {
         }
     }
 
-    /// Says that the daemon serves from now on, and resolves when it is to drain.
+    /// Records that the daemon serves from now on, and waits until it is to drain.
     pub async fn drain(&self) {
         let served =
             self.phase
                 .compare_exchange(STARTING, SERVING, Ordering::SeqCst, Ordering::SeqCst);
         if served.is_err() {
-            // Whoever waits for that ends it.
+            // The daemon was told to end while it started; [`Self::stopped_while_starting`] ends
+            // it.
             return std::future::pending().await;
         }
         self.end_asked().await;
     }
 
-    /// Resolves when files are to be read again, once for any number of signals since it did last.
+    /// Waits until files are to be read again. Any number of signals since the last time count as
+    /// one.
     pub async fn reload(&self) {
         self.reload.notified().await;
     }
 
+    /// Waits until a signal to end has come.
     async fn end_asked(&self) {
         let mut asked = self.end_asked.clone();
         if asked.wait_for(|asked| *asked).await.is_err() {
-            // The thread that would say so is gone.
+            // The thread that would say so has ended.
             std::future::pending().await
         }
     }
 }
 
-/// Does what signals ask for, on a thread of its own, so that nothing that blocks the daemon keeps them
-/// from it.
-struct Watcher {
+/// The handler of signals, on a thread of its own so that nothing that blocks the daemon delays it.
+struct SignalHandler {
     phase: Arc<AtomicU8>,
     reload: Arc<Notify>,
     end: watch::Sender<bool>,
-    /// When that was asked for first.
+    /// When the first signal to end came; `None` if none has.
     end_since: Option<Instant>,
-    log: LogFlush,
-    /// When each that does nothing was told last.
+    log: LogFlusher,
+    /// When each signal that does nothing was last logged.
     told: HashMap<i32, Instant>,
 }
 
-impl Watcher {
-    fn take(&mut self, signal: i32) {
+impl SignalHandler {
+    /// Does what one signal asks for.
+    fn handle(&mut self, signal: i32) {
         match signal {
             consts::SIGTERM | consts::SIGINT => self.end(signal),
             consts::SIGQUIT => self.end_at_once(signal),
@@ -227,9 +244,10 @@ impl Watcher {
         }
     }
 
+    /// Ends a daemon that is starting, and drains one that serves. A second signal ends it at once.
     fn end(&mut self, signal: i32) {
         if let Some(since) = self.end_since {
-            if since.elapsed() < SAME_REQUEST {
+            if since.elapsed() < DUPLICATE_SIGNAL_WINDOW {
                 return;
             }
             self.end_at_once(signal);
@@ -253,17 +271,20 @@ impl Watcher {
         self.exit(0);
     }
 
+    /// Ends the process without draining, with the exit code of this signal.
     fn end_at_once(&self, signal: i32) -> ! {
         tracing::warn!(signal = name(signal), "ending at once");
         self.exit(ENDED_BY_SIGNAL + signal)
     }
 
+    /// Exits the process after giving the log a moment to be written.
     fn exit(&self, code: i32) -> ! {
         self.log.flush(LAST_LINES);
-        // Without the destructors of libraries, which others may be using.
+        // The destructors of libraries do not run, since other threads may be using the libraries.
         exit(code)
     }
 
+    /// Logs a signal that has no effect, at most once in [`TOLD_AGAIN`].
     fn ignore(&mut self, signal: i32) {
         let now = Instant::now();
         let told = self.told.get(&signal);
@@ -289,6 +310,7 @@ impl Watcher {
     }
 }
 
+/// Returns the name of a signal as `kill` takes it.
 fn name(signal: i32) -> String {
     match signal_name(signal) {
         Some(name) => name.to_owned(),

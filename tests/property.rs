@@ -1,7 +1,7 @@
 //! Properties of what stands between the wire and the guest, over arbitrary input.
 
 use proptest::prelude::*;
-use ringfence::limits::{Ceilings, Delivery, Requested, StackClass};
+use ringfence::limits::{Ceilings, OutputMode, RequestedLimits, StackClass};
 use ringfence::refusal::{list, printable, quote};
 use ringfence::request::{Digest, GuestPath, Labels};
 use std::time::Duration;
@@ -32,8 +32,8 @@ proptest! {
         output in proptest::option::of(1u64..(32 << 20)),
         minimum in 0u64..8192,
     ) {
-        let asked = Requested { memory_pages, fuel, stack, output, ..Requested::default() };
-        match ceilings().grant(&asked, Delivery::Captured) {
+        let asked = RequestedLimits { memory_pages, fuel, stack, output, ..RequestedLimits::default() };
+        match ceilings().grant(&asked, OutputMode::Captured) {
             Ok(limits) => {
                 prop_assert!(memory_pages.is_none_or(|n| n <= 4096));
                 prop_assert!(fuel.is_none_or(|n| n <= 1_000_000));

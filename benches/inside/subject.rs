@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use ringfence::bench::{Daemon, Module};
+use ringfence::bench::{BenchDaemon, BenchModule};
 use ringfence::outcome::Outcome;
 use ringfence::request::RunSpec;
 use tokio::runtime::Runtime;
@@ -35,13 +35,13 @@ fn finish<F: Future>(future: F) -> F::Output {
 
 /// A module with what runs it, in the daemon and without.
 pub(crate) struct Subject {
-    pub module: Module,
+    pub module: BenchModule,
     pub spec: RunSpec,
     bare: Bare,
 }
 
 impl Subject {
-    pub(crate) fn new(runtime: &Runtime, daemon: &Daemon, wasm: Bytes) -> Self {
+    pub(crate) fn new(runtime: &Runtime, daemon: &BenchDaemon, wasm: Bytes) -> Self {
         let bytes = wasm.clone();
         let module = runtime.block_on(daemon.load(wasm));
         Self {
@@ -51,7 +51,7 @@ impl Subject {
         }
     }
 
-    pub(crate) fn run(&self, daemon: &Daemon) -> Bytes {
+    pub(crate) fn run(&self, daemon: &BenchDaemon) -> Bytes {
         let (ended, [stdout, _]) = finish(daemon.execute(&self.module, &self.spec));
         assert_eq!(ended.outcome, Outcome::Exited(0));
         stdout
@@ -70,7 +70,7 @@ pub(crate) struct Compared {
 
 impl Compared {
     /// Measures both in turn.
-    pub(crate) fn measure(subject: &Subject, daemon: &Daemon) -> Self {
+    pub(crate) fn measure(subject: &Subject, daemon: &BenchDaemon) -> Self {
         let mut all = Self {
             ours: Vec::new(),
             bare: Vec::new(),

@@ -10,7 +10,7 @@ mod subject;
 
 use std::process::Command;
 
-use ringfence::bench::Daemon;
+use ringfence::bench::BenchDaemon;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -47,7 +47,7 @@ pub(crate) fn tell() {
     guests::build();
     let runtime = Runtime::new().unwrap();
     let _context = runtime.enter();
-    let daemon = Daemon::new(&[]);
+    let daemon = BenchDaemon::new(&[]);
     let measured = [guests::hello(), guests::noop()].map(|wasm| {
         let subject = Subject::new(&runtime, &daemon, wasm);
         Told::of(Compared::measure(&subject, &daemon))

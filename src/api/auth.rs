@@ -1,4 +1,5 @@
-//! Who calls: settled from a request's headers and its connection, before any of its body is read.
+//! Authenticates each call from its request headers and its connection, before any of its body is
+//! read. The tenant found goes along with the request, as one of its extensions.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,50 +12,48 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::listen::{Peer, UnauthenticatedCall};
+use super::methods::{Contract, Scope};
 use super::refusal_log::RefusalLog;
-use super::status;
-use crate::auth::{Evidence, Gatekeeper};
+use crate::auth::{Authenticator, Credentials};
 use crate::refusal::{Reason, Refusal, quote};
 use crate::run::{Runner, Tenant};
 
-/// Where health is asked for.
-const HEALTH: [&str; 2] = [
-    "/ringfence.v1.SandboxService/Health",
-    "/grpc.health.v1.Health/",
-];
-
-/// The layer.
+/// The layer that authenticates every call. Clones share their settings and their log.
 #[derive(Clone)]
 pub struct Authentication(Arc<Inner>);
 
 struct Inner {
-    gatekeeper: Arc<Gatekeeper>,
+    authenticator: Arc<Authenticator>,
     runner: Arc<Runner>,
-    /// Health is for everybody.
+    /// Whether anybody may ask for health, without a credential.
     open_health: bool,
-    /// Hosts that requests may be addressed to; none: any.
+    /// The hosts that requests may be addressed to. If there are none, any host is allowed.
     authorities: Vec<String>,
     refusals: RefusalLog,
 }
 
-/// A caller that was let in.
-pub(super) struct Admitted {
-    /// Whose call it is; none where it may go without one.
+/// A call that was let in. Dropping it ends the protection from eviction that the call may have
+/// given its connection.
+pub(super) struct AuthenticatedCall {
+    /// The tenant whose call it is; `None` for a health call that needs no credential.
     pub(super) tenant: Option<Arc<Tenant>>,
-    /// Of a call on a connection on which nobody has authenticated, which protects that until it is answered.
+    /// May protect the connection from eviction until the call is answered; `None` if a call has
+    /// authenticated on the connection already, or if it has no slot.
     _unauthenticated: Option<UnauthenticatedCall>,
 }
 
 impl Authentication {
-    /// Of callers that `gatekeeper` tells apart.
+    /// Creates the layer. It lets in callers that `authenticator` knows as a tenant of `runner`,
+    /// and everybody who asks for health if `open_health` is set. Requests have to be addressed to
+    /// one of `authorities`, or to any host if there are none.
     pub fn new(
-        gatekeeper: Arc<Gatekeeper>,
+        authenticator: Arc<Authenticator>,
         runner: Arc<Runner>,
         open_health: bool,
         authorities: Vec<String>,
     ) -> Self {
         Self(Arc::new(Inner {
-            gatekeeper,
+            authenticator,
             runner,
             open_health,
             authorities: authorities.iter().map(|it| bare(it).to_owned()).collect(),
@@ -62,55 +61,56 @@ impl Authentication {
         }))
     }
 
-    /// The log of calls that it refuses.
+    /// Returns the log of the calls that this layer refuses.
     pub fn refusals(&self) -> RefusalLog {
         self.0.refusals.clone()
     }
 
-    /// Settles who makes a call, from its headers and its connection.
+    /// Authenticates a call from its headers and its connection, and records on the connection that
+    /// a call has authenticated.
     ///
     /// # Errors
-    /// What its caller is told, which is in the log already.
-    pub(super) async fn admit(
+    /// The status for the caller, whose refusal has been logged already.
+    pub(super) async fn authenticate_call(
         &self,
         head: &http::request::Parts,
         peer: Option<&Peer>,
-    ) -> Result<Admitted, Status> {
+    ) -> Result<AuthenticatedCall, Status> {
         let call = peer.and_then(Peer::begin_call);
         match self.0.tenant(head, peer).await {
             Ok(tenant) => {
                 if tenant.is_some() {
-                    // It is a call of gRPC, or it would not have come through the gate.
-                    peer.map(Peer::authenticated);
+                    // The gate lets nothing but gRPC calls come this far.
+                    peer.map(Peer::mark_authenticated);
                 }
-                Ok(Admitted {
+                Ok(AuthenticatedCall {
                     tenant,
                     _unauthenticated: call,
                 })
             }
             Err(refusal) => {
                 self.0.refusals.refused(peer, &refusal);
-                Err(status::from(&refusal))
+                Err(Status::from(&refusal))
             }
         }
     }
 }
 
 impl Inner {
-    /// The tenant of a request; none where it may go without one.
+    /// Returns the tenant of a request, or `None` for a health call that needs no credential.
     async fn tenant(
         &self,
         head: &http::request::Parts,
         peer: Option<&Peer>,
     ) -> Result<Option<Arc<Tenant>>, Refusal> {
         self.check_authority(&head.uri, peer)?;
-        let path = head.uri.path();
-        let is_health = HEALTH.iter().any(|it| path.starts_with(it));
+        let is_health = Contract::at(head.uri.path()).scope == Scope::Probe;
         if self.open_health && is_health {
             return Ok(None);
         }
         let tenant = self.authenticate(head, peer).await;
-        // Whoever is the daemon's own user could look into its memory: a probe beside it needs no credential.
+        // The daemon's own user could look into its memory anyway, so a probe that runs as this
+        // user needs no credential.
         let shows_nothing = !head.headers.contains_key(AUTHORIZATION);
         if tenant.is_err() && is_health && shows_nothing && peer.is_some_and(Peer::is_own_user) {
             return Ok(None);
@@ -131,18 +131,20 @@ impl Inner {
                 "there is more than one authorization header",
             ));
         }
-        let evidence = Evidence {
+        let evidence = Credentials {
             authorization: authorization.map(http::HeaderValue::as_bytes),
             certificate: peer.map(Peer::certificate).transpose()?.flatten(),
             uid: peer.and_then(Peer::uid),
         };
-        let name = self.gatekeeper.tenant(evidence).await?;
+        let name = self.authenticator.authenticate(evidence).await?;
         let tenant = self.runner.tenant(&name);
         let tenant = tenant.ok_or_else(|| Refusal::internal("a credential of no tenant"))?;
         Ok(Arc::clone(tenant))
     }
 
-    /// Over a unix socket there is nothing to check: nobody is tricked into one, and what stands there is made up.
+    /// Refuses a request that is addressed to a host that is not allowed. Over a unix socket there
+    /// is nothing to check: nobody is tricked into connecting to one, and the authority given there
+    /// is made up.
     fn check_authority(&self, uri: &http::Uri, peer: Option<&Peer>) -> Result<(), Refusal> {
         if self.authorities.is_empty() || peer.is_some_and(|it| it.uid().is_some()) {
             return Ok(());
@@ -163,15 +165,16 @@ impl Inner {
     }
 }
 
-/// A host, without the brackets around an address of IPv6.
+/// Removes the brackets around a host that is an IPv6 address.
 fn bare(host: &str) -> &str {
     host.trim_matches(['[', ']'])
 }
 
-/// The tenant that calls.
+/// Returns the tenant that the authentication layer found for a request.
 ///
 /// # Errors
-/// Where nobody settled it, which is a failure of the daemon.
+/// `INTERNAL` if there is none. For any call that needs a credential, that is a failure of the
+/// daemon.
 pub(super) fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Arc<Tenant>, Refusal> {
     let tenant = request.extensions().get::<Arc<Tenant>>();
     tenant
@@ -180,24 +183,24 @@ pub(super) fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Arc<Tenant>, R
 }
 
 impl<S> Layer<S> for Authentication {
-    type Service = Authenticated<S>;
+    type Service = AuthenticationService<S>;
 
-    fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated {
+    fn layer(&self, inner: S) -> AuthenticationService<S> {
+        AuthenticationService {
             inner,
             layer: self.clone(),
         }
     }
 }
 
-/// A service behind the layer.
+/// A service that authenticates each call before it hands the call to the inner service.
 #[derive(Clone)]
-pub struct Authenticated<S> {
+pub struct AuthenticationService<S> {
     inner: S,
     layer: Authentication,
 }
 
-impl<S> Service<http::Request<Body>> for Authenticated<S>
+impl<S> Service<http::Request<Body>> for AuthenticationService<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -211,24 +214,25 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        // The one that is ready is the one that is called.
+        // Only the service that was polled is ready, so that one is called and the clone takes its
+        // place.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let layer = self.layer.clone();
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let peer = head.extensions.get::<Peer>().cloned();
-            match layer.admit(&head, peer.as_ref()).await {
+            match layer.authenticate_call(&head, peer.as_ref()).await {
                 Ok(admitted) => {
                     if let Some(tenant) = &admitted.tenant {
                         head.extensions.insert(Arc::clone(tenant));
                     }
                     let answer = inner.call(http::Request::from_parts(head, body)).await;
-                    // One that nobody authenticates for, which is Health, is over when it is answered.
+                    // A health call without a tenant keeps its protection until it is answered.
                     drop(admitted);
                     answer
                 }
-                // Its body is of no use.
+                // The body is dropped unread.
                 Err(refused) => Ok(refused.into_http()),
             }
         })

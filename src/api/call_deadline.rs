@@ -1,4 +1,4 @@
-//! How long a caller waits, as the header `grpc-timeout` says it.
+//! Reads how long a caller waits for its answer from the header `grpc-timeout`.
 
 use std::time::{Duration, Instant};
 
@@ -6,33 +6,35 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::refusal::{Reason, Refusal, quote};
 
-/// The header, which HTTP/2 clients send in every case in lower case.
+/// The name of the header. HTTP/2 clients always send header names in lower case.
 const HEADER: &str = "grpc-timeout";
-/// What an answer needs to get home before its caller gives up, on a machine that is busy: the smaller of this and a
-/// fifth of the caller's time.
+/// The time that an answer needs to reach its caller before the caller gives up, on a busy machine.
+/// A fifth of the caller's timeout is used instead if that is less.
 const WAY_HOME: Duration = Duration::from_millis(250);
 
-/// When a request's headers were there, and how long its caller waits from then on.
+/// When a request's headers arrived, and how long its caller waits from then on.
 #[derive(Clone, Debug)]
-pub(super) struct Arrived {
-    /// A deadline counts from here, not from the last byte of the message.
+pub(super) struct CallTiming {
+    /// When the headers arrived. A deadline counts from here, not from the last byte of the
+    /// message.
     pub(super) at: Instant,
     pub(super) timeout: CallTimeout,
 }
 
-/// What a request says of how long its caller waits.
+/// The timeout that a request's headers give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallTimeout {
-    /// It says nothing: the caller waits for as long as it takes.
+    /// There is no such header: the caller waits as long as it takes.
     Unset,
-    /// Until so long after its headers were there.
+    /// The caller waits this long after its headers arrived.
     After(Duration),
-    /// Something that is no time.
+    /// The header is no valid timeout, or is given more than once; the text describes it for the
+    /// refusal.
     Malformed(Box<str>),
 }
 
-impl Arrived {
-    /// Notes that a request with these headers is there now.
+impl CallTiming {
+    /// Records that a request with these headers arrives now.
     pub(super) fn now(headers: &HeaderMap) -> Self {
         Self {
             at: Instant::now(),
@@ -40,20 +42,22 @@ impl Arrived {
         }
     }
 
-    /// When the caller gives up; none where that is never, or too far off to be told.
+    /// Returns when the caller gives up; `None` if it never does, or if that is too far away to be
+    /// represented.
     ///
     /// # Errors
-    /// `MALFORMED_REQUEST` where the request says no time.
+    /// `MALFORMED_REQUEST` if the header is no valid timeout.
     pub(super) fn deadline(&self) -> Result<Option<Instant>, Refusal> {
         let timeout = self.timeout.duration()?;
         Ok(timeout.and_then(|timeout| self.at.checked_add(timeout)))
     }
 
-    /// When an answer has to be on its way, so that the caller gets it before it gives up.
+    /// Returns when an answer has to be on its way, so that it reaches the caller before the caller
+    /// gives up. It is `None` where [`Self::deadline`] is.
     ///
     /// # Errors
-    /// As [`Self::deadline`].
-    pub(super) fn answer_deadline(&self) -> Result<Option<Instant>, Refusal> {
+    /// The errors of [`Self::deadline`].
+    pub(super) fn response_deadline(&self) -> Result<Option<Instant>, Refusal> {
         let timeout = self.timeout.duration()?;
         let less = |timeout: Duration| timeout - (timeout / 5).min(WAY_HOME);
         Ok(timeout.and_then(|timeout| self.at.checked_add(less(timeout))))
@@ -61,7 +65,7 @@ impl Arrived {
 }
 
 impl CallTimeout {
-    /// What the headers of a request say.
+    /// Reads the timeout from the headers of a request.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut values = headers.get_all(HEADER).iter();
         let Some(value) = values.next() else {
@@ -91,12 +95,13 @@ impl CallTimeout {
     }
 }
 
+/// Quotes the value of an invalid header, for the refusal.
 fn shown(value: &HeaderValue) -> Box<str> {
     let text = String::from_utf8_lossy(value.as_bytes());
     format!("\"{}\"", quote(&text)).into()
 }
 
-/// A time as gRPC writes it: up to eight digits and a unit.
+/// Parses a timeout in gRPC's format: up to eight digits and a unit.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 {
@@ -163,17 +168,17 @@ mod tests {
 
     #[test]
     fn an_answer_has_to_be_on_its_way_before_its_caller_gives_up() {
-        let after = |timeout| Arrived {
+        let after = |timeout| CallTiming {
             at: Instant::now(),
             timeout: CallTimeout::After(timeout),
         };
         for (timeout, way_home) in [(100, 20), (1000, 200), (60_000, 250)] {
             let arrived = after(Duration::from_millis(timeout));
-            let (deadline, answer) = (arrived.deadline(), arrived.answer_deadline());
+            let (deadline, answer) = (arrived.deadline(), arrived.response_deadline());
             let before = deadline.unwrap().unwrap() - answer.unwrap().unwrap();
             assert_eq!(before, Duration::from_millis(way_home));
         }
         let never = after(Duration::from_secs(u64::MAX));
-        assert_eq!(never.answer_deadline().unwrap(), None);
+        assert_eq!(never.response_deadline().unwrap(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! TLS as a client of a daemon speaks it, and what its failures mean for people.
+//! The client's side of TLS connections to a daemon, and explanations of TLS failures for people.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,46 +17,47 @@ use crate::refusal::printable;
 
 const NO_HTTP2: &str = "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
      or a proxy that does not pass gRPC on";
-/// Names of a certificate that are told.
+/// The most names of a certificate that an explanation lists.
 const NAMES: usize = 8;
 
-/// Whom a client trusts to certify daemons.
+/// The certificate authorities that a client trusts to certify daemons.
 pub(crate) enum TrustedAuthorities {
-    /// Whom this host trusts.
+    /// The authorities that this host trusts.
     OfHost,
     /// The certificates in a file.
     In {
-        /// What is in it.
+        /// The content of the file.
         pem: Vec<u8>,
-        /// Its name, for people.
+        /// The path of the file, which explanations name.
         path: PathBuf,
     },
 }
 
-/// How a connection to a daemon is encrypted.
+/// The TLS configuration of a client that connects to a daemon.
 #[derive(Clone)]
 pub(crate) struct ClientTls {
     config: Arc<ClientConfig>,
-    /// Whom the daemon's certificate has to be for.
+    /// The name that the daemon's certificate has to be for.
     name: ServerName<'static>,
-    /// Where the authorities are from, for people.
+    /// Where the trusted authorities come from, for explanations.
     trusted: String,
     shows_certificate: bool,
 }
 
-/// A connection that shook hands.
+/// A connection whose TLS handshake is complete.
 pub(crate) type ClientTlsStream<S> = TlsStream<S>;
 
 impl ClientTls {
-    /// Whether a certificate may be for `name`: a host's name, or an address.
+    /// Reports whether a certificate can be for `name`, a host name or an address.
     pub(crate) fn may_be_certified(name: &str) -> bool {
         ServerName::try_from(name).is_ok()
     }
 
-    /// Expects a certificate for `name` by one of `authorities`, and shows a chain with its key, both in PEM.
+    /// Creates a configuration that expects a certificate for `name` by one of `authorities`. If
+    /// `shown` is given, the client presents this certificate chain, with its key; both are in PEM.
     ///
     /// # Errors
-    /// What cannot be used, for people.
+    /// An explanation of what cannot be used.
     pub(crate) fn new(
         name: &str,
         authorities: &TrustedAuthorities,
@@ -72,7 +73,7 @@ impl ClientTls {
         let mut config = match shown {
             Some((chain, key)) => {
                 let chain = certificates("--tls-cert", &chain)?;
-                // What a key file holds is told to nobody.
+                // The content of a key file is never shown, so the error is left out.
                 let key = PrivateKeyDer::from_pem_slice(&key)
                     .map_err(|_| "--tls-key holds no private key in PEM".to_owned())?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| {
@@ -90,7 +91,8 @@ impl ClientTls {
         })
     }
 
-    /// Encrypts `stream`, whose other end has to show a certificate that is trusted.
+    /// Performs the TLS handshake over `stream`, whose other end has to present a trusted
+    /// certificate.
     pub(crate) async fn connect<S>(&self, stream: S) -> io::Result<ClientTlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -99,10 +101,10 @@ impl ClientTls {
         connector.connect(self.name.clone(), stream).await
     }
 
-    /// Whether HTTP/2 was agreed on.
+    /// Checks that the handshake agreed on HTTP/2.
     ///
     /// # Errors
-    /// Where it was not: what that means.
+    /// An explanation of what it means that it did not.
     pub(crate) fn has_http2<S>(stream: &ClientTlsStream<S>) -> Result<(), String> {
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(()),
@@ -110,7 +112,7 @@ impl ClientTls {
         }
     }
 
-    /// What an error of a connection means, where it is one of TLS.
+    /// Explains the error of a connection, or returns `None` if it is not an error of TLS.
     pub(crate) fn failure(&self, error: &io::Error) -> Option<String> {
         let inner = error.get_ref()?.downcast_ref()?;
         Some(self.tls_failed(inner))
@@ -126,7 +128,7 @@ impl ClientTls {
         format!("TLS failed: {error}")
     }
 
-    /// What is wrong with its certificate.
+    /// Explains why the daemon's certificate is not accepted.
     fn not_trusted(&self, error: &CertificateError) -> String {
         let trusted = &self.trusted;
         let date = |at: &UnixTime| {
@@ -158,7 +160,7 @@ impl ClientTls {
                 date(not_before)
             );
         }
-        // A signature that is wrong is that of an authority which was made anew under the same name.
+        // A wrong signature comes from an authority that was created anew under the same name.
         if matches!(
             error,
             CertificateError::UnknownIssuer | CertificateError::BadSignature
@@ -171,7 +173,7 @@ impl ClientTls {
         format!("its certificate is not taken ({error}); the trusted are {trusted} (--tls-ca)")
     }
 
-    /// What it said of this command's handshake.
+    /// Explains the alert that the daemon sent in reply to this client's handshake.
     fn alerted(&self, alert: AlertDescription) -> String {
         if alert == AlertDescription::CertificateRequired {
             return "it wants a client certificate: show one with --tls-cert and --tls-key"
@@ -204,7 +206,7 @@ impl ClientTls {
     }
 }
 
-/// Whom to trust, and where that is from.
+/// Loads the trusted authorities; the second value says where they come from, for explanations.
 fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), String> {
     let mut roots = RootCertStore::empty();
     match authorities {
@@ -233,6 +235,7 @@ fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), St
     }
 }
 
+/// Parses the certificates in `pem`; `what` names their source in the error.
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
@@ -243,7 +246,8 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
-/// Names as rustls has them, `DnsName("a.example")` and `IpAddress(10.0.0.1)`, for people.
+/// Formats the names in a certificate for people. rustls gives them as `DnsName("a.example")` and
+/// `IpAddress(10.0.0.1)`.
 fn presented_names(presented: &[String]) -> String {
     let plain = |name: &String| {
         let inner = name.split_once('(').map_or(name.as_str(), |(_, it)| it);

@@ -1,6 +1,6 @@
-//! The protobuf codec, with its failures in the API's terms: malformed bytes are the caller's fault, not ours.
+//! The protobuf codec. It limits the number of a message's entries before it decodes them, and
+//! reports malformed bytes in the terms of the API, as the caller's fault.
 
-use std::any::TypeId;
 use std::marker::PhantomData;
 
 use bytes::Buf;
@@ -10,48 +10,41 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec as TonicCodec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic_prost::ProstCodec;
 
-use super::proto::UploadModuleRequest;
-use super::{intake, status};
+use super::methods::{ApiMessage, EntryRule};
 use crate::refusal::{Reason, Refusal, quote};
+use crate::run::MemoryCharge;
 
-/// The most fields and entries of a message: more than the ceilings of policy.max_args and policy.max_env let through.
+/// The most fields and entries of a message. This is more than the ceilings of `policy.max_args`
+/// and `policy.max_env` let through.
 const MAX_FIELDS: usize = 400_000;
-/// About what an entry takes in memory beyond its bytes.
+/// The memory that an entry takes beyond its own bytes, in bytes, approximately.
 const ENTRY: usize = 64;
 
-/// The most fields and entries of a message of an upload: its start has four, and 32 labels.
+/// The most fields and entries of a message of an upload, whose start has four fields and 32
+/// labels.
 const MAX_UPLOAD_FIELDS: usize = 128;
 
-/// Where the entries of `U` stand: its own, those of its spec or start (field 1), and of the spec's security (field 10).
-/// `None`: it has none.
-fn nested<U: 'static>() -> Option<&'static [u32]> {
-    use super::proto::{
-        InteractRequest, ListModulesRequest, ListRunsRequest, LoadModuleRequest, RunRequest,
-        RunStreamRequest, WatchRunsRequest,
-    };
-    let id = TypeId::of::<U>();
-    let with_spec = [
-        TypeId::of::<RunRequest>(),
-        TypeId::of::<RunStreamRequest>(),
-        TypeId::of::<InteractRequest>(),
-    ];
-    if with_spec.contains(&id) {
-        return Some(&[1, 10]);
-    }
-    if id == TypeId::of::<UploadModuleRequest>() {
-        return Some(&[1]);
-    }
-    let flat = [
-        TypeId::of::<LoadModuleRequest>(),
-        TypeId::of::<ListModulesRequest>(),
-        TypeId::of::<ListRunsRequest>(),
-        TypeId::of::<WatchRunsRequest>(),
-    ];
-    flat.contains(&id).then_some(&[])
+tokio::task_local! {
+    /// The charge of the request that is being decoded, and the budget that it is part of.
+    pub(super) static DECODING_CHARGE: Option<(MemoryCharge, u64)>;
 }
 
-/// Counts the fields of a message, with those of the messages in it that `nested` leads to. What is no message is left
-/// to the decoder to refuse; counting stops there.
+/// Charges the request that is being decoded for the memory that its entries take beyond their
+/// bytes.
+///
+/// # Errors
+/// The refusal of [`MemoryCharge::add`].
+pub(super) fn charge_decoding(bytes: usize) -> Result<(), Refusal> {
+    let charged = DECODING_CHARGE.try_with(|current| match current {
+        Some((charge, budget)) => charge.add(bytes, *budget),
+        None => Ok(()),
+    });
+    // Outside a request there is nobody to charge: a client decodes answers.
+    charged.unwrap_or(Ok(()))
+}
+
+/// Counts the fields of a message, and those of the messages inside it that the path `nested` leads
+/// to. Counting stops at bytes that are no message; the decoder refuses them.
 fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
     let mut count = 0;
     while !bytes.is_empty() {
@@ -82,36 +75,35 @@ fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
     count
 }
 
-/// Refuses a message that is all entries, each of which takes far more than its bytes, and has the others charged for
-/// them by `charge`.
-fn admit_entries<U: 'static>(
+/// Refuses a message with too many entries, since each takes far more memory than its bytes, and
+/// charges the entries of any other message with `charge`.
+fn admit_entries<U: ApiMessage>(
     bytes: &[u8],
     charge: impl FnOnce(usize) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
-    let Some(nested) = nested::<U>() else {
-        return Ok(());
-    };
-    let fields = count_fields(bytes, nested);
-    if fields > MAX_FIELDS {
-        return Err(Refusal::new(
-            Reason::MalformedRequest,
-            format!("the message has more than {MAX_FIELDS} fields and entries"),
-        ));
+    match U::ENTRIES {
+        EntryRule::Uncounted => Ok(()),
+        EntryRule::Charged(nested) => {
+            let fields = count_fields(bytes, nested);
+            if fields > MAX_FIELDS {
+                return Err(too_many_fields("the message", MAX_FIELDS));
+            }
+            charge(fields * ENTRY)
+        }
+        EntryRule::Few(nested) => match count_fields(bytes, nested) > MAX_UPLOAD_FIELDS {
+            true => Err(too_many_fields("a message of an upload", MAX_UPLOAD_FIELDS)),
+            false => Ok(()),
+        },
     }
-    if TypeId::of::<U>() != TypeId::of::<UploadModuleRequest>() {
-        return charge(fields * ENTRY);
-    }
-    // Used up as they come, they are not charged one by one.
-    if fields > MAX_UPLOAD_FIELDS {
-        return Err(Refusal::new(
-            Reason::MalformedRequest,
-            format!("a message of an upload has more than {MAX_UPLOAD_FIELDS} fields and entries"),
-        ));
-    }
-    Ok(())
 }
 
-/// Encodes `T`, decodes `U`.
+/// Creates the refusal of a message that has more than `most` fields and entries.
+fn too_many_fields(message: &str, most: usize) -> Refusal {
+    let message = format!("{message} has more than {most} fields and entries");
+    Refusal::new(Reason::MalformedRequest, message)
+}
+
+/// The codec that encodes messages of type `T` and decodes those of type `U`.
 #[derive(Debug)]
 pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
 
@@ -124,15 +116,15 @@ impl<T, U> Default for Codec<T, U> {
 impl<T, U> TonicCodec for Codec<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: ApiMessage + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = ProstEncoder<T, U>;
+    type Encoder = PresizedEncoder<T, U>;
     type Decoder = MappedDecoder<T, U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder(ProstCodec::<T, U>::default().encoder())
+        PresizedEncoder(ProstCodec::<T, U>::default().encoder())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -140,20 +132,20 @@ where
     }
 }
 
-/// Decodes one message as a server does, without a server.
+/// Decodes one message as the server does, but outside of a server.
 ///
 /// # Errors
-/// `MALFORMED_REQUEST`.
-pub(crate) fn decoded<U: Message + Default + 'static>(bytes: &[u8]) -> Result<U, Refusal> {
-    // Nobody is charged.
+/// `MALFORMED_REQUEST` if the bytes are not such a message, or if it has too many entries.
+pub(crate) fn decoded<U: ApiMessage>(bytes: &[u8]) -> Result<U, Refusal> {
+    // Outside of a server, nobody is charged.
     decoded_charged(bytes, |_| Ok(()))
 }
 
-/// Decodes one message, whose entries are charged by `charge` before anything is made of them.
+/// Decodes one message, whose entries `charge` charges before any memory is allocated for them.
 ///
 /// # Errors
-/// `MALFORMED_REQUEST`, and those of the charge.
-pub(super) fn decoded_charged<U: Message + Default + 'static>(
+/// `MALFORMED_REQUEST` as for [`decoded`], and the errors of `charge`.
+pub(super) fn decoded_charged<U: ApiMessage>(
     bytes: impl Buf + AsRef<[u8]>,
     charge: impl FnOnce(usize) -> Result<(), Refusal>,
 ) -> Result<U, Refusal> {
@@ -161,6 +153,7 @@ pub(super) fn decoded_charged<U: Message + Default + 'static>(
     U::decode(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
+/// Creates the refusal of bytes that cannot be decoded, for the reason `why`.
 fn malformed(why: &str) -> Refusal {
     let why = quote(why);
     Refusal::new(
@@ -169,22 +162,22 @@ fn malformed(why: &str) -> Refusal {
     )
 }
 
-/// Encodes as tonic does.
-pub(crate) struct ProstEncoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Encoder)
+/// An encoder that works as tonic's does, but reserves room for the whole message first.
+pub(crate) struct PresizedEncoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Encoder)
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static;
+    U: ApiMessage + Send + 'static;
 
-impl<T, U> Encoder for ProstEncoder<T, U>
+impl<T, U> Encoder for PresizedEncoder<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: ApiMessage + Send + 'static,
 {
     type Item = T;
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        // At once, so that a large message is not copied as its buffer grows.
+        // Reserved at once, so that a large message is not copied as its buffer grows.
         buf.reserve(item.encoded_len());
         self.0.encode(item, buf)
     }
@@ -194,27 +187,27 @@ where
     }
 }
 
-/// Decodes as tonic does, but calls a malformed message by its name.
+/// A decoder that works as tonic's does, but limits and charges entries first, and refuses a
+/// malformed message as `MALFORMED_REQUEST`.
 pub(crate) struct MappedDecoder<T, U>(<ProstCodec<T, U> as TonicCodec>::Decoder)
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static;
+    U: ApiMessage + Send + 'static;
 
 impl<T, U> Decoder for MappedDecoder<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: ApiMessage + Send + 'static,
 {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // On the bytes, before anything is made of them.
-        admit_entries::<U>(buf.chunk(), intake::charge_decoding)
-            .map_err(|refusal| status::from(&refusal))?;
+        // The entries are counted in the encoded bytes, before anything is decoded.
+        admit_entries::<U>(buf.chunk(), charge_decoding)?;
         self.0
             .decode(buf)
-            .map_err(|error| status::from(&malformed(error.message())))
+            .map_err(|error| Status::from(&malformed(error.message())))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

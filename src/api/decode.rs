@@ -1,4 +1,5 @@
-//! From the wire to a [`RunSpec`]: every field is taken or refused, none is passed over.
+//! Decodes requests from the wire, above all a run's [`RunSpec`]. Every field is either taken or
+//! refused; none is ignored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -7,26 +8,26 @@ use bytes::Bytes;
 use prost_types::Duration as ProtoDuration;
 use tonic::Request;
 
-use super::call_deadline::Arrived;
-use super::intake::Charge;
+use super::call_deadline::CallTiming;
 use super::proto;
-use crate::limits::{Delivery, OutputPolicy, Requested};
+use crate::limits::{OutputMode, OutputPolicy, RequestedLimits};
 use crate::policy::Policy;
 use crate::refusal::{Refusal, quote};
 use crate::request::{
     self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
     WORKING_DIR_FIELD,
 };
-use crate::run::{About, Selector, State, not_started};
+use crate::run::{MemoryCharge, ModuleMeta, RunState, Selector, not_started};
 
-/// A run's spec, its limits granted.
+/// Decodes a run's spec and grants its limits.
 ///
 /// # Errors
-/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`, `MODULE_TOO_LARGE`, `POLICY_DENIED`, naming the field.
+/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`, `MODULE_TOO_LARGE` or `POLICY_DENIED`, with the field's
+/// name.
 pub(crate) fn spec(
     spec: Option<proto::RunSpec>,
     policy: &Policy,
-    delivery: Delivery,
+    delivery: OutputMode,
 ) -> Result<RunSpec, Refusal> {
     let spec = spec.ok_or_else(|| Refusal::invalid("spec", "is missing"))?;
     let proto::RunSpec {
@@ -44,12 +45,12 @@ pub(crate) fn spec(
         detach,
         idempotency_key,
     } = spec;
-    let Reach {
+    let GrantedCapabilities {
         wasi,
         host_functions,
         network,
         clock,
-    } = reach(security.unwrap_or_default(), policy)?;
+    } = grant_capabilities(security.unwrap_or_default(), policy)?;
     let spec = RunSpec {
         module: module_ref(module, policy)?,
         entry_point: match entry_point {
@@ -77,14 +78,14 @@ pub(crate) fn spec(
         idempotency_key: request::idempotency_key("spec.idempotency_key", idempotency_key)?,
     };
     needs_wasi(&spec)?;
-    request::check_places(&spec)?;
+    request::check_path_conflicts(&spec)?;
     Ok(spec)
 }
 
-/// Checks the spec of a run whose input comes as it goes.
+/// Checks the spec of an interaction, whose input arrives while the run goes on.
 ///
 /// # Errors
-/// `SPEC_INVALID`.
+/// `SPEC_INVALID` for a run without WASI, or with an idempotency key.
 pub(super) fn interactive(spec: &RunSpec) -> Result<(), Refusal> {
     if !spec.wasi {
         return Err(Refusal::invalid(
@@ -101,22 +102,22 @@ pub(super) fn interactive(spec: &RunSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Where a module to keep comes from.
-pub(super) enum LoadFrom {
-    /// The request.
+/// The source of a module that is to be stored.
+pub(super) enum LoadSource {
+    /// The request contains the module.
     Wasm(Bytes),
-    /// A registry.
+    /// A registry has the module; this is the reference to it.
     Oci(String),
 }
 
-/// A module to keep.
+/// Decodes a request to store a module.
 ///
 /// # Errors
-/// `SPEC_INVALID`, `MODULE_TOO_LARGE`.
+/// `SPEC_INVALID` or `MODULE_TOO_LARGE`.
 pub(super) fn load(
     message: proto::LoadModuleRequest,
     policy: &Policy,
-) -> Result<(LoadFrom, About), Refusal> {
+) -> Result<(LoadSource, ModuleMeta), Refusal> {
     use proto::load_module_request::Source;
     let proto::LoadModuleRequest {
         source,
@@ -126,9 +127,9 @@ pub(super) fn load(
     } = message;
     let from = match source {
         Some(Source::Wasm(wasm)) => {
-            LoadFrom::Wasm(request::module_bytes("wasm", wasm, policy.max_module)?)
+            LoadSource::Wasm(request::module_bytes("wasm", wasm, policy.max_module)?)
         }
-        Some(Source::Oci(reference)) => LoadFrom::Oci(reference),
+        Some(Source::Oci(reference)) => LoadSource::Oci(reference),
         None => {
             return Err(Refusal::invalid(
                 "source",
@@ -136,7 +137,7 @@ pub(super) fn load(
             ));
         }
     };
-    let about = About {
+    let about = ModuleMeta {
         name: module_name("name", name)?,
         metered,
         labels: Labels::new("labels", labels)?,
@@ -144,11 +145,12 @@ pub(super) fn load(
     Ok((from, about))
 }
 
-/// How an upload begins: what the module is to be called, and the digest that it must have.
+/// Decodes the start of an upload: the module's metadata, and the digest that it must have, if one
+/// is given.
 ///
 /// # Errors
-/// `SPEC_INVALID`.
-pub(super) fn upload(start: proto::UploadStart) -> Result<(About, Option<Digest>), Refusal> {
+/// `SPEC_INVALID` for a bad name, label or digest.
+pub(super) fn upload(start: proto::UploadStart) -> Result<(ModuleMeta, Option<Digest>), Refusal> {
     let proto::UploadStart {
         name,
         metered,
@@ -159,7 +161,7 @@ pub(super) fn upload(start: proto::UploadStart) -> Result<(About, Option<Digest>
         "" => None,
         digest => Some(Digest::parse("start.digest", digest)?),
     };
-    let about = About {
+    let about = ModuleMeta {
         name: module_name("start.name", name)?,
         metered,
         labels: Labels::new("start.labels", labels)?,
@@ -167,6 +169,7 @@ pub(super) fn upload(start: proto::UploadStart) -> Result<(About, Option<Digest>
     Ok((about, expected))
 }
 
+/// Checks the name of a module, which is the value of `field`.
 fn module_name(field: &str, name: String) -> Result<String, Refusal> {
     if name.len() > MAX_LABEL_BYTES {
         let asked = name.len();
@@ -181,21 +184,21 @@ fn module_name(field: &str, name: String) -> Result<String, Refusal> {
     Ok(name)
 }
 
-/// A page of a listing.
-pub(super) struct Page {
-    /// How many.
+/// A request for one page of the listing of modules.
+pub(super) struct ModulePage {
+    /// The most modules on the page.
     pub(super) size: usize,
-    /// After which.
+    /// The page begins after this digest; `None` for the first page.
     pub(super) after: Option<Digest>,
-    /// With which labels.
+    /// Only modules that have all of these labels are listed.
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// What page is asked for.
+/// Decodes which page of the listing of modules is asked for.
 ///
 /// # Errors
-/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`.
-pub(super) fn page(message: proto::ListModulesRequest) -> Result<Page, Refusal> {
+/// `SPEC_INVALID` for a token that no earlier page gave; `LIMIT_ABOVE_MAXIMUM` for the page size.
+pub(super) fn page(message: proto::ListModulesRequest) -> Result<ModulePage, Refusal> {
     let proto::ListModulesRequest {
         page_size,
         page_token,
@@ -208,27 +211,27 @@ pub(super) fn page(message: proto::ListModulesRequest) -> Result<Page, Refusal> 
             Refusal::invalid("page_token", message)
         })?),
     };
-    Ok(Page {
+    Ok(ModulePage {
         size: self::page_size(page_size)?,
         after,
         labels: labels.into_iter().collect(),
     })
 }
 
-/// A page of runs.
+/// A request for one page of the listing of runs.
 pub(super) struct RunPage {
-    /// How many.
+    /// The most runs on the page.
     pub(super) size: usize,
-    /// Older than which.
+    /// Only runs that are older than this one are listed; `None` for the first page.
     pub(super) before: Option<RunId>,
-    /// Which.
+    /// Which runs are listed, by their state and labels.
     pub(super) selector: Selector,
 }
 
-/// What page of runs is asked for.
+/// Decodes which page of the listing of runs is asked for.
 ///
 /// # Errors
-/// `SPEC_INVALID`, `LIMIT_ABOVE_MAXIMUM`.
+/// `SPEC_INVALID`, or `LIMIT_ABOVE_MAXIMUM` for the page size or the number of states.
 pub(super) fn run_page(message: proto::ListRunsRequest) -> Result<RunPage, Refusal> {
     let proto::ListRunsRequest {
         page_size,
@@ -246,10 +249,10 @@ pub(super) fn run_page(message: proto::ListRunsRequest) -> Result<RunPage, Refus
     })
 }
 
-/// Which runs are asked for.
+/// Decodes which runs are asked for, by their state and labels.
 ///
 /// # Errors
-/// `SPEC_INVALID` for a state that there is not.
+/// `SPEC_INVALID` for an unknown state or a bad label; `LIMIT_ABOVE_MAXIMUM` for too many states.
 pub(super) fn selector(
     states: Vec<i32>,
     labels: HashMap<String, String>,
@@ -259,10 +262,10 @@ pub(super) fn selector(
         return Err(Refusal::above("states", states.len(), STATES));
     }
     let state = |(i, state): (usize, i32)| match proto::RunState::try_from(state) {
-        Ok(proto::RunState::Compiling) => Ok(State::Compiling),
-        Ok(proto::RunState::Queued) => Ok(State::Queued),
-        Ok(proto::RunState::Running) => Ok(State::Running),
-        Ok(proto::RunState::Ended) => Ok(State::Ended),
+        Ok(proto::RunState::Compiling) => Ok(RunState::Compiling),
+        Ok(proto::RunState::Queued) => Ok(RunState::Queued),
+        Ok(proto::RunState::Running) => Ok(RunState::Running),
+        Ok(proto::RunState::Ended) => Ok(RunState::Ended),
         Ok(proto::RunState::Unspecified) | Err(_) => Err(Refusal::invalid(
             format!("states[{i}]"),
             format!(
@@ -280,6 +283,7 @@ pub(super) fn selector(
     })
 }
 
+/// Returns the size of the page that is asked for; 0 asks for the default.
 fn page_size(asked: u32) -> Result<usize, Refusal> {
     const DEFAULT: usize = 100;
     const MOST: usize = 1000;
@@ -290,22 +294,25 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
     }
 }
 
-/// When a caller that said how long it waits gives up, less what the answer needs to get home.
+/// Returns by when the answer has to be on its way, so that it reaches the caller before the caller
+/// gives up. Returns `None` for a caller that did not say how long it waits.
 ///
 /// # Errors
-/// `MALFORMED_REQUEST` for a header that says no time; `NOT_STARTED` where that has passed already, however fast the
-/// rest would be.
-pub(super) fn until<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
-    let arrived = request.extensions().get::<Arrived>();
-    arrived.map_or(Ok(None), answer_deadline)
+/// `MALFORMED_REQUEST` if the header is no valid timeout; `NOT_STARTED` if that time has passed
+/// already, however fast the rest would be.
+pub(super) fn response_deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
+    let arrived = request.extensions().get::<CallTiming>();
+    arrived.map_or(Ok(None), unexpired_response_deadline)
 }
 
-/// The same, of a call that arrived so.
+/// Returns what [`response_deadline`] does, for a call that arrived as `arrived` says.
 ///
 /// # Errors
-/// As [`until`].
-pub(super) fn answer_deadline(arrived: &Arrived) -> Result<Option<Instant>, Refusal> {
-    let deadline = arrived.answer_deadline()?;
+/// The errors of [`response_deadline`].
+pub(super) fn unexpired_response_deadline(
+    arrived: &CallTiming,
+) -> Result<Option<Instant>, Refusal> {
+    let deadline = arrived.response_deadline()?;
     if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         return Err(not_started());
     }
@@ -350,7 +357,7 @@ fn mount_list(mounts: Vec<proto::Mount>) -> Result<Vec<Mount>, Refusal> {
 fn requested(
     resources: proto::Resources,
     timeout: Option<ProtoDuration>,
-) -> Result<Requested, Refusal> {
+) -> Result<RequestedLimits, Refusal> {
     let proto::Resources {
         memory_pages,
         fuel_limit,
@@ -358,8 +365,8 @@ fn requested(
         output_limit,
         output_policy,
     } = resources;
-    // On the wire zero means the default; inside, what was not said is none.
-    Ok(Requested {
+    // On the wire, zero means the default. Inside the daemon, `None` does.
+    Ok(RequestedLimits {
         memory_pages: memory_pages.filter(|n| *n > 0),
         fuel: fuel_limit.filter(|n| *n > 0),
         stack: stack_size.filter(|n| *n > 0),
@@ -396,14 +403,19 @@ fn duration(field: &str, duration: ProtoDuration) -> Result<Duration, Refusal> {
     }
 }
 
-struct Reach {
+/// What a run may use besides its own memory, as its caller asked and the policy grants.
+struct GrantedCapabilities {
     wasi: bool,
     host_functions: Vec<String>,
     network: bool,
     clock: bool,
 }
 
-fn reach(security: proto::Security, policy: &Policy) -> Result<Reach, Refusal> {
+/// Decodes which capabilities are asked for, and refuses what the policy does not grant.
+fn grant_capabilities(
+    security: proto::Security,
+    policy: &Policy,
+) -> Result<GrantedCapabilities, Refusal> {
     let proto::Security {
         enable_wasi,
         allowed_host_functions,
@@ -424,7 +436,7 @@ fn reach(security: proto::Security, policy: &Policy) -> Result<Reach, Refusal> {
             "the real clock is not granted",
         ));
     }
-    Ok(Reach {
+    Ok(GrantedCapabilities {
         wasi: enable_wasi.unwrap_or(policy.wasi),
         host_functions: allowed_host_functions,
         network: enable_network,
@@ -432,7 +444,8 @@ fn reach(security: proto::Security, policy: &Policy) -> Result<Reach, Refusal> {
     })
 }
 
-/// Without WASI there is nobody to hand these to.
+/// Refuses environment variables, input, mounts and a working directory for a run without WASI:
+/// nobody could hand them to the guest.
 fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
     if spec.wasi {
         return Ok(());
@@ -452,19 +465,19 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
     }
 }
 
-/// Keeps a request's charge for as long as any of its bytes are held.
-pub(super) fn charged(bytes: Bytes, charge: Option<&Charge>) -> Bytes {
-    struct Held {
+/// Ties a request's charge to `bytes`, so that the charge is held for as long as any of them are.
+pub(super) fn hold_charge_with(bytes: Bytes, charge: Option<&MemoryCharge>) -> Bytes {
+    struct ChargedBytes {
         bytes: Bytes,
-        _charge: Charge,
+        _charge: MemoryCharge,
     }
-    impl AsRef<[u8]> for Held {
+    impl AsRef<[u8]> for ChargedBytes {
         fn as_ref(&self) -> &[u8] {
             &self.bytes
         }
     }
     match charge {
-        Some(charge) if !bytes.is_empty() => Bytes::from_owner(Held {
+        Some(charge) if !bytes.is_empty() => Bytes::from_owner(ChargedBytes {
             bytes,
             _charge: charge.clone(),
         }),

@@ -1,4 +1,4 @@
-//! From what happened to the wire.
+//! Encodes runs, their events and modules for the wire.
 
 use std::time::SystemTime;
 
@@ -7,22 +7,22 @@ use bytes::Bytes;
 use super::{proto, status};
 use crate::limits::OutputPolicy;
 use crate::module::{Exported, Imported};
-use crate::outcome::{CancelCause, Ended, Frame, Outcome, Stream, Trap, Value};
+use crate::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
 use crate::request::{Digest, RunId};
-use crate::run::{Granted, Kept, Run, RunRecord, State, Taken};
+use crate::run::{GrantedLimits, Run, RunRecord, RunState, StoreReceipt, StoredModule};
 
-/// How a run ended.
-pub(crate) fn result(run: &Run, ended: &Ended) -> proto::RunResult {
+/// Encodes how a run ended.
+pub(crate) fn result(run: &Run, ended: &RunReport) -> proto::RunResult {
     result_of(&run.id, run.digest(), run.granted().as_ref(), ended)
 }
 
 fn result_of(
     id: &RunId,
     digest: Option<Digest>,
-    granted: Option<&Granted>,
-    ended: &Ended,
+    granted: Option<&GrantedLimits>,
+    ended: &RunReport,
 ) -> proto::RunResult {
-    let Ended {
+    let RunReport {
         outcome,
         trap,
         duration,
@@ -57,7 +57,7 @@ fn result_of(
     }
 }
 
-/// All that is known of a run.
+/// Encodes everything that is known of a run.
 pub(super) fn run(record: &RunRecord) -> proto::RunInfo {
     use proto::run_info::End;
     let RunRecord {
@@ -90,12 +90,12 @@ pub(super) fn run(record: &RunRecord) -> proto::RunInfo {
                 let result = result_of(id, *digest, granted.as_ref(), ended);
                 End::Result(Box::new(result))
             }
-            Err(refusal) => End::Error(status::event(refusal)),
+            Err(refusal) => End::Error(status::run_error(refusal)),
         }),
     }
 }
 
-/// A run as a listing tells it.
+/// Encodes a run for a listing, which leaves out the returned values and the backtrace of a trap.
 pub(super) fn listed_run(record: &RunRecord) -> proto::RunInfo {
     let mut info = run(record);
     if let Some(proto::run_info::End::Result(result)) = &mut info.end {
@@ -107,6 +107,7 @@ pub(super) fn listed_run(record: &RunRecord) -> proto::RunInfo {
     info
 }
 
+/// Encodes what a run has used so far, or used until its end; `None` if it has not started.
 fn usage(record: &RunRecord) -> Option<proto::Usage> {
     let granted = record.granted.as_ref()?;
     let metered = granted.limits.fuel.is_some();
@@ -114,7 +115,7 @@ fn usage(record: &RunRecord) -> Option<proto::Usage> {
     let result = over.and_then(|(_, end)| end.as_ref().as_ref().ok());
     let elapsed = match (result, over) {
         (Some(ended), _) => ended.duration,
-        // The daemon failed, and nobody measured.
+        // The daemon failed, and nothing was measured.
         (None, Some((over, _))) => over.duration_since(record.started?).unwrap_or_default(),
         (None, None) => record.elapsed?,
     };
@@ -132,13 +133,13 @@ fn usage(record: &RunRecord) -> Option<proto::Usage> {
     })
 }
 
-/// Where a run is.
-pub(super) fn state(state: State) -> proto::RunState {
+/// Encodes the state of a run.
+pub(super) fn state(state: RunState) -> proto::RunState {
     match state {
-        State::Compiling => proto::RunState::Compiling,
-        State::Queued => proto::RunState::Queued,
-        State::Running => proto::RunState::Running,
-        State::Ended => proto::RunState::Ended,
+        RunState::Compiling => proto::RunState::Compiling,
+        RunState::Queued => proto::RunState::Queued,
+        RunState::Running => proto::RunState::Running,
+        RunState::Ended => proto::RunState::Ended,
     }
 }
 
@@ -146,7 +147,7 @@ fn digest(digest: Option<Digest>) -> String {
     digest.map(|digest| digest.to_string()).unwrap_or_default()
 }
 
-/// An event of a stream.
+/// Encodes an event of a run's stream, with its sequence number and time.
 pub(super) fn event(
     id: &RunId,
     seq: u64,
@@ -161,7 +162,7 @@ pub(super) fn event(
     }
 }
 
-/// The first event of a stream.
+/// Encodes the first event of a run's stream.
 pub(super) fn started(run: &Run) -> proto::RunStarted {
     proto::RunStarted {
         module_digest: digest(run.digest()),
@@ -169,13 +170,14 @@ pub(super) fn started(run: &Run) -> proto::RunStarted {
     }
 }
 
-/// A module that was loaded, from `resolved` where it was pulled.
-pub(super) fn loaded(taken: &Taken, resolved: Option<String>) -> proto::LoadModuleResponse {
-    let Taken {
+/// Encodes the receipt for a module that was loaded. If it was pulled from a registry, `resolved`
+/// is the reference with the digest that was found there.
+pub(super) fn loaded(taken: &StoreReceipt, resolved: Option<String>) -> proto::LoadModuleResponse {
+    let StoreReceipt {
         kept,
         cached,
         compiled_in,
-        untold: _,
+        pending_response: _,
     } = taken;
     proto::LoadModuleResponse {
         module: Some(module(kept)),
@@ -185,8 +187,8 @@ pub(super) fn loaded(taken: &Taken, resolved: Option<String>) -> proto::LoadModu
     }
 }
 
-/// A module that was uploaded.
-pub(super) fn uploaded(taken: &Taken) -> proto::UploadModuleResponse {
+/// Encodes the receipt for a module that was uploaded.
+pub(super) fn uploaded(taken: &StoreReceipt) -> proto::UploadModuleResponse {
     let proto::LoadModuleResponse {
         module,
         cached,
@@ -200,9 +202,9 @@ pub(super) fn uploaded(taken: &Taken) -> proto::UploadModuleResponse {
     }
 }
 
-/// A module as a listing tells it.
-pub(super) fn listed(kept: &Kept) -> proto::ModuleInfo {
-    let Kept { known, cached_in } = kept;
+/// Encodes a module for a listing, which leaves out its exports and imports.
+pub(super) fn listed(kept: &StoredModule) -> proto::ModuleInfo {
+    let StoredModule { known, cached_in } = kept;
     let record = &known.record;
     let kind = if record.description.component {
         proto::ModuleKind::Component
@@ -227,8 +229,8 @@ pub(super) fn listed(kept: &Kept) -> proto::ModuleInfo {
     }
 }
 
-/// All that is told of a module.
-pub(super) fn module(kept: &Kept) -> proto::ModuleInfo {
+/// Encodes everything that is reported of a module.
+pub(super) fn module(kept: &StoredModule) -> proto::ModuleInfo {
     let description = &kept.known.record.description;
     proto::ModuleInfo {
         exports: description.exports.iter().map(export).collect(),
@@ -237,7 +239,7 @@ pub(super) fn module(kept: &Kept) -> proto::ModuleInfo {
     }
 }
 
-/// Bytes of one output stream, as an event.
+/// Encodes bytes of one output stream as an event.
 pub(super) fn output(stream: Stream, bytes: Bytes) -> proto::stream_event::Event {
     match stream {
         Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
@@ -245,9 +247,9 @@ pub(super) fn output(stream: Stream, bytes: Bytes) -> proto::stream_event::Event
     }
 }
 
-/// A length of time.
+/// Encodes a length of time.
 pub(super) fn duration(duration: std::time::Duration) -> prost_types::Duration {
-    // One that does not fit is longer than the universe is old.
+    // A duration that does not fit is longer than the age of the universe.
     duration.try_into().unwrap_or_default()
 }
 
@@ -273,7 +275,7 @@ fn import(import: &Imported) -> proto::Import {
     }
 }
 
-fn granted(granted: &Granted) -> proto::Resources {
+fn granted(granted: &GrantedLimits) -> proto::Resources {
     let limits = &granted.limits;
     proto::Resources {
         memory_pages: Some(granted.memory_pages),

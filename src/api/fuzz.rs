@@ -1,22 +1,24 @@
-//! The way of a message from its bytes to what it asks for, for fuzzing: all of it is what the server does.
+//! The fuzzing entry point of the decoders. It takes a message from its bytes to what it asks for,
+//! with the functions that the server uses.
 
 use tonic::{Code, Status};
 
-use super::call_deadline::Arrived;
+use super::call_deadline::CallTiming;
 use super::codec::decoded;
-use super::{decode, proto, status};
-use crate::limits::Delivery;
+use super::{decode, proto};
+use crate::limits::OutputMode;
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::{Digest, RunId};
 
-/// Decodes `bytes` as each message that a client sends. What is refused is refused in terms that a client can read.
+/// Decodes `bytes` as each message that a client sends, and checks that a client can read every
+/// refusal.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If a client cannot, or if a spec and its clone have different fingerprints.
 pub(crate) fn message(bytes: &[u8], policy: &Policy) {
-    judge(spec(bytes, policy, Delivery::Captured));
-    judge(spec(bytes, policy, Delivery::Streamed));
+    judge(spec(bytes, policy, OutputMode::Captured));
+    judge(spec(bytes, policy, OutputMode::Streamed));
     judge(decoded(bytes).and_then(|message| decode::load(message, policy).map(drop)));
     judge(decoded(bytes).and_then(|message| decode::page(message).map(drop)));
     judge(decoded(bytes).and_then(|message| decode::run_page(message).map(drop)));
@@ -44,11 +46,11 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
     if let Ok(value) = http::HeaderValue::try_from(bytes) {
         let mut headers = http::HeaderMap::new();
         headers.insert("grpc-timeout", value);
-        judge(Arrived::now(&headers).answer_deadline().map(drop));
+        judge(CallTiming::now(&headers).response_deadline().map(drop));
     }
 }
 
-fn spec(bytes: &[u8], policy: &Policy, delivery: Delivery) -> Result<(), Refusal> {
+fn spec(bytes: &[u8], policy: &Policy, delivery: OutputMode) -> Result<(), Refusal> {
     let proto::InteractRequest { frame } = decoded(bytes)?;
     if let Some(proto::interact_request::Frame::Start(start)) = frame {
         let spec = decode::spec(Some(*start), policy, delivery)?;
@@ -56,18 +58,18 @@ fn spec(bytes: &[u8], policy: &Policy, delivery: Delivery) -> Result<(), Refusal
     }
     let proto::RunRequest { spec } = decoded(bytes)?;
     let spec = decode::spec(spec, policy, delivery)?;
-    // Two that are the same run the same.
+    // Idempotency keys rely on equal specs having equal fingerprints.
     let of = Digest::of(bytes);
     assert_eq!(spec.fingerprint(of), spec.clone().fingerprint(of));
     Ok(())
 }
 
-/// A refusal is the caller's fault, and fits into what clients accept.
+/// Checks that a refusal blames the caller, and that it fits into the headers that clients accept.
 fn judge(result: Result<(), Refusal>) {
     let Err(refusal) = result else {
         return;
     };
-    let status: Status = status::from(&refusal);
+    let status: Status = Status::from(&refusal);
     assert_ne!(status.code(), Code::Internal, "{status:?}");
     let plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'%';
     let message: usize = status

@@ -1,5 +1,5 @@
-//! `grpc.health.v1.Health`: what load balancers, kubelets and clients ask. All services of a daemon serve or do not serve
-//! together, so that the phase of the daemon is the state of each.
+//! Implements `grpc.health.v1.Health`, which load balancers, kubelets and clients ask. The services
+//! of a daemon either all serve or all do not, so the daemon's phase is the status of each.
 
 use std::collections::HashMap;
 
@@ -15,31 +15,31 @@ use super::health_proto::{
 use super::proto::module_service_server::SERVICE_NAME as MODULE_SERVICE;
 use super::proto::run_service_server::SERVICE_NAME as RUN_SERVICE;
 use super::proto::sandbox_service_server::SERVICE_NAME as SANDBOX_SERVICE;
-use super::service::Phase;
-use super::status::refused;
+use super::sandbox::DaemonPhase;
 use crate::refusal::{Reason, Refusal, list, quote};
 
-/// The services whose health is told; the empty name stands for the daemon as a whole.
+/// The services whose health is reported. The empty name stands for the daemon as a whole.
 const SERVICES: [&str; 4] = ["", MODULE_SERVICE, RUN_SERVICE, SANDBOX_SERVICE];
 
-/// Answers what is asked of the daemon's health, from its phase.
+/// The health service, which answers from the daemon's phase.
 pub struct HealthApi {
-    /// Closed when the daemon is about to end.
-    phase: watch::Receiver<Phase>,
+    /// The daemon's phase. The channel is closed when the daemon is about to end.
+    phase: watch::Receiver<DaemonPhase>,
 }
 
 impl HealthApi {
-    /// Creates the service of a daemon whose `phase` it tells, until the other end of that is dropped.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
+    /// Creates the service of a daemon that is in `phase`. Watches end when the sender of `phase`
+    /// is dropped.
+    pub fn new(phase: watch::Receiver<DaemonPhase>) -> Self {
         Self { phase }
     }
 }
 
-/// What a phase of the daemon is in the terms of the protocol.
-fn serving_status(phase: Phase) -> ServingStatus {
+/// Translates a phase of the daemon into the protocol's terms.
+fn serving_status(phase: DaemonPhase) -> ServingStatus {
     match phase {
-        Phase::Serving => ServingStatus::Serving,
-        Phase::Starting | Phase::Draining => ServingStatus::NotServing,
+        DaemonPhase::Serving => ServingStatus::Serving,
+        DaemonPhase::Starting | DaemonPhase::Draining => ServingStatus::NotServing,
     }
 }
 
@@ -49,9 +49,9 @@ fn answer(status: ServingStatus) -> HealthCheckResponse {
     }
 }
 
-/// Yields the state of a service, and each that it changes to, until the daemon is about to end. Of a service that the
-/// daemon does not have, that stays the first one.
-fn states(phase: watch::Receiver<Phase>, known: bool) -> impl Stream<Item = ServingStatus> {
+/// Yields the status of a service, and each status that it changes to, until the daemon is about to
+/// end. The status of a service that the daemon does not have never changes.
+fn states(phase: watch::Receiver<DaemonPhase>, known: bool) -> impl Stream<Item = ServingStatus> {
     stream::unfold((phase, None), move |(mut phase, told)| async move {
         loop {
             let now = match known {
@@ -76,7 +76,7 @@ impl Health for HealthApi {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let HealthCheckRequest { service } = request.into_inner();
         if !SERVICES.contains(&service.as_str()) {
-            return Err(refused(unknown(&service)));
+            return Err(Status::from(unknown(&service)));
         }
         Ok(Response::new(answer(serving_status(*self.phase.borrow()))))
     }

@@ -1,7 +1,10 @@
-//! What is no gRPC is answered here, as HTTP answers it, before anybody asks who calls, and before anything is read, charged
-//! or run: a form on somebody else's page can send a browser here, and a browser says what it sends.
+//! The gate that rejects requests other than gRPC calls. It answers them in plain HTTP, before the
+//! caller is authenticated and before anything is read, charged or run. A form on another site's
+//! page can make a browser send a request here, but the browser states the content type, which
+//! gives the request away.
 //!
-//! The gate also looks at what every call has, whatever its method: the size of its metadata, and its deadline.
+//! The gate also checks what every call has, whatever its method: the size of its metadata, and its
+//! deadline.
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
@@ -11,43 +14,45 @@ use std::time::Instant;
 use futures_util::future::Either;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::call_deadline::{Arrived, CallTimeout};
-use super::status;
+use super::call_deadline::{CallTimeout, CallTiming};
+use super::methods::{Contract, DeadlineRule};
 use crate::refusal::{Reason, Refusal, quote};
 use crate::run::not_started;
 
-/// The content types of a call, in the words of an answer to any other.
+/// The content types of a call, as the answer to any other type lists them.
 const CALLS: &str = "application/grpc, application/grpc+proto";
-/// Bytes of a call's metadata, counted as HTTP/2 does, with the method's path and the authority.
+/// The most bytes of a call's metadata, counted as HTTP/2 does, with the method's path and the
+/// authority.
 const MAX_METADATA: usize = 8 << 10;
-/// What HTTP/2 counts for each field beside its bytes.
+/// The bytes that HTTP/2 counts for each field, beside those of its name and value.
 const FIELD: usize = 32;
 
-/// Lets calls of gRPC through to the layers inside, and answers everything else.
+/// The layer that lets gRPC calls through to the layers inside it, and answers every other request.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpGate;
 
 impl<S> Layer<S> for HttpGate {
-    type Service = Gated<S>;
+    type Service = HttpGateService<S>;
 
-    fn layer(&self, inner: S) -> Gated<S> {
-        Gated { inner }
+    fn layer(&self, inner: S) -> HttpGateService<S> {
+        HttpGateService { inner }
     }
 }
 
-/// A service behind the gate.
+/// A service that the gate hands calls to.
 #[derive(Clone, Debug)]
-pub struct Gated<S> {
+pub struct HttpGateService<S> {
     inner: S,
 }
 
 type Boxed<R, E> = Pin<Box<dyn Future<Output = Result<R, E>> + Send>>;
 
-impl<S> Service<Request<Body>> for Gated<S>
+impl<S> Service<Request<Body>> for HttpGateService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
@@ -67,17 +72,19 @@ where
         let refused = |answer| Either::Right(Either::Left(ready(Ok(answer))));
         match check(&request) {
             Ok(()) => {}
-            // Its body is dropped unread, in either case.
-            Err(NoCall::Http(answer)) => return refused(answer),
-            Err(NoCall::Refused(refusal)) => return refused(status::from(&refusal).into_http()),
+            // The body is dropped unread in both cases.
+            Err(GateRejection::Http(answer)) => return refused(answer),
+            Err(GateRejection::Refused(refusal)) => {
+                return refused(Status::from(&refusal).into_http());
+            }
         }
-        let arrived = Arrived::now(request.headers());
+        let arrived = CallTiming::now(request.headers());
         let deadline = match arrived.timeout {
             CallTimeout::Unset => None,
-            _ if keeps_its_deadline(request.uri().path()) => None,
+            _ if Contract::at(request.uri().path()).deadline == DeadlineRule::Method => None,
             CallTimeout::After(_) | CallTimeout::Malformed(_) => match arrived.deadline() {
                 Ok(deadline) => deadline,
-                Err(refusal) => return refused(status::from(&refusal).into_http()),
+                Err(refusal) => return refused(Status::from(&refusal).into_http()),
             },
         };
         request.extensions_mut().insert(arrived);
@@ -95,52 +102,41 @@ where
     }
 }
 
-/// Whether a method looks at its caller's deadline by itself, since it has more to say of it than that it passed: a run is
-/// recorded, and goes on where it is detached.
-fn keeps_its_deadline(path: &str) -> bool {
-    matches!(
-        path,
-        "/ringfence.v1.SandboxService/Run"
-            | "/ringfence.v1.SandboxService/RunStream"
-            | "/ringfence.v1.SandboxService/LoadModule"
-            | "/ringfence.v1.RunService/Interact"
-            | "/ringfence.v1.RunService/CancelRun"
-    ) || path.starts_with("/ringfence.v1.ModuleService/")
-}
-
+/// Creates the answer to a call whose deadline has passed.
 fn too_late() -> Response<Body> {
-    status::from(&not_started()).into_http()
+    Status::from(&not_started()).into_http()
 }
 
-/// Why a request goes no further.
-enum NoCall {
-    /// It is none of gRPC; what HTTP says of that.
+/// Why the gate does not let a request through.
+enum GateRejection {
+    /// The request is not a gRPC call; this is the answer that HTTP has for it.
     Http(Response<Body>),
-    /// It is one, and a bad one.
+    /// The request is a gRPC call that the gate refuses.
     Refused(Refusal),
 }
 
-/// Whether the gate lets a request through.
+/// Reports whether a request is a call that the gate lets through, apart from its deadline.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     check(request).is_ok()
 }
 
-/// Looks whether a request is a call.
+/// Checks that a request is a gRPC call, and that its metadata is not too large.
 #[expect(
     clippy::result_large_err,
     reason = "the error is the answer, which is made once and handed on"
 )]
-fn check<B>(request: &Request<B>) -> Result<(), NoCall> {
+fn check<B>(request: &Request<B>) -> Result<(), GateRejection> {
     if request.method() != Method::POST {
-        return Err(NoCall::Http(wrong_method(request.method())));
+        return Err(GateRejection::Http(wrong_method(request.method())));
     }
     if !is_grpc(request.headers()) {
-        return Err(NoCall::Http(wrong_content_type()));
+        return Err(GateRejection::Http(wrong_content_type()));
     }
-    check_metadata(request.uri(), request.headers()).map_err(NoCall::Refused)
+    check_metadata(request.uri(), request.headers()).map_err(GateRejection::Refused)
 }
 
-/// Whether the one content type that is given is that of gRPC with protobuf in it, whatever its case and parameters.
+/// Reports whether a request has exactly one content type, which is that of gRPC with protobuf.
+/// Case and parameters do not matter.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(given), None) = (types.next(), types.next()) else {
@@ -156,7 +152,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         || essence.eq_ignore_ascii_case(b"application/grpc+proto")
 }
 
-/// Refuses metadata that is larger than what any caller needs.
+/// Refuses metadata that is larger than any caller needs.
 fn check_metadata(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
     let fields = headers
         .iter()
@@ -186,7 +182,7 @@ fn wrong_method(method: &Method) -> Response<Body> {
         quote(method.as_str())
     );
     let text = match *method {
-        // Its answer has no body.
+        // The answer to `HEAD` has no body.
         Method::HEAD => String::new(),
         _ => text,
     };
@@ -206,7 +202,7 @@ fn wrong_content_type() -> Response<Body> {
     answer
 }
 
-/// An answer for whoever does not speak gRPC.
+/// Creates a plain-text answer for a client that does not speak gRPC.
 fn plain(status: StatusCode, text: String) -> Response<Body> {
     let mut answer = Response::new(Body::new(text));
     *answer.status_mut() = status;

@@ -1,39 +1,42 @@
-//! `Interact`: what the caller sends goes to its guest, in a task beside the answer.
+//! Implements `Interact`: a task beside the answer forwards what the caller sends to its guest.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::frames::{self, Failed, malformed, piece};
+use super::client_stream::{self, ClientStreamError, malformed, piece};
 use super::proto::interact_request::Frame;
 use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
-use super::start::Call;
+use super::run_event_stream::RunEventStream;
+use super::start::RunCall;
 use super::status;
-use super::stream::Events;
-use crate::run::{Method, Run, Runner, before};
+use crate::run::{Run, RunMethod, Runner, with_deadline};
 use crate::sandbox::{Input, MAX_STDIN_CHUNK};
 
-/// Starts the run that the first message asks for, and takes the others beside it.
+/// Starts the run that the first message asks for, and takes the later messages in a task beside
+/// the answer.
 pub(super) async fn interact(
     runner: &Arc<Runner>,
     request: Request<Streaming<InteractRequest>>,
-) -> Result<Response<Events>, Status> {
-    let call = Call::of(runner, &request, Method::Interact)?;
+) -> Result<Response<RunEventStream>, Status> {
+    let call = RunCall::from_request(runner, &request, RunMethod::Interact)?;
     let mut frames = request.into_inner();
-    let until = call.until();
-    let spec = match until {
-        Ok(until) => before(until, start(&mut frames)).await,
-        Err(refusal) => Err(Failed::Refused(refusal)),
+    let deadline = call.deadline();
+    let spec = match deadline {
+        Ok(deadline) => with_deadline(deadline, start(&mut frames)).await,
+        Err(refusal) => Err(ClientStreamError::Refused(refusal)),
     };
     let spec = match spec {
         Ok(spec) => spec,
-        Err(Failed::Refused(refusal)) => return Err(call.refused(runner, refusal)),
-        Err(Failed::Broken(status)) => return Err(status),
+        Err(ClientStreamError::Refused(refusal)) => {
+            return Err(call.record_refusal(runner, refusal));
+        }
+        Err(ClientStreamError::Broken(status)) => return Err(status),
     };
     let input = Arc::new(Input::default());
-    // Before the run can start: its caller may leave before that.
-    let taken = Taken {
+    // Created before the run can start, because its caller may leave before that.
+    let taken = CloseInputGuard {
         input: Arc::clone(&input),
         detached: spec.detach,
     };
@@ -43,23 +46,24 @@ pub(super) async fn interact(
     let mut taking = JoinSet::new();
     let run = Arc::clone(&attached.run);
     taking.spawn(async move {
-        match take(&mut frames, &taken.input, &run).await {
+        match forward_input(&mut frames, &taken.input, &run).await {
             Ok(()) => None,
-            Err(Failed::Refused(refusal)) => Some(status::event(&refusal)),
-            Err(Failed::Broken(status)) => Some(status::event_of(&status)),
+            Err(ClientStreamError::Refused(refusal)) => Some(status::run_error(&refusal)),
+            Err(ClientStreamError::Broken(status)) => Some(status::run_error_of_status(&status)),
         }
     });
-    Ok(Events::beside(attached, taking, Some(input)))
+    Ok(RunEventStream::beside(attached, taking, Some(input)))
 }
 
-/// Input that ends at the latest when nobody takes it any more, where the run outlives that. Another is ended for what
-/// it is, not for an end of file that nobody sent.
-struct Taken {
+/// A guard that is held while somebody takes the caller's messages. Dropping it closes the input of
+/// a detached run, which outlives its caller. Any other run ends for its actual cause, not for an
+/// end of file that nobody sent.
+struct CloseInputGuard {
     input: Arc<Input>,
     detached: bool,
 }
 
-impl Drop for Taken {
+impl Drop for CloseInputGuard {
     fn drop(&mut self) {
         if self.detached {
             self.input.close();
@@ -67,7 +71,8 @@ impl Drop for Taken {
     }
 }
 
-async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Failed> {
+/// Reads the first message, which has to be the interaction's `start`.
+async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, ClientStreamError> {
     match next(frames).await? {
         Some(Frame::Start(spec)) => Ok(*spec),
         Some(
@@ -79,12 +84,13 @@ async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Faile
     }
 }
 
-/// Takes what the caller sends until it sends no more.
-async fn take(
+/// Forwards the caller's messages to the run until there are no more, which closes the guest's
+/// input.
+async fn forward_input(
     frames: &mut Streaming<InteractRequest>,
     input: &Input,
     run: &Run,
-) -> Result<(), Failed> {
+) -> Result<(), ClientStreamError> {
     let mut open = true;
     let mut ahead = None;
     loop {
@@ -102,7 +108,8 @@ async fn take(
             Frame::Stdin(bytes) => {
                 let bytes = piece("stdin", bytes, MAX_STDIN_CHUNK)?;
                 let mut push = std::pin::pin!(input.push(&bytes));
-                // A guest that does not read can still be cancelled by the message behind.
+                // One message is read ahead while the guest does not read, since it may cancel the
+                // run.
                 while ahead.is_none() {
                     tokio::select! {
                         biased;
@@ -131,9 +138,9 @@ async fn take(
     }
 }
 
-async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, Failed> {
+async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, ClientStreamError> {
     let frame = |InteractRequest { frame }| frame;
-    frames::next(
+    client_stream::next(
         frames,
         frame,
         "a message of an interaction has a `start`, `stdin`, `stdin_eof`, `cancel` or `tell_stdin_demand`",

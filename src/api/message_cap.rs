@@ -1,8 +1,8 @@
-//! How large one message of a method may be, and how a larger one is refused.
+//! The cap on the size of one message of a method, and the refusal of a larger one.
 
 use crate::refusal::{Reason, Refusal};
 
-/// The most bytes of one message, with what a caller that has more can do about it.
+/// A cap on the bytes of one message, with a hint at what a caller with a larger one can do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MessageCap {
     bytes: u64,
@@ -11,7 +11,7 @@ pub(super) struct MessageCap {
 }
 
 impl MessageCap {
-    /// Creates a cap that no setting moves. `hint` may be empty.
+    /// Creates a cap that no setting changes. The hint may be empty.
     pub(super) fn fixed(bytes: u64, hint: &'static str) -> Self {
         Self {
             bytes,
@@ -20,7 +20,7 @@ impl MessageCap {
         }
     }
 
-    /// Creates a cap that the key `setting` moves; `hint` names that key for people.
+    /// Creates a cap that the key `setting` changes. The hint names that key for people.
     pub(super) fn set(bytes: u64, setting: &'static str, hint: &'static str) -> Self {
         Self {
             bytes,
@@ -29,12 +29,12 @@ impl MessageCap {
         }
     }
 
-    /// The most bytes.
+    /// Returns the most bytes that a message may have.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Refuses a message whose prefix says that it has `length` bytes.
+    /// Creates the refusal of a message whose prefix says that it has `length` bytes.
     pub(super) fn refuse(&self, length: u64) -> Refusal {
         let Self {
             bytes,

@@ -1,7 +1,9 @@
-//! The body of a request, capped, charged and checked as it is read: framed as gRPC says.
+//! The body of a request, which is capped, charged and checked against gRPC's framing as it is
+//! read.
 //!
-//! tonic would answer a message over its cap with OUT_OF_RANGE and a body that ends too soon with INTERNAL. This body sees
-//! the five-byte prefixes first and refuses in the API's terms.
+//! tonic would answer a message over its cap with `OUT_OF_RANGE`, and a body that ends too soon
+//! with `INTERNAL`. This body sees the five-byte prefixes first, and refuses in the terms of the
+//! API.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,44 +15,46 @@ use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 use tonic::Status;
 
-use super::input_calls::{InputCall, STREAM_WINDOW};
-use super::intake::Charge;
+use super::client_streaming_calls::{ClientStreamingCallGuard, STREAM_WINDOW};
 use super::message_cap::MessageCap;
-use super::status;
 use crate::refusal::{Reason, Refusal};
+use crate::run::MemoryCharge;
 use crate::sandbox::MAX_STDIN_CHUNK;
 
-/// What an upload holds at the most, however long it is: what has not been read, a message that arrives, one that is looked
-/// at, and what is put together in memory.
+/// The most bytes that an upload holds at once, however long it is: what has not been read, a
+/// message that is arriving, one that is being handled, and what is put together in memory.
 const UPLOAD_HOLDS: usize = (3 << 20) + STREAM_WINDOW as usize;
-/// Bytes of a message of an interaction after its first.
+/// The most bytes of a message of an interaction after its first one.
 const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
-/// What an interaction holds at the most after its first message: what has not been read, a message that arrives, one that
-/// waits, and what the guest has yet to read.
+/// The most bytes that an interaction holds at once after its first message: what has not been
+/// read, a message that is arriving, one that waits, and what the guest has yet to read.
 const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK + STREAM_WINDOW as usize;
-/// Bytes of the prefix of a gRPC message: a flag and a length.
+/// The bytes of a gRPC message's prefix: a flag and a length.
 const PREFIX: usize = 5;
 
-/// What the requests of a method are.
+/// How the request messages of a method arrive, and what they are charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestKind {
-    /// Exactly one message, charged for as long as any of it is held.
+    /// Exactly one message, which is charged for as long as any of it is held.
     Unary,
-    /// Messages that are used up as they come: charged for what an upload holds at once.
+    /// Messages that are used up as they arrive, and charged together for the most that an upload
+    /// holds at once.
     Upload,
-    /// One message, which is charged for as long as the others come, since what it arrived in is used for them too; then
-    /// small ones, as far apart as their caller likes: charged for what they hold at once.
+    /// One message, then small ones that may be far apart. The first is charged for as long as the
+    /// others come, since the memory that it arrived in is used for them too. The others are
+    /// charged together for the most that they hold at once.
     Interact,
-    /// One message, so small that it is not charged, which has to be there as a whole in the time that others have for
-    /// their next bytes.
+    /// One message, so small that it is not charged. The whole of it has to arrive in the time that
+    /// other requests have for their next bytes.
     Health,
-    /// Of a service that is not ours: small, short-lived, and not charged.
+    /// Messages of a service that is not ours. They are small, short-lived and not charged.
     Foreign,
 }
 
 impl RequestKind {
-    /// Whether its messages are read as something comes of those before them, and lie in the connection until then.
-    pub(super) fn takes_input(self) -> bool {
+    /// Reports whether each message is read only once something has come of those before it. Until
+    /// then it stays in the connection.
+    pub(super) fn is_client_streaming(self) -> bool {
         match self {
             Self::Upload | Self::Interact | Self::Foreign => true,
             Self::Unary | Self::Health => false,
@@ -58,16 +62,17 @@ impl RequestKind {
     }
 }
 
-/// Where in the stream of messages the next byte stands.
+/// The position of the next byte in the stream of messages.
 #[derive(Debug)]
 enum Framing {
-    /// So many bytes of a prefix are there.
+    /// In a prefix, of which this many bytes are there.
     Prefix([u8; PREFIX], usize),
-    /// So many bytes of a message are missing.
+    /// In a message, of which this many bytes are missing.
     Message(u64),
 }
 
-/// The one message of a body, which is checked to have exactly one, without copying it where it came at once.
+/// Reads a body to its end and returns its one message, of which the body checks that there is
+/// exactly one. The message is not copied if it arrived in one piece.
 pub(super) async fn only_message<B>(mut body: MeteredBody<B>) -> Result<Bytes, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
@@ -76,7 +81,7 @@ where
     let mut joined = BytesMut::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let Ok(data) = frame?.into_data() else {
-            // Trailers, which say nothing here.
+            // Trailers carry nothing that matters here.
             continue;
         };
         if first.is_empty() && joined.is_empty() {
@@ -94,40 +99,48 @@ where
     Ok(message)
 }
 
-/// What the body of a request has to keep to.
+/// The rules that the body of a request has to keep to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyRules {
     pub(super) kind: RequestKind,
-    /// The most bytes of a message.
+    /// The cap on each message.
     pub(super) cap: MessageCap,
-    /// The most bytes that all requests may hold.
+    /// The most bytes that all requests together may hold.
     pub(super) budget: u64,
-    /// How long the next bytes of a message may take.
+    /// How long the next bytes of a message may take to arrive.
     pub(super) stall: Duration,
 }
 
-/// A body that is capped, charged and checked as it is read.
+/// A request body that is capped, charged and checked as it is read.
 pub(super) struct MeteredBody<B> {
     body: B,
-    charge: Charge,
+    charge: MemoryCharge,
     cap: MessageCap,
     budget: u64,
     state: Framing,
     kind: RequestKind,
-    /// Whether it has been charged at all.
+    /// Whether anything has been charged yet.
     charged: bool,
     messages: u64,
     failed: bool,
     stall: Duration,
-    /// Set while the next bytes are waited for.
-    silent: Option<Pin<Box<Sleep>>>,
-    /// Counted for as long as what it has not read lies in the connection.
-    _input: Option<InputCall>,
+    /// Runs while the next bytes are awaited, and for a health request until all of it is there;
+    /// `None` otherwise.
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    /// Keeps the call counted for as long as unread input may lie in the connection; `None` for a
+    /// method that reads everything.
+    _input: Option<ClientStreamingCallGuard>,
 }
 
 impl<B> MeteredBody<B> {
-    /// Creates one of `body`, which is charged to `charge`. `input` is counted for as long as it is read.
-    pub(super) fn new(body: B, rules: BodyRules, charge: Charge, input: Option<InputCall>) -> Self {
+    /// Wraps `body` and charges it to `charge`. The call that `input` stands for stays counted for
+    /// as long as the body is read.
+    pub(super) fn new(
+        body: B,
+        rules: BodyRules,
+        charge: MemoryCharge,
+        input: Option<ClientStreamingCallGuard>,
+    ) -> Self {
         let BodyRules {
             kind,
             cap,
@@ -145,12 +158,12 @@ impl<B> MeteredBody<B> {
             messages: 0,
             failed: false,
             stall,
-            silent: None,
+            stall_timer: None,
             _input: input,
         }
     }
 
-    /// Follows the framing over `data`.
+    /// Advances the framing over `data`, and checks every message that begins or ends in it.
     fn follow(&mut self, mut data: &[u8]) -> Result<(), Refusal> {
         while data.has_remaining() {
             match &mut self.state {
@@ -171,7 +184,7 @@ impl<B> MeteredBody<B> {
                         self.state = Framing::Prefix([0; PREFIX], 0);
                         self.complete()?;
                     }
-                    // At most `remaining`, which is a usize.
+                    // This is at most `remaining`, which is a `usize`.
                     data.advance(usize::try_from(n).unwrap_or(usize::MAX));
                 }
             }
@@ -179,6 +192,7 @@ impl<B> MeteredBody<B> {
         Ok(())
     }
 
+    /// Checks the prefix of a message, which announces `length` bytes.
     fn begin(&mut self, flag: u8, length: u64) -> Result<(), Refusal> {
         if flag != 0 {
             return Err(malformed("the message is compressed, which is not offered"));
@@ -198,18 +212,20 @@ impl<B> MeteredBody<B> {
         Ok(())
     }
 
-    /// Takes note that a message is there as a whole.
+    /// Handles a message that is there as a whole. After the first message of an interaction, the
+    /// rules for the others apply.
     fn complete(&mut self) -> Result<(), Refusal> {
         if self.kind != RequestKind::Interact || self.messages > 1 {
             return Ok(());
         }
-        // What those after it hold, before the run starts.
+        // What the later messages may hold is charged now, before the run starts.
         let hint = "a piece of standard input has 64 KiB";
         self.cap = MessageCap::fixed(INTERACT_MESSAGE, hint);
         self.charge.add(INTERACT_HOLDS, self.budget)
     }
 
-    /// Charges what came, of the `first` message or of others; or what all of them may hold.
+    /// Charges `bytes` that arrived, of the `first` message or of others. For an upload, what all
+    /// of it may hold is charged at once.
     fn charge(&mut self, first: bool, bytes: usize) -> Result<(), Refusal> {
         let holds = match self.kind {
             RequestKind::Unary => bytes,
@@ -224,7 +240,7 @@ impl<B> MeteredBody<B> {
         self.charge.add(holds, self.budget)
     }
 
-    /// Whether the first message is not there as a whole.
+    /// Reports whether the first message is not there as a whole.
     fn is_first(&self) -> bool {
         match self.state {
             Framing::Prefix(..) => self.messages == 0,
@@ -232,7 +248,7 @@ impl<B> MeteredBody<B> {
         }
     }
 
-    /// Whether nothing need come for now.
+    /// Reports whether the caller may be silent for now, since no message is under way.
     fn rests(&self) -> bool {
         match self.kind {
             RequestKind::Foreign | RequestKind::Interact => {
@@ -242,6 +258,8 @@ impl<B> MeteredBody<B> {
         }
     }
 
+    /// Checks that the body may end here: not inside a message, and not before the first one
+    /// either, unless the service is not ours.
     fn check_end(&self) -> Result<(), Refusal> {
         match self.state {
             Framing::Prefix(_, 0) if self.kind != RequestKind::Foreign && self.messages == 0 => {
@@ -254,9 +272,10 @@ impl<B> MeteredBody<B> {
         }
     }
 
+    /// Ends the body with a refusal; later polls return nothing.
     fn fail(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.failed = true;
-        Poll::Ready(Some(Err(status::from(refusal))))
+        Poll::Ready(Some(Err(Status::from(refusal))))
     }
 }
 
@@ -280,10 +299,11 @@ where
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if polled.is_pending() && !self.rests() {
-            // The rest of a message must come; a caller that never sends it would hold its charge for ever.
+            // The rest of the message has to arrive: a caller that never sends it would hold its
+            // charge for ever.
             let stall = self.stall;
             let silent = self
-                .silent
+                .stall_timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
             ready!(silent.as_mut().poll(cx));
             let message = format!(
@@ -293,11 +313,12 @@ where
             return self.fail(&malformed(&message));
         }
         if self.kind != RequestKind::Health {
-            self.silent = None;
+            self.stall_timer = None;
         }
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
-            // The transport tells a reset as an end without an error: half of a message, or half of an upload.
+            // The transport may also report a reset as an end without an error, after half of a
+            // message or half of an upload.
             Some(Err(_)) => return self.fail(&malformed("the request was broken off")),
             None if !self.body.is_end_stream() => {
                 return self.fail(&malformed("the request was broken off"));
@@ -312,11 +333,11 @@ where
         if frame.is_trailers()
             && let Err(refusal) = self.check_end()
         {
-            // Nothing comes after them, and nobody looks whether all was there.
+            // Nothing follows trailers, and nobody else checks that everything is there.
             return self.fail(&refusal);
         }
         if let Some(data) = frame.data_ref() {
-            // The framing first: a message that is too large is refused for what it is.
+            // The framing is checked first, so that a message that is too large is refused as such.
             let first = self.is_first();
             let checked = self
                 .follow(data)

@@ -1,39 +1,40 @@
-//! The gRPC edge: decode, call `run`, encode. Wire types stop here.
+//! The gRPC edge of the daemon: it decodes requests, calls `run`, and encodes the answers. No wire
+//! type goes further than this module.
 
-mod answer;
 mod auth;
-mod body;
 mod call_deadline;
-mod calls;
+mod client_stream;
+mod client_streaming_calls;
 mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
-mod delivery;
+mod dispatch;
 pub(crate) mod encode;
-mod frames;
 pub(crate) mod fuzz;
 mod health;
 mod http_gate;
-mod inflight;
-mod input_calls;
-mod intake;
 mod interact;
-mod line_budget;
 mod listen;
+mod log_rate_limiter;
 mod message_cap;
 mod metered_body;
+mod methods;
 mod modules;
 mod reflection;
 mod refusal_log;
 mod request_body;
-mod run_call;
+mod request_limits;
+mod response_body;
+mod response_budget;
+mod response_data_rate;
+mod response_watchdog;
+mod run_event_stream;
+mod run_fast_path;
 mod runs;
+mod sandbox;
 mod serve;
-mod service;
 mod start;
 mod status;
-mod stream;
-mod taking;
 
 /// The generated API, `ringfence.v1`.
 #[expect(
@@ -45,7 +46,7 @@ mod taking;
 pub mod proto {
     tonic::include_proto!("ringfence.v1");
 
-    /// The descriptors that reflection serves.
+    /// The encoded file descriptors, which reflection serves.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
@@ -62,20 +63,21 @@ pub mod health_proto {
 }
 
 pub use auth::Authentication;
-pub use calls::Calls;
+pub use client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub(crate) use client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
-pub use delivery::Deliveries;
+pub use dispatch::CallDispatcher;
 pub use health::HealthApi;
 pub use http_gate::HttpGate;
-pub use input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
-pub use intake::{Intake, IntakeSettings};
 pub use listen::{
-    Address, BindError, Bound, EventLoops, ListenSettings, TlsFiles, TlsSettings, bind, pair,
+    Address, BindError, BoundListeners, EventLoops, ListenSettings, TlsReloader, TlsSettings, bind,
+    socketpair,
 };
 pub use modules::ModuleApi;
 pub use reflection::add_reflection;
 pub use refusal_log::RefusalLog;
+pub use request_limits::{RequestLimitSettings, RequestLimits};
+pub use response_data_rate::MinResponseDataRate;
+pub use response_watchdog::ResponseWatchdog;
 pub use runs::RunApi;
+pub use sandbox::{DaemonPhase, SandboxApi};
 pub use serve::{KeepAlive, Server, ServerSettings};
-pub use service::{Phase, SandboxApi};
-pub use taking::TakingPace;

@@ -1,36 +1,37 @@
-//! `ModuleService`: thin. Decode, hand over, encode.
+//! Implements `ModuleService`: decodes each request, hands it to the runner, and encodes the
+//! answer.
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::tenant_of;
-use super::decode::Page;
-use super::frames::{self, Failed, malformed, piece};
-use super::intake::MAX_CHUNK;
+use super::client_stream::{self, ClientStreamError, malformed, piece};
+use super::decode::ModulePage;
+use super::methods::MAX_UPLOAD_CHUNK;
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
-use super::status::refused;
 use super::{decode, encode, proto};
 use crate::request::Digest;
-use crate::run::{Runner, Taken, before};
+use crate::run::{Runner, StoreReceipt, with_deadline};
 
-/// The service.
+/// The implementation of `ModuleService`.
 pub struct ModuleApi {
     runner: Arc<Runner>,
 }
 
 impl ModuleApi {
-    /// Over `runner`.
+    /// Creates the service, which hands its requests to `runner`.
     pub fn new(runner: Arc<Runner>) -> Self {
         Self { runner }
     }
 
+    /// Receives the module of an upload until its caller's deadline, and stores it.
     async fn upload(
         &self,
         request: Request<Streaming<proto::UploadModuleRequest>>,
-    ) -> Result<Taken, Failed> {
-        let until = decode::until(&request)?;
+    ) -> Result<StoreReceipt, ClientStreamError> {
+        let deadline = decode::response_deadline(&request)?;
         let tenant = tenant_of(&request)?;
         let mut frames = request.into_inner();
         let receive = async {
@@ -40,26 +41,33 @@ impl ModuleApi {
                     return Err(malformed("the first message of an upload is its `start`"));
                 }
             };
-            // Not before it has begun: connections that say nothing hold no place.
-            let mut arriving = self.runner.arrive(&tenant)?;
+            // The upload takes its place only once its start is there, so that connections that say
+            // nothing hold none.
+            let mut arriving = self.runner.begin_upload(&tenant)?;
             while let Some(frame) = next(&mut frames).await? {
                 match frame {
-                    Frame::Chunk(chunk) => arriving.push(piece("chunk", chunk, MAX_CHUNK)?).await?,
+                    Frame::Chunk(chunk) => {
+                        arriving
+                            .push(piece("chunk", chunk, MAX_UPLOAD_CHUNK)?)
+                            .await?
+                    }
                     Frame::Start(_) => return Err(malformed("an upload has one `start`")),
                 }
             }
             Ok((arriving, expected, about))
         };
-        let (arriving, expected, about) = before(until, receive).await?;
+        let (arriving, expected, about) = with_deadline(deadline, receive).await?;
         let runner = &self.runner;
-        let taken = runner.keep_arrived(&tenant, until, arriving, expected, about);
+        let taken = runner.store_upload(&tenant, deadline, arriving, expected, about);
         Ok(taken.await?)
     }
 }
 
-async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Option<Frame>, Failed> {
+async fn next(
+    frames: &mut Streaming<proto::UploadModuleRequest>,
+) -> Result<Option<Frame>, ClientStreamError> {
     let frame = |proto::UploadModuleRequest { frame }| frame;
-    frames::next(
+    client_stream::next(
         frames,
         frame,
         "a message of an upload has a `start` or a `chunk`",
@@ -68,7 +76,7 @@ async fn next(frames: &mut Streaming<proto::UploadModuleRequest>) -> Result<Opti
 }
 
 fn digest(text: &str) -> Result<Digest, Status> {
-    Digest::parse("digest", text).map_err(refused)
+    Digest::parse("digest", text).map_err(Status::from)
 }
 
 #[tonic::async_trait]
@@ -80,11 +88,11 @@ impl ModuleService for ModuleApi {
         match self.upload(request).await {
             Ok(taken) => {
                 let mut response = Response::new(encode::uploaded(&taken));
-                response.extensions_mut().insert(taken.untold);
+                response.extensions_mut().insert(taken.pending_response);
                 Ok(response)
             }
-            Err(Failed::Refused(refusal)) => Err(refused(refusal)),
-            Err(Failed::Broken(status)) => Err(status),
+            Err(ClientStreamError::Refused(refusal)) => Err(Status::from(refusal)),
+            Err(ClientStreamError::Broken(status)) => Err(status),
         }
     }
 
@@ -92,17 +100,17 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::ListModulesRequest>,
     ) -> Result<Response<proto::ListModulesResponse>, Status> {
-        let until = decode::until(&request).map_err(refused)?;
-        let tenant = tenant_of(&request).map_err(refused)?;
-        let page = decode::page(request.into_inner()).map_err(refused)?;
-        let Page {
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
+        let page = decode::page(request.into_inner())?;
+        let ModulePage {
             size,
             after,
             labels,
         } = page;
-        let listed = self.runner.modules(&tenant, until, after, size, &labels);
+        let listed = self.runner.modules(&tenant, deadline, after, size, &labels);
         let listed = listed.await;
-        let (modules, next) = listed.map_err(refused)?;
+        let (modules, next) = listed?;
         Ok(Response::new(proto::ListModulesResponse {
             modules: modules.iter().map(encode::listed).collect(),
             next_page_token: next.map(|digest| digest.hex()).unwrap_or_default(),
@@ -113,13 +121,13 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::GetModuleRequest>,
     ) -> Result<Response<proto::GetModuleResponse>, Status> {
-        let until = decode::until(&request).map_err(refused)?;
-        let tenant = tenant_of(&request).map_err(refused)?;
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
         let proto::GetModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
-        let kept = self.runner.module(&tenant, until, digest).await;
+        let kept = self.runner.module(&tenant, deadline, digest).await;
         Ok(Response::new(proto::GetModuleResponse {
-            module: Some(encode::module(&kept.map_err(refused)?)),
+            module: Some(encode::module(&kept?)),
         }))
     }
 
@@ -127,13 +135,13 @@ impl ModuleService for ModuleApi {
         &self,
         request: Request<proto::DeleteModuleRequest>,
     ) -> Result<Response<proto::DeleteModuleResponse>, Status> {
-        let until = decode::until(&request).map_err(refused)?;
-        let tenant = tenant_of(&request).map_err(refused)?;
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
         let proto::DeleteModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
-        let deleted = self.runner.delete_module(&tenant, until, digest).await;
+        let deleted = self.runner.delete_module(&tenant, deadline, digest).await;
         Ok(Response::new(proto::DeleteModuleResponse {
-            deleted: deleted.map_err(refused)?,
+            deleted: deleted?,
         }))
     }
 }

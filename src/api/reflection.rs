@@ -1,5 +1,6 @@
-//! gRPC reflection, v1 and v1alpha: the descriptors of all that is served, and of what stands in the details of an error
-//! (`google.rpc`), so that a client without any file of ours can show why it was refused.
+//! Serves gRPC reflection, v1 and v1alpha. The descriptors are those of everything that is served,
+//! and of what stands in the details of an error (`google.rpc`), so that a client without any file
+//! of ours can show why it was refused.
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -9,23 +10,25 @@ use tonic_reflection::server::{Builder, Error};
 
 use super::proto;
 
-/// The names of the files of `google.rpc`: as the crate has them, and as everybody else does, who import them by these.
+/// The names of the files of `google.rpc`: first the name in the crate, then the name by which
+/// everybody else imports the file.
 const GOOGLE_RPC: [(&str, &str); 2] = [
     ("error_details.proto", "google/rpc/error_details.proto"),
     ("status.proto", "google/rpc/status.proto"),
 ];
 
-/// Adds the two services to `routes`.
+/// Adds the two reflection services to `routes`.
 ///
 /// # Errors
-/// Where a descriptor is malformed, which is a fault of the program.
+/// If a descriptor is malformed, which is a fault of the program.
 pub fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Error> {
     routes.add_service(builder()?.build_v1()?);
     routes.add_service(builder()?.build_v1alpha()?);
     Ok(())
 }
 
-/// A builder over all descriptors. It keeps the first of each file name: those of protobuf itself come in several sets.
+/// Creates a builder over all descriptors. It keeps the first file of each name, because those of
+/// protobuf itself are in several of the sets.
 fn builder() -> Result<Builder<'static>, Error> {
     Ok(Builder::configure()
         .include_reflection_service(false)
@@ -35,7 +38,8 @@ fn builder() -> Result<Builder<'static>, Error> {
         .register_file_descriptor_set(google_rpc()?))
 }
 
-/// The descriptors of `google.rpc`, and of what they import.
+/// Returns the descriptors of `google.rpc` and of what they import, under the names that others
+/// use.
 fn google_rpc() -> Result<FileDescriptorSet, Error> {
     let mut set = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?;
     for file in &mut set.file {
@@ -53,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    /// Every file that any of the sets has, by its name.
+    /// Collects the files of all sets by their names.
     fn files() -> BTreeMap<String, prost_types::FileDescriptorProto> {
         let encoded = [
             proto::DESCRIPTORS,

@@ -1,23 +1,24 @@
-//! The log's lines about calls that were refused before anybody knew whose they are.
+//! Logs the calls that were refused before anybody knew whose they are, at a limited rate.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::line_budget::{LineBudget, LinesLeftOut};
-use super::listen::{Origin, Peer};
+use super::listen::{ConnectionOrigin, Peer};
+use super::log_rate_limiter::{LogRateLimiter, SuppressedLines};
 use crate::refusal::Refusal;
 
-/// How often what was left out is told: the period of the budget.
+/// How often suppressed lines are reported, which is also the period of the rate limiter.
 const TELL: Duration = Duration::from_secs(1);
 
-/// Writes a line for each such call while there are few, and counts them where there are many.
+/// The log of these calls. It writes a line for each while there are few, and counts them when
+/// there are many. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub struct RefusalLog(Arc<Mutex<LineBudget>>);
+pub struct RefusalLog(Arc<Mutex<LogRateLimiter>>);
 
 impl RefusalLog {
-    /// Tells of a refused call, or counts it.
+    /// Logs a refused call, or counts it if the rate limiter allows no line.
     pub(super) fn refused(&self, peer: Option<&Peer>, refusal: &Refusal) {
-        let origin = peer.map_or(Origin::Unknown, Peer::origin);
+        let origin = peer.map_or(ConnectionOrigin::Unknown, Peer::origin);
         if !self.lock().admit(origin) {
             return;
         }
@@ -31,17 +32,17 @@ impl RefusalLog {
         );
     }
 
-    /// Tells how many calls had no line of their own, for as long as it is polled.
-    pub async fn keep_telling(&self) {
+    /// Reports each second how many calls had no line of their own, for as long as it is polled.
+    pub async fn report_periodically(&self) {
         loop {
             tokio::time::sleep(TELL).await;
-            self.tell();
+            self.report();
         }
     }
 
-    /// Tells what has not been told yet.
-    pub fn tell(&self) {
-        let LinesLeftOut { peers, others } = self.lock().roll();
+    /// Reports the calls that had no line of their own since the last report.
+    pub fn report(&self) {
+        let SuppressedLines { peers, others } = self.lock().roll();
         for (peer, left_out) in peers {
             tracing::info!(
                 target: "ringfence::auth",
@@ -59,8 +60,8 @@ impl RefusalLog {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, LineBudget> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> std::sync::MutexGuard<'_, LogRateLimiter> {
+        // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

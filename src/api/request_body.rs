@@ -1,8 +1,9 @@
-//! The body of a request as it comes, which is taken off its connection even where nobody wants it.
+//! The body of a request as it arrives. It is read off its connection even if nobody wants it.
 //!
-//! A stream that is answered before all of it came is gone at once where its body is dropped. What comes after that is an
-//! error of HTTP/2 on the client's side of the connection, of which h2 takes a few only before it closes the connection: a
-//! caller that is refused again and again, for a credential that has expired, would lose its other calls.
+//! If a stream is answered before all of its body is there, dropping the body closes the stream at
+//! once. What the client still sends is then an HTTP/2 error on its side of the connection, and h2
+//! takes only a few of these before it closes the connection. A caller that is refused again and
+//! again, for a credential that has expired, would lose its other calls.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -16,18 +17,21 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
 
-/// Bytes of a body that nobody wants, which are read all the same, and how long that may take.
+/// The most bytes of an unwanted body that are read all the same.
 const UNWANTED: usize = 64 << 10;
+/// How long it may take to read an unwanted body.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Such bodies of one connection at once: a fifth of its streams. What is more is reset.
+/// The most unwanted bodies of one connection that are read at once: a fifth of its streams. Any
+/// others are reset.
 const MAX_UNWANTED: u32 = 20;
 
-/// The bodies of one connection that nobody wants and that are read all the same.
+/// The counter of one connection's bodies that nobody wants and that are read all the same. Clones
+/// share the count.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UnwantedBodies(Arc<AtomicU32>);
 
 impl UnwantedBodies {
-    /// Reads one behind its answer, where there are not too many.
+    /// Reads an unwanted body in a task behind its answer, unless too many are being read already.
     fn discard(self, body: Incoming) {
         let more = |count: u32| (count < MAX_UNWANTED).then_some(count + 1);
         let counted = self
@@ -35,7 +39,7 @@ impl UnwantedBodies {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         // Without a runtime, everything is ending.
         if let (Ok(_), Ok(runtime)) = (counted, Handle::try_current()) {
-            // Ends by itself, and with the connection.
+            // The task ends by itself, and with the connection.
             runtime.spawn(async move {
                 discard(body).await;
                 self.0.fetch_sub(1, Ordering::AcqRel);
@@ -44,7 +48,8 @@ impl UnwantedBodies {
     }
 }
 
-/// The body of a request.
+/// The body of a request. If it is dropped before its end, the rest is read and discarded in the
+/// background, within limits.
 #[derive(Debug)]
 pub(super) struct RequestBody {
     body: Option<Incoming>,
@@ -52,7 +57,7 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    /// Creates one of what comes, on a connection that has `unwanted` bodies.
+    /// Wraps `body`, which arrives on a connection that counts its `unwanted` bodies.
     pub(super) fn new(body: Incoming, unwanted: UnwantedBodies) -> Self {
         Self {
             body: Some(body),
@@ -69,8 +74,8 @@ impl Drop for RequestBody {
     }
 }
 
-/// Reads a body that nobody wants, where it is short: a stream that is reset while it is sent is told by some clients as
-/// broken, and not what was answered.
+/// Reads and discards a body that nobody wants, if it is short. If a stream is reset while a client
+/// sends on it, some clients report that it broke, instead of the answer.
 async fn discard(mut body: Incoming) {
     let discarded = async {
         let mut left = UNWANTED;
@@ -82,7 +87,7 @@ async fn discard(mut body: Incoming) {
             left = rest;
         }
     };
-    // What is longer, or does not end, is reset.
+    // A body that is longer, or does not end in time, is reset.
     let _ = tokio::time::timeout(PATIENCE, discarded).await;
 }
 

@@ -1,4 +1,4 @@
-//! `RunService`: thin. Decode, hand over, encode.
+//! Implements `RunService`: decodes each request, hands it to the runner, and encodes the answer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,39 +9,38 @@ use tonic::{Request, Response, Status, Streaming};
 use super::auth::tenant_of;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
-use super::status::refused;
-use super::stream::Events;
+use super::run_event_stream::RunEventStream;
 use super::{decode, encode, interact, proto};
 use crate::request::RunId;
-use crate::run::{Cancelled, News, Runner, Watch};
+use crate::run::{CancelReport, RunUpdate, Runner, Watch};
 
-/// The service.
+/// The implementation of `RunService`.
 pub struct RunApi {
     runner: Arc<Runner>,
 }
 
 impl RunApi {
-    /// Over `runner`.
+    /// Creates the service, which hands its requests to `runner`.
     pub fn new(runner: Arc<Runner>) -> Self {
         Self { runner }
     }
 }
 
-/// The news of a watch.
-type Told = Pin<Box<dyn Stream<Item = Result<proto::WatchRunsResponse, Status>> + Send>>;
+/// The stream of updates that answers `WatchRuns`.
+type RunUpdateStream = Pin<Box<dyn Stream<Item = Result<proto::WatchRunsResponse, Status>> + Send>>;
 
 fn run_id(text: &str) -> Result<RunId, Status> {
-    RunId::parse("run_id", text).map_err(refused)
+    RunId::parse("run_id", text).map_err(Status::from)
 }
 
-/// Tells what a watch tells, and at its end why there is one.
+/// Streams the updates of a watch. At its end, a status says that the daemon is shutting down.
 fn told(watch: Watch) -> impl Stream<Item = Result<proto::WatchRunsResponse, Status>> {
     futures_util::stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
         let event = match watch.next().await {
-            Some(News::Run(run)) => Event::Run(Box::new(encode::listed_run(&run))),
-            Some(News::Synced) => Event::Synced(proto::Synced {}),
-            None => return Some((Err(refused(crate::run::shutting_down())), None)),
+            Some(RunUpdate::Run(run)) => Event::Run(Box::new(encode::listed_run(&run))),
+            Some(RunUpdate::Synced) => Event::Synced(proto::Synced {}),
+            None => return Some((Err(Status::from(crate::run::shutting_down())), None)),
         };
         let event = Some(event);
         Some((Ok(proto::WatchRunsResponse { event }), Some(watch)))
@@ -50,16 +49,16 @@ fn told(watch: Watch) -> impl Stream<Item = Result<proto::WatchRunsResponse, Sta
 
 #[tonic::async_trait]
 impl RunService for RunApi {
-    type WatchRunsStream = Told;
-    type AttachRunStream = Events;
-    type InteractStream = Events;
+    type WatchRunsStream = RunUpdateStream;
+    type AttachRunStream = RunEventStream;
+    type InteractStream = RunEventStream;
 
     async fn list_runs(
         &self,
         request: Request<proto::ListRunsRequest>,
     ) -> Result<Response<proto::ListRunsResponse>, Status> {
-        let tenant = tenant_of(&request).map_err(refused)?;
-        let page = decode::run_page(request.into_inner()).map_err(refused)?;
+        let tenant = tenant_of(&request)?;
+        let page = decode::run_page(request.into_inner())?;
         let (runs, next) = self
             .runner
             .runs(&tenant, &page.selector, page.before, page.size);
@@ -72,11 +71,11 @@ impl RunService for RunApi {
     async fn watch_runs(
         &self,
         request: Request<proto::WatchRunsRequest>,
-    ) -> Result<Response<Told>, Status> {
-        let tenant = tenant_of(&request).map_err(refused)?;
+    ) -> Result<Response<RunUpdateStream>, Status> {
+        let tenant = tenant_of(&request)?;
         let proto::WatchRunsRequest { states, labels } = request.into_inner();
-        let selector = decode::selector(states, labels).map_err(refused)?;
-        let watch = self.runner.watch(&tenant, selector).map_err(refused)?;
+        let selector = decode::selector(states, labels)?;
+        let watch = self.runner.watch(&tenant, selector)?;
         Ok(Response::new(Box::pin(told(watch))))
     }
 
@@ -84,10 +83,10 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::GetRunRequest>,
     ) -> Result<Response<proto::GetRunResponse>, Status> {
-        let tenant = tenant_of(&request).map_err(refused)?;
+        let tenant = tenant_of(&request)?;
         let proto::GetRunRequest { run_id } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let run = self.runner.find(&tenant, &id).map_err(refused)?;
+        let run = self.runner.find(&tenant, &id)?;
         let run = Some(encode::run(&run));
         Ok(Response::new(proto::GetRunResponse { run }))
     }
@@ -96,16 +95,16 @@ impl RunService for RunApi {
         &self,
         request: Request<proto::CancelRunRequest>,
     ) -> Result<Response<proto::CancelRunResponse>, Status> {
-        let until = decode::until(&request).map_err(refused)?;
-        let tenant = tenant_of(&request).map_err(refused)?;
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
         let proto::CancelRunRequest { run_id } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let cancelled = self.runner.cancel(&tenant, &id, until).await;
-        let Cancelled {
+        let cancelled = self.runner.cancel(&tenant, &id, deadline).await;
+        let CancelReport {
             found,
             by_this,
             run,
-        } = cancelled.map_err(refused)?;
+        } = cancelled?;
         Ok(Response::new(proto::CancelRunResponse {
             found: encode::state(found).into(),
             cancelled: by_this,
@@ -116,21 +115,18 @@ impl RunService for RunApi {
     async fn attach_run(
         &self,
         request: Request<proto::AttachRunRequest>,
-    ) -> Result<Response<Events>, Status> {
-        let tenant = tenant_of(&request).map_err(refused)?;
+    ) -> Result<Response<RunEventStream>, Status> {
+        let tenant = tenant_of(&request)?;
         let proto::AttachRunRequest { run_id, from_seq } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let attached = self
-            .runner
-            .attach(&tenant, &id, from_seq)
-            .map_err(refused)?;
-        Ok(Events::answer(attached))
+        let attached = self.runner.attach(&tenant, &id, from_seq)?;
+        Ok(RunEventStream::answer(attached))
     }
 
     async fn interact(
         &self,
         request: Request<Streaming<proto::InteractRequest>>,
-    ) -> Result<Response<Events>, Status> {
+    ) -> Result<Response<RunEventStream>, Status> {
         interact::interact(&self.runner, request).await
     }
 }

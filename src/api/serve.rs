@@ -1,11 +1,14 @@
-//! HTTP/2 on accepted connections: the event loops that serve them, the limits of one connection, and how all of them end.
+//! Serves HTTP/2 on accepted connections: runs the event loops, limits each connection, and shuts
+//! all of them down.
 //!
-//! Each event loop is a thread with a runtime of its own, which takes its tasks first in, first out: it reads all that has
-//! arrived, does all of it, and writes all answers. A runtime of several threads polls a connection right after each
-//! answer, so that every answer is a write and a wake-up of its own. What a call does beside that, timers, files, object
-//! stores and what goes on without it, belongs to the daemon's own runtime.
+//! Each event loop is a thread with a runtime of its own, which takes its tasks first in, first
+//! out: it reads all that has arrived, does all of it, and writes all answers. A runtime of several
+//! threads polls a connection right after each answer, so that every answer is a write and a
+//! wake-up of its own. What a call does besides (timers, files, object stores, and what goes on
+//! without it) belongs to the daemon's own runtime.
 //!
-//! tonic's own server would put a layer around everything that answers a short `grpc-timeout` with a bare CANCELLED.
+//! tonic's own server would put a layer around everything, which answers a short `grpc-timeout`
+//! with a bare `CANCELLED`.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,61 +30,69 @@ use tokio::task::JoinSet;
 use tonic::body::Body;
 use tower_service::Service;
 
-use super::calls::Calls;
-use super::input_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::dispatch::CallDispatcher;
 use super::listen::{Connection, EventLoop, EventLoops, NewConnection};
 
-/// The limits of an HTTP/2 connection. h2's own defaults let one connection hold hundreds of megabytes.
+/// The most streams that a connection may have open at once. This and the limits below are explicit
+/// because h2's own defaults let one connection hold hundreds of megabytes.
 const MAX_STREAMS: u32 = 100;
+/// The most streams that the client has reset and that were not accepted yet. With more, the
+/// connection is closed.
 const MAX_PENDING_RESETS: usize = 20;
+/// The most streams that were reset here for an error of the client. With more, the connection is
+/// closed.
 const MAX_LOCAL_RESETS: usize = 64;
-/// Bytes of the headers of a call that are looked at. More than the gate lets through, so that it can say so: what is over
-/// this gets HTTP's 431, and what is over four times this ends the connection.
+/// The most bytes of a call's headers that are looked at. This is more than the gate lets through,
+/// so that the gate can say what is wrong. Larger headers get HTTP's 431, and those over four times
+/// this end the connection.
 const MAX_HEADER_LIST: u32 = 32 << 10;
 
-/// How often an idle connection is pinged, and how long the reply may take.
+/// HTTP/2 keepalive: how often an idle connection is pinged, and how long the reply may take before
+/// the connection is closed.
 #[derive(Clone, Copy, Debug)]
 pub struct KeepAlive {
-    /// From the last thing that came to the ping.
+    /// The time from the last data that arrived to the ping.
     pub interval: Duration,
-    /// From the ping to its reply.
+    /// How long the reply to a ping may take.
     pub timeout: Duration,
 }
 
-/// How connections are served.
+/// The settings of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerSettings {
-    /// Event loops, at least one.
+    /// The number of event loops, each on a thread of its own; 0 counts as 1.
     pub threads: usize,
-    /// How it is found out that a client is gone.
+    /// The keepalive settings, by which it is found out that a client is gone.
     pub keep_alive: KeepAlive,
-    /// What each loop's thread does first.
-    pub on_thread: fn(),
+    /// The function that each event loop's thread calls first.
+    pub thread_init: fn(),
 }
 
-/// Event loops that serve what they are assigned. Where this is dropped, so is everything on them.
+/// The event loops, which serve the connections that they are assigned. Dropping the server ends
+/// everything on them.
 pub struct Server {
     event_loops: EventLoops,
-    /// True once no new connection is taken; closed when this is dropped.
+    /// True once no new connections are taken; closed when this is dropped.
     ending: watch::Sender<bool>,
-    /// Resolves when the loop of its place has ended.
+    /// For each event loop, a receiver that resolves when the loop has ended.
     ended: Vec<oneshot::Receiver<()>>,
 }
 
 impl Server {
-    /// Starts event loops, on which `calls` are answered. In the context of the runtime that does what calls do
-    /// beside that.
+    /// Starts the event loops, on which `calls` are answered. It has to be called in the context of
+    /// the runtime that does what calls do besides.
     ///
     /// # Errors
-    /// Where the host refuses a thread or its descriptors.
-    pub fn start<S>(settings: &ServerSettings, calls: &Calls<S>) -> io::Result<Self>
+    /// If the host refuses a thread or its descriptors.
+    pub fn start<S>(settings: &ServerSettings, calls: &CallDispatcher<S>) -> io::Result<Self>
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
         S: Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
         let (ending, is_ending) = watch::channel(false);
-        let http2 = http2(settings.keep_alive);
+        let http2 = http2_builder(settings.keep_alive);
         let (mut loops, mut ended) = (Vec::new(), Vec::new());
         for i in 0..settings.threads.max(1) {
             let runtime = runtime::Builder::new_current_thread()
@@ -97,15 +108,15 @@ impl Server {
                 Arc::new(calls.clone()),
                 is_ending.clone(),
             );
-            let on_thread = settings.on_thread;
+            let on_thread = settings.thread_init;
             thread::Builder::new()
                 .name(format!("serve-{i}"))
                 .spawn(move || {
                     on_thread();
                     run(&runtime, serving);
-                    // All tasks are dropped with it.
+                    // Dropping the runtime drops all of its tasks.
                     drop(runtime);
-                    // Nobody listens where the server was dropped.
+                    // Nobody listens if the server was dropped.
                     let _ = end.send(());
                 })?;
         }
@@ -116,35 +127,35 @@ impl Server {
         })
     }
 
-    /// What assigns connections to the loops.
+    /// Returns the event loops, for the listeners that assign connections to them.
     pub fn event_loops(&self) -> &EventLoops {
         &self.event_loops
     }
 
-    /// Serves until `shutdown` resolves; then waits for the calls that are on their way, on connections that take no new
-    /// ones.
+    /// Serves until `shutdown` resolves. Then waits for the calls in progress, on connections that
+    /// take no new ones.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         shutdown.await;
         let Self { ending, ended, .. } = self;
         ending.send_replace(true);
         for ended in ended {
-            // An error: its thread is gone, and all that it served with it.
+            // An error means that the loop's thread is gone, and all that it served with it.
             let _ = ended.await;
         }
     }
 }
 
-/// Executes an event loop, on which short guests may begin.
+/// Executes an event loop on this thread, on which short guests may begin.
 fn run(runtime: &Runtime, serving: impl Future<Output = ()>) {
-    crate::sandbox::begin_guests_here();
+    crate::sandbox::allow_inline_guests();
     runtime.block_on(serving);
 }
 
-/// Serves the connections of one event loop.
+/// Serves the connections of one event loop, until `ending` changes and all of them have ended.
 async fn serve<S>(
     mut connections: mpsc::UnboundedReceiver<NewConnection>,
     http2: http2::Builder<CallExecutor>,
-    calls: Arc<Calls<S>>,
+    calls: Arc<CallDispatcher<S>>,
     mut ending: watch::Receiver<bool>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -162,17 +173,17 @@ async fn serve<S>(
         let (connection, calls) = (Connection::new(new), Arc::clone(&calls));
         served.spawn(serve_one(http2.clone(), connection, calls, ending.clone()));
     }
-    // Those that come too late are closed.
+    // Connections that come too late are closed.
     drop(connections);
     let all = async { while served.join_next().await.is_some() {} };
     tokio::select! {
         () = all => {}
-        // Closed: the server was dropped.
+        // The channel is closed, because the server was dropped.
         Err(_) = ending.changed() => {}
     }
 }
 
-fn http2(keep_alive: KeepAlive) -> http2::Builder<CallExecutor> {
+fn http2_builder(keep_alive: KeepAlive) -> http2::Builder<CallExecutor> {
     let mut http2 = http2::Builder::new(CallExecutor(Handle::current()));
     http2
         .timer(TokioTimer::new())
@@ -189,8 +200,9 @@ fn http2(keep_alive: KeepAlive) -> http2::Builder<CallExecutor> {
     http2
 }
 
-/// Executes calls as tasks of the event loop that they came by, in the context of another runtime: what they spawn, and
-/// the timers, sockets and blocking work that they ask for, are that one's.
+/// An executor that runs calls as tasks of the event loop that they came by, but in the context of
+/// another runtime. What they spawn belongs to that runtime, and so do the timers, sockets and
+/// blocking work that they ask for.
 #[derive(Clone)]
 struct CallExecutor(Handle);
 
@@ -209,7 +221,7 @@ where
 }
 
 pin_project! {
-    /// A call that is polled in the context of another runtime than the one whose task it is.
+    /// A call that is a task of one runtime and is polled in the context of another.
     struct InContext<F> {
         #[pin]
         call: F,
@@ -227,11 +239,12 @@ impl<F: Future> Future for InContext<F> {
     }
 }
 
-/// Serves one connection to its end, which it is asked for when `ending` changes.
+/// Serves one connection to its end. When `ending` changes, the connection takes no new calls and
+/// ends after those in progress.
 async fn serve_one<S>(
     http2: http2::Builder<CallExecutor>,
     connection: Connection,
-    calls: Arc<Calls<S>>,
+    calls: Arc<CallDispatcher<S>>,
     mut ending: watch::Receiver<bool>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -240,7 +253,7 @@ async fn serve_one<S>(
 {
     let peer = Arc::new(connection.peer());
     let service = service_fn(move |request| {
-        // In a box: the task of a stream is moved several times before it is where it stays.
+        // Boxed, because the task of a stream is moved several times before it is where it stays.
         Box::pin(Arc::clone(&calls).answer(Arc::clone(&peer), request))
     });
     let mut served = pin!(http2.serve_connection(TokioIo::new(connection), service));

@@ -1,4 +1,5 @@
-//! From a call to its run: decode, hand over, attach.
+//! Starts the run that a call asks for: decodes the request, hands it to the runner, and attaches
+//! the caller.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,48 +7,51 @@ use std::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::auth::tenant_of;
-use super::intake::{Arrival, Charge};
 use super::listen::Peer;
-use super::status::refused;
+use super::request_limits::ChargeExtension;
 use super::{decode, proto, status};
-use crate::limits::Delivery;
+use crate::limits::OutputMode;
 use crate::refusal::Refusal;
 use crate::request::{ModuleRef, RunId, RunSpec};
-use crate::run::{Asked, Attached, Method, Origin, Refused, Runner, Tenant, Untold};
+use crate::run::{
+    MemoryCharge, Origin, PendingResponse, RefusedRun, RunHandle, RunMethod, Runner, StartRequest,
+    Tenant,
+};
 use crate::sandbox::Input;
 
-/// A call that asks for a run.
-pub(super) struct Call {
+/// A call that asks for a run, which has its id already.
+pub(super) struct RunCall {
     id: RunId,
     origin: Origin,
-    until: Result<Option<Instant>, Refusal>,
-    charge: Option<Charge>,
+    deadline: Result<Option<Instant>, Refusal>,
+    charge: Option<MemoryCharge>,
 }
 
-impl Call {
-    /// The one that `request` is.
+impl RunCall {
+    /// Creates the call that `request` is, from the extensions that the layers put there.
     ///
     /// # Errors
-    /// Where its tenant was not settled.
-    pub(super) fn of<T>(
+    /// `INTERNAL` if the request has no tenant.
+    pub(super) fn from_request<T>(
         runner: &Runner,
         request: &Request<T>,
-        method: Method,
+        method: RunMethod,
     ) -> Result<Self, Status> {
-        let tenant = tenant_of(request).map_err(refused)?;
+        let tenant = tenant_of(request)?;
         let peer = request.extensions().get::<Peer>();
-        let charge = Arrival::of(request).charge;
-        let deadline = decode::until(request);
+        let charge = ChargeExtension::of(request).charge;
+        let deadline = decode::response_deadline(request);
         Ok(Self::new(runner, method, tenant, peer, charge, deadline))
     }
 
-    /// A call of `tenant`, which holds `charge`, and whose caller waits until `deadline`.
+    /// Creates a call of `tenant` that holds `charge`, and whose answer has to be on its way by
+    /// `deadline`.
     pub(super) fn new(
         runner: &Runner,
-        method: Method,
+        method: RunMethod,
         tenant: Arc<Tenant>,
         peer: Option<&Peer>,
-        charge: Option<Charge>,
+        charge: Option<MemoryCharge>,
         deadline: Result<Option<Instant>, Refusal>,
     ) -> Self {
         Self {
@@ -57,20 +61,21 @@ impl Call {
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
                 tenant,
             },
-            until: deadline,
+            deadline,
             charge,
         }
     }
 
-    /// When its caller gives up.
+    /// Returns by when the answer has to be on its way; `None` if the caller did not say how long
+    /// it waits.
     ///
     /// # Errors
-    /// `MALFORMED_REQUEST`.
-    pub(super) fn until(&self) -> Result<Option<Instant>, Refusal> {
-        self.until.clone()
+    /// `MALFORMED_REQUEST` for an invalid header; `NOT_STARTED` if the deadline had passed already.
+    pub(super) fn deadline(&self) -> Result<Option<Instant>, Refusal> {
+        self.deadline.clone()
     }
 
-    /// Starts the run, whose guest reads `input` where there is one.
+    /// Starts the run. Its guest reads `input`, if there is any.
     ///
     /// # Errors
     /// Whatever keeps the run from its first instruction.
@@ -79,54 +84,62 @@ impl Call {
         runner: &Arc<Runner>,
         spec: Option<proto::RunSpec>,
         input: Option<Arc<Input>>,
-    ) -> Result<Attached, Status> {
-        let (spec, until) = match self.decoded(spec) {
+    ) -> Result<RunHandle, Status> {
+        let (spec, deadline) = match self.decoded(spec) {
             Ok(decoded) => decoded,
-            Err(refusal) => return Err(self.refused(runner, refusal)),
+            Err(refusal) => return Err(self.record_refusal(runner, refusal)),
         };
-        let asked = Asked {
+        let asked = StartRequest {
             delivery: self.delivery(),
             id: self.id,
             origin: self.origin,
             spec,
             input,
-            until,
-            held: self.charge.map(Charge::until_dropped),
+            deadline,
+            held_until_started: self.charge,
         };
         let started = runner.start(Box::new(asked)).await;
-        started.map_err(|Refused { id, refusal }| status::of_run(&refusal, &id))
+        started.map_err(|RefusedRun { id, refusal }| status::for_run(&refusal, &id))
     }
 
-    /// Records that it was refused before it was a well-formed one.
-    pub(super) fn refused(self, runner: &Runner, refusal: Refusal) -> Status {
+    /// Records a run that was refused before its request was known to be well formed, and returns
+    /// the status for its caller.
+    pub(super) fn record_refusal(self, runner: &Runner, refusal: Refusal) -> Status {
         let refusal = runner.refused(&self.id, self.origin, refusal);
-        status::of_run(&refusal, &self.id)
+        status::for_run(&refusal, &self.id)
     }
 
-    fn delivery(&self) -> Delivery {
+    /// Returns how the caller gets the run's output: as a whole at the end, or as it is written.
+    fn delivery(&self) -> OutputMode {
         match self.origin.method {
-            Method::Run => Delivery::Captured,
-            Method::RunStream | Method::Interact => Delivery::Streamed,
+            RunMethod::Run => OutputMode::Captured,
+            RunMethod::RunStream | RunMethod::Interact => OutputMode::Streamed,
         }
     }
 
-    /// What is asked for, and until when.
+    /// Decodes what is asked for and by when the answer has to be on its way. Input and module keep
+    /// the request's charge.
     fn decoded(&self, spec: Option<proto::RunSpec>) -> Result<(RunSpec, Option<Instant>), Refusal> {
-        let until = self.until()?;
+        let deadline = self.deadline()?;
         let mut spec = decode::spec(spec, &self.origin.tenant.policy, self.delivery())?;
-        if self.origin.method == Method::Interact {
+        if self.origin.method == RunMethod::Interact {
             decode::interactive(&spec)?;
         }
-        spec.stdin = decode::charged(spec.stdin, self.charge.as_ref());
+        spec.stdin = decode::hold_charge_with(spec.stdin, self.charge.as_ref());
         if let ModuleRef::Inline(wasm) = spec.module {
-            spec.module = ModuleRef::Inline(decode::charged(wasm, self.charge.as_ref()));
+            spec.module = ModuleRef::Inline(decode::hold_charge_with(wasm, self.charge.as_ref()));
         }
-        Ok((spec, until))
+        Ok((spec, deadline))
     }
 }
 
-/// Names the run in an answer, which a drain waits for.
-pub(super) fn told_by<T>(response: &mut Response<T>, id: &RunId, untold: Option<Untold>) {
+/// Adds the run's id to an answer, and `untold`, which makes a drain wait until the answer is
+/// given.
+pub(super) fn attach_run_metadata<T>(
+    response: &mut Response<T>,
+    id: &RunId,
+    untold: Option<PendingResponse>,
+) {
     if let Some(untold) = untold {
         response.extensions_mut().insert(untold);
     }

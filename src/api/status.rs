@@ -1,4 +1,5 @@
-//! The only maker of `tonic::Status`: refusals in the terms of gRPC, with `google.rpc` details.
+//! Converts refusals into gRPC statuses with `google.rpc` details. Nothing else in the API creates
+//! a `tonic::Status`.
 
 use std::collections::HashMap;
 
@@ -12,15 +13,16 @@ use crate::request::RunId;
 
 /// The metadata key of a run's id.
 pub(super) const RUN_ID: HeaderName = HeaderName::from_static("ringfence-run-id");
-/// The domain of `google.rpc.ErrorInfo`.
+/// The domain in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "ringfence";
-/// Bytes of a message at the most. On the wire it stands percent-encoded, up to three bytes each, and in base64 among
-/// the details: with the facts an error stays under the 4 KiB that clients accept.
+/// The most bytes of an error's message. On the wire the message is percent-encoded, with up to
+/// three bytes for each, and is in the details again, in base64. With this limit, an error and its
+/// metadata stay under the 4 KiB that clients accept.
 const MAX_MESSAGE: usize = 400;
-/// Bytes of it that are told again as the violation of a field.
+/// The most bytes of the message that are repeated as the violation of a field.
 const MAX_VIOLATION: usize = 80;
 
-/// The gRPC code of a reason.
+/// Returns the gRPC code of a reason.
 pub(super) fn code(reason: Reason) -> Code {
     match reason {
         Reason::SpecInvalid
@@ -57,33 +59,37 @@ pub(super) fn code(reason: Reason) -> Code {
     }
 }
 
-/// A refusal as a gRPC status.
-pub(super) fn from(refusal: &Refusal) -> Status {
-    let mut details = ErrorDetails::new();
-    details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
-    if let Some(field) = refusal.field() {
-        details.add_bad_request_violation(field, shortened(refusal.message(), MAX_VIOLATION));
+impl From<&Refusal> for Status {
+    /// Converts a refusal into a status with `google.rpc` details.
+    fn from(refusal: &Refusal) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
+        if let Some(field) = refusal.field() {
+            details.add_bad_request_violation(field, shortened(refusal.message(), MAX_VIOLATION));
+        }
+        if let Some(delay) = refusal.retry() {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(code(refusal.reason()), message(refusal), details)
     }
-    if let Some(delay) = refusal.retry() {
-        details.set_retry_info(Some(delay));
-    }
-    Status::with_error_details(code(refusal.reason()), message(refusal), details)
 }
 
-/// The same, of one that nobody needs any more.
-pub(super) fn refused(refusal: Refusal) -> Status {
-    from(&refusal)
+impl From<Refusal> for Status {
+    /// Converts a refusal that nobody needs any more.
+    fn from(refusal: Refusal) -> Self {
+        Self::from(&refusal)
+    }
 }
 
-/// A refusal of a run, with the run's id.
-pub(super) fn of_run(refusal: &Refusal, id: &RunId) -> Status {
-    let mut status = from(refusal);
+/// Converts the refusal of a run into a status that has the run's id.
+pub(super) fn for_run(refusal: &Refusal, id: &RunId) -> Status {
+    let mut status = Status::from(refusal);
     name_run(status.metadata_mut().as_mut(), id);
     status
 }
 
-/// A refusal as the terminal event of a stream.
-pub(super) fn event(refusal: &Refusal) -> RunError {
+/// Converts a refusal into the terminal event of a stream.
+pub(super) fn run_error(refusal: &Refusal) -> RunError {
     RunError {
         code: code(refusal.reason()).into(),
         reason: refusal.reason().as_str().to_owned(),
@@ -92,8 +98,8 @@ pub(super) fn event(refusal: &Refusal) -> RunError {
     }
 }
 
-/// A status that another layer made, in the same form.
-pub(super) fn event_of(status: &Status) -> RunError {
+/// Converts a status that another layer made into the terminal event of a stream.
+pub(super) fn run_error_of_status(status: &Status) -> RunError {
     let info = status.get_details_error_info();
     let (reason, metadata) = info.map(|info| (info.reason, info.metadata)).unzip();
     RunError {
@@ -104,11 +110,12 @@ pub(super) fn event_of(status: &Status) -> RunError {
     }
 }
 
-/// Names a run in the headers of an answer.
+/// Adds the id of a run to the headers of an answer.
 pub(super) fn name_run(headers: &mut HeaderMap, id: &RunId) {
-    // An id is hexadecimal digits and a checked instance name.
+    // An id is always a valid value: it has hexadecimal digits and a checked instance name.
     if let Ok(mut value) = HeaderValue::from_str(id.as_str()) {
-        // Never the same twice: HTTP/2 need not keep it for the next answer, and look through those that it kept.
+        // An id never occurs twice. Because it is marked as sensitive, HTTP/2 does not keep it for
+        // later answers, and does not have to search through ids that it kept.
         value.set_sensitive(true);
         headers.insert(RUN_ID, value);
     }
@@ -130,6 +137,7 @@ fn message(refusal: &Refusal) -> String {
     shortened(refusal.message(), MAX_MESSAGE)
 }
 
+/// Cuts a text to at most `bytes` bytes, and marks the cut with an ellipsis.
 fn shortened(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();

@@ -1,37 +1,39 @@
-//! Draining: what a daemon that ends gives its runs, and what it has to say of those that were left.
+//! Draining: the end of a daemon, which lets runs in flight finish within a grace period, cancels
+//! the rest, and reports what was left.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::run::Runner;
 
-/// What cancelled runs may take to end, and then answers to get out, once the grace is over.
-pub(super) const LAST_WAIT: Duration = Duration::from_millis(900);
+/// How long cancelled runs may take to end once the grace period is over. Responses then get as
+/// much again to go out.
+pub(super) const CANCEL_GRACE: Duration = Duration::from_millis(900);
 
-/// How a drain went.
+/// The outcome of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drained {
-    /// Runs that were cancelled since they outlived the grace.
+pub struct DrainReport {
+    /// Runs that were cancelled because they outlived the grace period.
     pub cancelled: usize,
-    /// Those of them that did not even end then.
-    pub left: usize,
-    /// Answers that had not been given to their callers when the daemon ended.
-    pub untold: usize,
+    /// Cancelled runs that did not end even then.
+    pub still_running: usize,
+    /// Responses that their callers had not received when the daemon ended.
+    pub undelivered: usize,
 }
 
-impl Drained {
-    /// Whether every run ended, be it that it was cancelled, and every caller was told how.
+impl DrainReport {
+    /// Reports whether every run ended, cancelled or not, and every caller received its response.
     pub fn is_clean(&self) -> bool {
-        self.left == 0 && self.untold == 0
+        self.still_running == 0 && self.undelivered == 0
     }
 }
 
-impl fmt::Display for Drained {
+impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             cancelled,
-            left,
-            untold,
+            still_running: left,
+            undelivered: untold,
         } = self;
         write!(
             f,
@@ -40,11 +42,14 @@ impl fmt::Display for Drained {
     }
 }
 
-/// Refuses new runs, waits for those in flight, and after the grace ends them.
-pub(super) async fn drain(runner: &Runner, grace: Duration) -> Drained {
+/// Refuses new runs, waits for those in flight, and cancels them once the grace period is over.
+pub(super) async fn drain(runner: &Runner, grace: Duration) -> DrainReport {
     runner.close();
-    if tokio::time::timeout(grace, runner.idle()).await.is_ok() {
-        return Drained::default();
+    if tokio::time::timeout(grace, runner.wait_until_idle())
+        .await
+        .is_ok()
+    {
+        return DrainReport::default();
     }
     let (cancelled, _) = runner.unfinished();
     tracing::warn!(
@@ -52,14 +57,14 @@ pub(super) async fn drain(runner: &Runner, grace: Duration) -> Drained {
         "the drain grace is over; cancelling what still runs"
     );
     runner.cancel_all();
-    let ended = tokio::time::timeout(LAST_WAIT, runner.idle()).await;
+    let ended = tokio::time::timeout(CANCEL_GRACE, runner.wait_until_idle()).await;
     let (left, untold) = match ended {
         Ok(()) => (0, 0),
         Err(_elapsed) => runner.unfinished(),
     };
-    Drained {
+    DrainReport {
         cancelled,
-        left,
-        untold,
+        still_running: left,
+        undelivered: untold,
     }
 }

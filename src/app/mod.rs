@@ -1,4 +1,5 @@
-//! The composition root: builds everything from the configuration, binds, returns what it bound. No rules.
+//! The composition root: it builds every part of the daemon from the configuration, binds the
+//! listeners, and serves until it is told to drain. It holds no rules of its own.
 
 mod drain;
 mod reload;
@@ -20,41 +21,42 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Authentication, Bound, Calls, HealthApi, HttpGate, Intake, IntakeSettings,
-    ListenSettings, ModuleApi, Phase, RunApi, SandboxApi, Server, ServerSettings, TakingPace,
+    self, Address, Authentication, BoundListeners, CallDispatcher, DaemonPhase, HealthApi,
+    HttpGate, ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits,
+    RunApi, SandboxApi, Server, ServerSettings,
 };
-use crate::auth::Gatekeeper;
-use crate::config::{self, Config, Known, Overrides, Problems};
+use crate::auth::Authenticator;
+use crate::config::{self, Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
 use crate::process_limits;
 use crate::run::{self, Runner};
 use crate::sandbox::{self, Sandbox};
-use crate::store::Artifacts;
+use crate::store::ArtifactCache;
 
-pub use self::drain::Drained;
-use self::drain::{LAST_WAIT, drain};
+pub use self::drain::DrainReport;
+use self::drain::{CANCEL_GRACE, drain};
 pub use self::reload::Reloader;
 
-/// An answer may lie untaken for this many times `runs.stall_timeout`: longer than a guest waits for its reader, so
-/// that a slow one still learns how its run ended.
-const PATIENCE: u32 = 3;
+/// A response may lie unread for this many times `runs.stall_timeout`. That is longer than a guest
+/// waits for its reader, so that a slow reader still learns how its run ended.
+const UNREAD_RESPONSE_STALL_FACTOR: u32 = 3;
 
-/// A daemon that is bound but does not serve yet.
+/// A daemon whose listeners are bound but which does not serve yet.
 pub struct App {
     runner: Arc<Runner>,
-    bound: Bound,
+    bound: BoundListeners,
     listen: ListenSettings,
-    intake: Intake,
-    gatekeeper: Arc<Gatekeeper>,
+    request_limits: RequestLimits,
+    authenticator: Arc<Authenticator>,
     authentication: Authentication,
-    serving: ServerSettings,
+    server_settings: ServerSettings,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
 }
 
-/// Why a daemon cannot start, or went down.
+/// The error of a daemon that cannot start, or that went down.
 #[derive(Debug)]
 pub struct AppError(String);
 
@@ -66,31 +68,32 @@ impl fmt::Display for AppError {
 
 impl std::error::Error for AppError {}
 
+/// Creates a function that turns a cause into the error "`what`: cause".
 fn failed(what: &str) -> impl Fn(&dyn fmt::Display) -> AppError {
     move |error| AppError(format!("{what}: {error}"))
 }
 
-/// Reads and checks the configuration; the second value warns of what was left out.
+/// Loads and checks the configuration. The second value holds warnings about what was left out.
 ///
 /// # Errors
-/// As [`config::load`].
+/// The same as those of [`config::load`].
 pub fn load_config(overrides: &Overrides) -> Result<(Config, Vec<String>), Problems> {
-    config::load(overrides, &known())
+    config::load(overrides, &known_names())
 }
 
-/// The names that a configuration may use.
-pub(crate) fn known() -> Known {
-    Known {
+/// Returns the names of features and host functions that a configuration may use.
+pub(crate) fn known_names() -> KnownNames {
+    KnownNames {
         features: &sandbox::FEATURE_NAMES,
         host_functions: &sandbox::HOST_FUNCTION_NAMES,
     }
 }
 
-/// Builds the daemon and binds its listeners. `program` is the file of this program: modules are compiled in processes
-/// of it.
+/// Builds the daemon and binds its listeners. `program` is the file of this program, which is
+/// started as a child process for each module that is compiled.
 ///
 /// # Errors
-/// Whatever keeps it from serving.
+/// Whatever keeps the daemon from serving.
 pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     let bound = api::bind(&config.listen, &settings::listen_settings(config))
         .await
@@ -101,18 +104,19 @@ pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     Ok(app)
 }
 
-/// Builds a daemon that listens nowhere and has one connection, whose other end is the second value.
+/// Builds a daemon that has no listener but one connection, whose other end is the second value.
 ///
 /// # Errors
-/// Whatever keeps it from serving.
-pub fn build_paired(config: &Config, program: &Path) -> Result<(App, UnixStream), AppError> {
-    let (bound, client) = api::pair().map_err(|error| AppError(error.to_string()))?;
+/// Whatever keeps the daemon from serving.
+pub fn build_on_socketpair(config: &Config, program: &Path) -> Result<(App, UnixStream), AppError> {
+    let (bound, client) = api::socketpair().map_err(|error| AppError(error.to_string()))?;
     Ok((compose(config, program, bound)?, client))
 }
 
-fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppError> {
+/// Assembles a daemon from the configuration and its bound listeners.
+fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App, AppError> {
     process_limits::raise();
-    let gatekeeper = Gatekeeper::new(settings::auth_settings(config));
+    let gatekeeper = Authenticator::new(settings::auth_settings(config));
     let gatekeeper = Arc::new(gatekeeper.map_err(AppError)?);
     let runner = runner(config, program)?;
     let server = &config.server;
@@ -123,19 +127,19 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
             config.auth.open_health,
             server.allowed_authorities.clone(),
         ),
-        gatekeeper,
+        authenticator: gatekeeper,
         runner,
         bound,
-        serving: settings::server_settings(config),
+        server_settings: settings::server_settings(config),
         listen: settings::listen_settings(config),
-        intake: Intake::new(IntakeSettings {
+        request_limits: RequestLimits::new(RequestLimitSettings {
             max_message: server.max_message.0,
             max_module: config.compile.max_module.0,
-            inflight: server.inflight_request_bytes.0,
-            stall: server.request_stall.0,
-            inflight_answers: server.inflight_answer_bytes.0,
-            pace: TakingPace {
-                grace: config.runs.stall_timeout.0 * PATIENCE,
+            inflight_request_bytes: server.inflight_request_bytes.0,
+            stall_timeout: server.request_stall.0,
+            inflight_response_bytes: server.inflight_answer_bytes.0,
+            min_response_rate: MinResponseDataRate {
+                grace: config.runs.stall_timeout.0 * UNREAD_RESPONSE_STALL_FACTOR,
                 min_rate: server.min_answer_rate.0,
             },
         }),
@@ -145,14 +149,14 @@ fn compose(config: &Config, program: &Path, bound: Bound) -> Result<App, AppErro
     })
 }
 
-/// What runs modules, without anything that listens.
+/// Builds the runner of modules, without anything that listens.
 ///
 /// # Errors
-/// Whatever keeps it from running any.
+/// Whatever keeps it from running modules.
 pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, AppError> {
     let tenants = settings::tenants(config)?;
     let artifacts = settings::artifacts_settings(config)
-        .map(|settings| Artifacts::open(&settings).map(Arc::new))
+        .map(|settings| ArtifactCache::open(&settings).map(Arc::new))
         .transpose()
         .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
     let pages = tenants.iter().map(|it| it.policy.ceilings.max_memory_pages);
@@ -177,53 +181,54 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
 }
 
 impl App {
-    /// What is listened on, ports found.
+    /// Returns the addresses that the daemon is bound to, with the actual ports.
     pub fn addrs(&self) -> &[Address] {
         self.bound.addresses()
     }
 
-    /// What tests look at beside the API.
+    /// Returns a view of the daemon's internals for tests.
     pub fn probe(&self) -> Probe {
         Probe(Arc::clone(&self.runner))
     }
 
-    /// What reads its files again when somebody asks for that.
+    /// Returns a handle that has the daemon's files read again on request.
     pub fn reloader(&self) -> Reloader {
         Reloader {
-            gatekeeper: Arc::clone(&self.gatekeeper),
+            authenticator: Arc::clone(&self.authenticator),
             tls: self.bound.tls_files(),
         }
     }
 
-    /// As [`Self::serve_and_drain`], for those to whom it is the same how the drain went.
+    /// Serves and drains as [`Self::serve_and_drain`] does, but discards the drain report.
     ///
     /// # Errors
-    /// As there.
+    /// The same as those of [`Self::serve_and_drain`].
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         self.serve_and_drain(shutdown).await.map(drop)
     }
 
-    /// Serves until `shutdown` resolves, then drains: runs in flight finish within the grace, then they are cancelled.
-    /// It is polled once the daemon serves.
+    /// Serves until `shutdown` completes, and then drains: runs in flight may finish within the
+    /// grace period, and are then cancelled. `shutdown` is polled only once the daemon serves.
     ///
     /// # Errors
-    /// Where the daemon cannot run anything, or its transport fails.
+    /// The daemon cannot run anything, or its serving threads cannot be started.
     pub async fn serve_and_drain(
         self,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<Drained, AppError> {
-        let (phase, phases) = watch::channel(Phase::Starting);
-        let deliveries = self.intake.deliveries().clone();
+    ) -> Result<DrainReport, AppError> {
+        let (phase, phases) = watch::channel(DaemonPhase::Starting);
+        let deliveries = self.request_limits.response_watchdog().clone();
         let refusals = self.authentication.refusals();
         let routes = routes(&self.runner, phases, self.reflection)?;
-        // What is a call, and who calls, before anything is taken in.
-        let layered = HttpGate.layer(self.authentication.layer(self.intake.layer(routes)));
+        // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
+        // buffered.
+        let layered = HttpGate.layer(self.authentication.layer(self.request_limits.layer(routes)));
         let runner = Arc::clone(&self.runner);
-        let calls = Calls::new(self.authentication, self.intake, runner, layered);
+        let calls = CallDispatcher::new(self.authentication, self.request_limits, runner, layered);
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
-        let server = Server::start(&self.serving, &calls).map_err(|error| {
+        let server = Server::start(&self.server_settings, &calls).map_err(|error| {
             let told = failed("the threads that serve do not start");
             match HostLimit::of(&error) {
                 Some(limit) => told(&limit.sentence()),
@@ -233,7 +238,7 @@ impl App {
         let accepting = self.bound.accept(&self.listen, server.event_loops());
         let (end, ended) = oneshot::channel::<()>();
         let serve = server.serve(async {
-            // Dropped or told: either ends it.
+            // The sender is dropped or sends: either ends it.
             let _ = ended.await;
         });
         let runner = self.runner;
@@ -243,28 +248,28 @@ impl App {
                 .warm()
                 .await
                 .map_err(|refusal| failed("the engine does not run")(&refusal))?;
-            phase.send_replace(Phase::Serving);
+            phase.send_replace(DaemonPhase::Serving);
             tracing::info!("serving");
             shutdown.await;
-            phase.send_replace(Phase::Draining);
+            phase.send_replace(DaemonPhase::Draining);
             tokio::time::sleep(self.drain_delay).await;
             let drained = drain(&runner, self.drain_grace).await;
             runner.end_watches();
-            // Ends those of health.
+            // This ends the watches of the health service.
             drop(phase);
             drop(end);
             Ok(drained)
         };
         let result = tokio::select! {
             result = serve_beside(serve, live) => result,
-            // None of these ends.
-            () = deliveries.let_go() => Ok(Drained::default()),
-            () = tending.tend() => Ok(Drained::default()),
-            () = self.gatekeeper.watch() => Ok(Drained::default()),
-            () = refusals.keep_telling() => Ok(Drained::default()),
+            // None of the following futures ever completes.
+            () = deliveries.drop_stalled_responses() => Ok(DrainReport::default()),
+            () = tending.run_maintenance() => Ok(DrainReport::default()),
+            () = self.authenticator.watch() => Ok(DrainReport::default()),
+            () = refusals.report_periodically() => Ok(DrainReport::default()),
         };
         drop(accepting);
-        refusals.tell();
+        refusals.report();
         if let Ok(drained) = &result
             && !drained.is_clean()
         {
@@ -275,30 +280,36 @@ impl App {
     }
 }
 
-/// Serves beside `live`; when that is over, what is still on its way out gets a last moment.
+/// Serves while `live` runs. When `live` ends, responses that are still going out get a last
+/// moment.
 async fn serve_beside(
     serve: impl Future<Output = ()>,
-    live: impl Future<Output = Result<Drained, AppError>>,
-) -> Result<Drained, AppError> {
+    live: impl Future<Output = Result<DrainReport, AppError>>,
+) -> Result<DrainReport, AppError> {
     let mut serve = std::pin::pin!(serve);
     tokio::select! {
-        () = &mut serve => Ok(Drained::default()),
+        () = &mut serve => Ok(DrainReport::default()),
         lived = live => {
             let drained = lived?;
-            // A connection that never spoke would hold it up for ever.
-            let _ = tokio::time::timeout(LAST_WAIT, serve).await;
+            // A connection that never sent anything would delay the end for ever.
+            let _ = tokio::time::timeout(CANCEL_GRACE, serve).await;
             Ok(drained)
         }
     }
 }
 
-/// All services. The intake layer caps messages: tonic's own cap answers in other terms.
+/// Builds the routes of all gRPC services. They have no message limit of their own, because the
+/// request limits layer enforces one and tonic's would be reported differently.
 fn routes(
     runner: &Arc<Runner>,
-    phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<DaemonPhase>,
     reflection: bool,
 ) -> Result<Routes, AppError> {
-    let sandbox = SandboxApi::new(Arc::clone(runner), phase.clone(), hardening::state());
+    let sandbox = SandboxApi::new(
+        Arc::clone(runner),
+        phase.clone(),
+        hardening::protections_in_force(),
+    );
     let modules = ModuleApi::new(Arc::clone(runner));
     let runs = RunApi::new(Arc::clone(runner));
     let mut routes = Routes::builder();
@@ -314,48 +325,49 @@ fn routes(
     Ok(routes.routes().prepare())
 }
 
-/// What tests look at beside the API.
+/// A view of the daemon's internals, for tests.
 pub struct Probe(Arc<Runner>);
 
 impl Probe {
-    /// Instances that pools hold now.
+    /// Returns how many instances are allocated from pools now.
     pub fn pooled_instances(&self) -> u64 {
         self.0.sandbox().pooled_instances()
     }
 
-    /// Compilations that were begun.
+    /// Returns how many compilations were begun since the start.
     pub fn compilations(&self) -> u64 {
         self.0.sandbox().modules().compilations()
     }
 
-    /// Bytes of compiled modules in memory, about.
+    /// Returns about how many bytes the compiled modules in memory take.
     pub fn cached_bytes(&self) -> u64 {
         self.0.sandbox().modules().cached_bytes()
     }
 
-    /// Bytes of all logs, runs of the history, and bytes of their records.
+    /// Returns the bytes of all logs, the number of runs in the history, and the bytes of their
+    /// records.
     pub fn remembered(&self) -> (usize, usize, usize) {
         self.0.remembered()
     }
 
-    /// Bytes of answers on their way out that no run's reservation holds.
+    /// Returns the bytes of outgoing responses that no run's reservation covers.
     pub fn answer_bytes(&self) -> u64 {
         self.0.answer_bytes()
     }
 
-    /// Bytes that runs reserve, and answers of runs.
+    /// Returns the bytes that are reserved for runs and for their responses.
     pub fn reserved_bytes(&self) -> u64 {
         let (_, loads) = self.0.load();
         loads.runs.bytes
     }
 
-    /// Modules that arrive in pieces now.
+    /// Returns how many uploads of modules are in progress.
     pub fn uploads(&self) -> u32 {
         let (_, loads) = self.0.load();
-        loads.arrivals.held
+        loads.uploads.held
     }
 
-    /// Artefacts on disk that were not taken.
+    /// Returns how many artefacts on disk were rejected.
     pub fn rejected_artifacts(&self) -> u64 {
         self.0.sandbox().modules().rejected_artifacts()
     }

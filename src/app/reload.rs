@@ -1,30 +1,32 @@
-//! Reading again what can be read again without a restart, when somebody asks for it.
+//! Reloading on request (SIGHUP): tokens, keys and certificates are read again without a restart.
+//! For the rest of the configuration the daemon only reports what a restart would change.
 
 use std::sync::Arc;
 
-use crate::api::TlsFiles;
-use crate::auth::Gatekeeper;
+use crate::api::TlsReloader;
+use crate::auth::Authenticator;
 use crate::config::{Config, Overrides};
 
-/// Reads files of a daemon again at once, which it does by itself only now and then.
+/// A handle that reads the daemon's files again at once, which the daemon by itself does only from
+/// time to time.
 #[derive(Clone)]
 pub struct Reloader {
-    pub(super) gatekeeper: Arc<Gatekeeper>,
-    pub(super) tls: Option<TlsFiles>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) tls: Option<TlsReloader>,
 }
 
 impl Reloader {
-    /// Reads again the files of credentials and certificates, and says in the log which keys of the
-    /// configuration that `overrides` lead to now are others than those of `config`, which is in force:
+    /// Reads the files of credentials and certificates again. It also loads the configuration that
+    /// `overrides` lead to now, and logs which of its keys differ from `config`, which is in force:
     /// they need a restart.
     pub async fn reload(&self, config: &Config, overrides: &Overrides) {
         tracing::info!("reading files again: tokens, keys, certificates");
-        self.gatekeeper.look();
+        self.authenticator.reload_if_changed();
         if let Some(tls) = &self.tls {
-            tls.look();
+            tls.reload_if_changed();
         }
         let overrides = overrides.clone();
-        // It looks names up, and whatever is in the file's place may block.
+        // Loading the configuration resolves names, and whatever is in the file's place may block.
         let read = tokio::task::spawn_blocking(move || {
             let is_read_once = |file: &std::path::PathBuf| !file.is_file();
             match &overrides.file {
@@ -48,6 +50,7 @@ impl Reloader {
     }
 }
 
+/// Logs the configuration keys that differ.
 fn tell_changes(config: &Config, now: &Config) {
     let changed = config.changed_keys(now);
     if changed.is_empty() {

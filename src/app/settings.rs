@@ -1,4 +1,5 @@
-//! From the configuration to what each room is made with. No rules.
+//! The translation of the configuration into the settings of each part of the daemon. It holds no
+//! rules of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -6,20 +7,24 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
-use crate::auth::{self, CertificateName, JwtSettings, Keys};
+use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
 use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
-use crate::limits::{LEFT_TO_OTHERS, PAGE};
+use crate::limits::{LEFT_TO_OTHERS, WASM_PAGE_BYTES};
 use crate::policy::Policy;
 use crate::run::{self, Capacity, Quota, TenantSettings};
-use crate::sandbox::{self, ArtifactLimit, Budget, CompileSettings, SmallLane};
-use crate::store::{self, Artifacts, ArtifactsSettings, Place, Registries, Registry, Store, Total};
+use crate::sandbox::{self, ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
+use crate::store::{
+    self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
+    StoreLocation,
+};
 
-/// Bytes of modules' records kept in memory, for all tenants, and for each at the least.
+/// Bytes of memory for the records of modules, shared evenly by all tenants.
 const RECORDS: u64 = 32 << 20;
+/// Bytes of memory for the records of one tenant's modules, at least.
 const RECORDS_EACH: u64 = 1 << 20;
 
-/// How connections are served.
+/// Returns the settings of the threads that serve connections.
 pub(super) fn server_settings(config: &Config) -> ServerSettings {
     let server = &config.server;
     ServerSettings {
@@ -28,27 +33,27 @@ pub(super) fn server_settings(config: &Config) -> ServerSettings {
             interval: server.keepalive_interval.0,
             timeout: server.keepalive_timeout.0,
         },
-        on_thread: hardening::on_serving_thread,
+        thread_init: hardening::confine_serving_thread,
     }
 }
 
-/// Every tenant, with its modules.
+/// Opens the module store of each tenant, and returns the settings of all tenants.
 ///
 /// # Errors
-/// Where a store does not open.
+/// A module store does not open.
 pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> {
     let all = config.all_tenants();
-    let total = Total::new(config.store.budget.0, all.len());
+    let total = SharedBudget::new(config.store.budget.0, all.len());
     let records = (RECORDS / all.len() as u64).max(RECORDS_EACH);
-    let place = place(&config.store.url)?;
+    let place = store_location(&config.store.url)?;
     all.into_iter()
         .map(|tenant| {
-            let own = config.of(&tenant);
+            let own = config.for_tenant(&tenant);
             let quota = quota(&tenant.quota);
             let settings = store::Settings {
-                place: place.clone(),
+                location: place.clone(),
                 tenant: (tenant.name != DEFAULT_TENANT).then(|| tenant.name.clone()),
-                total: Arc::clone(&total),
+                shared_budget: Arc::clone(&total),
                 bytes: quota.stored_bytes,
                 modules: quota.modules,
                 records,
@@ -68,7 +73,8 @@ pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> 
         .collect()
 }
 
-fn quota(quota: &config::Quota) -> Quota {
+/// Translates a tenant's quota, in which zero means no limit.
+fn quota(quota: &config::QuotaConfig) -> Quota {
     let rate = |rate: f64| (rate > 0.0).then_some(rate);
     let count = |n: u64| (n > 0).then_some(n);
     Quota {
@@ -80,34 +86,36 @@ fn quota(quota: &config::Quota) -> Quota {
     }
 }
 
-fn place(url: &StoreUrl) -> Result<Place, AppError> {
+/// Returns where modules are stored, with the provider's environment variables for an object store.
+fn store_location(url: &StoreUrl) -> Result<StoreLocation, AppError> {
     Ok(match url {
-        StoreUrl::Memory => Place::Memory,
-        StoreUrl::Directory(path) => Place::Directory(path.clone()),
-        StoreUrl::Objects(url) => Place::Objects {
+        StoreUrl::Memory => StoreLocation::Memory,
+        StoreUrl::Directory(path) => StoreLocation::Directory(path.clone()),
+        StoreUrl::Objects(url) => StoreLocation::Objects {
             url: url.clone(),
-            variables: config::provider(url.scheme()).map_err(|it| AppError(it.to_string()))?,
+            variables: config::provider_variables(url.scheme())
+                .map_err(|it| AppError(it.to_string()))?,
         },
     })
 }
 
-/// How callers are told apart.
+/// Returns the settings by which callers are identified.
 pub(super) fn auth_settings(config: &Config) -> auth::Settings {
     let jwt = &config.auth.jwt;
     let keys = match url::Url::parse(&jwt.jwks) {
-        Ok(_) => Keys::Url {
+        Ok(_) => JwksLocation::Url {
             url: jwt.jwks.clone(),
             refresh: jwt.refresh.0,
             max_stale: jwt.max_stale.0,
         },
-        Err(_) => Keys::File(PathBuf::from(&jwt.jwks)),
+        Err(_) => JwksLocation::File(PathBuf::from(&jwt.jwks)),
     };
     let tenants = config.all_tenants();
     let mut certificates = HashMap::new();
     let mut uids = HashMap::new();
     for tenant in &tenants {
         for text in &tenant.certificates {
-            // What makes no sense was refused when the configuration was checked.
+            // Invalid names were refused when the configuration was checked.
             let names = CertificateName::configured(text).unwrap_or_default();
             let owned = names
                 .iter()
@@ -131,15 +139,17 @@ pub(super) fn auth_settings(config: &Config) -> auth::Settings {
             .collect::<HashSet<_>>(),
         certificates,
         uids,
-        everyone: (!config.identifies()).then(|| DEFAULT_TENANT.to_owned()),
+        default_tenant: (!config.identifies_callers()).then(|| DEFAULT_TENANT.to_owned()),
     }
 }
 
+/// Returns the path, or `None` if it is empty.
 fn named(path: &Path) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }
 
-fn tls_settings(tls: &config::Tls) -> Option<TlsSettings> {
+/// Returns the TLS settings, or `None` if no certificate is configured.
+fn tls_settings(tls: &config::TlsConfig) -> Option<TlsSettings> {
     Some(TlsSettings {
         cert: named(&tls.cert)?,
         key: named(&tls.key)?,
@@ -148,7 +158,7 @@ fn tls_settings(tls: &config::Tls) -> Option<TlsSettings> {
     })
 }
 
-/// What there is for runs, of which the largest reserves `largest` bytes.
+/// Returns the capacity for runs, the largest of which reserves `largest` bytes.
 fn capacity(config: &Config, largest: u64) -> Capacity {
     let (admission, compile) = (&config.admission, &config.compile);
     let memory = match admission.memory.0 {
@@ -165,21 +175,23 @@ fn capacity(config: &Config, largest: u64) -> Capacity {
         compile_wait: compile.max_wait.0,
         compile_quantum: compile.quantum.0,
         compiles_stopped: compile.max_preempted,
-        arrivals: config.store.uploads,
+        uploads: config.store.uploads,
     }
 }
 
-/// Bytes that the largest runs reserve in all `slots`. More than that would be for answers alone:
-/// those of runs whose slots others have meanwhile.
+/// Returns the bytes that the largest runs reserve in all `slots`. Any more would be for responses
+/// alone: those of runs whose slots are meanwhile used by other runs.
 fn most_reserved(slots: u32, largest: u64) -> u64 {
-    // Of several tenants one may hold seven eighths, and one such run fits into that.
+    // If there are several tenants, each may hold seven eighths, and one of the largest runs must
+    // fit into that.
     let one = largest.saturating_add(largest.div_ceil(LEFT_TO_OTHERS - 1) + 1);
     largest.saturating_mul(slots.into()).max(one)
 }
 
+/// Returns the settings of the runner.
 pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
     let runs = &config.runs;
-    // A 64-bit host, which this is, has room for more than any budget says.
+    // The host is a 64-bit one, so the address space exceeds any budget.
     let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
     run::Settings {
         capacity: capacity(config, largest),
@@ -187,7 +199,7 @@ pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
         stall_timeout: runs.stall_timeout.0,
         log_bytes: bytes(runs.log_bytes),
         log_budget: bytes(runs.log_budget),
-        history: run::History {
+        history: run::HistoryLimits {
             runs: runs.history as usize,
             age: runs.history_age.0,
             bytes: bytes(runs.history_bytes),
@@ -199,6 +211,7 @@ pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
     }
 }
 
+/// Returns the settings of the listeners.
 pub(super) fn listen_settings(config: &Config) -> ListenSettings {
     ListenSettings {
         socket_mode: config.server.socket_mode.0,
@@ -207,32 +220,35 @@ pub(super) fn listen_settings(config: &Config) -> ListenSettings {
         first_call_timeout: config.server.first_call_timeout.0,
         tls: tls_settings(&config.tls),
         handshake_timeout: config.server.handshake_timeout.0,
-        // What a client that answers no keepalive has.
+        // A client that answers no keepalive ping is given the same time.
         write_timeout: config.server.keepalive_interval.0 + config.server.keepalive_timeout.0,
     }
 }
 
-pub(super) fn artifacts_settings(config: &Config) -> Option<ArtifactsSettings> {
+/// Returns the settings of the cache of compiled modules on disk, or `None` if there is none.
+pub(super) fn artifacts_settings(config: &Config) -> Option<ArtifactCacheSettings> {
     let artifacts = &config.artifacts;
-    (!artifacts.dir.as_os_str().is_empty()).then(|| ArtifactsSettings {
+    (!artifacts.dir.as_os_str().is_empty()).then(|| ArtifactCacheSettings {
         dir: artifacts.dir.clone(),
         budget: artifacts.budget.0,
         key_file: artifacts.key_file.clone(),
     })
 }
 
-pub(super) fn registries(config: &Config) -> Registries {
-    let registry = |it: &config::RegistryHost| Registry {
+/// Returns the puller of modules from the configured OCI registries.
+pub(super) fn registries(config: &Config) -> OciPuller {
+    let registry = |it: &config::RegistryHost| OciRegistry {
         host: it.host.clone(),
         plain: it.plain,
     };
     let credentials = &config.oci.credentials_file;
-    Registries::new(
+    OciPuller::new(
         config.oci.registries.iter().map(registry).collect(),
         (!credentials.as_os_str().is_empty()).then(|| credentials.clone()),
     )
 }
 
+/// Returns the settings of the compiler.
 fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
     let compile = &config.compile;
     CompileSettings {
@@ -243,19 +259,19 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
         concurrency: compile.concurrency,
         max_stopped: compile.max_preempted,
         queue: compile.queue,
-        budget: Budget {
+        budget: CompileBudget {
             timeout: compile.timeout.0,
             memory: compile.memory.0,
         },
         small: (compile.small_module.0 > 0).then_some(SmallLane {
             max_module: compile.small_module.0,
-            budget: Budget {
+            budget: CompileBudget {
                 timeout: compile.small_timeout.0,
                 memory: compile.small_memory.0,
             },
         }),
         artifact: {
-            // Code that no cache can hold would be compiled again for every run.
+            // Code that does not fit into the cache would be compiled again for every run.
             let limits = [
                 (compile.max_artifact.0, "compile.max_artifact"),
                 (config.engine.cache_budget.0, "engine.cache_budget"),
@@ -270,14 +286,15 @@ fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
     }
 }
 
+/// Returns the settings of the sandbox: its engine, guest threads and compiler.
 pub(super) fn sandbox_settings(
     config: &Config,
     max_memory_pages: u32,
     program: &Path,
-    artifacts: Option<Arc<Artifacts>>,
+    artifacts: Option<Arc<ArtifactCache>>,
 ) -> sandbox::Settings {
     let engine = &config.engine;
-    let memory = u64::from(max_memory_pages) * PAGE;
+    let memory = u64::from(max_memory_pages) * WASM_PAGE_BYTES;
     sandbox::Settings {
         guest_threads: config.guest_threads(),
         pool_slots: match engine.pool_slots {
@@ -292,14 +309,15 @@ pub(super) fn sandbox_settings(
         },
         cache_budget: engine.cache_budget.0,
         tenant_weights: config.all_tenants().iter().map(|it| it.weight).collect(),
-        // At most 4 GiB, on a 64-bit host.
+        // This is at most 4 GiB, and the host is a 64-bit one.
         max_memory: usize::try_from(memory).unwrap_or(usize::MAX),
         compile: compile_settings(config, program),
         artifacts,
-        on_thread: hardening::on_guest_thread,
+        thread_init: hardening::confine_guest_thread,
     }
 }
 
+/// Returns the configured name of this instance, or else the host name without unusual characters.
 pub(super) fn instance(config: &Config) -> String {
     if !config.server.instance.is_empty() {
         return config.server.instance.clone();

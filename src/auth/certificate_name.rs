@@ -1,9 +1,10 @@
-//! Names in client certificates, by their kind: a DNS name is no URI, however it is spelt.
+//! The names in client certificates, distinguished by kind: a DNS name never equals a URI, however
+//! it is spelt.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// A name in a client certificate. Two are the same where their kinds are.
+/// A name in a client certificate. Two names are equal only if their kinds are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CertificateName {
     /// A URI among the alternative names, compared as it is written.
@@ -20,12 +21,12 @@ pub enum CertificateName {
 }
 
 impl CertificateName {
-    /// A DNS name.
+    /// Creates a DNS name, which is compared without regard to case.
     pub fn dns(name: &str) -> Self {
         Self::Dns(name.to_ascii_lowercase())
     }
 
-    /// An e-mail address.
+    /// Creates an e-mail address, whose host is compared without regard to case.
     pub fn email(address: &str) -> Self {
         Self::Email(match address.rsplit_once('@') {
             Some((local, host)) => format!("{local}@{}", host.to_ascii_lowercase()),
@@ -33,12 +34,13 @@ impl CertificateName {
         })
     }
 
-    /// What a configuration means by a name: "uri:", "dns:", "email:", "ip:" and "cn:" say its kind.
-    /// Without, one that has "://" is a URI, and one that has the form of a host's name is a DNS
-    /// name, or the common name of a certificate that has no alternative names.
+    /// Parses a name as the configuration writes it. The prefixes "uri:", "dns:", "email:", "ip:"
+    /// and "cn:" state its kind. Without a prefix, a name that contains "://" is a URI, and one
+    /// that has the form of a host name is a DNS name, or the common name of a certificate that has
+    /// no alternative names.
     ///
     /// # Errors
-    /// Where it is of no kind, or could be of several; what is allowed.
+    /// The name is of no kind, or could be of several; the error says what is allowed.
     pub fn configured(text: &str) -> Result<Vec<Self>, &'static str> {
         const KINDS: &str = "a URI (\"scheme://...\"), a host's name (\"a.example\"), or a name with its kind before it: \"uri:\", \"dns:\", \"email:\", \"ip:\" or \"cn:\"";
         const DNS: &str = "a host's name after \"dns:\", without \"*\": no name is a pattern";
@@ -99,11 +101,12 @@ impl fmt::Display for CertificateName {
     }
 }
 
+/// Reports whether the text has white space or control characters.
 fn has_blanks(text: &str) -> bool {
     text.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
-/// Whether it has the form of a host's name.
+/// Reports whether the text has the form of a host name.
 fn is_host(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

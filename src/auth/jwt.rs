@@ -1,11 +1,11 @@
-//! JSON Web Tokens (RFC 7519): signed by a key of a set, for this audience, by this issuer, naming a
-//! tenant.
+//! Verification of JSON Web Tokens (RFC 7519). A token must be signed by a key of the configured
+//! set, be meant for our audience, come from our issuer, and name a tenant.
 //!
-//! What is told of a token that is wrong in several ways is the first of: it is no JWT, its header
-//! asks for what is not understood, it has expired, it is not valid yet, it is for another audience,
-//! it is of another issuer, it lacks one of these claims or has no number for a time, no known key
-//! signed it, it names no tenant.
-//! What a token says of itself is enough to refuse it, so that no key is looked for in vain.
+//! If a token is wrong in several ways, the caller is told the first of these: it is no JWT, its
+//! header asks for what is not understood, it has expired, it is not valid yet, it is for another
+//! audience, it is of another issuer, it lacks one of these claims or has no number for a time, no
+//! known key signed it, it names no tenant. The claims are checked before the signature: what a
+//! token says of itself can suffice to refuse it, so that no key is fetched in vain.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use serde_json::{Map, Value};
 
 use super::invalid;
 use super::keys::KeySet;
-use super::remote_keys::{Refresh, RemoteKeys};
-use super::watched::{Parsed, Watched};
+use super::remote_keys::{RefreshOutcome, RemoteKeys};
+use super::watched_files::{Parsed, WatchedFiles};
 use crate::refusal::{Reason, Refusal};
 
-/// How far clocks may be apart, in seconds.
+/// How far the clocks of issuer and daemon may differ, in seconds.
 const LEEWAY: u32 = 30;
-/// When a caller is to come again where too many wait for keys already.
+/// After what time a caller should retry when too many others already wait for keys.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
 
 const NOT_A_JWT: &str = "the token is not a JWT";
@@ -36,40 +36,40 @@ const LACKING: &str = "the token lacks exp, aud or iss";
 const NO_TIME: &str = "the token's exp or nbf is not a number";
 const UNKNOWN_KEY: &str = "the token was not signed by a key that is known";
 
-/// What tokens must be.
+/// The settings by which tokens are verified.
 #[derive(Clone, Debug)]
 pub struct JwtSettings {
-    /// Where the keys are.
-    pub keys: Keys,
-    /// Who gives them out.
+    /// Where the public keys of the issuer are.
+    pub keys: JwksLocation,
+    /// The issuer, which the claim `iss` must equal.
     pub issuer: String,
-    /// For whom.
+    /// The audience, which the claim `aud` must contain.
     pub audience: String,
-    /// Signed how.
+    /// The signature algorithms that are accepted, by their JWA names such as "ES256".
     pub algorithms: Vec<String>,
     /// The claim that names the tenant.
     pub tenant_claim: String,
 }
 
-/// Where keys are.
+/// The location of a JSON Web Key set.
 #[derive(Clone, Debug)]
-pub enum Keys {
-    /// In a file.
+pub enum JwksLocation {
+    /// In a file, which is read again when it changes.
     File(PathBuf),
-    /// At a URL.
+    /// At a URL, which is fetched periodically and when a token may be signed by a newer key.
     Url {
-        /// Which.
+        /// The URL, with scheme http or https.
         url: String,
-        /// How often it is asked.
+        /// How often the keys are fetched.
         refresh: Duration,
-        /// How long keys that came from it stay in force while it does not answer.
+        /// How long the keys that were fetched stay in force while the URL does not answer.
         max_stale: Duration,
     },
 }
 
-/// Checks tokens.
-pub(super) struct Jwt {
-    source: Source,
+/// The verifier of JSON Web Tokens, with the source of its keys.
+pub(super) struct JwtVerifier {
+    source: JwksSource,
     algorithms: Vec<Algorithm>,
     validation: Validation,
     issuer: String,
@@ -77,22 +77,24 @@ pub(super) struct Jwt {
     tenant_claim: String,
 }
 
-enum Source {
-    File(Watched<KeySet>),
+/// The key set that is in force, and what keeps it up to date.
+enum JwksSource {
+    File(WatchedFiles<KeySet>),
     Url(Box<RemoteKeys>),
 }
 
-/// Why a token is refused. Never the token, nor what it says.
+/// Why a token is refused. It never contains the token, or what the token says.
 type Why = &'static str;
 
-/// What a token says of itself, which nobody has vouched for.
+/// The header and claims of a token whose signature has not been checked.
 struct Unverified {
     algorithm: Algorithm,
     kid: Option<String>,
     claims: Map<String, Value>,
 }
 
-impl Jwt {
+impl JwtVerifier {
+    /// Creates a verifier, and reads the keys if they are in a file.
     pub(super) fn new(settings: &JwtSettings) -> Result<Self, String> {
         let algorithms: Vec<Algorithm> = settings
             .algorithms
@@ -110,16 +112,16 @@ impl Jwt {
         validation.validate_nbf = true;
         validation.leeway = u64::from(LEEWAY);
         let source = match &settings.keys {
-            Keys::File(path) => Source::File(Watched::revoking(
+            JwksLocation::File(path) => JwksSource::File(WatchedFiles::revoke_on_error(
                 "auth.jwt.jwks",
                 vec![path.clone()],
                 |contents| keys_of_file(&contents[0]),
             )?),
-            Keys::Url {
+            JwksLocation::Url {
                 url,
                 refresh,
                 max_stale,
-            } => Source::Url(Box::new(RemoteKeys::new(url, *refresh, *max_stale)?)),
+            } => JwksSource::Url(Box::new(RemoteKeys::new(url, *refresh, *max_stale)?)),
         };
         Ok(Self {
             source,
@@ -131,34 +133,33 @@ impl Jwt {
         })
     }
 
-    /// Reads the keys again now, where they are in a file; has a URL asked for them, at most once in ten
-    /// seconds.
-    pub(super) fn look(&self) {
+    /// Reads a key file again now; for a URL it requests a fetch, at most one in ten seconds.
+    pub(super) fn reload_if_changed(&self) {
         match &self.source {
-            Source::File(file) => {
-                file.look();
+            JwksSource::File(file) => {
+                file.reload_if_changed();
             }
-            Source::Url(remote) => remote.want(),
+            JwksSource::Url(remote) => remote.want(),
         }
     }
 
-    /// Reads the keys again when it is time, for as long as it is polled.
+    /// Keeps the keys up to date for as long as it is polled; a file is checked every `look`.
     pub(super) async fn watch(&self, look: Duration) {
         match &self.source {
-            Source::File(file) => loop {
-                file.look();
+            JwksSource::File(file) => loop {
+                file.reload_if_changed();
                 tokio::time::sleep(look).await;
             },
-            Source::Url(remote) => remote.watch().await,
+            JwksSource::Url(remote) => remote.watch().await,
         }
     }
 
-    /// Which tenant a token names.
+    /// Verifies a token and returns the tenant that it names.
     ///
     /// # Errors
-    /// `CREDENTIALS_INVALID` where it is not valid; `RUNTIME_UNAVAILABLE` where it cannot be said,
-    /// since the keys cannot be had.
-    pub(super) async fn tenant(&self, token: &str) -> Result<Arc<str>, Refusal> {
+    /// `CREDENTIALS_INVALID` if the token is not valid; `RUNTIME_UNAVAILABLE` if that cannot be
+    /// decided, because the keys cannot be fetched.
+    pub(super) async fn verified_tenant(&self, token: &str) -> Result<Arc<str>, Refusal> {
         let shown = Unverified::parse(token).map_err(invalid)?;
         if !self.algorithms.contains(&shown.algorithm) {
             return Err(invalid(
@@ -169,20 +170,21 @@ impl Jwt {
             return Err(invalid(why));
         }
         let keys = match &self.source {
-            Source::File(file) => file.get(),
-            Source::Url(remote) => remote.current(),
+            JwksSource::File(file) => file.get(),
+            JwksSource::Url(remote) => remote.current(),
         };
         if let Some(verified) = self.verify(&keys, token, &shown) {
             return verified.map_err(invalid);
         }
-        let Source::Url(remote) = &self.source else {
+        let JwksSource::Url(remote) = &self.source else {
             return Err(invalid(match keys.is_empty() {
                 true => "there is no key to check the token with",
                 false => UNKNOWN_KEY,
             }));
         };
-        // The key may be newer than those that are known, under an id of its own or of another.
-        let refresh = remote.refreshed().await;
+        // The signing key may be newer than those that are known, under a key id of its own or of
+        // another.
+        let refresh = remote.refresh_and_wait().await;
         let fresh = remote.current();
         if !Arc::ptr_eq(&keys, &fresh)
             && let Some(verified) = self.verify(&fresh, token, &shown)
@@ -192,7 +194,7 @@ impl Jwt {
         Err(unverified(refresh, fresh.names(shown.kid.as_deref())))
     }
 
-    /// What a key of the set that signed a token vouches for; `None` where none of them did.
+    /// Verifies a token with each key that may have signed it; `None` if none of them did.
     fn verify(
         &self,
         keys: &KeySet,
@@ -200,12 +202,14 @@ impl Jwt {
         shown: &Unverified,
     ) -> Option<Result<Arc<str>, Why>> {
         let mut validation = self.validation.clone();
-        // Of a key, only what it can sign: a token must not choose what its signature is checked as.
+        // Only the algorithm that the keys were chosen for is allowed: a token must not choose how
+        // its signature is checked.
         validation.algorithms = vec![shown.algorithm];
         let mut candidates = keys.candidates(shown.algorithm, shown.kid.as_deref());
         candidates.find_map(|key| self.verify_by(key, token, &validation))
     }
 
+    /// Verifies a token with one key; `None` if that key did not sign it.
     fn verify_by(
         &self,
         key: &DecodingKey,
@@ -222,8 +226,8 @@ impl Jwt {
         }
     }
 
-    /// What is wrong with claims, signed or not. The library that checks signatures checks them
-    /// too; this says which of several faults is told.
+    /// Finds what is wrong with the claims, whether or not they are signed. The library that checks
+    /// signatures checks them too; this decides which of several faults the caller is told.
     fn fault(&self, claims: &Map<String, Value>) -> Option<Why> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.unwrap_or_default().as_secs_f64();
@@ -257,6 +261,7 @@ impl Jwt {
 }
 
 impl Unverified {
+    /// Decodes a token without checking its signature.
     fn parse(token: &str) -> Result<Self, Why> {
         let mut parts = token.split('.');
         let (Some(header), Some(claims), Some(_), None) =
@@ -265,8 +270,8 @@ impl Unverified {
             return Err(NOT_A_JWT);
         };
         let named = object(header).ok_or(NOT_A_JWT)?;
-        // Extensions that must be understood: none is (RFC 7515, section 4.1.11). Nor is a list of
-        // them that is malformed.
+        // `crit` lists extensions that must be understood, and none is (RFC 7515, section 4.1.11).
+        // A malformed list is refused as well.
         if named.contains_key("crit") {
             return Err("the token's header has crit: no extension is understood");
         }
@@ -282,12 +287,13 @@ impl Unverified {
     }
 }
 
-/// A part of a token that is a JSON object.
+/// Decodes a part of a token that is a JSON object.
 fn object(part: &str) -> Option<Map<String, Value>> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
+/// Parses a key file, and logs how many keys in it are skipped.
 fn keys_of_file(contents: &[u8]) -> Result<Parsed<KeySet>, String> {
     let keys = KeySet::parse(contents)?;
     if keys.skipped() > 0 {
@@ -306,28 +312,30 @@ fn keys_of_file(contents: &[u8]) -> Result<Parsed<KeySet>, String> {
     })
 }
 
-/// What a caller is told whose token no key at the URL has signed.
-fn unverified(refresh: Refresh, names_key: bool) -> Refusal {
+/// Returns the refusal for a token that no key from the URL has signed; `refresh` is what came of
+/// fetching the keys again.
+fn unverified(refresh: RefreshOutcome, names_key: bool) -> Refusal {
     let unavailable = |why: &str, retry: Duration| {
         Refusal::new(Reason::RuntimeUnavailable, why).retry_after(retry)
     };
     match refresh {
-        Refresh::Done => invalid(UNKNOWN_KEY),
-        Refresh::TooSoon(left) => invalid(UNKNOWN_KEY).retry_after(left),
-        // A key that is known did not sign it: that is a forgery before it is a key that changed.
-        Refresh::Failed(_) if names_key => invalid(UNKNOWN_KEY),
-        Refresh::Failed(left) => unavailable(
+        RefreshOutcome::Done => invalid(UNKNOWN_KEY),
+        RefreshOutcome::TooSoon(left) => invalid(UNKNOWN_KEY).retry_after(left),
+        // The key that the token names is known and did not sign it: that is more likely a forgery
+        // than a key that changed.
+        RefreshOutcome::Failed(_) if names_key => invalid(UNKNOWN_KEY),
+        RefreshOutcome::Failed(left) => unavailable(
             "the token cannot be checked now: the keys (auth.jwt.jwks) cannot be had",
             left,
         ),
-        Refresh::Busy => unavailable(
+        RefreshOutcome::Busy => unavailable(
             "the token cannot be checked now: too many callers wait for the keys (auth.jwt.jwks)",
             BUSY_RETRY,
         ),
     }
 }
 
-/// What is wrong with the claims of a token that a key did sign; `None` where it did not.
+/// Translates the library's error about claims; `None` if the key did not sign the token.
 fn claims_fault(error: &jsonwebtoken::errors::Error) -> Option<Why> {
     use jsonwebtoken::errors::ErrorKind;
     #[expect(

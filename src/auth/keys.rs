@@ -1,34 +1,35 @@
-//! Sets of public keys, as RFC 7517 has them.
+//! JSON Web Key sets (RFC 7517): the public keys that token signatures are verified with.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-/// Public keys that signatures are checked with.
+/// The usable public keys of a JSON Web Key set.
 #[derive(Default)]
 pub(super) struct KeySet {
     keys: Vec<PublicKey>,
-    /// How many keys of the set are of a kind that is not taken.
+    /// How many keys of the set were skipped as unusable.
     skipped: usize,
 }
 
+/// A public key that verifies signatures.
 struct PublicKey {
-    /// Its `kid`.
+    /// Its key id (`kid`), if it has one.
     id: Option<String>,
-    /// Its `alg`: a key that names one is used for no other.
+    /// Its algorithm (`alg`). A key that names one is used for no other.
     algorithm: Option<Algorithm>,
     key: DecodingKey,
 }
 
 impl KeySet {
-    /// Reads a set. Keys in it that are of an unknown kind, for another use, or malformed are passed
-    /// over (RFC 7517, section 5), and a set may have none.
+    /// Parses a key set. Keys of an unknown kind, keys for another use and malformed keys are
+    /// skipped (RFC 7517, section 5), and a set may be empty.
     ///
     /// # Errors
-    /// Where it is no JWK set.
+    /// The text is not a JWK set.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        // What some editors put before all text.
+        // Some editors put a byte order mark before all text.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let set: Value = serde_json::from_slice(bytes).map_err(|_| "is not a JWK set")?;
         let Some(Value::Array(keys)) = set.get("keys") else {
@@ -42,18 +43,18 @@ impl KeySet {
         })
     }
 
-    /// Whether it has no key that can be used.
+    /// Reports whether the set has no usable key.
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// How many keys of the set were passed over.
+    /// Returns how many keys of the set were skipped.
     pub(super) fn skipped(&self) -> usize {
         self.skipped
     }
 
-    /// The keys that a token with that algorithm and key id may have been signed with. A key without
-    /// an id may be any token's, and a token without one may be any key's.
+    /// Lists the keys that may have signed a token with this algorithm and key id. A key without an
+    /// id may have signed any token, and a token without one may be signed by any key.
     pub(super) fn candidates(
         &self,
         algorithm: Algorithm,
@@ -66,20 +67,21 @@ impl KeySet {
         self.keys.iter().filter(may_be).map(|it| &it.key)
     }
 
-    /// Whether one of its keys has that id.
+    /// Reports whether one of the keys has this id.
     pub(super) fn names(&self, kid: Option<&str>) -> bool {
         kid.is_some() && self.keys.iter().any(|key| key.id.as_deref() == kid)
     }
 }
 
 impl PublicKey {
+    /// Parses one key; `None` if it is to be skipped.
     fn parse(key: &Value) -> Option<Self> {
         let key = Jwk::deserialize(key).ok()?;
         let algorithm = match key.common.key_algorithm {
             Some(it) => Some(Algorithm::try_from(it).ok()?),
             None => None,
         };
-        // What a key says it is for is what it is used for.
+        // A key is used only for what it says it is for.
         let for_signatures = !matches!(
             key.common.public_key_use,
             Some(PublicKeyUse::Encryption | PublicKeyUse::Other(_))
@@ -89,7 +91,7 @@ impl PublicKey {
             .key_operations
             .as_ref()
             .is_none_or(|it| it.contains(&KeyOperations::Verify));
-        // A secret that both sides have is no public key.
+        // A secret that both sides share is not a public key.
         let public = !matches!(key.algorithm, AlgorithmParameters::OctetKey(_));
         if !(for_signatures && verifies && public) {
             return None;

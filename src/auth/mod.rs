@@ -1,14 +1,15 @@
-//! Who calls: credentials, and the tenant that each stands for.
+//! Authentication: which tenant a caller's credentials stand for.
 //!
-//! A caller is one tenant, by its bearer token, its client certificate, or its user on a unix socket.
-//! Where two of these stand for different tenants, the call is refused. Nothing here knows the wire.
+//! A caller is identified by its bearer token, its client certificate, or its user on a unix
+//! socket. If two of these stand for different tenants, the call is refused. This module knows
+//! nothing of the wire protocol.
 
 mod certificate_name;
 mod jwt;
 mod keys;
 mod remote_keys;
 mod tokens;
-mod watched;
+mod watched_files;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -18,71 +19,73 @@ use std::time::Duration;
 use crate::refusal::{Reason, Refusal};
 
 pub use self::certificate_name::CertificateName;
-pub use self::jwt::{JwtSettings, Keys};
-pub use self::tokens::Tokens;
-pub use self::watched::{Parsed, Watched};
+pub use self::jwt::{JwksLocation, JwtSettings};
+pub use self::tokens::StaticTokens;
+pub use self::watched_files::{Parsed, WatchedFiles};
 
-use self::jwt::Jwt;
+use self::jwt::JwtVerifier;
 
-/// How often files are read again.
-const LOOK: Duration = Duration::from_secs(1);
-/// Bytes of a bearer token at the most.
+/// How often the files are checked for changes.
+const RELOAD_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The largest bearer token, in bytes.
 const MAX_TOKEN: usize = 6 << 10;
 
-/// How callers are told apart.
+/// The settings by which callers are identified.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// A file of static tokens.
+    /// The file of static tokens, if there is one.
     pub tokens_file: Option<PathBuf>,
-    /// JSON Web Tokens.
+    /// How JSON Web Tokens are verified. `None` accepts none.
     pub jwt: Option<JwtSettings>,
-    /// The tenants that there are.
+    /// The names of all tenants.
     pub tenants: HashSet<String>,
-    /// Names in client certificates, as [`CertificateName`] spells them, and whose they are.
+    /// The tenant of each certificate name, spelt as [`CertificateName`] displays it.
     pub certificates: HashMap<String, String>,
-    /// Users on unix sockets, and whose they are.
+    /// The tenant of each user id on unix sockets.
     pub uids: HashMap<u32, String>,
-    /// The tenant that all callers are where nothing tells them apart.
-    pub everyone: Option<String>,
+    /// The tenant of all callers when callers are not identified at all. `None` means that they
+    /// are.
+    pub default_tenant: Option<String>,
 }
 
-/// What a caller shows.
+/// The credentials that a caller presents.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Evidence<'a> {
-    /// What stands in its `authorization` header.
+pub struct Credentials<'a> {
+    /// The value of its `authorization` header.
     pub authorization: Option<&'a [u8]>,
     /// The names in its client certificate, which is valid, as [`CertificateName`] spells them.
     pub certificate: Option<&'a [String]>,
-    /// Its user, at the other end of a unix socket.
+    /// Its user id, if it calls through a unix socket.
     pub uid: Option<u32>,
 }
 
-/// Tells callers apart.
-pub struct Gatekeeper {
-    tokens: Option<Watched<Tokens>>,
-    jwt: Option<Jwt>,
+/// The authenticator: maps the credentials of a caller to a tenant, and keeps the files behind them
+/// up to date.
+pub struct Authenticator {
+    tokens: Option<WatchedFiles<StaticTokens>>,
+    jwt: Option<JwtVerifier>,
     tenants: HashMap<String, Arc<str>>,
     certificates: HashMap<String, Arc<str>>,
     uids: HashMap<u32, Arc<str>>,
-    everyone: Option<Arc<str>>,
+    default_tenant: Option<Arc<str>>,
 }
 
-impl Gatekeeper {
-    /// Reads what there is to read.
+impl Authenticator {
+    /// Creates an authenticator and reads the files of tokens and keys.
     ///
     /// # Errors
-    /// Files that cannot be read, or do not say what they must.
+    /// A file cannot be read, or its contents are not valid.
     pub fn new(settings: Settings) -> Result<Self, String> {
         let names = settings.tenants.clone();
         let tokens = settings.tokens_file.map(|path| {
-            Watched::revoking("auth.tokens_file", vec![path], move |contents| {
-                Ok(Tokens::parse(&contents[0], &names))
+            WatchedFiles::revoke_on_error("auth.tokens_file", vec![path], move |contents| {
+                Ok(StaticTokens::parse(&contents[0], &names))
             })
         });
         let named = |name: String| Arc::<str>::from(name);
         Ok(Self {
             tokens: tokens.transpose()?,
-            jwt: settings.jwt.as_ref().map(Jwt::new).transpose()?,
+            jwt: settings.jwt.as_ref().map(JwtVerifier::new).transpose()?,
             tenants: settings
                 .tenants
                 .into_iter()
@@ -98,56 +101,56 @@ impl Gatekeeper {
                 .into_iter()
                 .map(|(it, tenant)| (it, named(tenant)))
                 .collect(),
-            everyone: settings.everyone.map(named),
+            default_tenant: settings.default_tenant.map(named),
         })
     }
 
-    /// Reads files again now, and has keys of a URL asked for.
-    pub fn look(&self) {
+    /// Reads the files again now, and requests a fetch of keys that are at a URL.
+    pub fn reload_if_changed(&self) {
         if let Some(tokens) = &self.tokens {
-            tokens.look();
+            tokens.reload_if_changed();
         }
         if let Some(jwt) = &self.jwt {
-            jwt.look();
+            jwt.reload_if_changed();
         }
     }
 
-    /// Reads files again that change, for as long as it is polled.
+    /// Keeps tokens and keys up to date for as long as it is polled.
     pub async fn watch(&self) {
         let tokens = async {
             loop {
-                // A small file: what it takes is less than handing it to another thread.
+                // The file is small: reading it costs less than handing it to another thread.
                 if let Some(tokens) = &self.tokens {
-                    tokens.look();
+                    tokens.reload_if_changed();
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(RELOAD_CHECK_INTERVAL).await;
             }
         };
         let keys = async {
             if let Some(jwt) = &self.jwt {
-                jwt.watch(LOOK).await;
+                jwt.watch(RELOAD_CHECK_INTERVAL).await;
             }
         };
         tokio::join!(tokens, keys);
     }
 
-    /// The tenant of a caller.
+    /// Returns the tenant of a caller.
     ///
     /// # Errors
-    /// `CREDENTIALS_INVALID` where it shows nothing, or nothing that is valid; `FORBIDDEN` where what
-    /// it shows is valid and stands for no tenant, or for two; `RUNTIME_UNAVAILABLE` where it cannot
-    /// be judged now.
-    pub async fn tenant(&self, evidence: Evidence<'_>) -> Result<Arc<str>, Refusal> {
-        if let Some(everyone) = &self.everyone {
+    /// `CREDENTIALS_INVALID` if the caller presents no credential, or none that is valid;
+    /// `FORBIDDEN` if what it presents is valid but stands for no tenant, or for two;
+    /// `RUNTIME_UNAVAILABLE` if it cannot be judged now.
+    pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Arc<str>, Refusal> {
+        if let Some(everyone) = &self.default_tenant {
             return Ok(Arc::clone(everyone));
         }
-        let by_token = match evidence.authorization {
+        let by_token = match credentials.authorization {
             Some(header) => Some(self.by_token(header).await?),
             None => None,
         };
-        let by_certificate = self.by_certificate(evidence.certificate)?;
-        // A user that stands for nobody says nothing.
-        let by_user = evidence.uid.and_then(|uid| self.uids.get(&uid));
+        let by_certificate = self.by_certificate(credentials.certificate)?;
+        // A user id that stands for no tenant is not an error.
+        let by_user = credentials.uid.and_then(|uid| self.uids.get(&uid));
         let shown = [
             ("the token", by_token),
             ("the client certificate", by_certificate),
@@ -164,7 +167,7 @@ impl Gatekeeper {
                 None => Ok(tenant),
             };
         }
-        if evidence.certificate.is_some() && self.tokens.is_none() && self.jwt.is_none() {
+        if credentials.certificate.is_some() && self.tokens.is_none() && self.jwt.is_none() {
             return Err(forbidden("the client certificate stands for no tenant"));
         }
         Err(invalid(&format!(
@@ -173,7 +176,7 @@ impl Gatekeeper {
         )))
     }
 
-    /// The kinds of credential that stand for anybody here.
+    /// Lists the kinds of credential that can identify a tenant here, for the error message.
     fn allowed(&self) -> Vec<&'static str> {
         let kinds = [
             (
@@ -193,6 +196,7 @@ impl Gatekeeper {
         there.map(|(_, kind)| kind).collect()
     }
 
+    /// Returns the tenant of the certificate names; `None` if they stand for no tenant.
     fn by_certificate(&self, names: Option<&[String]>) -> Result<Option<Arc<str>>, Refusal> {
         let names = names.unwrap_or_default().iter();
         let mut tenants = names.filter_map(|name| self.certificates.get(name));
@@ -207,6 +211,7 @@ impl Gatekeeper {
         Ok(Some(Arc::clone(first)))
     }
 
+    /// Returns the tenant of a bearer token: a static one, or else a JSON Web Token.
     async fn by_token(&self, header: &[u8]) -> Result<Arc<str>, Refusal> {
         let token = bearer(header).ok_or_else(|| {
             invalid("the authorization header is not \"Bearer\" and a token of at most 6 KiB")
@@ -219,14 +224,15 @@ impl Gatekeeper {
         let Some(jwt) = &self.jwt else {
             return Err(invalid("the token is not known"));
         };
-        // In a box of its own: most callers have no such token, and need not carry the room for it.
-        let named = Box::pin(jwt.tenant(token)).await?;
+        // The future is boxed: most callers have no such token, and need not carry the room for it.
+        let named = Box::pin(jwt.verified_tenant(token)).await?;
         let tenant = self.tenants.get(&*named).map(Arc::clone);
         tenant.ok_or_else(|| forbidden("the token names a tenant that there is not"))
     }
 }
 
-/// The token of a header.
+/// Extracts the bearer token from an `authorization` header; `None` if the header is malformed or
+/// the token is too long.
 fn bearer(header: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(header).ok()?;
     let (scheme, token) = text.split_once(' ')?;
@@ -237,10 +243,12 @@ fn bearer(header: &[u8]) -> Option<&str> {
     well_formed.then_some(token)
 }
 
+/// Creates a refusal for a credential that is not valid.
 fn invalid(why: &str) -> Refusal {
     Refusal::new(Reason::CredentialsInvalid, why)
 }
 
+/// Creates a refusal for a credential that is valid but does not stand for one tenant.
 fn forbidden(why: &str) -> Refusal {
     Refusal::new(Reason::Forbidden, why)
 }

@@ -1,9 +1,10 @@
-//! A set of keys at a URL, which is asked for now and then, and when a token may be of a newer key.
+//! A key set at a URL, cached with periodic refresh. It is also fetched when a token may be signed
+//! by a newer key; all callers that wait then share one fetch (single flight).
 //!
-//! Only an answer that is a set replaces the keys that are known, and one without keys revokes all. A
-//! failure (no answer, an error, something else than a set) leaves them in force for a bounded time.
-//! How often is asked does not depend on callers beyond one time in [`ASKED_AGAIN`], and few of them
-//! wait at once.
+//! Only an answer that is a key set replaces the keys that are known, and one without keys revokes
+//! all of them. A failure (no answer, an error, something else than a set) leaves the known keys in
+//! force for a bounded time. Callers can cause at most one fetch in [`MIN_REFRESH_INTERVAL`], and
+//! few of them wait at once.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -16,74 +17,79 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::keys::KeySet;
 use crate::config::{lacks_authorities, no_trust_store};
 
-/// How soon keys are asked for again where they could not be had, or where a token may be of one that
-/// is not known.
-const ASKED_AGAIN: Duration = Duration::from_secs(10);
-/// How long the answer may take, and how long it may be.
+/// The least time between two fetches: how soon the keys are fetched again after a failure, or when
+/// a token may be signed by an unknown key.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a fetch may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer that is accepted, in bytes.
 const MOST: usize = 1 << 20;
-/// How much longer than that callers wait for it.
+/// How much longer than [`PATIENCE`] callers wait for a fetch.
 const LONGER: Duration = Duration::from_secs(1);
-/// Callers that wait for it at once.
+/// The most callers that wait for a fetch at once.
 const WAITING: usize = 64;
-/// Redirects that are followed for one answer, within one origin.
+/// The most redirects that are followed for one fetch, all within one origin.
 const REDIRECTS: usize = 3;
-/// How often a failure is told again while it stays the same.
+/// How often a failure is logged again while it stays the same.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
-/// Keys at a URL.
+/// The cache of a key set at a URL.
 pub(super) struct RemoteKeys {
     url: String,
     client: reqwest::Client,
-    /// How often they are asked for.
+    /// How often the keys are fetched.
     refresh: Duration,
-    /// How long those that are known stay in force while they cannot be asked for.
+    /// How long the known keys stay in force while they cannot be fetched.
     max_stale: Duration,
-    known: ArcSwap<Known>,
-    /// What is in force where none are known, or not any more.
+    cached: ArcSwap<FetchedKeys>,
+    /// The empty set, which is in force if no keys are known, or they are too old.
     none: Arc<KeySet>,
-    /// Asks for the keys before it is time.
-    wanted: Notify,
-    /// What callers do or leave has no part in it.
+    /// Requests a fetch before its time.
+    refresh_requested: Notify,
+    /// Publishes each attempt to fetch. Callers only read it, so none of them can affect an
+    /// attempt.
     attempts: watch::Sender<Attempt>,
     waiting: Semaphore,
 }
 
+/// The keys that were fetched last.
 #[derive(Default)]
-struct Known {
+struct FetchedKeys {
     keys: Arc<KeySet>,
-    /// When they came.
+    /// When the keys were received; `None` if they never were.
     at: Option<Instant>,
 }
 
-/// When the keys were asked for last, and whether that failed.
+/// The last attempt to fetch the keys: when it ended, and whether it failed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Attempt {
     at: Option<Instant>,
     failed: bool,
 }
 
-/// What came of asking for the keys once more.
+/// The outcome of a request to fetch the keys again.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Refresh {
-    /// They came just now.
+pub(super) enum RefreshOutcome {
+    /// The keys were fetched just now.
     Done,
-    /// They came a moment ago, and are asked for again after so long.
+    /// The keys were fetched a moment ago; they can be fetched again after this time.
     TooSoon(Duration),
-    /// They cannot be had; they are asked for again after so long.
+    /// The keys cannot be fetched; another attempt is made after this time.
     Failed(Duration),
-    /// Too many wait for them.
+    /// Too many callers are waiting for a fetch already.
     Busy,
 }
 
 impl RemoteKeys {
+    /// Creates the cache, with an HTTP client and without keys. [`Self::watch`] fetches them.
     pub(super) fn new(url: &str, refresh: Duration, max_stale: Duration) -> Result<Self, String> {
         let mut client = reqwest::Client::builder()
             .timeout(PATIENCE)
             .redirect(Policy::custom(redirected))
             .no_proxy();
         if url.starts_with("http://") {
-            // Nothing is encrypted, and no redirect leads to where it is: no authority is needed.
+            // Nothing is encrypted, and no redirect leads to another scheme: no trust store is
+            // needed.
             client = client.tls_certs_only(std::iter::empty());
         }
         let client = client.build().map_err(|error| {
@@ -98,52 +104,54 @@ impl RemoteKeys {
             client,
             refresh,
             max_stale,
-            known: ArcSwap::default(),
+            cached: ArcSwap::default(),
             none: Arc::default(),
-            wanted: Notify::new(),
+            refresh_requested: Notify::new(),
             attempts: watch::Sender::default(),
             waiting: Semaphore::new(WAITING),
         })
     }
 
-    /// The keys that are in force.
+    /// Returns the keys that are in force, which is none if the last ones are too old.
     pub(super) fn current(&self) -> Arc<KeySet> {
-        let known = self.known.load();
+        let known = self.cached.load();
         match known.at {
             Some(at) if at.elapsed() <= self.max_stale => Arc::clone(&known.keys),
             Some(_) | None => Arc::clone(&self.none),
         }
     }
 
-    /// Asks for the keys once more, unless that was done a moment ago, and waits for what comes of it.
-    pub(super) async fn refreshed(&self) -> Refresh {
+    /// Requests a fetch, unless one was made a moment ago, and waits for its outcome.
+    pub(super) async fn refresh_and_wait(&self) -> RefreshOutcome {
         let mut attempts = self.attempts.subscribe();
         let Attempt { at, failed } = *attempts.borrow();
-        let left = at.and_then(|at| ASKED_AGAIN.checked_sub(at.elapsed()));
+        let left = at.and_then(|at| MIN_REFRESH_INTERVAL.checked_sub(at.elapsed()));
         if let Some(left) = left.filter(|left| !left.is_zero()) {
             return match failed {
-                true => Refresh::Failed(left),
-                false => Refresh::TooSoon(left),
+                true => RefreshOutcome::Failed(left),
+                false => RefreshOutcome::TooSoon(left),
             };
         }
         let Ok(_waits) = self.waiting.try_acquire() else {
-            return Refresh::Busy;
+            return RefreshOutcome::Busy;
         };
-        // It is asked beside the callers: none of them can keep the others from the answer by leaving.
-        self.wanted.notify_one();
+        // The fetch runs apart from the callers: no caller that leaves can keep the answer from the
+        // others.
+        self.refresh_requested.notify_one();
         let answered = tokio::time::timeout(PATIENCE + LONGER, attempts.changed()).await;
         match answered {
-            Ok(Ok(())) if !attempts.borrow().failed => Refresh::Done,
-            Ok(Ok(()) | Err(_)) | Err(_) => Refresh::Failed(ASKED_AGAIN),
+            Ok(Ok(())) if !attempts.borrow().failed => RefreshOutcome::Done,
+            Ok(Ok(()) | Err(_)) | Err(_) => RefreshOutcome::Failed(MIN_REFRESH_INTERVAL),
         }
     }
 
-    /// Has the URL asked once more, not sooner than it may be.
+    /// Requests a fetch without waiting for it; it is made no sooner than the least interval
+    /// allows.
     pub(super) fn want(&self) {
-        self.wanted.notify_one();
+        self.refresh_requested.notify_one();
     }
 
-    /// Asks now and then, and where somebody wants it.
+    /// Fetches the keys periodically and on request, for as long as it is polled.
     pub(super) async fn watch(&self) -> ! {
         let mut told: Option<(String, Instant)> = None;
         loop {
@@ -157,23 +165,25 @@ impl RemoteKeys {
                 }
                 Err(error) => {
                     self.complain(error, &mut told);
-                    self.refresh.min(ASKED_AGAIN)
+                    self.refresh.min(MIN_REFRESH_INTERVAL)
                 }
             };
             self.attempts.send_replace(Attempt {
                 at: Some(Instant::now()),
                 failed,
             });
-            let again = tokio::time::sleep(ASKED_AGAIN);
+            let again = tokio::time::sleep(MIN_REFRESH_INTERVAL);
             let wanted = async {
-                self.wanted.notified().await;
-                // Not sooner than that, however much it is wanted.
+                self.refresh_requested.notified().await;
+                // However often it is requested, the next fetch is not made before the least
+                // interval is over.
                 again.await;
             };
             let _ = tokio::time::timeout(rest, wanted).await;
         }
     }
 
+    /// Puts fetched keys in force, and logs if some or all of them are unusable.
     fn take(&self, keys: KeySet) {
         if keys.is_empty() {
             tracing::error!("auth.jwt.jwks has no key that can be used: no JWT is valid");
@@ -183,13 +193,13 @@ impl RemoteKeys {
                 "keys of auth.jwt.jwks are passed over"
             );
         }
-        self.known.store(Arc::new(Known {
+        self.cached.store(Arc::new(FetchedKeys {
             keys: Arc::new(keys),
             at: Some(Instant::now()),
         }));
     }
 
-    /// Tells a failure that is new, or told long ago.
+    /// Logs a failure if it is new, or was last logged long ago.
     fn complain(&self, error: String, told: &mut Option<(String, Instant)>) {
         if let Some((before, at)) = told
             && *before == error
@@ -197,7 +207,7 @@ impl RemoteKeys {
         {
             return;
         }
-        let left = self.known.load().at.map(|at| {
+        let left = self.cached.load().at.map(|at| {
             let left = self.max_stale.saturating_sub(at.elapsed());
             left.as_secs()
         });
@@ -214,6 +224,7 @@ impl RemoteKeys {
         *told = Some((error, Instant::now()));
     }
 
+    /// Fetches and parses the key set once.
     async fn fetch(&self) -> Result<KeySet, String> {
         let mut answer = self.client.get(&self.url).send().await.map_err(told)?;
         if !answer.status().is_success() {
@@ -230,7 +241,7 @@ impl RemoteKeys {
     }
 }
 
-/// An error with its causes. The URL may hold a secret.
+/// Formats an error with its causes, but without the URL, which may hold a secret.
 fn told(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -243,8 +254,8 @@ fn told(error: reqwest::Error) -> String {
     text
 }
 
-/// Follows redirects within the origin that was configured, scheme and port included: whoever may
-/// answer for that may say where on it the keys are. Another origin is for the operator to name.
+/// Follows redirects within the configured origin, scheme and port included: whoever may answer for
+/// that origin may say where on it the keys are. Another origin is for the operator to name.
 fn redirected(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
     let origin = attempt.url().origin();
     let first = attempt.previous().first().map(url::Url::origin);

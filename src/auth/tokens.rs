@@ -1,9 +1,9 @@
-//! Static tokens: a file of their hashes.
+//! Static bearer tokens, from a file of their SHA-256 hashes.
 //!
 //! A call's token is looked up in a hash table, so that a call costs the same however many tokens
-//! there are. How long the look-up takes tells nothing that helps to find a token: the table is of
-//! the tokens' SHA-256, placed in it by a hash whose key this process drew by chance, and an entry is
-//! compared in constant time.
+//! there are. The time of the look-up reveals nothing that helps to find a token: the table is
+//! keyed by the tokens' SHA-256, placed in it by a hash function whose key is random in this
+//! process, and an entry is compared in constant time.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
-use super::watched::Parsed;
+use super::watched_files::Parsed;
 use crate::request::Digest;
 
-/// The tokens that there are, as hashes, with whose they are.
+/// The static tokens, as hashes, each with its tenant.
 #[derive(Debug, Default)]
-pub struct Tokens(HashMap<TokenHash, Arc<str>>);
+pub struct StaticTokens(HashMap<TokenHash, Arc<str>>);
 
-/// The SHA-256 of a token, which is compared in constant time.
+/// The SHA-256 of a token. Its equality takes constant time.
 #[derive(Clone, Copy, Debug, Eq)]
 struct TokenHash(Digest);
 
@@ -34,19 +34,19 @@ impl Hash for TokenHash {
     }
 }
 
-impl Tokens {
-    /// Reads lines of "TENANT sha256:HEX"; empty ones, and what follows a "#", are passed over.
-    /// `tenants` are those that there are.
+impl StaticTokens {
+    /// Parses lines of "TENANT sha256:HEX". Empty lines, and what follows a "#", are ignored. A
+    /// tenant that is not among `tenants` is a fault.
     ///
-    /// Each line stands for itself: one that is something else takes nothing from the others, and is
-    /// told by its number, since it may hold a secret. A token that stands for two tenants stands for
-    /// neither.
+    /// Each line stands for itself: a faulty one takes nothing from the others, and is reported by
+    /// its number only, since it may hold a secret. A token that is listed for two tenants belongs
+    /// to neither.
     pub fn parse(text: &[u8], tenants: &HashSet<String>) -> Parsed<Self> {
         let mut faults = Vec::new();
         let mut tokens = HashMap::new();
         let mut owners: HashMap<Digest, (usize, Arc<str>)> = HashMap::new();
         let mut disputed = HashSet::new();
-        // What some editors put before all text.
+        // Some editors put a byte order mark before all text.
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         for (line, text) in (1_usize..).zip(text.split(|byte| *byte == b'\n')) {
             let (digest, tenant) = match token(text, tenants) {
@@ -77,14 +77,14 @@ impl Tokens {
         }
     }
 
-    /// Whose token it is.
+    /// Returns the tenant of a token; `None` if the token is unknown.
     pub fn tenant(&self, token: &str) -> Option<Arc<str>> {
         let hash = TokenHash(Digest::of(token.as_bytes()));
         self.0.get(&hash).map(Arc::clone)
     }
 }
 
-/// The token of one line; `None` where it has none.
+/// Parses one line; `None` if it holds no token.
 fn token(
     line: &[u8],
     tenants: &HashSet<String>,
@@ -122,7 +122,7 @@ mod tests {
         let text: String = (0..TENANTS)
             .map(|i| line(i, &format!("first of {i}")) + &line(i, &format!("second of {i}")))
             .collect();
-        let parsed = Tokens::parse(text.as_bytes(), &tenants(TENANTS));
+        let parsed = StaticTokens::parse(text.as_bytes(), &tenants(TENANTS));
         assert!(parsed.faults.is_empty(), "{:?}", parsed.faults);
         for i in 0..TENANTS {
             for which in ["first", "second"] {
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_token_that_is_twice_one_tenants_is_its_own_and_one_of_two_tenants_is_neithers() {
         let text = [line(0, "a"), line(0, "a"), line(0, "b"), line(1, "b")].concat();
-        let parsed = Tokens::parse(text.as_bytes(), &tenants(2));
+        let parsed = StaticTokens::parse(text.as_bytes(), &tenants(2));
         assert_eq!(parsed.faults.len(), 1);
         assert_eq!(parsed.value.tenant("a").as_deref(), Some("t0"));
         assert_eq!(parsed.value.tenant("b"), None);

@@ -1,4 +1,4 @@
-//! Where a daemon is, as `--server` and `RINGFENCE_SERVER` say it.
+//! The address of a daemon, as `--server` and `RINGFENCE_SERVER` give it.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,38 +7,39 @@ use std::path::PathBuf;
 use super::Failure;
 use crate::refusal::quote;
 
-/// Where a daemon is that nobody said otherwise of.
+/// The address that is used when none is given.
 pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:50051";
-/// The port of an address without one, of a scheme that has none of its own.
+/// The port of an address without one, unless its scheme has a port of its own.
 const DEFAULT_PORT: u16 = 50051;
-/// Bytes of a unix socket's path, which `sockaddr_un` holds with a terminator.
+/// Most bytes in a unix socket's path: `sockaddr_un` holds this many and a terminator.
 const MAX_SOCKET_PATH: usize = 107;
 
 const ALLOWED: &str =
     "\"host:port\", \"https://host:port\", \"http://host:port\" or \"unix:/path\"";
 
-/// Where a daemon is.
+/// The parsed address of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ServerAddress {
-    /// Over TCP; `tls` is what a scheme says of it.
+    /// A TCP address. `tls` is what its scheme says about encryption, and `None` without a scheme
+    /// that says so.
     Tcp {
         host: String,
         port: u16,
         tls: Option<bool>,
     },
-    /// A unix socket, which is never encrypted.
+    /// The path of a unix socket, which is never encrypted.
     Unix(PathBuf),
 }
 
 impl ServerAddress {
-    /// Reads what was given.
+    /// Parses an address in any of its forms.
     ///
     /// # Errors
-    /// What is wrong with it, and what is allowed.
+    /// Returns what is wrong with it, and what is allowed.
     pub(super) fn parse(given: &str) -> Result<Self, Failure> {
         let text = given.trim();
         parse(text).map_err(|why| {
-            // What stands before an "@" may be a password.
+            // The part before an "@" may be a password.
             let shown = match text.contains('@') {
                 true => String::new(),
                 false => format!(" \"{}\"", quote(text)),
@@ -49,15 +50,15 @@ impl ServerAddress {
         })
     }
 
-    /// What requests are addressed to (`:authority`); `name` stands for the host where it is given.
+    /// Returns the `:authority` of requests; `name` replaces the host where it is given.
     pub(super) fn authority(&self, name: Option<&str>) -> String {
         match self {
             Self::Tcp { host, port, .. } => {
-                // The zone of an address is this host's affair.
+                // The zone of an IPv6 address has a meaning on this host only.
                 let host = host.split('%').next().unwrap_or(host);
                 authority(name.unwrap_or(host), *port)
             }
-            // The host that other clients name on a unix socket.
+            // Other gRPC clients use this host on a unix socket.
             Self::Unix(_) => "localhost".to_owned(),
         }
     }
@@ -96,7 +97,7 @@ fn parse(text: &str) -> Result<ServerAddress, String> {
         return match scheme.to_ascii_lowercase().as_str() {
             "http" => tcp(rest, 80, Some(false)),
             "https" => tcp(rest, 443, Some(true)),
-            // As gRPC names a host: an empty authority, then the name.
+            // This is gRPC's form of a host name: an empty authority, then the name.
             "dns" => match rest.split_once('/') {
                 Some(("", name)) => tcp(name, DEFAULT_PORT, None),
                 Some(_) => Err(
@@ -109,7 +110,7 @@ fn parse(text: &str) -> Result<ServerAddress, String> {
         };
     }
     for scheme in ["dns:", "ipv4:", "ipv6:"] {
-        // "dns:50051" is a host and its port.
+        // The text "dns:50051" is a host and its port.
         if let Some(name) = after(text, scheme)
             && !name.bytes().all(|b| b.is_ascii_digit())
         {
@@ -122,14 +123,15 @@ fn parse(text: &str) -> Result<ServerAddress, String> {
     tcp(text, DEFAULT_PORT, None)
 }
 
-/// What follows `start`, in whichever case that is written.
+/// Returns what follows `start`, which may be written in upper or lower case.
 fn after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     let head = text.get(..start.len())?;
     head.eq_ignore_ascii_case(start)
         .then(|| &text[start.len()..])
 }
 
-/// "/path", "path", or "///path" as gRPC writes an absolute one.
+/// Parses the path of a unix socket: "/path", "path", or "///path", which is how gRPC writes an
+/// absolute one.
 fn unix(rest: &str) -> Result<ServerAddress, String> {
     let path = match rest.strip_prefix("//") {
         Some(path) if path.starts_with('/') => path,
@@ -153,7 +155,7 @@ fn unix(rest: &str) -> Result<ServerAddress, String> {
     Ok(ServerAddress::Unix(PathBuf::from(path)))
 }
 
-/// "host", "host:port", "[address]:port", with a "/" at the end or without.
+/// Parses a TCP address: `host`, `host:port` or `[address]:port`, with or without a "/" at the end.
 fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, String> {
     if rest.contains('@') {
         return Err("has a user before \"@\"; credentials go into --token-file".to_owned());
@@ -183,7 +185,7 @@ fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, Str
     }
     let port = match port {
         None => default,
-        // A number is read with a sign, too.
+        // Parsing alone would accept a sign before the number.
         Some(digits) => Some(digits)
             .filter(|it| it.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|it| it.parse().ok())
@@ -200,7 +202,8 @@ fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, Str
     })
 }
 
-/// A host, without the brackets around an address of IPv6, and the port where there is one.
+/// Splits a place into its host, without the brackets around an IPv6 address, and its port where
+/// there is one.
 fn host_and_port(place: &str) -> Result<(&str, Option<&str>), String> {
     let is_v6 = |text: &str| {
         let (address, _zone) = text.split_once('%').unwrap_or((text, ""));

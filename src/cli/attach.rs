@@ -1,4 +1,5 @@
-//! `ringfence attach`
+//! The command `ringfence attach`, which prints a run's events and reconnects with exponential
+//! backoff.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,21 +8,22 @@ use clap::Args;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use super::connect::{DaemonArgs, connect_runs, failure};
-use super::follow::{Over, follow};
-use super::reader::reader_gone;
-use super::waiting::Waiting;
-use super::{Failure, complain, runtime};
+use super::connect::{DaemonArgs, connect_runs, status_failure};
+use super::follow::{FollowEnd, follow};
+use super::stdout_reader::stdout_reader_gone;
+use super::wait_indicator::WaitIndicator;
+use super::{Failure, print_to_stderr, runtime};
 use crate::api::proto::AttachRunRequest;
 
-/// How long the first wait before another attempt is; each that fails doubles it.
+/// The first delay before another attempt; each attempt that fails doubles it.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest delay between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Print a run's output from its start or from an event on, and follow it to its end.
 #[derive(Debug, Args)]
-pub(super) struct Attach {
-    /// The run's id
+pub(super) struct AttachCommand {
+    /// The id of the run
     run: String,
     /// The first event wanted; 0 is the start
     #[arg(long, value_name = "SEQ", default_value_t = 0)]
@@ -33,19 +35,21 @@ pub(super) struct Attach {
     retry: Duration,
 }
 
-impl Attach {
+impl AttachCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             tokio::select! {
                 biased;
                 told = self.attach() => told,
-                // A viewer that nobody watches has nothing left to do, however long the run writes nothing.
-                () = reader_gone() => Err(Failure::broken_pipe()),
+                // A viewer whose output nobody reads has nothing left to do, however long the run
+                // writes nothing.
+                () = stdout_reader_gone() => Err(Failure::broken_pipe()),
             }
         })
     }
 
-    /// Attaches, and again after the last event that came when the connection breaks.
+    /// Attaches to the run, and when the connection breaks, attaches again after the last event
+    /// that came.
     async fn attach(self) -> Result<ExitCode, Failure> {
         let mut next = self.from;
         let mut attached = false;
@@ -60,10 +64,10 @@ impl Attach {
                 broken = None;
             }
             let (since, wait) = broken.unwrap_or((Instant::now(), FIRST_WAIT));
-            if since.elapsed() >= self.retry || !failed.again {
+            if since.elapsed() >= self.retry || !failed.retryable {
                 return Err(failed.failure);
             }
-            complain(&format!(
+            print_to_stderr(&format!(
                 "{}; attaching again from event {next}",
                 failed.failure.message
             ));
@@ -72,57 +76,64 @@ impl Attach {
         }
     }
 
-    /// One attempt; `attached` is set once the daemon has answered one.
+    /// Makes one attempt. `attached` is set once the daemon has answered one.
     async fn once(
         &self,
         next: &mut u64,
         attached: &mut bool,
-    ) -> Result<Result<ExitCode, Failure>, Failed> {
+    ) -> Result<Result<ExitCode, Failure>, FailedAttempt> {
         let from_seq = *next;
         let connected = connect_runs(&self.daemon).await;
-        // Not there from the start, it is the wrong address.
+        // A daemon that was never reached is probably at another address.
         let again = *attached;
-        let mut client = connected.map_err(|failure| Failed { failure, again })?;
+        let mut client = connected.map_err(|failure| FailedAttempt {
+            failure,
+            retryable: again,
+        })?;
         let run_id = self.run.clone();
         let answer = client.attach_run(AttachRunRequest { run_id, from_seq });
-        let answer = answer.await.map_err(|status| Failed::of(&status, again))?;
+        let answer = answer
+            .await
+            .map_err(|status| FailedAttempt::of(&status, again))?;
         *attached = true;
         let mut events = answer.into_inner();
-        // A run that has written nothing for a while is not one that has not started.
+        // Only a viewer from the start waits for the run to start: later on, a run may just write
+        // nothing for a while.
         let waiting = match from_seq {
-            0 => Waiting::new("waiting for the run to start"),
-            _ => Waiting::silent(),
+            0 => WaitIndicator::new("waiting for the run to start"),
+            _ => WaitIndicator::silent(),
         };
         match follow(&mut events, next, waiting, None).await {
-            Over::Told(told) => Ok(told),
-            Over::Broken(Some(status)) => Err(Failed::of(&status, true)),
-            Over::Broken(None) => Err(Failed {
+            FollowEnd::Concluded(told) => Ok(told),
+            FollowEnd::Broken(Some(status)) => Err(FailedAttempt::of(&status, true)),
+            FollowEnd::Broken(None) => Err(FailedAttempt {
                 failure: Failure::unreachable("the connection broke before the run ended"),
-                again: true,
+                retryable: true,
             }),
         }
     }
 }
 
-/// An attempt that did not come to the run's end.
-struct Failed {
+/// An attempt that did not reach the end of the run.
+struct FailedAttempt {
     failure: Failure,
-    /// Whether another may.
-    again: bool,
+    /// Whether another attempt may succeed.
+    retryable: bool,
 }
 
-impl Failed {
+impl FailedAttempt {
     fn of(status: &Status, attached: bool) -> Self {
         let refused = status.get_details_error_info().is_some();
-        // Such as that the place of the connection that broke is not free yet.
+        // The daemon may ask for a retry, for instance because it has not yet freed the slot of the
+        // connection that broke.
         let soon = status.get_details_retry_info().is_some();
         Self {
             failure: if refused {
-                failure(status)
+                status_failure(status)
             } else {
                 Failure::unreachable(format!("the connection broke: {}", status.message()))
             },
-            again: attached && (!refused || soon),
+            retryable: attached && (!refused || soon),
         }
     }
 }

@@ -1,21 +1,21 @@
-//! `ringfence config`
+//! The command `ringfence config`, which checks or prints the configuration.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigArgs, Failure, complain, print};
+use super::{ConfigArgs, Failure, print, print_to_stderr};
 use crate::app;
 
 /// Check or show the configuration.
 #[derive(Debug, Args)]
 pub(super) struct ConfigCommand {
     #[command(subcommand)]
-    what: What,
+    action: ConfigAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum ConfigAction {
     /// Check the configuration; every error is told at once
     Check(ConfigArgs),
     /// Print the configuration that is in force: defaults, file, environment and flags together
@@ -24,14 +24,14 @@ enum What {
 
 impl ConfigCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        let (args, show) = match self.what {
-            What::Check(args) => (args, false),
-            What::Show(args) => (args, true),
+        let (args, show) = match self.action {
+            ConfigAction::Check(args) => (args, false),
+            ConfigAction::Show(args) => (args, true),
         };
         let (config, warnings) = app::load_config(&args.overrides())
             .map_err(|problems| Failure::with(1, problems.to_string()))?;
         for warning in warnings {
-            complain(&warning);
+            print_to_stderr(&warning);
         }
         if show {
             let text = toml::to_string(&config).map_err(|error| Failure::new(error.to_string()))?;

@@ -1,4 +1,5 @@
-//! Reaching a daemon: one that listens somewhere, or one of this process's own.
+//! Connections to a daemon: one that listens at an address, or one that is embedded in this
+//! process.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +18,7 @@ use tonic_types::StatusExt;
 use tower::service_fn;
 
 use super::address::{DEFAULT_SERVER, ServerAddress};
-use super::credentials::{Bearer, Credentials};
+use super::credentials::{BearerInterceptor, ClientCredentials};
 use super::dial::Dialer;
 use super::{Failure, PROGRAM};
 use crate::api::proto::module_service_client::ModuleServiceClient;
@@ -27,19 +28,22 @@ use crate::app;
 use crate::config::{Overrides, SettingValue};
 use crate::refusal::quote;
 
-/// What the client is ready to take at once; the default halves the rate of a stream.
+/// HTTP/2 flow control window of a stream in bytes; the default halves a stream's rate.
 const STREAM_WINDOW: u32 = 1 << 20;
+/// HTTP/2 flow control window of the whole connection in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How often the connection is pinged.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+/// How long the reply to a ping may take before the connection is closed.
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(10);
 
-/// A client of a daemon.
-pub(super) type Client = SandboxServiceClient<Link>;
+/// A client of the daemon's sandbox service.
+pub(super) type SandboxClient = SandboxServiceClient<DaemonChannel>;
 
-/// A connection, and what is shown over it.
-pub(super) type Link = InterceptedService<Channel, Bearer>;
+/// A connection that adds the credentials to each call.
+pub(super) type DaemonChannel = InterceptedService<Channel, BearerInterceptor>;
 
-/// Which daemon is asked, and what is shown to it.
+/// The arguments that say which daemon is called, and with which credentials.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DaemonArgs {
     /// The daemon, at "host:port", "https://host:port" or "unix:/path"
@@ -52,41 +56,48 @@ pub(super) struct DaemonArgs {
     )]
     server: String,
     #[command(flatten)]
-    credentials: Credentials,
+    credentials: ClientCredentials,
 }
 
 impl fmt::Display for DaemonArgs {
-    /// Where it is, as it was given.
+    /// Writes the address as it was given.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.server.trim())
     }
 }
 
-/// Connects to `daemon`.
-pub(super) async fn connect(daemon: &DaemonArgs) -> Result<Client, Failure> {
+/// Connects to the sandbox service of `daemon`.
+pub(super) async fn connect(daemon: &DaemonArgs) -> Result<SandboxClient, Failure> {
     channel(&daemon.server, &daemon.credentials)
         .await
-        .map(sandbox)
+        .map(sandbox_client)
 }
 
-/// Connects to the runs of `daemon`.
-pub(super) async fn connect_runs(daemon: &DaemonArgs) -> Result<RunServiceClient<Link>, Failure> {
-    channel(&daemon.server, &daemon.credentials).await.map(runs)
+/// Connects to the run service of `daemon`.
+pub(super) async fn connect_runs(
+    daemon: &DaemonArgs,
+) -> Result<RunServiceClient<DaemonChannel>, Failure> {
+    channel(&daemon.server, &daemon.credentials)
+        .await
+        .map(runs_client)
 }
 
-/// Connects to the modules of `daemon`.
+/// Connects to the module service of `daemon`.
 pub(super) async fn connect_modules(
     daemon: &DaemonArgs,
-) -> Result<ModuleServiceClient<Link>, Failure> {
+) -> Result<ModuleServiceClient<DaemonChannel>, Failure> {
     let channel = channel(&daemon.server, &daemon.credentials).await?;
     Ok(ModuleServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
-/// A connection to the daemon at `server`, which has greeted as one of HTTP/2 does.
+/// Connects to the daemon at `server`, and returns once it has greeted as an HTTP/2 server does.
 ///
 /// # Errors
-/// What is wrong with the address or the credentials, and why nobody was reached that speaks as this does.
-pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<Link, Failure> {
+/// Returns what is wrong with the address or the credentials, or why no HTTP/2 server was reached.
+pub(super) async fn channel(
+    server: &str,
+    credentials: &ClientCredentials,
+) -> Result<DaemonChannel, Failure> {
     let server = ServerAddress::parse(server)?;
     let bearer = credentials.bearer()?;
     let tls = credentials.tls(&server)?;
@@ -112,7 +123,7 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
             match first {
                 Some(stream) => Ok(stream),
                 None if !was_judged => Err(std::io::Error::other("it ended before the first call")),
-                // The first connection broke, or ended when it had become old.
+                // The first connection broke, or ended because it had reached its maximum age.
                 None => match dialer.dial().await {
                     Ok((stream, _)) => Ok(TokioIo::new(stream)),
                     Err(why) => Err(std::io::Error::other(why)),
@@ -120,21 +131,21 @@ pub(super) async fn channel(server: &str, credentials: &Credentials) -> Result<L
             }
         }
     });
-    // Where to is the dialer's affair, and so is TLS.
+    // The dialer decides where to connect to, and whether to use TLS.
     let endpoint = windows(Endpoint::from_static("http://dialed")).origin(origin);
     let connected = endpoint.connect_with_connector(dial).await;
     greeting.judge().await.map_err(unreachable)?;
     judged.store(true, Ordering::Release);
-    let channel = connected.map_err(|error| unreachable(causes(&error)))?;
+    let channel = connected.map_err(|error| unreachable(error_chain(&error)))?;
     Ok(InterceptedService::new(channel, bearer))
 }
 
-/// An error with those below it.
-fn causes(error: &dyn std::error::Error) -> String {
+/// Formats an error with all its causes.
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut why = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        // Some say what is below them already.
+        // Some errors repeat the one below them in their own text.
         let below = error.to_string();
         if !why.ends_with(&below) {
             why = format!("{why}: {below}");
@@ -148,43 +159,43 @@ fn windows(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        // One that only listens would not notice otherwise that nobody is there any more.
+        // A client that only listens would otherwise not notice that the daemon is gone.
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WAIT)
 }
 
-/// A client over `channel`.
-pub(super) fn sandbox(channel: Link) -> Client {
+/// Creates a client of the sandbox service over `channel`.
+pub(super) fn sandbox_client(channel: DaemonChannel) -> SandboxClient {
     SandboxServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
 }
 
-/// A client of runs over `channel`.
-pub(super) fn runs(channel: Link) -> RunServiceClient<Link> {
+/// Creates a client of the run service over `channel`.
+pub(super) fn runs_client(channel: DaemonChannel) -> RunServiceClient<DaemonChannel> {
     RunServiceClient::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
 }
 
-/// A daemon of this process's own, reachable by nobody else, which ends with this.
-pub(super) struct Embedded {
+/// A daemon inside this process that nobody else can reach. It ends with the process at the latest.
+pub(super) struct EmbeddedDaemon {
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<Result<(), app::AppError>>,
 }
 
-impl Embedded {
-    /// Starts it with the defaults and `values` over them.
+impl EmbeddedDaemon {
+    /// Starts the daemon with the default configuration and `values` over it.
     pub(super) async fn start(
         values: Vec<(String, SettingValue)>,
-    ) -> Result<(Self, Link), Failure> {
+    ) -> Result<(Self, DaemonChannel), Failure> {
         let overrides = Overrides {
             values,
             ..Overrides::default()
         };
         let (config, _) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
-        let (app, socket) = app::build_paired(&config, Path::new(PROGRAM))
+        let (app, socket) = app::build_on_socketpair(&config, Path::new(PROGRAM))
             .map_err(|error| Failure::new(error.to_string()))?;
         let (stop, stopped) = oneshot::channel();
         #[expect(
@@ -192,10 +203,10 @@ impl Embedded {
             reason = "ended and awaited by `end`, or with the process"
         )]
         let served = tokio::spawn(app.serve_until(async {
-            // Told or dropped: either ends it.
+            // The daemon ends when the sender is used or dropped.
             let _ = stopped.await;
         }));
-        // The name is never looked up: the one connection is there already.
+        // The name is never looked up, because the only connection exists already.
         let endpoint = windows(Endpoint::from_static("http://embedded"));
         let mut socket = Some(TokioIo::new(socket));
         let channel = endpoint
@@ -205,14 +216,14 @@ impl Embedded {
             }))
             .await
             .map_err(|error| Failure::new(format!("the embedded daemon is gone: {error}")))?;
-        let link = InterceptedService::new(channel, Bearer::default());
+        let link = InterceptedService::new(channel, BearerInterceptor::default());
         Ok((Self { stop, served }, link))
     }
 
-    /// Ends it.
+    /// Stops the daemon and waits until it has ended.
     ///
     /// # Errors
-    /// Where it had ended by itself, for a reason that its clients were not told.
+    /// Fails where the daemon had ended by itself, for a reason that its clients were not told.
     pub(super) async fn end(self) -> Result<(), Failure> {
         drop(self.stop);
         match self.served.await {
@@ -222,22 +233,23 @@ impl Embedded {
     }
 }
 
-/// A call that failed: refused with a reason, or the daemon's failure, or answered by something that is no daemon.
-pub(super) fn failure(status: &Status) -> Failure {
+/// Converts a failed call to a failure: a refusal with a reason, an error of the daemon, or an
+/// answer from something that is no daemon.
+pub(super) fn status_failure(status: &Status) -> Failure {
     if status.get_details_error_info().is_some() {
         return Failure::of_status(status);
     }
     let message = quote(status.message());
     if message.starts_with("grpc-status header missing") {
-        // What tonic says of an answer that has the status of HTTP only.
+        // This is tonic's message for an answer that has an HTTP status only.
         return Failure::unreachable(format!(
             "what answers there speaks HTTP/2, but no gRPC ({message}): another server, or a proxy that does not pass \
              gRPC on"
         ));
     }
     if let Some(below) = std::error::Error::source(status) {
-        // A status that came over the connection has nothing below it.
-        let why = quote(&causes(below));
+        // A status that came over the connection has no source.
+        let why = quote(&error_chain(below));
         return Failure::unreachable(format!("the connection broke: {why}"));
     }
     if status.code() == Code::Unimplemented {

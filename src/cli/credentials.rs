@@ -1,4 +1,5 @@
-//! What a command shows to a daemon, and what it takes for the daemon: a bearer token, and certificates.
+//! The credentials of a client command: the bearer token and certificate that it presents to a
+//! daemon, and the authorities by which it verifies the daemon.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,19 +17,20 @@ use crate::api::{ClientTls, TrustedAuthorities};
 use crate::config;
 use crate::refusal::quote;
 
-/// What is shown to a daemon.
+/// The arguments for credentials, for the token and for TLS.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Credentials")]
-pub(super) struct Credentials {
+pub(super) struct ClientCredentials {
     /// Show the bearer token in this file [env: RINGFENCE_TOKEN_FILE]
     #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     token_file: Option<PathBuf>,
-    /// Encrypt, and trust the authorities in this file (PEM) rather than those of the host; a `--server` that begins with
-    /// "https://" encrypts too, and a unix socket is never encrypted [env: RINGFENCE_TLS_CA]
+    /// Encrypt, and trust the authorities in this file (PEM) rather than those of the host; a
+    /// `--server` that begins with "https://" encrypts too, and a unix socket is never encrypted
+    /// [env: RINGFENCE_TLS_CA]
     #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     tls_ca: Option<PathBuf>,
-    /// Encrypt, and expect the daemon's certificate to be for this name rather than for the host in `--server`; requests
-    /// are addressed to it too
+    /// Encrypt, and expect the daemon's certificate to be for this name rather than for the host in
+    /// `--server`; requests are addressed to it too
     #[arg(
         long,
         value_name = "NAME",
@@ -39,16 +41,16 @@ pub(super) struct Credentials {
     /// Show the certificate in this file (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key", global = true)]
     tls_cert: Option<PathBuf>,
-    /// Its key
+    /// The key of the certificate in --tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert", global = true)]
     tls_key: Option<PathBuf>,
 }
 
-/// Adds the token to each call.
+/// An interceptor that adds the bearer token to each call; without a token it adds nothing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+pub(super) struct BearerInterceptor(Option<MetadataValue<Ascii>>);
 
-impl Interceptor for Bearer {
+impl Interceptor for BearerInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(header) = &self.0 {
             let metadata = request.metadata_mut();
@@ -58,16 +60,16 @@ impl Interceptor for Bearer {
     }
 }
 
-impl Credentials {
-    /// The token, read now.
-    pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
+impl ClientCredentials {
+    /// Reads the token file, and returns the interceptor that adds its token.
+    pub(super) fn bearer(&self) -> Result<BearerInterceptor, Failure> {
         let Some(file) = named(
             "--token-file",
             self.token_file.as_ref(),
             "RINGFENCE_TOKEN_FILE",
         )?
         else {
-            return Ok(Bearer::default());
+            return Ok(BearerInterceptor::default());
         };
         let token = String::from_utf8(file.read()?).unwrap_or_default();
         let token = config::trimmed(&token);
@@ -77,13 +79,13 @@ impl Credentials {
             Failure::new(format!("{file} holds no token, which is one word of ASCII"))
         })?;
         header.set_sensitive(true);
-        Ok(Bearer(Some(header)))
+        Ok(BearerInterceptor(Some(header)))
     }
 
-    /// The name that `--tls-server-name` gives.
+    /// Returns the name that `--tls-server-name` gives; `None` where it gives none.
     ///
     /// # Errors
-    /// Where it is none that a certificate may have.
+    /// Fails where no certificate can have such a name.
     pub(super) fn server_name(&self) -> Result<Option<String>, Failure> {
         let Some(name) = &self.tls_server_name else {
             return Ok(None);
@@ -99,10 +101,11 @@ impl Credentials {
         }
     }
 
-    /// How to encrypt, where that is asked for, here or by the address. A unix socket is this host's own.
+    /// Builds the TLS client where TLS is requested, by a flag or by the address. A unix socket
+    /// never uses TLS, because it stays on this host.
     ///
     /// # Errors
-    /// Files that cannot be used, and an address that asks for the contrary.
+    /// Fails where a file cannot be used, or where the address and the flags contradict each other.
     pub(super) fn tls(&self, server: &ServerAddress) -> Result<Option<ClientTls>, Failure> {
         let ServerAddress::Tcp { host, tls, .. } = server else {
             return Ok(None);
@@ -151,7 +154,8 @@ impl Credentials {
     }
 }
 
-/// A host as a certificate has it: no brackets, no zone, no dot at its end.
+/// Converts a host to the form that certificates have: without brackets, a zone or a dot at the
+/// end.
 fn bare(host: &str) -> &str {
     let host = host.trim_matches(['[', ']']);
     let host = host.split('%').next().unwrap_or(host);
@@ -163,7 +167,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(format!("{flag}: cannot read {}: {error}", path.display())))
 }
 
-/// A file, and the flag or else the variable that names it.
+/// A file, with the flag or the variable that names it.
 struct NamedFile {
     path: PathBuf,
     flag: &'static str,
@@ -189,7 +193,8 @@ impl NamedFile {
     }
 }
 
-/// The file that a flag names, or else a variable. One that is set but empty names none.
+/// Finds the file that a flag names, or else a variable. A variable that is set but empty names
+/// none.
 fn named(
     flag: &'static str,
     given: Option<&PathBuf>,
@@ -210,7 +215,7 @@ fn named(
     }))
 }
 
-/// Takes a path of a flag, which is not empty.
+/// Creates a parser for a path that must not be empty.
 fn some_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|path: OsString| match path.is_empty() {
         true => Err("allowed is a path"),
@@ -218,7 +223,8 @@ fn some_path() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
-/// `command`, where a variable of the environment that is empty, or blank, is as good as none.
+/// Changes `command` and its subcommands so that an environment variable that is empty or blank
+/// counts as unset.
 pub(super) fn without_blank_variables(command: clap::Command) -> clap::Command {
     let is_blank = |name: &std::ffi::OsStr| {
         std::env::var_os(name)

@@ -1,4 +1,5 @@
-//! A connection to a daemon, and in one line why there is none: who is there, what it speaks, what to do about it.
+//! Dialing of a daemon, with a one-line diagnosis when it fails: who answered, which protocol that
+//! speaks, and what to do about it.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,21 +12,21 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::ServerAddress;
-use super::greeting::{Dialed, FRAME_HEADER, Greeting, Overheard, Stream};
+use super::greeting::{ByteStream, FRAME_HEADER, Greeting, GreetingRecorder, HandshakeRecorder};
 use crate::api::{ClientTls, ClientTlsStream};
 use crate::refusal::quote;
 
-/// How long a connection may take, until the daemon has greeted.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Longest that connecting may take, until the daemon has greeted.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where to connect, and how.
+/// The address to connect to, and the TLS client to use; `None` for plaintext.
 #[derive(Clone)]
 pub(super) struct Dialer {
     pub(super) server: ServerAddress,
     pub(super) tls: Option<ClientTls>,
 }
 
-/// What the other end of a connection has yet to say first.
+/// The pending first bytes of a server, by which a connection is verified.
 pub(super) struct PendingGreeting {
     dialer: Arc<Dialer>,
     greeting: oneshot::Receiver<Greeting>,
@@ -33,24 +34,26 @@ pub(super) struct PendingGreeting {
 }
 
 impl Dialer {
-    /// Connects, with TLS where that was asked for. That the other end is a server of HTTP/2 shows when the connection is
-    /// used, and [`PendingGreeting::judge`] says so.
+    /// Connects, with TLS where that is requested. Whether the other end is an HTTP/2 server is
+    /// only known once the connection is used, and is reported by [`PendingGreeting::judge`].
     ///
     /// # Errors
-    /// Why not, for people.
-    pub(super) async fn dial(self: &Arc<Self>) -> Result<(Dialed, PendingGreeting), String> {
-        let deadline = Instant::now() + CONNECT;
-        let stream: Box<dyn Stream> = match &self.server {
+    /// Returns the reason in a form for people.
+    pub(super) async fn dial(
+        self: &Arc<Self>,
+    ) -> Result<(GreetingRecorder, PendingGreeting), String> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let stream: Box<dyn ByteStream> = match &self.server {
             ServerAddress::Unix(path) => Box::new(unix(path).await?),
             ServerAddress::Tcp { host, port, .. } => {
                 let stream = tcp(host, *port, deadline).await?;
                 match &self.tls {
                     None => Box::new(stream),
-                    Some(tls) => Box::new(self.shake_hands(stream, tls, deadline).await?),
+                    Some(tls) => Box::new(self.tls_handshake(stream, tls, deadline).await?),
                 }
             }
         };
-        let (stream, greeting) = Dialed::new(stream, Arc::clone(self));
+        let (stream, greeting) = GreetingRecorder::new(stream, Arc::clone(self));
         let pending = PendingGreeting {
             dialer: Arc::clone(self),
             greeting,
@@ -59,30 +62,30 @@ impl Dialer {
         Ok((stream, pending))
     }
 
-    async fn shake_hands(
+    async fn tls_handshake(
         &self,
         stream: TcpStream,
         tls: &ClientTls,
         deadline: Instant,
-    ) -> Result<ClientTlsStream<Overheard>, String> {
-        let (stream, heard) = Overheard::new(stream);
+    ) -> Result<ClientTlsStream<HandshakeRecorder>, String> {
+        let (stream, heard) = HandshakeRecorder::new(stream);
         let shaken = timeout_at(deadline, tls.connect(stream)).await;
         let shaken = shaken.map_err(|_| {
             format!(
                 "it took the connection and said nothing within {}: it may not speak TLS",
-                humantime::format_duration(CONNECT)
+                humantime::format_duration(CONNECT_TIMEOUT)
             )
         })?;
         let shaken = shaken.map_err(|error| {
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-            self.no_handshake(&heard, &error)
+            self.explain_handshake_failure(&heard, &error)
         })?;
         ClientTls::has_http2(&shaken)?;
         Ok(shaken)
     }
 
-    /// Why a handshake failed in which the other end said `heard`.
-    fn no_handshake(&self, heard: &[u8], error: &io::Error) -> String {
+    /// Explains why a TLS handshake failed in which the other end sent `heard`.
+    fn explain_handshake_failure(&self, heard: &[u8], error: &io::Error) -> String {
         let server = &self.server;
         if is_settings(heard) {
             return format!(
@@ -102,11 +105,11 @@ impl Dialer {
                 first_line(heard)
             );
         }
-        self.broken(error)
+        self.explain_broken(error)
     }
 
-    /// What a connection that broke means.
-    pub(super) fn broken(&self, error: &io::Error) -> String {
+    /// Explains why an established connection broke.
+    pub(super) fn explain_broken(&self, error: &io::Error) -> String {
         let told = self.tls.as_ref().and_then(|tls| tls.failure(error));
         if let Some(told) = told {
             return told;
@@ -118,12 +121,12 @@ impl Dialer {
                 | io::ErrorKind::BrokenPipe
         );
         match is_end {
-            true => self.closed(),
+            true => self.explain_closed(),
             false => error.to_string(),
         }
     }
 
-    fn closed(&self) -> String {
+    fn explain_closed(&self) -> String {
         let instead = match (&self.server, &self.tls) {
             (ServerAddress::Unix(_), _) => "",
             (ServerAddress::Tcp { .. }, None) => {
@@ -139,11 +142,12 @@ impl Dialer {
         )
     }
 
-    /// Nothing where `greeting` is that of a server of HTTP/2; else what the other end seems to be.
+    /// Succeeds where `greeting` is that of an HTTP/2 server. Otherwise it returns what the other
+    /// end seems to be.
     fn judge(&self, greeting: &Greeting) -> Result<(), String> {
         let heard = match greeting {
             Greeting::Bytes(heard) => heard,
-            Greeting::Closed => return Err(self.closed()),
+            Greeting::Closed => return Err(self.explain_closed()),
             Greeting::Broken(why) => return Err(why.clone()),
         };
         let server = &self.server;
@@ -170,18 +174,18 @@ impl Dialer {
 }
 
 impl PendingGreeting {
-    /// Waits until the other end has said what it is.
+    /// Waits until the server has sent its first bytes, and verifies them.
     ///
     /// # Errors
-    /// Where it is no server of HTTP/2, or says nothing.
+    /// Fails where the other end is no HTTP/2 server, or sends nothing.
     pub(super) async fn judge(self) -> Result<(), String> {
         match timeout_at(self.deadline, self.greeting).await {
             Ok(Ok(greeting)) => self.dialer.judge(&greeting),
-            // The connection is gone, and with it what it had to say.
-            Ok(Err(_)) => Err(self.dialer.closed()),
+            // The connection is gone, and so are its first bytes.
+            Ok(Err(_)) => Err(self.dialer.explain_closed()),
             Err(_) => Err(format!(
                 "it took the connection and said nothing within {}: it is no daemon, or hangs",
-                humantime::format_duration(CONNECT)
+                humantime::format_duration(CONNECT_TIMEOUT)
             )),
         }
     }
@@ -202,13 +206,14 @@ async fn tcp(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Stri
     let mut why = unknown("it has no address");
     let mut left = u32::try_from(found.len()).unwrap_or(u32::MAX);
     for address in found {
-        // Each has an even share of what is left: one that answers nothing leaves the others their time.
+        // Each address has an even share of the time that is left, so that one that does not answer
+        // leaves time to the others.
         let now = Instant::now();
         let share = now + deadline.saturating_duration_since(now) / left.max(1);
         left = left.saturating_sub(1);
         why = match timeout_at(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                // Requests are small: waiting to fill a segment would cost more than it saves.
+                // Requests are small, so waiting to fill a segment would cost more than it saves.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -219,7 +224,7 @@ async fn tcp(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Stri
             Err(_) => format!(
                 "nobody answers at {address} within {}: is that its address, and does a firewall or a NetworkPolicy \
                  let this host through?",
-                humantime::format_duration(CONNECT)
+                humantime::format_duration(CONNECT_TIMEOUT)
             ),
         };
     }
@@ -267,17 +272,19 @@ async fn unix(path: &Path) -> Result<UnixStream, String> {
     Err(error.to_string())
 }
 
-/// Whether this begins as a server of HTTP/2 does: with a frame of settings, on no stream.
+/// Reports whether the bytes begin as those of an HTTP/2 server do: with a SETTINGS frame on stream
+/// 0.
 fn is_settings(heard: &[u8]) -> bool {
     let Some(header) = heard.first_chunk::<FRAME_HEADER>() else {
         return false;
     };
     let [_, _, length, kind, flags, stream @ ..] = header;
-    // No setting takes 64 KiB of them, and an acknowledgement cannot be first.
+    // The length fits two bytes because no server sends 64 KiB of settings, and the first frame
+    // cannot be an acknowledgement.
     header[..2] == [0, 0] && length % 6 == 0 && *kind == 4 && *flags == 0 && stream == &[0; 4]
 }
 
-/// Whether this begins as a record of TLS does: an alert or a handshake, of a version 3.
+/// Reports whether the bytes begin with a TLS record: an alert or a handshake, of major version 3.
 fn is_tls(heard: &[u8]) -> bool {
     matches!(heard, [21 | 22, 3, ..])
 }

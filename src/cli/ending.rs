@@ -1,4 +1,4 @@
-//! How a run ended, for people and for programs.
+//! The result of a run, formatted for people and as JSON.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,15 +7,16 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::follow::write;
-use super::{Failure, complain, exit};
+use super::{Failure, exit, print_to_stderr};
 use crate::api::proto::{self, CancelCause, Outcome, Resources, RunResult};
-use crate::limits::PAGE;
+use crate::limits::WASM_PAGE_BYTES;
 
-/// Prints what an entry point returned, and says why the run ended where the guest did not end it.
+/// Prints the values that the entry point returned, and explains the outcome unless the guest
+/// exited by itself.
 ///
 /// # Errors
-/// Where what it returned cannot be printed.
-pub(super) fn conclude(result: &RunResult) -> Result<ExitCode, Failure> {
+/// Fails where the values cannot be printed.
+pub(super) fn print_ending(result: &RunResult) -> Result<ExitCode, Failure> {
     for value in &result.values {
         let text = match value.value {
             Some(proto::value::Value::I32(v)) => v.to_string(),
@@ -28,14 +29,14 @@ pub(super) fn conclude(result: &RunResult) -> Result<ExitCode, Failure> {
     }
     match (result.outcome(), result.exit_code) {
         (Outcome::Exited, Some(0..=255)) => {}
-        (Outcome::Exited, Some(code)) => complain(&format!("the guest exited with {code}")),
-        _ => complain(&why(result)),
+        (Outcome::Exited, Some(code)) => print_to_stderr(&format!("the guest exited with {code}")),
+        _ => print_to_stderr(&why(result)),
     }
-    Ok(ExitCode::from(code(result)))
+    Ok(ExitCode::from(exit_code_of(result)))
 }
 
-/// The exit code that tells of it.
-pub(super) fn code(result: &RunResult) -> u8 {
+/// Returns the exit code of the command for the outcome of the run.
+pub(super) fn exit_code_of(result: &RunResult) -> u8 {
     match result.outcome() {
         Outcome::Exited => u8::try_from(result.exit_code.unwrap_or_default()).unwrap_or(u8::MAX),
         Outcome::Trapped => exit::TRAPPED,
@@ -49,7 +50,8 @@ pub(super) fn code(result: &RunResult) -> u8 {
     }
 }
 
-/// What happened where the guest did not end by itself; of a limit, how much it was and what asks for more.
+/// Explains why the guest did not exit by itself. For a limit, the text says how large it was and
+/// which option raises it.
 fn why(result: &RunResult) -> String {
     let granted = result.granted.unwrap_or_default();
     let of = |amount: Option<String>| amount.map(|it| format!(" of {it}")).unwrap_or_default();
@@ -57,7 +59,7 @@ fn why(result: &RunResult) -> String {
         Outcome::TimedOut => timed_out(result),
         Outcome::MemoryExceeded => {
             let pages = granted.memory_pages.map(|pages| {
-                let bytes = size(u64::from(pages) * PAGE);
+                let bytes = size(u64::from(pages) * WASM_PAGE_BYTES);
                 format!("{pages} pages ({bytes})")
             });
             format!(
@@ -87,7 +89,8 @@ fn why(result: &RunResult) -> String {
 fn timed_out(result: &RunResult) -> String {
     let took = result.duration.unwrap_or_default();
     let took = Duration::try_from(took).unwrap_or_default();
-    // A guest is stopped within a few milliseconds of what it was granted.
+    // Less than a millisecond is dropped, because a guest is stopped within a few milliseconds of
+    // what it was granted.
     let whole = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     format!(
         "timed out after {}; --timeout (spec.timeout) asks for more, within its caller's deadline",
@@ -105,7 +108,7 @@ fn trap_of(result: &RunResult) -> String {
         .unwrap_or_default()
 }
 
-/// The same in a few words.
+/// Describes the outcome in a few words.
 pub(super) fn briefly(result: &RunResult) -> String {
     let trap = trap_of(result);
     match result.outcome() {
@@ -130,9 +133,9 @@ fn cause(result: &RunResult) -> &'static str {
     }
 }
 
-/// A run with its output as JSON, in the names of the API.
-pub(super) fn report(result: &RunResult, stdout: &[u8], stderr: &[u8]) -> Value {
-    let mut report = self::result(result);
+/// Formats a run and its output as JSON, with the names of the API.
+pub(super) fn run_json(result: &RunResult, stdout: &[u8], stderr: &[u8]) -> Value {
+    let mut report = result_json(result);
     for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
         match std::str::from_utf8(bytes) {
             Ok(text) => report[name] = text.into(),
@@ -145,8 +148,8 @@ pub(super) fn report(result: &RunResult, stdout: &[u8], stderr: &[u8]) -> Value 
     report
 }
 
-/// A result as JSON, in the names of the API.
-pub(super) fn result(result: &RunResult) -> Value {
+/// Formats a result as JSON, with the names of the API.
+pub(super) fn result_json(result: &RunResult) -> Value {
     let seconds = |duration: &Option<prost_types::Duration>| {
         let duration = duration.unwrap_or_default();
         Duration::try_from(duration)
@@ -171,7 +174,7 @@ pub(super) fn result(result: &RunResult) -> Value {
         "stdout_truncated": result.stdout_truncated,
         "stderr_truncated": result.stderr_truncated,
         "stdin_bytes": result.stdin_bytes,
-        "granted": result.granted.as_ref().map(granted),
+        "granted": result.granted.as_ref().map(resources_json),
         "values": result.values.iter().map(value).collect::<Vec<_>>(),
     })
 }
@@ -190,14 +193,14 @@ fn value(value: &proto::Value) -> Value {
         Some(proto::value::Value::I32(v)) => v.into(),
         // A JSON number loses the low bits of a large i64.
         Some(proto::value::Value::I64(v)) => v.to_string().into(),
-        // The digits that tell an f32 apart are fewer than those of the same number as an f64.
+        // An f32 needs fewer digits to be told from its neighbours than the same number as an f64.
         Some(proto::value::Value::F32(v)) => float(v.to_string().parse().unwrap_or(v.into())),
         Some(proto::value::Value::F64(v)) => float(v),
         None => Value::Null,
     }
 }
 
-/// A number as protobuf's JSON has it, which knows names for those that JSON does not.
+/// Formats a number as protobuf's JSON does, which has names for the values that JSON lacks.
 fn float(value: f64) -> Value {
     match serde_json::Number::from_f64(value) {
         Some(number) => number.into(),
@@ -207,8 +210,8 @@ fn float(value: f64) -> Value {
     }
 }
 
-/// What a run got, as JSON.
-pub(super) fn granted(granted: &Resources) -> Value {
+/// Formats the resources that a run was granted as JSON.
+pub(super) fn resources_json(granted: &Resources) -> Value {
     json!({
         "memory_pages": granted.memory_pages,
         "fuel_limit": granted.fuel_limit,

@@ -1,4 +1,5 @@
-//! A command that failed: for people one line, for programs one JSON object in the names of the API.
+//! The failure of a command: one line for people, and for programs one JSON object with the names
+//! of the API.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -8,24 +9,24 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::{complain, exit, print_json};
+use super::{exit, print_json, print_to_stderr};
 use crate::api::proto::RunError;
 
-/// Why a command failed, and the exit code that says so.
+/// The error of a command, with the exit code that reports it.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) code: u8,
-    /// For people: a line on standard error.
+    /// The line for people on standard error; empty where there is nothing to say.
     pub(super) message: String,
-    /// What a daemon, or the way to it, told; none where the command failed by itself.
-    told: Option<Box<Told>>,
+    /// The error of a daemon or of the connection to it; `None` where the command failed by itself.
+    api_error: Option<Box<ApiError>>,
 }
 
-/// An error in the terms of the API.
+/// An error with the fields that the API gives it.
 #[derive(Debug)]
-struct Told {
+struct ApiError {
     code: Code,
-    /// Empty where nobody of this API told one.
+    /// The machine-readable reason; empty where no daemon gave one.
     reason: String,
     message: String,
     metadata: BTreeMap<String, String>,
@@ -33,48 +34,51 @@ struct Told {
 }
 
 impl Failure {
-    /// With [`exit::FAILED`].
+    /// Creates a failure with the exit code [`exit::FAILED`].
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self::with(exit::FAILED, message)
     }
 
-    /// With the exit code `code`.
+    /// Creates a failure with the exit code `code`.
     pub(super) fn with(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
-            told: None,
+            api_error: None,
         }
     }
 
-    /// Nobody reads what the command prints. It ends as a program does that SIGPIPE ends, and says no more: neither is
-    /// there anybody to tell, nor is it an error.
+    /// Creates the failure of a command whose output nobody reads. The command ends like a program
+    /// that SIGPIPE ends, and says no more, because there is nobody to tell and nothing has gone
+    /// wrong.
     pub(super) fn broken_pipe() -> Self {
         Self::with(exit::BROKEN_PIPE, "")
     }
 
-    /// A signal came, and `did` that to the command.
+    /// Creates the failure for a signal that cancelled the command; `did` says what the signal did,
+    /// such as "interrupted".
     pub(super) fn cancelled(did: &str) -> Self {
         Self::with(exit::KILLED, format!("cancelled: {did}"))
     }
 
-    /// A signal came while a run was about to be left going.
-    pub(super) fn left(did: &str) -> Self {
+    /// Creates the failure for a signal that came while the command was about to leave a run going.
+    pub(super) fn left_running(did: &str) -> Self {
         let message = format!("{did}; the run may go on: see `ringfence ps`");
         Self::with(exit::KILLED, message)
     }
 
-    /// Whether there is anything to say about it.
+    /// Reports whether there is nothing to print about the failure.
     fn is_silent(&self) -> bool {
         self.message.is_empty()
     }
 
-    /// Names a cause that the daemon told its log only, where `known` has it for what the message says.
-    pub(super) fn explained(mut self, known: impl Fn(&str) -> Option<String>) -> Self {
+    /// Replaces a message by the cause that the daemon wrote to its log only, where `known` has one
+    /// for the message.
+    pub(super) fn with_cause(mut self, known: impl Fn(&str) -> Option<String>) -> Self {
         if let Some(message) = known(&self.message) {
             self.message = message;
         }
-        if let Some(told) = &mut self.told
+        if let Some(told) = &mut self.api_error
             && let Some(message) = known(&told.message)
         {
             told.message = message;
@@ -82,11 +86,11 @@ impl Failure {
         self
     }
 
-    /// A daemon that cannot be reached, or a connection to it that broke.
+    /// Creates the failure for a daemon that cannot be reached, or a connection that broke.
     pub(super) fn unreachable(message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
-            told: Some(Box::new(Told {
+            api_error: Some(Box::new(ApiError {
                 code: Code::Unavailable,
                 reason: String::new(),
                 message: message.clone(),
@@ -97,11 +101,11 @@ impl Failure {
         }
     }
 
-    /// A call that was refused with a reason, or that the daemon failed.
+    /// Converts the status of a call that was refused with a reason, or in which the daemon failed.
     pub(super) fn of_status(status: &Status) -> Self {
         let details = status.get_error_details();
         let info = details.error_info();
-        let told = Told {
+        let told = ApiError {
             code: status.code(),
             reason: info.map(|it| it.reason.clone()).unwrap_or_default(),
             message: status.message().to_owned(),
@@ -113,13 +117,13 @@ impl Failure {
         Self::of(told)
     }
 
-    /// A run that was refused, or that the daemon failed.
+    /// Converts the error of a run that was refused, or in which the daemon failed.
     pub(super) fn of_run(error: &RunError) -> Self {
-        Self::of(Told::of_run(error))
+        Self::of(ApiError::of_run(error))
     }
 
-    fn of(told: Told) -> Self {
-        let Told {
+    fn of(told: ApiError) -> Self {
+        let ApiError {
             code,
             reason,
             message,
@@ -139,25 +143,25 @@ impl Failure {
         Self {
             code: exit,
             message,
-            told: Some(Box::new(told)),
+            api_error: Some(Box::new(told)),
         }
     }
 
-    /// Tells it, as JSON too where the command prints that, and has the exit code that says so.
-    pub(super) fn tell(&self, json: bool) -> ExitCode {
+    /// Prints the failure, as JSON too where the command prints JSON, and returns the exit code.
+    pub(super) fn report(&self, json: bool) -> ExitCode {
         if !self.is_silent() {
             if json {
-                // Whoever does not read it still has the exit code.
+                // A caller who does not read the JSON still has the exit code.
                 let _ = print_json(&self.json());
             }
-            complain(&self.message);
+            print_to_stderr(&self.message);
         }
         ExitCode::from(self.code)
     }
 
-    /// As `--output json` prints it.
+    /// Formats the failure as `--output json` prints it.
     pub(super) fn json(&self) -> Value {
-        let error = match &self.told {
+        let error = match &self.api_error {
             Some(told) => told.json(),
             None => json!({ "code": null, "reason": null, "message": self.message }),
         };
@@ -165,7 +169,7 @@ impl Failure {
     }
 }
 
-/// What cannot be written to standard output or error.
+/// The error came from writing to standard output or standard error.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
@@ -176,7 +180,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl Told {
+impl ApiError {
     fn of_run(error: &RunError) -> Self {
         Self {
             code: Code::from(error.code),
@@ -204,12 +208,12 @@ impl Told {
     }
 }
 
-/// The end of a run that was refused, or that the daemon failed, as JSON.
-pub(super) fn run_error(error: &RunError) -> Value {
-    Told::of_run(error).json()
+/// Formats the error of a run that was refused, or in which the daemon failed, as JSON.
+pub(super) fn run_error_json(error: &RunError) -> Value {
+    ApiError::of_run(error).json()
 }
 
-/// The name that google.rpc.Code has for a code.
+/// Returns the name of a code in google.rpc.Code.
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

@@ -1,47 +1,48 @@
-//! A run's events, printed as they come.
+//! The event stream of a run, printed as it arrives or collected until the run ends.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use tonic::{Status, Streaming};
 
-use super::ending::conclude;
+use super::ending::print_ending;
 use super::stdin_pump::StdinPump;
-use super::waiting::Waiting;
-use super::{Failure, complain};
+use super::wait_indicator::WaitIndicator;
+use super::{Failure, print_to_stderr};
 use crate::api::proto::stream_event::Event;
 use crate::api::proto::{RunResult, StreamEvent};
 
-/// Why nothing more is printed.
-pub(super) enum Over {
-    /// The run has ended, or it cannot be told how.
-    Told(Result<ExitCode, Failure>),
-    /// The stream broke before.
+/// Why no more events are printed.
+pub(super) enum FollowEnd {
+    /// The run has ended, or there is no way to learn how it ends.
+    Concluded(Result<ExitCode, Failure>),
+    /// The stream broke before the run ended.
     Broken(Option<Status>),
 }
 
-/// Prints the guest's output to the matching streams until the run ends; `next` is the event that is due, `waiting`
-/// says what keeps the first one from coming, and `pump` has what the guest reads.
+/// Prints the guest's output to the matching streams until the run ends. `next` is the event that
+/// is due, `waiting` tells the user why the first event does not come yet, and `pump` has the
+/// guest's standard input.
 pub(super) async fn follow(
     events: &mut Streaming<StreamEvent>,
     next: &mut u64,
-    mut waiting: Waiting,
+    mut waiting: WaitIndicator,
     pump: Option<&StdinPump>,
-) -> Over {
+) -> FollowEnd {
     loop {
         let event = waiting.during(events.message()).await;
-        waiting = Waiting::silent();
+        waiting = WaitIndicator::silent();
         let StreamEvent { seq, event, .. } = match event {
             Ok(Some(event)) => event,
-            Ok(None) => return Over::Broken(None),
-            Err(status) => return Over::Broken(Some(status)),
+            Ok(None) => return FollowEnd::Broken(None),
+            Err(status) => return FollowEnd::Broken(Some(status)),
         };
         let written = match event {
             Some(Event::Stdout(bytes)) => write(std::io::stdout(), &bytes),
             Some(Event::Stderr(bytes)) => write(std::io::stderr(), &bytes),
             Some(Event::Lost(lost)) => {
                 *next = lost.first_seq + lost.count;
-                complain(&format!(
+                print_to_stderr(&format!(
                     "{} events from {} on are not kept any more",
                     lost.count, lost.first_seq
                 ));
@@ -57,30 +58,31 @@ pub(super) async fn follow(
                 if let Some(pump) = pump {
                     pump.finish(result.stdin_bytes);
                 }
-                return Over::Told(conclude(&result));
+                return FollowEnd::Concluded(print_ending(&result));
             }
-            Some(Event::Error(error)) => return Over::Told(Err(Failure::of_run(&error))),
+            Some(Event::Error(error)) => return FollowEnd::Concluded(Err(Failure::of_run(&error))),
             Some(Event::Started(_)) | None => Ok(()),
         };
         if let Err(failure) = written {
-            return Over::Told(Err(failure));
+            return FollowEnd::Concluded(Err(failure));
         }
         *next = seq + 1;
     }
 }
 
-/// A run that has ended, with its output.
-pub(super) struct Collected {
+/// A run that has ended, with all its output.
+pub(super) struct CollectedRun {
     pub(super) result: RunResult,
-    /// Standard output and error.
+    /// Standard output and standard error, in this order.
     pub(super) output: [Vec<u8>; 2],
 }
 
-/// Keeps the guest's output until the run ends; its output limit bounds what that takes.
+/// Collects the guest's output until the run ends. The run's output limit bounds how much memory
+/// that takes.
 pub(super) async fn collect(
     events: &mut Streaming<StreamEvent>,
     pump: &StdinPump,
-) -> Result<Collected, Failure> {
+) -> Result<CollectedRun, Failure> {
     let mut output = [Vec::new(), Vec::new()];
     loop {
         let event = events.message().await;
@@ -94,20 +96,20 @@ pub(super) async fn collect(
             Some(Event::Exit(result)) => {
                 pump.finish(result.stdin_bytes);
                 let result = *result;
-                return Ok(Collected { result, output });
+                return Ok(CollectedRun { result, output });
             }
-            // The caller that a run was started for loses nothing.
+            // The caller for whom a run was started loses no events.
             Some(Event::Started(_) | Event::Lost(_)) | None => {}
         }
     }
 }
 
-/// The failure of a stream that has no end.
+/// Creates the failure for a stream that ended before the run did.
 pub(super) fn broke_off() -> Failure {
     Failure::unreachable("the connection broke before the run ended")
 }
 
-/// Writes all of `bytes` at once.
+/// Writes all of `bytes`, and flushes them.
 pub(super) fn write(mut to: impl Write, bytes: &[u8]) -> Result<(), Failure> {
     to.write_all(bytes).and_then(|()| to.flush())?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Connections that note what their other end says first.
+//! Connection wrappers that record the first bytes from the other end.
 
 use std::io;
 use std::pin::Pin;
@@ -11,38 +11,38 @@ use tokio::sync::oneshot;
 
 use super::dial::Dialer;
 
-/// Bytes of what the other end says first that tell what it is.
+/// Number of first bytes that are recorded, which is enough to tell what the other end is.
 const GREETING: usize = 64;
-/// Bytes of the header of a frame of HTTP/2.
+/// Length of an HTTP/2 frame's header in bytes.
 pub(super) const FRAME_HEADER: usize = 9;
 
-/// A byte stream of any kind.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A bidirectional byte stream, over any transport.
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// What the other end said first.
+/// The first that was received on a connection.
 #[derive(Debug)]
 pub(super) enum Greeting {
-    /// Bytes, at least a frame's header of them unless it ended before.
+    /// The first bytes: at least a frame header of them, unless the stream ended before.
     Bytes(Vec<u8>),
-    /// Nothing, and it closed the connection.
+    /// The other end closed the connection without sending anything.
     Closed,
-    /// The connection broke: what that means.
+    /// The connection broke; the text explains why.
     Broken(String),
 }
 
-/// A connection that listens to what the other end says first.
-pub(super) struct Dialed {
-    stream: Box<dyn Stream>,
+/// A connection that records the first bytes from the other end.
+pub(super) struct GreetingRecorder {
+    stream: Box<dyn ByteStream>,
     unheard: Option<(Vec<u8>, oneshot::Sender<Greeting>)>,
     dialer: Arc<Dialer>,
 }
 
-impl Dialed {
-    /// Notes what `stream` says first, and tells it to the second value; `dialer` says what a failure means.
+impl GreetingRecorder {
+    /// Wraps `stream`, and sends its first bytes to the second value; `dialer` explains failures.
     pub(super) fn new(
-        stream: Box<dyn Stream>,
+        stream: Box<dyn ByteStream>,
         dialer: Arc<Dialer>,
     ) -> (Self, oneshot::Receiver<Greeting>) {
         let (tell, greeting) = oneshot::channel();
@@ -54,7 +54,8 @@ impl Dialed {
         (dialed, greeting)
     }
 
-    /// Takes note of what was said first, and tells it once enough of it is there, or nothing more will be.
+    /// Records received bytes, and delivers the greeting once there are enough of them, or once no
+    /// more will come.
     fn hear(&mut self, bytes: &[u8], polled: &io::Result<()>) {
         let Some((heard, _)) = &mut self.unheard else {
             return;
@@ -63,14 +64,14 @@ impl Dialed {
         match polled {
             Ok(()) if heard.len() < FRAME_HEADER && !bytes.is_empty() => {}
             Err(error) if heard.is_empty() => {
-                let why = self.dialer.broken(error);
+                let why = self.dialer.explain_broken(error);
                 self.tell(Some(Greeting::Broken(why)));
             }
             Ok(()) | Err(_) => self.tell(None),
         }
     }
 
-    /// Tells what was said first: `greeting`, or what was heard.
+    /// Delivers the greeting: `greeting`, or else the bytes that were recorded.
     fn tell(&mut self, greeting: Option<Greeting>) {
         let Some((heard, tell)) = self.unheard.take() else {
             return;
@@ -79,11 +80,12 @@ impl Dialed {
             true => Greeting::Closed,
             false => Greeting::Bytes(heard),
         };
-        // Of a connection that replaces a broken one nobody asks.
+        // Nobody receives the greeting of a connection that replaces a broken one.
         let _ = tell.send(greeting.unwrap_or(heard));
     }
 
-    /// What came of a write. A connection that breaks in one may have said why before.
+    /// Handles the result of a write. When it failed, the other end may have sent the reason
+    /// before, so that is read first.
     fn wrote<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -104,14 +106,14 @@ impl Dialed {
     }
 }
 
-impl Drop for Dialed {
+impl Drop for GreetingRecorder {
     fn drop(&mut self) {
-        // Who gives up after less than a frame's header reads no more.
+        // A reader that gave up after less than a frame header reads no more.
         self.tell(None);
     }
 }
 
-impl AsyncRead for Dialed {
+impl AsyncRead for GreetingRecorder {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -130,7 +132,7 @@ impl AsyncRead for Dialed {
     }
 }
 
-impl AsyncWrite for Dialed {
+impl AsyncWrite for GreetingRecorder {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -166,14 +168,14 @@ impl AsyncWrite for Dialed {
     }
 }
 
-/// A TCP connection whose first bytes are kept while hands are shaken on it.
-pub(super) struct Overheard {
+/// A TCP connection that records the first bytes from the other end during the TLS handshake.
+pub(super) struct HandshakeRecorder {
     stream: TcpStream,
     heard: Arc<Mutex<Vec<u8>>>,
 }
 
-impl Overheard {
-    /// Of `stream`; the second value is what comes to be heard.
+impl HandshakeRecorder {
+    /// Wraps `stream`; the second value is the buffer of recorded bytes.
     pub(super) fn new(stream: TcpStream) -> (Self, Arc<Mutex<Vec<u8>>>) {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let overheard = Self {
@@ -184,7 +186,7 @@ impl Overheard {
     }
 }
 
-impl AsyncRead for Overheard {
+impl AsyncRead for HandshakeRecorder {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -202,7 +204,7 @@ impl AsyncRead for Overheard {
     }
 }
 
-impl AsyncWrite for Overheard {
+impl AsyncWrite for HandshakeRecorder {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

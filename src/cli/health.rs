@@ -1,4 +1,4 @@
-//! `ringfence health`
+//! The command `ringfence health`, which asks a daemon whether it accepts runs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{DaemonArgs, connect, failure};
+use super::connect::{DaemonArgs, connect, status_failure};
 use super::{Failure, print, print_json, runtime};
 use crate::api::proto::{HealthRequest, HealthResponse, ServingStatus};
 
 /// Ask a daemon whether it takes runs.
 #[derive(Debug, Args)]
-pub(super) struct Health {
+pub(super) struct HealthCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
     /// How long to wait for an answer
@@ -20,16 +20,16 @@ pub(super) struct Health {
     timeout: Duration,
     /// Print all that the daemon tells, rather than a line
     #[arg(long, value_name = "FORMAT")]
-    output: Option<Format>,
+    output: Option<HealthOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// One JSON object
+enum HealthOutputFormat {
+    /// Print one JSON object
     Json,
 }
 
-impl Health {
+impl HealthCommand {
     pub(super) fn prints_json(&self) -> bool {
         self.output.is_some()
     }
@@ -40,7 +40,7 @@ impl Health {
             client
                 .health(HealthRequest {})
                 .await
-                .map_err(|status| failure(&status))
+                .map_err(|status| status_failure(&status))
         };
         let answer = runtime()?
             .block_on(async { tokio::time::timeout(self.timeout, ask).await })
@@ -54,8 +54,8 @@ impl Health {
                 ("not serving", ExitCode::FAILURE)
             }
         };
-        if let Some(Format::Json) = self.output {
-            print_json(&report(&answer))?;
+        if let Some(HealthOutputFormat::Json) = self.output {
+            print_json(&health_json(&answer))?;
             return Ok(code);
         }
         print(
@@ -85,8 +85,8 @@ impl Health {
     }
 }
 
-/// All that is told of a daemon, as JSON, in the names of the API.
-fn report(answer: &HealthResponse) -> Value {
+/// Formats everything that the daemon reported as JSON, with the names of the API.
+fn health_json(answer: &HealthResponse) -> Value {
     let uptime = answer.uptime.unwrap_or_default();
     let uptime = Duration::try_from(uptime).unwrap_or_default();
     json!({

@@ -1,30 +1,32 @@
-//! Signals that end a command which has something to end first: the first one ends its run, the second one the command
-//! at once.
+//! Signal handling for commands that have something to end first: the first signal ends the run,
+//! and the second one ends the command at once.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{complain, exit};
+use super::{exit, print_to_stderr};
 
-/// How long the command may take to end by itself: it may be stuck in a write that nobody takes.
+/// How long the command may take to end by itself after the first signal, since it may be stuck in
+/// a write that nobody reads.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 
-/// What the first signal did, as messages say it.
+/// The signals that are handled, each with the word by which messages say what it did.
 const SIGNALS: [(SignalKind, &str); 3] = [
     (SignalKind::interrupt(), "interrupted"),
     (SignalKind::terminate(), "terminated"),
     (SignalKind::hangup(), "hung up"),
 ];
 
-/// Listens for SIGINT, SIGTERM and SIGHUP from now on, as far as they are not ignored: `nohup` and shells that put a
-/// command in the background have it ignore some. Resolves at the first one, with what it did.
-pub(super) fn listen() -> impl Future<Output = &'static str> {
+/// Listens for SIGINT, SIGTERM and SIGHUP from now on, except for those that are ignored: `nohup`,
+/// and shells that put a command in the background, have some ignored. The future resolves at the
+/// first signal, with what it did.
+pub(super) fn first_signal() -> impl Future<Output = &'static str> {
     let ignored = ignored();
     let is_ignored = |kind: SignalKind| ignored & 1 << (kind.as_raw_value() - 1) != 0;
     let listening = SIGNALS.into_iter().filter(|(kind, _)| !is_ignored(*kind));
-    // One that cannot be listened for ends the command as ever.
+    // A signal that cannot be listened for ends the command by default.
     let mut signals: Vec<_> = listening
         .filter_map(|(kind, did)| Some((signal(kind).ok()?, kind, did)))
         .collect();
@@ -35,12 +37,12 @@ pub(super) fn listen() -> impl Future<Output = &'static str> {
     )]
     tokio::spawn(async move {
         let (_, did) = next(&mut signals).await;
-        // A command that is over needs no telling.
+        // The receiver is gone when the command is over.
         let _ = tell.send(did);
         let code = tokio::select! {
             (kind, _) = next(&mut signals) => u8::try_from(128 + kind.as_raw_value()),
             () = tokio::time::sleep(LAST_WAIT) => {
-                complain(did);
+                print_to_stderr(did);
                 Ok(exit::KILLED)
             }
         };
@@ -54,7 +56,7 @@ pub(super) fn listen() -> impl Future<Output = &'static str> {
     }
 }
 
-/// The next of `signals`.
+/// Waits for the next of `signals`.
 async fn next(signals: &mut [(Signal, SignalKind, &'static str)]) -> (SignalKind, &'static str) {
     std::future::poll_fn(|cx| {
         for (signal, kind, did) in signals.iter_mut() {
@@ -67,7 +69,7 @@ async fn next(signals: &mut [(Signal, SignalKind, &'static str)]) -> (SignalKind
     .await
 }
 
-/// The signals that this process ignores, a bit each; none where the host does not tell.
+/// Returns the mask of signals that this process ignores; it is empty where the host does not tell.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

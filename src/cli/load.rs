@@ -1,4 +1,4 @@
-//! `ringfence load`
+//! The command `ringfence load`, which sends a module to a daemon, or has the daemon pull one.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,26 +12,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connect::{DaemonArgs, connect, connect_modules, failure};
-use super::modules::report;
-use super::waiting::{Waiting, sized};
-use super::{Failure, print, print_json, runtime, values};
+use super::connect::{DaemonArgs, connect, connect_modules, status_failure};
+use super::modules::module_json;
+use super::wait_indicator::{WaitIndicator, sized};
+use super::{Failure, print, print_json, runtime, value_parsers};
 use crate::api::proto::load_module_request::Source;
 use crate::api::proto::upload_module_request::Frame;
 use crate::api::proto::{LoadModuleRequest, LoadModuleResponse, UploadModuleRequest, UploadStart};
 
-/// What a reference to a registry starts with.
+/// The scheme of a reference to a registry.
 const OCI: &str = "oci://";
-/// Files up to so many bytes are sent in one message.
+/// Largest module in bytes that is sent in one message; a larger one is uploaded in pieces.
 const SMALL: usize = 1 << 20;
-/// Bytes of one piece of an upload.
+/// Length of one piece of an upload in bytes.
 const PIECE: usize = 256 << 10;
 
 /// Load a module into a daemon.
 #[derive(Debug, Args)]
-pub(super) struct Load {
+pub(super) struct LoadCommand {
     /// A file (binary or text), "-" for standard input, or "oci://registry/repository:tag"
-    #[arg(value_parser = values::text())]
+    #[arg(value_parser = value_parsers::text())]
     module: String,
     #[command(flatten)]
     daemon: DaemonArgs,
@@ -42,34 +42,35 @@ pub(super) struct Load {
     #[arg(long)]
     metered: bool,
     /// Label the module; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
     /// Print all that the daemon tells, rather than the digest
     #[arg(long, value_name = "FORMAT")]
-    output: Option<Format>,
+    output: Option<LoadOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// One JSON object
+enum LoadOutputFormat {
+    /// Print one JSON object
     Json,
 }
 
-impl Load {
+impl LoadCommand {
     pub(super) fn prints_json(&self) -> bool {
         self.output.is_some()
     }
 
-    /// The line about `what` while the daemon is at it, of so many bytes where that is known.
-    fn waiting(&self, what: &str, size: Option<u64>) -> Waiting {
+    /// Creates the line that says what the daemon is doing, with the module's size where it is
+    /// known.
+    fn waiting(&self, what: &str, size: Option<u64>) -> WaitIndicator {
         if self.prints_json() {
-            return Waiting::silent();
+            return WaitIndicator::silent();
         }
         let name = match self.name() {
             name if name.is_empty() => self.module.clone(),
             name => name,
         };
-        Waiting::new(format!("{what} {}", sized(&name, size)))
+        WaitIndicator::new(format!("{what} {}", sized(&name, size)))
     }
 
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
@@ -79,7 +80,8 @@ impl Load {
             }
             let unreadable = |error| Failure::new(format!("cannot read {}: {error}", self.module));
             let (mut from, size) = open(&self.module).map_err(unreadable)?;
-            // What fits one message goes in one; what is larger, or has no end yet, in pieces.
+            // What fits into one message is sent in one. Anything larger, or without an end yet, is
+            // sent in pieces.
             let mut first = Vec::new();
             let limit = SMALL as u64 + 1;
             (&mut from)
@@ -92,8 +94,8 @@ impl Load {
             self.upload(first.into(), from, size).await
         })?;
         match self.output {
-            Some(Format::Json) => {
-                let mut told = report(&answer.module.clone().unwrap_or_default());
+            Some(LoadOutputFormat::Json) => {
+                let mut told = module_json(&answer.module.clone().unwrap_or_default());
                 let took = answer.compile_duration.unwrap_or_default();
                 let took = std::time::Duration::try_from(took).unwrap_or_default();
                 told["cached"] = json!(answer.cached);
@@ -136,10 +138,10 @@ impl Load {
         let answer = waiting.during(client.load_module(request)).await;
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|status| failure(&status))
+            .map_err(|status| status_failure(&status))
     }
 
-    /// Sends `first`, and then what `from` still has.
+    /// Sends `first`, and then everything that can still be read from `from`.
     async fn upload(
         &self,
         first: Bytes,
@@ -161,10 +163,11 @@ impl Load {
         } else {
             bar(size)
         };
-        // Ends with the process where it waits for input that nobody needs any more.
+        // The thread ends with the process if it waits for input that nobody needs any more.
         std::thread::spawn(move || {
             match send(start, first, from, &bar, &frames) {
-                // Told before the daemon notices, so that it is known when its answer comes.
+                // The error is reported before the daemon notices, so that it is known when the
+                // daemon's answer comes.
                 Err(error) => {
                     let _ = failed.send(error);
                 }
@@ -174,7 +177,7 @@ impl Load {
             }
         });
         let all_sent = async {
-            // One that broke off has its answer at once.
+            // An upload that broke off has its answer at once.
             let _ = all_sent.await;
         };
         let waiting = self.waiting("compiling", size);
@@ -184,7 +187,9 @@ impl Load {
             let message = format!("cannot read {}: {error}", self.module);
             return Err(Failure::new(message));
         }
-        let answer = answer.map_err(|status| failure(&status))?.into_inner();
+        let answer = answer
+            .map_err(|status| status_failure(&status))?
+            .into_inner();
         Ok(LoadModuleResponse {
             module: answer.module,
             cached: answer.cached,
@@ -194,7 +199,7 @@ impl Load {
     }
 }
 
-/// The file with its size, or standard input.
+/// Opens the file and determines its size; for "-" it is standard input, without a size.
 fn open(path: &str) -> std::io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if path == "-" {
         return Ok((Box::new(std::io::stdin()), None));
@@ -205,45 +210,45 @@ fn open(path: &str) -> std::io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), size))
 }
 
-/// A piece of a module on its way.
-enum Piece {
+/// An element of the channel from the reading thread to the upload.
+enum UploadPiece {
     Frame(Frame),
-    /// That was all of it.
+    /// The module has been sent as a whole.
     End,
 }
 
-/// The messages of an upload. Where they end without [`Piece::End`] the last one is refused by the daemon, so that half
-/// a module is never taken for a whole one.
-fn pieces(sent: mpsc::Receiver<Piece>) -> impl Stream<Item = UploadModuleRequest> {
+/// Converts the pieces to the messages of an upload. If they end without [`UploadPiece::End`], the
+/// daemon refuses the last message, so that half a module is never taken for a whole one.
+fn pieces(sent: mpsc::Receiver<UploadPiece>) -> impl Stream<Item = UploadModuleRequest> {
     stream::unfold(Some(sent), |sent| async {
         let mut sent = sent?;
         match sent.recv().await {
-            Some(Piece::Frame(frame)) => {
+            Some(UploadPiece::Frame(frame)) => {
                 Some((UploadModuleRequest { frame: Some(frame) }, Some(sent)))
             }
-            Some(Piece::End) => None,
+            Some(UploadPiece::End) => None,
             None => Some((UploadModuleRequest { frame: None }, None)),
         }
     })
 }
 
-/// Sends a module in pieces.
+/// Reads the module and sends it in pieces, until it ends or the upload does.
 fn send(
     start: Frame,
     first: Bytes,
     mut from: impl Read,
     bar: &ProgressBar,
-    frames: &mpsc::Sender<Piece>,
+    frames: &mpsc::Sender<UploadPiece>,
 ) -> std::io::Result<()> {
-    // The daemon may refuse early: nobody takes the rest then, and its answer says why.
+    // The daemon may refuse early. Nobody receives the rest then, and its answer says why.
     let send = |piece| frames.blocking_send(piece).is_ok();
-    let mut goes_on = send(Piece::Frame(start));
+    let mut goes_on = send(UploadPiece::Frame(start));
     let mut pieces = first;
     while goes_on {
         while goes_on && !pieces.is_empty() {
             let piece = pieces.split_to(pieces.len().min(PIECE));
             bar.inc(piece.len() as u64);
-            goes_on = send(Piece::Frame(Frame::Chunk(piece)));
+            goes_on = send(UploadPiece::Frame(Frame::Chunk(piece)));
         }
         let mut piece = vec![0; PIECE];
         let n = read_some(&mut from, &mut piece)?;
@@ -251,7 +256,7 @@ fn send(
         pieces = piece.into();
         if n == 0 {
             bar.finish_and_clear();
-            send(Piece::End);
+            send(UploadPiece::End);
             break;
         }
     }
@@ -267,7 +272,7 @@ fn read_some(from: &mut impl Read, piece: &mut [u8]) -> std::io::Result<usize> {
     }
 }
 
-/// Shown on standard error while it is a terminal.
+/// Creates the progress bar, which is shown on standard error if that is a terminal.
 fn bar(size: Option<u64>) -> ProgressBar {
     let (bar, style) = match size {
         Some(size) => (

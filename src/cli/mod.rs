@@ -1,8 +1,7 @@
-//! The command line: one file per subcommand.
+//! The command line, with one file for each subcommand.
 
 mod address;
 mod attach;
-mod causes;
 mod config;
 mod connect;
 mod credentials;
@@ -12,20 +11,21 @@ mod failure;
 mod follow;
 mod greeting;
 mod health;
+mod incident_causes;
 mod interrupt;
 mod load;
 mod module_argument;
 mod modules;
 mod preflight;
 mod ps;
-mod reader;
 mod run;
 mod serve;
 mod stdin_pump;
 mod stdin_source;
+mod stdout_reader;
 mod token;
-mod values;
-mod waiting;
+mod value_parsers;
+mod wait_indicator;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -41,14 +41,16 @@ use crate::refusal::printable;
 use crate::signals::CaughtSignals;
 use crate::{process_limits, sandbox, telemetry};
 
-/// The file of this program, also where another has taken its name since.
+/// The path of this program's file, which is valid even if another file has taken its name since.
 const PROGRAM: &str = "/proc/self/exe";
-/// How long a thread that may block is kept without work.
+/// How long an idle blocking thread is kept.
 const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
 
-/// Exit codes that say how a run ended when the guest's own does not, as `timeout(1)` and shells have them.
+/// Exit codes that say how a run ended when the guest's own code does not. They follow `timeout(1)`
+/// and the shells.
 pub mod exit {
-    /// A daemon that drained left runs that did not end, or answers that did not reach their callers.
+    /// The daemon drained, but left runs that did not end, or answers that did not reach their
+    /// callers.
     pub const RUNS_LEFT: u8 = 3;
     /// The run timed out.
     pub const TIMED_OUT: u8 = 124;
@@ -76,54 +78,59 @@ struct Cli {
 enum Command {
     /// Start the daemon
     ///
-    /// SIGTERM and SIGINT drain: it takes no runs any more, waits for those that there are (server.drain_grace), and
-    /// exits 0; a second one ends it at once (143, 130). Where runs outlive the grace they are cancelled, and it exits 3.
-    /// While it starts these signals end it with 0. SIGHUP reads tokens, keys and certificates again at once, and says in
-    /// the log which keys of the configuration have changed, which need a restart. SIGQUIT ends it at once (131). Other
-    /// signals mean nothing and are told in the log. A daemon that cannot serve exits 125.
-    Serve(serve::Serve),
+    /// SIGTERM and SIGINT drain: it takes no runs any more, waits for those that there are
+    /// (server.drain_grace), and exits 0; a second one ends it at once (143, 130). Where runs
+    /// outlive the grace they are cancelled, and it exits 3. While it starts these signals end it
+    /// with 0. SIGHUP reads tokens, keys and certificates again at once, and says in the log which
+    /// keys of the configuration have changed, which need a restart. SIGQUIT ends it at once (131).
+    /// Other signals mean nothing and are told in the log. A daemon that cannot serve exits 125.
+    Serve(serve::ServeCommand),
     /// Run a module: on a daemon, or on one of its own that ends with the run
     ///
-    /// The guest's standard output and error go to the matching streams, byte for byte, and its exit code is passed
-    /// on. Codes above 255 exit 255. When the guest did not end by itself, one line on standard error says why, and
-    /// the code is 124 (timed out), 125 (daemon failed), 126 (refused), 134 (trapped), or 137 (over a limit, or
-    /// cancelled); it is 141, without a line, where nobody reads the output any more, which cancels the run. `--output json` tells these from a guest that exited with the same code, and a run that was refused
-    /// as {"error": {"code", "reason", "message", "field", "metadata"}}.
+    /// The guest's standard output and error go to the matching streams, byte for byte, and its
+    /// exit code is passed on. Codes above 255 exit 255. When the guest did not end by itself, one
+    /// line on standard error says why, and the code is 124 (timed out), 125 (daemon failed), 126
+    /// (refused), 134 (trapped), or 137 (over a limit, or cancelled); it is 141, without a line,
+    /// where nobody reads the output any more, which cancels the run. `--output json` tells these
+    /// from a guest that exited with the same code, and a run that was refused as {"error":
+    /// {"code", "reason", "message", "field", "metadata"}}.
     ///
-    /// Standard input is read when the guest asks for it, so that a guest that does not leaves all of it to whoever
-    /// reads next. What a guest that ends early has left of a file can be read on; of a pipe, about as much as it read
-    /// may be gone. --no-stdin keeps a guest from it.
-    Run(Box<run::Run>),
+    /// Standard input is read when the guest asks for it, so that a guest that does not leaves all
+    /// of it to whoever reads next. What a guest that ends early has left of a file can be read on;
+    /// of a pipe, about as much as it read may be gone. --no-stdin keeps a guest from it.
+    Run(Box<run::RunCommand>),
     /// Load a module into a daemon and print its digest
-    Load(load::Load),
+    Load(load::LoadCommand),
     /// List, show or delete the modules that a daemon keeps
-    Modules(modules::Modules),
+    Modules(modules::ModulesCommand),
     /// List the runs of a daemon
-    Ps(ps::Ps),
+    Ps(ps::PsCommand),
     /// Print a run's output, and follow it to its end
     ///
-    /// What a run wrote is printed from its start, or from the event that --from says, and then as it comes; the exit
-    /// code is that of `run`. Where the connection breaks, the command attaches again after the last event that came.
-    Attach(attach::Attach),
+    /// What a run wrote is printed from its start, or from the event that --from says, and then as
+    /// it comes; the exit code is that of `run`. Where the connection breaks, the command attaches
+    /// again after the last event that came.
+    Attach(attach::AttachCommand),
     /// Print all that is known of a run, as JSON
-    Inspect(ps::Inspect),
+    Inspect(ps::InspectCommand),
     /// End runs
     ///
-    /// Prints the id of each that it ended, when that is gone. One that had ended is told on standard error, and is no
-    /// failure.
-    Kill(ps::Kill),
+    /// Prints the id of each that it ended, when that is gone. One that had ended is told on
+    /// standard error, and is no failure.
+    Kill(ps::KillCommand),
     /// Ask a daemon whether it takes runs; exits 0 when it does
-    Health(health::Health),
-    /// Make a bearer token: prints it, and on standard error its line for the daemon's `auth.tokens_file`
-    Token(token::Token),
+    Health(health::HealthCommand),
+    /// Make a bearer token: prints it, and on standard error its line for the daemon's
+    /// `auth.tokens_file`
+    Token(token::TokenCommand),
     /// Check or show the configuration
     Config(config::ConfigCommand),
     /// Compile one module for the daemon that started this process, and end
     #[command(name = sandbox::SUBCOMMAND, hide = true)]
     CompileChild,
-    /// Print shell completions
+    /// Print completions for a shell
     Completions {
-        /// The shell
+        /// The shell that the completions are for
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or write one for each subcommand into a folder
@@ -134,14 +141,14 @@ enum Command {
     },
 }
 
-/// Where the configuration comes from.
+/// The arguments that say where the configuration comes from.
 #[derive(Clone, Debug, Default, Args)]
 struct ConfigArgs {
     /// Read this file over the defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Set one key over all else, as in `--set policy.max_timeout=60s`; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     set: Vec<(String, String)>,
 }
 
@@ -156,27 +163,27 @@ impl ConfigArgs {
     }
 }
 
-/// Runs the command that `argv` says, and returns its exit code.
+/// Executes the command in `argv`, and returns its exit code.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let argv: Vec<OsString> = argv.into_iter().collect();
     let serves = argv.get(1).is_some_and(|it| it == "serve");
-    // A daemon is there for them from its first instruction on.
+    // A daemon has to catch signals from the very start.
     let signals = serves.then(CaughtSignals::catch);
     process_limits::raise();
     if let Err(why) = process_limits::check_stack() {
         let form = if serves {
-            serve::form_of(&argv)
+            serve::log_format_of_argv(&argv)
         } else {
             LogFormat::Text
         };
-        telemetry::tell(form, &why);
+        telemetry::print_error(form, &why);
         return ExitCode::from(exit::FAILED);
     }
     let cli = match parse(&argv) {
         Ok(cli) => cli,
         Err(error) => {
-            if serves && error.use_stderr() && serve::form_of(&argv) == LogFormat::Json {
-                telemetry::tell(LogFormat::Json, error.to_string().trim_end());
+            if serves && error.use_stderr() && serve::log_format_of_argv(&argv) == LogFormat::Json {
+                telemetry::print_error(LogFormat::Json, error.to_string().trim_end());
                 return ExitCode::from(exit::FAILED);
             }
             return not_parsed(&error, &argv);
@@ -203,10 +210,10 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
     };
-    result.unwrap_or_else(|failure| failure.tell(json))
+    result.unwrap_or_else(|failure| failure.report(json))
 }
 
-/// Prints what is wrong with `argv`, or the help that it asks for.
+/// Prints what is wrong with `argv`, or the help that it asks for, and returns the exit code.
 fn not_parsed(error: &clap::Error, argv: &[OsString]) -> ExitCode {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     if error.use_stderr() {
@@ -220,19 +227,19 @@ fn not_parsed(error: &clap::Error, argv: &[OsString]) -> ExitCode {
         if json {
             let told = error.render().to_string();
             let told = told.trim_start_matches("error: ").split("\n\n").next();
-            // Whoever does not read it still has the exit code.
+            // A caller who does not read the JSON still has the exit code.
             let _ = print_json(&Failure::new(told.unwrap_or_default()).json());
         }
-        // Which no guest's own code is mistaken for as easily as clap's 2.
+        // This code is less easily mistaken for a guest's own than clap's 2.
         return ExitCode::from(exit::FAILED);
     }
     match printed {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => Failure::from(error).tell(false),
+        Err(error) => Failure::from(error).report(false),
     }
 }
 
-/// The command that `argv` and the environment say.
+/// Parses the command from `argv` and the environment.
 fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
     let command = credentials::without_blank_variables(Cli::command());
     let matches = command.try_get_matches_from(argv)?;
@@ -240,7 +247,7 @@ fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
 }
 
 impl Command {
-    /// Whether what it prints is JSON, so that a failure of it is told as JSON too.
+    /// Reports whether the command prints JSON, so that its failure is printed as JSON too.
     fn prints_json(&self) -> bool {
         match self {
             Self::Run(command) => command.prints_json(),
@@ -261,12 +268,12 @@ impl Command {
     }
 }
 
-/// Says something on standard error, where somebody may still read it.
-fn complain(message: &str) {
+/// Prints a message to standard error, and ignores an error, since there is nowhere to report it.
+fn print_to_stderr(message: &str) {
     let _ = writeln!(std::io::stderr(), "ringfence: {message}");
 }
 
-/// Writes to standard output. Where its reader went away, as `head` does, the command ends.
+/// Writes to standard output. Where the reader has gone away, as `head` does, the command ends.
 fn print(bytes: &[u8]) -> Result<ExitCode, Failure> {
     let mut out = std::io::stdout();
     out.write_all(bytes).and_then(|()| out.flush())?;
@@ -278,7 +285,7 @@ fn print_json(value: &serde_json::Value) -> Result<ExitCode, Failure> {
     print(format!("{value}\n").as_bytes())
 }
 
-/// The file's bytes, or standard input's for "-".
+/// Reads a whole file, or standard input where the path is "-".
 fn read(path: &OsStr) -> Result<Vec<u8>, Failure> {
     use std::io::Read;
     let mut bytes = Vec::new();
@@ -295,26 +302,27 @@ fn read(path: &OsStr) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Whether a time has a date of four digits since 1970, as RFC 3339 has it: others cannot be written down. A daemon may
-/// say any.
+/// Reports whether a time can be written as RFC 3339 does, which takes a year of four digits, from
+/// 1970 on. A daemon may send any time.
 fn can_be_written(time: &SystemTime) -> bool {
     const YEAR_10000: u64 = 253_402_300_800;
     time.duration_since(SystemTime::UNIX_EPOCH)
         .is_ok_and(|since| since.as_secs() < YEAR_10000)
 }
 
-/// A runtime for a command that talks to a daemon.
+/// Builds the runtime of a command that talks to a daemon.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     preflight::check().map_err(Failure::new)?;
-    preflight::threads(cores() as u64 + 1).map_err(Failure::new)?;
+    preflight::check_threads(cores() as u64 + 1).map_err(Failure::new)?;
     runtime_of(|| ())
 }
 
-/// A runtime, each of whose threads begins with `on_thread`.
+/// Builds a runtime whose threads each call `on_thread` first.
 fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
     let build = || {
         tokio::runtime::Builder::new_multi_thread()
-            // The runtime would read it from a variable, and panics at what it does not like there.
+            // The runtime would otherwise read the number from a variable, and panic at a value
+            // that it does not accept.
             .worker_threads(cores())
             .thread_name("ringfence")
             .thread_keep_alive(BLOCKING_THREAD_KEPT)
@@ -322,17 +330,17 @@ fn runtime_of(on_thread: fn()) -> Result<tokio::runtime::Runtime, Failure> {
             .enable_all()
             .build()
     };
-    // Between the look at whether there can be threads and now, others may have taken the last.
-    let built = telemetry::refusable(build)
+    // Since the check of whether threads can be started, others may have taken the last.
+    let built = telemetry::catch_host_refusal(build)
         .unwrap_or_else(|| Err(std::io::Error::other("the host refuses a thread")));
     built.map_err(|error| Failure::new(format!("cannot start threads: {error}")))
 }
 
-/// Keeps one thread that may block, for as long as it is polled. Where the host gives no more threads, work that
-/// blocks waits for it; without any the runtime would panic.
+/// Keeps at least one blocking thread alive for as long as the future is polled. Where the host
+/// grants no more threads, blocking work waits for this one; without any, the runtime would panic.
 async fn keep_blocking_thread() {
     loop {
-        // It has nothing to do but to be there.
+        // The task does nothing, because it only keeps the thread.
         let _ = tokio::task::spawn_blocking(|| ()).await;
         tokio::time::sleep(BLOCKING_THREAD_KEPT / 3).await;
     }

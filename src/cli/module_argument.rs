@@ -1,23 +1,23 @@
-//! The module that `ringfence run` is given.
+//! The module argument of `ringfence run`.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use bytes::Bytes;
 
-use super::connect::{Client, failure};
-use super::waiting::sized;
+use super::connect::{SandboxClient, status_failure};
+use super::wait_indicator::sized;
 use super::{Failure, read};
 use crate::api::proto::{self, LoadModuleRequest};
 
-/// What to run.
+/// The module to run: a digest, or the bytes of a file.
 pub(super) enum ModuleArgument {
     Digest(String),
     Bytes { name: String, wasm: Bytes },
 }
 
 impl ModuleArgument {
-    /// Reads it, unless `given` is a digest.
+    /// Reads the module's bytes, unless `given` is a digest.
     pub(super) fn read(given: &OsStr) -> Result<Self, Failure> {
         match given.to_str() {
             Some(digest) if digest.starts_with("sha256:") => Ok(Self::Digest(digest.to_owned())),
@@ -28,7 +28,7 @@ impl ModuleArgument {
         }
     }
 
-    /// As a line on a terminal names it, with its size where that is wanted and known.
+    /// Formats the module for a line on a terminal, with its size where that is wanted and known.
     pub(super) fn told(&self, with_size: bool) -> String {
         match self {
             Self::Digest(digest) => sized(digest, None),
@@ -36,10 +36,11 @@ impl ModuleArgument {
         }
     }
 
-    /// As a spec names it: by its bytes up to `inline` of them; one that is larger is loaded for that.
+    /// Builds the module's reference for a run's spec. Up to `inline` bytes are part of the spec; a
+    /// larger module is loaded first, and named by its digest.
     pub(super) async fn reference(
         self,
-        client: &mut Client,
+        client: &mut SandboxClient,
         inline: usize,
     ) -> Result<proto::run_spec::Module, Failure> {
         match self {
@@ -54,7 +55,9 @@ impl ModuleArgument {
                     ..LoadModuleRequest::default()
                 };
                 let answer = client.load_module(request).await;
-                let answer = answer.map_err(|status| failure(&status))?.into_inner();
+                let answer = answer
+                    .map_err(|status| status_failure(&status))?
+                    .into_inner();
                 let digest = answer
                     .module
                     .map(|module| module.digest)
@@ -65,7 +68,7 @@ impl ModuleArgument {
     }
 }
 
-/// The last part of a path, as text.
+/// Returns the last part of a path, as text.
 pub(super) fn file_name(path: &OsStr) -> String {
     let name = Path::new(path).file_name().unwrap_or(path);
     name.to_string_lossy().into_owned()

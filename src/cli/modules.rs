@@ -1,4 +1,4 @@
-//! `ringfence modules`
+//! The command `ringfence modules`, which lists, shows and deletes modules.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{DaemonArgs, connect_modules, failure};
-use super::{Failure, can_be_written, exit, print, print_json, runtime, values};
+use super::connect::{DaemonArgs, connect_modules, status_failure};
+use super::{Failure, can_be_written, exit, print, print_json, runtime, value_parsers};
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
@@ -16,60 +16,63 @@ use crate::refusal::printable;
 
 /// The modules that a daemon keeps.
 #[derive(Debug, Args)]
-pub(super) struct Modules {
+pub(super) struct ModulesCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
     #[command(subcommand)]
-    what: What,
+    action: ModulesAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// List modules
+enum ModulesAction {
+    /// List the modules of the daemon
     Ls {
         /// Only those with this label; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+        #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
         label: Vec<(String, String)>,
         /// One JSON object a line, rather than a table
         #[arg(long, value_name = "FORMAT")]
-        output: Option<Format>,
+        output: Option<ModulesOutputFormat>,
     },
     /// Delete modules; what runs goes on
     Rm {
-        /// Their digests
+        /// The digests of the modules
         #[arg(required = true)]
         digest: Vec<String>,
     },
     /// Print all that is known of a module, as JSON
     Show {
-        /// Its digest
+        /// The digest of the module
         digest: String,
     },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum ModulesOutputFormat {
     /// One JSON object a line
     Json,
 }
 
-impl Modules {
+impl ModulesCommand {
     pub(super) fn prints_json(&self) -> bool {
-        match &self.what {
-            What::Ls { output, .. } => output.is_some(),
-            What::Show { .. } => true,
-            What::Rm { .. } => false,
+        match &self.action {
+            ModulesAction::Ls { output, .. } => output.is_some(),
+            ModulesAction::Show { .. } => true,
+            ModulesAction::Rm { .. } => false,
         }
     }
 
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        let Self { daemon, what } = self;
+        let Self {
+            daemon,
+            action: what,
+        } = self;
         let at = &daemon;
         runtime()?.block_on(async {
             match what {
-                What::Ls { label, output } => list(at, label, output).await,
-                What::Rm { digest } => remove(at, digest).await,
-                What::Show { digest } => show(at, digest).await,
+                ModulesAction::Ls { label, output } => list(at, label, output).await,
+                ModulesAction::Rm { digest } => remove(at, digest).await,
+                ModulesAction::Show { digest } => show(at, digest).await,
             }
         })
     }
@@ -78,7 +81,7 @@ impl Modules {
 async fn list(
     at: &DaemonArgs,
     labels: Vec<(String, String)>,
-    output: Option<Format>,
+    output: Option<ModulesOutputFormat>,
 ) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at).await?;
     let mut request = ListModulesRequest {
@@ -87,17 +90,19 @@ async fn list(
         labels: labels.into_iter().collect(),
     };
     let mut head = match output {
-        Some(Format::Json) => "",
+        Some(ModulesOutputFormat::Json) => "",
         None => HEAD,
     };
     loop {
         let answer = client.list_modules(request.clone()).await;
-        let page = answer.map_err(|status| failure(&status))?.into_inner();
+        let page = answer
+            .map_err(|status| status_failure(&status))?
+            .into_inner();
         let mut text = std::mem::take(&mut head).to_owned();
         for module in &page.modules {
             // Writing to a string cannot fail.
             let _ = match output {
-                Some(Format::Json) => writeln!(text, "{}", report(module)),
+                Some(ModulesOutputFormat::Json) => writeln!(text, "{}", module_json(module)),
                 None => writeln!(text, "{}", row(module)),
             };
         }
@@ -112,18 +117,20 @@ async fn list(
 async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at).await?;
     let mut code = ExitCode::SUCCESS;
-    // Whoever does not read of one wants the others deleted all the same.
+    // The other modules are to be deleted even if nobody reads what is printed about one.
     let mut printed = Ok(code);
     for digest in digests {
         let request = DeleteModuleRequest {
             digest: digest.clone(),
         };
         let answer = client.delete_module(request).await;
-        let answer = answer.map_err(|status| failure(&status))?.into_inner();
+        let answer = answer
+            .map_err(|status| status_failure(&status))?
+            .into_inner();
         if answer.deleted {
             printed = printed.and(print(format!("{digest}\n").as_bytes()));
         } else {
-            super::complain(&format!("no module {digest} is loaded there"));
+            super::print_to_stderr(&format!("no module {digest} is loaded there"));
             code = ExitCode::from(exit::REFUSED);
         }
     }
@@ -133,8 +140,10 @@ async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failu
 async fn show(at: &DaemonArgs, digest: String) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at).await?;
     let answer = client.get_module(GetModuleRequest { digest }).await;
-    let answer = answer.map_err(|status| failure(&status))?.into_inner();
-    print_json(&report(&answer.module.unwrap_or_default()))
+    let answer = answer
+        .map_err(|status| status_failure(&status))?
+        .into_inner();
+    print_json(&module_json(&answer.module.unwrap_or_default()))
 }
 
 const HEAD: &str = "DIGEST                                                                   KIND       SIZE       USED      NAME\n";
@@ -156,7 +165,7 @@ fn last_used(module: &ModuleInfo) -> SystemTime {
 
 fn row(module: &ModuleInfo) -> String {
     let ago = last_used(module).elapsed().unwrap_or_default();
-    // Seconds are enough for people.
+    // People need no more than seconds.
     let ago = humantime::format_duration(Duration::from_secs(ago.as_secs())).to_string();
     let ago = ago.split(' ').next().unwrap_or_default();
     format!(
@@ -172,8 +181,8 @@ fn row(module: &ModuleInfo) -> String {
     )
 }
 
-/// All that is told of a module.
-pub(super) fn report(module: &ModuleInfo) -> Value {
+/// Formats everything that the daemon tells about a module as JSON.
+pub(super) fn module_json(module: &ModuleInfo) -> Value {
     json!({
         "digest": module.digest,
         "name": module.name,

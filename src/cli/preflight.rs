@@ -1,27 +1,29 @@
-//! What a host must let a process do before anything else is worth trying: each with an error that names it, where the
-//! libraries that need it would panic.
+//! Checks of what a host must allow before anything else is worth trying. Each returns an error
+//! that names the cause, where the libraries would panic.
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::SystemTime;
 
-/// What a thread that only shows that there can be one has for a stack.
+/// Stack size in bytes of a thread that is started only to show that it can be.
 const SMALL_STACK: usize = 64 << 10;
-/// What `RUST_MIN_STACK` may say: below it threads overflow, above it they find no room.
+/// The values in bytes that `RUST_MIN_STACK` may have: below them threads overflow, above them
+/// there is no room for their stacks.
 const STACKS: std::ops::RangeInclusive<u64> = 512 << 10..=64 << 20;
 
-/// Looks at the clock, the source of random numbers, and the environment.
+/// Checks the clock, the source of random numbers, and the environment.
 ///
 /// # Errors
-/// What is wrong, with what is allowed.
+/// Returns what is wrong, and what is allowed.
 pub(super) fn check() -> Result<(), String> {
     check_clock(SystemTime::now())?;
     check_random()?;
     check_stack(std::env::var_os("RUST_MIN_STACK").as_deref())
 }
 
-/// Times are told and compared as what has passed since 1970; certificates, tokens and ids have no others.
+/// Checks that the clock is not before 1970: times are sent and compared as the time since then,
+/// and certificates, tokens and ids have no others.
 fn check_clock(now: SystemTime) -> Result<(), String> {
     match now.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(_) => Ok(()),
@@ -32,7 +34,8 @@ fn check_clock(now: SystemTime) -> Result<(), String> {
     }
 }
 
-/// Ids are random, and so is all that TLS does. A confined daemon has no other source.
+/// Checks that getrandom(2) works. Ids are random, TLS needs random numbers, and a confined daemon
+/// has no other source.
 fn check_random() -> Result<(), String> {
     let mut bytes = [0; 16];
     let got = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
@@ -40,10 +43,11 @@ fn check_random() -> Result<(), String> {
         .map_err(|error| format!("this host does not allow getrandom(2): {error}"))
 }
 
-/// The one variable by which the standard library lets others decide on the stacks of all threads.
+/// Checks `RUST_MIN_STACK`, the one variable by which the standard library lets others choose the
+/// stack size of all threads.
 fn check_stack(said: Option<&std::ffi::OsStr>) -> Result<(), String> {
     let Some(said) = said else { return Ok(()) };
-    // What is no number it passes over.
+    // The standard library ignores a value that is no number.
     match said.to_str().and_then(|it| it.parse::<u64>().ok()) {
         Some(bytes) if !STACKS.contains(&bytes) => Err(format!(
             "the environment variable RUST_MIN_STACK is {bytes}: allowed is from {} to {}, or none",
@@ -54,11 +58,12 @@ fn check_stack(said: Option<&std::ffi::OsStr>) -> Result<(), String> {
     }
 }
 
-/// Shows that there can be `count` more threads, and the socket by which they learn of signals.
+/// Checks that `count` more threads can be started, and that the socket pair that delivers signals
+/// to them can be opened.
 ///
 /// # Errors
-/// What the host refuses.
-pub(super) fn threads(count: u64) -> Result<(), String> {
+/// Returns what the host refuses.
+pub(super) fn check_threads(count: u64) -> Result<(), String> {
     let pair = UnixStream::pair();
     drop(pair.map_err(|error| format!("this host does not allow socketpair(2): {error}"))?);
     let mut held = Vec::new();
@@ -69,7 +74,7 @@ pub(super) fn threads(count: u64) -> Result<(), String> {
         let started = started.map_err(|error| no_thread(&error, there, count))?;
         held.push((sender, started));
     }
-    // Those that come next find their places free.
+    // The threads have to be gone before the next ones are started.
     for (sender, thread) in held {
         drop(sender);
         let _ = thread.join();

@@ -1,4 +1,5 @@
-//! `ringfence ps`, `ringfence inspect` and `ringfence kill`
+//! The commands `ringfence ps`, `ringfence inspect` and `ringfence kill`, which list, show and end
+//! runs.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -8,11 +9,11 @@ use clap::{Args, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
-use super::connect::{DaemonArgs, connect_runs, failure};
-use super::ending::{briefly, granted, result};
-use super::failure::run_error;
-use super::reader::reader_gone;
-use super::{Failure, can_be_written, complain, print, print_json, runtime, values};
+use super::connect::{DaemonArgs, connect_runs, status_failure};
+use super::ending::{briefly, resources_json, result_json};
+use super::failure::run_error_json;
+use super::stdout_reader::stdout_reader_gone;
+use super::{Failure, can_be_written, print, print_json, print_to_stderr, runtime, value_parsers};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
@@ -22,7 +23,7 @@ use crate::refusal::printable;
 
 /// List the runs of a daemon, the newest first.
 #[derive(Debug, Args)]
-pub(super) struct Ps {
+pub(super) struct PsCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
     /// Those that have ended too
@@ -30,40 +31,40 @@ pub(super) struct Ps {
     all: bool,
     /// Only those in this state; may be repeated
     #[arg(long, value_name = "STATE", conflicts_with = "all")]
-    state: Vec<State>,
+    state: Vec<RunStateFilter>,
     /// Only those with this label; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
     /// Go on, and print each that changes
     #[arg(long, short)]
     watch: bool,
     /// One JSON object a line, rather than a table
     #[arg(long, value_name = "FORMAT")]
-    output: Option<Format>,
+    output: Option<PsOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum PsOutputFormat {
     /// One JSON object a line
     Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum State {
+enum RunStateFilter {
     /// Its module is found, checked or compiled
     Compiling,
     /// It waits for a slot
     Queued,
-    /// The guest executes
+    /// The guest is being executed
     Running,
-    /// It has ended
+    /// The run has ended
     Ended,
 }
 
 /// Print all that is known of a run, as JSON.
 #[derive(Debug, Args)]
-pub(super) struct Inspect {
-    /// The run's id
+pub(super) struct InspectCommand {
+    /// The id of the run
     run: String,
     #[command(flatten)]
     daemon: DaemonArgs,
@@ -71,15 +72,15 @@ pub(super) struct Inspect {
 
 /// End runs, and wait until they are gone.
 #[derive(Debug, Args)]
-pub(super) struct Kill {
-    /// The runs' ids
+pub(super) struct KillCommand {
+    /// The ids of the runs
     #[arg(required = true)]
     run: Vec<String>,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
 
-impl Ps {
+impl PsCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             if self.watch {
@@ -95,17 +96,21 @@ impl Ps {
     }
 
     fn states(&self) -> Vec<i32> {
-        let live = [State::Compiling, State::Queued, State::Running];
+        let live = [
+            RunStateFilter::Compiling,
+            RunStateFilter::Queued,
+            RunStateFilter::Running,
+        ];
         let states = match (self.all, &self.state[..]) {
             (true, _) => &[][..],
             (false, []) => &live[..],
             (false, states) => states,
         };
-        let wire = |state: &State| match state {
-            State::Compiling => RunState::Compiling.into(),
-            State::Queued => RunState::Queued.into(),
-            State::Running => RunState::Running.into(),
-            State::Ended => RunState::Ended.into(),
+        let wire = |state: &RunStateFilter| match state {
+            RunStateFilter::Compiling => RunState::Compiling.into(),
+            RunStateFilter::Queued => RunState::Queued.into(),
+            RunStateFilter::Running => RunState::Running.into(),
+            RunStateFilter::Ended => RunState::Ended.into(),
         };
         states.iter().map(wire).collect()
     }
@@ -120,7 +125,9 @@ impl Ps {
         };
         loop {
             let answer = client.list_runs(request.clone()).await;
-            let page = answer.map_err(|status| failure(&status))?.into_inner();
+            let page = answer
+                .map_err(|status| status_failure(&status))?
+                .into_inner();
             let lines: String = page.runs.iter().map(|run| self.line(run)).collect();
             print(format!("{}{lines}", std::mem::take(&mut head)).as_bytes())?;
             if page.next_page_token.is_empty() {
@@ -137,10 +144,16 @@ impl Ps {
             labels: self.label.iter().cloned().collect(),
         };
         let answer = client.watch_runs(request).await;
-        let mut news = answer.map_err(|status| failure(&status))?.into_inner();
+        let mut news = answer
+            .map_err(|status| status_failure(&status))?
+            .into_inner();
         print(self.head().as_bytes())?;
         let told = async {
-            while let Some(news) = news.message().await.map_err(|status| failure(&status))? {
+            while let Some(news) = news
+                .message()
+                .await
+                .map_err(|status| status_failure(&status))?
+            {
                 if let Some(Event::Run(run)) = news.event {
                     print(self.line(&run).as_bytes())?;
                 }
@@ -149,44 +162,48 @@ impl Ps {
         };
         tokio::select! {
             told = told => told,
-            // Nothing may change for hours.
-            () = reader_gone() => Err(Failure::broken_pipe()),
+            // The next change may be hours away, so a reader that is gone has to be noticed by
+            // itself.
+            () = stdout_reader_gone() => Err(Failure::broken_pipe()),
         }
     }
 
-    /// What stands above a table. Not before the daemon has answered: a refusal has no table.
+    /// Returns the header of the table. It is not printed before the daemon has answered, because a
+    /// refusal has no table.
     fn head(&self) -> String {
         match self.output {
-            Some(Format::Json) => String::new(),
+            Some(PsOutputFormat::Json) => String::new(),
             None => format!("{HEAD}\n"),
         }
     }
 
     fn line(&self, run: &RunInfo) -> String {
         match self.output {
-            Some(Format::Json) => format!("{}\n", report(run)),
+            Some(PsOutputFormat::Json) => format!("{}\n", run_info_json(run)),
             None => format!("{}\n", row(run)),
         }
     }
 }
 
-impl Inspect {
+impl InspectCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             let mut client = connect_runs(&self.daemon).await?;
             let answer = client.get_run(GetRunRequest { run_id: self.run }).await;
-            let answer = answer.map_err(|status| failure(&status))?.into_inner();
-            print_json(&report(&answer.run.unwrap_or_default()))
+            let answer = answer
+                .map_err(|status| status_failure(&status))?
+                .into_inner();
+            print_json(&run_info_json(&answer.run.unwrap_or_default()))
         })
     }
 }
 
-impl Kill {
+impl KillCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             let mut client = connect_runs(&self.daemon).await?;
             let mut code = ExitCode::SUCCESS;
-            // Whoever does not read of one wants the others ended all the same.
+            // The other runs are to be ended even if nobody reads what is printed about one.
             let mut printed = Ok(code);
             for run_id in self.run {
                 let request = CancelRunRequest {
@@ -199,12 +216,12 @@ impl Kill {
                             printed = printed.and(print(format!("{run_id}\n").as_bytes()));
                         } else {
                             let how = end(&answer.run.unwrap_or_default());
-                            complain(&format!("{run_id} had ended: {how}"));
+                            print_to_stderr(&format!("{run_id} had ended: {how}"));
                         }
                     }
                     Err(status) => {
-                        let failure = failure(&status);
-                        complain(&failure.message);
+                        let failure = status_failure(&status);
+                        print_to_stderr(&failure.message);
                         code = ExitCode::from(failure.code);
                     }
                 }
@@ -246,7 +263,7 @@ fn row(run: &RunInfo) -> String {
     row.trim_end().to_owned()
 }
 
-/// The largest unit is enough for people.
+/// Formats a duration by its largest unit, which is enough for people.
 fn rough(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let whole = if seconds > 0 {
@@ -268,7 +285,7 @@ fn state(run: &RunInfo) -> &'static str {
     }
 }
 
-/// How a run ended, in a few words.
+/// Describes how a run ended in a few words; the text is empty while the run goes on.
 fn end(run: &RunInfo) -> String {
     match &run.end {
         None => String::new(),
@@ -284,8 +301,8 @@ fn at(time: Option<Timestamp>) -> Option<SystemTime> {
     SystemTime::try_from(time?).ok().filter(can_be_written)
 }
 
-/// All that is told of a run.
-fn report(run: &RunInfo) -> Value {
+/// Formats everything that the daemon tells about a run as JSON.
+fn run_info_json(run: &RunInfo) -> Value {
     let time = |time: Option<Timestamp>| {
         at(time).map(|at| humantime::format_rfc3339_micros(at).to_string())
     };
@@ -300,7 +317,7 @@ fn report(run: &RunInfo) -> Value {
         "asked": time(run.asked),
         "started": time(run.started),
         "ended": time(run.ended),
-        "granted": run.granted.as_ref().map(granted),
+        "granted": run.granted.as_ref().map(resources_json),
         "usage": run.usage.map(|usage| json!({
             "elapsed_seconds": usage.elapsed.and_then(|it| Duration::try_from(it).ok()).map(|it| it.as_secs_f64()),
             "fuel_consumed": usage.fuel_consumed,
@@ -312,8 +329,8 @@ fn report(run: &RunInfo) -> Value {
     });
     match &run.end {
         None => {}
-        Some(End::Result(ended)) => report["result"] = result(ended),
-        Some(End::Error(error)) => report["error"] = run_error(error),
+        Some(End::Result(ended)) => report["result"] = result_json(ended),
+        Some(End::Error(error)) => report["error"] = run_error_json(error),
     }
     report
 }

@@ -1,4 +1,5 @@
-//! `ringfence run`
+//! The command `ringfence run`, which runs a module on a daemon, or on an embedded daemon that ends
+//! with the run.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,54 +11,61 @@ use clap::{Args, ValueEnum};
 use prost::Message;
 use tonic::Streaming;
 
-use super::causes::Causes;
-use super::connect::{Embedded, Link, channel, failure, runs, sandbox};
-use super::credentials::Credentials;
-use super::ending::{code, conclude, report};
-use super::follow::{Collected, Over, broke_off, collect, follow, write};
+use super::connect::{
+    DaemonChannel, EmbeddedDaemon, channel, runs_client, sandbox_client, status_failure,
+};
+use super::credentials::ClientCredentials;
+use super::ending::{exit_code_of, print_ending, run_json};
+use super::follow::{CollectedRun, FollowEnd, broke_off, collect, follow, write};
+use super::incident_causes::IncidentCauses;
 use super::module_argument::ModuleArgument;
 use super::stdin_pump::StdinPump;
 use super::stdin_source::{GuestStdin, StdinSource};
-use super::waiting::Waiting;
-use super::{Failure, interrupt, module_argument, print, print_json, runtime, values};
+use super::wait_indicator::WaitIndicator;
+use super::{Failure, interrupt, module_argument, print, print_json, runtime, value_parsers};
 use crate::api::proto::{
     Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,
 };
 use crate::config::SettingValue;
 use crate::refusal::printable;
 
-/// A module up to this size goes with the run; a larger one is loaded first, which takes larger messages.
+/// Largest module in bytes that is sent with the run. A larger one is loaded first, which allows
+/// larger messages.
 const INLINE: usize = 8 << 20;
-/// The most bytes of the first message of an interaction, whose start has the module where that fits.
+/// Most bytes of the first message of an interaction. The module is part of that message if it
+/// fits.
 const INTERACTION_START: usize = 1 << 20;
-/// What the keys and lengths of the module and the start take of it at the most.
+/// Most bytes that the protobuf keys and lengths of the module and of the start message take.
 const ENVELOPE: usize = 64;
-/// Output of each stream that is kept for the end of a run whose input is live, unless it is asked for more: as much as
-/// a daemon keeps by default where it keeps the output itself.
+/// Output limit in bytes of each stream of a run with live input whose output is collected, unless
+/// the caller asks for another. It is the default limit of a daemon that collects the output
+/// itself.
 const COLLECTED: u64 = 1 << 20;
 
-/// Run a module.
+/// Run a module, on a daemon or on one of the command's own.
 #[derive(Debug, Args)]
-pub(super) struct Run {
-    /// A file (binary or text), "-" for standard input, or the digest of a loaded module, "sha256:..."; a file whose
-    /// name begins with "-" follows "--"
+pub(super) struct RunCommand {
+    /// A file (binary or text), "-" for standard input, or the digest of a loaded module,
+    /// "sha256:..."; a file whose name begins with "-" follows "--"
     module: OsString,
-    /// The guest's arguments after its name; with --entry, exactly that function's parameters or arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = values::text())]
+    /// The guest's arguments after its name; with --entry, exactly that function's parameters or
+    /// arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = value_parsers::text())]
     args: Vec<String>,
-    /// Use the daemon at "host:port", "https://host:port" or "unix:/path" rather than one of this command's own
+    /// Use the daemon at "host:port", "https://host:port" or "unix:/path" rather than one of this
+    /// command's own
     #[arg(long, value_name = "ADDR", env = "RINGFENCE_SERVER")]
     server: Option<String>,
     #[command(flatten)]
-    credentials: Credentials,
+    credentials: ClientCredentials,
     /// Set an environment variable of the guest; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     env: Vec<(String, String)>,
     /// Show the guest a folder of the daemon's machine; may be repeated. GUEST is absolute
-    #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = values::mount())]
+    #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = value_parsers::mount())]
     mount: Vec<Mount>,
-    /// Give the guest this file as standard input, "-" for this command's (the default). It is read as the guest asks
-    /// for it
+    /// Give the guest this file as standard input, "-" for this command's (the default). It is read
+    /// as the guest asks for it
     #[arg(long, value_name = "FILE")]
     stdin: Option<OsString>,
     /// Give the guest no standard input
@@ -66,16 +74,16 @@ pub(super) struct Run {
     /// Hand this command's standard input to the guest as it comes (the default)
     #[arg(long, short, conflicts_with_all = ["stdin", "no_stream", "output", "idempotency_key"])]
     interactive: bool,
-    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it. The guest has no standard input
-    /// but what --stdin says, which is read whole before
+    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it. The guest
+    /// has no standard input but what --stdin says, which is read whole before
     #[arg(long, short, requires = "server", conflicts_with_all = ["interactive", "no_stream", "output"])]
     detach: bool,
-    /// Start no second run where one with this key was started. Standard input is part of what has to be the same, and
-    /// is read whole before; --no-stdin reads none
+    /// Start no second run where one with this key was started. Standard input is part of what has
+    /// to be the same, and is read whole before; --no-stdin reads none
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
     /// Wall time, as "500ms", "10s", "2m"
-    #[arg(long, value_parser = values::duration)]
+    #[arg(long, value_parser = value_parsers::duration)]
     timeout: Option<Duration>,
     /// Linear memory, in pages of 64 KiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -84,10 +92,10 @@ pub(super) struct Run {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     fuel: Option<u64>,
     /// Call stack, in bytes or as "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
     stack: Option<u32>,
     /// Output of each stream, in bytes or as "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
     output_limit: Option<u32>,
     /// At the output limit, drop the rest and go on, rather than stop
     #[arg(long)]
@@ -99,19 +107,19 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
     /// Label the run; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_value())]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
     /// Let the guest import a host function, as "ringfence.log"; may be repeated
     #[arg(long, value_name = "NAME")]
     allow_host_function: Vec<String>,
-    /// Provide no WASI
+    /// Provide no WASI to the guest
     #[arg(long)]
     no_wasi: bool,
     /// Give the guest a deterministic clock
     #[arg(long)]
     no_clock: bool,
-    /// Let the guest connect to the addresses that the daemon's operator grants; a daemon of this command's own
-    /// grants all
+    /// Let the guest connect to the addresses that the daemon's operator grants; a daemon of this
+    /// command's own grants all
     #[arg(long)]
     network: bool,
     /// Print output as it is written (the default)
@@ -122,42 +130,44 @@ pub(super) struct Run {
     no_stream: bool,
     /// Print everything as one JSON object rather than the guest's output; implies --no-stream
     #[arg(long, value_name = "FORMAT")]
-    output: Option<Format>,
+    output: Option<RunOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum RunOutputFormat {
     /// One JSON object: the result, and the output as text, or in base64 where it is none
     Json,
 }
 
-impl Run {
+impl RunCommand {
     pub(super) fn execute(mut self: Box<Self>) -> Result<ExitCode, Failure> {
-        // What names a file that is not there is told before anything is read.
+        // An argument that names a missing file is reported before anything is read.
         let stdin = self.guest_stdin()?;
         let module = ModuleArgument::read(&self.module)?;
         if self.server.is_none() {
             self.check_mounts()?;
         }
         runtime()?.block_on(async {
-            let signalled = interrupt::listen();
+            let signalled = interrupt::first_signal();
             let detach = self.detach;
             match self.server.take() {
                 Some(addr) => {
                     let work = async {
                         let link = channel(&addr, &self.credentials).await?;
-                        self.run(link, module, stdin, false).await
+                        self.run_on(link, module, stdin, false).await
                     };
-                    unless(signalled, detach, work).await
+                    or_signalled(signalled, detach, work).await
                 }
                 None => {
-                    let causes = Causes::start();
-                    let started = Embedded::start(self.grants()).await;
+                    let causes = IncidentCauses::start();
+                    let started = EmbeddedDaemon::start(self.grants()).await;
                     let (daemon, channel) = started.map_err(|failure| causes.explain(failure))?;
                     let result =
-                        unless(signalled, detach, self.run(channel, module, stdin, true)).await;
+                        or_signalled(signalled, detach, self.run_on(channel, module, stdin, true))
+                            .await;
                     let ended = daemon.end().await;
-                    // What brought the daemon down says more than that a call to it broke off.
+                    // The error that brought the daemon down says more than that a call to it broke
+                    // off.
                     let result = result.or_else(|failure| ended.and(Err(failure)));
                     result.map_err(|failure| causes.explain(failure))
                 }
@@ -165,11 +175,11 @@ impl Run {
         })
     }
 
-    /// What a daemon of our own must grant so that the flags can be honoured.
+    /// Returns the settings by which the embedded daemon grants everything that the flags ask for.
     fn grants(&self) -> Vec<(String, SettingValue)> {
         let mut set = vec![("server.drain_grace".to_owned(), "0s".into())];
-        // What is mounted to read inside what is mounted to write is granted writing: a grant of less would forbid the
-        // latter.
+        // A read-only mount inside a writable one is granted writing: granting less would forbid
+        // the writable mount.
         let leads = |mount: &Mount| std::fs::canonicalize(&mount.host_path).unwrap_or_default();
         let writable = self.mount.iter().filter(|mount| !mount.read_only);
         let writable: Vec<_> = writable.map(leads).collect();
@@ -192,10 +202,11 @@ impl Run {
         set
     }
 
-    /// Runs it on the daemon at the other end of `channel`, which is `embedded` here or serves others too.
-    async fn run(
+    /// Executes the module on the daemon at the other end of `channel`. That daemon is `embedded`
+    /// in this process, or serves others too.
+    async fn run_on(
         self,
-        channel: Link,
+        channel: DaemonChannel,
         module: ModuleArgument,
         stdin: GuestStdin,
         embedded: bool,
@@ -206,9 +217,9 @@ impl Run {
         let (name, sized) = (module.told(false), module.told(true));
         let waiting = |what: String| {
             if json {
-                Waiting::silent()
+                WaitIndicator::silent()
             } else {
-                Waiting::new(what)
+                WaitIndicator::new(what)
             }
         };
         let loading = if embedded { "compiling" } else { "loading" };
@@ -218,7 +229,7 @@ impl Run {
             GuestStdin::Empty | GuestStdin::Whole(_) => INLINE,
         };
         let referred = waiting(format!("{loading} {sized}"))
-            .during(module.reference(&mut sandbox(channel.clone()), inline))
+            .during(module.reference(&mut sandbox_client(channel.clone()), inline))
             .await?;
         spec.module = Some(referred);
         let starting = waiting(if embedded {
@@ -253,7 +264,7 @@ impl Run {
         self.output.is_some()
     }
 
-    /// What to run and how, but for the module and its input.
+    /// Builds the spec of the run, without the module and the standard input.
     fn spec(self) -> RunSpec {
         let mut args = self.args;
         if self.entry.is_none() {
@@ -301,7 +312,8 @@ impl Run {
         }
     }
 
-    /// Refuses what is not there on this machine, which a daemon of our own would blame on its configuration.
+    /// Refuses mounts of folders that do not exist on this machine, because the embedded daemon
+    /// would blame its configuration for them.
     fn check_mounts(&self) -> Result<(), Failure> {
         let hosts = self.mount.iter().map(|mount| mount.host_path.as_str());
         match hosts.into_iter().find(|host| !Path::new(host).is_dir()) {
@@ -313,8 +325,10 @@ impl Run {
         }
     }
 
-    /// What the guest reads. With a key, and where the run outlives this command, it has to be whole; to hand a loop's
-    /// input to each run that it starts in the background is nobody's wish.
+    /// Chooses the guest's standard input. It has to be read whole if there is an idempotency key
+    /// or if the run outlives this command. A detached run gets this command's standard input only
+    /// on request, because nobody wants a loop's input to go to each run that it starts in the
+    /// background.
     fn guest_stdin(&self) -> Result<GuestStdin, Failure> {
         let is_whole = self.detach || self.idempotency_key.is_some();
         let from_module = self.module == "-";
@@ -339,8 +353,9 @@ impl Run {
     }
 }
 
-/// `work`, unless a signal ends it first; dropping the call cancels the run, but for one that it may `detach`.
-async fn unless(
+/// Performs `work` unless a signal ends it first. Dropping the call cancels the run, except for one
+/// that is to be detached.
+async fn or_signalled(
     signalled: impl Future<Output = &'static str>,
     detach: bool,
     work: impl Future<Output = Result<ExitCode, Failure>>,
@@ -348,39 +363,47 @@ async fn unless(
     tokio::select! {
         result = work => result,
         did = signalled => Err(match detach {
-            true => Failure::left(did),
+            true => Failure::left_running(did),
             false => Failure::cancelled(did),
         }),
     }
 }
 
-/// A table of a configuration.
+/// Builds a table of configuration settings from keys and values.
 fn table<const N: usize>(entries: [(&str, &str); N]) -> SettingValue {
     let entries = entries.map(|(key, value)| (key, SettingValue::from(value)));
     std::collections::BTreeMap::from(entries).into()
 }
 
-async fn streamed(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
+async fn streamed(
+    channel: DaemonChannel,
+    spec: RunSpec,
+    waiting: WaitIndicator,
+) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
-    let mut client = sandbox(channel);
+    let mut client = sandbox_client(channel);
     let answer = waiting.during(client.run_stream(request)).await;
     to_the_end(
-        answer.map_err(|status| failure(&status))?.into_inner(),
+        answer
+            .map_err(|status| status_failure(&status))?
+            .into_inner(),
         None,
     )
     .await
 }
 
 async fn interactive(
-    channel: Link,
+    channel: DaemonChannel,
     spec: RunSpec,
     source: StdinSource,
-    waiting: Waiting,
+    waiting: WaitIndicator,
 ) -> Result<ExitCode, Failure> {
-    let mut client = runs(channel);
+    let mut client = runs_client(channel);
     let (mut pump, messages) = StdinPump::start(spec, source)?;
     let answer = waiting.during(client.interact(messages)).await;
-    let events = answer.map_err(|status| failure(&status))?.into_inner();
+    let events = answer
+        .map_err(|status| status_failure(&status))?
+        .into_inner();
     let broken = pump.take_broken();
     tokio::select! {
         told = to_the_end(events, Some(&pump)) => told,
@@ -388,19 +411,21 @@ async fn interactive(
     }
 }
 
-/// Has the output of a run whose input is live, when it has ended.
+/// Executes a run with live input, and collects its output until it has ended.
 async fn collected(
-    channel: Link,
+    channel: DaemonChannel,
     mut spec: RunSpec,
     source: StdinSource,
-) -> Result<Collected, Failure> {
+) -> Result<CollectedRun, Failure> {
     if let Some(resources) = &mut spec.resources {
         resources.output_limit = resources.output_limit.or(Some(COLLECTED));
     }
-    let mut client = runs(channel);
+    let mut client = runs_client(channel);
     let (mut pump, messages) = StdinPump::start(spec, source)?;
     let answer = client.interact(messages).await;
-    let mut events = answer.map_err(|status| failure(&status))?.into_inner();
+    let mut events = answer
+        .map_err(|status| status_failure(&status))?
+        .into_inner();
     let broken = pump.take_broken();
     tokio::select! {
         told = collect(&mut events, &pump) => told,
@@ -412,21 +437,30 @@ async fn to_the_end(
     mut events: Streaming<StreamEvent>,
     pump: Option<&StdinPump>,
 ) -> Result<ExitCode, Failure> {
-    // It is answered when it has started: nothing is waited for any more.
-    match follow(&mut events, &mut 0, Waiting::silent(), pump).await {
-        Over::Told(told) => told,
-        Over::Broken(Some(status)) => Err(failure(&status)),
-        Over::Broken(None) => Err(broke_off()),
+    // The stream is only answered once the run has started, so there is no wait to report any more.
+    match follow(&mut events, &mut 0, WaitIndicator::silent(), pump).await {
+        FollowEnd::Concluded(told) => told,
+        FollowEnd::Broken(Some(status)) => Err(status_failure(&status)),
+        FollowEnd::Broken(None) => Err(broke_off()),
     }
 }
 
-/// Starts a run, prints its id, and leaves it.
-async fn detached(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<ExitCode, Failure> {
+/// Starts a run, prints its id, and leaves it running.
+async fn detached(
+    channel: DaemonChannel,
+    spec: RunSpec,
+    waiting: WaitIndicator,
+) -> Result<ExitCode, Failure> {
     let request = RunStreamRequest { spec: Some(spec) };
-    let mut client = sandbox(channel);
+    let mut client = sandbox_client(channel);
     let answer = waiting.during(client.run_stream(request)).await;
-    let mut events = answer.map_err(|status| failure(&status))?.into_inner();
-    let event = events.message().await.map_err(|status| failure(&status))?;
+    let mut events = answer
+        .map_err(|status| status_failure(&status))?
+        .into_inner();
+    let event = events
+        .message()
+        .await
+        .map_err(|status| status_failure(&status))?;
     let Some(StreamEvent { run_id, .. }) = event else {
         let message = "the connection broke before the run started";
         return Err(Failure::unreachable(message));
@@ -434,26 +468,28 @@ async fn detached(channel: Link, spec: RunSpec, waiting: Waiting) -> Result<Exit
     print(format!("{run_id}\n").as_bytes())
 }
 
-async fn captured(channel: Link, spec: RunSpec) -> Result<Collected, Failure> {
+async fn captured(channel: DaemonChannel, spec: RunSpec) -> Result<CollectedRun, Failure> {
     let request = RunRequest { spec: Some(spec) };
-    let answer = sandbox(channel).run(request).await;
-    let answer = answer.map_err(|status| failure(&status))?.into_inner();
-    Ok(Collected {
+    let answer = sandbox_client(channel).run(request).await;
+    let answer = answer
+        .map_err(|status| status_failure(&status))?
+        .into_inner();
+    Ok(CollectedRun {
         result: answer.result.unwrap_or_default(),
         output: [answer.stdout.into(), answer.stderr.into()],
     })
 }
 
-fn print_collected(answer: &Collected, json: bool) -> Result<ExitCode, Failure> {
-    let Collected {
+fn print_collected(answer: &CollectedRun, json: bool) -> Result<ExitCode, Failure> {
+    let CollectedRun {
         result,
         output: [stdout, stderr],
     } = answer;
     if json {
-        print_json(&report(result, stdout, stderr))?;
-        return Ok(ExitCode::from(code(result)));
+        print_json(&run_json(result, stdout, stderr))?;
+        return Ok(ExitCode::from(exit_code_of(result)));
     }
     write(std::io::stdout(), stdout)?;
     write(std::io::stderr(), stderr)?;
-    conclude(result)
+    print_ending(result)
 }

@@ -1,4 +1,4 @@
-//! `ringfence serve`
+//! The command `ringfence serve`, which starts the daemon.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{ConfigArgs, Failure, PROGRAM, exit, preflight, runtime_of};
-use crate::app::{AppError, Drained};
+use crate::app::{AppError, DrainReport};
 use crate::config::{Config, LogFormat, Overrides};
 use crate::heap::HeapTrimmer;
 use crate::signals::{CaughtSignals, SignalRequests};
-use crate::telemetry::{AuditTarget, Log};
+use crate::telemetry::{AuditTarget, LogGuard};
 use crate::{app, config, hardening, process_limits, telemetry};
 
-/// Start the daemon.
+/// Start the daemon in the foreground.
 #[derive(Debug, Args)]
-pub(super) struct Serve {
+pub(super) struct ServeCommand {
     #[command(flatten)]
     config: ConfigArgs,
     /// Listen there: "host:port" or "unix:/path"; may be repeated
@@ -24,29 +24,30 @@ pub(super) struct Serve {
     listen: Vec<String>,
 }
 
-impl Serve {
-    /// Serves until it is asked to end. What keeps it from that is told in the form of its log.
+impl ServeCommand {
+    /// Serves until the daemon is asked to end. An error that keeps it from serving is printed in
+    /// the format of its log.
     pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
         overrides.listen = self.listen;
-        let format = config::log_format(&overrides);
+        let format = config::log_format_before_load(&overrides);
         if format == LogFormat::Json {
-            telemetry::tell_panics_as_json();
+            telemetry::print_panics_as_json();
         }
         start(&overrides, signals).unwrap_or_else(|(format_of_config, failure)| {
-            telemetry::tell(format_of_config.unwrap_or(format), &failure.message);
+            telemetry::print_error(format_of_config.unwrap_or(format), &failure.message);
             ExitCode::from(failure.code)
         })
     }
 }
 
-/// Why a daemon does not serve, and the form of its log where the configuration said it.
-type NotServing = (Option<LogFormat>, Failure);
+/// Why the daemon does not serve, and the format of its log where the configuration could be read.
+type ServeError = (Option<LogFormat>, Failure);
 
 fn start(
     overrides: &Overrides,
     signals: std::io::Result<CaughtSignals>,
-) -> Result<ExitCode, NotServing> {
+) -> Result<ExitCode, ServeError> {
     let no_form = |failure: String| (None, Failure::new(failure));
     let signals = signals.map_err(|error| no_form(format!("signals cannot be caught: {error}")))?;
     preflight::check().map_err(no_form)?;
@@ -55,22 +56,22 @@ fn start(
     let format = config.telemetry.log_format;
     let failed = |message: String| (Some(format), Failure::new(message));
     if format == LogFormat::Json {
-        telemetry::tell_panics_as_json();
+        telemetry::print_panics_as_json();
     }
     let limits = process_limits::check(&config).map_err(failed)?;
     let audit = AuditTarget::open(&config.telemetry).map_err(failed)?;
-    let mut besides = hardening::Besides {
+    let mut besides = hardening::ExtraPaths {
         read: config::credential_files(),
         trust: config::trust_store(),
         write: audit.folders(),
     };
-    // Read again when somebody asks for it.
+    // The file is read again when a reload is requested.
     let file = overrides.file.as_deref();
     let file = file.and_then(|file| std::path::absolute(file).ok());
     besides.read.extend(file);
-    // Before there is any other thread.
+    // Confinement has to be applied before any other thread exists.
     let missing = hardening::apply(&config, &besides).map_err(failed)?;
-    preflight::threads(process_limits::threads(&config)).map_err(failed)?;
+    preflight::check_threads(process_limits::threads(&config)).map_err(failed)?;
     let log = telemetry::start(&config.telemetry, audit).map_err(failed)?;
     warnings.extend(limits.warnings);
     for warning in warnings {
@@ -83,13 +84,13 @@ fn start(
         tracing::warn!(path, "a path that is configured cannot be reached");
     }
     tracing::info!(limits = limits.told, "limits of this process");
-    tracing::info!(walls = hardening::state(), "confined");
+    tracing::info!(walls = hardening::protections_in_force(), "confined");
     let served = serve(&config, overrides, signals, &log);
-    // All of it, before the last line that is not its own.
+    // The whole log is written before the last line, which is not part of it.
     drop(log);
     match served {
         Ok(drained) if drained.is_clean() => Ok(ExitCode::SUCCESS),
-        // It was told in the log.
+        // The log says what was left.
         Ok(_) => Ok(ExitCode::from(exit::RUNS_LEFT)),
         Err(failure) => Err((Some(format), failure)),
     }
@@ -99,25 +100,25 @@ fn serve(
     config: &Config,
     overrides: &Overrides,
     signals: CaughtSignals,
-    log: &Log,
-) -> Result<Drained, Failure> {
+    log: &LogGuard,
+) -> Result<DrainReport, Failure> {
     let asked = signals
-        .watch(log.flush_handle(), hardening::on_serving_thread)
+        .watch(log.flush_handle(), hardening::confine_serving_thread)
         .map_err(|error| Failure::new(format!("signals cannot be watched for: {error}")))?;
-    let trimmer = HeapTrimmer::start(hardening::on_serving_thread);
+    let trimmer = HeapTrimmer::start(hardening::confine_serving_thread);
     if let Err(error) = &trimmer {
         tracing::warn!(%error, "memory that is free is not given back to the system");
     }
-    let runtime = runtime_of(hardening::on_serving_thread)?;
+    let runtime = runtime_of(hardening::confine_serving_thread)?;
     let result = runtime.block_on(async {
         tokio::select! {
             drained = build_and_serve(config, overrides, &asked) => drained,
-            () = asked.stopped_while_starting() => Ok(Drained::default()),
-            () = log.report_drops() => Ok(Drained::default()),
-            () = super::keep_blocking_thread() => Ok(Drained::default()),
+            () = asked.stopped_while_starting() => Ok(DrainReport::default()),
+            () = log.report_drops() => Ok(DrainReport::default()),
+            () = super::keep_blocking_thread() => Ok(DrainReport::default()),
         }
     });
-    // Idle connections and guests' file system calls may still hold threads.
+    // Idle connections and the guests' file system calls may still hold threads.
     runtime.shutdown_background();
     drop(trimmer);
     result.map_err(|error| {
@@ -135,8 +136,9 @@ async fn build_and_serve(
     config: &Config,
     overrides: &Overrides,
     asked: &SignalRequests,
-) -> Result<Drained, AppError> {
-    // Here, on the one thread that is not confined by seccomp, since it starts threads that start processes.
+) -> Result<DrainReport, AppError> {
+    // This has to happen on the one thread that seccomp does not confine, since it starts threads
+    // that start processes.
     let app = app::build(config, Path::new(PROGRAM)).await?;
     let reloader = app.reloader();
     let reloads = async {
@@ -147,12 +149,12 @@ async fn build_and_serve(
     };
     tokio::select! {
         drained = app.serve_and_drain(asked.drain()) => drained,
-        () = reloads => Ok(Drained::default()),
+        () = reloads => Ok(DrainReport::default()),
     }
 }
 
-/// The form in which a command line that is no valid one is answered.
-pub(super) fn form_of(argv: &[OsString]) -> LogFormat {
+/// Finds the log format in which an invalid command line is answered.
+pub(super) fn log_format_of_argv(argv: &[OsString]) -> LogFormat {
     let mut overrides = Overrides {
         environment: true,
         ..Overrides::default()
@@ -167,10 +169,10 @@ pub(super) fn form_of(argv: &[OsString]) -> LogFormat {
         match name {
             "--set" => overrides
                 .set
-                .extend(value().and_then(|it| super::values::split_key_value(it).ok())),
+                .extend(value().and_then(|it| super::value_parsers::split_key_value(it).ok())),
             "--config" => overrides.file = value().map(Into::into),
             _ => {}
         }
     }
-    config::log_format(&overrides)
+    config::log_format_before_load(&overrides)
 }

@@ -1,9 +1,10 @@
-//! Input for a guest as it comes: read when the guest waits for it, and not before.
+//! Live input for a guest: it is read when the guest waits for it, and not before.
 //!
-//! The daemon tells when the guest waits, and for how much (`stdin_demand`). So a guest that reads nothing takes nothing
-//! from whoever reads the same input after this command, as in `while read line; do ringfence run x.wasm; done`. Of a
-//! file more is read at once, and given back at the end; of all else what is asked for, and later about as much again as
-//! the guest has read, so that large input needs few turns.
+//! The daemon tells when the guest waits, and for how much (`stdin_demand`). So a guest that reads
+//! nothing takes nothing from whoever reads the same input after this command, as in `while read
+//! line; do ringfence run x.wasm; done`. A file is read further ahead, and the rest is given back
+//! at the end. From any other source, exactly what is demanded is read at first, and later about as
+//! much again as the guest has read, so that large input needs few round trips.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as threads};
@@ -18,25 +19,27 @@ use crate::api::proto::interact_request::Frame;
 use crate::api::proto::{InteractRequest, RunSpec, StdinDemand, StdinEof, TellStdinDemand};
 use crate::sandbox::MAX_STDIN_CHUNK;
 
-/// Bytes of a file that are read for one demand.
+/// Most bytes of a file that are read for one demand.
 const AHEAD_OF_FILE: u64 = 1 << 20;
-/// The most bytes of anything else that are read for one demand.
+/// Most bytes that are read ahead from any other source for one demand.
 const AHEAD_OF_PIPE: u64 = 256 << 10;
-/// A guest that reads little at a time, as one does that leaves what it does not want, gets exactly what it asks for,
-/// for so many demands and bytes. Beyond that, turns count more.
+/// Number of demands up to which the guest gets exactly what it asks for, as long as it has read
+/// less than [`EXACT_BYTES`]. A guest that leaves the input that it does not want reads little at a
+/// time. Beyond that, saving round trips matters more.
 const EXACT_DEMANDS: u32 = 64;
+/// Bytes that a guest may read before demands are no longer met exactly.
 const EXACT_BYTES: u64 = 4 << 10;
-/// Messages on their way: the first two are there before anybody takes them.
+/// Capacity of the message channel: the first two messages are queued before anybody receives them.
 const MESSAGES: usize = 2;
 
-/// What hands input to the guest of an interaction, for as long as the run goes on.
+/// Feeds input to the guest of an interaction, for as long as the run goes on.
 pub(super) struct StdinPump {
     demands: threads::Sender<StdinDemand>,
     taken: Arc<PumpedInput>,
     broken: Option<oneshot::Receiver<io::Error>>,
 }
 
-/// The source, and what was taken from it.
+/// The source of the input, and how much has been taken from it.
 struct PumpedInput {
     source: StdinSource,
     state: Mutex<PumpState>,
@@ -46,19 +49,19 @@ struct PumpedInput {
 struct PumpState {
     bytes: u64,
     demands: u32,
-    /// Whether the run has ended, and nothing is to be taken any more.
+    /// Whether the run has ended, so that nothing more may be taken from the source.
     over: bool,
 }
 
 /// Whether there may be more input.
 #[derive(PartialEq, Eq)]
-enum Feed {
+enum FeedState {
     Open,
     Ended,
 }
 
 impl StdinPump {
-    /// Creates one for a run of `spec`, with the messages of its interaction.
+    /// Creates the pump for a run of `spec`, and returns it with the messages of the interaction.
     pub(super) fn start(
         spec: RunSpec,
         source: StdinSource,
@@ -68,7 +71,7 @@ impl StdinPump {
             Frame::Start(Box::new(spec)),
             Frame::TellStdinDemand(TellStdinDemand {}),
         ] {
-            // There is room for these.
+            // The channel has room for both messages.
             let _ = say.try_send(InteractRequest { frame: Some(frame) });
         }
         let (demands, demanded) = threads::channel();
@@ -78,13 +81,14 @@ impl StdinPump {
             state: Mutex::default(),
         });
         let feeds = Arc::clone(&taken);
-        // A thread of its own, since nothing else can wait for a terminal and be left behind when the run has ended.
+        // The source has a thread of its own, because nothing else can wait for a terminal and be
+        // left behind when the run has ended.
         let thread = std::thread::Builder::new().name("stdin".to_owned());
         let started = thread.spawn(move || {
             for demand in demanded {
                 match feeds.feed(&demand, &say) {
-                    Ok(Feed::Open) => {}
-                    Ok(Feed::Ended) => break,
+                    Ok(FeedState::Open) => {}
+                    Ok(FeedState::Ended) => break,
                     Err(error) => {
                         let _ = tell_broken.send(error);
                         break;
@@ -101,13 +105,14 @@ impl StdinPump {
         Ok((pump, ReceiverStream::new(said)))
     }
 
-    /// Hands on what the guest waits for, when it is there.
+    /// Passes on what the guest waits for, as soon as it is there.
     pub(super) fn demand(&self, demand: StdinDemand) {
-        // Nobody listens after the end of the input.
+        // Nobody receives demands after the end of the input.
         let _ = self.demands.send(demand);
     }
 
-    /// Gives back what was taken and not read by the guest, which has read `read` bytes, where that can be done.
+    /// Ends the feeding. Of a file, what was taken but not read by the guest, which has read `read`
+    /// bytes, is given back.
     pub(super) fn finish(&self, read: u64) {
         let mut state = self.taken.lock();
         state.over = true;
@@ -115,7 +120,8 @@ impl StdinPump {
         source.give_back(state.bytes.saturating_sub(read));
     }
 
-    /// What resolves when the input cannot be read; to be taken once.
+    /// Returns a future that resolves with the failure if the input cannot be read. It may be taken
+    /// once; a second one never resolves.
     pub(super) fn take_broken(&mut self) -> impl Future<Output = Failure> + use<> {
         let (broken, taken) = (self.broken.take(), Arc::clone(&self.taken));
         async move {
@@ -130,18 +136,18 @@ impl StdinPump {
 }
 
 impl PumpedInput {
-    /// Sends what is there for one demand.
+    /// Sends the input that is available for one demand.
     fn feed(
         &self,
         demand: &StdinDemand,
         frames: &mpsc::Sender<InteractRequest>,
-    ) -> io::Result<Feed> {
+    ) -> io::Result<FeedState> {
         let send = |frame| {
             let message = InteractRequest { frame: Some(frame) };
             match frames.blocking_send(message) {
-                Ok(()) => Feed::Open,
-                // The run has ended before its input.
-                Err(_) => Feed::Ended,
+                Ok(()) => FeedState::Open,
+                // The run has ended before its input did.
+                Err(_) => FeedState::Ended,
             }
         };
         let mut budget = self.budget(demand);
@@ -153,26 +159,26 @@ impl PumpedInput {
             }
             let most = usize::try_from(budget).map_or(piece.len(), |it| it.min(piece.len()));
             let Some(n) = self.take(&mut piece[..most])? else {
-                return Ok(Feed::Ended);
+                return Ok(FeedState::Ended);
             };
             let frame = match n {
                 None => continue,
                 Some(0) => {
                     send(Frame::StdinEof(StdinEof {}));
-                    return Ok(Feed::Ended);
+                    return Ok(FeedState::Ended);
                 }
                 Some(n) => {
                     budget -= n as u64;
                     Frame::Stdin(Bytes::copy_from_slice(&piece[..n]))
                 }
             };
-            if send(frame) == Feed::Ended {
-                return Ok(Feed::Ended);
+            if send(frame) == FeedState::Ended {
+                return Ok(FeedState::Ended);
             }
-            // What comes later is for the next demand, if there is one.
+            // Input that arrives later is for the next demand, if there is one.
             waits = false;
         }
-        Ok(Feed::Open)
+        Ok(FeedState::Open)
     }
 
     fn budget(&self, demand: &StdinDemand) -> u64 {
@@ -188,14 +194,16 @@ impl PumpedInput {
         wanted.max(demand.read_bytes.min(AHEAD_OF_PIPE))
     }
 
-    /// Reads a piece, unless the run is over.
+    /// Reads a piece. The outer `None` means that the run is over, and the inner one that another
+    /// reader took the input.
     fn take(&self, piece: &mut [u8]) -> io::Result<Option<Option<usize>>> {
         let mut state = self.lock();
         if state.over {
             return Ok(None);
         }
         if !self.source.is_seekable() {
-            // Another may have taken what was there: this may wait for long.
+            // The read may take long, if another reader took what was there, so the lock is
+            // released first.
             drop(state);
             return self.source.read(piece).map(Some);
         }
@@ -205,7 +213,7 @@ impl PumpedInput {
     }
 
     fn lock(&self) -> MutexGuard<'_, PumpState> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

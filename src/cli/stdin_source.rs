@@ -1,4 +1,4 @@
-//! What the guest of `ringfence run` reads.
+//! The sources of standard input for the guest of `ringfence run`.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -13,36 +13,38 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Failure;
 use crate::refusal::printable;
 
-/// Standard input of a guest.
+/// The standard input that a guest is given.
 pub(super) enum GuestStdin {
-    /// The end of file at once.
+    /// The input ends at once.
     Empty,
-    /// Bytes that go with the run.
+    /// The input is sent with the run.
     Whole(Bytes),
-    /// What is read as the guest asks for it.
+    /// The input is read as the guest asks for it.
     Live(StdinSource),
 }
 
-/// Where live input comes from. Nothing is read ahead by this process's own buffers.
+/// A source of live input. It has no buffer in this process, so that nothing is read ahead.
 #[derive(Debug)]
 pub(super) struct StdinSource {
     file: File,
-    /// For messages.
+    /// The name of the source, for error messages.
     name: String,
-    /// Whether what was read can be given back.
+    /// Whether the source can seek, so that what was read can be given back.
     seekable: bool,
 }
 
 impl StdinSource {
-    /// This command's standard input; `None` where nothing can come from it: it is closed, or /dev/null.
+    /// Opens this command's standard input; `None` where it is closed or /dev/null, so that nothing
+    /// can come from it.
     pub(super) fn standard() -> Result<Option<Self>, Failure> {
         let name = "standard input".to_owned();
-        // The same open file, with the position that it shares with whoever reads after this command.
+        // The clone is the same open file, and shares its position with whoever reads after this
+        // command.
         let file = io::stdin().as_fd().try_clone_to_owned();
         let file = file.map_err(|error| unreadable(&name, &error))?;
         let file = File::from(file);
         let metadata = file.metadata().map_err(|error| unreadable(&name, &error))?;
-        // What was closed is /dev/null since this program's start.
+        // A standard input that was closed has been /dev/null since the start of this program.
         let null = std::fs::metadata("/dev/null").map(|null| null.rdev());
         let is_null =
             metadata.file_type().is_char_device() && null.is_ok_and(|null| null == metadata.rdev());
@@ -54,7 +56,7 @@ impl StdinSource {
         }))
     }
 
-    /// The file at `path`.
+    /// Opens the file at `path` as a source.
     pub(super) fn open(path: &OsStr) -> Result<Self, Failure> {
         let name = printable(&Path::new(path).display().to_string());
         let opened = File::open(path).and_then(|file| {
@@ -72,7 +74,7 @@ impl StdinSource {
         })
     }
 
-    /// All of it, to its end.
+    /// Reads the whole input, up to its end.
     pub(super) fn read_whole(mut self) -> Result<Bytes, Failure> {
         let mut bytes = Vec::new();
         let read = self.file.read_to_end(&mut bytes);
@@ -80,18 +82,18 @@ impl StdinSource {
         Ok(bytes.into())
     }
 
-    /// Whether what was read can be given back.
+    /// Reports whether what was read can be given back.
     pub(super) fn is_seekable(&self) -> bool {
         self.seekable
     }
 
-    /// The failure to read it.
+    /// Converts an error of reading the source to a failure.
     pub(super) fn unreadable(&self, error: &io::Error) -> Failure {
         unreadable(&self.name, error)
     }
 
-    /// Waits until a read would give something: bytes, the end or an error. A file always does. False where it does not
-    /// within no time, and `patient` is false.
+    /// Waits until a read would return something: bytes, the end or an error. For a file that is
+    /// always so. It returns false if nothing is there at once and `patient` is false.
     pub(super) fn wait(&self, patient: bool) -> io::Result<bool> {
         if self.seekable {
             return Ok(true);
@@ -111,7 +113,7 @@ impl StdinSource {
         }
     }
 
-    /// Reads once; `None` where another took what was there.
+    /// Reads once; `None` where another reader took what was there.
     pub(super) fn read(&self, piece: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match (&self.file).read(piece) {
@@ -129,7 +131,8 @@ impl StdinSource {
             && bytes > 0
             && let Ok(bytes) = i64::try_from(bytes)
         {
-            // Beside this command's own place, since others may read the same open file.
+            // The seek is relative to the current position, since others may read from the same
+            // open file.
             let _ = (&self.file).seek(SeekFrom::Current(-bytes));
         }
     }

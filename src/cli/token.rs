@@ -1,24 +1,24 @@
-//! `ringfence token`
+//! The command `ringfence token`, which creates a bearer token.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{Failure, complain, print};
+use super::{Failure, print, print_to_stderr};
 use crate::request::Digest;
 
-/// Random bytes of a token.
+/// Number of random bytes in a token.
 const BYTES: usize = 32;
 
-/// Make a token.
+/// Make a bearer token for a tenant.
 #[derive(Debug, Args)]
-pub(super) struct Token {
+pub(super) struct TokenCommand {
     /// The tenant that it is for
     tenant: String,
 }
 
-impl Token {
+impl TokenCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let mut random = [0; BYTES];
         let filled = getrandom(&mut random[..], GetRandomFlags::empty());
@@ -29,7 +29,7 @@ impl Token {
         let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let token = format!("rf_{digits}");
         let hash = Digest::of(token.as_bytes());
-        complain(&format!(
+        print_to_stderr(&format!(
             "for the daemon's auth.tokens_file: {} {hash}",
             self.tenant
         ));

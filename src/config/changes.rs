@@ -1,4 +1,4 @@
-//! Which keys of two configurations differ.
+//! Comparison of two configurations, by the keys that differ.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use toml::Value;
 use super::Config;
 
 impl Config {
-    /// The keys, dotted, that say something else in `other`; arrays, such as `listen`, are one key each.
+    /// Returns the dotted keys whose values differ in `other`. An array, such as `listen`, counts
+    /// as one key.
     pub fn changed_keys(&self, other: &Self) -> Vec<String> {
         let (ours, theirs) = (flattened(self), flattened(other));
         let all = ours
@@ -20,7 +21,7 @@ impl Config {
 
 fn flattened(config: &Config) -> BTreeMap<String, Value> {
     let mut keys = BTreeMap::new();
-    // A configuration that was read can be written: `ringfence config show` does it.
+    // A configuration that was read can be serialized again, as `ringfence config show` does.
     if let Ok(Value::Table(table)) = Value::try_from(config) {
         flatten("", table, &mut keys);
     }
@@ -49,11 +50,11 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, Value>)
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{self, Known};
+    use crate::config::{self, KnownNames};
 
     #[test]
     fn the_keys_that_differ_are_named() {
-        let known = Known {
+        let known = KnownNames {
             features: &[],
             host_functions: &["ringfence.log", "ringfence.label"],
         };

@@ -1,36 +1,37 @@
-//! What a configuration must satisfy beyond its types. Every violation is told, not just the first.
+//! Checks of what a configuration must satisfy beyond its types. Every violation is reported, not
+//! just the first.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::schema::{Artifacts, Config, Runs, Size, StoreUrl, Time};
-use super::{callers, granted, socket_addresses};
+use super::schema::{ArtifactsConfig, Config, HumanDuration, RunsConfig, Size, StoreUrl};
+use super::{auth_check, policy_check, socket_addresses};
 use crate::limits::share_of;
 use crate::store;
 
-/// One thing that is wrong.
+/// One violation in a configuration, with what would be allowed.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// Where it was written: a variable, a flag, or a place in a file. `None` where the key says so itself, or where it is
-    /// a default.
-    pub written: Option<String>,
-    /// The key, dotted.
+    /// Where the setting was written: a variable, a flag, or a place in a file. `None` where the
+    /// key says so itself, or where the value is a default.
+    pub origin: Option<String>,
+    /// The dotted key of the setting.
     pub key: String,
-    /// What it says.
+    /// The value as written; empty where it is not shown.
     pub value: String,
-    /// What it may say.
+    /// A description of the values that are allowed.
     pub allowed: String,
 }
 
-/// Everything that is wrong, at least one thing.
+/// All violations that were found; there is at least one.
 #[derive(Clone, Debug)]
 pub struct Problems(pub Vec<Problem>);
 
-/// The names that other rooms know and a configuration may use.
+/// Names that are defined elsewhere in the daemon and that a configuration may refer to.
 #[derive(Clone, Copy, Debug)]
-pub struct Known {
+pub struct KnownNames {
     /// WebAssembly proposals that can be turned on.
     pub features: &'static [&'static str],
     /// Host functions that can be granted.
@@ -44,7 +45,7 @@ impl Problems {
         allowed: impl fmt::Display,
     ) -> Self {
         Self(vec![Problem {
-            written: None,
+            origin: None,
             key: key.to_string(),
             value: value.to_string(),
             allowed: allowed.to_string(),
@@ -55,7 +56,7 @@ impl Problems {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            written,
+            origin: written,
             key,
             value,
             allowed,
@@ -77,7 +78,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Text whose control characters cannot do anything where it is shown.
+/// Escapes the control characters of a text, so that they do no harm where it is shown.
 fn plain(text: &str) -> String {
     let shown = |c: char| match c.is_control() {
         true => c.escape_default().to_string(),
@@ -98,7 +99,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Collects problems; each method checks one kind of rule.
+/// Collects problems; each of its methods checks one kind of rule.
 #[derive(Default)]
 pub(super) struct Checker(pub(super) Vec<Problem>);
 
@@ -126,7 +127,7 @@ impl Checker {
         self.require(holds, key, &value, format!("from {low} to {high}"));
     }
 
-    /// As [`Self::between`], where the most is what another key says.
+    /// Checks a range as [`Self::between`] does, where the upper bound is the value of another key.
     pub(super) fn up_to<T: PartialOrd + fmt::Display>(
         &mut self,
         key: &str,
@@ -139,7 +140,7 @@ impl Checker {
         self.require(holds, key, &value, allowed);
     }
 
-    pub(super) fn known(&mut self, key: &str, names: &[String], known: &[&str]) {
+    pub(super) fn all_known(&mut self, key: &str, names: &[String], known: &[&str]) {
         for name in names {
             let holds = known.contains(&name.as_str());
             self.require(holds, key, name, known.join(", "));
@@ -147,15 +148,15 @@ impl Checker {
     }
 }
 
-/// Checks all that types cannot say.
-pub(super) fn check(config: &Config, known: &Known) -> Result<(), Problems> {
+/// Checks everything that the types cannot express.
+pub(super) fn check(config: &Config, known: &KnownNames) -> Result<(), Problems> {
     let mut c = Checker::default();
     listeners(&mut c, config);
     server(&mut c, config);
     engine(&mut c, config, known);
     modules(&mut c, config);
-    granted::check(&mut c, config, known);
-    callers::check(&mut c, config, known);
+    policy_check::check(&mut c, config, known);
+    auth_check::check(&mut c, config, known);
     telemetry(&mut c, config);
     if c.0.is_empty() {
         Ok(())
@@ -174,7 +175,7 @@ fn listeners(c: &mut Checker, config: &Config) {
     );
     for address in &config.listen {
         if let Some(path) = address.strip_prefix("unix:") {
-            // sun_path holds 108 bytes with its terminator.
+            // The field `sun_path` holds 108 bytes, including its terminator.
             let holds = path.starts_with('/') && path.len() > 1 && path.len() < 100;
             c.require(
                 holds,
@@ -189,7 +190,7 @@ fn listeners(c: &mut Checker, config: &Config) {
             Ok(addrs) => {
                 let open = addrs.iter().any(|addr| !is_loopback(addr.ip()));
                 c.require(
-                    !open || config.may_be_reached(),
+                    !open || config.may_listen_publicly(),
                     "listen",
                     address,
                     "loopback or a unix socket, since nobody is authenticated there: set [auth], or tls.client_ca (server.insecure_listen = true listens all the same)",
@@ -220,13 +221,13 @@ fn server(c: &mut Checker, config: &Config) {
     c.between(
         "server.drain_grace",
         server.drain_grace,
-        Time(Duration::ZERO),
+        HumanDuration(Duration::ZERO),
         minutes(60),
     );
     c.between(
         "server.drain_delay",
         server.drain_delay,
-        Time(Duration::ZERO),
+        HumanDuration(Duration::ZERO),
         minutes(10),
     );
     c.between(
@@ -247,7 +248,7 @@ fn server(c: &mut Checker, config: &Config) {
         millis(100),
         minutes(10),
     );
-    // Each listener has a share.
+    // Each listener has a share of the connections, which must not be empty.
     let listeners = u32::try_from(config.listen.len()).unwrap_or(u32::MAX);
     c.between(
         "server.max_connections",
@@ -288,7 +289,7 @@ fn messages(c: &mut Checker, config: &Config) {
         Size(1 << 30),
     );
     let largest = server.max_message.max(config.compile.max_module);
-    // Of several tenants, none may hold the last eighth.
+    // Where there are several tenants, none of them may hold the last eighth.
     let several = config.tenants.len() > 1;
     let share = share_of(server.inflight_request_bytes.0, several);
     c.require(
@@ -297,7 +298,7 @@ fn messages(c: &mut Checker, config: &Config) {
         server.inflight_request_bytes,
         format!("more than one message of server.max_message or compile.max_module ({largest}), of which several tenants have seven eighths each"),
     );
-    // Room for a page of runs, and for a few who watch.
+    // There has to be room for a page of runs, and for a few callers who watch runs.
     let answers = (Size(4 << 20), Size(1 << 40));
     c.between(
         "server.inflight_answer_bytes",
@@ -322,7 +323,7 @@ fn messages(c: &mut Checker, config: &Config) {
     );
 }
 
-fn engine(c: &mut Checker, config: &Config, known: &Known) {
+fn engine(c: &mut Checker, config: &Config, known: &KnownNames) {
     let engine = &config.engine;
     c.between("engine.guest_threads", engine.guest_threads, 0, 1024);
     c.between("engine.pool_slots", engine.pool_slots, 0, 10_000);
@@ -338,7 +339,7 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
         Size(1 << 20),
         Size(1 << 40),
     );
-    c.known("engine.features", &engine.features, known.features);
+    c.all_known("engine.features", &engine.features, known.features);
     c.between("admission.slots", config.admission.slots, 1, 10_000);
     let slots = config.admission.slots;
     c.require(
@@ -351,7 +352,7 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
     c.between(
         "admission.max_wait",
         config.admission.max_wait,
-        Time(Duration::ZERO),
+        HumanDuration(Duration::ZERO),
         minutes(10),
     );
     let share = config.admission.memory_share;
@@ -371,12 +372,12 @@ fn engine(c: &mut Checker, config: &Config, known: &Known) {
     runs(c, &config.runs, config.tenants.len());
 }
 
-fn runs(c: &mut Checker, runs: &Runs, tenants: usize) {
+fn runs(c: &mut Checker, runs: &RunsConfig, tenants: usize) {
     let stall = (millis(100), minutes(60));
     c.between("runs.stall_timeout", runs.stall_timeout, stall.0, stall.1);
     let log = (Size(128 << 10), Size(1 << 30));
     c.between("runs.log_bytes", runs.log_bytes, log.0, log.1);
-    // It is divided among tenants.
+    // The budget is divided among the tenants.
     let least = runs.log_bytes.0.saturating_mul(tenants.max(1) as u64);
     let holds = (least..=1 << 40).contains(&runs.log_budget.0);
     let allowed = format!(
@@ -386,11 +387,11 @@ fn runs(c: &mut Checker, runs: &Runs, tenants: usize) {
     );
     c.require(holds, "runs.log_budget", runs.log_budget, allowed);
     c.between("runs.history", runs.history, 0, 10_000_000);
-    let age = (Time(Duration::ZERO), minutes(30 * 24 * 60));
+    let age = (HumanDuration(Duration::ZERO), minutes(30 * 24 * 60));
     c.between("runs.history_age", runs.history_age, age.0, age.1);
     let bytes = (Size(0), Size(1 << 40));
     c.between("runs.history_bytes", runs.history_bytes, bytes.0, bytes.1);
-    let window = (Time(Duration::ZERO), minutes(24 * 60));
+    let window = (HumanDuration(Duration::ZERO), minutes(24 * 60));
     c.between(
         "runs.idempotency_window",
         runs.idempotency_window,
@@ -413,7 +414,7 @@ fn modules(c: &mut Checker, config: &Config) {
     c.between("compile.quantum", compile.quantum, quantum.0, quantum.1);
     c.between("compile.max_preempted", compile.max_preempted, 0, 64);
     c.between("compile.queue", compile.queue, 1, 10_000);
-    let wait = (Time(Duration::ZERO), minutes(60));
+    let wait = (HumanDuration(Duration::ZERO), minutes(60));
     c.between("compile.max_wait", compile.max_wait, wait.0, wait.1);
     c.between(
         "compile.timeout",
@@ -421,12 +422,13 @@ fn modules(c: &mut Checker, config: &Config) {
         millis(1000),
         minutes(60),
     );
-    // Less is not enough for a hello.
+    // With less memory, not even a small module can be compiled.
     let memory = (Size(64 << 20), Size(1 << 40));
     c.between("compile.memory", compile.memory, memory.0, memory.1);
     let module = (Size(1 << 10), Size(1 << 30));
     c.between("compile.max_module", compile.max_module, module.0, module.1);
-    // Of one that outgrows the small lane the time there is lost.
+    // The bound is low, because a module that outgrows the small lane loses the time that it spent
+    // there.
     let small = (Size(0), Size(16 << 20));
     c.between(
         "compile.small_module",
@@ -483,7 +485,8 @@ fn oci_credentials(c: &mut Checker, path: &Path) {
     let holds = path.is_absolute() && path.is_file();
     const ALLOWED: &str = "an absolute path to a file that exists, or nothing";
     c.require(holds, KEY, path.display(), ALLOWED);
-    // One that only the daemon's own user may read is looked at when it is needed.
+    // A file that cannot be read here, such as one that only the daemon's own user may read, is
+    // checked when it is needed.
     if let Ok(text) = std::fs::read(path)
         && let Err(why) = store::check_credentials(&text)
     {
@@ -492,7 +495,7 @@ fn oci_credentials(c: &mut Checker, path: &Path) {
     }
 }
 
-fn artifacts(c: &mut Checker, artifacts: &Artifacts) {
+fn artifacts(c: &mut Checker, artifacts: &ArtifactsConfig) {
     let budget = (Size(1 << 20), Size(1 << 44));
     c.between("artifacts.budget", artifacts.budget, budget.0, budget.1);
     let (dir, key) = (&artifacts.dir, &artifacts.key_file);
@@ -533,10 +536,10 @@ fn telemetry(c: &mut Checker, config: &Config) {
     );
 }
 
-pub(super) fn minutes(n: u64) -> Time {
-    Time(Duration::from_secs(60 * n))
+pub(super) fn minutes(n: u64) -> HumanDuration {
+    HumanDuration(Duration::from_secs(60 * n))
 }
 
-pub(super) fn millis(n: u64) -> Time {
-    Time(Duration::from_millis(n))
+pub(super) fn millis(n: u64) -> HumanDuration {
+    HumanDuration(Duration::from_millis(n))
 }

@@ -1,4 +1,5 @@
-//! Variables of the environment: our own settings, and those that the provider of an object store has.
+//! Environment variables: the daemon's own settings, and the variables of an object store's
+//! provider.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -7,11 +8,12 @@ use super::check::{Problem, Problems};
 use super::tree::{Content, SettingOrigin, trimmed};
 use crate::store;
 
-/// What the variables of our settings begin with.
+/// The prefix of the variables that hold settings of the daemon.
 const PREFIX: &str = "RINGFENCE_";
-/// Variables with our prefix that are no settings, but say which daemon a command asks, and what it shows to it.
+/// Variables with the prefix that are no settings. They tell a client command which daemon to call,
+/// and with which credentials.
 const CLIENTS: [&str; 4] = ["server", "token_file", "tls_ca", "tls_server_name"];
-/// Parts of the names of a provider's variables whose values are told nowhere.
+/// Parts of provider variables' names by which a value counts as secret and is never shown.
 const SECRET: [&str; 8] = [
     "SECRET", "TOKEN", "KEY", "PASSWORD", "SAS", "PROXY", "HEADER", "MASTER",
 ];
@@ -20,35 +22,36 @@ const PATHS: [&str; 4] = ["_FILE", "_PATH", "CREDENTIALS", "SERVICE_ACCOUNT"];
 /// Parts of the names of a provider's variables that hold URLs.
 const URLS: [&str; 4] = ["ENDPOINT", "FULL_URI", "_PROXY_URL", "AUTHORITY_HOST"];
 
-/// A setting that a variable or a flag says.
+/// A setting from a variable or a flag, which overrides the configuration file.
 #[derive(Debug)]
-pub(super) struct Given {
-    /// Its dotted key.
+pub(super) struct SettingOverride {
+    /// The dotted key of the setting.
     pub(super) key: String,
     pub(super) content: Content,
-    pub(super) written: SettingOrigin,
+    pub(super) origin: SettingOrigin,
 }
 
-impl Given {
-    /// Whether it is what was written there. Each address of `--listen` is a part of one setting.
-    pub(super) fn says(&self, written: &SettingOrigin) -> bool {
+impl SettingOverride {
+    /// Reports whether this setting was written at `written`. All addresses given by `--listen` are
+    /// parts of one setting.
+    pub(super) fn has_origin(&self, written: &SettingOrigin) -> bool {
         let is_listen = |it: &SettingOrigin| matches!(it, SettingOrigin::Flag(name) if name.starts_with("--listen "));
-        self.written == *written || (is_listen(&self.written) && is_listen(written))
+        self.origin == *written || (is_listen(&self.origin) && is_listen(written))
     }
 }
 
-/// What the environment says.
+/// What was found in the environment: settings, problems and warnings.
 #[derive(Debug, Default)]
-pub(super) struct Environment {
-    pub(super) settings: Vec<Given>,
+pub(super) struct EnvironmentSettings {
+    pub(super) settings: Vec<SettingOverride>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
 }
 
-/// A variable's value without what surrounds it; `None` where it is unset or nothing is left.
+/// Returns a variable's trimmed value; `None` where it is unset or nothing is left.
 ///
 /// # Errors
-/// Where it is no UTF-8.
+/// Fails where the value is not UTF-8.
 pub fn variable(name: &str) -> Result<Option<String>, Problems> {
     match std::env::var_os(name) {
         None => Ok(None),
@@ -71,23 +74,23 @@ fn refused(name: &str, value: &OsStr, allowed: &str) -> Problem {
         false => shown.into_owned(),
     };
     Problem {
-        written: None,
+        origin: None,
         key: name.to_owned(),
         value,
         allowed: allowed.to_owned(),
     }
 }
 
-/// Whether what a variable says is not to be told.
+/// Reports whether the value of a variable must not be shown.
 fn is_secret(name: &str, value: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let is_path = PATHS.iter().any(|part| upper.contains(part));
     (SECRET.iter().any(|part| upper.contains(part)) && !is_path) || value.contains('@')
 }
 
-/// The settings in the environment, by their variables' names.
-pub(super) fn settings() -> Environment {
-    let mut environment = Environment::default();
+/// Collects the daemon's settings from the environment, ordered by the names of their variables.
+pub(super) fn settings() -> EnvironmentSettings {
+    let mut environment = EnvironmentSettings::default();
     let mut variables: Vec<_> = std::env::vars_os().collect();
     variables.sort();
     for (name, value) in variables {
@@ -106,10 +109,10 @@ pub(super) fn settings() -> Environment {
         }
         match text(&shown, &value) {
             Ok(None) => {}
-            Ok(Some(text)) => environment.settings.push(Given {
+            Ok(Some(text)) => environment.settings.push(SettingOverride {
                 key: key.replace("__", "."),
                 content: Content::Untyped(text),
-                written: SettingOrigin::Variable(shown.into()),
+                origin: SettingOrigin::Variable(shown.into()),
             }),
             Err(problem) => environment.problems.push(problem),
         }
@@ -117,22 +120,25 @@ pub(super) fn settings() -> Environment {
     environment
 }
 
-/// The variable that holds the setting of a dotted key.
+/// Returns the name of the variable that holds the setting of a dotted key.
 pub(super) fn variable_of(key: &str) -> String {
     format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
 
-/// The variables that the provider of an object store takes, by the scheme of its URL: without what surrounds their
-/// values, and without those that are empty.
+/// Collects the variables that the provider of an object store accepts, by the scheme of its URL.
+/// Values are trimmed, and empty ones are left out.
 ///
 /// # Errors
-/// Every one that could be sent nowhere, by its name. What is secret is not told.
-pub fn provider(scheme: &str) -> Result<Vec<(String, String)>, Problems> {
+/// Returns every variable whose value could not be sent, by name. Secret values are not shown.
+pub fn provider_variables(scheme: &str) -> Result<Vec<(String, String)>, Problems> {
     let (mut taken, mut problems) = (Vec::new(), Vec::new());
     let mut variables: Vec<_> = std::env::vars_os().collect();
     variables.sort();
     for (name, value) in variables {
-        let Some(name) = name.to_str().filter(|name| store::takes(scheme, name)) else {
+        let Some(name) = name
+            .to_str()
+            .filter(|name| store::accepts_variable(scheme, name))
+        else {
             continue;
         };
         match text(name, &value) {
@@ -149,7 +155,7 @@ pub fn provider(scheme: &str) -> Result<Vec<(String, String)>, Problems> {
     for (one, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
         if has(one) && !has(other) && problems.is_empty() {
             problems.push(Problem {
-                written: None,
+                origin: None,
                 key: other.to_owned(),
                 value: String::new(),
                 allowed: format!("it is not set, and has to be where {one} is"),
@@ -162,16 +168,16 @@ pub fn provider(scheme: &str) -> Result<Vec<(String, String)>, Problems> {
     }
 }
 
-/// Checks that the provider of the object store at `url` takes what its variables say.
+/// Checks that the provider of the object store at `url` accepts the values of its variables.
 ///
 /// # Errors
-/// The variables that it does not take.
-pub(super) fn check_provider(url: &url::Url) -> Result<(), Problems> {
-    let variables = provider(url.scheme())?;
+/// Returns the variables that the provider does not accept.
+pub(super) fn check_provider_variables(url: &url::Url) -> Result<(), Problems> {
+    let variables = provider_variables(url.scheme())?;
     store::check_variables(url, &variables).map_err(|(name, why)| {
         let said = variables.iter().find(|(it, _)| Some(it) == name.as_ref());
         Problems(vec![match said {
-            // What the library says may have the value in it.
+            // The library's message may contain the value.
             Some((name, value)) => Problem {
                 allowed: match is_secret(name, value) {
                     true => "something else".to_owned(),
@@ -180,7 +186,7 @@ pub(super) fn check_provider(url: &url::Url) -> Result<(), Problems> {
                 ..refused(name, OsStr::new(value), "")
             },
             None => Problem {
-                written: None,
+                origin: None,
                 key: "store.url".to_owned(),
                 value: url.to_string(),
                 allowed: format!("what its provider takes: {why}"),
@@ -189,7 +195,7 @@ pub(super) fn check_provider(url: &url::Url) -> Result<(), Problems> {
     })
 }
 
-/// What a provider's variable has to be, where its value is something else.
+/// Describes what a provider's variable has to be; `None` where its value is acceptable.
 fn unsendable(name: &str, value: &str) -> Option<&'static str> {
     let is = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     if value.chars().any(char::is_control) {
@@ -216,7 +222,7 @@ fn unsendable(name: &str, value: &str) -> Option<&'static str> {
     (is(&one_word) && value.contains(' ')).then_some("one word, without spaces")
 }
 
-/// Files that variables of the environment name as credentials for object stores.
+/// Returns the files that environment variables name as credentials for object stores.
 pub fn credential_files() -> Vec<PathBuf> {
     const NAMES: [&str; 5] = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -229,7 +235,7 @@ pub fn credential_files() -> Vec<PathBuf> {
         .iter()
         .filter_map(|name| {
             let value = std::env::var_os(name)?;
-            // A path may be no UTF-8; then it stands as it is.
+            // A path need not be UTF-8, and is then taken as it is.
             Some(match value.to_str() {
                 Some(text) => PathBuf::from(trimmed(text)),
                 None => PathBuf::from(value),
@@ -239,7 +245,8 @@ pub fn credential_files() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether a variable is one that Kubernetes makes of a Service: `X_SERVICE_HOST`, `X_PORT_80_TCP_ADDR` and the like.
+/// Reports whether Kubernetes injects such a variable for a Service: `X_SERVICE_HOST`,
+/// `X_PORT_80_TCP_ADDR` and the like.
 fn is_service_link(key: &str) -> bool {
     if !key.starts_with(PREFIX) || key.contains("__") {
         return false;

@@ -1,30 +1,35 @@
-//! Errors in the words of whoever wrote the setting: where it stands, and which key may have been meant.
+//! Explanations of configuration errors for whoever wrote the setting: where it stands, and which
+//! key may have been meant.
 
 use super::check::{Problem, Problems};
-use super::environment::{Given, variable_of};
-use super::reading::{Cause, Unread};
+use super::deserialize::{SettingError, SettingErrorKind};
+use super::environment::{SettingOverride, variable_of};
 use super::tree::{Setting, SettingOrigin};
 
-/// Tells why a setting is not read. `defaults` has every key that there is outside of lists.
-pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Problem {
+/// Explains why a setting could not be read. `defaults` has every key that exists outside of lists.
+pub(super) fn problem_of(
+    unread: &SettingError,
+    defaults: &Setting,
+    given: &[SettingOverride],
+) -> Problem {
     let mut key = unread.key();
     let allowed = match &unread.cause {
-        Cause::NotAllowed(allowed) => allowed.clone(),
-        Cause::Other(why) => why.clone(),
-        Cause::NoSuchKey(known) => {
-            // A variable's or a flag's own key is longer than the part of it that is not known.
+        SettingErrorKind::NotAllowed(allowed) => allowed.clone(),
+        SettingErrorKind::Other(why) => why.clone(),
+        SettingErrorKind::NoSuchKey(known) => {
+            // The whole key of a variable or a flag is longer than the part of it that is unknown.
             let own = given
                 .iter()
-                .find(|it| Some(&it.written) == unread.written.as_ref());
+                .find(|it| Some(&it.origin) == unread.origin.as_ref());
             if let Some(own) = own.filter(|own| own.key.starts_with(&key)) {
                 key.clone_from(&own.key);
             }
             let keys = match key.contains('[') {
-                // Of what is in a list, the keys beside it.
+                // For a key inside a list, the candidates are the keys beside it.
                 true => beside(&key, known),
                 false => defaults.keys(),
             };
-            let is_variable = matches!(unread.written, Some(SettingOrigin::Variable(_)));
+            let is_variable = matches!(unread.origin, Some(SettingOrigin::Variable(_)));
             match nearest(&key, &keys) {
                 Some(near) if is_variable => {
                     format!(
@@ -38,16 +43,17 @@ pub(super) fn unread(unread: &Unread, defaults: &Setting, given: &[Given]) -> Pr
         }
     };
     Problem {
-        written: unread.written.as_ref().map(ToString::to_string),
+        origin: unread.origin.as_ref().map(ToString::to_string),
         key,
         value: unread.value.clone(),
         allowed,
     }
 }
 
-/// Adds to what does not make sense where it was written, and where the settings were that it has to go with.
-pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
-    let source = |key: &str| match &tree.towards(key).written {
+/// Adds to each problem where its setting was written, and where the settings were that it has to
+/// agree with.
+pub(super) fn add_origins(problems: Problems, tree: &Setting) -> Problems {
+    let source = |key: &str| match &tree.deepest_at(key).origin {
         SettingOrigin::Default => None,
         written @ (SettingOrigin::File { .. }
         | SettingOrigin::Variable(_)
@@ -70,7 +76,7 @@ pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
             false => format!("{} ({})", problem.allowed, others.join("; ")),
         };
         Problem {
-            written,
+            origin: written,
             allowed,
             ..problem
         }
@@ -78,9 +84,9 @@ pub(super) fn where_written(problems: Problems, tree: &Setting) -> Problems {
     Problems(explained.collect())
 }
 
-/// The key of a problem, down to the element of a list that it is about where its value tells which.
+/// Returns the key of a problem, extended by the index of the list element whose value it reports.
 fn element(problem: &Problem, tree: &Setting) -> String {
-    let list = tree.towards(&problem.key).elements();
+    let list = tree.deepest_at(&problem.key).elements();
     let at = list.iter().position(|it| {
         let text = it.to_string();
         text.trim_matches('"') == problem.value.trim_matches('"')
@@ -96,11 +102,14 @@ fn beside(key: &str, known: &[&str]) -> Vec<String> {
     known.iter().map(|it| format!("{around}.{it}")).collect()
 }
 
-/// The key that was most likely meant: spelt nearly so, or the same in another table.
+/// Finds the key that was most likely meant: one that is spelt almost the same, or the same name in
+/// another table.
 fn nearest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
     let spelt = |key: &str| key.replace(['.', '-'], "_").to_lowercase();
     let wanted = spelt(key);
-    let close = keys.iter().map(|it| (distance(&wanted, &spelt(it)), it));
+    let close = keys
+        .iter()
+        .map(|it| (edit_distance(&wanted, &spelt(it)), it));
     let most = (wanted.chars().count() / 4).clamp(1, 4);
     let close = close.filter(|(distance, _)| *distance <= most).min();
     let last = |key: &str| key.rsplit('.').next().map(str::to_owned);
@@ -111,8 +120,9 @@ fn nearest<'a>(key: &str, keys: &'a [String]) -> Option<&'a str> {
         .map(String::as_str)
 }
 
-/// How many characters have to be added, removed or replaced to make one of the other.
-fn distance(one: &str, other: &str) -> usize {
+/// Computes the Levenshtein distance: how many characters have to be added, removed or replaced to
+/// turn one text into the other.
+fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, c) in one.chars().enumerate() {
@@ -131,7 +141,7 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{distance, nearest};
+    use super::{edit_distance, nearest};
 
     #[test]
     fn the_distance_is_of_single_characters() {
@@ -142,7 +152,10 @@ mod tests {
             ("slots", "slot", 1),
             ("kitten", "sitting", 3),
         ] {
-            assert_eq!((distance(one, other), distance(other, one)), (far, far));
+            assert_eq!(
+                (edit_distance(one, other), edit_distance(other, one)),
+                (far, far)
+            );
         }
     }
 

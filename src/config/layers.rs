@@ -1,42 +1,43 @@
-//! The defaults, and what is laid over them: a file, the environment, flags.
+//! The layers of a configuration: the defaults, and over them a file, the environment and flags.
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 
 use super::DEFAULTS;
-use super::check::{self, Known, Problem, Problems};
-use super::environment::Given;
+use super::check::{self, KnownNames, Problem, Problems};
+use super::deserialize::{PathStep, SettingDeserializer, SettingError};
+use super::environment::SettingOverride;
 use super::explain;
-use super::reading::{PathStep, SettingReader, Unread};
 use super::schema::Config;
 use super::tree::{self, Content, Setting, SettingOrigin};
 
-/// Errors that are told at once, at the most.
+/// Most errors that are reported at once.
 const MAX_PROBLEMS: usize = 64;
 
-/// What was written, by where.
-pub(super) struct Layers {
+/// The settings as written, kept apart by the layer that they come from.
+pub(super) struct ConfigLayers {
     defaults: Setting,
     file: Option<Setting>,
-    /// What variables and flags say, later ones over earlier ones.
-    given: Vec<Given>,
+    /// The settings from variables and flags; later ones override earlier ones.
+    overrides: Vec<SettingOverride>,
     problems: Vec<Problem>,
 }
 
-impl Layers {
-    /// Of a file's name and text, and of what variables and flags say. `problems` were found on the way.
+impl ConfigLayers {
+    /// Parses a file, given by name and text, and stacks the settings of variables and flags on it.
+    /// `problems` were found on the way.
     ///
     /// # Errors
-    /// Where the file is no TOML, with `problems`.
+    /// Returns `problems` and the syntax errors where the file is not TOML.
     pub(super) fn new(
         file: Option<(String, String)>,
-        given: Vec<Given>,
+        given: Vec<SettingOverride>,
         mut problems: Vec<Problem>,
     ) -> Result<Self, Problems> {
-        let mut defaults = tree::document("the defaults", DEFAULTS).map_err(Problems)?;
-        defaults.forget_where();
-        let file = file.map(|(name, text)| tree::document(&name, &text));
+        let mut defaults = tree::parse_document("the defaults", DEFAULTS).map_err(Problems)?;
+        defaults.clear_origins();
+        let file = file.map(|(name, text)| tree::parse_document(&name, &text));
         let file = match file.transpose() {
             Ok(file) => file,
             Err(more) => {
@@ -47,30 +48,30 @@ impl Layers {
         Ok(Self {
             defaults,
             file,
-            given,
+            overrides: given,
             problems,
         })
     }
 
-    /// The configuration that they come to.
+    /// Merges the layers, and reads and checks the configuration.
     ///
     /// # Errors
-    /// Everything that is refused.
-    pub(super) fn read(mut self, known: &Known) -> Result<Config, Problems> {
+    /// Returns everything that is refused.
+    pub(super) fn read(mut self, known: &KnownNames) -> Result<Config, Problems> {
         loop {
-            let tree = self.laid();
-            match Config::deserialize(SettingReader(&tree)) {
+            let tree = self.merged();
+            match Config::deserialize(SettingDeserializer(&tree)) {
                 Ok(config) if self.problems.is_empty() => {
                     return check::check(&config, known)
                         .map(|()| config)
-                        .map_err(|problems| explain::where_written(problems, &tree));
+                        .map_err(|problems| explain::add_origins(problems, &tree));
                 }
                 Ok(_) => return Err(Problems(self.problems)),
                 Err(unread) => {
-                    let problem = explain::unread(&unread, &self.defaults, &self.given);
+                    let problem = explain::problem_of(&unread, &self.defaults, &self.overrides);
                     self.problems.push(problem);
-                    // Without it the next one is found.
-                    if self.problems.len() >= MAX_PROBLEMS || !self.leave_out(&unread) {
+                    // Reading again without this setting finds the next error.
+                    if self.problems.len() >= MAX_PROBLEMS || !self.remove_refused(&unread) {
                         return Err(Problems(self.problems));
                     }
                 }
@@ -78,14 +79,14 @@ impl Layers {
         }
     }
 
-    /// Lays them over each other, tables key by key and all else as a whole.
-    fn laid(&self) -> Setting {
-        let given: Vec<Setting> = self.given.iter().map(|it| self.layer_of(it)).collect();
+    /// Merges the layers: tables key by key, and everything else as a whole.
+    fn merged(&self) -> Setting {
+        let given: Vec<Setting> = self.overrides.iter().map(|it| self.layer_of(it)).collect();
         let below = [&self.defaults].into_iter().chain(&self.file);
         let layers: Vec<Option<&Setting>> = below.chain(&given).map(Some).collect();
         let mut figment = Figment::new();
         for (number, says) in layers.iter().copied().flatten().enumerate() {
-            figment = figment.merge(Layer { number, says });
+            figment = figment.merge(LayerProvider { number, says });
         }
         let number_of = |value: &Value| {
             let metadata = figment.get_metadata(value.tag())?;
@@ -96,16 +97,17 @@ impl Layers {
         assemble(&merged.unwrap_or_default(), &layers, &number_of)
     }
 
-    /// What a variable or a flag says, as a tree of its own. A table in one has keys that count, as those of a file do.
-    fn layer_of(&self, given: &Given) -> Setting {
-        let Given {
+    /// Builds the tree of one variable or flag. A table in it overrides key by key, as the tables
+    /// of a file do.
+    fn layer_of(&self, given: &SettingOverride) -> Setting {
+        let SettingOverride {
             key,
             content,
-            written,
+            origin: written,
         } = given;
         let table = match content {
             Content::Untyped(text) if self.defaults.is_table(key) => {
-                let value = tree::value(text, written).map(|value| value.content);
+                let value = tree::parse_value(text, written).map(|value| value.content);
                 value.ok().filter(|it| matches!(it, Content::Table(_)))
             }
             Content::Untyped(_)
@@ -120,9 +122,9 @@ impl Layers {
         Setting::under(key, table.unwrap_or_else(|| content.clone()), written)
     }
 
-    /// Takes away what was refused; false where that is not possible.
-    fn leave_out(&mut self, unread: &Unread) -> bool {
-        match &unread.written {
+    /// Removes the setting that was refused; returns false where that is not possible.
+    fn remove_refused(&mut self, unread: &SettingError) -> bool {
+        match &unread.origin {
             Some(SettingOrigin::File { .. }) => {
                 let names = unread.path.iter().map_while(|step| match step {
                     PathStep::Key(name) => Some(name.clone()),
@@ -132,23 +134,23 @@ impl Layers {
                 self.file.as_mut().is_some_and(|file| file.prune(&path))
             }
             Some(written @ (SettingOrigin::Variable(_) | SettingOrigin::Flag(_))) => {
-                let before = self.given.len();
-                self.given.retain(|given| !given.says(written));
-                self.given.len() < before
+                let before = self.overrides.len();
+                self.overrides.retain(|given| !given.has_origin(written));
+                self.overrides.len() < before
             }
             Some(SettingOrigin::Default | SettingOrigin::Command) | None => false,
         }
     }
 }
 
-/// What one place says: the defaults, a file, a variable or a flag. Its name is its number, by which it is found again
-/// for each value that is of it.
-struct Layer<'a> {
+/// One layer as a Figment provider: the defaults, a file, a variable or a flag. Its name is its
+/// number, by which the layer of each merged value is found again.
+struct LayerProvider<'a> {
     number: usize,
     says: &'a Setting,
 }
 
-impl Provider for Layer<'_> {
+impl Provider for LayerProvider<'_> {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.number.to_string())
     }
@@ -159,8 +161,8 @@ impl Provider for Layer<'_> {
     }
 }
 
-/// The tables of a layer, and that there is something at each key: what it is, the layer itself knows better, with the place
-/// where it was written.
+/// Reduces a layer to its tables, with a placeholder at each key. The value itself stays in the
+/// layer, together with the place where it was written.
 fn outline(setting: &Setting) -> Value {
     match &setting.content {
         Content::Table(table) => {
@@ -177,8 +179,8 @@ fn outline(setting: &Setting) -> Value {
     }
 }
 
-/// Puts the settings together that came out on top. `tables` are those of the layers at this place; of one that has none here
-/// it is something else.
+/// Assembles the settings that won the merge. `tables` are the layers' settings at this place,
+/// which are absent or no tables in some of the layers.
 fn assemble(
     merged: &Dict,
     tables: &[Option<&Setting>],
@@ -203,12 +205,13 @@ fn assemble(
         };
         table.extend(setting.map(|setting| (key.clone(), setting)));
     }
-    // A table that is there already has not been written where its keys are.
+    // The table gets its place from the lowest layer that has it, because it was there before the
+    // keys that later layers add.
     let lowest = tables.iter().flatten().find(|it| it.table().is_some());
-    let written = lowest.map(|it| it.written.clone());
+    let written = lowest.map(|it| it.origin.clone());
     Setting {
         content: Content::Table(table),
-        written: written.unwrap_or(SettingOrigin::Default),
+        origin: written.unwrap_or(SettingOrigin::Default),
     }
 }
 

@@ -1,13 +1,13 @@
-//! What the addresses to listen on stand for.
+//! Resolution of the addresses to listen on.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
-/// Every address that "host:port" stands for: what its name resolves to, in that order. "localhost" is the loopback of
-/// both families, whatever a hosts file says of it: programs differ in which of them they try.
+/// Resolves "host:port" to all its addresses, in the resolver's order. "localhost" is the loopback
+/// of both families, whatever a hosts file says, because programs differ in which of them they try.
 ///
 /// # Errors
-/// Where it is none, or its name does not resolve.
+/// Fails where the text is no address, or where its name does not resolve.
 pub fn socket_addresses(address: &str) -> io::Result<Vec<SocketAddr>> {
     let resolved = address.to_socket_addrs();
     let local = local_port(address).map(|port| {
@@ -41,7 +41,7 @@ fn local_port(address: &str) -> Option<u16> {
     port.parse().ok()
 }
 
-/// Whether one of `listen` is a name with any port.
+/// Reports whether one of `listen` is a host name with port 0, which stands for any free port.
 pub(crate) fn listens_by_name(listen: &[String]) -> bool {
     listen.iter().any(|address| {
         !address.starts_with("unix:")

@@ -1,13 +1,13 @@
-//! The form of the log where there is no valid configuration to say it.
+//! The format of the log while there is no valid configuration to choose it.
 
 use super::{LogFormat, Overrides};
 
 const KEY: &str = "telemetry.log_format";
 const VARIABLE: &str = "RINGFENCE_TELEMETRY__LOG_FORMAT";
 
-/// What the log's form is as far as that can be known where the configuration is not valid, or not
-/// read: by the flags, else the environment, else the file, else the default.
-pub fn log_format(overrides: &Overrides) -> LogFormat {
+/// Finds the log format as far as it can be known while the configuration is invalid or not read
+/// yet: from the flags, else from the environment, else from the file, else the default.
+pub fn log_format_before_load(overrides: &Overrides) -> LogFormat {
     let flag = overrides.set.iter().rev().find(|(key, _)| key == KEY);
     let flag = flag.map(|(_, value)| value.clone());
     let said = flag.or_else(|| of_environment(overrides));
@@ -28,12 +28,13 @@ fn of_environment(overrides: &Overrides) -> Option<String> {
     (!value.trim().is_empty()).then_some(value)
 }
 
-/// What a flag or a variable says, with or without the quotes of TOML.
+/// Removes the quotes of TOML around a flag's or a variable's value, where there are any.
 fn unquoted(value: &str) -> &str {
     value.trim().trim_matches(['"', '\''])
 }
 
-/// Of a file whose other parts may be anything, as long as it can be read more than once.
+/// Reads the format from the file, whatever its other parts are. Only a regular file is read,
+/// because the file is read again later.
 fn of_file(overrides: &Overrides) -> Option<String> {
     let file = overrides.file.as_ref().filter(|file| file.is_file())?;
     let text = std::fs::read_to_string(file).ok()?;
@@ -42,7 +43,7 @@ fn of_file(overrides: &Overrides) -> Option<String> {
         let format = table.get("telemetry")?.get("log_format")?.as_str()?;
         Some(format.to_owned())
     };
-    // One that is no TOML as a whole may still say it, in a line of its own.
+    // A file that is not valid TOML as a whole may still have the key on a line of its own.
     of(&text).or_else(|| {
         let mut lines = text.lines().skip_while(|it| it.trim() != "[telemetry]");
         lines.next()?;

@@ -1,138 +1,139 @@
-//! The only reader of files and environment: defaults < file < environment < flags.
+//! The configuration, and the only reader of its file and environment. The order of precedence is:
+//! defaults < file < environment < flags.
 //!
-//! [`load`] gives a [`Config`] that is whole and consistent, or every error at once, each with the variable, the flag or
-//! the place in a file that it comes from. No behaviour lives here.
+//! [`load`] returns a [`Config`] that is complete and consistent, or every error at once, each with
+//! the variable, the flag or the place in a file that it comes from. No behaviour lives here.
 
-mod callers;
+mod auth_check;
 mod changes;
 mod check;
+mod deserialize;
 mod environment;
 mod explain;
-mod granted;
 mod layers;
 mod listeners;
 mod log_format;
-mod places;
-mod reading;
+mod policy_check;
 mod schema;
 mod threads;
 mod tree;
 mod trust_store;
 mod units;
+mod urls;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub use callers::DEFAULT_TENANT;
-pub(crate) use callers::{is_of_many_things, user_and_group};
-pub use check::{Known, Problem, Problems};
-pub use environment::{credential_files, provider, variable};
+pub use auth_check::DEFAULT_TENANT;
+pub(crate) use auth_check::{is_shared_folder, user_and_group};
+pub use check::{KnownNames, Problem, Problems};
+pub use environment::{credential_files, provider_variables, variable};
 pub(crate) use listeners::listens_by_name;
 pub use listeners::socket_addresses;
-pub use log_format::log_format;
+pub use log_format::log_format_before_load;
 pub use schema::*;
 pub use threads::cores;
 pub use toml::Value as SettingValue;
 pub(crate) use tree::trimmed;
 pub use trust_store::{lacks_authorities, no_trust_store, trust_store};
 
-use self::environment::{Environment, Given};
-use self::layers::Layers;
+use self::environment::{EnvironmentSettings, SettingOverride};
+use self::layers::ConfigLayers;
 use self::tree::{Content, Setting, SettingOrigin};
 
-/// The defaults, with a line on each: what `config/ringfence.toml` says.
+/// The default configuration, with a comment on each key: the contents of `config/ringfence.toml`.
 pub const DEFAULTS: &str = include_str!("../../config/ringfence.toml");
 
-/// Bytes of a file at the most; one that has more is no configuration.
+/// Most bytes that a configuration file may have.
 const MAX_FILE: u64 = 4 << 20;
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// A file to read over the defaults.
+    /// A file to read over the defaults; `None` for no file.
     pub file: Option<PathBuf>,
-    /// Keys and values over all else, in order, as `--set` has them.
+    /// Keys and values from `--set`, in order, which override the file and the environment.
     pub set: Vec<(String, String)>,
-    /// Keys and values over those. They are values and no text that is read again: names with quotes, line breaks or
-    /// whatever else keep what they are.
+    /// Keys and typed values that override those of `set`. They are not parsed again, so that names
+    /// with quotes, line breaks or anything else stay as they are.
     pub values: Vec<(String, SettingValue)>,
-    /// Addresses to listen on, over all else.
+    /// Addresses to listen on, which override all other sources; empty for no override.
     pub listen: Vec<String>,
-    /// Whether environment variables are read.
+    /// Whether settings are read from environment variables.
     pub environment: bool,
 }
 
 impl Overrides {
-    /// What flags say.
-    fn flags(&self) -> Vec<Given> {
+    /// Collects the overrides from flags and from the command itself.
+    fn flags(&self) -> Vec<SettingOverride> {
         let untyped = |text: &str| Content::Untyped(trimmed(text).to_owned());
-        let mut flags: Vec<Given> = self
+        let mut flags: Vec<SettingOverride> = self
             .set
             .iter()
-            .map(|(key, value)| Given {
+            .map(|(key, value)| SettingOverride {
                 key: key.trim().to_owned(),
                 content: untyped(value),
-                written: SettingOrigin::Flag(format!("--set {}", key.trim()).into()),
+                origin: SettingOrigin::Flag(format!("--set {}", key.trim()).into()),
             })
             .collect();
-        flags.extend(self.values.iter().map(|(key, value)| Given {
+        flags.extend(self.values.iter().map(|(key, value)| SettingOverride {
             key: key.clone(),
             content: Setting::from(value.clone()).content,
-            written: SettingOrigin::Command,
+            origin: SettingOrigin::Command,
         }));
         if !self.listen.is_empty() {
             let written = |address: &str| SettingOrigin::Flag(format!("--listen {address}").into());
             let addresses = self.listen.iter().map(|address| Setting {
                 content: untyped(address),
-                written: written(address),
+                origin: written(address),
             });
-            flags.push(Given {
+            flags.push(SettingOverride {
                 key: "listen".to_owned(),
                 content: Content::List(addresses.collect()),
-                written: written(&self.listen.join(" --listen ")),
+                origin: written(&self.listen.join(" --listen ")),
             });
         }
         flags
     }
 }
 
-/// Reads and checks the configuration. The second value warns of what was left out.
+/// Reads and checks the configuration. The second value holds warnings about what was left out.
 ///
 /// # Errors
-/// What is wrong, with where it was written, the key, the value and what is allowed. All errors of one kind, of text, of
-/// types or of sense, are told at once.
-pub fn load(overrides: &Overrides, known: &Known) -> Result<(Config, Vec<String>), Problems> {
+/// Returns each problem with the place where it was written, the key, the value and what is
+/// allowed. All errors of one stage (syntax, types or consistency) are reported at once.
+pub fn load(overrides: &Overrides, known: &KnownNames) -> Result<(Config, Vec<String>), Problems> {
     let file = match &overrides.file {
         Some(path) => Some((path.display().to_string(), read_file(path)?)),
         None => None,
     };
-    let Environment {
+    let EnvironmentSettings {
         settings,
         problems,
         warnings,
     } = match overrides.environment {
         true => environment::settings(),
-        false => Environment::default(),
+        false => EnvironmentSettings::default(),
     };
     let given = settings.into_iter().chain(overrides.flags()).collect();
-    let layers = Layers::new(file, given, problems)?;
+    let layers = ConfigLayers::new(file, given, problems)?;
     let config = layers.read(known)?;
     if let (true, StoreUrl::Objects(url)) = (overrides.environment, &config.store.url) {
-        environment::check_provider(url)?;
+        environment::check_provider_variables(url)?;
     }
     Ok((config, warnings))
 }
 
-/// Reads and checks what a file says, over the defaults.
+/// Reads and checks the text of a file, over the defaults.
 ///
 /// # Errors
-/// As [`load`].
-pub fn read(file: &str, known: &Known) -> Result<Config, Problems> {
+/// Returns the same problems as [`load`].
+pub fn read(file: &str, known: &KnownNames) -> Result<Config, Problems> {
     let file = ("the file".to_owned(), file.to_owned());
-    Layers::new(Some(file), Vec::new(), Vec::new())?.read(known)
+    ConfigLayers::new(Some(file), Vec::new(), Vec::new())?.read(known)
 }
 
-/// The text of the file that `--config` names.
+/// Reads the text of the file that `--config` names.
 fn read_file(path: &Path) -> Result<String, Problems> {
     let refused = |allowed: String| Problems::one("--config", path.display(), allowed);
     let mut bytes = Vec::new();

@@ -1,14 +1,15 @@
-//! The keys. What each means, its default and its unit stand in `config/ringfence.toml`, the one place for them.
+//! The types of the configuration's tables and keys. The meaning, default and unit of each key are
+//! documented in `config/ringfence.toml`, and only there.
 
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use super::places::{RegistryHost, StoreUrl};
-pub use super::units::{Mode, Size, Time};
+pub use super::units::{FileMode, HumanDuration, Size};
+pub use super::urls::{RegistryHost, StoreUrl};
 
-/// Makes a table of settings, and one of what may be said instead of some of them.
+/// Defines a table of settings, and a second one whose keys are optional and override the first.
 macro_rules! overridable {
     (
         $(#[$doc:meta])* $name:ident,
@@ -34,7 +35,7 @@ macro_rules! overridable {
         }
 
         impl $name {
-            /// These settings with those changes.
+            /// Returns these settings with the given changes applied.
             pub(super) fn with(&self, changes: &$changes) -> Self {
                 Self {
                     $($field: changes.$field.as_ref().unwrap_or(&self.$field).clone(),)*
@@ -44,39 +45,39 @@ macro_rules! overridable {
     };
 }
 
-/// The whole configuration.
+/// The whole configuration, with every key set.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct Config {
     pub listen: Vec<String>,
-    pub tenants: Vec<Tenant>,
-    pub server: Server,
-    pub engine: Engine,
-    pub defaults: Defaults,
-    pub policy: Policy,
-    pub admission: Admission,
-    pub compile: Compile,
-    pub store: Store,
-    pub artifacts: Artifacts,
-    pub oci: Oci,
-    pub runs: Runs,
-    pub tls: Tls,
-    pub auth: Auth,
-    pub hardening: Hardening,
-    pub telemetry: Telemetry,
+    pub tenants: Vec<TenantConfig>,
+    pub server: ServerConfig,
+    pub engine: EngineConfig,
+    pub defaults: DefaultsConfig,
+    pub policy: PolicyConfig,
+    pub admission: AdmissionConfig,
+    pub compile: CompileConfig,
+    pub store: StoreConfig,
+    pub artifacts: ArtifactsConfig,
+    pub oci: OciConfig,
+    pub runs: RunsConfig,
+    pub tls: TlsConfig,
+    pub auth: AuthConfig,
+    pub hardening: HardeningConfig,
+    pub telemetry: TelemetryConfig,
 }
 
-/// `[server]`
+/// The `[server]` table: connections, messages and shutdown.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Server {
+pub struct ServerConfig {
     pub instance: String,
     pub threads: u32,
-    pub drain_grace: Time,
-    pub drain_delay: Time,
-    pub socket_mode: Mode,
+    pub drain_grace: HumanDuration,
+    pub drain_delay: HumanDuration,
+    pub socket_mode: FileMode,
     pub reflection: bool,
     pub max_message: Size,
     pub inflight_request_bytes: Size,
@@ -84,29 +85,29 @@ pub struct Server {
     pub min_answer_rate: Size,
     pub max_connections: u32,
     pub max_connections_per_peer: u32,
-    pub handshake_timeout: Time,
-    pub first_call_timeout: Time,
-    pub request_stall: Time,
-    pub keepalive_interval: Time,
-    pub keepalive_timeout: Time,
+    pub handshake_timeout: HumanDuration,
+    pub first_call_timeout: HumanDuration,
+    pub request_stall: HumanDuration,
+    pub keepalive_interval: HumanDuration,
+    pub keepalive_timeout: HumanDuration,
     pub allowed_authorities: Vec<String>,
     pub insecure_listen: bool,
 }
 
-/// `[engine]`
+/// The `[engine]` table: guest threads, instance pool and code cache.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Engine {
+pub struct EngineConfig {
     pub guest_threads: u32,
     pub pool_slots: u32,
-    pub epoch_interval: Time,
+    pub epoch_interval: HumanDuration,
     pub pagemap_scan: PagemapScan,
     pub features: Vec<String>,
     pub cache_budget: Size,
 }
 
-/// `engine.pagemap_scan`
+/// The choices of `engine.pagemap_scan`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
@@ -117,12 +118,12 @@ pub enum PagemapScan {
 }
 
 overridable! {
-    /// `[defaults]`
-    Defaults,
-    /// What a tenant has instead of `[defaults]`, key by key
-    DefaultsChanges {
+    /// The `[defaults]` table: the limits of runs that ask for none.
+    DefaultsConfig,
+    /// A tenant's `defaults` table, which overrides `[defaults]` key by key.
+    TenantDefaultsConfig {
         memory_pages: u32,
-        timeout: Time,
+        timeout: HumanDuration,
         stack_size: Size,
         output_limit: Size,
         fuel_limit: u64,
@@ -130,17 +131,17 @@ overridable! {
 }
 
 overridable! {
-    /// `[policy]`
-    Policy,
-    /// What a tenant has instead of `[policy]`, key by key
-    PolicyChanges {
+    /// The `[policy]` table: what runs may ask for and reach.
+    PolicyConfig,
+    /// A tenant's `policy` table, which overrides `[policy]` key by key.
+    TenantPolicyConfig {
         wasi: bool,
         clock: bool,
         max_memory_pages: u32,
         max_fuel: u64,
         require_fuel: bool,
         max_stack_size: Size,
-        max_timeout: Time,
+        max_timeout: HumanDuration,
         max_output: Size,
         max_stream_output: Size,
         max_handles: u32,
@@ -149,74 +150,74 @@ overridable! {
         max_env: Size,
         features: Vec<String>,
         host_functions: Vec<String>,
-        network: Vec<NetworkGrant>,
-        mounts: Vec<MountGrant>,
+        network: Vec<NetworkGrantConfig>,
+        mounts: Vec<MountGrantConfig>,
     }
 }
 
-/// One of `policy.network`
+/// An entry of `policy.network`: a block of addresses, with ports.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct NetworkGrant {
+pub struct NetworkGrantConfig {
     #[serde(deserialize_with = "block", serialize_with = "show_block")]
     pub host: IpNet,
     #[serde(default)]
     pub ports: Vec<u16>,
 }
 
-/// One of `policy.mounts`
+/// An entry of `policy.mounts`: a host directory that guests may be given.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct MountGrant {
+pub struct MountGrantConfig {
     pub host: PathBuf,
-    pub access: Access,
+    pub access: MountAccess,
 }
 
-/// `access` of a mount
+/// The choices of `access` in a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub enum Access {
+pub enum MountAccess {
     Read,
     Write,
 }
 
-/// `[admission]`
+/// The `[admission]` table: slots, queue and memory for runs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Admission {
+pub struct AdmissionConfig {
     pub slots: u32,
     pub queue: u32,
-    pub max_wait: Time,
+    pub max_wait: HumanDuration,
     pub memory_share: f64,
     pub memory: Size,
 }
 
-/// `[compile]`
+/// The `[compile]` table: the compile children and their limits.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Compile {
+pub struct CompileConfig {
     pub mode: CompileMode,
-    pub timeout: Time,
+    pub timeout: HumanDuration,
     pub memory: Size,
     pub concurrency: u32,
-    pub quantum: Time,
+    pub quantum: HumanDuration,
     pub max_preempted: u32,
     pub queue: u32,
-    pub max_wait: Time,
+    pub max_wait: HumanDuration,
     pub share: bool,
     pub max_module: Size,
     pub max_artifact: Size,
     pub small_module: Size,
-    pub small_timeout: Time,
+    pub small_timeout: HumanDuration,
     pub small_memory: Size,
 }
 
-/// `compile.mode`
+/// The choices of `compile.mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
@@ -225,58 +226,58 @@ pub enum CompileMode {
     InProcess,
 }
 
-/// `[store]`
+/// The `[store]` table: where modules are kept.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Store {
+pub struct StoreConfig {
     pub url: StoreUrl,
     pub budget: Size,
     pub spool: PathBuf,
     pub uploads: u32,
-    pub upload_timeout: Time,
+    pub upload_timeout: HumanDuration,
 }
 
-/// `[artifacts]`
+/// The `[artifacts]` table: the cache of compiled code on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Artifacts {
+pub struct ArtifactsConfig {
     pub dir: PathBuf,
     pub budget: Size,
     pub key_file: PathBuf,
 }
 
-/// `[oci]`
+/// The `[oci]` table: registries from which modules may be pulled.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Oci {
+pub struct OciConfig {
     pub registries: Vec<RegistryHost>,
     pub credentials_file: PathBuf,
 }
 
-/// `[runs]`
+/// The `[runs]` table: logs, history and idempotency of runs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Runs {
-    pub stall_timeout: Time,
+pub struct RunsConfig {
+    pub stall_timeout: HumanDuration,
     pub log_bytes: Size,
     pub log_budget: Size,
     pub history: u32,
-    pub history_age: Time,
+    pub history_age: HumanDuration,
     pub history_bytes: Size,
-    pub idempotency_window: Time,
+    pub idempotency_window: HumanDuration,
     pub idempotency_keys: u32,
     pub viewers: u32,
 }
 
-/// One of `[[tenants]]`
+/// An entry of `[[tenants]]`, with the tenant's own policy, defaults and quota.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Tenant {
+pub struct TenantConfig {
     pub name: String,
     #[serde(default = "one")]
     pub weight: u32,
@@ -285,22 +286,22 @@ pub struct Tenant {
     #[serde(default)]
     pub uids: Vec<u32>,
     #[serde(default)]
-    pub policy: PolicyChanges,
+    pub policy: TenantPolicyConfig,
     #[serde(default)]
-    pub defaults: DefaultsChanges,
+    pub defaults: TenantDefaultsConfig,
     #[serde(default)]
-    pub quota: Quota,
+    pub quota: QuotaConfig,
 }
 
 fn one() -> u32 {
     1
 }
 
-/// `quota` of a tenant
+/// The `quota` table of a tenant; 0 means no quota.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Quota {
+pub struct QuotaConfig {
     pub runs: u32,
     pub runs_per_second: f64,
     pub cpu_seconds_per_minute: f64,
@@ -308,18 +309,18 @@ pub struct Quota {
     pub modules: u64,
 }
 
-/// `[tls]`
+/// The `[tls]` table: the daemon's certificate, and whose client certificates it trusts.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Tls {
+pub struct TlsConfig {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub client_ca: PathBuf,
     pub client_auth: ClientAuth,
 }
 
-/// `tls.client_auth`
+/// The choices of `tls.client_auth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
@@ -328,41 +329,41 @@ pub enum ClientAuth {
     Request,
 }
 
-/// `[auth]`
+/// The `[auth]` table: how callers are identified.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Auth {
+pub struct AuthConfig {
     pub tokens_file: PathBuf,
     pub open_health: bool,
-    pub jwt: Jwt,
+    pub jwt: JwtConfig,
 }
 
-/// `[auth.jwt]`
+/// The `[auth.jwt]` table: which JSON Web Tokens are accepted.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Jwt {
+pub struct JwtConfig {
     pub jwks: String,
-    pub refresh: Time,
-    pub max_stale: Time,
+    pub refresh: HumanDuration,
+    pub max_stale: HumanDuration,
     pub issuer: String,
     pub audience: String,
     pub algorithms: Vec<String>,
     pub tenant_claim: String,
 }
 
-/// `[hardening]`
+/// The `[hardening]` table: how the daemon confines itself.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Hardening {
+pub struct HardeningConfig {
     pub mode: HardeningMode,
     pub user: String,
     pub read: Vec<PathBuf>,
 }
 
-/// `hardening.mode`
+/// The choices of `hardening.mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
@@ -372,17 +373,17 @@ pub enum HardeningMode {
     Off,
 }
 
-/// `[telemetry]`
+/// The `[telemetry]` table: the log and the audit file.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
-pub struct Telemetry {
+pub struct TelemetryConfig {
     pub log_format: LogFormat,
     pub log_level: String,
     pub audit_file: PathBuf,
 }
 
-/// `telemetry.log_format`
+/// The choices of `telemetry.log_format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]

@@ -1,16 +1,16 @@
-//! How many threads a configuration asks for, where zero stands for one a core.
+//! The numbers of threads that a configuration asks for, where 0 stands for one thread per core.
 
 use std::num::NonZeroUsize;
 
 use super::Config;
 
 impl Config {
-    /// Threads that serve connections.
+    /// Returns the number of threads that serve connections.
     pub fn serving_threads(&self) -> usize {
         or_cores(self.server.threads)
     }
 
-    /// Threads that execute guests.
+    /// Returns the number of threads that execute guests.
     pub fn guest_threads(&self) -> usize {
         or_cores(self.engine.guest_threads)
     }
@@ -23,7 +23,7 @@ fn or_cores(threads: u32) -> usize {
     }
 }
 
-/// Cores that this process may use.
+/// Returns the number of cores that this process may use, which is at least 1.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }

@@ -1,5 +1,5 @@
-//! Settings as they were written, each with the place that it comes from: what is read, laid over each other, and told
-//! where one is refused.
+//! A tree of settings as they were written, each with its origin. The trees are read, merged, and
+//! quoted in errors where a setting is refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,25 +11,25 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::Problem;
 
-/// What a byte order mark is in text.
+/// The character that some editors write as a byte order mark.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Where a setting was written.
+/// The place where a setting was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SettingOrigin {
-    /// Nowhere: it is the default.
+    /// Nowhere: the setting has its default.
     Default,
-    /// In a file.
+    /// In a file, at a line and a column that both count from 1.
     File {
         name: Arc<str>,
         line: usize,
         column: usize,
     },
-    /// In a variable of the environment.
+    /// In this environment variable.
     Variable(Arc<str>),
-    /// In a flag, which may be one such as `--set server.instance`.
+    /// In this flag, which may include a key, such as `--set server.instance`.
     Flag(Arc<str>),
-    /// In no text at all: a command says it as a value.
+    /// In no text at all: a command passes it as a value.
     Command,
 }
 
@@ -44,51 +44,53 @@ impl fmt::Display for SettingOrigin {
     }
 }
 
-/// What a setting says.
+/// The value of a setting, as far as its type is known from the way it was written.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     Table(BTreeMap<String, Setting>),
     List(Vec<Setting>),
-    /// A string of TOML.
+    /// A TOML string, without its quotes.
     Text(String),
     Integer(i128),
     Float(f64),
     Bool(bool),
     /// A date or a time, which no setting takes.
     Date(String),
-    /// What a variable or a flag says. Its type is what the key takes, whatever it looks like.
+    /// The text of a variable or a flag. It gets the type that its key takes, whatever it looks
+    /// like.
     Untyped(String),
 }
 
-/// A setting, or a table of settings.
+/// A setting or a table of settings, with its origin.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) content: Content,
-    pub(super) written: SettingOrigin,
+    pub(super) origin: SettingOrigin,
 }
 
-/// Text without the spaces, line ends and invisible characters around it that editors, shells and secrets leave there.
+/// Trims the spaces, line ends and invisible characters that editors, shells and secret files leave
+/// around a text.
 pub(crate) fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == BYTE_ORDER_MARK)
 }
 
-/// Reads a whole document of TOML. `name` is its file.
+/// Parses a whole TOML document. `name` is the name of its file.
 ///
 /// # Errors
-/// Everything that keeps it from being TOML.
-pub(super) fn document(name: &str, text: &str) -> Result<Setting, Vec<Problem>> {
+/// Returns everything that keeps the text from being TOML.
+pub(super) fn parse_document(name: &str, text: &str) -> Result<Setting, Vec<Problem>> {
     let name: Arc<str> = name.into();
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-    let written = |span: Range<usize>| at(&name, text, span.start);
+    let written = |span: Range<usize>| origin_at(&name, text, span.start);
     let (table, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         return Ok(Setting {
-            written: written(0..0),
+            origin: written(0..0),
             content: table_of(table.into_inner(), &written),
         });
     }
     let problems = errors.into_iter().map(|error| Problem {
-        written: Some(written(error.span().unwrap_or_default()).to_string()),
+        origin: Some(written(error.span().unwrap_or_default()).to_string()),
         key: String::new(),
         value: String::new(),
         // The library's own display quotes the line, which may hold a secret.
@@ -97,11 +99,11 @@ pub(super) fn document(name: &str, text: &str) -> Result<Setting, Vec<Problem>> 
     Err(problems.collect())
 }
 
-/// Reads one value of TOML, as it may stand in a variable or a flag.
+/// Parses one TOML value, as it may stand in a variable or a flag.
 ///
 /// # Errors
-/// What keeps it from being one.
-pub(super) fn value(text: &str, written: &SettingOrigin) -> Result<Setting, String> {
+/// Returns what keeps the text from being a value.
+pub(super) fn parse_value(text: &str, written: &SettingOrigin) -> Result<Setting, String> {
     let value = DeValue::parse(text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let at = before.unwrap_or_default().chars().count() + 1;
@@ -110,8 +112,8 @@ pub(super) fn value(text: &str, written: &SettingOrigin) -> Result<Setting, Stri
     Ok(setting(value, &|_| written.clone()))
 }
 
-/// The line and column of a byte.
-fn at(name: &Arc<str>, text: &str, byte: usize) -> SettingOrigin {
+/// Converts a byte offset to a line and a column.
+fn origin_at(name: &Arc<str>, text: &str, byte: usize) -> SettingOrigin {
     let before = text.get(..byte).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     SettingOrigin::File {
@@ -146,7 +148,7 @@ fn setting(
     };
     Setting {
         content,
-        written: place,
+        origin: place,
     }
 }
 
@@ -155,7 +157,7 @@ fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> SettingOrigin
         let place = written(key.span());
         let mut setting = setting(value, written);
         if matches!(setting.content, Content::Table(_)) {
-            setting.written = place;
+            setting.origin = place;
         }
         (key.into_inner().into_owned(), setting)
     });
@@ -163,7 +165,7 @@ fn table_of(table: DeTable<'_>, written: &impl Fn(Range<usize>) -> SettingOrigin
 }
 
 impl From<toml::Value> for Setting {
-    /// A value that a command says.
+    /// Converts a value that a command passes.
     fn from(value: toml::Value) -> Self {
         let content = match value {
             toml::Value::String(text) => Content::Text(text),
@@ -181,25 +183,25 @@ impl From<toml::Value> for Setting {
         };
         Self {
             content,
-            written: SettingOrigin::Command,
+            origin: SettingOrigin::Command,
         }
     }
 }
 
 impl Setting {
-    /// A setting under a dotted key, as a whole tree of which all else is absent.
+    /// Wraps a setting in the tables of its dotted key, as a tree without anything else.
     pub(super) fn under(key: &str, content: Content, written: &SettingOrigin) -> Self {
         let leaf = Self {
             content,
-            written: written.clone(),
+            origin: written.clone(),
         };
         key.rsplit('.').fold(leaf, |inner, part| Self {
             content: Content::Table([(part.to_owned(), inner)].into()),
-            written: written.clone(),
+            origin: written.clone(),
         })
     }
 
-    /// Whether there is a table under a dotted key.
+    /// Reports whether there is a table under a dotted key.
     pub(super) fn is_table(&self, key: &str) -> bool {
         let mut inner = Some(self);
         for part in key.split('.') {
@@ -208,8 +210,8 @@ impl Setting {
         inner.is_some_and(|it| it.table().is_some())
     }
 
-    /// The setting that is deepest on the way to a dotted key such as "tenants[0].policy.max_fuel".
-    pub(super) fn towards(&self, key: &str) -> &Self {
+    /// Returns the deepest setting on the way to a dotted key such as "tenants[0].policy.max_fuel".
+    pub(super) fn deepest_at(&self, key: &str) -> &Self {
         let mut found = self;
         for part in key.split(['.', '[']) {
             let next = match part.strip_suffix(']') {
@@ -241,12 +243,12 @@ impl Setting {
         Some(list)
     }
 
-    /// The elements of a list; none of anything else.
+    /// Returns the elements of a list, and none for anything else.
     pub(super) fn elements(&self) -> &[Self] {
         self.list().unwrap_or_default()
     }
 
-    /// Takes away what stands under `path`, and says whether it was there.
+    /// Removes the setting at `path`, and reports whether it was there.
     pub(super) fn prune(&mut self, path: &[String]) -> bool {
         let Content::Table(table) = &mut self.content else {
             return false;
@@ -258,12 +260,12 @@ impl Setting {
         }
     }
 
-    /// Notes of this and all in it that it was written nowhere.
-    pub(super) fn forget_where(&mut self) {
-        self.written = SettingOrigin::Default;
+    /// Marks this setting and everything in it as a default.
+    pub(super) fn clear_origins(&mut self) {
+        self.origin = SettingOrigin::Default;
         match &mut self.content {
-            Content::Table(table) => table.values_mut().for_each(Self::forget_where),
-            Content::List(list) => list.iter_mut().for_each(Self::forget_where),
+            Content::Table(table) => table.values_mut().for_each(Self::clear_origins),
+            Content::List(list) => list.iter_mut().for_each(Self::clear_origins),
             Content::Text(_)
             | Content::Integer(_)
             | Content::Float(_)
@@ -273,7 +275,7 @@ impl Setting {
         }
     }
 
-    /// The dotted keys of all settings and tables.
+    /// Returns the dotted keys of all settings and tables.
     pub(super) fn keys(&self) -> Vec<String> {
         let Content::Table(table) = &self.content else {
             return Vec::new();
@@ -288,7 +290,7 @@ impl Setting {
 }
 
 impl fmt::Display for Setting {
-    /// What was written, as an error tells it.
+    /// Writes the value as an error message shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.content {
             Content::Table(_) => f.write_str("a table"),

@@ -1,8 +1,10 @@
-//! Where the authorities are that TLS connections to others are checked with.
+//! The location of the certificate authorities that the daemon's outgoing TLS connections are
+//! checked with.
 
 use std::path::PathBuf;
 
-/// Where distributions have them, as the TLS library looks for them.
+/// Files where distributions keep the authorities, in the order in which the TLS library looks for
+/// them.
 const FILES: [&str; 8] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -13,14 +15,16 @@ const FILES: [&str; 8] = [
     "/opt/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/certs/cacert.pem",
 ];
+/// Folders where distributions keep the authorities.
 const FOLDERS: [&str; 3] = [
     "/etc/ssl/certs",
     "/etc/pki/tls/certs",
     "/etc/security/certificates",
 ];
 
-/// The files and folders of certificates that are trusted: those that `SSL_CERT_FILE` and `SSL_CERT_DIR` (several, with
-/// ":" between) say, or where neither is set the host's. They need not be there.
+/// Returns the files and folders of trusted certificates: those that `SSL_CERT_FILE` and
+/// `SSL_CERT_DIR` (several, separated by ":") name, or the host's where neither is set. They need
+/// not exist.
 pub fn trust_store() -> Vec<PathBuf> {
     let file = std::env::var_os("SSL_CERT_FILE").filter(|it| !it.is_empty());
     let folders = std::env::var_os("SSL_CERT_DIR").unwrap_or_default();
@@ -32,7 +36,7 @@ pub fn trust_store() -> Vec<PathBuf> {
     FILES.iter().chain(&FOLDERS).map(PathBuf::from).collect()
 }
 
-/// Says in words what a host without any authorities lacks, for an error of whoever needs them.
+/// Explains what a host without any certificate authorities lacks, for error messages.
 pub fn no_trust_store() -> String {
     let looked: Vec<String> = trust_store()
         .iter()
@@ -45,11 +49,11 @@ pub fn no_trust_store() -> String {
     )
 }
 
-/// Whether making a client failed for want of any authority to trust.
+/// Reports whether creating a client failed because no certificate authorities were found.
 pub fn lacks_authorities(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        // As the TLS library says it; there is no type for it.
+        // This is the TLS library's message; there is no error type for it.
         if error.to_string().contains("No CA certificates were loaded") {
             return true;
         }

@@ -1,16 +1,17 @@
-//! How values are written: sizes, durations, and octal modes.
+//! The text forms of values in the configuration: sizes, durations and octal file modes.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A number of bytes, written "64KiB" or as a plain number.
+/// A number of bytes, written as "64KiB" or as a plain number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
 impl Size {
-    /// As a `usize`; a size that does not fit is held in full by no machine that runs this.
+    /// Converts the size to a `usize`. One that does not fit becomes the largest, because no
+    /// machine that runs this could hold so much.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -28,13 +29,13 @@ impl fmt::Display for Size {
     }
 }
 
-/// Reads what is written as text, in words of its own about what is allowed.
-struct Text<T> {
+/// A visitor that parses a text, with its own description of what is allowed.
+struct TextVisitor<T> {
     allowed: &'static str,
     parse: fn(&str) -> Option<T>,
 }
 
-impl<T> de::Visitor<'_> for Text<T> {
+impl<T> de::Visitor<'_> for TextVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,10 +48,10 @@ impl<T> de::Visitor<'_> for Text<T> {
     }
 }
 
-/// Reads a size, which may be a number too.
-struct SizeText;
+/// A visitor that parses a size, which may be a number too.
+struct SizeVisitor;
 
-impl de::Visitor<'_> for SizeText {
+impl de::Visitor<'_> for SizeVisitor {
     type Value = Size;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,21 +69,22 @@ impl de::Visitor<'_> for SizeText {
 }
 
 impl Size {
-    /// Reads "64KiB", "1.5 GiB" or "65536"; `None` also for more than any machine has.
+    /// Parses "64KiB", "1.5 GiB" or "65536"; `None` also for a size with a unit that is more than
+    /// any machine has.
     fn parse(text: &str) -> Option<Self> {
         const TOO_MUCH: u64 = 1 << 63;
         if let Ok(bytes) = text.parse() {
             return Some(Self(bytes));
         }
         let size = text.parse::<bytesize::ByteSize>().ok()?.as_u64();
-        // What does not fit came out as the most that does.
+        // A size that does not fit was saturated by the library.
         (size < TOO_MUCH).then_some(Self(size))
     }
 }
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(SizeText)
+        from.deserialize_any(SizeVisitor)
     }
 }
 
@@ -92,44 +94,44 @@ impl Serialize for Size {
     }
 }
 
-/// A length of time, written "250ms", "30s", "5m".
+/// A length of time, written as "250ms", "30s" or "5m".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time(pub Duration);
+pub struct HumanDuration(pub Duration);
 
-impl fmt::Display for Time {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration(self.0).fmt(f)
     }
 }
 
-impl<'de> Deserialize<'de> for Time {
+impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Text {
+        from.deserialize_any(TextVisitor {
             allowed: "a duration with its unit, such as \"250ms\", \"30s\" or \"5m\"",
             parse: |text| humantime::parse_duration(text).ok().map(Self),
         })
     }
 }
 
-impl Serialize for Time {
+impl Serialize for HumanDuration {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }
 }
 
-/// Permission bits, written in octal, "0660".
+/// File permission bits, written in octal, such as "0660".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode(pub u32);
+pub struct FileMode(pub u32);
 
-impl fmt::Display for Mode {
+impl fmt::Display for FileMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04o}", self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Mode {
+impl<'de> Deserialize<'de> for FileMode {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Text {
+        from.deserialize_any(TextVisitor {
             allowed: "octal permissions in quotes, from \"0000\" to \"0777\"",
             parse: |text| {
                 let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -140,7 +142,7 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-impl Serialize for Mode {
+impl Serialize for FileMode {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }

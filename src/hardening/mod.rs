@@ -1,9 +1,11 @@
-//! What the daemon gives up before it takes anything in: root, capabilities, new privileges, all files but those that are
-//! configured, and, on the threads that serve and those that execute guests, all system calls but those they make.
+//! Self-confinement of the daemon before it accepts any input. It gives up root, capabilities, new
+//! privileges and access to all files except those that are configured. The threads that serve, and
+//! those that execute guests, also give up all system calls except those that they make.
 //!
-//! To be done before any other thread is there: threads inherit it. What of it the host has is in Health.
+//! This has to happen before any other thread exists, since threads inherit it. Health reports
+//! which protections are in force.
 
-mod files;
+mod landlock_rules;
 mod real_paths;
 mod seccomp;
 mod user;
@@ -15,56 +17,58 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::config::{Config, HardeningMode};
 
-/// What is in force, once it is.
+/// The protections that are in force; empty until [`apply`] has succeeded, or if hardening is off.
 static STATE: OnceLock<State> = OnceLock::new();
 
-/// What is in force.
+/// The protections that are in force in this process.
 #[derive(Debug, Default)]
 struct State {
     walls: Vec<&'static str>,
     seccomp: Option<seccomp::Filters>,
 }
 
-/// What was not to be had.
+/// What could not be confined, or made accessible, on this host.
 #[derive(Debug, Default)]
-pub struct Missing {
-    /// The walls that are not there, each with its reason.
+pub struct HardeningGaps {
+    /// The protections that are missing, each with the reason.
     pub walls: Vec<String>,
-    /// Paths that are configured and cannot be let in, each with its reason.
+    /// The configured paths that cannot be made accessible, each with the reason.
     pub paths: Vec<String>,
 }
 
-/// What the daemon may reach besides what its configuration names.
+/// Paths that the daemon may reach besides those in its configuration.
 #[derive(Debug, Default)]
-pub struct Besides {
-    /// Files to read.
+pub struct ExtraPaths {
+    /// Files that it may read.
     pub read: Vec<PathBuf>,
-    /// Files and folders of certificates, which are let in where the daemon connects to others.
+    /// Files and folders of certificates, which it may read if it connects to other hosts.
     pub trust: Vec<PathBuf>,
-    /// Folders to write.
+    /// Folders that it may write to.
     pub write: Vec<PathBuf>,
 }
 
-/// Gives up what `config` says, but for what is `besides`, and returns what could not be.
+/// Confines this process as `config` says, except for the paths in `besides`, and returns what
+/// could not be confined.
 ///
 /// # Errors
-/// Where all of it is required, what is missing; where a user is to be become and cannot be, why.
-pub fn apply(config: &Config, besides: &Besides) -> Result<Missing, String> {
+/// All protections are required and some are missing; the error says which. Or the configured user
+/// could not be assumed.
+pub fn apply(config: &Config, besides: &ExtraPaths) -> Result<HardeningGaps, String> {
     let mode = config.hardening.mode;
     if mode == HardeningMode::Off {
-        return Ok(Missing::default());
+        return Ok(HardeningGaps::default());
     }
     let mut state = State::default();
-    let Missing {
+    let HardeningGaps {
         mut walls,
         mut paths,
-    } = Missing::default();
+    } = HardeningGaps::default();
     let mut wall =
         |state: &mut State, name: &'static str, done: Result<&'static str, String>| match done {
             Ok(done) => state.walls.push(done),
             Err(why) => walls.push(format!("{name}: {why}")),
         };
-    // No guest's memory is written to a disk when the daemon is killed.
+    // Core dumps are off, so that no guest's memory is written to a disk when the daemon is killed.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -77,7 +81,7 @@ pub fn apply(config: &Config, besides: &Besides) -> Result<Missing, String> {
     );
     wall(&mut state, "no_new_privs", user::no_new_privileges());
     wall(&mut state, "capabilities", user::no_capabilities());
-    let restricted = files::restrict(config, besides, &mut paths);
+    let restricted = landlock_rules::restrict(config, besides, &mut paths);
     wall(&mut state, "landlock", restricted);
     match seccomp::filters() {
         Ok(filters) => {
@@ -92,38 +96,43 @@ pub fn apply(config: &Config, besides: &Besides) -> Result<Missing, String> {
             "hardening.mode is \"require\", and this host or user lacks: {told}"
         ));
     }
-    // Once in a process.
+    // A process calls this once.
     let _ = STATE.set(state);
-    Ok(Missing { walls, paths })
+    Ok(HardeningGaps { walls, paths })
 }
 
-/// What is in force: walls joined by "+", or "none".
-pub fn state() -> String {
+/// Returns the names of the protections that are in force, joined by "+", or "none".
+pub fn protections_in_force() -> String {
     match STATE.get().map(|state| state.walls.join("+")) {
         Some(walls) if !walls.is_empty() => walls,
         Some(_) | None => "none".to_owned(),
     }
 }
 
-/// To be called by each thread that does guests' work, before it does any.
-pub fn on_guest_thread() {
+/// Restricts the system calls of the calling thread to those of guests' work. Each thread that does
+/// such work calls it first.
+pub fn confine_guest_thread() {
     confine(|filters| &filters.guests);
 }
 
-/// To be called by each thread that serves, before it does.
-pub fn on_serving_thread() {
+/// Restricts the system calls of the calling thread to those of serving. Each thread that serves
+/// calls it first.
+pub fn confine_serving_thread() {
     confine(|filters| &filters.serving);
 }
 
+/// Applies a seccomp filter to the calling thread, if seccomp is in force and the thread has no
+/// filter yet.
 fn confine(which: fn(&seccomp::Filters) -> &seccomp::Filter) {
     if seccomp::is_confined() {
-        // By the thread that started it.
+        // The thread has inherited the filter of the thread that started it.
         return;
     }
     if let Some(filters) = STATE.get().and_then(|state| state.seccomp.as_ref())
         && let Err(error) = which(filters).apply()
     {
-        // It worked at the start: a kernel that changed its mind is not to be trusted with guests.
+        // The filter could be applied at the start: a kernel that changed its mind is not to be
+        // trusted with guests.
         tracing::error!(%error, "a thread cannot be confined by seccomp");
         std::process::abort();
     }

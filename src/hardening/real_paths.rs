@@ -1,26 +1,27 @@
-//! What a path passes through: Landlock allows folders, not names, so that every folder in which a link on the way may be
-//! replaced has to be known.
+//! Resolution of symbolic links, with the folders that a path passes through. Landlock allows
+//! folders, not names, so every folder in which a link on the way may be replaced has to be known.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// Links that are followed, as the kernel follows them.
+/// The most links that are followed, which is the kernel's own limit.
 const MAX_LINKS: usize = 40;
 
-/// Where a path leads.
+/// The result of resolving a path.
 #[derive(Debug, Default)]
-pub(super) struct Way {
-    /// The folders that hold a link on the way, each by its real path. Kubernetes mounts a secret as a link to a file of a
-    /// folder that is a link too, and replaces the latter when the secret changes.
+pub(super) struct ResolvedPath {
+    /// The folders that hold a link on the way, each by its real path. Kubernetes, for example,
+    /// mounts a secret as a link to a file in a folder that is itself a link, and replaces the
+    /// latter when the secret changes.
     pub(super) links_in: Vec<PathBuf>,
-    /// The real path, as far as it is there.
+    /// The real path, as far as it exists.
     pub(super) end: PathBuf,
 }
 
-/// Follows an absolute path, also one of which the end is not there yet.
-pub(super) fn follow(path: &Path) -> Way {
-    let mut way = Way {
+/// Resolves an absolute path, even if its end does not exist yet.
+pub(super) fn resolve_links(path: &Path) -> ResolvedPath {
+    let mut way = ResolvedPath {
         links_in: Vec::new(),
         end: PathBuf::from("/"),
     };
@@ -52,6 +53,7 @@ pub(super) fn follow(path: &Path) -> Way {
     way
 }
 
+/// Splits a path into the names of its components, with ".." kept.
 fn names(path: &Path) -> VecDeque<OsString> {
     path.components()
         .filter_map(|it| match it {
@@ -79,14 +81,17 @@ mod tests {
         symlink("..first", root.join("mount/..data")).unwrap();
         symlink("..data/tokens", root.join("mount/tokens")).unwrap();
         symlink("../mount/tokens", root.join("own/tokens")).unwrap();
-        let way = follow(&root.join("own/tokens"));
+        let way = resolve_links(&root.join("own/tokens"));
         assert_eq!(way.links_in, [root.join("own"), root.join("mount")]);
         assert_eq!(way.end, root.join("mount/..first/tokens"));
-        // One whose end is not there, and one that leads nowhere.
+        // A link whose target does not exist, and one that leads to itself.
         symlink("/nowhere/at/all", root.join("own/dangling")).unwrap();
-        let way = follow(&root.join("own/dangling"));
+        let way = resolve_links(&root.join("own/dangling"));
         assert_eq!(way.end, Path::new("/nowhere/at/all"));
         symlink("round", root.join("own/round")).unwrap();
-        assert_eq!(follow(&root.join("own/round")).links_in, [root.join("own")]);
+        assert_eq!(
+            resolve_links(&root.join("own/round")).links_in,
+            [root.join("own")]
+        );
     }
 }

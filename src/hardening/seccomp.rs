@@ -1,5 +1,6 @@
-//! System calls, by seccomp: for threads that serve and for those that execute guests, those they make. Others fail as if
-//! the kernel did not have them.
+//! Seccomp filters, one for the threads that serve and one for those that execute guests. Each
+//! allows the system calls that its threads make; any other fails as if the kernel did not have it
+//! (ENOSYS).
 
 use std::sync::Arc;
 
@@ -8,31 +9,32 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// The filters.
+/// The seccomp filters of both kinds of thread.
 #[derive(Debug)]
 pub(super) struct Filters {
     pub(super) serving: Filter,
     pub(super) guests: Filter,
 }
 
-/// One filter.
+/// A compiled seccomp filter.
 #[derive(Clone, Debug)]
 pub(super) struct Filter(Arc<BpfProgram>);
 
 impl Filter {
-    /// Confines the thread that calls.
+    /// Applies the filter to the calling thread, for good.
     pub(super) fn apply(&self) -> Result<(), String> {
         seccompiler::apply_filter(&self.0).map_err(|error| error.to_string())
     }
 }
 
-/// Whether the thread that calls is confined already.
+/// Reports whether the calling thread has a seccomp filter already.
 pub(super) fn is_confined() -> bool {
     use rustix::thread::{SecureComputingMode, secure_computing_mode};
     secure_computing_mode().is_ok_and(|mode| mode == SecureComputingMode::Filter)
 }
 
-/// Both filters, tried on a thread of their own.
+/// Builds both filters, and tries each on a thread of its own so that the calling thread stays
+/// unconfined.
 pub(super) fn filters() -> Result<Filters, String> {
     let filters = Filters {
         serving: filter(&[SHARED, SERVING])?,
@@ -49,7 +51,8 @@ pub(super) fn filters() -> Result<Filters, String> {
     Ok(filters)
 }
 
-/// What both make: memory, time, threads of this process, files, sockets that connect.
+/// The system calls that both kinds of thread make: memory, time, threads of this process, files,
+/// and sockets that connect.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const SHARED: &[libc::c_long] = &[
     libc::SYS_bind,
@@ -100,7 +103,7 @@ const SHARED: &[libc::c_long] = &[
     libc::SYS_gettid,
     libc::SYS_gettimeofday,
     libc::SYS_getuid,
-    // PAGEMAP_SCAN, FIONBIO.
+    // The requests that are made are PAGEMAP_SCAN and FIONBIO.
     libc::SYS_ioctl,
     libc::SYS_linkat,
     libc::SYS_lseek,
@@ -166,11 +169,11 @@ const SHARED: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// What serving makes besides.
+/// The system calls that only the threads that serve make.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const SERVING: &[libc::c_long] = &[libc::SYS_accept, libc::SYS_accept4, libc::SYS_listen];
 
-/// Older names of some of the above.
+/// The older forms of some of the system calls above.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[libc::c_long] = &[
     libc::SYS_access,
@@ -209,7 +212,8 @@ fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
             .unsigned_abs(),
     );
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-    // What the internet and this host speak; netlink is how the C library learns which addresses there are.
+    // The address families of the internet and of this host. The C library uses netlink to learn
+    // which addresses there are.
     let families = [
         libc::AF_UNIX,
         libc::AF_INET,
@@ -218,8 +222,8 @@ fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
     ];
     let families = families.map(|it| only(0, SeccompCmpOp::Eq, u64::from(it.unsigned_abs())));
     let families = families.into_iter().collect::<Result<Vec<_>, _>>()?;
-    // Threads, no processes; the newer clone3 cannot be looked into, and the C library does without it. Signals to
-    // itself, as an abort is one.
+    // `clone` may start threads but no processes. The newer clone3 cannot be inspected, and the C
+    // library does without it. `tgkill` may send signals to this process only, which an abort does.
     let limited = [
         (
             libc::SYS_clone,

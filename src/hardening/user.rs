@@ -1,4 +1,4 @@
-//! Root, capabilities and new privileges.
+//! Giving up root, capabilities, and the ability to gain new privileges.
 
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{
@@ -8,10 +8,11 @@ use rustix::thread::{
 
 use crate::config::user_and_group;
 
-/// Becomes the user "uid:gid" where this is root and there is one; the inner error is that of a daemon that stays root.
+/// Switches to the user "uid:gid" if the daemon is root and one is configured. The inner error says
+/// that the daemon stays root.
 ///
 /// # Errors
-/// Where it cannot be become.
+/// The user is configured but cannot be assumed.
 pub(super) fn become_user(user: &str) -> Result<Result<&'static str, String>, String> {
     if !geteuid().is_root() {
         return Ok(Ok("user"));
@@ -21,24 +22,24 @@ pub(super) fn become_user(user: &str) -> Result<Result<&'static str, String>, St
     };
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let failed = |error| format!("hardening.user = {user}: {error}");
-    // There is one thread yet: what holds for it holds for all that come after it.
+    // Only one thread exists yet, and all later threads inherit its user.
     set_thread_groups(&[]).map_err(failed)?;
     set_thread_res_gid(gid, gid, gid).map_err(failed)?;
     set_thread_res_uid(uid, uid, uid).map_err(failed)?;
     Ok(Ok("user"))
 }
 
-/// No program that is executed gains anything by it.
+/// Ensures that no program that is executed gains privileges by it (no_new_privs).
 pub(super) fn no_new_privileges() -> Result<&'static str, String> {
     set_no_new_privs(true)
         .map(|()| "no_new_privs")
         .map_err(|error| error.to_string())
 }
 
-/// Gives up every capability. Without new privileges none comes back.
+/// Gives up every capability. Without new privileges none can come back.
 pub(super) fn no_capabilities() -> Result<&'static str, String> {
     let told = |error: rustix::io::Errno| error.to_string();
-    // Kernels before 4.3 have none.
+    // Kernels before 4.3 have no ambient capabilities.
     let _ = clear_ambient_capability_set();
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),

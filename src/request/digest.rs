@@ -1,4 +1,4 @@
-//! The digest that names a module.
+//! The digest that names a module, and its text form.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use sha2::{Digest as _, Sha256};
 use super::hex;
 use crate::refusal::{Refusal, quote};
 
-/// What stands before the digits of a digest.
+/// The prefix that stands before the hexadecimal digits of a digest.
 const PREFIX: &str = "sha256:";
-/// Bytes of a digest as text.
+/// Length of a digest as text, in bytes.
 const TEXT: usize = PREFIX.len() + 64;
 
-/// The SHA-256 of a module's bytes as received.
+/// A SHA-256 digest, mostly that of a module's bytes as received.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Reads "sha256:" and 64 hexadecimal digits.
+    /// Parses "sha256:" and 64 hexadecimal digits.
     ///
     /// # Errors
     /// `SPEC_INVALID` for anything else.
@@ -37,36 +37,37 @@ impl Digest {
         })
     }
 
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits; `None` for anything else.
     pub fn from_hex(digits: &str) -> Option<Self> {
         hex::decode(digits.as_bytes()).map(Self)
     }
 
-    /// Another, which stands for this one where it belongs to `owner` alone.
-    pub fn apart(&self, owner: &str) -> Self {
+    /// Derives another digest, which stands for this one where it belongs to `owner` alone.
+    pub fn scoped_to(&self, owner: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
         hash.update(owner);
         hash.into()
     }
 
-    /// Its 64 hexadecimal digits.
+    /// Returns the 64 hexadecimal digits, without the prefix.
     pub fn hex(&self) -> String {
         self.with_text(|text| text[PREFIX.len()..].to_owned())
     }
 
-    /// Its bytes.
+    /// Returns the 32 bytes of the digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Hands its text to `take`, whole and on the stack.
+    /// Passes the digest's text to `take`, prefix included. The text is on the stack, so nothing is
+    /// allocated.
     pub fn with_text<T>(&self, take: impl FnOnce(&str) -> T) -> T {
         let mut text = [0; TEXT];
         let (prefix, digits) = text.split_at_mut(PREFIX.len());
         prefix.copy_from_slice(PREFIX.as_bytes());
         hex::encode(&self.0, digits);
-        // It is ASCII.
+        // The text is ASCII, so it is always valid.
         take(str::from_utf8(&text).unwrap_or_default())
     }
 }
@@ -79,7 +80,8 @@ impl From<Sha256> for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // At once: told several times for each run, and a `String` is then made in one piece.
+        // Written at once: a digest is printed several times for each run, and a `String` of it is
+        // then made in one piece.
         self.with_text(|text| f.write_str(text))
     }
 }

@@ -1,7 +1,8 @@
-//! Hexadecimal digits by table: ids and digests are read and written several times in each run.
+//! Hexadecimal encoding and decoding by table, because ids and digests are read and written several
+//! times in each run.
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
-/// What stands in [`VALUES`] for a byte that is no digit: a value has none of its upper bits.
+/// The value in [`VALUES`] of a byte that is no digit: a digit's value has none of its upper bits.
 const NONE: u8 = 0xf0;
 /// The value of each byte as a digit, in either case.
 const VALUES: [u8; 256] = {
@@ -16,13 +17,13 @@ const VALUES: [u8; 256] = {
     values
 };
 
-/// Reads twice as many digits as there are bytes; `None` for anything else.
+/// Decodes twice as many digits as there are bytes; `None` for anything else.
 pub(super) fn decode<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
     if digits.len() != 2 * BYTES {
         return None;
     }
     let mut bytes = [0; BYTES];
-    // One look at the end instead of one a digit.
+    // The digits are checked once at the end instead of one by one.
     let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [high, low] = [pair[0], pair[1]].map(|digit| VALUES[usize::from(digit)]);
@@ -32,7 +33,7 @@ pub(super) fn decode<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
     (seen & NONE == 0).then_some(bytes)
 }
 
-/// Writes two lower-case digits a byte into `digits`, which has room for them.
+/// Writes two lower-case digits for each byte into `digits`, which has room for them.
 pub(super) fn encode(bytes: &[u8], digits: &mut [u8]) {
     for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         pair[0] = DIGITS[usize::from(byte >> 4)];

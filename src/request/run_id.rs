@@ -1,4 +1,4 @@
-//! The id that names a run.
+//! The id that names a run, and its text form.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -6,31 +6,32 @@ use std::hash::{Hash, Hasher};
 use super::hex;
 use crate::refusal::{Refusal, quote};
 
-/// Digits of a run's number.
+/// Hexadecimal digits of a run's number.
 const DIGITS: usize = 32;
-/// The most bytes of an instance's name, which `server.instance` keeps to as well.
+/// The most bytes of an instance's name, which the setting `server.instance` keeps to as well.
 const MAX_INSTANCE: usize = 64;
-/// The most bytes of an id.
+/// The most bytes of an id as text.
 const TEXT: usize = DIGITS + 1 + MAX_INSTANCE;
 
-/// A run's id: time-ordered and unguessable (UUIDv7), with the instance that holds it.
+/// The id of a run: time-ordered and unguessable (UUIDv7), with the instance that holds the run.
 ///
-/// It is copied and never allocated; its text is made once, since each run tells it several times.
+/// It is copied and never allocated. Its text is made once, because it is printed several times in
+/// each run.
 #[derive(Clone, Copy)]
 pub struct RunId {
     number: u128,
-    /// As on the wire, and zeros.
+    /// The text as it is on the wire, followed by zeros.
     text: [u8; TEXT],
     length: u8,
 }
 
 impl RunId {
-    /// A fresh one of `instance`.
+    /// Creates a fresh id for a run that `instance` holds.
     pub fn new(instance: &str) -> Self {
         Self::of(uuid::Uuid::now_v7().as_u128(), instance)
     }
 
-    /// The one of `number` that `instance` holds.
+    /// Builds the id of the run of that `number` which `instance` holds.
     pub fn of(number: u128, instance: &str) -> Self {
         let instance = instance.as_bytes();
         // No instance has a longer name.
@@ -47,7 +48,7 @@ impl RunId {
         }
     }
 
-    /// Reads 32 lower-case hexadecimal digits, a dot, and the name of an instance.
+    /// Parses 32 lower-case hexadecimal digits, a dot, and the name of an instance.
     ///
     /// # Errors
     /// `SPEC_INVALID` for anything else.
@@ -71,23 +72,24 @@ impl RunId {
         })
     }
 
-    /// What tells it from all others of its instance. Later ones have larger numbers.
+    /// Returns the number that distinguishes the run from all others of its instance. Later runs
+    /// have larger numbers.
     pub fn number(&self) -> u128 {
         self.number
     }
 
-    /// The instance that holds the run.
+    /// Returns the name of the instance that holds the run.
     pub fn instance(&self) -> &str {
         self.as_str().get(DIGITS + 1..).unwrap_or_default()
     }
 
-    /// As on the wire.
+    /// Returns the text as it is on the wire.
     pub fn as_str(&self) -> &str {
-        // It was made of text.
+        // The bytes were made of text, so they are always valid.
         str::from_utf8(&self.text[..usize::from(self.length)]).unwrap_or_default()
     }
 
-    /// What it is told from others by, in the order of their texts.
+    /// Returns what ids are compared by, so that they are in the order of their texts.
     fn key(&self) -> (u128, &[u8; TEXT]) {
         (self.number, &self.text)
     }

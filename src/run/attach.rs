@@ -1,4 +1,4 @@
-//! Holding on to a run: as its caller, or as one of its viewers.
+//! Handles that hold on to a run, as its caller or as one of its viewers, and read its events.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -6,56 +6,62 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::before;
-use super::inflight::Untold;
+use super::in_flight::PendingResponse;
 use super::record::{Hold, Holder, Run};
-use super::start::Refused;
-use crate::limits::Delivery;
-use crate::log::{End, Event, Viewer};
+use super::start::RefusedRun;
+use super::with_deadline;
+use crate::event_log::{Event, EventReader, RunEnd};
+use crate::limits::OutputMode;
 use crate::refusal::Refusal;
 
-/// A hold on a run. A run that is not detached ends when the last hold of a caller is dropped; viewers come and go.
+/// A hold on a run, and a reader of its events. A run that is not detached ends when the last hold
+/// of a caller is dropped; viewers come and go without any effect on it.
 #[derive(Debug)]
-pub struct Attached {
-    /// The run.
+pub struct RunHandle {
+    /// The run that this handle holds.
     pub run: Arc<Run>,
-    viewer: Viewer,
-    // After the viewer: the run's output may be packed away when this is gone.
+    viewer: EventReader,
+    // Declared after the viewer, so that it is dropped after it: the run's output may be packed
+    // away once the hold is gone.
     _hold: Hold,
     _place: Option<OwnedSemaphorePermit>,
-    /// A drain waits for what a caller has not been told yet; the answer takes a clone along.
-    pub untold: Option<Untold>,
+    /// Counts the answer that the caller has not been given yet, because a drain waits for it; the
+    /// answer takes a clone along. `None` for a viewer.
+    pub pending_response: Option<PendingResponse>,
 }
 
-impl Attached {
-    /// As the caller that asked for the run. One that reads its output as it is written is owed all of it.
-    pub(super) fn first(run: &Arc<Run>, delivery: Delivery, untold: Untold) -> Self {
+impl RunHandle {
+    /// Attaches the caller that asked for the run. A caller that reads its output as it is written
+    /// is owed all of it, and the guest waits for that caller.
+    pub(super) fn owner(run: &Arc<Run>, delivery: OutputMode, untold: PendingResponse) -> Self {
         let viewer = match delivery {
-            Delivery::Captured => run.log.follow(),
-            Delivery::Streamed => run.log.owe(),
+            OutputMode::Captured => run.log.follow(),
+            OutputMode::Streamed => run.log.follow_reliably(),
         };
         Self::caller(run, viewer, untold)
     }
 
-    /// As a caller that does not make the guest wait.
-    pub(super) fn again(run: &Arc<Run>, untold: Untold) -> Self {
+    /// Attaches a further caller with the same idempotency key, for which the guest does not wait.
+    pub(super) fn join(run: &Arc<Run>, untold: PendingResponse) -> Self {
         Self::caller(run, run.log.follow(), untold)
     }
 
-    fn caller(run: &Arc<Run>, viewer: Viewer, untold: Untold) -> Self {
+    fn caller(run: &Arc<Run>, viewer: EventReader, untold: PendingResponse) -> Self {
         Self {
             viewer,
             _hold: run.hold(Holder::Caller),
             _place: None,
             run: Arc::clone(run),
-            untold: Some(untold),
+            pending_response: Some(untold),
         }
     }
 
-    /// As a viewer, from event `from` on.
+    /// Attaches a viewer that reads from event `from` on. `place` is its permit among the tenant's
+    /// viewers.
     ///
     /// # Errors
-    /// Where the run has not come as far: the highest number that it can be read from.
+    /// Where the run has not come as far as `from`: returns the highest number that it can be read
+    /// from.
     pub(super) fn view(
         run: &Arc<Run>,
         from: u64,
@@ -66,28 +72,28 @@ impl Attached {
             _hold: run.hold(Holder::Viewer),
             _place: Some(place),
             run: Arc::clone(run),
-            untold: None,
+            pending_response: None,
         })
     }
 
-    /// Waits until the run has started; its caller has until `until`.
+    /// Waits until the run has started, at the longest until the caller's `deadline`.
     ///
     /// # Errors
-    /// Where it does not.
-    pub(super) async fn begun(self, until: Option<Instant>) -> Result<Self, Refused> {
+    /// Returns the refusal where the run does not start, or not in time.
+    pub(super) async fn started(self, deadline: Option<Instant>) -> Result<Self, RefusedRun> {
         let begun = async {
-            self.run.log.begun().await;
+            self.run.log.wait_for_start().await;
             Ok::<_, Refusal>(())
         };
-        if let Err(refusal) = before(until, begun).await {
+        if let Err(refusal) = with_deadline(deadline, begun).await {
             let id = self.run.id;
-            return Err(Refused { id, refusal });
+            return Err(RefusedRun { id, refusal });
         }
         if self.run.log.started().is_none()
             && let Some((_, end)) = self.run.log.end()
             && let Err(refusal) = &*end
         {
-            return Err(Refused {
+            return Err(RefusedRun {
                 id: self.run.id,
                 refusal: refusal.clone(),
             });
@@ -95,18 +101,18 @@ impl Attached {
         Ok(self)
     }
 
-    /// The number of the event that comes next.
+    /// Returns the number of the event that comes next.
     pub fn next_seq(&self) -> u64 {
         self.viewer.next_seq()
     }
 
-    /// The next thing that happens; `None` after the end.
+    /// Polls for the next event; `None` after the end.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         self.viewer.poll_next(cx)
     }
 
-    /// How the run ended.
-    pub async fn ended(&self) -> Arc<End> {
-        self.run.log.ended().await
+    /// Waits until the run has ended, and returns how.
+    pub async fn ended(&self) -> Arc<RunEnd> {
+        self.run.log.wait_for_end().await
     }
 }

@@ -1,16 +1,17 @@
-//! The audit: one line for each decision on admission, one for each end of a run. Who, which module, what was granted,
-//! what came of it; never arguments, environment, input or output.
+//! The audit log: one line for each decision on admission, and one for each end of an admitted run.
+//! A line says who ran which module, what was granted and what came of it. It never has arguments,
+//! environment, input or output.
 
 use std::time::Duration;
 
-use super::record::{Granted, Run, cause_name, micros, outcome_name};
-use crate::limits::PAGE;
-use crate::outcome::Ended;
+use super::record::{GrantedLimits, Run, cause_name, micros, outcome_name};
+use crate::limits::WASM_PAGE_BYTES;
+use crate::outcome::RunReport;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 use crate::telemetry::{self, Unquoted};
 
-/// One line of a run: whose it is and of which module, then the rest.
+/// Writes one audit line of a run: its id, tenant, caller and module, then the given fields.
 macro_rules! line {
     ($run:ident, $($field:tt)*) => {
         telemetry::audit_line!(
@@ -23,9 +24,10 @@ macro_rules! line {
     };
 }
 
-/// What a run may reach, for the audit.
+/// What a run may reach (mounts, host functions, network, WASI, clock), as the audit line of its
+/// admission tells it.
 #[derive(Debug)]
-pub(super) struct Reach {
+pub(super) struct Capabilities {
     mounts: String,
     host_functions: String,
     network: bool,
@@ -33,8 +35,8 @@ pub(super) struct Reach {
     clock: bool,
 }
 
-impl Reach {
-    /// Of `spec`, where somebody keeps the audit.
+impl Capabilities {
+    /// Collects the capabilities that `spec` asks for; `None` where nobody keeps the audit.
     pub(super) fn of(spec: &RunSpec) -> Option<Self> {
         if !telemetry::is_audited() {
             return None;
@@ -55,8 +57,8 @@ impl Reach {
     }
 }
 
-/// A run was admitted.
-pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
+/// Writes the line of a run that was admitted, with the limits it got and what it may reach.
+pub(super) fn admitted(run: &Run, granted: &GrantedLimits, reach: &Capabilities) {
     let limits = &granted.limits;
     line!(
         run,
@@ -64,7 +66,7 @@ pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
         decision = "admitted",
         method = run.origin.method.as_str(),
         waited_us = micros(run.age()),
-        memory_bytes = u64::from(granted.memory_pages) * PAGE,
+        memory_bytes = u64::from(granted.memory_pages) * WASM_PAGE_BYTES,
         fuel = limits.fuel,
         stack_bytes = limits.stack.bytes(),
         output_bytes = limits.output,
@@ -78,7 +80,7 @@ pub(super) fn admitted(run: &Run, granted: &Granted, reach: &Reach) {
     );
 }
 
-/// A run was refused, or left before it was admitted.
+/// Writes the line of a run that was refused, or that its callers left before it was admitted.
 pub(super) fn refused(run: &Run, refusal: &Refusal) {
     line!(
         run,
@@ -91,8 +93,9 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
     );
 }
 
-/// A run that was admitted ended.
-pub(super) fn ended(run: &Run, ended: &Ended, waited: Duration) {
+/// Writes the line of the end of an admitted run. `waited` is the time since the run was asked for,
+/// less the time that the guest took.
+pub(super) fn ended(run: &Run, ended: &RunReport, waited: Duration) {
     line!(
         run,
         event = "end",
@@ -111,7 +114,7 @@ pub(super) fn ended(run: &Run, ended: &Ended, waited: Duration) {
     );
 }
 
-/// A run that was admitted ended because the daemon failed.
+/// Writes the line of an admitted run that ended because the daemon failed.
 pub(super) fn failed(run: &Run, refusal: &Refusal) {
     line!(run, event = "end", reason = refusal.reason().as_str(),);
 }

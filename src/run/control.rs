@@ -1,63 +1,63 @@
-//! What can be done to runs from outside: find, list, watch, attach, cancel.
+//! Operations on existing runs from outside: find, list, watch, attach and cancel.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attach::Attached;
-use super::origin::State;
-use super::past::RunRecord;
-use super::registry::{Found, Selector};
+use super::archived::RunRecord;
+use super::attach::RunHandle;
+use super::origin::RunState;
+use super::registry::{FoundRun, Selector};
 use super::tenant::Tenant;
 use super::watch::Watch;
-use super::{Runner, before};
+use super::{Runner, with_deadline};
 use crate::outcome::{CancelCause, Outcome};
 use crate::refusal::{Reason, Refusal};
 use crate::request::RunId;
 
-/// What a refused viewer is told to wait.
+/// How long a refused viewer is told to wait before it tries again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What became of a run that was to be cancelled.
+/// The result of a request to cancel a run.
 #[derive(Debug)]
-pub struct Cancelled {
-    /// Where it was.
-    pub found: State,
-    /// Whether it ended for that.
+pub struct CancelReport {
+    /// The state in which the request found the run.
+    pub found: RunState,
+    /// Whether the run ended because of this request, rather than before it or for another reason.
     pub by_this: bool,
-    /// The run, ended.
+    /// The record of the run after its end.
     pub run: RunRecord,
 }
 
 impl Runner {
-    /// One run of a tenant.
+    /// Returns the record of one of a tenant's runs.
     ///
     /// # Errors
-    /// `RUN_ELSEWHERE` for another daemon's, `RUN_NOT_FOUND` for one that never was, is not remembered any more, or is
-    /// another tenant's.
+    /// `RUN_ELSEWHERE` for a run of another daemon; `RUN_NOT_FOUND` for a run that never was, is
+    /// not remembered any more, or is another tenant's.
     pub fn find(&self, tenant: &Tenant, id: &RunId) -> Result<RunRecord, Refusal> {
-        self.look_up(tenant, id).map(Found::record)
+        self.look_up(tenant, id).map(FoundRun::record)
     }
 
-    fn look_up(&self, tenant: &Tenant, id: &RunId) -> Result<Found, Refusal> {
+    fn look_up(&self, tenant: &Tenant, id: &RunId) -> Result<FoundRun, Refusal> {
         self.check_instance(id)?;
         tenant.registry.find(id).ok_or_else(|| not_found(id))
     }
 
-    /// Whether a run is this daemon's.
+    /// Refuses the id of a run that another daemon holds.
     fn check_instance(&self, id: &RunId) -> Result<(), Refusal> {
         if id.instance() != self.instance {
             let message = format!("run_id: {id} is a run of the daemon {}", id.instance());
             return Err(Refusal::new(Reason::RunElsewhere, message)
-                .at("run_id")
+                .at_field("run_id")
                 .with("instance", id.instance()));
         }
         Ok(())
     }
 
-    /// At most `size` runs of a tenant that match, the newest first, older than `before`; and where others may follow, what the next
-    /// page is before.
+    /// Lists at most `size` of a tenant's runs that match, the newest first, older than `before`.
+    /// The second value is what the next page is before; `None` where no others follow.
     pub fn runs(
         &self,
         tenant: &Tenant,
@@ -68,23 +68,29 @@ impl Runner {
         tenant.registry.list(selector, before, size)
     }
 
-    /// Follows runs of a tenant that match.
+    /// Watches the runs of a tenant that match: first all that there are, then each change.
     ///
     /// # Errors
-    /// `QUEUE_FULL` where there are `runs.viewers` already.
+    /// `QUEUE_FULL` where the tenant has all of its share of `runs.viewers` open already.
     pub fn watch(&self, tenant: &Tenant, selector: Selector) -> Result<Watch, Refusal> {
         Ok(tenant.registry.watch(selector, viewer(tenant)?))
     }
 
-    /// Attaches a viewer, from event `from` on.
+    /// Attaches a viewer that reads the run from event `from` on.
     ///
     /// # Errors
-    /// As [`Self::find`] and [`Self::watch`]; `SPEC_INVALID` where the run has not come as far.
-    pub fn attach(&self, tenant: &Arc<Tenant>, id: &RunId, from: u64) -> Result<Attached, Refusal> {
+    /// Those of [`Self::find`] and [`Self::watch`]; `SPEC_INVALID` where the run has not come as
+    /// far as `from`.
+    pub fn attach(
+        &self,
+        tenant: &Arc<Tenant>,
+        id: &RunId,
+        from: u64,
+    ) -> Result<RunHandle, Refusal> {
         self.check_instance(id)?;
         let viewed = tenant.registry.view(tenant, id, |run| {
             let place = viewer(tenant)?;
-            Attached::view(run, from, place).map_err(|highest| {
+            RunHandle::view(run, from, place).map_err(|highest| {
                 let message = format!("{from} is beyond the run's next event, {highest}");
                 Refusal::invalid("from_seq", message)
                     .with("asked", from)
@@ -94,21 +100,21 @@ impl Runner {
         viewed.ok_or_else(|| not_found(id))?
     }
 
-    /// Ends a run, and waits until it is gone.
+    /// Cancels a run, and waits until it has ended.
     ///
     /// # Errors
-    /// As [`Self::find`]; `NOT_STARTED` where the caller's deadline passes first.
+    /// Those of [`Self::find`]; `NOT_STARTED` where the caller's deadline passes first.
     pub async fn cancel(
         &self,
         tenant: &Tenant,
         id: &RunId,
-        until: Option<Instant>,
-    ) -> Result<Cancelled, Refusal> {
+        deadline: Option<Instant>,
+    ) -> Result<CancelReport, Refusal> {
         let run = match self.look_up(tenant, id)? {
-            Found::Live(run) => run,
-            Found::Past(record) => {
-                return Ok(Cancelled {
-                    found: State::Ended,
+            FoundRun::Live(run) => run,
+            FoundRun::Ended(record) => {
+                return Ok(CancelReport {
+                    found: RunState::Ended,
                     by_this: false,
                     run: *record,
                 });
@@ -116,14 +122,14 @@ impl Runner {
         };
         let found = run.state();
         let first = run.cancel();
-        let ended = async { Ok::<_, Refusal>(run.log.ended().await) };
-        let by_this = match &*before(until, ended).await? {
+        let ended = async { Ok::<_, Refusal>(run.log.wait_for_end().await) };
+        let by_this = match &*with_deadline(deadline, ended).await? {
             Ok(ended) => ended.outcome == Outcome::Cancelled(CancelCause::CancelRpc),
             Err(refusal) => refusal.reason() == Reason::RunCancelled,
         };
-        Ok(Cancelled {
+        Ok(CancelReport {
             found,
-            by_this: found != State::Ended && first && by_this,
+            by_this: found != RunState::Ended && first && by_this,
             run: run.record(),
         })
     }
@@ -133,10 +139,10 @@ fn not_found(id: &RunId) -> Refusal {
     let message = format!(
         "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
     );
-    Refusal::new(Reason::RunNotFound, message).at("run_id")
+    Refusal::new(Reason::RunNotFound, message).at_field("run_id")
 }
 
-/// A place for one more viewer of a tenant.
+/// Takes a permit for one more viewer or watch of a tenant.
 fn viewer(tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(&tenant.viewers)
         .try_acquire_owned()

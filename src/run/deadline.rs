@@ -1,4 +1,4 @@
-//! Work that its caller waits for until a deadline.
+//! A future that gives its work up when the deadline of its caller passes.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,11 +11,12 @@ use tokio::time::Sleep;
 use super::admission::not_started;
 use crate::refusal::Refusal;
 
-/// Does `work`, unless its caller's deadline passes first. A timer is set only where the work has to wait.
+/// Bounds `work` by its caller's `deadline`; `None` means that there is none. A timer is created
+/// only where the work has to wait.
 ///
 /// # Errors
-/// Those of the work, and `NOT_STARTED`.
-pub fn before<F>(deadline: Option<Instant>, work: F) -> WithDeadline<F> {
+/// Those of the work, and `NOT_STARTED` once the deadline has passed.
+pub fn with_deadline<F>(deadline: Option<Instant>, work: F) -> WithDeadline<F> {
     WithDeadline {
         work,
         deadline,
@@ -24,7 +25,7 @@ pub fn before<F>(deadline: Option<Instant>, work: F) -> WithDeadline<F> {
 }
 
 pin_project! {
-    /// What [`before`] returns.
+    /// The future that [`with_deadline`] returns.
     pub struct WithDeadline<F> {
         #[pin]
         work: F,

@@ -1,23 +1,25 @@
-//! Runs, from a well-formed spec to the end of what is remembered of them: compile -> admit -> execute -> history.
+//! Runs, from a well-formed spec until they are forgotten: compile -> admit -> execute -> history.
 //!
-//! Compiling comes before a slot is taken, so that a queue of slow compilations never holds the slots that compiled
-//! modules could use.
+//! Compiling comes before a slot is taken, so that a queue of slow compilations never holds the
+//! slots that modules which are compiled already could use.
 
 mod admission;
-mod answer;
+mod archived;
 mod attach;
 mod audit;
 mod control;
 mod deadline;
-mod inflight;
-mod keep;
-mod keys;
-mod line;
+mod history_ring;
+mod idempotency;
+mod in_flight;
+mod in_flight_bytes;
+mod log_lines;
+mod memory_charge;
+mod module_library;
 mod origin;
-mod past;
 mod record;
 mod registry;
-mod ring;
+mod response_reservation;
 mod start;
 mod tenant;
 mod watch;
@@ -27,69 +29,72 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::admission::Admission;
-use self::inflight::InFlight;
-use self::record::Pending;
+use self::in_flight::InFlight;
+use self::record::RunGuard;
 use self::tenant::Tenants;
-use crate::limits::{Delivery, Requested};
-use crate::log::End;
+use crate::event_log::RunEnd;
+use crate::limits::{OutputMode, RequestedLimits};
 use crate::outcome::{CancelCause, Outcome};
 use crate::refusal::Refusal;
 use crate::request::{Labels, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{Sandbox, StopReason};
-use crate::store::Registries;
+use crate::store::OciPuller;
 use bytes::Bytes;
 
 pub use self::admission::{
-    Capacity, Load, Loads, Pass, Quota, not_started, share_of_memory, shutting_down,
+    Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of_memory, shutting_down,
 };
-pub use self::answer::{AnswerReservation, STREAMED_FRAMES};
-pub use self::attach::Attached;
-pub use self::control::Cancelled;
-pub use self::deadline::before;
-pub use self::inflight::Untold;
-pub use self::keep::{About, Arriving, Kept, Taken};
-pub use self::origin::{Method, Origin, State};
-pub use self::past::{RunRecord, Used};
-pub use self::record::{Granted, Run};
-pub use self::registry::{History, Selector};
-pub use self::start::{Asked, Refused, largest_reservation};
+pub use self::archived::{RunRecord, UsageSnapshot};
+pub use self::attach::RunHandle;
+pub use self::control::CancelReport;
+pub use self::deadline::with_deadline;
+pub use self::in_flight::PendingResponse;
+pub use self::in_flight_bytes::{InFlightLimit, RETRY_IN_FLIGHT, reserve_bytes};
+pub use self::memory_charge::MemoryCharge;
+pub use self::module_library::{ModuleMeta, StoreReceipt, StoredModule, Upload};
+pub use self::origin::{Origin, RunMethod, RunState};
+pub use self::record::{GrantedLimits, Run};
+pub use self::registry::{HistoryLimits, Selector};
+pub use self::response_reservation::{ResponseReservation, STREAMED_FRAMES};
+pub use self::start::{RefusedRun, StartRequest, largest_reservation};
 pub use self::tenant::{Tenant, TenantSettings};
-pub use self::watch::{News, Watch};
+pub use self::watch::{RunUpdate, Watch};
 
-/// How often what has grown too old is looked for.
+/// How often old runs and old idempotency keys are looked for and forgotten.
 const AGING: Duration = Duration::from_secs(5);
 
-/// How a runner is made.
+/// The settings of a [`Runner`].
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// What there is for all tenants.
+    /// Slots, memory and queues for all tenants together.
     pub capacity: Capacity,
-    /// Whether tenants have compiled code in common.
+    /// Whether tenants share compiled code.
     pub share_code: bool,
-    /// How long a guest may wait for a caller that takes nothing.
+    /// How long a guest waits for a caller that reads nothing, before the run is ended.
     pub stall_timeout: Duration,
-    /// Bytes of one run's log.
+    /// The most bytes that one run's log holds.
     pub log_bytes: usize,
-    /// Bytes of all logs.
+    /// The most bytes that the logs of all tenants hold together.
     pub log_budget: usize,
-    /// What is remembered of runs that have ended.
-    pub history: History,
-    /// How long an idempotency key holds.
+    /// How much is remembered of runs that have ended.
+    pub history: HistoryLimits,
+    /// How long an idempotency key holds, or longer while its run goes on.
     pub idempotency_window: Duration,
-    /// Idempotency keys at once.
+    /// The most idempotency keys at once, of all tenants together.
     pub idempotency_keys: usize,
-    /// Viewers and watches at once.
+    /// The most viewers and watches at once, of all tenants together.
     pub viewers: u32,
     /// How long a module may take to arrive in pieces.
     pub upload_timeout: Duration,
 }
 
-/// Everything that a run needs, shared by all.
+/// The entry point to runs and modules. It owns what all runs share: the tenants, the sandbox,
+/// admission, and the counts of what is in flight.
 pub struct Runner {
     instance: String,
     tenants: Tenants,
     sandbox: Sandbox,
-    registries: Registries,
+    registries: OciPuller,
     upload_timeout: Duration,
     admission: Arc<Admission>,
     inflight: Arc<InFlight>,
@@ -97,20 +102,18 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Of `instance`, for `tenants`.
+    /// Creates the runner of the daemon `instance`, for `tenants`.
     ///
     /// # Errors
-    /// Where a tenant's mounts cannot be opened.
+    /// Fails where a tenant's mounts cannot be opened, or where there is no tenant.
     pub fn new(
         instance: String,
         sandbox: Sandbox,
-        registries: Registries,
+        registries: OciPuller,
         settings: Settings,
         tenants: Vec<TenantSettings>,
     ) -> Result<Self, Refusal> {
-        let mut weights: Vec<u32> = tenants.iter().map(|tenant| tenant.weight).collect();
-        // The daemon's own.
-        weights.push(1);
+        let weights: Vec<u32> = tenants.iter().map(|tenant| tenant.weight).collect();
         Ok(Self {
             tenants: Tenants::new(&instance, tenants, &settings)?,
             instance,
@@ -123,39 +126,42 @@ impl Runner {
         })
     }
 
-    /// The name of this daemon among its replicas.
+    /// Returns the name of this daemon among its replicas.
     pub fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// The tenant of that name.
+    /// Returns the tenant of that name; `None` where there is none.
     pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
         self.tenants.get(name)
     }
 
-    /// What executes the guests.
+    /// Returns the sandbox that executes the guests.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
     }
 
-    /// Runs in flight; and what waits, and is held, at each gate.
-    pub fn load(&self) -> (u32, Loads) {
+    /// Returns the number of runs in flight, and the load of each admission queue: what waits and
+    /// what is held.
+    pub fn load(&self) -> (u32, QueueLoads) {
         let in_flight = u32::try_from(self.inflight.count()).unwrap_or(u32::MAX);
         (in_flight, self.admission.loads())
     }
 
-    /// Records a run that was refused before it was a well-formed one, and answers with the refusal in its caller's terms.
+    /// Records a run that was refused before its spec was well-formed, and returns the refusal with
+    /// the field names of its caller's messages.
     pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) -> Refusal {
         let tenant = Arc::clone(&origin.tenant);
         let log = tenant.new_log();
         let run = Run::new(*id, origin, Labels::default(), false, None, log);
-        Pending::new(run).refused(refusal)
+        RunGuard::new(run).refused(refusal)
     }
 
-    /// Compiles and runs a module that does nothing, so that the first caller does not wait for what every run needs.
+    /// Compiles and runs a module that does nothing, so that the first caller does not wait for
+    /// what every run needs.
     ///
     /// # Errors
-    /// Where the engine cannot run even that.
+    /// Fails where the engine cannot run even that.
     pub async fn warm(self: &Arc<Self>) -> Result<(), Refusal> {
         const NOTHING: &[u8] = br#"(module (memory 1) (func (export "_start")))"#;
         let end = self.run_own(Bytes::from_static(NOTHING)).await?;
@@ -168,11 +174,12 @@ impl Runner {
         )))
     }
 
-    /// Runs a module for nobody, within the defaults, and forgets it.
+    /// Executes a module as the daemon's own tenant and within the default limits, and remembers
+    /// nothing of it.
     ///
     /// # Errors
-    /// Whatever keeps it from its first instruction.
-    pub async fn run_own(self: &Arc<Self>, wasm: Bytes) -> Result<Arc<End>, Refusal> {
+    /// Returns whatever keeps the module from its first instruction.
+    pub async fn run_own(self: &Arc<Self>, wasm: Bytes) -> Result<Arc<RunEnd>, Refusal> {
         let own = &self.tenants.own;
         let policy = &own.policy;
         let spec = RunSpec {
@@ -185,7 +192,7 @@ impl Runner {
             mounts: Vec::new(),
             limits: policy
                 .ceilings
-                .grant(&Requested::default(), Delivery::Captured)?,
+                .grant(&RequestedLimits::default(), OutputMode::Captured)?,
             wasi: policy.wasi,
             host_functions: Default::default(),
             network: false,
@@ -194,30 +201,32 @@ impl Runner {
             detach: false,
             idempotency_key: None,
         };
-        let asked = Asked {
+        let asked = StartRequest {
             id: RunId::new(&self.instance),
             origin: Origin {
-                method: Method::Run,
+                method: RunMethod::Run,
                 caller: self.instance.as_str().into(),
                 tenant: Arc::clone(own),
             },
             spec,
-            delivery: Delivery::Captured,
+            delivery: OutputMode::Captured,
             input: None,
-            until: None,
-            held: None,
+            deadline: None,
+            held_until_started: None,
         };
-        // Nobody asked for it, and the daemon's own tenant has no history.
+        // Nothing is left to forget: no caller asked for this run, and the daemon's own tenant has
+        // no history.
         match self.start(Box::new(asked)).await {
             Ok(run) => Ok(run.ended().await),
             Err(refused) => Err(refused.refusal),
         }
     }
 
-    /// Looks whether modules can be kept. Tenants share a place: one of them stands for all.
+    /// Checks whether modules can be stored. Tenants share one storage place, so one of them stands
+    /// for all.
     ///
     /// # Errors
-    /// What whoever runs the daemon has to see to.
+    /// Says what the operator has to see to.
     pub async fn check_store(&self) -> Result<(), String> {
         match self.tenants.named().next() {
             Some(tenant) => tenant.store.check().await,
@@ -225,8 +234,9 @@ impl Runner {
         }
     }
 
-    /// Looks after the stores, and forgets what is too old, for as long as it is polled.
-    pub async fn tend(&self) {
+    /// Maintains the module stores, and forgets what has grown too old, for as long as it is
+    /// polled.
+    pub async fn run_maintenance(&self) {
         let age = async {
             loop {
                 tokio::time::sleep(AGING).await;
@@ -235,11 +245,15 @@ impl Runner {
                 }
             }
         };
-        let stores = self.tenants.named().map(|tenant| tenant.store.tend());
+        let stores = self
+            .tenants
+            .named()
+            .map(|tenant| tenant.store.run_maintenance());
         tokio::join!(futures_util::future::join_all(stores), age);
     }
 
-    /// Bytes of all logs, runs of the history, and bytes of their records.
+    /// Returns the bytes of all logs, the number of runs in the history, and the bytes of their
+    /// records, summed over all tenants.
     pub fn remembered(&self) -> (usize, usize, usize) {
         let mut sum = (0, 0, 0);
         for tenant in self.tenants.all() {
@@ -249,13 +263,13 @@ impl Runner {
         sum
     }
 
-    /// Bytes of answers that no run's reservation holds, of all tenants.
+    /// Returns the bytes of all tenants' answers that no run's reservation covers.
     pub fn answer_bytes(&self) -> u64 {
         let each = |tenant: &Arc<Tenant>| tenant.answer_bytes.load(Ordering::Acquire);
         self.tenants.all().map(each).sum()
     }
 
-    /// Takes no runs any more; those that have not started are refused.
+    /// Closes admission: no run is accepted any more, and those that have not started are refused.
     pub fn close(&self) {
         self.admission.close();
         for run in self.live() {
@@ -266,7 +280,7 @@ impl Runner {
         }
     }
 
-    /// Ends every run in flight.
+    /// Asks every run that has not ended to end, because the daemon is draining.
     pub fn cancel_all(&self) {
         for run in self.live() {
             run.stop
@@ -278,20 +292,20 @@ impl Runner {
         self.tenants.all().flat_map(|tenant| tenant.registry.live())
     }
 
-    /// Ends every watch: nothing will happen any more.
+    /// Ends every watch, since nothing will happen any more.
     pub fn end_watches(&self) {
         for tenant in self.tenants.all() {
             tenant.registry.close();
         }
     }
 
-    /// Runs in flight, and answers that their callers have not been given.
+    /// Returns the number of runs in flight, and of answers that their callers have not been given.
     pub fn unfinished(&self) -> (usize, usize) {
         (self.inflight.count(), self.inflight.untold_count())
     }
 
-    /// Resolves when no run is in flight and every end is told.
-    pub async fn idle(&self) {
-        self.inflight.none_left().await;
+    /// Waits until no run is in flight and no answer or end is pending.
+    pub async fn wait_until_idle(&self) {
+        self.inflight.wait_until_idle().await;
     }
 }

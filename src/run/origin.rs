@@ -1,22 +1,22 @@
-//! Who asked for a run, how, and where it is.
+//! Who asked for a run and by which method, and the states that a run goes through.
 
 use std::sync::Arc;
 
 use super::tenant::Tenant;
 
-/// The method that a run was asked for by.
+/// The API method by which a run was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// One answer with all output.
+pub enum RunMethod {
+    /// `Run`: one answer with all of the output.
     Run,
-    /// Output as it is written.
+    /// `RunStream`: output as it is written.
     RunStream,
-    /// The same, with live input.
+    /// `Interact`: output as it is written, and live input.
     Interact,
 }
 
-impl Method {
-    /// What its messages call the spec.
+impl RunMethod {
+    /// Returns the name of the field that holds the spec in the messages of the method.
     pub(super) const fn spec_field(self) -> &'static str {
         match self {
             Self::Run | Self::RunStream => "spec",
@@ -24,7 +24,7 @@ impl Method {
         }
     }
 
-    /// Its name in the API.
+    /// Returns the name of the method in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Run => "Run",
@@ -37,22 +37,22 @@ impl Method {
 /// Who asked for a run, and how.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The method.
-    pub method: Method,
-    /// The caller's address.
+    /// The method that was called.
+    pub method: RunMethod,
+    /// Where the caller connects from; the daemon's own name for its own runs.
     pub caller: Arc<str>,
-    /// Whose run it is.
+    /// The tenant that the run belongs to.
     pub tenant: Arc<Tenant>,
 }
 
-/// Where a run is.
+/// The states that a run goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Its module is found, checked, compiled.
+pub enum RunState {
+    /// Its module is being found, checked and compiled.
     Compiling,
     /// It waits for a slot.
     Queued,
-    /// The guest executes.
+    /// Its guest is executing.
     Running,
     /// It has ended, or was refused.
     Ended,

@@ -1,77 +1,79 @@
-//! What is known of one run, from the moment it is asked for, and one line of it in the log, on every path: refused,
-//! ended, or left by its caller before it started.
+//! The record of one run from the moment it is asked for, and the guards that hold on to it.
+//! [`RunGuard`] sees to it that every run ends and is logged in one line, on every path: refused,
+//! ended, failed, or left by its caller before it started.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::admission::{Counted, Pass, shutting_down};
-use super::answer::AnswerReservation;
-use super::audit::{self, Reach};
-use super::line;
-use super::origin::{Origin, State};
-use super::past::{RunRecord, Used, weight};
+use super::admission::{Permit, RunQuotaGuard, shutting_down};
+use super::archived::{RunRecord, UsageSnapshot, weight};
+use super::audit::{self, Capabilities};
+use super::log_lines;
+use super::origin::{Origin, RunState};
 use super::registry::Registry;
+use super::response_reservation::ResponseReservation;
+use crate::event_log::{CapturedOutput, EventLog, RunEnd};
 use crate::limits::Limits;
-use crate::log::{Captured, End, Log};
-use crate::outcome::{CancelCause, Ended, Outcome, Usage};
+use crate::outcome::{CancelCause, LiveUsage, Outcome, RunReport};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels, RunId};
-use crate::sandbox::{Stop, StopReason};
+use crate::sandbox::{StopReason, StopSignal};
 
-/// What a run got.
+/// The limits that a run was granted.
 #[derive(Clone, Debug)]
-pub struct Granted {
-    /// Pages of linear memory.
+pub struct GrantedLimits {
+    /// Pages of linear memory, of 64 KiB each.
     pub memory_pages: u32,
-    /// The rest.
+    /// The limits other than memory.
     pub limits: Limits,
 }
 
-/// A run: its record, its log, and the means to end it.
+/// A run: its record, its event log, and the means to end it.
 #[derive(Debug)]
 pub struct Run {
-    /// Its id.
+    /// The id that names the run.
     pub id: RunId,
-    /// Who asked for it.
+    /// Who asked for the run, and how.
     pub origin: Origin,
-    /// Its metadata.
+    /// The labels that its caller gave it.
     pub labels: Labels,
-    /// Whether it goes on without its callers.
+    /// Whether the run goes on without its callers.
     pub detached: bool,
-    /// Under which key others may ask for the same.
+    /// The idempotency key, under which others may ask for the same run; `None`: it has none.
     pub(super) key: Option<String>,
-    /// When it was asked for.
+    /// When the run was asked for.
     pub asked: SystemTime,
-    /// What happens in it.
-    pub log: Arc<Log>,
-    /// What it has used so far.
-    pub usage: Arc<Usage>,
-    pub(super) stop: Arc<Stop>,
+    /// The events of the run, with its output.
+    pub log: Arc<EventLog>,
+    /// What the run has used so far.
+    pub usage: Arc<LiveUsage>,
+    pub(super) stop: Arc<StopSignal>,
     clock: Instant,
-    facts: Mutex<Facts>,
+    facts: Mutex<RunFacts>,
 }
 
 #[derive(Debug, Default)]
-struct Facts {
+struct RunFacts {
     queued: bool,
     digest: Option<Digest>,
-    granted: Option<Granted>,
+    granted: Option<GrantedLimits>,
     started: Option<Instant>,
     callers: usize,
     viewers: usize,
     over: bool,
-    answer: AnswerParts,
+    answer: ResponseParts,
 }
 
-/// What of the run's admission is its callers' until the answer is theirs.
+/// The parts of the run's admission that belong to its callers until they have the answer.
 #[derive(Debug, Default)]
-struct AnswerParts {
-    permit: Option<Pass>,
-    quota: Option<Counted>,
+struct ResponseParts {
+    permit: Option<Permit>,
+    quota: Option<RunQuotaGuard>,
 }
 
-/// A hold on a run, counted until this is dropped. A run that is not detached ends with the last of its callers; its
-/// output is packed away when it has ended and nobody holds on to it.
+/// A guard that counts one hold on a run until it is dropped. A run that is not detached is asked
+/// to end with the last hold of a caller. Its output is packed away when it has ended and nobody
+/// holds on to it.
 #[derive(Debug)]
 pub(super) struct Hold {
     run: Arc<Run>,
@@ -81,9 +83,9 @@ pub(super) struct Hold {
 /// Who holds on to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
-    /// One that asked for it.
+    /// A caller that asked for the run.
     Caller,
-    /// One that reads its output.
+    /// A viewer that reads its output.
     Viewer,
 }
 
@@ -98,7 +100,8 @@ impl Drop for Hold {
         if facts.over {
             run.leave(facts);
         } else if self.by == Holder::Caller && !run.detached {
-            // Wakes the run. Where the daemon is ending that drops it, which ends it by this lock.
+            // The request wakes the run. Where the daemon is ending, that drops the run, which ends
+            // it and takes this lock; so the lock is released first.
             drop(facts);
             run.stop
                 .request(StopReason::Cancelled(CancelCause::CallerGone));
@@ -106,7 +109,7 @@ impl Drop for Hold {
     }
 }
 
-impl Facts {
+impl RunFacts {
     fn held_by(&mut self, holder: Holder) -> &mut usize {
         match holder {
             Holder::Caller => &mut self.callers,
@@ -116,14 +119,14 @@ impl Facts {
 }
 
 impl Run {
-    /// One that was just asked for.
+    /// Creates the record of a run that was just asked for.
     pub(super) fn new(
         id: RunId,
         origin: Origin,
         labels: Labels,
         detached: bool,
         key: Option<String>,
-        log: Arc<Log>,
+        log: Arc<EventLog>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -140,22 +143,23 @@ impl Run {
         })
     }
 
-    /// One that has ended, of which somebody wants to read the output again; `settled` is its module and what it got.
-    pub(super) fn over(
+    /// Recreates a run that has ended, because somebody wants to read its output again. `settled`
+    /// is its module and the limits that it was granted.
+    pub(super) fn reopened(
         id: RunId,
         origin: Origin,
         labels: Labels,
         detached: bool,
         asked: SystemTime,
-        settled: (Option<Digest>, Option<Granted>),
-        log: Arc<Log>,
+        settled: (Option<Digest>, Option<GrantedLimits>),
+        log: Arc<EventLog>,
     ) -> Arc<Self> {
         let (digest, granted) = settled;
-        let facts = Facts {
+        let facts = RunFacts {
             digest,
             granted,
             over: true,
-            ..Facts::default()
+            ..RunFacts::default()
         };
         Arc::new(Self {
             id,
@@ -172,15 +176,20 @@ impl Run {
         })
     }
 
-    /// All that is known of it now.
+    /// Returns a snapshot of all that is known of the run now.
     pub(super) fn record(&self) -> RunRecord {
-        // In this order: one that ends in between is told as ended, with its end.
+        // The state is read before the end: a run that ends in between is reported as ended, with
+        // its end.
         let state = self.state();
         let end = self.log.end();
-        let (digest, granted) = self.settled();
+        let (digest, granted) = self.module_and_limits();
         RunRecord {
             id: self.id,
-            state: if end.is_some() { State::Ended } else { state },
+            state: if end.is_some() {
+                RunState::Ended
+            } else {
+                state
+            },
             method: self.origin.method,
             caller: Arc::clone(&self.origin.caller),
             labels: self.labels.clone(),
@@ -189,7 +198,7 @@ impl Run {
             asked: self.asked,
             started: self.log.started(),
             granted,
-            used: Used::of(&self.usage),
+            used: UsageSnapshot::of(&self.usage),
             elapsed: self.elapsed(),
             weight: weight(&self.labels, end.as_ref().map(|(_, end)| &**end)),
             end,
@@ -197,53 +206,56 @@ impl Run {
         }
     }
 
-    /// Which module it runs and what it got, where these are settled.
-    pub(super) fn settled(&self) -> (Option<Digest>, Option<Granted>) {
+    /// Returns the digest of the run's module and its granted limits; each is `None` until it is
+    /// settled.
+    pub(super) fn module_and_limits(&self) -> (Option<Digest>, Option<GrantedLimits>) {
         let facts = self.lock();
         (facts.digest, facts.granted.clone())
     }
 
-    /// Where it is.
-    pub fn state(&self) -> State {
+    /// Returns the state that the run is in.
+    pub fn state(&self) -> RunState {
         if self.log.end().is_some() {
-            return State::Ended;
+            return RunState::Ended;
         }
         let facts = self.lock();
         match (facts.started, facts.queued) {
-            (Some(_), _) => State::Running,
-            (None, true) => State::Queued,
-            (None, false) => State::Compiling,
+            (Some(_), _) => RunState::Running,
+            (None, true) => RunState::Queued,
+            (None, false) => RunState::Compiling,
         }
     }
 
-    /// Which module it runs, where that is known.
+    /// Returns the digest of the run's module; `None` until it is known.
     pub fn digest(&self) -> Option<Digest> {
         self.lock().digest
     }
 
-    /// What it got, once it has started.
-    pub fn granted(&self) -> Option<Granted> {
+    /// Returns the limits that the run was granted; `None` until it has started.
+    pub fn granted(&self) -> Option<GrantedLimits> {
         self.lock().granted.clone()
     }
 
-    /// Wall time since it was asked for.
+    /// Returns the wall time since the run was asked for.
     pub(super) fn age(&self) -> Duration {
         self.clock.elapsed()
     }
 
-    /// Wall time since it started.
+    /// Returns the wall time since the run started; `None` where it has not, or was read back from
+    /// the history.
     pub fn elapsed(&self) -> Option<Duration> {
         self.lock().started.map(|started| started.elapsed())
     }
 
-    /// What its callers get whole. Where it has no key, its only caller gets it once.
+    /// Returns the captured output for a caller of the run. Where the run has no key, its only
+    /// caller takes the output and the log keeps none of it.
     ///
     /// # Errors
-    /// `RUN_NOT_FOUND` where it is not kept any more.
-    pub fn take_captured(&self) -> Result<Captured, Refusal> {
+    /// `RUN_NOT_FOUND` where the output is not kept any more.
+    pub fn take_captured(&self) -> Result<CapturedOutput, Refusal> {
         let captured = match self.key {
             None => self.log.take_captured(),
-            // Whoever has the key may ask again.
+            // Whoever has the key may ask for the output again.
             Some(_) => self.log.captured(),
         };
         captured.ok_or_else(|| {
@@ -252,55 +264,57 @@ impl Run {
                 "run {id} had this key, and its output is not kept any more (runs.log_budget)"
             );
             Refusal::new(Reason::RunNotFound, message)
-                .at("spec.idempotency_key")
+                .at_field("spec.idempotency_key")
                 .with("run_id", id)
         })
     }
 
-    /// Keeps a part of its reservation for its answer.
-    pub(super) fn reserve_answer(&self, permit: Pass) {
+    /// Keeps `permit`, which is a part of the run's reservation, for its answer.
+    pub(super) fn reserve_answer(&self, permit: Permit) {
         let before = self.lock().answer.permit.replace(permit);
         drop(before);
     }
 
-    /// Counts it among its tenant's runs at once until its answer is its caller's, or no caller is
-    /// left.
-    pub(super) fn count_until_answered(&self, quota: Counted) {
+    /// Counts the run among its tenant's runs at once until its answer belongs to its caller, or no
+    /// caller is left.
+    pub(super) fn count_until_answered(&self, quota: RunQuotaGuard) {
         let before = self.lock().answer.quota.replace(quota);
         drop(before);
     }
 
-    /// Hands over what was kept for its answer, to the first that asks; `None`: nothing is.
-    pub fn take_answer_reservation(&self) -> Option<AnswerReservation> {
+    /// Hands over what was kept for the answer to the first caller that asks; `None` where nothing
+    /// is kept.
+    pub fn take_answer_reservation(&self) -> Option<ResponseReservation> {
         let mut facts = self.lock();
         let permit = facts.answer.permit.take()?;
-        Some(AnswerReservation::new(permit, facts.answer.quota.take()))
+        Some(ResponseReservation::new(permit, facts.answer.quota.take()))
     }
 
-    /// Whether it never started because its callers left it.
-    pub(super) fn was_left(&self) -> bool {
+    /// Reports whether the run never started because its callers left it.
+    pub(super) fn was_abandoned(&self) -> bool {
         let left = StopReason::Cancelled(CancelCause::CallerGone);
         self.log.started().is_none() && self.stop.reason() == Some(left)
     }
 
-    /// Asks it to end because somebody called for it, and says whether that was the first reason for it to end.
+    /// Asks the run to end because somebody called for it, and reports whether that was the first
+    /// reason for it to end.
     pub fn cancel(&self) -> bool {
         self.stop
             .request(StopReason::Cancelled(CancelCause::CancelRpc))
     }
 
-    /// Notes which module it runs.
+    /// Notes the digest of the run's module.
     pub(super) fn set_digest(&self, digest: Digest) {
         self.lock().digest = Some(digest);
     }
 
-    /// Notes that it waits for a slot.
+    /// Notes that the run waits for a slot.
     pub(super) fn set_queued(&self) {
         self.lock().queued = true;
     }
 
-    /// Notes that it starts.
-    pub(super) fn start(&self, granted: Granted) {
+    /// Notes that the run starts now, with the limits that it was granted.
+    pub(super) fn start(&self, granted: GrantedLimits) {
         let mut facts = self.lock();
         facts.granted = Some(granted);
         facts.started = Some(Instant::now());
@@ -308,7 +322,7 @@ impl Run {
         self.log.start(SystemTime::now());
     }
 
-    /// Holds on to it.
+    /// Counts a hold on the run until the returned guard is dropped.
     pub(super) fn hold(self: &Arc<Self>, by: Holder) -> Hold {
         *self.lock().held_by(by) += 1;
         Hold {
@@ -317,8 +331,13 @@ impl Run {
         }
     }
 
-    /// Tells that it ended `at`, and how; everybody who waits learns of it.
-    pub(super) fn finish(&self, at: SystemTime, end: Arc<End>, captured: Option<Captured>) {
+    /// Notes that the run ended `at` and how, and wakes everybody who waits for the end.
+    pub(super) fn finish(
+        &self,
+        at: SystemTime,
+        end: Arc<RunEnd>,
+        captured: Option<CapturedOutput>,
+    ) {
         self.log.finish(at, end, captured);
         let mut facts = self.lock();
         facts.over = true;
@@ -327,41 +346,42 @@ impl Run {
         }
     }
 
-    /// Gives back what it kept for its callers, now that it has ended and none of them is left.
-    fn leave(&self, mut facts: MutexGuard<'_, Facts>) {
+    /// Releases what the run kept for its callers, now that it has ended and none of them is left.
+    fn leave(&self, mut facts: MutexGuard<'_, RunFacts>) {
         let answer = std::mem::take(&mut facts.answer);
         let is_read = facts.viewers > 0;
         drop(facts);
         if is_read || self.key.is_some() {
-            self.log.shelve(self.key.is_some());
+            self.log.mark_evictable(self.key.is_some());
         } else {
             self.origin.tenant.registry.pack(self);
         }
         drop(answer);
     }
 
-    /// Whether nobody may need it as a whole any more. Who has its key is given all of it.
+    /// Reports whether nobody needs the run as a whole any more. A run with a key stays whole,
+    /// because whoever has the key is given all of it.
     pub(super) fn may_be_packed(&self) -> bool {
         let facts = self.lock();
         facts.over && facts.callers + facts.viewers == 0 && self.key.is_none()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Facts> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, RunFacts> {
+        // Nothing panics while the lock is held, so it is never poisoned.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A run that has not ended. It ends, and its line is written, at the latest when this is dropped. The line never has
-/// content: no arguments, environment, input or output.
+/// A guard for a run that has not ended. The run ends, and its log line is written, at the latest
+/// when this is dropped. The line never has content: no arguments, environment, input or output.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct RunGuard {
     pub(super) run: Arc<Run>,
     over: bool,
 }
 
-impl Pending {
-    /// Of a run that is registered, or will be at its end.
+impl RunGuard {
+    /// Creates the guard of a run that is registered, or will be when it ends.
     pub(super) fn new(run: Arc<Run>) -> Self {
         Self { run, over: false }
     }
@@ -370,19 +390,20 @@ impl Pending {
         &self.run.origin.tenant.registry
     }
 
-    /// Notes which module it runs.
+    /// Notes the digest of the run's module.
     pub(super) fn module(&self, digest: Digest) {
         self.run.set_digest(digest);
     }
 
-    /// Notes that it waits for a slot.
+    /// Notes that the run waits for a slot, and announces the change to watches.
     pub(super) fn queued(&self) {
         self.run.set_queued();
         self.registry().changed(&self.run);
     }
 
-    /// Notes that it starts.
-    pub(super) fn started(&self, granted: Granted, reach: Option<&Reach>) {
+    /// Notes that the run starts, announces the change to watches, and writes the audit line of its
+    /// admission where `reach` is given.
+    pub(super) fn started(&self, granted: GrantedLimits, reach: Option<&Capabilities>) {
         if let Some(reach) = reach {
             audit::admitted(&self.run, &granted, reach);
         }
@@ -390,63 +411,65 @@ impl Pending {
         self.registry().changed(&self.run);
     }
 
-    /// Ends it before its first instruction, and answers with the refusal as its caller's messages have it.
+    /// Ends the run before its first instruction, and returns the refusal with the field names of
+    /// its caller's messages.
     pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
         let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
-        line::refused(&self.run, &refusal);
+        log_lines::refused(&self.run, &refusal);
         audit::refused(&self.run, &refusal);
         self.finish(Err(refusal.clone()), None);
         refusal
     }
 
-    /// Leaves it to another that it turned out to be.
+    /// Drops this record without an end: the idempotency key already belongs to another run.
     pub(super) fn forget(mut self) {
         self.over = true;
     }
 
-    /// Ends it; what was `captured` is for its callers.
-    pub(super) fn ended(mut self, result: End, captured: Option<Captured>) {
+    /// Ends the run, and keeps what was `captured` for its callers.
+    pub(super) fn ended(mut self, result: RunEnd, captured: Option<CapturedOutput>) {
         self.write(&result);
         self.finish(result, captured);
     }
 
-    fn finish(&mut self, end: End, captured: Option<Captured>) {
+    fn finish(&mut self, end: RunEnd, captured: Option<CapturedOutput>) {
         self.over = true;
         self.registry().end(&self.run, end, captured);
     }
 
-    fn write(&self, result: &End) {
+    fn write(&self, result: &RunEnd) {
         match result {
             Ok(ended) => {
                 let waited = self.waited(ended);
                 audit::ended(&self.run, ended, waited);
-                line::ended(&self.run, ended, waited);
+                log_lines::ended(&self.run, ended, waited);
             }
             Err(refusal) => {
                 audit::failed(&self.run, refusal);
-                line::failed(&self.run, refusal);
+                log_lines::failed(&self.run, refusal);
             }
         }
     }
 
-    fn waited(&self, ended: &Ended) -> Duration {
+    fn waited(&self, ended: &RunReport) -> Duration {
         self.run.clock.elapsed().saturating_sub(ended.duration)
     }
 }
 
-impl Drop for Pending {
+impl Drop for RunGuard {
     fn drop(&mut self) {
         if !self.over {
-            line::left(&self.run);
-            let refusal = unstarted(None);
+            log_lines::left(&self.run);
+            let refusal = never_started(None);
             audit::refused(&self.run, &refusal);
             self.finish(Err(refusal), None);
         }
     }
 }
 
-/// Why a run that was asked to end for `reason`, or left, never started.
-pub(super) fn unstarted(reason: Option<StopReason>) -> Refusal {
+/// Returns the refusal of a run that never started because it was asked to end for `reason` or,
+/// where that is `None`, because its caller left.
+pub(super) fn never_started(reason: Option<StopReason>) -> Refusal {
     let why = match reason {
         Some(StopReason::Cancelled(CancelCause::Draining)) => return shutting_down(),
         Some(StopReason::Cancelled(CancelCause::CancelRpc)) => "was cancelled",

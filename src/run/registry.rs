@@ -1,11 +1,15 @@
-//! All runs that are remembered: those that go on, and a bounded history of those that have ended.
+//! The registry of a tenant's runs: those in flight, and a bounded history of those that have
+//! ended, from which the oldest is evicted first.
 //!
-//! Runs that go on stand in a slab. Those that have ended stand in two [rings](Ring), one of them for those that never
-//! started, as [`PastRun`]s with their output; an ordered index leads from a run's number to its place, and lists the
-//! newest first. A run that has ended stays whole for as long as somebody holds on to it, and where it has an idempotency
-//! key; it is packed into its place when the last one leaves, and is made whole again for whoever reads its output later.
+//! Runs in flight are kept in a slab. Runs that have ended are kept as [`ArchivedRun`]s with their
+//! output in two [rings](HistoryRing), one of them for runs that were refused before they started.
+//! An ordered index maps the number of a run to its place, and lists the newest first. An ended run
+//! stays whole while somebody holds on to it, or if it has an idempotency key. Otherwise it is
+//! packed into its place when the last holder leaves, and is made whole again for whoever reads its
+//! output later.
 //!
-//! Where several locks are held, they are taken in this order: the registry's, a run's, its log's, the pool's of logs.
+//! Where several locks are held, they are taken in this order: the registry's, a run's, its log's,
+//! and the one of the budget for logs.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -15,142 +19,145 @@ use std::time::{Duration, Instant, SystemTime};
 use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::keys::Keys;
-use super::origin::State;
-use super::past::{PastRun, RunRecord, weight};
+use super::archived::{ArchivedRun, RunRecord, weight};
+use super::history_ring::{HistoryRing, RingBounds};
+use super::idempotency::IdempotencyKeys;
+use super::origin::RunState;
 use super::record::Run;
-use super::ring::{Bounds, Ring};
 use super::tenant::Tenant;
-use super::watch::{Told, Watch};
-use crate::log::{Captured, End, KeptOutput, Pool};
+use super::watch::{AnnouncedRuns, Watch};
+use crate::event_log::{CapturedOutput, EventLogBudget, PackedOutput, RunEnd};
 use crate::request::{Labels, RunId};
 
-/// Bytes of records on one page, about: what a client takes in one message, with room to spare.
+/// The approximate limit of one page of records, in bytes: what a client accepts in one message,
+/// with room to spare.
 const PAGE_BYTES: usize = 1 << 20;
-/// One in so many runs, and bytes, of the history may be of runs that were refused.
+/// Refused runs may fill one part in this many of the history, by runs and by bytes.
 const REFUSED_SHARE: usize = 10;
-/// Runs that one page looks at, at the most: a selector that few match ends a page early.
+/// The most runs that one page looks at: where few match the selector, the page ends early.
 const LOOKED_AT: usize = 10_000;
-/// Runs, or changes, that are looked at before others may have the lock.
+/// The most runs, or changes, that are looked at before the lock is released for others.
 const BATCH: usize = 64;
 
-/// How much history there is.
+/// The bounds of the history of runs that have ended.
 #[derive(Clone, Copy, Debug)]
-pub struct History {
-    /// Runs.
+pub struct HistoryLimits {
+    /// The most runs that are remembered.
     pub runs: usize,
-    /// How long each.
+    /// How long each run is remembered after its end.
     pub age: Duration,
-    /// Bytes of their records, logs aside.
+    /// The most bytes that their records take, not counting logs.
     pub bytes: usize,
 }
 
-/// The runs of one tenant.
+/// The runs of one tenant, in flight and ended, with their idempotency keys.
 #[derive(Debug)]
 pub(super) struct Registry {
-    /// What holds them.
+    /// The name of the daemon instance that holds the runs.
     instance: Arc<str>,
-    history: History,
-    /// Which key belongs to which run.
-    pub(super) keys: Keys,
-    /// What the output is charged to.
-    logs: Arc<Pool>,
+    history: HistoryLimits,
+    /// The idempotency keys, each of which belongs to one run.
+    pub(super) keys: IdempotencyKeys,
+    /// The budget that the output of the runs is charged to.
+    logs: Arc<EventLogBudget>,
     inner: Mutex<Inner>,
-    /// The number of the last change; closed when no more will come.
+    /// The number of the last change, for those who watch; `None` when no more will come.
     news: watch::Sender<Option<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Where each run is, by its number.
-    index: BTreeMap<u128, Place>,
+    /// The place of each run, by the run's number.
+    index: BTreeMap<u128, RunLocation>,
     live: Slab<Live>,
-    /// The number of the last change.
+    /// The number of the last change of any run.
     last: u64,
-    ended: Ring<Past>,
-    /// Runs that were refused are remembered apart: they cost their callers nothing, and must not crowd out others. None
-    /// of them has output.
-    refused: Ring<Past>,
-    /// The place in `ended` before which no output is kept.
+    ended: HistoryRing<HistoryEntry>,
+    /// Runs that were refused before they started. They are remembered apart, since they cost their
+    /// callers nothing and must not crowd out others. None of them has output.
+    refused: HistoryRing<HistoryEntry>,
+    /// The number of the place in `ended` before which no output is kept.
     first_kept: u64,
 }
 
-/// A run that goes on, and its last change.
+/// A run in flight, and the number of its last change.
 #[derive(Debug)]
 struct Live {
     run: Arc<Run>,
     change: u64,
 }
 
-/// A run that has ended. That was its last change: a ring is in the order of these too.
+/// A run that has ended. Its end was its last change, so a ring is also in the order of changes.
 #[derive(Debug)]
-struct Past {
-    run: PastRun,
+struct HistoryEntry {
+    run: ArchivedRun,
     change: u64,
-    /// Its output, where it is not whole.
-    kept: KeptOutput,
+    /// Its output, packed, while it is not `whole`.
+    kept: PackedOutput,
     whole: Option<Arc<Run>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum RunLocation {
     Live(usize),
     Ended(u64),
     Refused(u64),
 }
 
-/// A run that was looked up.
+/// The result of looking up a run.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum FoundRun {
     Live(Arc<Run>),
-    /// It has ended.
-    Past(Box<RunRecord>),
+    /// The run has ended; this is its record.
+    Ended(Box<RunRecord>),
 }
 
-impl Found {
-    /// What is known of it now.
+impl FoundRun {
+    /// Returns the record of the run as it is now.
     pub(super) fn record(self) -> RunRecord {
         match self {
             Self::Live(run) => run.record(),
-            Self::Past(record) => *record,
+            Self::Ended(record) => *record,
         }
     }
 
     fn labels(&self) -> &Labels {
         match self {
             Self::Live(run) => &run.labels,
-            Self::Past(record) => &record.labels,
+            Self::Ended(record) => &record.labels,
         }
     }
 }
 
-/// Which runs are asked for.
+/// A filter for runs, by state and by labels.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// In one of these states, at most as many as there are; none: in any.
-    pub states: Vec<State>,
-    /// With all of these labels.
+    /// The states in which a run matches, at most as many as there are states. If this is empty,
+    /// any state matches.
+    pub states: Vec<RunState>,
+    /// The labels, all of which a run must have to match.
     pub labels: Labels,
 }
 
 impl Selector {
-    pub(super) fn has_labels_of(&self, run: &Found) -> bool {
+    pub(super) fn has_labels_of(&self, run: &FoundRun) -> bool {
         let (mut labels, of) = (self.labels.iter(), run.labels());
         labels.all(|(key, value)| of.get(key) == Some(value))
     }
 
-    pub(super) fn takes(&self, state: State) -> bool {
+    pub(super) fn takes(&self, state: RunState) -> bool {
         self.states.is_empty() || self.states.contains(&state)
     }
 }
 
 impl Registry {
-    /// Of runs that `instance` holds, with room for `history`, and `keys`; their output is charged to `logs`.
+    /// Creates an empty registry for runs of `instance`. The output of its runs is charged to
+    /// `logs`, which evicts the oldest output of the history when room is needed.
     pub(super) fn new(
         instance: Arc<str>,
-        history: History,
-        keys: Keys,
-        logs: &Arc<Pool>,
+        history: HistoryLimits,
+        keys: IdempotencyKeys,
+        logs: &Arc<EventLogBudget>,
     ) -> Arc<Self> {
         let registry = Arc::new(Self {
             instance,
@@ -161,11 +168,11 @@ impl Registry {
             news: watch::Sender::new(Some(0)),
         });
         let giver = Arc::downgrade(&registry);
-        logs.set_history(move || giver.upgrade().is_some_and(|it| it.let_output_go()));
+        logs.set_history(move || giver.upgrade().is_some_and(|it| it.evict_oldest_output()));
         registry
     }
 
-    /// Takes a run in.
+    /// Adds a run in flight, and tells those who watch.
     pub(super) fn add(&self, run: &Arc<Run>) {
         let mut inner = self.lock();
         inner.last += 1;
@@ -174,21 +181,21 @@ impl Registry {
             run: Arc::clone(run),
             change,
         });
-        inner.index.insert(run.id.number(), Place::Live(key));
+        inner.index.insert(run.id.number(), RunLocation::Live(key));
         drop(inner);
         self.tell(change);
     }
 
-    /// Notes that a run is not as it was.
+    /// Records that a run in flight has changed, for those who watch.
     pub(super) fn changed(&self, run: &Run) {
-        // Whoever begins to watch after this looks at every run as it is then.
+        // Nobody watches. Whoever begins to watch after this looks at every run as it is then.
         if self.news.receiver_count() == 0 {
             return;
         }
         let mut inner = self.lock();
         inner.last += 1;
         let change = inner.last;
-        if let Some(Place::Live(key)) = inner.index.get(&run.id.number()).copied()
+        if let Some(RunLocation::Live(key)) = inner.index.get(&run.id.number()).copied()
             && let Some(live) = inner.live.get_mut(key)
         {
             live.change = change;
@@ -197,8 +204,9 @@ impl Registry {
         self.tell(change);
     }
 
-    /// Ends a run, and forgets what is too much. Whoever learns of the end finds it in the history.
-    pub(super) fn end(&self, run: &Arc<Run>, end: End, captured: Option<Captured>) {
+    /// Ends a run: moves it into the history, evicts what is then beyond the bounds, and tells
+    /// those who watch. Whoever learns of the end finds the run in the history.
+    pub(super) fn end(&self, run: &Arc<Run>, end: RunEnd, captured: Option<CapturedOutput>) {
         let started = run.log.started();
         if started.is_none() {
             self.keys.free(run);
@@ -206,10 +214,10 @@ impl Registry {
         let (at, now) = (SystemTime::now(), Instant::now());
         let end = Arc::new(end);
         let weight = weight(&run.labels, Some(&end));
-        let mut past = Past {
-            run: PastRun::of(run, started, at, &end),
+        let mut past = HistoryEntry {
+            run: ArchivedRun::of(run, started, at, &end),
             change: 0,
-            kept: KeptOutput::default(),
+            kept: PackedOutput::default(),
             whole: Some(Arc::clone(run)),
         };
         let mut inner = self.lock();
@@ -218,11 +226,11 @@ impl Registry {
         past.change = change;
         let most = self.history.runs;
         let place = match started {
-            Some(_) => Place::Ended(inner.ended.push(past, now, weight, most)),
-            None => Place::Refused(inner.refused.push(past, now, weight, most)),
+            Some(_) => RunLocation::Ended(inner.ended.push(past, now, weight, most)),
+            None => RunLocation::Refused(inner.refused.push(past, now, weight, most)),
         };
-        // One whose caller left while its module was being read was never taken in.
-        if let Some(Place::Live(key)) = inner.index.insert(run.id.number(), place) {
+        // A run whose caller left while its module was being read was never added.
+        if let Some(RunLocation::Live(key)) = inner.index.insert(run.id.number(), place) {
             inner.live.try_remove(key);
         }
         inner.forget(self.history, now, &self.logs);
@@ -231,7 +239,8 @@ impl Registry {
         self.tell(change);
     }
 
-    /// Packs the output of a run that has ended into its place, where nobody holds on to the run any more.
+    /// Packs the output of an ended run into its place in the history, where nobody holds on to the
+    /// run any more.
     pub(super) fn pack(&self, run: &Run) {
         let mut inner = self.lock();
         let packed = inner.pack(run.id.number());
@@ -240,7 +249,10 @@ impl Registry {
         self.logs.make_room();
     }
 
-    /// Hands a run to `view`, whole, in the moment in which it says whether it holds on to it.
+    /// Passes a run to `view`, whole: it is unpacked first where it was packed. `view` is called
+    /// under the lock, so that nobody packs the run before `view` has taken hold of it. If `view`
+    /// fails, the run is packed again, unless somebody else holds on to it. Returns `None` where
+    /// the run is not known.
     pub(super) fn view<T, E>(
         &self,
         tenant: &Arc<Tenant>,
@@ -249,10 +261,10 @@ impl Registry {
     ) -> Option<Result<T, E>> {
         let mut inner = self.lock();
         let run = match *inner.index.get(&id.number())? {
-            Place::Live(key) => Arc::clone(&inner.live.get(key)?.run),
-            place @ (Place::Ended(_) | Place::Refused(_)) => {
+            RunLocation::Live(key) => Arc::clone(&inner.live.get(key)?.run),
+            place @ (RunLocation::Ended(_) | RunLocation::Refused(_)) => {
                 let past = inner.past_mut(place)?;
-                let Past {
+                let HistoryEntry {
                     run, kept, whole, ..
                 } = past;
                 let reopen = || run.reopen(&self.instance, tenant, std::mem::take(kept));
@@ -266,9 +278,9 @@ impl Registry {
         Some(viewed)
     }
 
-    /// Forgets all runs.
+    /// Removes all runs, in flight and ended.
     pub(super) fn clear(&self) {
-        let nothing = History {
+        let nothing = HistoryLimits {
             runs: 0,
             age: Duration::ZERO,
             bytes: 0,
@@ -281,7 +293,8 @@ impl Registry {
         drop(live);
     }
 
-    /// Forgets what has grown too old.
+    /// Evicts ended runs and idempotency keys that have grown too old, and releases memory that the
+    /// rings do not need.
     pub(super) fn age(&self) {
         let mut inner = self.lock();
         inner.forget(self.history, Instant::now(), &self.logs);
@@ -291,22 +304,22 @@ impl Registry {
         self.keys.age();
     }
 
-    /// One run.
-    pub(super) fn find(&self, id: &RunId) -> Option<Found> {
+    /// Looks up one run; returns `None` where it is not known.
+    pub(super) fn find(&self, id: &RunId) -> Option<FoundRun> {
         let inner = self.lock();
         let place = inner.index.get(&id.number())?;
         inner.found(*place, &self.instance)
     }
 
-    /// Runs that have not ended.
+    /// Returns the runs in flight.
     pub(super) fn live(&self) -> Vec<Arc<Run>> {
         let inner = self.lock();
         let runs = inner.live.iter().map(|(_, live)| &live.run);
         runs.cloned().collect()
     }
 
-    /// At most `size` runs that match, the newest first, older than `before`; and where others may follow, the last one
-    /// that was looked at.
+    /// Returns at most `size` runs that match and are older than `before`, the newest first. The
+    /// second value is the last run that was looked at, where others may follow.
     pub(super) fn list(
         &self,
         selector: &Selector,
@@ -316,13 +329,14 @@ impl Registry {
         let (mut page, mut bytes, mut looked) = (Vec::new(), 0, 0);
         let mut end = match before {
             None => Unbounded,
-            // One of another instance stands between two of this one.
+            // A run of another instance may stand between two of this one.
             Some(id) if id.instance() > &*self.instance => Included(id.number()),
             Some(id) => Excluded(id.number()),
         };
         loop {
-            // A few at a time: those who start and end runs wait for the lock.
-            let batch: Vec<(u128, Found)> = {
+            // The lock is taken for a few runs at a time, since those who start and end runs wait
+            // for it.
+            let batch: Vec<(u128, FoundRun)> = {
                 let inner = self.lock();
                 let places = inner.index.range((Unbounded, end)).rev().take(BATCH);
                 let found = places.filter_map(|(number, place)| {
@@ -356,26 +370,28 @@ impl Registry {
         self.lock().index.range(..number).next().is_some()
     }
 
-    /// Follows the runs that match.
+    /// Starts a watch of the runs that match, which holds the permit `place` for as long as it
+    /// exists.
     pub(super) fn watch(
         self: &Arc<Self>,
         selector: Selector,
         place: OwnedSemaphorePermit,
     ) -> Watch {
-        // Before anything is looked at: see `changed`.
+        // The subscription comes before anything is looked at: see `changed`.
         let news = self.news.subscribe();
         let last = self.lock().last;
         Watch::new(Arc::clone(self), news, selector, last, place)
     }
 
-    /// The first few changes numbered from `from` to `to`, in order, each the last one of its run.
-    pub(super) fn changes(&self, from: u64, to: u64) -> Vec<(u64, Found)> {
+    /// Returns the first changes numbered from `from` to `to`, in order and at most [`BATCH`] of
+    /// them. Only the last change of each run counts.
+    pub(super) fn changes(&self, from: u64, to: u64) -> Vec<(u64, FoundRun)> {
         let inner = self.lock();
-        let mut changes: Vec<(u64, Place)> = Vec::new();
+        let mut changes: Vec<(u64, RunLocation)> = Vec::new();
         let live = inner.live.iter();
-        changes.extend(live.map(|(key, live)| (live.change, Place::Live(key))));
+        changes.extend(live.map(|(key, live)| (live.change, RunLocation::Live(key))));
         changes.retain(|(change, _)| (from..=to).contains(change));
-        let places: [fn(u64) -> Place; 2] = [Place::Ended, Place::Refused];
+        let places: [fn(u64) -> RunLocation; 2] = [RunLocation::Ended, RunLocation::Refused];
         for (ring, place) in [&inner.ended, &inner.refused].into_iter().zip(places) {
             let past = ring.after(|past| past.change < from).take(BATCH);
             let past = past.map_while(|(number, past)| {
@@ -391,30 +407,31 @@ impl Registry {
         found.collect()
     }
 
-    /// Takes those out of `told` that have ended and are forgotten.
-    pub(super) fn take_forgotten(&self, told: &mut Told) -> Vec<Arc<Run>> {
+    /// Removes from `told`, and returns, the runs that have ended and been evicted from the
+    /// history.
+    pub(super) fn take_forgotten(&self, told: &mut AnnouncedRuns) -> Vec<Arc<Run>> {
         let inner = self.lock();
         let gone = told.extract_if(|number, run| {
-            // One that is about to end is told of again when it has.
+            // A run that is about to end is told of again when it has ended.
             !inner.index.contains_key(number) && run.log.end().is_some()
         });
         gone.map(|(_, run)| run).collect()
     }
 
-    /// Ends every watch.
+    /// Ends every watch of this registry: no more changes will come.
     pub(super) fn close(&self) {
         self.news.send_replace(None);
     }
 
-    /// Runs of the history, and their bytes.
+    /// Returns the number of runs in the history, and the bytes that their records take.
     pub(super) fn size(&self) -> (usize, usize) {
         let inner = self.lock();
         let Inner { ended, refused, .. } = &*inner;
         (ended.len() + refused.len(), ended.bytes() + refused.bytes())
     }
 
-    /// Lets the oldest output of the history go; false where there is none.
-    fn let_output_go(&self) -> bool {
+    /// Evicts the oldest output of the history; returns false where there is none left.
+    fn evict_oldest_output(&self) -> bool {
         let mut inner = self.lock();
         let Inner {
             ended, first_kept, ..
@@ -423,14 +440,14 @@ impl Registry {
         while let Some(past) = ended.get_mut(*first_kept) {
             *first_kept += 1;
             if past.kept.is_held() {
-                past.kept.let_go(&self.logs);
+                past.kept.evict(&self.logs);
                 return true;
             }
         }
         false
     }
 
-    /// Tells those who watch of a change.
+    /// Tells those who watch of a change, by its number.
     fn tell(&self, change: u64) {
         if self.news.receiver_count() == 0 {
             // Whoever begins to watch looks at the changes from then on, this one included.
@@ -444,63 +461,65 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held, so it is never poisoned.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    fn found(&self, place: Place, instance: &str) -> Option<Found> {
+    fn found(&self, place: RunLocation, instance: &str) -> Option<FoundRun> {
         let (past, weight) = match place {
-            Place::Live(key) => return Some(Found::Live(Arc::clone(&self.live.get(key)?.run))),
-            Place::Ended(number) => self.ended.get(number)?,
-            Place::Refused(number) => self.refused.get(number)?,
+            RunLocation::Live(key) => {
+                return Some(FoundRun::Live(Arc::clone(&self.live.get(key)?.run)));
+            }
+            RunLocation::Ended(number) => self.ended.get(number)?,
+            RunLocation::Refused(number) => self.refused.get(number)?,
         };
-        Some(Found::Past(Box::new(past.run.record(instance, weight))))
+        Some(FoundRun::Ended(Box::new(past.run.record(instance, weight))))
     }
 
-    fn past_mut(&mut self, place: Place) -> Option<&mut Past> {
+    fn past_mut(&mut self, place: RunLocation) -> Option<&mut HistoryEntry> {
         match place {
-            Place::Live(_) => None,
-            Place::Ended(number) => self.ended.get_mut(number),
-            Place::Refused(number) => self.refused.get_mut(number),
+            RunLocation::Live(_) => None,
+            RunLocation::Ended(number) => self.ended.get_mut(number),
+            RunLocation::Refused(number) => self.refused.get_mut(number),
         }
     }
 
-    /// Packs the output of a run away, where it has ended and nobody holds on to it; the run is for the caller to drop
-    /// when the lock is let go.
+    /// Packs the output of a run, where it has ended and nobody holds on to it. Returns the whole
+    /// run, so that the caller can drop it after the lock is released.
     fn pack(&mut self, number: u128) -> Option<Arc<Run>> {
         let place = *self.index.get(&number)?;
         let past = self.past_mut(place)?;
         let whole = past.whole.take_if(|run| run.may_be_packed())?;
         past.kept = whole.log.pack();
-        if let Place::Ended(number) = place {
+        if let RunLocation::Ended(number) = place {
             self.first_kept = self.first_kept.min(number);
         }
         Some(whole)
     }
 
-    /// Forgets what is too much, or too old.
-    fn forget(&mut self, history: History, now: Instant, logs: &Pool) {
-        let History { runs, age, bytes } = history;
-        let share = Bounds {
+    /// Evicts the oldest runs that are beyond the bounds of `history`, or too old.
+    fn forget(&mut self, history: HistoryLimits, now: Instant, logs: &EventLogBudget) {
+        let HistoryLimits { runs, age, bytes } = history;
+        let share = RingBounds {
             places: runs.div_ceil(REFUSED_SHARE),
             bytes: bytes / REFUSED_SHARE,
             age,
         };
         while let Some(mut past) = self.refused.pop_beyond(share, now) {
             self.index.remove(&past.run.number);
-            past.kept.let_go(logs);
+            past.kept.evict(logs);
         }
-        // What the refused take is theirs.
-        let rest = Bounds {
+        // The room that refused runs take is theirs; the others have the rest.
+        let rest = RingBounds {
             places: runs - self.refused.len(),
             bytes: bytes - self.refused.bytes(),
             age,
         };
         while let Some(mut past) = self.ended.pop_beyond(rest, now) {
             self.index.remove(&past.run.number);
-            past.kept.let_go(logs);
+            past.kept.evict(logs);
         }
     }
 }

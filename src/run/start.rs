@@ -1,98 +1,103 @@
-//! The walk of a run: registered -> compile -> admit -> execute -> ended.
+//! The path of a run to its guest and its end: registered -> compile -> admit -> execute -> ended.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admission::{CompileCharge, Counted, Pass, shutting_down};
-use super::answer;
-use super::attach::Attached;
-use super::audit::Reach;
-use super::inflight::Flight;
+use super::admission::{ChargedCompile, Permit, RunQuotaGuard, shutting_down};
+use super::attach::RunHandle;
+use super::audit::Capabilities;
+use super::in_flight::InFlightGuard;
+use super::memory_charge::MemoryCharge;
 use super::origin::Origin;
-use super::record::{Granted, Pending, Run, unstarted};
+use super::record::{GrantedLimits, Run, RunGuard, never_started};
+use super::response_reservation;
 use super::tenant::Tenant;
-use super::{Runner, before};
-use crate::limits::{Ceilings, Delivery, Limits, PAGE, StackClass};
-use crate::log::End;
+use super::{Runner, with_deadline};
+use crate::event_log::RunEnd;
+use crate::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_BYTES};
 use crate::policy::Grants;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
-    self, CodeUse, CompilePermit, Entry, Input, Inspection, Loaded, Output, Prepared, Source,
-    Surroundings, Variant, Wanted,
+    self, CodeUse, CompilePermit, CompileRequest, EntryPoint, Input, Inspection, LoadedModule,
+    ModuleSource, Output, PreparedRun, RunContext, Variant,
 };
-use crate::store::{Known, hashed, not_found};
+use crate::store::{ModuleEntry, hashed, not_found};
 
-/// A run that was asked for.
-pub struct Asked {
-    /// Its id.
+/// A request to start a run.
+pub struct StartRequest {
+    /// The id that the run gets.
     pub id: RunId,
-    /// Who asks, and how.
+    /// Who asks for the run, and how.
     pub origin: Origin,
-    /// What to run.
+    /// What to run, and within which limits.
     pub spec: RunSpec,
-    /// How its output is delivered.
-    pub delivery: Delivery,
-    /// What the guest reads while its caller still writes it.
+    /// How the output is delivered: captured whole, or streamed.
+    pub delivery: OutputMode,
+    /// Live standard input, which the guest reads while its caller still writes it; `None`: the
+    /// spec has all of it.
     pub input: Option<Arc<Input>>,
-    /// When its caller gives up.
-    pub until: Option<Instant>,
-    /// What is to be held until the run has started, or has not.
-    pub held: Option<Arc<dyn Any + Send + Sync>>,
+    /// When the caller gives up; `None`: never.
+    pub deadline: Option<Instant>,
+    /// The charge for the request's memory, which is held until the run has started or was refused.
+    pub held_until_started: Option<MemoryCharge>,
 }
 
-/// A run that did not start.
+/// A run that did not start, and why.
 #[derive(Debug)]
-pub struct Refused {
-    /// Its id.
+pub struct RefusedRun {
+    /// The id of the run.
     pub id: RunId,
-    /// Why.
+    /// Why the run did not start.
     pub refusal: Refusal,
 }
 
-impl Refused {
+impl RefusedRun {
     fn was_left(&self) -> bool {
         self.refusal.reason() == Reason::RunCancelled
     }
 }
 
-/// What came of asking whose an idempotency key is.
-enum Claim {
-    /// It is the new run's, which starts.
-    New(Pending),
-    /// It is another run's, to which the caller is attached.
-    Same(Attached),
+/// The result of claiming an idempotency key.
+enum ClaimResult {
+    /// The key belongs to the new run, which is to start.
+    New(RunGuard),
+    /// The key belongs to another run, to which the caller is now attached.
+    Same(RunHandle),
 }
 
-/// A run whose module is ready; it needs a slot.
-struct Ready {
-    /// What the store knows of it; `None`: it came inline.
-    known: Option<Arc<Known>>,
-    loaded: Arc<Loaded>,
-    entry: Entry,
+/// A run whose module is compiled, and which needs a slot.
+struct CompiledRun {
+    /// The store's entry of the module; `None` where the module came inline.
+    known: Option<Arc<ModuleEntry>>,
+    loaded: Arc<LoadedModule>,
+    entry: EntryPoint,
     memory_pages: u32,
 }
 
-/// A run that has its module and its slot.
-struct Admitted {
-    granted: Granted,
-    delivery: Delivery,
-    prepared: Prepared,
+/// A run that has its module and its slot, and is ready to execute.
+struct AdmittedRun {
+    granted: GrantedLimits,
+    delivery: OutputMode,
+    prepared: PreparedRun,
     output: Arc<Output>,
-    permit: Pass,
-    flight: Flight,
-    counted: Counted,
-    reach: Option<Reach>,
+    permit: Permit,
+    flight: InFlightGuard,
+    counted: RunQuotaGuard,
+    reach: Option<Capabilities>,
 }
 
 impl Runner {
-    /// Starts a run and attaches its caller to it; or attaches the caller to the run that has the same idempotency key.
+    /// Starts a run and attaches its caller to it, or attaches the caller to the run that has the
+    /// same idempotency key. Returns when the run has started.
     ///
     /// # Errors
-    /// Whatever keeps it from its first instruction.
-    pub async fn start(self: &Arc<Self>, asked: Box<Asked>) -> Result<Attached, Refused> {
-        let Asked { spec, .. } = &*asked;
+    /// Returns whatever keeps the run from its first instruction.
+    pub async fn start(
+        self: &Arc<Self>,
+        asked: Box<StartRequest>,
+    ) -> Result<RunHandle, RefusedRun> {
+        let StartRequest { spec, .. } = &*asked;
         let log = asked.origin.tenant.new_log();
         let run = Run::new(
             asked.id,
@@ -103,39 +108,40 @@ impl Runner {
             log,
         );
         let tenant = &run.origin.tenant;
-        let mut pending = Pending::new(Arc::clone(&run));
-        // Before anybody else can be attached to it, and leave.
-        let attached = Attached::first(&run, asked.delivery, self.inflight.untold());
-        let refused = |pending: Pending, refusal| Refused {
+        let mut pending = RunGuard::new(Arc::clone(&run));
+        // The caller is attached before anybody else can be attached, and leave.
+        let attached = RunHandle::owner(&run, asked.delivery, self.inflight.track_response());
+        let refused = |pending: RunGuard, refusal| RefusedRun {
             id: run.id,
             refusal: pending.refused(refusal),
         };
         if self.admission.is_closed() {
             return Err(refused(pending, shutting_down()));
         }
-        let until = asked.until;
+        let deadline = asked.deadline;
         if let Some(key) = &spec.idempotency_key {
-            // In a box of its own: most runs have no key, and need not carry the room for it.
-            pending = match Box::pin(self.claim(key, spec, until, &run, pending)).await? {
-                Claim::New(pending) => pending,
-                Claim::Same(attached) => return Ok(attached),
+            // Boxed: most runs have no key, and their future need not carry the room for this one.
+            pending = match Box::pin(self.claim(key, spec, deadline, &run, pending)).await? {
+                ClaimResult::New(pending) => pending,
+                ClaimResult::Same(attached) => return Ok(attached),
             };
         }
-        let counted = match tenant.account.enter() {
+        let counted = match tenant.quota_usage.count_run() {
             Ok(counted) => counted,
             Err(refusal) => return Err(refused(pending, refusal)),
         };
         tenant.registry.add(&run);
         if self.admission.is_closed() {
-            // Registered before this look: a drain either ends it or is seen here.
+            // The run is registered before this look: a drain either ends it or is seen here.
             return Err(refused(pending, shutting_down()));
         }
         if !asked.spec.detach && asked.spec.idempotency_key.is_none() {
-            self.carry(pending, asked, counted).await;
-            return attached.begun(None).await;
+            self.drive_to_start(pending, asked, counted).await;
+            return attached.started(None).await;
         }
-        // What others wait for, or goes on without its caller, is not this caller's to drop.
-        let place = match self.admission.unattended(tenant.line) {
+        // The run goes on without its caller, or others may wait for it: a task of its own drives
+        // it, so that this caller cannot drop it.
+        let place = match self.admission.acquire_detached_start(tenant.id) {
             Ok(place) => place,
             Err(refusal) => return Err(refused(pending, refusal)),
         };
@@ -145,66 +151,74 @@ impl Runner {
             reason = "ends by itself, at the latest when the run is asked to end"
         )]
         tokio::spawn(async move {
-            runner.carry(pending, asked, counted).await;
+            runner.drive_to_start(pending, asked, counted).await;
             drop(place);
         });
-        attached.begun(until).await
+        attached.started(deadline).await
     }
 
-    /// Finds out whether another run has a run's idempotency key already, and attaches the caller to that one.
+    /// Claims an idempotency key for a run, or attaches the caller to the run that has the key
+    /// already.
     async fn claim(
         &self,
         key: &str,
         spec: &RunSpec,
-        until: Option<Instant>,
+        deadline: Option<Instant>,
         run: &Arc<Run>,
-        mut pending: Pending,
-    ) -> Result<Claim, Refused> {
-        let refused = |pending: Pending, refusal| Refused {
+        mut pending: RunGuard,
+    ) -> Result<ClaimResult, RefusedRun> {
+        let refused = |pending: RunGuard, refusal| RefusedRun {
             id: run.id,
             refusal: pending.refused(refusal),
         };
-        let fingerprint = match before(until, fingerprint(spec)).await {
+        let fingerprint = match with_deadline(deadline, fingerprint(spec)).await {
             Ok(fingerprint) => fingerprint,
             Err(refusal) => return Err(refused(pending, refusal)),
         };
         loop {
             let first = match run.origin.tenant.registry.keys.take(run, key, fingerprint) {
-                Ok(None) => return Ok(Claim::New(pending)),
+                Ok(None) => return Ok(ClaimResult::New(pending)),
                 Ok(Some(first)) => first,
                 Err(refusal) => return Err(refused(pending, refusal)),
             };
-            // This call is not a run of its own.
+            // This call is not a run of its own, so its record is dropped without an end.
             pending.forget();
-            let again = Attached::again(&first, self.inflight.untold());
-            match again.begun(until).await {
-                Err(refused) if refused.was_left() && first.was_left() => {
-                    // It was dying when this call came, since its callers had left it. Its key is free now.
-                    pending = Pending::new(Arc::clone(run));
+            let again = RunHandle::join(&first, self.inflight.track_response());
+            match again.started(deadline).await {
+                Err(refused) if refused.was_left() && first.was_abandoned() => {
+                    // The first run was dying when this call came, since its callers had left it.
+                    // Its key is free now.
+                    pending = RunGuard::new(Arc::clone(run));
                 }
-                attached => return attached.map(Claim::Same),
+                attached => return attached.map(ClaimResult::Same),
             }
         }
     }
 
-    /// Takes a run to its start, or to its refusal.
-    async fn carry(&self, pending: Pending, asked: Box<Asked>, counted: Counted) {
+    /// Drives a run until it has started or was refused.
+    async fn drive_to_start(
+        &self,
+        pending: RunGuard,
+        asked: Box<StartRequest>,
+        counted: RunQuotaGuard,
+    ) {
         let stop = Arc::clone(&pending.run.stop);
         let admitted = match stop.reason() {
             None => tokio::select! {
                 biased;
-                // Mostly at once, so that nothing need be woken by a stop.
+                // Polled first: a run is mostly admitted at once, and then nothing need be woken by
+                // a stop.
                 admitted = self.admit(&asked, &pending, counted) => admitted,
-                () = stop.requested() => Err(unstarted(stop.reason())),
+                () = stop.requested() => Err(never_started(stop.reason())),
             },
-            reason => Err(unstarted(reason)),
+            reason => Err(never_started(reason)),
         };
         match (admitted, stop.reason()) {
             (Ok(admitted), None) => self.execute(admitted, pending),
             (Ok(admitted), reason) => {
-                // Its slot first.
+                // The slot is released before the refusal is recorded.
                 drop(admitted);
-                pending.refused(unstarted(reason));
+                pending.refused(never_started(reason));
             }
             (Err(refusal), _) => {
                 pending.refused(refusal);
@@ -212,39 +226,43 @@ impl Runner {
         }
     }
 
-    /// Does all that can refuse a run: its module, its slot, its mounts.
+    /// Does everything that can refuse a run: finds its module, acquires its slot, and prepares its
+    /// mounts.
     async fn admit(
         &self,
-        asked: &Asked,
-        pending: &Pending,
-        counted: Counted,
-    ) -> Result<Admitted, Refusal> {
-        let Asked {
+        asked: &StartRequest,
+        pending: &RunGuard,
+        counted: RunQuotaGuard,
+    ) -> Result<AdmittedRun, Refusal> {
+        let StartRequest {
             spec,
             delivery,
             input,
-            until,
+            deadline,
             origin,
             id: _,
-            held: _,
+            held_until_started: _,
         } = asked;
         let tenant = &origin.tenant;
-        // One that goes on without its caller does so beyond the caller's patience; one that has several ends with the
-        // last.
-        let until = until.filter(|_| !spec.detach && spec.idempotency_key.is_none());
+        // A detached run outlasts its caller's deadline, and a run with a key may have several
+        // callers and ends with the last: neither is bound by this caller's deadline.
+        let deadline = deadline.filter(|_| !spec.detach && spec.idempotency_key.is_none());
         sandbox::check_grants(spec, &tenant.policy.grants, &tenant.roots)?;
-        let ready = match self.compiled(spec, pending)? {
+        let ready = match self.find_compiled(spec, pending)? {
             Some(ready) => ready,
-            // In a box of its own, so that a run whose module is in memory does not carry the room for it.
-            None => before(until, Box::pin(self.compile(spec, pending))).await?,
+            // Boxed, so that the future of a run whose module is in memory does not carry the room
+            // for it.
+            None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
         let queued = || pending.queued();
         let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
-        let permit = self.admission.run(tenant.line, bytes, until, queued);
+        let permit = self
+            .admission
+            .acquire_run(tenant.id, bytes, deadline, queued);
         let permit = permit.await?;
-        let flight = self.inflight.enter();
+        let flight = self.inflight.track_run();
         if self.admission.is_closed() {
-            // Counted before this look: a drain either waits for this run or is seen here.
+            // The run is counted before this look: a drain either waits for it or is seen here.
             return Err(shutting_down());
         }
         let limits = &spec.limits;
@@ -256,13 +274,13 @@ impl Runner {
             Arc::clone(&run.log),
             Arc::clone(&run.usage),
         ));
-        let Ready {
+        let CompiledRun {
             known,
             loaded,
             entry,
             memory_pages,
         } = ready;
-        let around = Surroundings {
+        let around = RunContext {
             module_name: known.as_ref().map_or("", |known| &known.record.name),
             grants: &tenant.policy.grants,
             roots: &tenant.roots,
@@ -270,13 +288,13 @@ impl Runner {
             output: Arc::clone(&output),
             usage: Arc::clone(&run.usage),
             stop: Arc::clone(&run.stop),
-            stall: self.stall_timeout,
-            until,
+            stall_timeout: self.stall_timeout,
+            deadline,
             max_handles: tenant.policy.max_handles as usize,
             descriptors: Arc::clone(&tenant.descriptors),
         };
-        Ok(Admitted {
-            granted: Granted {
+        Ok(AdmittedRun {
+            granted: GrantedLimits {
                 memory_pages,
                 limits: limits.clone(),
             },
@@ -286,13 +304,13 @@ impl Runner {
             permit,
             flight,
             counted,
-            reach: Reach::of(spec),
+            reach: Capabilities::of(spec),
         })
     }
 
-    /// Has a run executed. Nothing can refuse it any more.
-    fn execute(&self, admitted: Admitted, pending: Pending) {
-        let Admitted {
+    /// Hands an admitted run to the sandbox to be executed. Nothing can refuse it any more.
+    fn execute(&self, admitted: AdmittedRun, pending: RunGuard) {
+        let AdmittedRun {
             granted,
             delivery,
             prepared,
@@ -302,20 +320,23 @@ impl Runner {
             counted,
             reach,
         } = admitted;
-        let lane = Arc::clone(pending.run.origin.tenant.account.lane());
+        let lane = Arc::clone(pending.run.origin.tenant.quota_usage.tenant_queue());
         match delivery {
-            // Its caller may read it long after the guest has ended.
-            Delivery::Streamed => pending.run.reserve_answer(permit.split(answer::STREAMED)),
-            Delivery::Captured => {}
+            // The caller may read the output long after the guest has ended.
+            OutputMode::Streamed => pending
+                .run
+                .reserve_answer(permit.split(response_reservation::STREAMED)),
+            OutputMode::Captured => {}
         }
         pending.started(granted, reach.as_ref());
         let untold = self.inflight.untold_end();
-        // The slot is free before anybody learns of the end, and all bytes but those of the answer.
-        let ended = move |result: End| {
+        // The slot, and all reserved bytes but those of the answer, are released before anybody
+        // learns of the end.
+        let ended = move |result: RunEnd| {
             drop(flight);
             let captured = output.take_captured();
             if let Some(captured) = &captured {
-                let bytes = captured.bytes() as u64 + answer::WHOLE_REST;
+                let bytes = captured.bytes() as u64 + response_reservation::WHOLE_REST;
                 pending.run.reserve_answer(permit.split(bytes));
             }
             drop(permit);
@@ -326,24 +347,29 @@ impl Runner {
         self.sandbox.spawn(&lane, prepared, ended);
     }
 
-    /// The module of a run by digest, where it is in memory, compiled, and the run may have what it needs.
-    fn compiled(&self, spec: &RunSpec, pending: &Pending) -> Result<Option<Ready>, Refusal> {
+    /// Returns the run's module where it is named by digest, its compiled code is in memory, and
+    /// the run may have what it needs; `None` where the module has to be found or compiled first.
+    fn find_compiled(
+        &self,
+        spec: &RunSpec,
+        pending: &RunGuard,
+    ) -> Result<Option<CompiledRun>, Refusal> {
         let ModuleRef::Loaded(digest) = spec.module else {
             return Ok(None);
         };
         pending.module(digest);
         let tenant = &pending.run.origin.tenant;
-        let Some(known) = tenant.store.find_here(digest) else {
+        let Some(known) = tenant.store.find_cached(digest) else {
             return Ok(None);
         };
-        let (code, code_use) = (tenant.code_of(digest), code_use(spec, tenant));
+        let (code, code_use) = (tenant.code_key(digest), code_use(spec, tenant));
         let modules = self.sandbox.modules();
         let Some(loaded) = modules.in_memory(code, variant(spec), code_use) else {
             return Ok(None);
         };
         known.touch();
-        let (entry, memory_pages) = settle(&loaded.inspection, spec, &tenant.policy.grants)?;
-        Ok(Some(Ready {
+        let (entry, memory_pages) = resolve_entry(&loaded.inspection, spec, &tenant.policy.grants)?;
+        Ok(Some(CompiledRun {
             known: Some(known),
             loaded,
             entry,
@@ -351,31 +377,35 @@ impl Runner {
         }))
     }
 
-    /// Finds the module, checks that the run may have what it needs, and compiles it where it is not ready.
-    async fn compile(&self, spec: &RunSpec, pending: &Pending) -> Result<Ready, Refusal> {
+    /// Finds the module, checks that the run may have what it needs, and compiles it where no
+    /// compiled form is at hand.
+    async fn compile(&self, spec: &RunSpec, pending: &RunGuard) -> Result<CompiledRun, Refusal> {
         let tenant = &pending.run.origin.tenant;
         let grants = &tenant.policy.grants;
         let variant = variant(spec);
         let (digest, wasm, known) = self.module_of(spec, pending).await?;
         let code_use = code_use(spec, tenant);
-        let code = tenant.code_of(digest);
+        let code = tenant.code_key(digest);
         let modules = self.sandbox.modules();
-        let ready = modules.ready(code, variant, code_use).await?;
+        let ready = modules.get_or_restore(code, variant, code_use).await?;
         let (loaded, (entry, memory_pages)) = match ready {
             Some(loaded) => {
-                let settled = settle(&loaded.inspection, spec, grants)?;
+                let settled = resolve_entry(&loaded.inspection, spec, grants)?;
                 (loaded, settled)
             }
             None => {
-                // Whatever refuses the run refuses it before anything is compiled.
-                let wanted = self.wanted(tenant, code_use, wasm);
+                // The module is inspected first: whatever refuses the run refuses it before
+                // anything is compiled.
+                let wanted = self.compile_request(tenant, code_use, wasm);
                 let inspected = modules.inspect(code, wanted.clone()).await?;
-                let settled = settle(&inspected.inspection, spec, grants)?;
-                let (loaded, _) = modules.get(code, variant, wanted, inspected).await?;
+                let settled = resolve_entry(&inspected.inspection, spec, grants)?;
+                let (loaded, _) = modules
+                    .get_or_compile(code, variant, wanted, inspected)
+                    .await?;
                 (loaded, settled)
             }
         };
-        Ok(Ready {
+        Ok(CompiledRun {
             known,
             loaded,
             entry,
@@ -383,44 +413,50 @@ impl Runner {
         })
     }
 
-    /// Bytes to compile, when it is the tenant's turn and its quota has something left. What that takes of the processor
-    /// is charged to the tenant.
-    pub(super) fn wanted(&self, tenant: &Tenant, code_use: CodeUse, wasm: Source) -> Wanted {
-        let (admission, line) = (Arc::clone(&self.admission), tenant.line);
-        let account = Arc::clone(&tenant.account);
-        Wanted::new(wasm, code_use, move |lane| {
+    /// Builds the request to compile `wasm`. The request waits for the tenant's turn, is refused
+    /// where the tenant's quota is used up, and charges the processor time that it takes to the
+    /// tenant.
+    pub(super) fn compile_request(
+        &self,
+        tenant: &Tenant,
+        code_use: CodeUse,
+        wasm: ModuleSource,
+    ) -> CompileRequest {
+        let (admission, id) = (Arc::clone(&self.admission), tenant.id);
+        let account = Arc::clone(&tenant.quota_usage);
+        CompileRequest::new(wasm, code_use, move |lane| {
             let (admission, account) = (Arc::clone(&admission), Arc::clone(&account));
             async move {
                 account.may_compile()?;
-                let (lane, pass) = admission.compile(line, lane).await?;
-                // Others of its own may have used it up while this one waited.
+                let (lane, pass) = admission.acquire_compile(id, lane).await?;
+                // Other work of the tenant may have used the quota up while this request waited.
                 account.may_compile()?;
-                let lease = Arc::clone(pass.lease());
-                let charge = CompileCharge::new(account, Arc::clone(&lease));
-                Ok((lane, CompilePermit::new(lease, (pass, charge))))
+                let grant = ChargedCompile::new(pass, account);
+                Ok((lane, CompilePermit::new(grant)))
             }
         })
     }
 
-    /// Which module the run is of, where its bytes are, and what the store knows of it.
+    /// Finds out which module the run is of, where its bytes are, and what the store knows of it
+    /// (`None` for an inline module).
     async fn module_of(
         &self,
         spec: &RunSpec,
-        pending: &Pending,
-    ) -> Result<(Digest, Source, Option<Arc<Known>>), Refusal> {
+        pending: &RunGuard,
+    ) -> Result<(Digest, ModuleSource, Option<Arc<ModuleEntry>>), Refusal> {
         match &spec.module {
             ModuleRef::Inline(wasm) => {
                 let (wasm, digest) = hashed(wasm.clone()).await?;
                 pending.module(digest);
-                Ok((digest, Source::Here(wasm.into()), None))
+                Ok((digest, ModuleSource::Inline(wasm.into()), None))
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
                 let store = &pending.run.origin.tenant.store;
                 let known = store.find(*digest).await?;
-                let known = known.ok_or_else(|| not_found(*digest).at("spec.digest"))?;
+                let known = known.ok_or_else(|| not_found(*digest).at_field("spec.digest"))?;
                 known.touch();
-                let source = Source::Stored {
+                let source = ModuleSource::Stored {
                     store: Arc::clone(store),
                     digest: *digest,
                     size: known.record.size,
@@ -431,7 +467,7 @@ impl Runner {
     }
 }
 
-/// The engine that a run needs.
+/// Returns the variant of the engine that a run needs: whether it is metered, and its stack class.
 fn variant(spec: &RunSpec) -> Variant {
     Variant {
         metered: spec.limits.fuel.is_some(),
@@ -439,38 +475,40 @@ fn variant(spec: &RunSpec) -> Variant {
     }
 }
 
-/// How a run of `tenant` uses the code of its module.
+/// Describes how a run of `tenant` uses the code of its module: for whom, and whether the store has
+/// the module.
 fn code_use(spec: &RunSpec, tenant: &Tenant) -> CodeUse {
     CodeUse {
-        tenant: tenant.line,
+        tenant: tenant.id,
         kept: matches!(spec.module, ModuleRef::Loaded(_)),
     }
 }
 
-/// Bytes that a run reserves: its memories, its stack, what is kept of its output while it goes on,
-/// and its answer.
-fn reserved(limits: &Limits, memory_pages: u32, delivery: Delivery) -> u64 {
+/// Returns how many bytes a run reserves: for its memories, its stack, the output kept of it while
+/// it goes on, and its answer.
+fn reserved(limits: &Limits, memory_pages: u32, delivery: OutputMode) -> u64 {
     let output = match delivery {
-        Delivery::Captured => limits.output.unwrap_or_default(),
-        Delivery::Streamed => 0,
+        OutputMode::Captured => limits.output.unwrap_or_default(),
+        OutputMode::Streamed => 0,
     };
     reservation(memory_pages, limits.stack, output)
 }
 
-/// Bytes that a run reserves at the most within `ceilings`.
+/// Returns the most bytes that a run within `ceilings` reserves.
 pub fn largest_reservation(ceilings: &Ceilings) -> u64 {
     let stack = StackClass::at_least(ceilings.max_stack).unwrap_or(StackClass::M16);
     reservation(ceilings.max_memory_pages, stack, ceilings.max_output)
 }
 
-/// Bytes for a run with `output` bytes of each output stream.
+/// Sums up the reservation of a run in bytes, with `output` bytes for each of its two output
+/// streams.
 fn reservation(memory_pages: u32, stack: StackClass, output: u64) -> u64 {
-    let stack = u64::from(stack.bytes()) + sandbox::HOST_STACK as u64;
-    let own = u64::from(memory_pages) * PAGE + stack + answer::STREAMED;
+    let stack = u64::from(stack.bytes()) + sandbox::HOST_STACK_BYTES as u64;
+    let own = u64::from(memory_pages) * WASM_PAGE_BYTES + stack + response_reservation::STREAMED;
     own.saturating_add(output.saturating_mul(2))
 }
 
-/// What tells a spec from others.
+/// Computes the digest that distinguishes a spec, with its module, from others.
 async fn fingerprint(spec: &RunSpec) -> Result<Digest, Refusal> {
     let digest = match &spec.module {
         ModuleRef::Inline(wasm) => hashed(wasm.clone()).await?.1,
@@ -479,16 +517,16 @@ async fn fingerprint(spec: &RunSpec) -> Result<Digest, Refusal> {
     Ok(spec.fingerprint(digest))
 }
 
-/// Settles what a module says about a run of it: its proposals and imports are granted, its entry point fits, its memory
-/// has room.
-fn settle(
+/// Checks what a module needs from its run: its proposals and imports are granted, its entry point
+/// fits, its memory has room. Returns the entry point and the pages of memory.
+fn resolve_entry(
     inspection: &Inspection,
     spec: &RunSpec,
     grants: &Grants,
-) -> Result<(Entry, u32), Refusal> {
+) -> Result<(EntryPoint, u32), Refusal> {
     sandbox::check_proposals(inspection, grants)?;
     sandbox::check_imports(inspection, spec)?;
-    let entry = Entry::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
+    let entry = EntryPoint::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
     if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {
         return Err(Refusal::invalid(
             "spec.args",

@@ -1,5 +1,5 @@
-//! Tenants: what each may do, and what is each one's own. Everything that one tenant could see of another is reached
-//! through its own [`Tenant`] only: runs, keys, modules, mounts.
+//! Tenants: what each may do, and what is its own. Everything of one tenant that another must not
+//! see is reached only through its own [`Tenant`]: runs, idempotency keys, modules and mounts.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,57 +10,60 @@ use std::time::SystemTime;
 use tokio::sync::Semaphore;
 
 use super::Settings;
-use super::admission::{Account, Quota};
-use super::keys::Keys;
-use super::registry::{History, Registry};
-use crate::log::{End, KeptOutput, Log, Pool};
+use super::admission::{Quota, QuotaUsage};
+use super::idempotency::IdempotencyKeys;
+use super::registry::{HistoryLimits, Registry};
+use crate::event_log::{EventLog, EventLogBudget, PackedOutput, RunEnd};
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Digest;
-use crate::sandbox::{DescriptorAccount, DescriptorBudget, Lane, Roots};
+use crate::sandbox::{DescriptorAccount, DescriptorBudget, MountRoots, TenantQueue};
 use crate::store::Store;
+use crate::tenant_id::TenantId;
 
-/// The name of the tenant that the daemon's own runs are of. No tenant can be called so.
+/// The name of the tenant that the daemon's own runs belong to. No configured tenant can have this
+/// name.
 const OWN: &str = "(ringfence)";
 
-/// How a tenant is made.
+/// The configuration of a tenant.
 pub struct TenantSettings {
-    /// Its name.
+    /// The name of the tenant.
     pub name: String,
-    /// Its share where tenants wait for each other.
+    /// Its weight, which sets its share where tenants wait for each other.
     pub weight: u32,
-    /// What it may ask for.
+    /// The policy: what it may ask for.
     pub policy: Policy,
-    /// What it may use over time.
+    /// The most that it may use over time.
     pub quota: Quota,
-    /// Its modules.
+    /// The store of its modules.
     pub store: Arc<Store>,
 }
 
-/// A tenant.
+/// A tenant: its policy, and everything that it shares with no other tenant.
 pub struct Tenant {
-    /// Its name.
+    /// The name of the tenant.
     pub name: Arc<str>,
-    /// What it may ask for.
+    /// The policy: what it may ask for.
     pub policy: Policy,
-    /// Bytes of its requests in flight.
+    /// Bytes of its requests that are in flight.
     pub request_bytes: AtomicU64,
-    /// Bytes of its answers on their way out, those that a run's reservation holds aside.
+    /// Bytes of its answers that are on their way out, not counting those that the reservation of a
+    /// run covers.
     pub answer_bytes: AtomicU64,
-    /// Whether it is one of several, and leaves something to the others.
+    /// Whether it is one of several tenants, and so leaves part of what they share to the others.
     pub shares: bool,
-    /// Where it stands in admission.
-    pub(super) line: usize,
-    pub(super) account: Arc<Account>,
-    pub(super) roots: Roots,
+    /// The index of its line in the admission queues.
+    pub(super) id: TenantId,
+    pub(super) quota_usage: Arc<QuotaUsage>,
+    pub(super) roots: MountRoots,
     pub(super) store: Arc<Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) viewers: Arc<Semaphore>,
-    /// Its share of what guests may have open.
+    /// Its share of the file descriptors that guests may have open.
     pub(crate) descriptors: Arc<DescriptorAccount>,
-    logs: Arc<Pool>,
+    logs: Arc<EventLogBudget>,
     log_bytes: usize,
-    /// Whether its compiled code is nobody else's.
+    /// Whether its compiled code is never shared with other tenants.
     apart: bool,
 }
 
@@ -71,35 +74,36 @@ impl fmt::Debug for Tenant {
 }
 
 impl Tenant {
-    /// What its compiled form of a module is kept under.
-    pub(super) fn code_of(&self, digest: Digest) -> Digest {
+    /// Returns the key under which its compiled code of a module is cached. The key is the tenant's
+    /// own where code is not shared.
+    pub(super) fn code_key(&self, digest: Digest) -> Digest {
         if self.apart {
-            return digest.apart(&self.name);
+            return digest.scoped_to(&self.name);
         }
         digest
     }
 
-    /// Whether its compiled code may be another's too.
-    pub(super) fn has_code_in_common(&self) -> bool {
+    /// Reports whether its compiled code may be another tenant's too.
+    pub(super) fn shares_code(&self) -> bool {
         self.shares && !self.apart
     }
 
-    /// A log for a run of it.
-    pub(crate) fn new_log(&self) -> Arc<Log> {
-        Log::new(self.log_bytes, Arc::clone(&self.logs))
+    /// Creates an event log for a new run of the tenant.
+    pub(crate) fn new_log(&self) -> Arc<EventLog> {
+        EventLog::new(self.log_bytes, Arc::clone(&self.logs))
     }
 
-    /// The log of a run of it that has ended, with the output that is kept of it.
+    /// Recreates the event log of a run that has ended, from the output that is kept of it.
     pub(super) fn reopened_log(
         &self,
         started: Option<SystemTime>,
-        end: (SystemTime, Arc<End>),
-        kept: KeptOutput,
-    ) -> Arc<Log> {
-        Log::reopen(self.log_bytes, Arc::clone(&self.logs), started, end, kept)
+        end: (SystemTime, Arc<RunEnd>),
+        kept: PackedOutput,
+    ) -> Arc<EventLog> {
+        EventLog::reopen(self.log_bytes, Arc::clone(&self.logs), started, end, kept)
     }
 
-    /// Bytes of its logs.
+    /// Returns the bytes that its event logs hold.
     pub(super) fn logged(&self) -> usize {
         self.logs.held()
     }
@@ -107,25 +111,27 @@ impl Tenant {
 
 impl Drop for Tenants {
     fn drop(&mut self) {
-        // A run knows its tenant, which would know it for ever.
+        // A run refers to its tenant, and the tenant's registry to the run: without this, neither
+        // would ever be freed.
         for tenant in self.all() {
             tenant.registry.clear();
         }
     }
 }
 
-/// All of them.
+/// All tenants of the daemon, by name, and the daemon's own.
 pub(super) struct Tenants {
     by_name: HashMap<Arc<str>, Arc<Tenant>>,
-    /// Whose runs are the daemon's own.
+    /// The tenant to which the daemon's own runs belong.
     pub(super) own: Arc<Tenant>,
 }
 
 impl Tenants {
-    /// Makes them; what `settings` says of all is divided evenly.
+    /// Creates all tenants, and one for the daemon's own runs. Limits in `settings` that apply to
+    /// all together are divided evenly.
     ///
     /// # Errors
-    /// Where a mount cannot be opened.
+    /// Fails where a mount cannot be opened, or where there is no tenant.
     pub(super) fn new(
         instance: &str,
         all: Vec<TenantSettings>,
@@ -136,25 +142,26 @@ impl Tenants {
         let shares = count > 1;
         let each = |n: usize| n.div_ceil(count);
         let descriptors = DescriptorBudget::of_process(settings.capacity.slots);
-        let make = |line: usize, it: TenantSettings| {
-            let roots = Roots::open(&it.policy.grants.mounts).map_err(Refusal::internal)?;
+        let make = |id: TenantId, it: TenantSettings| {
+            let roots = MountRoots::open(&it.policy.grants.mounts).map_err(Refusal::internal)?;
             let remembers = it.name != OWN;
             let share = |n: usize| if remembers { each(n) } else { 0 };
-            let history = History {
+            let history = HistoryLimits {
                 runs: share(settings.history.runs),
                 bytes: share(settings.history.bytes),
                 age: settings.history.age,
             };
-            let logs = Pool::new(each(settings.log_budget));
-            let keys = Keys::new(settings.idempotency_window, each(settings.idempotency_keys));
+            let logs = EventLogBudget::new(each(settings.log_budget));
+            let keys =
+                IdempotencyKeys::new(settings.idempotency_window, each(settings.idempotency_keys));
             Ok::<_, Refusal>(Arc::new(Tenant {
                 name: it.name.into(),
                 policy: it.policy,
                 request_bytes: AtomicU64::new(0),
                 answer_bytes: AtomicU64::new(0),
                 shares,
-                line,
-                account: Account::new(it.quota, Lane::new(it.weight)),
+                id,
+                quota_usage: QuotaUsage::new(it.quota, TenantQueue::new(it.weight)),
                 roots,
                 store: it.store,
                 registry: Registry::new(Arc::clone(&instance), history, keys, &logs),
@@ -174,25 +181,25 @@ impl Tenants {
         });
         let own = own.ok_or_else(|| Refusal::internal("there is no tenant"))?;
         let mut by_name = HashMap::new();
-        for (line, it) in all.into_iter().enumerate() {
-            let tenant = make(line, it)?;
+        for (position, it) in (0..).zip(all) {
+            let tenant = make(TenantId::Named(position), it)?;
             by_name.insert(Arc::clone(&tenant.name), tenant);
         }
-        let own = make(by_name.len(), own)?;
+        let own = make(TenantId::Own, own)?;
         Ok(Self { by_name, own })
     }
 
-    /// One of them.
+    /// Returns the tenant of that name.
     pub(super) fn get(&self, name: &str) -> Option<&Arc<Tenant>> {
         self.by_name.get(name)
     }
 
-    /// Each of them.
+    /// Returns the configured tenants, in no particular order.
     pub(super) fn named(&self) -> impl Iterator<Item = &Arc<Tenant>> {
         self.by_name.values()
     }
 
-    /// Each of them, and the daemon's own.
+    /// Returns the configured tenants and the daemon's own.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Tenant>> {
         self.named().chain([&self.own])
     }

@@ -1,4 +1,4 @@
-//! Following the runs of a tenant.
+//! Watches: subscriptions to the runs of a tenant, with a snapshot first and then each change.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,48 +6,50 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::origin::State;
-use super::past::RunRecord;
+use super::archived::RunRecord;
+use super::origin::RunState;
 use super::record::Run;
-use super::registry::{Found, Registry, Selector};
+use super::registry::{FoundRun, Registry, Selector};
 
-/// A watch rests so long between two looks, so that many of them cost little while runs come and go.
+/// How long a watch rests between two looks at the registry, so that many watches cost little while
+/// runs come and go.
 const REST: Duration = Duration::from_millis(50);
 
-/// Runs that go on and were told, by their numbers.
-pub(super) type Told = HashMap<u128, Arc<Run>>;
+/// Runs that go on and that a watch has reported, by their numbers.
+pub(super) type AnnouncedRuns = HashMap<u128, Arc<Run>>;
 
-/// Follows runs: first all that match, then each that changes. Of one that changes faster than it is followed, the
-/// latest is told.
+/// A subscription to runs: it reports first all that match, then each that changes. Of a run that
+/// changes faster than it is followed, only the latest state is reported.
 #[derive(Debug)]
 pub struct Watch {
     registry: Arc<Registry>,
     news: watch::Receiver<Option<u64>>,
     selector: Selector,
-    /// The last change that was looked at.
+    /// The number of the last change that was looked at; 0 before the first.
     seen: u64,
-    /// The last change before the watch began.
+    /// The number of the last change before the watch began: the snapshot goes up to here.
     before: u64,
     synced: bool,
-    /// These are told once more when they do not match any longer.
-    told: Told,
-    /// What is to be told.
-    ready: VecDeque<Found>,
+    /// Runs that were reported, and that are reported once more when they do not match any longer.
+    told: AnnouncedRuns,
+    /// Runs that are to be reported next, in order.
+    ready: VecDeque<FoundRun>,
     rest: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
 
-/// What a watch tells.
+/// One update of a watch.
 #[derive(Debug)]
-pub enum News {
+pub enum RunUpdate {
     /// A run, as it is now.
     Run(Box<RunRecord>),
-    /// All that matched from the start were told.
+    /// The snapshot is complete: all runs that matched from the start were reported.
     Synced,
 }
 
 impl Watch {
-    /// Of `registry`, which tells its `news`, from before its change `before` on.
+    /// Creates a watch of `registry`, which announces its changes through `news`. The changes up to
+    /// `before` make up the snapshot.
     pub(super) fn new(
         registry: Arc<Registry>,
         news: watch::Receiver<Option<u64>>,
@@ -69,19 +71,19 @@ impl Watch {
         }
     }
 
-    /// The next piece of news; `None` when the daemon ends.
-    pub async fn next(&mut self) -> Option<News> {
+    /// Waits for the next update; `None` when the daemon ends.
+    pub async fn next(&mut self) -> Option<RunUpdate> {
         loop {
             if let Some(found) = self.ready.pop_front() {
                 let (record, goes_on) = match found {
-                    Found::Past(record) => (record, false),
-                    Found::Live(run) => (Box::new(run.record()), true),
+                    FoundRun::Ended(record) => (record, false),
+                    FoundRun::Live(run) => (Box::new(run.record()), true),
                 };
-                if goes_on && record.state == State::Ended {
-                    // That is a change of its own.
+                if goes_on && record.state == RunState::Ended {
+                    // The end is a change of its own, and is reported as such.
                     continue;
                 }
-                return Some(News::Run(record));
+                return Some(RunUpdate::Run(record));
             }
             if let Some(rest) = self.rest.take() {
                 tokio::time::sleep_until(rest.into()).await;
@@ -92,7 +94,7 @@ impl Watch {
             }
             if !self.synced {
                 self.synced = true;
-                return Some(News::Synced);
+                return Some(RunUpdate::Synced);
             }
             if self.news.borrow().is_none() {
                 return None;
@@ -101,7 +103,7 @@ impl Watch {
             self.news.changed().await.ok()?;
         }
     }
-    /// Looks at the next changes, and says whether there were any.
+    /// Looks at the next changes in the registry, and reports whether there was anything.
     fn fetch(&mut self) -> bool {
         let to = if self.synced { u64::MAX } else { self.before };
         if self.seen >= to {
@@ -115,20 +117,21 @@ impl Watch {
                 self.look_at(found);
             }
         }
-        // One that is forgotten already has ended all the same.
+        // A run that the history has forgotten already has ended all the same.
         for run in self.registry.take_forgotten(&mut self.told) {
-            self.ready.push_back(Found::Past(Box::new(run.record())));
+            self.ready
+                .push_back(FoundRun::Ended(Box::new(run.record())));
             looked = true;
         }
         looked || !self.ready.is_empty()
     }
 
-    fn look_at(&mut self, found: Found) {
+    fn look_at(&mut self, found: FoundRun) {
         let tells = match &found {
-            Found::Live(run) => {
+            FoundRun::Live(run) => {
                 let (number, state) = (run.id.number(), run.state());
-                if state == State::Ended {
-                    // That is a change of its own.
+                if state == RunState::Ended {
+                    // The end is a change of its own, and is looked at as such.
                     return;
                 }
                 if self.selector.takes(state) {
@@ -138,9 +141,9 @@ impl Watch {
                     self.told.remove(&number).is_some()
                 }
             }
-            Found::Past(record) => {
+            FoundRun::Ended(record) => {
                 let was_told = self.told.remove(&record.id.number()).is_some();
-                was_told || self.selector.takes(State::Ended)
+                was_told || self.selector.takes(RunState::Ended)
             }
         };
         if tells {

@@ -1,80 +1,91 @@
-//! Compiled code in memory: a cache within a budget of which each tenant has a share, by its weight.
+//! Compiled code in memory: a cache with a budget that is divided among tenants by weight, and that
+//! evicts the least recently used code.
 //!
-//! A tenant may hold more than its share while there is room. Where there is none, the least recently used code of the
-//! tenant that is furthest over its share goes: first what only came with runs (inline), then what the tenant keeps. So a
-//! tenant within its share loses nothing to another, and one that runs many modules inline loses none that it has loaded.
-//! Code that several tenants use counts in full for each of them, and is dropped when the last of them has lost it.
+//! A tenant may hold more than its share while there is room. When there is none, the tenant that
+//! is furthest over its share loses its least recently used code: first code that only came with
+//! runs (inline), then code that the tenant keeps. So a tenant within its share loses nothing to
+//! another, and a tenant that runs many modules inline loses none that it has loaded. Code that
+//! several tenants use counts in full for each of them, and is dropped when the last of them has
+//! lost it.
 //!
-//! A use of code that its tenant has used lately leaves it where it stands in the order, so that a module that is run over
-//! and over, and modules of many tenants, cost a look-up and no more.
+//! When code is used again that its tenant has used lately, it keeps its place in the order. A
+//! module that is run over and over, and modules of many tenants, thus cost a look-up and no more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// For whom code is held.
+use crate::tenant_id::{ByTenant, TenantId};
+
+/// A use of code: which tenant uses it, and whether that tenant keeps the module.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeUse {
-    /// The tenant that uses it.
-    pub tenant: usize,
-    /// Whether that tenant keeps the module, rather than sending it with its runs.
+    /// The tenant that uses the code.
+    pub tenant: TenantId,
+    /// Whether the tenant keeps the module, rather than sending it with its runs.
     pub kept: bool,
 }
 
-/// How much code is held, and whose.
+/// The cache's budget, and the weights by which tenants share it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CacheLimits<'a> {
-    /// Bytes of all of it.
+    /// Bytes of all code together.
     pub(super) bytes: u64,
-    /// The tenants' weights.
+    /// Weights of the tenants, in their order.
     pub(super) weights: &'a [u32],
 }
 
-/// Code among the most recently used of its tenant, one part in so many of it, stays where it stands when it is used.
+/// Code counts as used lately, and keeps its place in the order when it is used again, if no more
+/// uses were counted since than its tenant's number of entries divided by this.
 const LATELY: u64 = 8;
 
-/// The cache, for threads that share it.
+/// The cache of compiled code, shared by threads behind one lock.
 pub(super) struct CodeCache<K, V> {
     budget: u64,
     shares: Mutex<CodeShares<K, V>>,
 }
 
-/// What the cache holds.
+/// The cache's contents: the entries, and each tenant's share with the order in which it loses
+/// them.
 struct CodeShares<K, V> {
     budget: u64,
     entries: HashMap<K, CachedCode<V>>,
-    tenants: Vec<TenantShare<K>>,
+    tenants: ByTenant<TenantShare<K>>,
     weight: u64,
-    /// Counts uses: one that was used later has a higher stamp.
+    /// Counts uses. An entry that was used later has a higher stamp.
     uses: u64,
 }
 
 struct CachedCode<V> {
     value: V,
     weight: u64,
-    /// By each tenant that uses it, and what its use is filed under; sorted by tenant.
-    used_by: Vec<(usize, Stamp)>,
+    /// Each tenant that uses the code, with the key of its use in that tenant's order; sorted by
+    /// tenant.
+    used_by: Vec<(TenantId, EvictionKey)>,
 }
 
-/// What goes first: inline code before code that is kept, and the least recently used of either.
+/// The position of an entry in its tenant's order of eviction, lowest first: inline code goes
+/// before code that is kept, and the least recently used of either goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp {
+struct EvictionKey {
     kept: bool,
     used: u64,
 }
 
-/// One tenant's part of it.
+/// One tenant's share of the budget and the entries that it uses.
 struct TenantShare<K> {
-    /// 0: it has no share, and holds what nobody else needs room for.
+    /// The tenant's weight. With 0 it has no share, and holds only what nobody else needs room for.
     weight: u64,
+    /// What the tenant may hold however much others want, in the unit of the budget.
     share: u64,
+    /// What the tenant's entries weigh together, in the unit of the budget.
     held: u64,
-    order: BTreeMap<Stamp, K>,
+    order: BTreeMap<EvictionKey, K>,
 }
 
 impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
-    /// Of `budget`, in the unit that weights of entries have, for tenants of `weights`. One more tenant, the daemon itself,
-    /// has no share.
+    /// Creates a cache of `budget`, in the unit that the weights of entries have, for tenants with
+    /// these `weights`. The daemon itself is one more tenant, which has no share.
     pub(super) fn new(budget: u64, weights: &[u32]) -> Self {
         Self {
             budget,
@@ -82,51 +93,51 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
         }
     }
 
-    /// What all entries may weigh together.
+    /// Returns the most that all entries may weigh together.
     pub(super) fn budget(&self) -> u64 {
         self.budget
     }
 
-    /// What all entries weigh together.
+    /// Returns what all entries weigh together now.
     pub(super) fn weight(&self) -> u64 {
         self.lock().weight
     }
 
-    /// An entry, which is used.
+    /// Returns an entry, and counts that as a use of it.
     pub(super) fn get(&self, key: &K, code_use: CodeUse) -> Option<V> {
         self.lock().touch(key, code_use).cloned()
     }
 
-    /// Notes that an entry is used, where it is there.
+    /// Counts a use of an entry, if it is there.
     pub(super) fn touch(&self, key: &K, code_use: CodeUse) {
         self.lock().touch(key, code_use);
     }
 
-    /// Whether an entry is there, without a use of it.
+    /// Reports whether an entry is there, without counting a use of it.
     pub(super) fn contains(&self, key: &K) -> bool {
         self.lock().entries.contains_key(key)
     }
 
-    /// Puts an entry in, or in the place of the one that is there, and makes room for it. What goes is dropped when the
-    /// lock is free again: unmapping code takes a while.
+    /// Inserts an entry unless it is there already, counts a use of it, and evicts others to make
+    /// room. Evicted code is dropped after the lock is released: unmapping it takes a while.
     pub(super) fn insert(&self, key: K, value: V, weight: u64, code_use: CodeUse) {
         let gone = self.lock().insert(key, value, weight, code_use);
         drop(gone);
     }
 
-    /// Takes an entry out, whoever uses it.
+    /// Removes an entry, whichever tenants use it.
     pub(super) fn remove(&self, key: &K) {
         let gone = self.lock().remove(key);
         drop(gone);
     }
 
-    /// Notes that a tenant does not keep an entry any more.
-    pub(super) fn keep_no_longer(&self, key: &K, tenant: usize) {
-        self.lock().keep_no_longer(key, tenant);
+    /// Notes that a tenant does not keep an entry any more: its use of the entry becomes inline.
+    pub(super) fn demote_to_inline(&self, key: &K, tenant: TenantId) {
+        self.lock().demote_to_inline(key, tenant);
     }
 
     fn lock(&self) -> MutexGuard<'_, CodeShares<K, V>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,7 +145,12 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
 impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
     fn new(budget: u64, weights: &[u32]) -> Self {
         let sum: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
-        let tenant = |weight: u32| {
+        let tenant = |tenant, weight: u32| {
+            // What the daemon itself runs has no share: it stays while there is room.
+            let weight = match tenant {
+                TenantId::Named(_) => weight,
+                TenantId::Own => 0,
+            };
             let share = u128::from(budget) * u128::from(weight) / sum.max(1);
             TenantShare {
                 weight: u64::from(weight),
@@ -143,25 +159,21 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
                 order: BTreeMap::new(),
             }
         };
-        // The daemon's own.
-        let weights = weights.iter().copied().chain([0]);
         Self {
             budget,
             entries: HashMap::new(),
-            tenants: weights.map(tenant).collect(),
+            tenants: ByTenant::new(weights, tenant),
             weight: 0,
             uses: 0,
         }
     }
 
-    /// Notes that an entry is used, and returns it.
+    /// Counts a use of an entry, and returns its value.
     fn touch(&mut self, key: &K, code_use: CodeUse) -> Option<&V> {
         let entry = self.entries.get_mut(key)?;
-        let Some(tenant) = self.tenants.get_mut(code_use.tenant) else {
-            return Some(&entry.value);
-        };
+        let tenant = &mut self.tenants[code_use.tenant];
         self.uses += 1;
-        let mut stamp = Stamp {
+        let mut stamp = EvictionKey {
             kept: code_use.kept,
             used: self.uses,
         };
@@ -184,14 +196,14 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         Some(&entry.value)
     }
 
-    /// Puts an entry in, and returns what had to go.
+    /// Inserts an entry, and returns what had to be evicted for it.
     fn insert(&mut self, key: K, value: V, weight: u64, code_use: CodeUse) -> Vec<V> {
         let entry = self.entries.entry(key).or_insert_with(|| CachedCode {
             value,
             weight: 0,
             used_by: Vec::new(),
         });
-        // One that is there is the same code, and stays: runs that begin now share it.
+        // An entry that is there already is the same code, and stays: runs that begin now share it.
         if entry.used_by.is_empty() {
             entry.weight = weight;
             self.weight += weight;
@@ -204,7 +216,8 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
             };
             let order = &self.tenants[tenant].order;
             let others = order.values().find(|other| **other != key);
-            // What has just come goes where its tenant has nothing else, so that a tenant never takes of others'.
+            // If its tenant has nothing else, the new entry itself is evicted, so that a tenant
+            // never takes from others.
             let victim = others.or_else(|| order.values().next()).copied();
             let Some(victim) = victim else {
                 break;
@@ -214,15 +227,16 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         gone
     }
 
-    /// The tenant that holds most by its weight, of those that hold more than their share. Where all together hold more
-    /// than the budget there is one, since shares are no more than that.
-    fn furthest_over(&self) -> Option<usize> {
-        let over = (0..self.tenants.len()).filter(|it| {
+    /// Returns the tenant that holds most for its weight, among those that hold more than their
+    /// share. There is one whenever all entries together are over the budget, since the shares add
+    /// up to no more than that.
+    fn furthest_over(&self) -> Option<TenantId> {
+        let over = self.tenants.ids().filter(|it| {
             let tenant = &self.tenants[*it];
             tenant.held > tenant.share
         });
-        // Compared crosswise: what is held is divided by weights.
-        let is_further = |a: usize, b: usize| {
+        // What is held divided by the weight is compared by cross-multiplication.
+        let is_further = |a: TenantId, b: TenantId| {
             let (a, b) = (&self.tenants[a], &self.tenants[b]);
             u128::from(a.held) * u128::from(b.weight) > u128::from(b.held) * u128::from(a.weight)
         };
@@ -235,8 +249,8 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         })
     }
 
-    /// A tenant loses an entry, which is returned where nobody else uses it.
-    fn lose(&mut self, key: &K, tenant: usize) -> Option<V> {
+    /// Takes an entry from a tenant. The value is returned if no other tenant uses it.
+    fn lose(&mut self, key: &K, tenant: TenantId) -> Option<V> {
         let entry = self.entries.get_mut(key)?;
         let weight = entry.weight;
         if let Ok(at) = entry.user(tenant) {
@@ -263,7 +277,7 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
         Some(entry.value)
     }
 
-    fn keep_no_longer(&mut self, key: &K, tenant: usize) {
+    fn demote_to_inline(&mut self, key: &K, tenant: TenantId) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
@@ -278,17 +292,19 @@ impl<K: Copy + Eq + Hash, V> CodeShares<K, V> {
 }
 
 impl<V> CachedCode<V> {
-    /// Where a tenant stands among those that use it, or would stand.
-    fn user(&self, tenant: usize) -> Result<usize, usize> {
+    /// Finds a tenant among the users of the code: its position, or the position at which it would
+    /// be inserted.
+    fn user(&self, tenant: TenantId) -> Result<usize, usize> {
         self.used_by
             .binary_search_by_key(&tenant, |(user, _)| *user)
     }
 }
 
 impl<K> TenantShare<K> {
-    /// Whether what was used last at `stamp` is among the most recently used of this tenant's code: at most as much was
-    /// used since, by anybody.
-    fn used_lately(&self, stamp: Stamp, uses: u64) -> bool {
+    /// Reports whether an entry whose last use is filed under `stamp` is among the most recently
+    /// used of this tenant. It is if it is the newest, or if few uses were counted since, by any
+    /// tenant ([`LATELY`]).
+    fn used_lately(&self, stamp: EvictionKey, uses: u64) -> bool {
         let newest = self.order.last_key_value();
         newest.is_some_and(|(newest, _)| *newest == stamp)
             || uses - stamp.used <= self.order.len() as u64 / LATELY
@@ -303,15 +319,18 @@ mod tests {
 
     type Shares = CodeShares<u32, u32>;
 
-    const fn inline(tenant: usize) -> CodeUse {
+    const fn inline(tenant: u32) -> CodeUse {
         CodeUse {
-            tenant,
+            tenant: TenantId::Named(tenant),
             kept: false,
         }
     }
 
-    const fn kept(tenant: usize) -> CodeUse {
-        CodeUse { tenant, kept: true }
+    const fn kept(tenant: u32) -> CodeUse {
+        CodeUse {
+            tenant: TenantId::Named(tenant),
+            kept: true,
+        }
     }
 
     fn held(shares: &Shares) -> Vec<u32> {
@@ -332,7 +351,7 @@ mod tests {
         assert_eq!(shares.insert(5, 5, 1, kept(0)), [1]);
         assert_eq!(shares.insert(6, 6, 1, kept(0)), [4]);
         assert_eq!(shares.insert(7, 7, 1, kept(0)), [0]);
-        // What has just come stays for those who run it now.
+        // The new entry stays, for those who run it now.
         assert_eq!(shares.insert(8, 8, 1, inline(0)), [3]);
         assert_eq!(held(&shares), [5, 6, 7, 8]);
     }
@@ -357,12 +376,18 @@ mod tests {
         for key in 0..8 {
             shares.insert(key, key, 1, kept(0));
         }
-        assert_eq!(shares.tenants[0].held, 8);
+        assert_eq!(shares.tenants[TenantId::Named(0)].held, 8);
         for key in 10..30 {
             shares.insert(key, key, 1, kept(1));
         }
-        assert_eq!((shares.tenants[0].held, shares.tenants[1].held), (2, 6));
-        // The daemon's own has no share.
+        assert_eq!(
+            (
+                shares.tenants[TenantId::Named(0)].held,
+                shares.tenants[TenantId::Named(1)].held
+            ),
+            (2, 6)
+        );
+        // The daemon's own tenant has no share.
         shares.insert(99, 99, 1, kept(2));
         assert!(!shares.entries.contains_key(&99));
     }
@@ -389,7 +414,10 @@ mod tests {
         assert_eq!(held(&shares), [0, 17, 18, 19]);
         assert_eq!(shares.entries[&0].used_by.len(), 1);
         shares.remove(&0);
-        assert_eq!((shares.tenants[1].held, shares.weight), (0, 3));
+        assert_eq!(
+            (shares.tenants[TenantId::Named(1)].held, shares.weight),
+            (0, 3)
+        );
     }
 
     #[test]
@@ -398,22 +426,22 @@ mod tests {
         shares.insert(0, 0, 1, kept(0));
         shares.insert(1, 1, 1, kept(0));
         shares.touch(&0, kept(0));
-        shares.keep_no_longer(&0, 0);
+        shares.demote_to_inline(&0, TenantId::Named(0));
         assert_eq!(shares.insert(2, 2, 1, kept(0)), [0]);
     }
 
-    /// What is used over and over by each of many tenants is filed once.
+    /// Checks that an entry which many tenants use over and over is filed once for each of them.
     #[test]
     fn code_in_common_of_a_thousand_tenants_is_found_by_each_of_them() {
-        const TENANTS: usize = 1000;
-        let mut shares = Shares::new(TENANTS as u64 * 4, &[1; TENANTS]);
+        const TENANTS: u32 = 1000;
+        let mut shares = Shares::new(u64::from(TENANTS) * 4, &[1; TENANTS as usize]);
         shares.insert(7, 7, 4, kept(500));
         for tenant in (0..TENANTS).rev() {
             assert_eq!(shares.touch(&7, inline(tenant)), Some(&7));
         }
-        let users: Vec<usize> = shares.entries[&7].used_by.iter().map(|it| it.0).collect();
-        assert!(users.iter().copied().eq(0..TENANTS));
-        let filed = |shares: &Shares| -> Vec<Stamp> {
+        let users: Vec<TenantId> = shares.entries[&7].used_by.iter().map(|it| it.0).collect();
+        assert!(users.iter().copied().eq((0..TENANTS).map(TenantId::Named)));
+        let filed = |shares: &Shares| -> Vec<EvictionKey> {
             let used_by = &shares.entries[&7].used_by;
             used_by.iter().map(|(_, stamp)| *stamp).collect()
         };
@@ -423,18 +451,18 @@ mod tests {
         }
         assert_eq!(filed(&shares), before);
         assert!(before[500].kept && !before[499].kept);
-        // Whoever keeps it from now on files it anew.
+        // A tenant that keeps the module from now on files it anew.
         shares.touch(&7, kept(499));
         assert!(filed(&shares)[499].kept);
         for tenant in 0..TENANTS {
             assert_eq!(shares.entries.len(), 1);
-            shares.lose(&7, tenant);
+            shares.lose(&7, TenantId::Named(tenant));
         }
         assert!(shares.entries.is_empty());
         assert!(
             shares
                 .tenants
-                .iter()
+                .values()
                 .all(|it| it.held == 0 && it.order.is_empty())
         );
     }
@@ -446,7 +474,7 @@ mod tests {
         for key in 0..ENTRIES {
             shares.insert(key, key, 1, kept(0));
         }
-        // All but every fifth are used again, in another order.
+        // All but every fifth entry are used again, in another order.
         let used = (0..ENTRIES).rev().filter(|key| key % 5 != 0);
         for key in used.clone() {
             shares.touch(&key, kept(0));
@@ -454,7 +482,7 @@ mod tests {
         for key in 0..ENTRIES / 5 {
             let gone = shares.insert(ENTRIES + key, 0, 1, kept(0));
             let gone = gone[0];
-            // Those that stand among the newest eighth stay there when they are used.
+            // Entries among the newest eighth keep their place when they are used.
             assert!(
                 gone.is_multiple_of(5) || gone >= ENTRIES - ENTRIES / 8,
                 "{gone}"
@@ -471,22 +499,23 @@ mod tests {
             const BUDGET: u64 = 24;
             let mut shares = Shares::new(BUDGET, &weights);
             for (tenant, key, weight, kept, what) in steps {
-                let code_use = CodeUse { tenant: tenant % (weights.len() + 1), kept };
+                let all: Vec<TenantId> = shares.tenants.ids().collect();
+                let code_use = CodeUse { tenant: all[tenant % all.len()], kept };
                 let before: Vec<(u64, Vec<u32>)> = shares
                     .tenants
-                    .iter()
+                    .values()
                     .map(|it| (it.held, it.order.values().copied().collect()))
                     .collect();
                 match what {
                     0 => drop(shares.remove(&key)),
-                    1 => shares.keep_no_longer(&key, code_use.tenant),
+                    1 => shares.demote_to_inline(&key, code_use.tenant),
                     2..4 => drop(shares.touch(&key, code_use)),
                     _ => {
                         shares.insert(key, key, weight, code_use);
-                        for (i, (held, keys)) in before.iter().enumerate() {
+                        for (i, (held, keys)) in all.iter().copied().zip(&before) {
                             if i != code_use.tenant && *held <= shares.tenants[i].share {
                                 for key in keys {
-                                    prop_assert!(shares.entries.contains_key(key), "{i} lost {key}");
+                                    prop_assert!(shares.entries.contains_key(key), "{i:?} lost {key}");
                                 }
                             }
                         }
@@ -495,7 +524,7 @@ mod tests {
                 prop_assert!(shares.weight <= BUDGET);
                 let weight: u64 = shares.entries.values().map(|entry| entry.weight).sum();
                 prop_assert_eq!(weight, shares.weight);
-                for (i, tenant) in shares.tenants.iter().enumerate() {
+                for (i, tenant) in shares.tenants.ids().zip(shares.tenants.values()) {
                     let used = shares.entries.values().filter(|it| it.used_by.iter().any(|(user, _)| *user == i));
                     prop_assert_eq!(used.map(|it| it.weight).sum::<u64>(), tenant.held);
                     for (stamp, key) in &tenant.order {

@@ -1,13 +1,13 @@
-//! How much processor time a guest used, mostly without asking the kernel.
+//! Measures how much processor time a guest used, mostly without asking the kernel.
 //!
-//! A thread's processor clock is a system call, the monotonic clock is none. So a slice of a guest
-//! that is over soon counts for all of its wall time: a thread never has the processor for longer than
-//! that. A longer one, which may have been pre-empted, counts for what its thread used since the
-//! thread's anchor, the last moment at which both of its clocks were read, but for no more than its
-//! wall time. An anchor is read at the end of each long slice, and at the beginning of a slice where it
-//! is too old. So no slice counts for less than it used; what it may count for beyond that, its wall
-//! time or the age of the anchor, is its doubt. The doubts of a run add up to [`RESOLUTION`] at the
-//! most: once there is no more room for one, both clocks are read for each slice.
+//! Reading a thread's processor clock is a system call, and reading the monotonic clock is not. So
+//! a short slice of a guest counts for all of its wall time: a thread never has the processor for
+//! longer than that. A longer slice, which may have been preempted, counts for what its thread used
+//! since the thread's anchor, the last moment at which both of its clocks were read, but for no
+//! more than its wall time. An anchor is read at the end of each long slice, and at the beginning
+//! of a slice whose anchor is too old. So no slice counts for less than it used. By how much it may
+//! count for more, its wall time or the age of the anchor, is its doubt. The doubts of a run add up
+//! to at most [`RESOLUTION`]: once there is no room for more, both clocks are read for each slice.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -18,47 +18,49 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How exact the processor time of a run is, for which it pays by readings of the kernel's clock, half
-/// a microsecond or so each, if it is longer than this.
+/// How far a run's processor time may be off. A run that is longer than this pays for it by
+/// readings of the kernel's clock, which take about half a microsecond each.
 const RESOLUTION: Duration = Duration::from_micros(200);
 
 /// A moment at which both clocks of a thread were read.
 #[derive(Clone, Copy)]
-struct Anchor {
+struct ClockAnchor {
+    /// What the monotonic clock said.
     at: Instant,
     used: Duration,
 }
 
 thread_local! {
-    static ANCHOR: Cell<Option<Anchor>> = const { Cell::new(None) };
+    static ANCHOR: Cell<Option<ClockAnchor>> = const { Cell::new(None) };
 }
 
-/// Measures one slice, on the thread that executes it.
+/// A timer that measures one slice, on the thread that executes it.
 struct SliceTimer {
     start: Instant,
-    /// What the thread had used at its anchor.
+    /// Processor time that the thread had used at its anchor.
     used_before: Duration,
-    /// How old the anchor was.
+    /// Age of the anchor when the slice began.
     age: Duration,
-    /// How much doubt there may be.
+    /// How much doubt there may be about the slice.
     room: Duration,
-    /// It is of one thread's clock.
+    /// The timer reads the clock of one thread, so it must not be sent to another.
     _on_one_thread: PhantomData<*const ()>,
 }
 
-/// What a slice counts for.
+/// What a slice counts for, and how much less it may have used.
 struct SliceCount {
     time: Duration,
-    /// It may have used so much less.
+    /// The slice may have used as much less as this.
     doubt: Duration,
 }
 
 impl SliceTimer {
-    /// Begins with a slice, of which there may be as much doubt as `room`.
+    /// Starts the timer at the beginning of a slice about which there may be as much doubt as
+    /// `room`.
     fn start(room: Duration) -> Self {
         let start = Instant::now();
-        let age = |anchor: &Anchor| start.saturating_duration_since(anchor.at);
-        let is_fresh = |anchor: &Anchor| !room.is_zero() && age(anchor) <= room;
+        let age = |anchor: &ClockAnchor| start.saturating_duration_since(anchor.at);
+        let is_fresh = |anchor: &ClockAnchor| !room.is_zero() && age(anchor) <= room;
         let anchor = ANCHOR.get().filter(is_fresh);
         let anchor = anchor.unwrap_or_else(|| drop_anchor(start));
         Self {
@@ -70,7 +72,7 @@ impl SliceTimer {
         }
     }
 
-    /// Ends with the slice.
+    /// Stops the timer at the end of the slice, and returns what it counts for.
     fn stop(self) -> SliceCount {
         let end = Instant::now();
         let took = end.saturating_duration_since(self.start);
@@ -88,17 +90,17 @@ impl SliceTimer {
     }
 }
 
-/// Measures what a thread does, slice by slice. Those that are over soon count for their wall time, and
-/// the one with which they exceed [`RESOLUTION`] for the rest of what the thread used meanwhile: all of
-/// them together count for that.
+/// A timer that measures what a thread does, slice by slice. Short slices count for their wall
+/// time, until one exceeds [`RESOLUTION`] together with those before it. That one counts for the
+/// rest of what the thread used meanwhile, so that all of them together count for what was used.
 pub(super) struct ThreadTimer {
     used: Duration,
-    /// What was counted since the clock said so.
+    /// What was counted since the thread's clock was last read.
     counted: Duration,
 }
 
 impl ThreadTimer {
-    /// Begins on the thread that it is to measure.
+    /// Starts the timer on the thread that it is to measure.
     pub(super) fn start() -> Self {
         Self {
             used: thread_time(),
@@ -106,7 +108,7 @@ impl ThreadTimer {
         }
     }
 
-    /// Says what a slice that is over, and took so long, counts for.
+    /// Returns what a slice counts for that is over and took `took` of wall time.
     pub(super) fn count(&mut self, took: Duration) -> Duration {
         if self.counted + took <= RESOLUTION {
             self.counted += took;
@@ -121,23 +123,24 @@ impl ThreadTimer {
     }
 }
 
-/// Reads the other clock of this thread, `at` being what the monotonic one says.
-fn drop_anchor(at: Instant) -> Anchor {
+/// Reads the processor clock of this thread, and makes an anchor of it with `at`, the time of the
+/// monotonic clock.
+fn drop_anchor(at: Instant) -> ClockAnchor {
     let used = thread_time();
-    let anchor = Anchor { at, used };
+    let anchor = ClockAnchor { at, used };
     ANCHOR.set(Some(anchor));
     anchor
 }
 
 /// A future that adds up the processor time of its polls.
-pub(super) struct OnCpu<F> {
+pub(super) struct CpuTimed<F> {
     inner: F,
     spent: Duration,
     doubt: Duration,
 }
 
-impl<F> OnCpu<F> {
-    /// Around `inner`.
+impl<F> CpuTimed<F> {
+    /// Wraps `inner`, of which nothing has been counted yet.
     pub(super) fn new(inner: F) -> Self {
         Self {
             inner,
@@ -146,13 +149,13 @@ impl<F> OnCpu<F> {
         }
     }
 
-    /// Processor time of all polls so far.
+    /// Returns the processor time of all polls so far.
     pub(super) fn spent(&self) -> Duration {
         self.spent
     }
 }
 
-impl<F: Future + Unpin> Future for OnCpu<F> {
+impl<F: Future + Unpin> Future for CpuTimed<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -165,7 +168,7 @@ impl<F: Future + Unpin> Future for OnCpu<F> {
     }
 }
 
-/// Processor time of this thread, by a system call.
+/// Reads the processor time of this thread, by a system call.
 pub(super) fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     // The clock counts up from the thread's start: neither part is ever negative.
@@ -179,7 +182,7 @@ pub(super) fn thread_time() -> Duration {
 mod tests {
     use super::*;
 
-    /// Uses the processor for as long as that, and says for how long it did.
+    /// Spins until the thread has used `time` of the processor, and returns how much it used.
     fn spin(time: Duration) -> Duration {
         let before = thread_time();
         loop {
@@ -190,8 +193,8 @@ mod tests {
         }
     }
 
-    /// Of `slice`: what it counts for, and what it used by the kernel's clock, which the readings of
-    /// the timer are part of.
+    /// Executes `slice`, and returns what it counts for and what it used by the kernel's clock,
+    /// including the timer's own readings.
     fn measured(slice: impl FnOnce()) -> (Duration, Duration) {
         let before = thread_time();
         let timer = SliceTimer::start(RESOLUTION);
@@ -225,7 +228,7 @@ mod tests {
     #[test]
     fn many_slices_that_lose_the_processor_are_as_exact_as_one() {
         let mut polls = 0;
-        let mut all = OnCpu::new(std::future::poll_fn(|_| {
+        let mut all = CpuTimed::new(std::future::poll_fn(|_| {
             polls += 1;
             std::thread::sleep(Duration::from_micros(10));
             Poll::<()>::Pending

@@ -1,8 +1,11 @@
-//! Engines: one for each variant in use, its pool and its linkers; and the thread that advances their epochs.
+//! Wasmtime engines with their linkers and pools: a pooled and an on-demand engine for each variant
+//! and set of proposals in use, made when first needed. One thread advances the epochs of all of
+//! them.
 //!
-//! Metering is compiled in, so metered and unmetered code are two artefacts: the one counts fuel and the other looks at
-//! epochs, and neither pays for both ([`super::turn`]). The stack's size is an engine's property at run time and does
-//! not change the artefact: every stack class deserialises the same one.
+//! Metering is compiled in, so metered and unmetered code are two artefacts: metered code counts
+//! fuel, unmetered code checks epochs, and neither pays for both ([`super::preempt`]). The size of
+//! the stack is a property of the engine at run time and does not change the artefact: every stack
+//! class deserialises the same one.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,173 +19,184 @@ use wasmtime::{
     WasmBacktraceDetails, WasmFeatures,
 };
 
-use super::features::Proposals;
-use super::host::{self, Clock, State};
-use super::turn::Epochs;
+use super::features::ProposalSet;
+use super::imports::{self, ClockKind, GuestState};
+use super::preempt::EpochCounter;
 use crate::guest_limits::BACKTRACE_FRAMES;
 use crate::limits::StackClass;
 
-/// What host calls may need on a guest's stack beyond its own; overflowing it would abort the process.
-pub const HOST_STACK: usize = 1 << 20;
-/// Bytes of each linear memory, and of each table, that stay resident for the next run after a reset, where a run has
+/// Bytes that host calls may need on a guest's stack beyond its own. Overflowing them would abort
+/// the process.
+pub const HOST_STACK_BYTES: usize = 1 << 20;
+/// Bytes of each linear memory that stay resident for the next run after a reset, as far as a run
+/// has touched them.
+const MEMORY_KEEP_RESIDENT: usize = 1 << 20;
+/// Bytes of each table that stay resident for the next run after a reset, as far as a run has
 /// touched them.
-const KEEP_RESIDENT: usize = 1 << 20;
-const KEEP_TABLE: usize = 64 << 10;
-/// The same of each stack, which are written with zeros at each reset whether a run has touched them or not: what a short
-/// run and its host calls need.
-const KEEP_STACK: usize = 16 << 10;
-/// Epochs after the end, so that no guest goes on by itself.
-const LAST_EPOCHS: u32 = 3;
-/// How long epochs go on when nothing runs, so that not every one of some short runs has to wake their thread.
-const LINGER: Duration = Duration::from_millis(100);
-/// What one run may take of a pool. A module or component that needs more runs in an on-demand engine, so that a pool
-/// of n slots never fails one of n runs.
+const TABLE_KEEP_RESIDENT: usize = 64 << 10;
+/// Bytes of each stack that stay resident after a reset: what a short run and its host calls need.
+/// They are written with zeros at each reset, whether a run has touched them or not.
+const STACK_KEEP_RESIDENT: usize = 16 << 10;
+/// Epochs that are still advanced after the shutdown begins, so that no guest keeps running on its
+/// own.
+const SHUTDOWN_EPOCHS: u32 = 3;
+/// How long epochs keep advancing when nothing runs, so that not every one of a series of short
+/// runs has to wake the epoch thread.
+const IDLE_LINGER: Duration = Duration::from_millis(100);
+/// Linear memories that one run may take from a pool. A module or component that needs more of
+/// anything than one run may take is run in an on-demand engine, so that a pool of n slots never
+/// fails one of n runs.
 const MEMORIES_PER_RUN: u32 = 2;
+/// Tables that one run may take from a pool.
 const TABLES_PER_RUN: u32 = 4;
+/// Core instances that one run may take from a pool.
 const CORE_INSTANCES_PER_RUN: u32 = 20;
-/// Pools for modules that need proposals: each set of proposals in each variant has an engine, and
-/// pools reserve address space, of which 47 bits hold about sixty of them.
+/// The most pools for modules that need proposals. Each set of proposals in each variant has an
+/// engine of its own, and pools reserve address space, of which 47 bits hold about sixty of them.
 const POOLS_WITH_PROPOSALS: usize = 8;
 /// Elements of a pooled table; the largest interpreters have about 12,000.
 pub(super) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
 
-/// How engines are made.
+/// The settings that all engines have in common.
 #[derive(Clone, Debug)]
 pub(super) struct EngineSettings {
-    /// Instances that one pool holds.
+    /// Number of instances that one pool holds.
     pub slots: u32,
-    /// The most bytes of one linear memory.
+    /// The most bytes that one linear memory may have.
     pub max_memory: usize,
-    /// Reset memories by PAGEMAP_SCAN.
+    /// Whether memories are reset by PAGEMAP_SCAN.
     pub pagemap_scan: bool,
 }
 
-/// How a run of a module is executed. Which engine that takes depends on the module's proposals too.
+/// How a module's runs are executed: with or without fuel metering, and on which stack. The
+/// proposals that the module needs decide which engine that takes, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// Whether fuel is counted.
+    /// Whether fuel is counted; if not, the guest is interrupted by epochs.
     pub metered: bool,
-    /// The stack.
+    /// The size class of the guest's stack.
     pub stack: StackClass,
 }
 
 impl Variant {
-    /// Every variant, metered or not.
+    /// Lists every stack class with or without metering.
     pub(super) fn with_metering(metered: bool) -> impl Iterator<Item = Self> {
         let variant = move |stack| Self { metered, stack };
         StackClass::ALL.into_iter().map(variant)
     }
 
-    /// Every variant.
+    /// Lists every variant: each stack class, unmetered and metered.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         [false, true].into_iter().flat_map(Self::with_metering)
     }
 }
 
-/// An engine with all that a module may import.
-pub(super) struct Linked {
-    /// The engine.
+/// An engine with linkers for all that a module may import.
+pub(super) struct LinkedEngine {
+    /// The wasmtime engine itself.
     pub engine: Engine,
-    /// Its epochs.
-    pub epochs: Epochs,
-    core: [wasmtime::Linker<State>; 2],
-    component: [wasmtime::component::Linker<State>; 2],
+    /// Counts the epochs that this engine has seen.
+    pub epochs: EpochCounter,
+    core: [wasmtime::Linker<GuestState>; 2],
+    component: [wasmtime::component::Linker<GuestState>; 2],
 }
 
-impl Linked {
-    fn new(engine: Engine, epochs: Epochs) -> wasmtime::Result<Self> {
+impl LinkedEngine {
+    fn new(engine: Engine, epochs: EpochCounter) -> wasmtime::Result<Self> {
         Ok(Self {
             epochs,
             core: [
-                host::core_linker(&engine, Clock::Real)?,
-                host::core_linker(&engine, Clock::Stepped)?,
+                imports::core_linker(&engine, ClockKind::Real)?,
+                imports::core_linker(&engine, ClockKind::Stepped)?,
             ],
             component: [
-                host::component_linker(&engine, Clock::Real)?,
-                host::component_linker(&engine, Clock::Stepped)?,
+                imports::component_linker(&engine, ClockKind::Real)?,
+                imports::component_linker(&engine, ClockKind::Stepped)?,
             ],
             engine,
         })
     }
 
-    /// What a core module may import.
-    pub(super) fn core(&self, clock: Clock) -> &wasmtime::Linker<State> {
+    /// Returns the linker with what a core module may import.
+    pub(super) fn core(&self, clock: ClockKind) -> &wasmtime::Linker<GuestState> {
         &self.core[clock as usize]
     }
 
-    /// What a component may import.
-    pub(super) fn component(&self, clock: Clock) -> &wasmtime::component::Linker<State> {
+    /// Returns the linker with what a component may import.
+    pub(super) fn component(&self, clock: ClockKind) -> &wasmtime::component::Linker<GuestState> {
         &self.component[clock as usize]
     }
 }
 
-/// The engines of one variant: the pooled one where the host has room for its pool, and the one for what does not fit.
-struct Pair {
-    pooled: Option<Arc<Linked>>,
-    on_demand: OnceLock<Arc<Linked>>,
+/// The engines of one variant: the pooled one, if the host has room for its pool, and the on-demand
+/// one for what does not fit in the pool.
+struct EnginePair {
+    pooled: Option<Arc<LinkedEngine>>,
+    on_demand: OnceLock<Arc<LinkedEngine>>,
 }
 
-/// All engines, made when first needed.
+/// All engines of the daemon, made when first needed.
 pub(super) struct Engines {
     settings: EngineSettings,
-    pairs: Mutex<HashMap<(Variant, Proposals), Arc<Pair>>>,
+    pairs: Mutex<HashMap<(Variant, ProposalSet), Arc<EnginePair>>>,
     compilers: [Engine; 2],
-    ticker: Ticker,
+    ticker: EpochTicker,
 }
 
 impl Engines {
-    /// With epochs that advance each `interval` while a run is active.
+    /// Creates the compile-only engines and starts the thread that advances the epochs every
+    /// `interval` while a run is active.
     pub(super) fn new(settings: EngineSettings, interval: Duration) -> wasmtime::Result<Self> {
-        let compiler = |metered| compiler(Proposals::default(), metered, false);
+        let compiler = |metered| compile_only_engine(ProposalSet::default(), metered, false);
         Ok(Self {
             compilers: [compiler(false)?, compiler(true)?],
             settings,
             pairs: Mutex::default(),
-            ticker: Ticker::start(interval)?,
+            ticker: EpochTicker::start(interval)?,
         })
     }
 
-    /// Engines that compile modules which need no proposals, unmetered and metered.
+    /// Returns the engines that compile modules which need no proposals, unmetered and metered.
     pub(super) fn compilers(&self) -> &[Engine; 2] {
         &self.compilers
     }
 
-    /// Whether memories are reset by PAGEMAP_SCAN.
+    /// Reports whether memories are reset by PAGEMAP_SCAN.
     pub(super) fn pagemap_scan(&self) -> bool {
         self.settings.pagemap_scan
     }
 
-    /// The pooled engine for a variant of modules that need `proposals`; `None` where the host has no
-    /// room for its pool.
+    /// Returns the pooled engine for a variant of modules that need `proposals`; `None` if the host
+    /// has no room for its pool, or too many pools exist already.
     pub(super) fn pooled(
         &self,
         variant: Variant,
-        proposals: Proposals,
-    ) -> wasmtime::Result<Option<Arc<Linked>>> {
+        proposals: ProposalSet,
+    ) -> wasmtime::Result<Option<Arc<LinkedEngine>>> {
         Ok(self.pair(variant, proposals)?.pooled.clone())
     }
 
-    /// The on-demand engine for a variant of modules that need `proposals`.
+    /// Returns the on-demand engine for a variant of modules that need `proposals`.
     pub(super) fn on_demand(
         &self,
         variant: Variant,
-        proposals: Proposals,
-    ) -> wasmtime::Result<Arc<Linked>> {
+        proposals: ProposalSet,
+    ) -> wasmtime::Result<Arc<LinkedEngine>> {
         let pair = self.pair(variant, proposals)?;
         if let Some(linked) = pair.on_demand.get() {
             return Ok(Arc::clone(linked));
         }
-        let linked = self.link(&config(proposals, variant))?;
+        let linked = self.create_engine(&engine_config(proposals, variant))?;
         // Two callers may race; the loser's engine holds nothing yet.
         Ok(Arc::clone(pair.on_demand.get_or_init(|| linked)))
     }
 
-    /// Counts a run as active until the guard is dropped.
-    pub(super) fn active(&self) -> Active {
-        self.ticker.active()
+    /// Counts a run as active until the returned guard is dropped.
+    pub(super) fn mark_active(&self) -> ActiveRunGuard {
+        self.ticker.mark_active()
     }
 
-    /// Instances that pools hold now, over all variants.
+    /// Returns how many instances the pools hold now, over all variants.
     pub(super) fn pooled_instances(&self) -> u64 {
         lock(&self.pairs)
             .values()
@@ -191,18 +205,18 @@ impl Engines {
             .sum()
     }
 
-    fn pair(&self, variant: Variant, proposals: Proposals) -> wasmtime::Result<Arc<Pair>> {
+    fn pair(&self, variant: Variant, proposals: ProposalSet) -> wasmtime::Result<Arc<EnginePair>> {
         let mut pairs = lock(&self.pairs);
         if let Some(pair) = pairs.get(&(variant, proposals)) {
             return Ok(Arc::clone(pair));
         }
         let others = pairs.keys().filter(|(_, other)| !other.is_empty()).count();
         let pooled = if proposals.is_empty() || others < POOLS_WITH_PROPOSALS {
-            self.pool(variant, proposals)
+            self.pooled_engine(variant, proposals)
         } else {
             None
         };
-        let pair = Arc::new(Pair {
+        let pair = Arc::new(EnginePair {
             pooled,
             on_demand: OnceLock::new(),
         });
@@ -210,12 +224,12 @@ impl Engines {
         Ok(pair)
     }
 
-    fn pool(&self, variant: Variant, proposals: Proposals) -> Option<Arc<Linked>> {
-        let mut config = config(proposals, variant);
-        let pool = pool(&self.settings, proposals);
+    fn pooled_engine(&self, variant: Variant, proposals: ProposalSet) -> Option<Arc<LinkedEngine>> {
+        let mut config = engine_config(proposals, variant);
+        let pool = pool_config(&self.settings, proposals);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         // A limit on address space, some hosts and some containers refuse the reservation.
-        match self.link(&config) {
+        match self.create_engine(&config) {
             Ok(linked) => Some(linked),
             Err(error) => {
                 tracing::warn!(?variant, slots = self.settings.slots, %error,
@@ -225,55 +239,58 @@ impl Engines {
         }
     }
 
-    fn link(&self, config: &Config) -> wasmtime::Result<Arc<Linked>> {
+    fn create_engine(&self, config: &Config) -> wasmtime::Result<Arc<LinkedEngine>> {
         let epochs = self.ticker.shared.epochs.clone();
-        let linked = Arc::new(Linked::new(Engine::new(config)?, epochs)?);
+        let linked = Arc::new(LinkedEngine::new(Engine::new(config)?, epochs)?);
         self.ticker.add(&linked.engine);
         Ok(linked)
     }
 }
 
-/// An engine that only compiles, on one thread or on all that rayon has.
+/// Creates an engine that only compiles, either on one thread or on all that rayon has
+/// (`parallel`).
 ///
 /// # Errors
-/// Where the proposals contradict each other.
-pub(super) fn compiler(
-    proposals: Proposals,
+/// The proposals contradict each other.
+pub(super) fn compile_only_engine(
+    proposals: ProposalSet,
     metered: bool,
     parallel: bool,
 ) -> wasmtime::Result<Engine> {
     let stack = StackClass::K512;
-    let mut config = config(proposals, Variant { metered, stack });
+    let mut config = engine_config(proposals, Variant { metered, stack });
     Engine::new(config.parallel_compilation(parallel))
 }
 
-/// What every engine of a variant has in common; by default it allocates on demand.
-fn config(proposals: Proposals, variant: Variant) -> Config {
+/// Returns the configuration that every engine of a variant has in common. By default it allocates
+/// on demand.
+fn engine_config(proposals: ProposalSet, variant: Variant) -> Config {
     let mut config = Config::new();
     let stack = variant.stack.bytes() as usize;
     let enabled = proposals.enabled();
-    for feature in (WasmFeatures::WASM3 | Proposals::ALL.enabled()).iter() {
+    for feature in (WasmFeatures::WASM3 | ProposalSet::ALL.enabled()).iter() {
         config.wasm_features(feature, enabled.contains(feature));
     }
     config
         .consume_fuel(variant.metered)
         .epoch_interruption(!variant.metered)
         .max_wasm_stack(stack)
-        .async_stack_size(stack + HOST_STACK)
+        .async_stack_size(stack + HOST_STACK_BYTES)
         .async_stack_zeroing(true)
         .memory_init_cow(true)
         .shared_memory(false)
         .concurrency_support(false)
         .parallel_compilation(false)
         .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES.size()))
-        // Debug sections are a guest's bytes, and large ones: nothing parses them.
+        // Debug sections are the guest's bytes and can be large. With this setting, nothing parses
+        // them.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable);
     config
 }
 
-fn pool(settings: &EngineSettings, proposals: Proposals) -> PoolingAllocationConfig {
+fn pool_config(settings: &EngineSettings, proposals: ProposalSet) -> PoolingAllocationConfig {
     let slots = settings.slots;
-    // A run's GC heap, where there is one, takes a memory's slot.
+    // A run's GC heap, if it has one, takes the slot of a memory.
     let gc = proposals.enabled().contains(WasmFeatures::GC_TYPES);
     let memories = MEMORIES_PER_RUN + u32::from(gc);
     let mut pool = PoolingAllocationConfig::new();
@@ -290,9 +307,9 @@ fn pool(settings: &EngineSettings, proposals: Proposals) -> PoolingAllocationCon
         .max_core_instances_per_component(CORE_INSTANCES_PER_RUN)
         .max_memory_size(settings.max_memory)
         .table_elements(POOLED_TABLE_ELEMENTS)
-        .linear_memory_keep_resident(KEEP_RESIDENT)
-        .table_keep_resident(KEEP_TABLE)
-        .async_stack_keep_resident(KEEP_STACK)
+        .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT)
+        .table_keep_resident(TABLE_KEEP_RESIDENT)
+        .async_stack_keep_resident(STACK_KEEP_RESIDENT)
         .pagemap_scan(if settings.pagemap_scan {
             Enabled::Yes
         } else {
@@ -302,34 +319,39 @@ fn pool(settings: &EngineSettings, proposals: Proposals) -> PoolingAllocationCon
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is under these locks is whole between any two statements.
+    // What these locks protect is consistent between any two statements, so a poisoned one is safe
+    // to use.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The thread that advances the epochs of all engines while runs are active, and sleeps when none has been for a moment.
-struct Ticker {
-    shared: Arc<Ticks>,
+/// The thread that advances the epochs of all engines while runs are active, and sleeps when none
+/// has been active for a moment. Dropping it stops the thread and waits for it.
+struct EpochTicker {
+    shared: Arc<EpochTickerShared>,
     thread: Thread,
     handle: Option<JoinHandle<()>>,
 }
 
-struct Ticks {
-    epochs: Epochs,
+/// The state that the epoch thread shares with the engines and the guards of active runs.
+struct EpochTickerShared {
+    epochs: EpochCounter,
     engines: Mutex<Vec<Engine>>,
-    /// Runs now; [`ENDED`] says that the thread is to end.
+    /// Number of active runs; [`TICKER_STOPPED`] tells the thread to end.
     active: AtomicUsize,
 }
 
-const ENDED: usize = usize::MAX;
+/// Value of [`EpochTickerShared::active`] that tells the thread to end.
+const TICKER_STOPPED: usize = usize::MAX;
 
-/// An active run.
-pub(super) struct Active {
-    shared: Arc<Ticks>,
+/// An active run, which keeps the epochs advancing. Dropping the guard ends that.
+pub(super) struct ActiveRunGuard {
+    shared: Arc<EpochTickerShared>,
 }
 
-impl Ticks {
+impl EpochTickerShared {
     fn advance(&self) {
-        // First, so that a guest which looks since its engine says so knows of it.
+        // The counter is advanced first, so that a guest which its engine interrupts finds the new
+        // epoch there.
         self.epochs.advance();
         for engine in lock(&self.engines).iter() {
             engine.increment_epoch();
@@ -337,10 +359,10 @@ impl Ticks {
     }
 }
 
-impl Ticker {
+impl EpochTicker {
     fn start(interval: Duration) -> std::io::Result<Self> {
-        let shared = Arc::new(Ticks {
-            epochs: Epochs::default(),
+        let shared = Arc::new(EpochTickerShared {
+            epochs: EpochCounter::default(),
             engines: Mutex::default(),
             active: AtomicUsize::new(0),
         });
@@ -359,52 +381,53 @@ impl Ticker {
         lock(&self.shared.engines).push(engine.clone());
     }
 
-    fn active(&self) -> Active {
+    fn mark_active(&self) -> ActiveRunGuard {
         if self.shared.active.fetch_add(1, Ordering::SeqCst) == 0 {
             self.thread.unpark();
         }
-        Active {
+        ActiveRunGuard {
             shared: Arc::clone(&self.shared),
         }
     }
 }
 
-impl Drop for Ticker {
+impl Drop for EpochTicker {
     fn drop(&mut self) {
-        self.shared.active.store(ENDED, Ordering::SeqCst);
+        self.shared.active.store(TICKER_STOPPED, Ordering::SeqCst);
         self.thread.unpark();
         if let Some(handle) = self.handle.take() {
-            // It only returns.
+            // The thread returns nothing, so there is no result to look at.
             let _ = handle.join();
         }
     }
 }
 
-impl Drop for Active {
+impl Drop for ActiveRunGuard {
     fn drop(&mut self) {
-        // After the end the count no longer matters, but it must not leave ENDED.
+        // After the shutdown the count no longer matters, but it must stay at TICKER_STOPPED.
         let _ = self
             .shared
             .active
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-                (n != ENDED).then(|| n.saturating_sub(1))
+                (n != TICKER_STOPPED).then(|| n.saturating_sub(1))
             });
     }
 }
 
-fn tick(ticks: &Ticks, interval: Duration) {
+fn tick(ticks: &EpochTickerShared, interval: Duration) {
     let mut quiet = Duration::ZERO;
     loop {
         match ticks.active.load(Ordering::SeqCst) {
-            ENDED => {
-                // What a guest may get before it gives way for the first time, and once more.
-                for _ in 0..LAST_EPOCHS {
+            TICKER_STOPPED => {
+                // These epochs cover the time that a guest may run before it yields for the first
+                // time, and once more.
+                for _ in 0..SHUTDOWN_EPOCHS {
                     std::thread::sleep(interval);
                     ticks.advance();
                 }
                 return;
             }
-            0 if quiet >= LINGER => {
+            0 if quiet >= IDLE_LINGER => {
                 std::thread::park();
                 quiet = Duration::ZERO;
             }

@@ -1,36 +1,38 @@
-//! Which function a run calls, and with what.
+//! Resolves the entry point of a run: which function it calls, and with which parameters.
 
 use std::borrow::Cow;
 
-use super::inspection::{Export, Inspection, Signature, ValueType};
+use super::inspection::{ExportLookup, Inspection, Signature, ValueType};
 use crate::outcome::Value;
 use crate::refusal::{Reason, Refusal, list, quote};
 
-/// The command of a core module.
+/// The export that a core module's command starts with.
 const START: &str = "_start";
-/// What a reactor wants called before anything else.
+/// The export that a reactor needs called before anything else.
 const INITIALIZE: &str = "_initialize";
-/// What a module is called that has no name.
+/// The program name of a module that has no name.
 const NAMELESS: &str = "main";
 
-/// A call that fits its module.
+/// The entry point of a run, checked against its module.
 #[derive(Debug)]
-pub struct Entry {
-    /// The exported function; unused for a component.
+pub struct EntryPoint {
+    /// The name of the exported function; empty and unused for a component.
     pub name: Cow<'static, str>,
-    /// Call `_initialize` before it.
+    /// Whether `_initialize` is called first.
     pub initialize: bool,
-    /// Its parameters.
+    /// The parameters of the call, parsed from the spec's args.
     pub params: Vec<Value>,
-    /// How many results it has.
+    /// The number of results of the function.
     pub results: usize,
 }
 
-impl Entry {
-    /// The call of `asked`, or of the module's command, with `args` as its parameters where it has any.
+impl EntryPoint {
+    /// Resolves the function `asked`, or else the module's command. `args` are parsed as its
+    /// parameters if it has any.
     ///
     /// # Errors
-    /// `ENTRY_POINT_NOT_FOUND`, `ENTRY_POINT_SIGNATURE`.
+    /// Returns `ENTRY_POINT_NOT_FOUND` where there is no such function, and `ENTRY_POINT_SIGNATURE`
+    /// where its type or the arguments do not fit.
     pub fn resolve(
         inspection: &Inspection,
         asked: Option<&str>,
@@ -41,22 +43,22 @@ impl Entry {
         }
         let name = asked.map_or(Cow::Borrowed(START), |asked| Cow::Owned(asked.to_owned()));
         let signature = match inspection.export(&name) {
-            Export::Function(signature) => signature,
-            Export::Other => return Err(no_function(inspection, &name, "is not a function")),
-            Export::Missing => {
+            ExportLookup::Function(signature) => signature,
+            ExportLookup::Other => return Err(no_function(inspection, &name, "is not a function")),
+            ExportLookup::Missing => {
                 let why = "is not exported by the module";
                 return Err(no_function(inspection, &name, why));
             }
         };
         check_results(&name, signature)?;
         let initialize = match inspection.export(INITIALIZE) {
-            Export::Function(signature) if name != START && name != INITIALIZE => {
+            ExportLookup::Function(signature) if name != START && name != INITIALIZE => {
                 if !signature.params.is_empty() || !signature.results.is_empty() {
                     return Err(mismatch(INITIALIZE, signature, "takes and returns nothing"));
                 }
                 true
             }
-            Export::Function(_) | Export::Other | Export::Missing => false,
+            ExportLookup::Function(_) | ExportLookup::Other | ExportLookup::Missing => false,
         };
         Ok(Self {
             params: parameters(&name, signature, args)?,
@@ -87,19 +89,20 @@ impl Entry {
         })
     }
 
-    /// Whether it takes and returns nothing, as a command does.
+    /// Reports whether the function takes and returns nothing, as a command does.
     pub fn is_plain(&self) -> bool {
         self.params.is_empty() && self.results == 0
     }
 
-    /// The command line that the guest sees: `args`, unless those were its parameters. It is never without the program's
-    /// name, which is then the first of `names` that there is: many programs take it without looking.
+    /// Returns the command line that the guest sees: `args`, unless those were the function's
+    /// parameters. It always has a program name, since many programs read that without a check:
+    /// where there are no arguments, it is the first of `names` that is not empty.
     pub fn command_line<'a>(&self, args: &'a [String], names: [&str; 2]) -> Cow<'a, [String]> {
         if self.params.is_empty() && !args.is_empty() {
             return Cow::Borrowed(args);
         }
         let name = names.into_iter().find(|name| !name.is_empty());
-        // A command line cannot hold a NUL, and a guest's own name may be anything.
+        // A command line cannot contain a NUL, and a guest's own name may be anything.
         let name = name.unwrap_or(NAMELESS).replace('\0', "");
         Cow::Owned(vec![name])
     }
@@ -111,11 +114,11 @@ fn not_found(name: &str, why: &str) -> Refusal {
         Reason::EntryPointNotFound,
         format!("entry point \"{name}\" {why}"),
     )
-    .at("spec.entry_point")
+    .at_field("spec.entry_point")
     .with("asked", name)
 }
 
-/// Refuses a name that no exported function has, and tells which names they have.
+/// Returns the refusal for a name that no exported function has; it lists the names that they have.
 fn no_function(inspection: &Inspection, name: &str, why: &str) -> Refusal {
     let exports = inspection.description.exports.iter();
     let functions = exports.filter(|it| it.kind == "func").map(|it| &it.name);
@@ -133,7 +136,7 @@ fn mismatch(name: &str, signature: &Signature, allowed: &str) -> Refusal {
         Reason::EntryPointSignature,
         format!("entry point \"{name}\" has the type {signature}; allowed is one that {allowed}"),
     )
-    .at("spec.entry_point")
+    .at_field("spec.entry_point")
     .with("signature", signature)
 }
 
@@ -167,7 +170,7 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
             args.len()
         );
         return Err(Refusal::new(Reason::EntryPointSignature, message)
-            .at("spec.args")
+            .at_field("spec.args")
             .with("asked", args.len())
             .with("allowed", types.len()));
     }
@@ -177,17 +180,18 @@ fn parameters(name: &str, signature: &Signature, args: &[String]) -> Result<Vec<
         .enumerate()
         .map(|(i, (ty, arg))| {
             number(ty, arg).ok_or_else(|| {
-                // Not what it is: arguments may be secrets, and refusals are remembered.
+                // The message does not quote the argument: arguments may be secrets, and refusals
+                // are remembered.
                 let message = format!("argument {i} is not an {ty}, as text");
                 Refusal::new(Reason::EntryPointSignature, message)
-                    .at(format!("spec.args[{i}]"))
+                    .at_field(format!("spec.args[{i}]"))
                     .with("allowed", ty)
             })
         })
         .collect()
 }
 
-/// Reads a number: integers decimal or 0x hexadecimal, signed or unsigned.
+/// Parses a number. Integers may be decimal or 0x hexadecimal, signed or unsigned.
 fn number(ty: &ValueType, text: &str) -> Option<Value> {
     match ty {
         ValueType::I32 => integer(text, 32)
@@ -200,7 +204,7 @@ fn number(ty: &ValueType, text: &str) -> Option<Value> {
     }
 }
 
-/// The two's complement of an integer that fits `bits`, signed or unsigned.
+/// Parses an integer that fits in `bits`, signed or unsigned, and returns its two's complement.
 fn integer(text: &str, bits: u32) -> Option<u64> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -210,7 +214,7 @@ fn integer(text: &str, bits: u32) -> Option<u64> {
         .strip_prefix("0x")
         .or_else(|| digits.strip_prefix("0X"))
     {
-        // `from_str_radix` would take another sign.
+        // `from_str_radix` would accept another sign.
         Some(hex) if hex.starts_with(['+', '-']) => return None,
         Some(hex) => u64::from_str_radix(hex, 16).ok()?,
         None if digits.starts_with(['+', '-']) => return None,

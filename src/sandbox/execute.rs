@@ -1,4 +1,6 @@
-//! One run, from a loaded module to its end: arm a fresh store, instantiate, call, tell what happened.
+//! Executes one run from a loaded module to its end: creates a store with its limits, instantiates
+//! the module, calls the entry point, and reports what happened. A run that has to stop while it
+//! waits in a host call is dropped after a short grace period.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,109 +9,113 @@ use std::time::{Duration, Instant};
 use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
-use super::clock::SteppedClock;
-use super::cpu_time::OnCpu;
-use super::entry::Entry;
-use super::files::FileCalls;
-use super::handles::{DescriptorAccount, Handles, Moved};
-use super::host::{Clock, State};
-use super::listing::OpenListings;
-use super::loaded::{Linkage, Loaded};
-use super::meter::Meter;
-use super::mounts::{self, Roots};
+use super::cpu_time::CpuTimed;
+use super::directory_snapshot::OpenListings;
+use super::entry::EntryPoint;
+use super::file_threads::FileCalls;
+use super::handles::{DescriptorAccount, Handles, ReplacedStdio};
+use super::imports::{ClockKind, GuestState};
+use super::loaded::{LoadedModule, PreInstance};
+use super::memory_limiter::MemoryLimiter;
+use super::mounts::{self, MountRoots};
+use super::preempt::{FuelYields, PreemptionPolicy};
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
-use super::stop::{Stop, StopReason};
+use super::stepped_clock::SteppedClock;
+use super::stop::{StopReason, StopSignal};
 use super::trap;
-use super::turn::{Pauses, Turn};
 use super::wasi::{self, GuestWasi};
 use super::working_dir;
-use crate::limits::PAGE;
-use crate::outcome::{Ended, Outcome, Stream, Trap, Usage, Value};
+use crate::limits::WASM_PAGE_BYTES;
+use crate::outcome::{LiveUsage, Outcome, RunReport, Stream, Trap, Value};
 use crate::policy::Grants;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// The runtime's bound on what a host call may copy is none: what guests may make large is bounded, or done in pieces, where
-/// each call is defined ([`super::preview1`], [`super::preview2`]).
+/// The fuel for what one host call may copy: no bound. Whatever a guest can make large is bounded,
+/// or done in pieces, where each host call is defined ([`super::preview1`], [`super::preview2`]).
 const HOSTCALL_FUEL: usize = usize::MAX;
-/// How long a guest that was asked to stop may take to do so by itself, as a guest in its own code does at its next
-/// epoch. One that waits in a host call is dropped after this.
+/// How long a guest that was asked to stop may take to do so by itself. A guest in its own code
+/// stops at its next epoch; one that waits in a host call is dropped after this time.
 const STOP_GRACE: Duration = Duration::from_millis(10);
 
-/// A run whose module, entry point, mounts and limits are settled: nothing is left that could refuse it.
-pub struct Prepared {
-    loaded: Arc<Loaded>,
-    entry: Entry,
-    clock: Clock,
-    state: State,
-    /// Whether it is given directories, or sockets.
+/// A run that is ready to execute: its module, entry point, mounts and limits are settled, and no
+/// check is left that could refuse it.
+pub struct PreparedRun {
+    loaded: Arc<LoadedModule>,
+    entry: EntryPoint,
+    clock: ClockKind,
+    state: GuestState,
+    /// Whether the run has directories or network access.
     has_files: bool,
     fuel: Option<u64>,
     timeout: Duration,
-    /// Ends the run however long its own timeout is.
-    until: Option<Instant>,
+    /// An absolute deadline, which applies however long the run's own timeout is; `None` means
+    /// there is none.
+    deadline: Option<Instant>,
     output: Arc<Output>,
-    usage: Arc<Usage>,
+    usage: Arc<LiveUsage>,
 }
 
-/// What a run takes beyond its spec.
-pub struct Surroundings<'a> {
-    /// What the module was loaded as; empty: nothing.
+/// What [`prepare`] needs for a run beyond its module, spec and entry point.
+pub struct RunContext<'a> {
+    /// The name under which the module was loaded; empty if it has none.
     pub module_name: &'a str,
-    /// What the operator grants.
+    /// The operator's policy: what a run may be given.
     pub grants: &'a Grants,
-    /// Directories that it may mount.
-    pub roots: &'a Roots,
-    /// What the guest reads while its caller still writes it, rather than the spec's input alone.
+    /// The granted directories that the run may mount.
+    pub roots: &'a MountRoots,
+    /// The live input: the guest reads the spec's input and then what the caller still writes.
+    /// `None` if there is only the spec's input.
     pub input: Option<Arc<Input>>,
-    /// Where output goes.
+    /// Receives the run's output.
     pub output: Arc<Output>,
-    /// Told what the run uses.
-    pub usage: Arc<Usage>,
-    /// Asks it to end.
-    pub stop: Arc<Stop>,
-    /// How long a caller may take nothing while the guest waits.
-    pub stall: Duration,
-    /// Ends the run however long its own timeout is.
-    pub until: Option<Instant>,
-    /// The most handles that the run may have.
+    /// Receives the run's current usage.
+    pub usage: Arc<LiveUsage>,
+    /// Asks the run to end.
+    pub stop: Arc<StopSignal>,
+    /// How long a caller may read nothing while the guest waits to write.
+    pub stall_timeout: Duration,
+    /// An absolute deadline, which applies however long the run's own timeout is; `None` means
+    /// there is none.
+    pub deadline: Option<Instant>,
+    /// The maximum number of handles that the run may have.
     pub max_handles: usize,
-    /// Where their descriptors come from.
+    /// The account from which the descriptors of these handles are taken.
     pub descriptors: Arc<DescriptorAccount>,
 }
 
-/// Settles all that can refuse a run.
+/// Prepares a run: settles everything that can refuse it, and executes nothing.
 ///
 /// # Errors
-/// Those of its entry point, imports and mounts.
+/// Returns the refusals of the run's imports, mounts and working directory.
 pub fn prepare(
-    loaded: Arc<Loaded>,
+    loaded: Arc<LoadedModule>,
     spec: &RunSpec,
     pages: u32,
-    entry: Entry,
-    around: Surroundings<'_>,
-) -> Result<Prepared, Refusal> {
+    entry: EntryPoint,
+    ctx: RunContext<'_>,
+) -> Result<PreparedRun, Refusal> {
     let clock = if spec.clock {
-        Clock::Real
+        ClockKind::Real
     } else {
-        Clock::Stepped
+        ClockKind::Stepped
     };
-    loaded.linkage(clock)?;
-    let mut handles = Handles::new(around.max_handles, around.descriptors);
-    for _ in 0..working_dir::given(spec) {
+    loaded.pre_instance(clock)?;
+    let mut handles = Handles::new(ctx.max_handles, ctx.descriptors);
+    for _ in 0..working_dir::count_preopens(spec) {
         handles.reserve().map_err(|_| mounts::no_descriptors())?;
     }
-    let opened = mounts::open(around.roots, &spec.mounts)?;
-    let dirs = working_dir::arrange(around.roots, spec, opened)?;
+    let opened = mounts::open_mounts(ctx.roots, &spec.mounts)?;
+    let dirs = working_dir::preopens(ctx.roots, spec, opened)?;
     let stream = |stream| GuestOutput {
-        output: Arc::clone(&around.output),
+        output: Arc::clone(&ctx.output),
         stream,
-        stop: Arc::clone(&around.stop),
-        stall: around.stall,
+        stop: Arc::clone(&ctx.stop),
+        stall_timeout: ctx.stall_timeout,
         detached: spec.detach,
     };
-    let input = match around.input {
+    let input = match ctx.input {
         Some(input) => {
             input.begin_with(spec.stdin.clone());
             Some(input)
@@ -118,9 +124,9 @@ pub fn prepare(
         None => Some(Arc::new(Input::whole(spec.stdin.clone()))),
     };
     let stepped = (!spec.clock).then(SteppedClock::default);
-    let module_name = [around.module_name, &loaded.inspection.description.name];
+    let module_name = [ctx.module_name, &loaded.inspection.description.name];
     let args = entry.command_line(&spec.args, module_name);
-    let given = wasi::Given {
+    let given = wasi::WasiParts {
         input: input.clone(),
         stdout: stream(Stream::Stdout),
         stderr: stream(Stream::Stderr),
@@ -129,60 +135,63 @@ pub fn prepare(
     };
     let has_files = !dirs.is_empty() || spec.network;
     let wasi = match has_files || spec.working_dir.is_some() {
-        true => GuestWasi::build(spec, &args, &dirs, &around.grants.network, given)?,
+        true => GuestWasi::build(spec, &args, &dirs, &ctx.grants.network, given)?,
         false => GuestWasi::plan(&args, &spec.env, given),
     };
-    Ok(Prepared {
+    Ok(PreparedRun {
         loaded,
         entry,
         clock,
-        state: State {
+        state: GuestState {
             wasi,
-            stepped,
-            // On a 64-bit host, which this is, pages of 64 KiB counted by a u32 fit.
-            meter: Meter::new(
-                usize::try_from(u64::from(pages) * PAGE).unwrap_or(usize::MAX),
-                Arc::clone(&around.usage),
+            stepped_clock: stepped,
+            // On a 64-bit host, which this is, the byte count of a `u32` number of 64 KiB pages
+            // fits.
+            meter: MemoryLimiter::new(
+                usize::try_from(u64::from(pages) * WASM_PAGE_BYTES).unwrap_or(usize::MAX),
+                Arc::clone(&ctx.usage),
             ),
-            stop: Arc::clone(&around.stop),
+            stop: Arc::clone(&ctx.stop),
             input,
             stdout: stream(Stream::Stdout),
             stderr: stream(Stream::Stderr),
-            moved: Moved::default(),
+            replaced_stdio: ReplacedStdio::default(),
             handles,
             labels: spec.labels.clone(),
             listings: OpenListings::default(),
             files: FileCalls::none(),
-            watched: None,
+            preemption: None,
         },
         has_files,
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,
-        until: around.until,
-        output: around.output,
-        usage: around.usage,
+        deadline: ctx.deadline,
+        output: ctx.output,
+        usage: ctx.usage,
     })
 }
 
-impl Prepared {
-    /// What it runs.
-    pub(super) fn loaded(&self) -> Arc<Loaded> {
+impl PreparedRun {
+    /// Returns the module that the run executes.
+    pub(super) fn loaded(&self) -> Arc<LoadedModule> {
         Arc::clone(&self.loaded)
     }
 
-    /// Whether it may make file system calls that block.
+    /// Reports whether the run may make file system calls that block.
     pub(super) fn has_files(&self) -> bool {
         self.has_files
     }
 
-    /// Runs it to its end, with its file system calls made by `files`. When this returns its store is gone.
+    /// Executes the run to its end, with its file system calls made by `files`. The run's store is
+    /// gone when this returns.
     ///
     /// # Errors
-    /// `INTERNAL` where the host cannot provide a store or an instance: the guest has executed nothing.
-    pub async fn execute(mut self, files: FileCalls) -> Result<Ended, Refusal> {
+    /// Returns `INTERNAL` where the host cannot provide a store or an instance. The guest has
+    /// executed nothing then.
+    pub async fn execute(mut self, files: FileCalls) -> Result<RunReport, Refusal> {
         self.state.files = files.clone();
         let start = Instant::now();
-        let deadline = [start.checked_add(self.timeout), self.until]
+        let deadline = [start.checked_add(self.timeout), self.deadline]
             .into_iter()
             .flatten()
             .min();
@@ -190,10 +199,10 @@ impl Prepared {
         if let Some(deadline) = deadline {
             stop.set_deadline(deadline);
         }
-        let (mut store, pauses) = arm(
+        let (mut store, pauses) = create_store(
             self.loaded.engine(),
             self.state,
-            Turn {
+            PreemptionPolicy {
                 epochs: self.loaded.epochs().clone(),
                 start,
                 deadline,
@@ -204,11 +213,11 @@ impl Prepared {
         .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
-            let mut call = OnCpu::new(pauses.skipped(call));
+            let mut call = CpuTimed::new(pauses.skipped(call));
             let finished = tokio::select! {
                 biased;
                 result = &mut call => Some(result),
-                () = overdue(&stop, deadline) => None,
+                () = drop_when_overdue(&stop, deadline) => None,
             };
             (finished, call.spent() + files.spent())
         };
@@ -216,7 +225,7 @@ impl Prepared {
         let denied = store.data().meter.denied();
         if let Some(Err(error)) = &finished
             && !denied
-            && trap::is_the_hosts(error)
+            && trap::is_host_failure(error)
         {
             return Err(Refusal::of_host("instantiating", error.as_ref()));
         }
@@ -224,7 +233,7 @@ impl Prepared {
         let [stdout, stderr] = self.output.written();
         let input = store.data().input.as_ref();
         let stdin_read = input.map_or(0, |input| input.read_bytes());
-        Ok(Ended {
+        Ok(RunReport {
             outcome,
             trap,
             duration,
@@ -242,17 +251,23 @@ impl Prepared {
     }
 }
 
-/// The one place where a store gets its limits: memory, tables, handles, fuel, time.
-fn arm(engine: &Engine, state: State, turn: Turn) -> wasmtime::Result<(Store<State>, Pauses)> {
+/// Creates a store with all of the run's limits: memory, tables, handles, fuel and time. A store
+/// gets its limits only here.
+fn create_store(
+    engine: &Engine,
+    state: GuestState,
+    turn: PreemptionPolicy,
+) -> wasmtime::Result<(Store<GuestState>, FuelYields)> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.meter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
-    let pauses = turn.watch(&mut store)?;
+    let pauses = turn.install(&mut store)?;
     Ok((store, pauses))
 }
 
-/// Resolves when a run that has to stop did not do so by itself.
-async fn overdue(stop: &Stop, deadline: Option<Instant>) {
+/// Waits until the run is asked to stop or its deadline passes, and then for [`STOP_GRACE`]. A run
+/// that has not ended by itself by then has to be dropped.
+async fn drop_when_overdue(stop: &StopSignal, deadline: Option<Instant>) {
     let late = async {
         match deadline {
             Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -268,51 +283,52 @@ async fn overdue(stop: &Stop, deadline: Option<Instant>) {
     tokio::time::sleep(STOP_GRACE).await;
 }
 
-/// How a call ended: by itself, with values, or with an exit code of a component.
-enum Returned {
+/// What a call that returned by itself gave: the values of a core function, or the exit code of a
+/// component.
+enum GuestReturn {
     Values(Vec<Value>),
     Code(u32),
 }
 
 async fn call(
-    store: &mut Store<State>,
-    loaded: &Loaded,
-    clock: Clock,
-    entry: &Entry,
-) -> wasmtime::Result<Returned> {
+    store: &mut Store<GuestState>,
+    loaded: &LoadedModule,
+    clock: ClockKind,
+    entry: &EntryPoint,
+) -> wasmtime::Result<GuestReturn> {
     let linkage = loaded
-        .linkage(clock)
+        .pre_instance(clock)
         .map_err(|refusal| wasmtime::Error::msg(refusal.to_string()))?;
     match linkage {
-        Linkage::Component(pre) => call_component(store, pre).await.map(Returned::Code),
-        Linkage::Core(pre) => {
+        PreInstance::Component(pre) => call_component(store, pre).await.map(GuestReturn::Code),
+        PreInstance::Core(pre) => {
             let instance = pre
                 .instantiate_async(&mut *store)
                 .await
-                .map_err(trap::instantiating)?;
+                .map_err(trap::mark_host_failure)?;
             call_core(store, &instance, entry)
                 .await
-                .map(Returned::Values)
+                .map(GuestReturn::Values)
         }
     }
 }
 
 async fn call_component(
-    store: &mut Store<State>,
-    pre: &CommandPre<State>,
+    store: &mut Store<GuestState>,
+    pre: &CommandPre<GuestState>,
 ) -> wasmtime::Result<u32> {
     let command = pre
         .instantiate_async(&mut *store)
         .await
-        .map_err(trap::instantiating)?;
+        .map_err(trap::mark_host_failure)?;
     let result = command.wasi_cli_run().call_run(store).await?;
     Ok(if result.is_ok() { 0 } else { 1 })
 }
 
 async fn call_core(
-    store: &mut Store<State>,
+    store: &mut Store<GuestState>,
     instance: &Instance,
-    entry: &Entry,
+    entry: &EntryPoint,
 ) -> wasmtime::Result<Vec<Value>> {
     if entry.initialize {
         let initialize = instance.get_typed_func::<(), ()>(&mut *store, "_initialize")?;
@@ -335,21 +351,21 @@ async fn call_core(
 }
 
 fn conclude(
-    finished: Option<wasmtime::Result<Returned>>,
+    finished: Option<wasmtime::Result<GuestReturn>>,
     stop: Option<StopReason>,
     denied: bool,
 ) -> (Outcome, Option<Trap>, Vec<Value>) {
     match finished {
-        Some(Ok(Returned::Values(values))) => (trap::exited(0, denied), None, values),
-        Some(Ok(Returned::Code(code))) => (trap::exited(code, denied), None, Vec::new()),
+        Some(Ok(GuestReturn::Values(values))) => (trap::exit_outcome(0, denied), None, values),
+        Some(Ok(GuestReturn::Code(code))) => (trap::exit_outcome(code, denied), None, Vec::new()),
         Some(Err(error)) => {
             let (outcome, trap) = trap::classify(&error, stop, denied);
             (outcome, trap, Vec::new())
         }
-        // Dropped in a host call: only a stop request does that.
+        // The guest was dropped in a host call, which happens only after a stop request.
         None => {
             let reason = stop.unwrap_or(StopReason::TimedOut);
-            (trap::stopped(reason), None, Vec::new())
+            (trap::stop_outcome(reason), None, Vec::new())
         }
     }
 }
@@ -364,7 +380,7 @@ fn to_val(value: Value) -> Val {
 }
 
 fn from_val(value: &Val) -> Option<Value> {
-    // The entry point's type was checked: its results are numbers.
+    // The entry point's type was checked, so its results are numbers.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "only numbers pass the entry point's check"

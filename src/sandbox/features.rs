@@ -1,19 +1,19 @@
 //! WebAssembly proposals: which are on for every module, and which an operator can turn on.
 //!
-//! A proposal that is turned on opens nothing to modules that do without it: each module is executed
-//! by an engine that has exactly the proposals that the module needs, and most need none.
+//! Turning a proposal on opens nothing to modules that do without it: each module is executed by an
+//! engine that has exactly the proposals that the module needs, and most need none.
 
 use serde::{Deserialize, Serialize};
 use wasmtime::WasmFeatures;
 
-/// A proposal that an operator can turn on.
+/// A WebAssembly proposal that an operator can turn on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Feature {
-    /// As in `policy.features`.
+    /// The proposal's name, as in `policy.features`.
     pub(super) name: &'static str,
-    /// What a module that needs it cannot do without.
+    /// The features that a module which needs the proposal cannot do without.
     own: WasmFeatures,
-    /// What it builds on.
+    /// The features on which the proposal builds, which are turned on with it.
     brings: WasmFeatures,
 }
 
@@ -35,7 +35,7 @@ impl Feature {
     }
 }
 
-/// The proposals that an operator can turn on. One that builds on another stands before it.
+/// The proposals that an operator can turn on. A proposal that builds on another stands before it.
 pub(super) const FEATURES: [Feature; 7] = [
     Feature::new("gc", WasmFeatures::GC)
         .with(WasmFeatures::GC_TYPES.union(WasmFeatures::FUNCTION_REFERENCES)),
@@ -47,7 +47,7 @@ pub(super) const FEATURES: [Feature; 7] = [
     Feature::new("wide-arithmetic", WasmFeatures::WIDE_ARITHMETIC),
 ];
 
-/// The names in `FEATURES`.
+/// The names of the proposals in `FEATURES`, in the same order.
 pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
     let mut names = [""; FEATURES.len()];
     let mut i = 0;
@@ -58,8 +58,8 @@ pub const FEATURE_NAMES: [&str; FEATURES.len()] = {
     names
 };
 
-/// What is on for every module: the third version of WebAssembly and components, less what untrusted
-/// code does not need.
+/// Returns what is on for every module: the third version of WebAssembly and components, without
+/// what untrusted code does not need.
 pub(super) fn defaults() -> WasmFeatures {
     let off = WasmFeatures::GC
         | WasmFeatures::GC_TYPES
@@ -71,16 +71,17 @@ pub(super) fn defaults() -> WasmFeatures {
     (WasmFeatures::WASM3 - off) | WasmFeatures::COMPONENT_MODEL
 }
 
-/// A set of the proposals that an operator can turn on. Bit n is row n of [`FEATURES`].
+/// A set of proposals that an operator can turn on. Bit n is row n of [`FEATURES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Proposals(u8);
+pub struct ProposalSet(u8);
 
-impl Proposals {
-    /// Every one of them.
+impl ProposalSet {
+    /// All proposals that an operator can turn on.
     pub(super) const ALL: Self = Self((1 << FEATURES.len()) - 1);
 
-    /// The fewest that turn on all of `features` that they can turn on, and what is left of `features`.
+    /// Returns the smallest set of proposals that turns on all of `features` that an operator can
+    /// turn on, and the features that are left over.
     pub(super) fn covering(features: WasmFeatures) -> (Self, WasmFeatures) {
         let (mut chosen, mut left) = (Self::default(), features);
         for (bit, feature) in FEATURES.iter().enumerate() {
@@ -89,7 +90,8 @@ impl Proposals {
                 left -= feature.all();
             }
         }
-        // Types of the garbage collector alone, which exceptions would bring along too.
+        // GC types may be needed alone. `gc` turns them on; `exceptions` would bring them along,
+        // too.
         if left.contains(WasmFeatures::GC_TYPES) {
             chosen.0 |= 1;
             left -= WasmFeatures::GC_TYPES;
@@ -97,7 +99,7 @@ impl Proposals {
         (chosen, left)
     }
 
-    /// Whether no proposal is in it.
+    /// Reports whether the set contains no proposal.
     pub(super) fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -107,12 +109,12 @@ impl Proposals {
         rows.filter_map(move |(bit, feature)| (self.0 & (1 << bit) != 0).then_some(feature))
     }
 
-    /// Their names, as in `policy.features`.
+    /// Lists the names of the proposals, as in `policy.features`.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         self.features().map(|feature| feature.name)
     }
 
-    /// All that is on in an engine that has these.
+    /// Returns all features that are on in an engine with these proposals.
     pub(super) fn enabled(self) -> WasmFeatures {
         self.features()
             .fold(defaults(), |all, feature| all | feature.all())

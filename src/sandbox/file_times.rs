@@ -1,7 +1,8 @@
-//! What guests learn of files: their kind, size and times. The times of a host's files tell the real
-//! time, as soon as somebody writes to one, or a guest sets one to "now". Where the real clock is
-//! withheld, all of them read as the start of the deterministic one, whatever they are; what a guest
-//! sets is set on the host, where others see it.
+//! Replaces the calls that return the attributes of files: kind, size and times. The times of a
+//! host's files would tell the real time, as soon as somebody writes to a file or a guest sets a
+//! time to "now". Where the real clock is withheld, all of them read as the start of the
+//! deterministic clock, whatever they are. A time that a guest sets is set on the host, where
+//! others see it.
 
 use std::time::Duration;
 
@@ -18,33 +19,33 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 use wiggle::{GuestMemory, GuestPtr};
 
-use super::clock::START;
-use super::host::{Clock, State, memory};
-use super::preview1::{CALL_BYTES, Version, code, is_too_long};
+use super::file_types::FILESYSTEM_INTERFACE;
+use super::imports::{ClockKind, GuestState, memory};
+use super::preview1::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
 use super::preview2;
-use super::regular::INTERFACE;
+use super::stepped_clock::START;
 
 const SUCCESS: i32 = 0;
-/// Times of a file: of access, of modification, of change.
+/// The number of times that a file has: of access, of modification, of status change.
 const TIMES: u32 = 3;
 
 /// Replaces `fd_filestat_get` and `path_filestat_get` of preview 1 and of `wasi_unstable`.
-pub(super) fn add_core(linker: &mut Linker<State>, clock: Clock) -> wasmtime::Result<()> {
+pub(super) fn add_core(linker: &mut Linker<GuestState>, clock: ClockKind) -> wasmtime::Result<()> {
     for (module, version) in [
-        ("wasi_snapshot_preview1", Version::Preview1),
-        ("wasi_unstable", Version::Unstable),
+        ("wasi_snapshot_preview1", WasiVersion::Preview1),
+        ("wasi_unstable", WasiVersion::Unstable),
     ] {
         linker.func_wrap_async(
             module,
             "fd_filestat_get",
-            move |caller: Caller<'_, State>, (fd, out): (i32, i32)| {
+            move |caller: Caller<'_, GuestState>, (fd, out): (i32, i32)| {
                 Box::new(core_stat(caller, fd, None, out, version, clock))
             },
         )?;
         linker.func_wrap_async(
             module,
             "path_filestat_get",
-            move |caller: Caller<'_, State>,
+            move |caller: Caller<'_, GuestState>,
                   (dir, flags, path, len, out): (i32, i32, i32, i32, i32)| {
                 let path = Some((flags, path, len));
                 Box::new(core_stat(caller, dir, path, out, version, clock))
@@ -54,17 +55,18 @@ pub(super) fn add_core(linker: &mut Linker<State>, clock: Clock) -> wasmtime::Re
     Ok(())
 }
 
-/// Looks at a descriptor, or at a path (with how it is followed, and its length) from there.
+/// Returns the attributes of a descriptor, or of a path below it (given with its lookup flags and
+/// its length).
 async fn core_stat(
-    mut caller: Caller<'_, State>,
+    mut caller: Caller<'_, GuestState>,
     fd: i32,
     path: Option<(i32, i32, i32)>,
     out: i32,
-    version: Version,
-    clock: Clock,
+    version: WasiVersion,
+    clock: ClockKind,
 ) -> wasmtime::Result<i32> {
     if path.is_some_and(|(_, _, len)| is_too_long(len)) {
-        return Ok(code(Errno::Nametoolong));
+        return Ok(errno_code(Errno::Nametoolong));
     }
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
@@ -74,24 +76,26 @@ async fn core_stat(
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
     let looking = async {
         match (version, path) {
-            (Version::Preview1, None) => {
+            (WasiVersion::Preview1, None) => {
                 wasi_snapshot_preview1::fd_filestat_get(wasi, guest, fd, out).await
             }
-            (Version::Unstable, None) => wasi_unstable::fd_filestat_get(wasi, guest, fd, out).await,
-            (Version::Preview1, Some((flags, path, len))) => {
+            (WasiVersion::Unstable, None) => {
+                wasi_unstable::fd_filestat_get(wasi, guest, fd, out).await
+            }
+            (WasiVersion::Preview1, Some((flags, path, len))) => {
                 wasi_snapshot_preview1::path_filestat_get(wasi, guest, fd, flags, path, len, out)
                     .await
             }
-            (Version::Unstable, Some((flags, path, len))) => {
+            (WasiVersion::Unstable, Some((flags, path, len))) => {
                 wasi_unstable::path_filestat_get(wasi, guest, fd, flags, path, len, out).await
             }
         }
     };
     let errno = files.run(looking).await?;
-    if errno == SUCCESS && clock == Clock::Stepped {
+    if errno == SUCCESS && clock == ClockKind::Stepped {
         let first = match version {
-            Version::Preview1 => 40,
-            Version::Unstable => 32,
+            WasiVersion::Preview1 => 40,
+            WasiVersion::Unstable => 32,
         };
         let times = GuestPtr::<u64>::new(out.cast_unsigned()).cast::<u8>();
         let times = times.add(first)?.cast::<u64>().as_array(TIMES);
@@ -106,16 +110,16 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Replaces `stat` and `stat-at` of components.
+/// Replaces the calls `stat` and `stat-at` of components.
 pub(super) fn add_component(
-    linker: &mut component::Linker<State>,
-    clock: Clock,
+    linker: &mut component::Linker<GuestState>,
+    clock: ClockKind,
 ) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
-    let mut interface = linker.instance(INTERFACE)?;
+    let mut interface = linker.instance(FILESYSTEM_INTERFACE)?;
     interface.func_wrap_async(
         "[method]descriptor.stat",
-        move |mut store: StoreContextMut<'_, State>, (file,): (Resource<Descriptor>,)| {
+        move |mut store: StoreContextMut<'_, GuestState>, (file,): (Resource<Descriptor>,)| {
             Box::new(async move {
                 let calls = store.data().files.clone();
                 let mut files = store.data_mut().filesystem();
@@ -126,10 +130,10 @@ pub(super) fn add_component(
     )?;
     interface.func_wrap_async(
         "[method]descriptor.stat-at",
-        move |mut store: StoreContextMut<'_, State>,
+        move |mut store: StoreContextMut<'_, GuestState>,
               (dir, flags, given): (Resource<Descriptor>, PathFlags, WasmStr)| {
             Box::new(async move {
-                let Some(path) = preview2::path(&store, &given)? else {
+                let Some(path) = preview2::bounded_path(&store, &given)? else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
                 let calls = store.data().files.clone();
@@ -143,15 +147,18 @@ pub(super) fn add_component(
     Ok(())
 }
 
-/// What `stat` and `stat-at` give.
-type Stat = (Result<DescriptorStat, ErrorCode>,);
+/// The return type of `stat` and `stat-at`.
+type StatResult = (Result<DescriptorStat, ErrorCode>,);
 
-fn component_stat(stat: FsResult<DescriptorStat>, clock: Clock) -> wasmtime::Result<Stat> {
+fn component_stat(
+    stat: FsResult<DescriptorStat>,
+    clock: ClockKind,
+) -> wasmtime::Result<StatResult> {
     let mut stat = match stat {
         Ok(stat) => stat,
         Err(error) => return Ok((Err(error.downcast()?),)),
     };
-    if clock == Clock::Stepped {
+    if clock == ClockKind::Stepped {
         let start = Datetime {
             seconds: START.as_secs(),
             nanoseconds: START.subsec_nanos(),

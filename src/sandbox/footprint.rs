@@ -1,11 +1,12 @@
-//! What instantiating a module or a component takes of a store: core instances, memories, pages, tables.
+//! Counts what instantiating a module or a component takes of a store: core instances, memories,
+//! pages and tables.
 //!
-//! A component says how its parts are put together, and one core module in it may be instantiated
-//! many times, once, or never. So its instantiation is walked through as an engine would do it: each
-//! component that is instantiated gets a scope with its index spaces, and each core module that is
-//! instantiated adds its own footprint. The walk is abstract interpretation: nothing is executed,
-//! and functions, types and values are passed over. A few kilobytes of nested components can name two
-//! to the power of thirty instances, so the steps of the walk are bounded.
+//! A component says how its parts are put together, and a core module in it may be instantiated
+//! many times, once, or never. So the instantiation is walked through as an engine would do it:
+//! each component that is instantiated gets a scope with its index spaces, and each core module
+//! that is instantiated adds its own footprint. The walk is abstract interpretation: nothing is
+//! executed, and functions, types and values are passed over. A few kilobytes of nested components
+//! can name two to the power of thirty instances, so the number of steps of the walk is bounded.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -19,19 +20,19 @@ use wasmparser::{
 use super::compile::compile_limit;
 use super::validate::invalid;
 use crate::guest_limits::{INSTANTIATION_STEPS, NESTED_INSTANCES};
-use crate::limits::PAGE;
+use crate::limits::WASM_PAGE_BYTES;
 use crate::refusal::{Refusal, quote};
 
-/// What an instance takes of a store, with all the instances that it brings along.
+/// What an instance takes of a store, together with all the instances that it brings along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Footprint {
-    /// Core instances.
+    /// Number of core instances.
     pub instances: u64,
-    /// Linear memories.
+    /// Number of linear memories.
     pub memories: u64,
     /// Pages of 64 KiB that the memories begin with.
     pub pages: u64,
-    /// Tables.
+    /// Number of tables in all instances.
     pub tables: u64,
 }
 
@@ -50,7 +51,7 @@ impl Footprint {
     }
 }
 
-/// Finds the footprint of a binary module or component that is valid.
+/// Computes the footprint of a binary module or component, which has to be valid.
 ///
 /// # Errors
 /// `COMPILE_LIMIT_EXCEEDED` for a component whose instantiation takes too many steps to tell.
@@ -61,7 +62,7 @@ pub(super) fn footprint(wasm: &[u8]) -> Result<Footprint, Refusal> {
         Part::Module(footprint) => Ok(footprint),
         Part::Component(body) => {
             let mut walk = Walk::default();
-            let root = Closure {
+            let root = ComponentClosure {
                 body: Rc::new(body),
                 outer: None,
             };
@@ -77,23 +78,24 @@ enum Part<'a> {
     Component(Vec<Definition<'a>>),
 }
 
-/// What a component defines that matters here, in the order of its index spaces.
+/// A definition in a component, as far as it matters here. Definitions stand in the order of their
+/// index spaces.
 enum Definition<'a> {
     Module(Footprint),
     Component(Rc<Vec<Definition<'a>>>),
-    /// Something that the component is given.
+    /// Something that the component is given by whoever instantiates it.
     Import(&'a str, Sort),
     /// An instance of the core module at this index.
     CoreInstance(u32),
     /// An instance of the component at this index, with what it is given by name.
     Instance(u32, Vec<Named<'a>>),
-    /// An instance made of parts that are there already.
+    /// An instance that is made of parts which are defined already.
     Bundle(Vec<Named<'a>>),
-    /// A part that an instance exports.
+    /// A part that the instance at this index exports under this name.
     ExportOf(Sort, u32, &'a str),
-    /// A part of an enclosing component, so many levels up.
+    /// A part of an enclosing component: its sort, how many levels up, and its index there.
     Outer(Sort, u32, u32),
-    /// An export, which is a new index of the same part.
+    /// An export, which gives the same part another index.
     Export(Named<'a>),
 }
 
@@ -103,7 +105,7 @@ struct Named<'a> {
     index: u32,
 }
 
-/// The index spaces that are kept.
+/// The index spaces that the walk keeps track of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Module,
@@ -201,7 +203,7 @@ fn read_component<'a>(
                     Instance::Instantiate { module_index, .. } => {
                         Definition::CoreInstance(module_index)
                     }
-                    // Takes an index that nothing here refers to.
+                    // This instance takes an index that nothing here refers to.
                     Instance::FromExports(_) => continue,
                 });
             }
@@ -262,25 +264,25 @@ fn aliased<'a>(alias: &ComponentAlias<'a>) -> Option<Definition<'a>> {
     }
 }
 
-/// A memory's minimum in pages of 64 KiB, whatever size its own pages have.
+/// Returns a memory's minimum in pages of 64 KiB, whatever the size of its own pages.
 fn pages(memory: &wasmparser::MemoryType) -> u64 {
     let bytes = u128::from(memory.initial) << memory.page_size_log2.unwrap_or(16);
-    u64::try_from(bytes.div_ceil(u128::from(PAGE))).unwrap_or(u64::MAX)
+    u64::try_from(bytes.div_ceil(u128::from(WASM_PAGE_BYTES))).unwrap_or(u64::MAX)
 }
 
-/// What stands at an index.
+/// An item at an index of one of the index spaces.
 #[derive(Clone)]
-enum Value<'a> {
+enum IndexedItem<'a> {
     Module(Footprint),
-    Component(Closure<'a>),
-    Instance(Rc<HashMap<&'a str, Value<'a>>>),
-    /// Given from outside: what the host offers takes nothing of a store.
+    Component(ComponentClosure<'a>),
+    Instance(Rc<HashMap<&'a str, IndexedItem<'a>>>),
+    /// An item given from outside: what the host offers takes nothing of a store.
     Host,
 }
 
-/// A component with the scope in which it was defined, where its outer aliases lead.
+/// A component together with the scope in which it was defined, to which its outer aliases lead.
 #[derive(Clone)]
-struct Closure<'a> {
+struct ComponentClosure<'a> {
     body: Rc<Vec<Definition<'a>>>,
     outer: Option<usize>,
 }
@@ -289,13 +291,13 @@ struct Closure<'a> {
 #[derive(Default)]
 struct Scope<'a> {
     outer: Option<usize>,
-    modules: Vec<Value<'a>>,
-    components: Vec<Value<'a>>,
-    instances: Vec<Value<'a>>,
+    modules: Vec<IndexedItem<'a>>,
+    components: Vec<IndexedItem<'a>>,
+    instances: Vec<IndexedItem<'a>>,
 }
 
 impl<'a> Scope<'a> {
-    fn space(&mut self, sort: Sort) -> &mut Vec<Value<'a>> {
+    fn space(&mut self, sort: Sort) -> &mut Vec<IndexedItem<'a>> {
         match sort {
             Sort::Module => &mut self.modules,
             Sort::Component => &mut self.components,
@@ -304,22 +306,23 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// The walk through an instantiation: its scopes, and the footprint and steps counted so far.
 #[derive(Default)]
 struct Walk<'a> {
-    /// Scopes stay until the walk is over: components that were defined in one refer to it.
+    /// Scopes stay until the walk is over, because components that were defined in one refer to it.
     scopes: Vec<Scope<'a>>,
     footprint: Footprint,
     steps: u64,
 }
 
 impl<'a> Walk<'a> {
-    /// Instantiates `component`, and returns what the instance exports.
+    /// Instantiates `component` and returns what the instance exports.
     fn instantiate(
         &mut self,
-        component: &Closure<'a>,
-        given: HashMap<&'a str, Value<'a>>,
+        component: &ComponentClosure<'a>,
+        given: HashMap<&'a str, IndexedItem<'a>>,
         depth: u64,
-    ) -> Result<Value<'a>, Refusal> {
+    ) -> Result<IndexedItem<'a>, Refusal> {
         if depth == NESTED_INSTANCES.number {
             let message = "the component's instances are nested too deep".to_owned();
             return Err(compile_limit(
@@ -337,17 +340,20 @@ impl<'a> Walk<'a> {
         for definition in component.body.iter() {
             self.step(1)?;
             let (sort, value) = match definition {
-                Definition::Module(footprint) => (Sort::Module, Value::Module(*footprint)),
+                Definition::Module(footprint) => (Sort::Module, IndexedItem::Module(*footprint)),
                 Definition::Component(body) => {
                     let body = Rc::clone(body);
                     let outer = Some(scope);
-                    (Sort::Component, Value::Component(Closure { body, outer }))
+                    (
+                        Sort::Component,
+                        IndexedItem::Component(ComponentClosure { body, outer }),
+                    )
                 }
                 Definition::Import(name, sort) => {
-                    (*sort, given.get(name).cloned().unwrap_or(Value::Host))
+                    (*sort, given.get(name).cloned().unwrap_or(IndexedItem::Host))
                 }
                 Definition::CoreInstance(index) => {
-                    if let Value::Module(footprint) = self.at(scope, Sort::Module, *index) {
+                    if let IndexedItem::Module(footprint) = self.at(scope, Sort::Module, *index) {
                         self.footprint.add(&footprint);
                     }
                     continue;
@@ -355,21 +361,27 @@ impl<'a> Walk<'a> {
                 Definition::Instance(index, args) => {
                     let args = self.resolved(scope, args)?;
                     let instance = match self.at(scope, Sort::Component, *index) {
-                        Value::Component(inner) => self.instantiate(&inner, args, depth + 1)?,
-                        Value::Module(_) | Value::Instance(_) | Value::Host => Value::Host,
+                        IndexedItem::Component(inner) => {
+                            self.instantiate(&inner, args, depth + 1)?
+                        }
+                        IndexedItem::Module(_) | IndexedItem::Instance(_) | IndexedItem::Host => {
+                            IndexedItem::Host
+                        }
                     };
                     (Sort::Instance, instance)
                 }
                 Definition::Bundle(parts) => {
                     let parts = self.resolved(scope, parts)?;
-                    (Sort::Instance, Value::Instance(Rc::new(parts)))
+                    (Sort::Instance, IndexedItem::Instance(Rc::new(parts)))
                 }
                 Definition::ExportOf(sort, index, name) => {
                     let part = match self.at(scope, Sort::Instance, *index) {
-                        Value::Instance(parts) => parts.get(name).cloned(),
-                        Value::Module(_) | Value::Component(_) | Value::Host => None,
+                        IndexedItem::Instance(parts) => parts.get(name).cloned(),
+                        IndexedItem::Module(_) | IndexedItem::Component(_) | IndexedItem::Host => {
+                            None
+                        }
                     };
-                    (*sort, part.unwrap_or(Value::Host))
+                    (*sort, part.unwrap_or(IndexedItem::Host))
                 }
                 Definition::Outer(sort, levels, index) => {
                     (*sort, self.outer(scope, *levels, *sort, *index)?)
@@ -382,13 +394,17 @@ impl<'a> Walk<'a> {
             };
             self.scopes[scope].space(sort).push(value);
         }
-        Ok(Value::Instance(Rc::new(exports)))
+        Ok(IndexedItem::Instance(Rc::new(exports)))
     }
 
-    /// What stands at an index. The component is valid: an index that is not there is the host's.
-    fn at(&mut self, scope: usize, sort: Sort, index: u32) -> Value<'a> {
+    /// Returns the item at an index. The component is valid, so an index that is not there is the
+    /// host's.
+    fn at(&mut self, scope: usize, sort: Sort, index: u32) -> IndexedItem<'a> {
         let space = self.scopes[scope].space(sort);
-        space.get(index as usize).cloned().unwrap_or(Value::Host)
+        space
+            .get(index as usize)
+            .cloned()
+            .unwrap_or(IndexedItem::Host)
     }
 
     fn outer(
@@ -397,12 +413,12 @@ impl<'a> Walk<'a> {
         levels: u32,
         sort: Sort,
         index: u32,
-    ) -> Result<Value<'a>, Refusal> {
+    ) -> Result<IndexedItem<'a>, Refusal> {
         for _ in 0..levels {
             self.step(1)?;
             match self.scopes[scope].outer {
                 Some(outer) => scope = outer,
-                None => return Ok(Value::Host),
+                None => return Ok(IndexedItem::Host),
             }
         }
         Ok(self.at(scope, sort, index))
@@ -412,7 +428,7 @@ impl<'a> Walk<'a> {
         &mut self,
         scope: usize,
         parts: &[Named<'a>],
-    ) -> Result<HashMap<&'a str, Value<'a>>, Refusal> {
+    ) -> Result<HashMap<&'a str, IndexedItem<'a>>, Refusal> {
         self.step(parts.len() as u64)?;
         let part = |part: &Named<'a>| (part.name, self.at(scope, part.sort, part.index));
         Ok(parts.iter().map(part).collect())

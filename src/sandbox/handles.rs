@@ -1,35 +1,36 @@
-//! Descriptors that guests hold: each run has a limit of its own, and all runs share a budget that
-//! leaves the daemon what it needs itself.
+//! Accounting of the descriptors that guests hold: each run has a limit of its own, and all runs
+//! share a budget that leaves the daemon the descriptors that it needs itself.
 //!
-//! Of the budget, half is divided evenly over the slots, so that whatever others do each run may
-//! open a few. The rest is taken by whoever opens more, and given back as files are closed; where
-//! there are several tenants none of them may hold the last eighth of it. A run that finds its
-//! limit or the budget used up is told so by the error of its own `open`.
+//! Half of the budget is divided evenly over the slots, so that each run may open a few whatever
+//! others do. The rest is taken by the runs that open more, and returned as files are closed. Where
+//! there are several tenants, none of them may hold the last eighth of it. A run that reaches its
+//! limit, or finds the budget used up, gets an error from its own `open`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::guest_limits::ENTRIES_PER_HANDLE;
 
-/// What a process whose limit is not known, or is none, may have.
+/// The number of descriptors that a process is assumed to have if its limit is unknown or
+/// unlimited.
 const UNLIMITED: u64 = 1 << 20;
-/// What each run may open at the most before it takes from what all have in common.
+/// The maximum number of descriptors of a run before it takes from the common part.
 const MOST_EACH: usize = 16;
 
-/// Descriptors that the guests of all runs may hold.
+/// The budget of descriptors that the guests of all runs may hold.
 #[derive(Debug)]
 pub struct DescriptorBudget {
-    /// What each run may hold without taking from `common`.
+    /// The number of descriptors that each run may hold without taking from `common`.
     each: usize,
-    /// What there is beyond that for all.
+    /// The number of descriptors beyond that, common to all runs.
     common: usize,
     taken: AtomicUsize,
 }
 
 impl DescriptorBudget {
     /// Creates the budget of this process, for `slots` runs at once: three eighths of the
-    /// descriptors that it may have. Loaded modules may take a quarter; connections, the store and
-    /// compilations have the rest.
+    /// descriptors that the process may have. Loaded modules may take a quarter; connections, the
+    /// store and compilations have the rest.
     pub fn of_process(slots: u32) -> Arc<Self> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.unwrap_or(UNLIMITED).min(UNLIMITED);
@@ -46,7 +47,8 @@ impl DescriptorBudget {
         })
     }
 
-    /// Creates the account of a tenant, which `shares` the budget with others or has it alone.
+    /// Creates the account of a tenant, which either `shares` the budget with others or has it
+    /// alone.
     pub fn account(self: &Arc<Self>, shares: bool) -> Arc<DescriptorAccount> {
         let most = if shares {
             self.common - self.common.div_ceil(8)
@@ -61,7 +63,7 @@ impl DescriptorBudget {
     }
 }
 
-/// What the runs of one tenant have taken of what all tenants have in common.
+/// A tenant's account of the descriptors that its runs have taken from the common part.
 #[derive(Debug)]
 pub struct DescriptorAccount {
     budget: Arc<DescriptorBudget>,
@@ -87,7 +89,7 @@ impl DescriptorAccount {
     }
 }
 
-/// Adds one where that does not make it more than `most`.
+/// Increments `counter` and returns true, unless that would make it exceed `most`.
 fn add_up_to(counter: &AtomicUsize, most: usize) -> bool {
     let more = |held: usize| (held < most).then_some(held + 1);
     counter
@@ -95,30 +97,30 @@ fn add_up_to(counter: &AtomicUsize, most: usize) -> bool {
         .is_ok()
 }
 
-/// Why a run may not open another file.
+/// The reason why a run may not open another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HandlesFull {
-    /// It has as many as one run may have.
+    /// The run has as many as one run may have.
     Run,
     /// Guests have as many as this process can leave them.
     Process,
 }
 
-/// What one run holds. All of it is given back when this is dropped, which is when the run's store
-/// is.
+/// The handles that one run holds. Dropping this, which happens with the run's store, returns its
+/// descriptors to the budget.
 #[derive(Debug)]
 pub(super) struct Handles {
     most: usize,
     held: usize,
-    /// How many of `held` were taken from the account.
+    /// The number of `held` that were taken from the account.
     borrowed: usize,
     account: Arc<DescriptorAccount>,
-    /// A bit for each number, the guest's own or a resource's, under which something is held.
+    /// A bitmap of the numbers, the guest's own or a resource's, under which something is held.
     numbers: Vec<u64>,
 }
 
 impl Handles {
-    /// Creates those of a run that may hold `most`, and holds none yet.
+    /// Creates the handles of a run that may hold `most`, and holds none yet.
     pub(super) fn new(most: usize, account: Arc<DescriptorAccount>) -> Self {
         Self {
             most,
@@ -129,19 +131,19 @@ impl Handles {
         }
     }
 
-    /// The most that the run may hold.
+    /// Returns the maximum number of handles that the run may hold.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// The most entries of the run's resource table.
+    /// Returns the maximum number of entries in the run's resource table.
     pub(super) fn table_entries(&self) -> usize {
         self.most
             .saturating_mul(usize::try_from(ENTRIES_PER_HANDLE).unwrap_or(usize::MAX))
     }
 
-    /// Takes a place for a descriptor that is about to be opened. Where that comes to nothing it is
-    /// put back.
+    /// Reserves a handle for a descriptor that is about to be opened. If that fails, the caller
+    /// releases it again.
     pub(super) fn reserve(&mut self) -> Result<(), HandlesFull> {
         if self.held >= self.most {
             return Err(HandlesFull::Run);
@@ -156,8 +158,8 @@ impl Handles {
         Ok(())
     }
 
-    /// Gives back a place that was reserved and is not needed.
-    pub(super) fn put_back(&mut self) {
+    /// Releases a handle that was reserved and is not needed.
+    pub(super) fn release_reserved(&mut self) {
         self.held = self.held.saturating_sub(1);
         if self.borrowed > 0 {
             self.borrowed -= 1;
@@ -165,8 +167,8 @@ impl Handles {
         }
     }
 
-    /// Says under which number the guest knows what was opened in the place that was reserved.
-    pub(super) fn keep(&mut self, number: u32) {
+    /// Records the number under which the guest knows what was opened with the reserved handle.
+    pub(super) fn bind(&mut self, number: u32) {
         let (word, bit) = place_of(number);
         if self.numbers.len() <= word {
             self.numbers.resize(word + 1, 0);
@@ -176,20 +178,20 @@ impl Handles {
         }
     }
 
-    /// Gives back what is held under `number`, where anything is: what a guest closes and never
-    /// opened counts for nothing.
+    /// Releases the handle that is held under `number`, if any. Closing a number that the guest
+    /// never opened has no effect.
     pub(super) fn close(&mut self, number: u32) {
         if self.forget(number) {
-            self.put_back();
+            self.release_reserved();
         }
     }
 
-    /// Says that what was known as `from` is known as `to`, whatever was known as that being
+    /// Records that the handle known as `from` is now known as `to`. Whatever was known as `to` is
     /// closed.
     pub(super) fn renumber(&mut self, from: u32, to: u32) {
         self.close(to);
         if self.forget(from) {
-            self.keep(to);
+            self.bind(to);
         }
     }
 
@@ -212,26 +214,26 @@ impl Drop for Handles {
     }
 }
 
-/// Which word and which bit of it stand for a number. Numbers are reused, so that there are never
-/// many more than handles.
+/// Returns the word of the bitmap that holds a number, and the bit in it. Numbers are reused, so
+/// the bitmap is never much larger than the number of handles.
 fn place_of(number: u32) -> (usize, u64) {
     ((number / u64::BITS) as usize, 1 << (number % u64::BITS))
 }
 
-/// Which of the standard descriptors 0 to 2 of a core module are no longer what they were when it
+/// The set of a core module's standard descriptors 0 to 2 that are no longer what they were when it
 /// began.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved(u8);
+pub(super) struct ReplacedStdio(u8);
 
-impl Moved {
-    /// Notes that `fd` was closed, or is another one's now.
+impl ReplacedStdio {
+    /// Records that `fd` was closed, or is another descriptor now.
     pub(super) fn add(&mut self, fd: i32) {
         if (0..=2).contains(&fd) {
             self.0 |= 1 << fd;
         }
     }
 
-    /// Whether that was noted of `fd`.
+    /// Reports whether that was recorded of `fd`.
     pub(super) fn contains(self, fd: i32) -> bool {
         (0..=2).contains(&fd) && self.0 & (1 << fd) != 0
     }
@@ -249,7 +251,7 @@ mod tests {
         let mut greedy = Handles::new(1000, account.clone());
         for number in 0..55 {
             greedy.reserve().expect("there is room");
-            greedy.keep(number);
+            greedy.bind(number);
         }
         assert_eq!(greedy.reserve(), Err(HandlesFull::Process));
         let mut modest = Handles::new(1000, account);
@@ -272,10 +274,10 @@ mod tests {
         let mut run = Handles::new(3, DescriptorBudget::new(1000, 1).account(false));
         for number in [7, 200, 3] {
             run.reserve().expect("there is room");
-            run.keep(number);
+            run.bind(number);
         }
         assert_eq!(run.reserve(), Err(HandlesFull::Run));
-        // What it never opened, or has closed already, gives nothing back.
+        // A number that the run never opened, or has closed already, returns nothing.
         for number in [0, 8, 4_000_000_000] {
             run.close(number);
         }
@@ -284,7 +286,8 @@ mod tests {
         run.close(200);
         run.reserve().expect("one was closed");
         assert_eq!(run.reserve(), Err(HandlesFull::Run));
-        // The one that was open there goes, and what has moved is known by its new number only.
+        // The handle that was open under the new number is closed, and the moved one is known only
+        // by its new number.
         run.renumber(7, 3);
         run.reserve().expect("one was closed");
         run.close(7);

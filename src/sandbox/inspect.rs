@@ -1,5 +1,5 @@
-//! What a module is, read from its bytes before anything is compiled: kind, imports, exports, what it takes of a store,
-//! and which proposals it needs.
+//! Inspects a module before anything is compiled: reads its kind, imports and exports from its
+//! bytes, what it takes of a store, and which proposals it needs.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -11,18 +11,18 @@ use wasmparser::{
 use wasmtime::Engine;
 
 use super::footprint::{Footprint, footprint};
-use super::host::{HOST_FUNCTION_NAMES, WASI_MODULES, offered};
+use super::imports::{HOST_FUNCTION_NAMES, WASI_MODULES, core_import_names};
 use super::inspection::{Inspection, Signature};
 use super::validate::{Needs, invalid, unavailable, validate};
 use crate::guest_limits::{INSTANCES, MEMORIES, TABLES};
-use crate::module::{Description, Exported, Imported};
+use crate::module::{Exported, Imported, ModuleDescription};
 use crate::refusal::{Reason, Refusal, quote};
 
-/// The most exports, and imports, that a listing names.
+/// The most exports, and the most imports, that a listing names.
 const LISTED: usize = 1000;
-/// The interface that a component exports to be run.
+/// The interface that a component exports in order to be run.
 const CLI_RUN: &str = "wasi:cli/run@0.2.";
-/// The packages of WASI 0.2 that are offered.
+/// The packages of WASI 0.2 that are offered to components.
 const WASI_PACKAGES: [&str; 6] = [
     "wasi:cli/",
     "wasi:clocks/",
@@ -32,35 +32,35 @@ const WASI_PACKAGES: [&str; 6] = [
     "wasi:sockets/",
 ];
 
-/// What can be imported.
+/// The imports that are offered to modules.
 #[derive(Debug)]
-pub(super) struct Rules {
-    /// Functions for core modules, as (module, name).
+pub(super) struct ImportRules {
+    /// Functions that core modules may import, as (module, name).
     offered: HashSet<(String, String)>,
 }
 
-impl Rules {
-    /// Offers what a linker of `engine` has.
+impl ImportRules {
+    /// Collects the imports that a linker of `engine` offers.
     ///
     /// # Errors
     /// Those of the linker.
     pub(super) fn of(engine: &Engine) -> wasmtime::Result<Self> {
         Ok(Self {
-            offered: offered(engine)?,
+            offered: core_import_names(engine)?,
         })
     }
 }
 
-/// Whether a binary is a component.
+/// Reports whether a binary is a component rather than a core module.
 pub(super) fn is_component(wasm: &[u8]) -> bool {
-    // The layer stands behind the magic number and the version.
+    // The field for the layer stands behind the magic number and the version.
     wasm.get(6..8) == Some(&[1, 0])
 }
 
-/// The binary form of `bytes`: themselves, or what their text says.
+/// Returns the binary form of `bytes`: the bytes themselves, or what they say as text.
 ///
 /// # Errors
-/// `MODULE_INVALID` where they are neither.
+/// `MODULE_INVALID` where they are neither binary nor text.
 pub(super) fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     if bytes.starts_with(b"\0asm") {
         return Ok(Cow::Borrowed(bytes));
@@ -73,7 +73,7 @@ pub(super) fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     }
     wat::parse_bytes(bytes).map_err(|error| {
         let is_text = std::str::from_utf8(bytes).is_ok();
-        // The first line says what is wrong; the others draw the source, which is the caller's to look at.
+        // The first line says what is wrong. The others quote the source, which the caller has.
         let text = error.to_string();
         let what = text.lines().next().unwrap_or_default();
         if is_text {
@@ -90,23 +90,24 @@ pub(super) fn binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     })
 }
 
-/// Validates `wasm`, binary, and reads what it is.
+/// Validates `wasm`, which has to be binary, and reads what it is.
 ///
 /// # Errors
-/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with what no setting turns on, `IMPORT_NOT_ALLOWED` with the
-/// imports that nothing here offers, `LIMIT_ABOVE_MAXIMUM` for what no run's store could hold.
-pub(super) fn inspect(wasm: &[u8], rules: &Rules) -> Result<Inspection, Refusal> {
+/// `MODULE_INVALID` with the offset, `FEATURE_NOT_ENABLED` with what no setting turns on,
+/// `IMPORT_NOT_ALLOWED` with the imports that nothing here offers, `LIMIT_ABOVE_MAXIMUM` for what
+/// no run's store could hold.
+pub(super) fn inspect(wasm: &[u8], rules: &ImportRules) -> Result<Inspection, Refusal> {
     let needs = validate(wasm)?;
-    let mut reader = Reader::default();
+    let mut reader = InspectionBuilder::default();
     reader
         .read(wasm)
         .map_err(|error| invalid(&quote(error.message()), Some(error.offset())))?;
     reader.finish(rules, needs, &footprint(wasm)?)
 }
 
-/// Collects what the sections say.
+/// Collects what the sections of a module say, and builds the inspection from that.
 #[derive(Default)]
-struct Reader {
+struct InspectionBuilder {
     component: bool,
     depth: usize,
     name: String,
@@ -117,7 +118,7 @@ struct Reader {
     shared_memory: bool,
 }
 
-impl Reader {
+impl InspectionBuilder {
     fn read(&mut self, wasm: &[u8]) -> wasmparser::Result<()> {
         for payload in Parser::new(0).parse_all(wasm) {
             #[expect(
@@ -146,7 +147,8 @@ impl Reader {
     }
 
     fn read_outermost(&mut self, payload: Payload<'_>) -> wasmparser::Result<()> {
-        // Sections that say nothing about what the module is are passed over; validation has read them.
+        // Sections that say nothing about what the module is are passed over; validation has read
+        // them.
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "sections that say nothing of interest"
@@ -250,7 +252,7 @@ impl Reader {
 
     fn finish(
         self,
-        rules: &Rules,
+        rules: &ImportRules,
         needs: Needs,
         footprint: &Footprint,
     ) -> Result<Inspection, Refusal> {
@@ -260,7 +262,7 @@ impl Reader {
         }
         let newer = self.component && self.imports.iter().any(|(_, name, _)| is_wasi_0_3(name));
         if newer && !missing.is_empty() {
-            // What it needs of components, it needs for that.
+            // The component proposals that it needs are needed for WASI 0.3.
             missing.push("wasi-0.3".to_owned());
         }
         if !missing.is_empty() {
@@ -316,7 +318,8 @@ impl Reader {
         })
     }
 
-    /// The types of the functions that are exported, each once, and the functions by name.
+    /// Returns the types of the exported functions, each once, and the functions by name with the
+    /// position of their type.
     fn exported_functions(&self) -> (Vec<Signature>, HashMap<String, usize>) {
         let (mut signatures, mut functions) = (Vec::new(), HashMap::new());
         let mut places = HashMap::new();
@@ -335,15 +338,15 @@ impl Reader {
         (signatures, functions)
     }
 
-    /// As listings tell it.
-    fn describe(self, memory_minimum_pages: u64) -> Description {
+    /// Builds the description that listings show.
+    fn describe(self, memory_minimum_pages: u64) -> ModuleDescription {
         let signature = |index: &Option<u32>| {
             index
                 .and_then(|index| self.signature(index))
                 .map(|signature| quote(&signature.to_string()))
                 .unwrap_or_default()
         };
-        Description {
+        ModuleDescription {
             component: self.component,
             memory_minimum_pages,
             exports: self
@@ -370,7 +373,11 @@ impl Reader {
         }
     }
 
-    fn is_offered(&self, (module, name, kind): &(String, String, &str), rules: &Rules) -> bool {
+    fn is_offered(
+        &self,
+        (module, name, kind): &(String, String, &str),
+        rules: &ImportRules,
+    ) -> bool {
         if self.component {
             // Types and resources come along with the interfaces that need them.
             return WASI_PACKAGES
@@ -382,13 +389,17 @@ impl Reader {
     }
 }
 
-/// Refuses imports; `what` ends the sentence "the module imports what is not ...".
+/// Builds the refusal for imports that are not allowed. `what` ends its sentence "the module
+/// imports what is not ...".
 pub(super) fn import_not_allowed(names: &[String], what: &str) -> Refusal {
     let sentence = format!("the module imports what is not {what}");
-    Refusal::listing(Reason::ImportNotAllowed, &sentence, "imports", names).at("module")
+    Refusal::listing(Reason::ImportNotAllowed, &sentence, "imports", names).at_field("module")
 }
 
 /// Refuses a module that no run's store could hold.
+///
+/// # Errors
+/// `LIMIT_ABOVE_MAXIMUM` with the first count that is over its limit.
 fn check_footprint(footprint: &Footprint) -> Result<(), Refusal> {
     let Footprint {
         instances,
@@ -410,14 +421,14 @@ fn check_footprint(footprint: &Footprint) -> Result<(), Refusal> {
                 "an instance of the module takes {asked} {what}; allowed are {allowed} for a run"
             ),
         )
-        .at("module")
+        .at_field("module")
         .with("asked", asked)
         .with("allowed", allowed)),
         None => Ok(()),
     }
 }
 
-/// Whether a component's import is of the version of WASI after the one that is offered.
+/// Reports whether a component imports WASI 0.3, the version after the one that is offered.
 fn is_wasi_0_3(name: &str) -> bool {
     name.starts_with("wasi:") && name.contains("@0.3.")
 }

@@ -1,4 +1,5 @@
-//! What inspecting a module finds: what listings tell, and what a run of it must know before it starts.
+//! The result of inspecting a module: what listings show of it, and what a run of it must know
+//! before it starts.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -6,66 +7,68 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wasmparser::ValType;
 
-use super::features::Proposals;
-use crate::module::Description;
+use super::features::ProposalSet;
+use crate::module::ModuleDescription;
 
-/// What a module is.
+/// What an inspection finds out about a module.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Inspection {
-    /// As listings tell it.
-    pub description: Description,
-    /// The types of functions that it exports, each once.
+    /// The description that listings show.
+    pub description: ModuleDescription,
+    /// The types of the functions that the module exports, each once.
     pub(super) signatures: Vec<Signature>,
-    /// Functions that it exports, by name, with the places of their types; a component's are not among them.
+    /// The functions that the module exports, by name, with the positions of their types in
+    /// `signatures`. A component's functions are not among them.
     pub(super) functions: HashMap<String, usize>,
-    /// Names of exports that are no functions.
+    /// Names of the exports that are not functions.
     pub(super) others: HashSet<String>,
-    /// What it imports of WASI, at most 1,000.
+    /// The first 1,000 of the module's imports from WASI.
     pub imports_wasi: Vec<String>,
-    /// Host functions that it imports.
+    /// Host functions that the module imports.
     pub imports_host: BTreeSet<String>,
-    /// A component: whether it exports `wasi:cli/run`.
+    /// Whether the module is a component that exports `wasi:cli/run`.
     pub runs: bool,
-    /// The proposals that it needs beyond those that are always on.
-    pub proposals: Proposals,
+    /// The proposals that the module needs beyond those that are always on.
+    pub proposals: ProposalSet,
 }
 
-/// A function's type.
+/// The type of an exported function.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Signature {
-    /// Parameters.
+    /// The types of the parameters, in order.
     pub params: Vec<ValueType>,
-    /// Results.
+    /// The types of the results, in order.
     pub results: Vec<ValueType>,
 }
 
-/// A value's type, as far as an entry point can use it.
+/// The type of a value, as far as an entry point can use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueType {
-    /// i32
+    /// A 32-bit integer, `i32`.
     I32,
-    /// i64
+    /// A 64-bit integer, `i64`.
     I64,
-    /// f32
+    /// A 32-bit float, `f32`.
     F32,
-    /// f64
+    /// A 64-bit float, `f64`.
     F64,
     /// A vector or a reference, which no entry point can use.
     Other(String),
 }
 
-/// What stands behind an export's name.
-pub enum Export<'a> {
-    /// A function.
+/// What a module exports under a name.
+pub enum ExportLookup<'a> {
+    /// A function of this type.
     Function(&'a Signature),
-    /// Something else.
+    /// An export that is not a function.
     Other,
-    /// Nothing.
+    /// There is no export of that name.
     Missing,
 }
 
 impl Inspection {
-    /// About how many bytes this takes, and what a runtime keeps of the same things.
+    /// Estimates how many bytes the inspection takes, with what the runtime keeps of the same
+    /// things.
     pub(super) fn weight(&self) -> usize {
         const ENTRY: usize = 256;
         let functions = self.functions.keys().map(String::len);
@@ -83,13 +86,13 @@ impl Inspection {
         entries.map(|bytes| bytes + ENTRY).sum::<usize>() + self.description.weight() + 4 * ENTRY
     }
 
-    /// What the module exports under `name`.
-    pub fn export(&self, name: &str) -> Export<'_> {
+    /// Looks up what the module exports under `name`.
+    pub fn export(&self, name: &str) -> ExportLookup<'_> {
         let signature = |place: &usize| self.signatures.get(*place);
         match self.functions.get(name).and_then(signature) {
-            Some(signature) => Export::Function(signature),
-            None if self.others.contains(name) => Export::Other,
-            None => Export::Missing,
+            Some(signature) => ExportLookup::Function(signature),
+            None if self.others.contains(name) => ExportLookup::Other,
+            None => ExportLookup::Missing,
         }
     }
 }

@@ -8,153 +8,156 @@ use wasmtime::{InstancePre, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::compile::Artifact;
-use super::engine::{Linked, Variant};
-use super::habit::Habit;
-use super::host::{Clock, State};
+use super::engine::{LinkedEngine, Variant};
+use super::imports::{ClockKind, GuestState};
 use super::inspect::import_not_allowed;
 use super::inspection::Inspection;
-use super::turn::Epochs;
+use super::preempt::EpochCounter;
+use super::short_run_predictor::ShortRunPredictor;
 use crate::refusal::{Reason, Refusal, quote};
 
-/// What a module costs besides its code, in bytes: tables, metadata, linkage.
+/// Bytes that a module takes besides its code: tables, metadata and linkage.
 const OVERHEAD: usize = 64 << 10;
 
-/// A module ready to be instantiated in one variant of the engine.
-pub struct Loaded {
-    /// What it is.
+/// A compiled module that is ready to be instantiated in one variant of the engine.
+pub struct LoadedModule {
+    /// What the inspection found out about the module.
     pub inspection: Arc<Inspection>,
-    /// How long its compilation took; zero where an artefact of it was there already.
-    pub compiled_in: Duration,
-    /// Of the engine.
+    /// How long the compilation took; zero where an artefact of the module existed already.
+    pub compile_time: Duration,
+    /// The variant of the engine into which the module is mapped.
     pub(super) variant: Variant,
-    linked: Arc<Linked>,
-    code: Code,
-    /// What it was mapped from, where that is worth holding: another stack class maps it again.
+    linked_engine: Arc<LinkedEngine>,
+    code: LoadedCode,
+    /// The artefact from which the module was mapped, where it is a file and so worth holding:
+    /// another stack class maps it again.
     artifact: Option<Arc<Artifact>>,
-    /// How long its runs take.
-    pub(super) habit: Habit,
+    /// Predicts whether the module's next run is short.
+    pub(super) short_run_predictor: ShortRunPredictor,
 }
 
-enum Code {
+enum LoadedCode {
     Core {
         module: Module,
-        /// By clock.
-        linked: [OnceLock<InstancePre<State>>; 2],
+        /// The module with its imports resolved, by [`ClockKind`].
+        linked: [OnceLock<InstancePre<GuestState>>; 2],
     },
     Component {
         component: Component,
-        /// By clock.
-        linked: [OnceLock<CommandPre<State>>; 2],
+        /// The component with its imports resolved, by [`ClockKind`].
+        linked: [OnceLock<CommandPre<GuestState>>; 2],
     },
 }
 
-/// A module with its imports resolved.
-pub enum Linkage<'a> {
-    /// A core module.
-    Core(&'a InstancePre<State>),
-    /// A component.
-    Component(&'a CommandPre<State>),
+/// A module whose imports are resolved.
+pub enum PreInstance<'a> {
+    /// A core module, ready to be instantiated.
+    Core(&'a InstancePre<GuestState>),
+    /// A component, ready to be instantiated.
+    Component(&'a CommandPre<GuestState>),
 }
 
-impl Loaded {
-    /// Maps `artifact` into an engine of `variant`.
+impl LoadedModule {
+    /// Maps `artifact` into `linked`, an engine of `variant`.
     ///
     /// # Errors
-    /// Where the engine does not take it, or the host has no room for it.
+    /// The engine does not accept the artefact, or the host has no room for it.
     pub(super) fn map(
         variant: Variant,
-        linked: Arc<Linked>,
+        linked: Arc<LinkedEngine>,
         artifact: &Arc<Artifact>,
         inspection: &Arc<Inspection>,
     ) -> wasmtime::Result<Self> {
         let code = if inspection.description.component {
-            Code::Component {
+            LoadedCode::Component {
                 component: artifact.component(&linked.engine)?,
                 linked: Default::default(),
             }
         } else {
-            Code::Core {
+            LoadedCode::Core {
                 module: artifact.module(&linked.engine)?,
                 linked: Default::default(),
             }
         };
         Ok(Self {
             inspection: Arc::clone(inspection),
-            compiled_in: artifact.took,
+            compile_time: artifact.compile_time,
             variant,
-            linked,
+            linked_engine: linked,
             code,
             artifact: artifact.is_mapped().then(|| Arc::clone(artifact)),
-            habit: Habit::default(),
+            short_run_predictor: ShortRunPredictor::default(),
         })
     }
 
-    /// The engine that runs it.
+    /// Returns the engine that runs the module.
     pub fn engine(&self) -> &wasmtime::Engine {
-        &self.linked.engine
+        &self.linked_engine.engine
     }
 
-    /// That engine's epochs.
-    pub(super) fn epochs(&self) -> &Epochs {
-        &self.linked.epochs
+    /// Returns the epoch counter of that engine.
+    pub(super) fn epochs(&self) -> &EpochCounter {
+        &self.linked_engine.epochs
     }
 
-    /// The module with its imports resolved against those of `clock`.
+    /// Returns the module with its imports resolved against those of `clock`. The result is kept
+    /// for later runs.
     ///
     /// # Errors
-    /// `IMPORT_NOT_ALLOWED` for an import of another type than what is offered under its name.
-    pub fn linkage(&self, clock: Clock) -> Result<Linkage<'_>, Refusal> {
+    /// `IMPORT_NOT_ALLOWED` for an import of another type than what is offered under its name;
+    /// `ENTRY_POINT_SIGNATURE` for a component whose `wasi:cli/run` cannot be called.
+    pub fn pre_instance(&self, clock: ClockKind) -> Result<PreInstance<'_>, Refusal> {
         let mismatch = |error: wasmtime::Error| {
             let text = format!("{error:#}");
-            // "incompatible import type for `module::name`"
+            // The message is "incompatible import type for `module::name`".
             let name = text.split('`').nth(1).unwrap_or(&text);
             let names = [quote(&name.replacen("::", ".", 1))];
             import_not_allowed(&names, "offered by this daemon under this type")
         };
         match &self.code {
-            Code::Core { module, linked } => {
+            LoadedCode::Core { module, linked } => {
                 let slot = &linked[clock as usize];
                 if let Some(pre) = slot.get() {
-                    return Ok(Linkage::Core(pre));
+                    return Ok(PreInstance::Core(pre));
                 }
-                let linker = self.linked.core(clock);
+                let linker = self.linked_engine.core(clock);
                 let pre = linker.instantiate_pre(module).map_err(mismatch)?;
-                Ok(Linkage::Core(slot.get_or_init(|| pre)))
+                Ok(PreInstance::Core(slot.get_or_init(|| pre)))
             }
-            Code::Component { component, linked } => {
+            LoadedCode::Component { component, linked } => {
                 let slot = &linked[clock as usize];
                 if let Some(pre) = slot.get() {
-                    return Ok(Linkage::Component(pre));
+                    return Ok(PreInstance::Component(pre));
                 }
-                let linker = self.linked.component(clock);
+                let linker = self.linked_engine.component(clock);
                 let pre = linker.instantiate_pre(component).map_err(mismatch)?;
                 let pre = CommandPre::new(pre).map_err(|error| {
                     let why = quote(&format!("{error:#}"));
                     let message = format!("the component's wasi:cli/run cannot be called: {why}");
-                    Refusal::new(Reason::EntryPointSignature, message).at("module")
+                    Refusal::new(Reason::EntryPointSignature, message).at_field("module")
                 })?;
-                Ok(Linkage::Component(slot.get_or_init(|| pre)))
+                Ok(PreInstance::Component(slot.get_or_init(|| pre)))
             }
         }
     }
 
-    /// Its code, to be mapped for another stack class.
+    /// Returns the module's code, to be mapped for another stack class.
     pub(super) fn artifact(&self) -> wasmtime::Result<Arc<Artifact>> {
         if let Some(artifact) = &self.artifact {
             return Ok(Arc::clone(artifact));
         }
         let bytes = match &self.code {
-            Code::Core { module, .. } => module.serialize(),
-            Code::Component { component, .. } => component.serialize(),
+            LoadedCode::Core { module, .. } => module.serialize(),
+            LoadedCode::Component { component, .. } => component.serialize(),
         };
-        Ok(Arc::new(Artifact::own(bytes?, Duration::ZERO)))
+        Ok(Arc::new(Artifact::from_bytes(bytes?, Duration::ZERO)))
     }
 
-    /// What it takes of the cache's budget, in KiB.
+    /// Returns what the module takes of the cache's budget, in KiB.
     pub(super) fn weight(&self) -> u32 {
         let image = match &self.code {
-            Code::Core { module, .. } => module.image_range(),
-            Code::Component { component, .. } => component.image_range(),
+            LoadedCode::Core { module, .. } => module.image_range(),
+            LoadedCode::Component { component, .. } => component.image_range(),
         };
         let image = image.end as usize - image.start as usize;
         kib(image
@@ -163,7 +166,7 @@ impl Loaded {
     }
 }
 
-/// KiB of `bytes`, rounded up: what weighs nothing is never evicted.
+/// Converts `bytes` to KiB, rounded up, since an entry that weighs nothing is never evicted.
 pub(super) fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
 }

@@ -1,48 +1,50 @@
-//! All that knows wasmtime: compile a module, settle a run, execute it.
+//! The only part of the daemon that knows wasmtime: it compiles modules, prepares runs and executes
+//! them.
 //!
 //! ```text
-//! bytes -> inspect -> compile -> Loaded -> prepare -> Prepared -> spawn -> Ended
+//! bytes -> inspect -> compile -> LoadedModule -> prepare -> PreparedRun -> spawn -> RunReport
 //! ```
 //!
-//! A guest gets a fresh store, executes on the guest threads, unless it is over in a moment, and its store is gone before its end is told.
+//! Each guest gets a fresh store. It executes on the guest threads, unless it is expected to be
+//! over in a moment. Its store is dropped before its end is reported.
 
-mod clock;
+mod artifact_writer;
 mod code_cache;
 mod compile;
+mod compile_request;
 mod cpu_time;
-mod directories;
+mod directory_snapshot;
 mod engine;
 mod entry;
 mod execute;
 mod features;
+mod file_threads;
 mod file_times;
-mod files;
-mod flight;
+mod file_types;
 mod footprint;
-mod habit;
 mod handles;
-mod host;
+mod host_call_pacer;
+mod imports;
 mod inline;
 mod inspect;
 mod inspection;
-mod listing;
 mod loaded;
-mod meter;
+mod memory_limiter;
 mod modules;
 mod mounts;
-mod pace;
+mod preempt;
 mod preview1;
 mod preview2;
-mod regular;
-mod saver;
+mod readdir;
+mod scheduler;
+mod short_run_predictor;
+mod single_flight;
 mod stdin;
 mod stdio;
+mod stepped_clock;
 mod stop;
-mod threads;
 mod trap;
-mod turn;
 mod validate;
-mod wanted;
 mod wasi;
 mod working_dir;
 
@@ -54,83 +56,84 @@ use futures_util::FutureExt;
 use wasmtime::PoolingAllocationConfig;
 
 use self::code_cache::CacheLimits;
-use self::compile::{Compiler, Lanes};
+use self::compile::{Compiler, LaneChooser};
 use self::engine::{EngineSettings, Engines};
-use self::features::Proposals;
-use self::inspect::Rules;
-use self::threads::Threads;
-use crate::limits::{PAGE, StackClass};
-use crate::outcome::Ended;
+use self::features::ProposalSet;
+use self::inspect::ImportRules;
+use self::scheduler::GuestScheduler;
+use crate::limits::{StackClass, WASM_PAGE_BYTES};
+use crate::outcome::RunReport;
 use crate::policy::Grants;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
-use crate::store::Artifacts;
+use crate::store::ArtifactCache;
 
 pub use self::code_cache::CodeUse;
 pub use self::compile::{
-    ArtifactLimit, Budget, CompileLane, CompileLease, CompilePermit, CompileSettings, SUBCOMMAND,
-    SmallLane, serve_as_child,
+    ArtifactLimit, CompileBudget, CompileGrant, CompileLane, CompileLease, CompilePermit,
+    CompileSettings, SUBCOMMAND, SmallLane, serve_as_child,
 };
-pub use self::engine::{HOST_STACK, Variant};
-pub use self::entry::Entry;
-pub use self::execute::{Prepared, Surroundings, prepare};
+pub use self::compile_request::{CompileRequest, ModuleSource};
+pub use self::engine::{HOST_STACK_BYTES, Variant};
+pub use self::entry::EntryPoint;
+pub use self::execute::{PreparedRun, RunContext, prepare};
 pub use self::features::FEATURE_NAMES;
-pub use self::files::FileCalls;
+pub use self::file_threads::FileCalls;
 pub use self::handles::{DescriptorAccount, DescriptorBudget};
-pub use self::host::HOST_FUNCTION_NAMES;
-pub use self::inline::begin_guests_here;
+pub use self::imports::HOST_FUNCTION_NAMES;
+pub use self::inline::allow_inline_guests;
 pub use self::inspection::Inspection;
-pub use self::loaded::Loaded;
-pub use self::modules::{Inspected, Modules};
-pub use self::mounts::Roots;
+pub use self::loaded::LoadedModule;
+pub use self::modules::{Inspected, ModuleCache};
+pub use self::mounts::MountRoots;
+pub use self::scheduler::{TenantQueue, ThreadInit};
 pub use self::stdin::{Input, MAX_STDIN_CHUNK, StdinDemand};
 pub use self::stdio::Output;
-pub use self::stop::{Stop, StopReason};
-pub use self::threads::{Lane, OnThread};
-pub use self::wanted::{Source, Wanted};
+pub use self::stop::{StopReason, StopSignal};
 
-/// The runtime's version.
+/// The version of wasmtime that this daemon is built with.
 pub const WASMTIME_VERSION: &str = "48.0.8";
 
-/// How a sandbox is made.
+/// The settings that a sandbox is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Threads that execute guests.
+    /// Number of threads that execute guests.
     pub guest_threads: usize,
-    /// Instances that one pool holds.
+    /// Number of instances that one pool holds.
     pub pool_slots: u32,
-    /// How often guests are interrupted.
+    /// How often guests are interrupted to check whether they have to stop or yield.
     pub epoch_interval: Duration,
-    /// Reset memories by PAGEMAP_SCAN; `None`: where it is there and safe.
+    /// Whether memories are reset by PAGEMAP_SCAN; `None` uses it where it is available and safe.
     pub pagemap_scan: Option<bool>,
-    /// Bytes of compiled modules held in memory.
+    /// Bytes of compiled modules that are held in memory.
     pub cache_budget: u64,
-    /// The weights of the tenants, by which each has a share of that.
+    /// Weights of the tenants, by which `cache_budget` is divided among them.
     pub tenant_weights: Vec<u32>,
-    /// The most bytes of one linear memory.
+    /// The most bytes that one linear memory may have.
     pub max_memory: usize,
-    /// How modules are compiled.
+    /// How modules are compiled, and within which limits.
     pub compile: CompileSettings,
-    /// Where code is kept on disk.
-    pub artifacts: Option<Arc<Artifacts>>,
-    /// What each thread that does guests' work does first.
-    pub on_thread: OnThread,
+    /// The cache of compiled code on disk; `None` keeps no code there.
+    pub artifacts: Option<Arc<ArtifactCache>>,
+    /// What each thread that does guests' work executes first.
+    pub thread_init: ThreadInit,
 }
 
-/// The engine with its modules and threads.
+/// The sandbox: wasmtime's engines, the module cache and the guest scheduler. Its fields are
+/// dropped in the order in which they are declared.
 pub struct Sandbox {
-    /// First to go: a guest that gives way then is not taken up again.
-    threads: Threads,
-    modules: Modules,
-    /// Last: until then epochs have guests give way.
+    /// Dropped first: a guest that yields after that is not resumed.
+    scheduler: GuestScheduler,
+    modules: ModuleCache,
+    /// Dropped last: until then, epochs make guests yield.
     engines: Arc<Engines>,
 }
 
 impl Sandbox {
-    /// Starts the threads and makes the engine that most runs use.
+    /// Starts the threads and creates the engine that most runs use.
     ///
     /// # Errors
-    /// Where the host refuses threads, or the engine its settings.
+    /// The host refuses threads, or the engine refuses its settings.
     pub fn start(settings: &Settings) -> wasmtime::Result<Self> {
         let pagemap_scan = choose_pagemap_scan(settings.pagemap_scan);
         let engines = Arc::new(Engines::new(
@@ -142,12 +145,12 @@ impl Sandbox {
             settings.epoch_interval,
         )?);
         let compilers = engines.compilers().clone();
-        let rules = Rules::of(&compilers[0])?;
+        let rules = ImportRules::of(&compilers[0])?;
         let compiler = Compiler::start(&settings.compile, compilers, rules)?;
-        let modules = Modules::new(
+        let modules = ModuleCache::new(
             Arc::clone(&engines),
             compiler,
-            Lanes::new(settings.compile.small),
+            LaneChooser::new(settings.compile.small),
             settings.artifacts.clone(),
             CacheLimits {
                 bytes: settings.cache_budget,
@@ -157,10 +160,10 @@ impl Sandbox {
         let sandbox = Self {
             engines,
             modules,
-            threads: Threads::start(
+            scheduler: GuestScheduler::start(
                 settings.guest_threads,
                 settings.epoch_interval,
-                settings.on_thread,
+                settings.thread_init,
             )?,
         };
         tracing::info!(
@@ -172,49 +175,51 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// How instances get their memory in the engine that most runs use.
+    /// Returns how instances get their memory in the engine that most runs use.
     pub fn pool_mode(&self) -> &'static str {
         let variant = Variant {
             metered: false,
             stack: StackClass::K512,
         };
-        match self.engines.pooled(variant, Proposals::default()) {
+        match self.engines.pooled(variant, ProposalSet::default()) {
             Ok(Some(_)) if self.engines.pagemap_scan() => "pooled+pagemap_scan",
             Ok(Some(_)) => "pooled",
             Ok(None) | Err(_) => "on-demand",
         }
     }
 
-    /// Instances that pools hold now.
+    /// Returns how many instances the pools hold now.
     pub fn pooled_instances(&self) -> u64 {
         self.engines.pooled_instances()
     }
 
-    /// Compiled modules.
-    pub fn modules(&self) -> &Modules {
+    /// Returns the cache of compiled modules.
+    pub fn modules(&self) -> &ModuleCache {
         &self.modules
     }
 
-    /// Executes a run in a lane: on the guest threads, or, where it is expected to be over in a moment and they have
-    /// nothing to do, on the thread that calls, which it leaves at its first epoch or when it waits. When it has ended
-    /// and its store is gone, `ended` is called.
+    /// Executes a run for the tenant whose queue is `lane`, and calls `ended` when the run has
+    /// ended and its store is dropped. The run executes on the guest threads. If it is expected to
+    /// be over in a moment and those threads have nothing to do, it begins on the calling thread,
+    /// and moves to them at its first epoch or when it waits.
     pub fn spawn(
         &self,
-        lane: &Arc<Lane>,
-        prepared: Prepared,
-        ended: impl FnOnce(Result<Ended, Refusal>) + Send + 'static,
+        lane: &Arc<TenantQueue>,
+        prepared: PreparedRun,
+        ended: impl FnOnce(Result<RunReport, Refusal>) + Send + 'static,
     ) {
-        let active = self.engines.active();
+        let active = self.engines.mark_active();
         let loaded = prepared.loaded();
-        // Of a module of which nothing is known, its tenant's other modules tell what to expect.
-        let known = loaded.habit.is_short();
+        // If nothing is known about this module yet, the first runs of its tenant's other modules
+        // tell what to expect.
+        let known = loaded.short_run_predictor.predicts_short();
         let newcomers = known.is_none().then(|| Arc::clone(lane));
-        let is_short = known.or_else(|| lane.newcomers.is_short()) == Some(true);
+        let is_short = known.or_else(|| lane.new_module_predictor.predicts_short()) == Some(true);
         let memory = loaded.inspection.description.memory_minimum_pages;
-        let may_begin_here = is_short && memory * PAGE <= inline::MEMORY;
+        let may_begin_here = is_short && memory * WASM_PAGE_BYTES <= inline::MAX_INLINE_MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
-            true => self.threads.file_calls(lane),
+            true => self.scheduler.file_calls(lane),
             false => FileCalls::none(),
         };
         let run = async move {
@@ -223,20 +228,20 @@ impl Sandbox {
                 .await
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
             if let Ok(ended) = &result {
-                noted.habit.ended(ended.cpu_time);
+                noted.short_run_predictor.observe_run(ended.cpu_time);
                 if let Some(lane) = newcomers {
-                    lane.newcomers.ended(ended.cpu_time);
+                    lane.new_module_predictor.observe_run(ended.cpu_time);
                 }
             }
             drop(active);
             ended(result);
         };
         if !may_begin_here {
-            self.threads.spawn(lane, run);
-        } else if let Some(spent) = self.threads.begin_here(lane, run) {
-            loaded.habit.note(spent);
+            self.scheduler.spawn(lane, run);
+        } else if let Some(spent) = self.scheduler.spawn_inline(lane, run) {
+            loaded.short_run_predictor.observe_slice(spent);
             if known.is_none() {
-                lane.newcomers.note(spent);
+                lane.new_module_predictor.observe_slice(spent);
             }
         }
     }
@@ -284,11 +289,11 @@ pub fn check_proposals(inspection: &Inspection, grants: &Grants) -> Result<(), R
     Err(validate::not_enabled(&missing))
 }
 
-/// Refuses what no grant covers.
+/// Refuses a run that asks for host functions, network or mounts which no grant covers.
 ///
 /// # Errors
 /// `POLICY_DENIED`, naming the rule; `SPEC_INVALID` for a host function that is not offered at all.
-pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &Roots) -> Result<(), Refusal> {
+pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &MountRoots) -> Result<(), Refusal> {
     const FIELD: &str = "spec.security.allowed_host_functions";
     for name in &spec.host_functions {
         if !HOST_FUNCTION_NAMES.contains(&name.as_str()) {
@@ -323,8 +328,8 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     format!("host code panicked: {text}")
 }
 
-/// Whether to reset memories by PAGEMAP_SCAN. It is quicker, but with swap on a kernel may keep a swapped-out page of
-/// one guest for the next (wasmtime pull request 14357).
+/// Decides whether memories are reset by PAGEMAP_SCAN. It is faster, but with swap on, a kernel may
+/// leave a swapped-out page of one guest to the next (wasmtime pull request 14357).
 fn choose_pagemap_scan(asked: Option<bool>) -> bool {
     let available = PoolingAllocationConfig::is_pagemap_scan_available();
     let swap_off = std::fs::read_to_string("/proc/swaps")

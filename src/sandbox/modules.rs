@@ -1,8 +1,9 @@
-//! Compiled modules by digest and variant: in memory within a byte budget, behind it on disk, behind that from their
-//! bytes.
+//! The cache of compiled modules, in three tiers: code in memory within a byte budget, artefacts on
+//! disk behind it, and behind those the compilation of a module's bytes.
 //!
-//! Identical work is done once for all of a tenant who ask, and goes on when whoever asked first leaves. Modules are known
-//! here by their digest, or by what stands for it where a tenant shares no code.
+//! Identical work is done once for all requests of a tenant that ask for it (single flight), and
+//! goes on when the caller that asked first leaves. A module is identified by its digest, or, for a
+//! tenant that shares no code with others, by an identifier that stands for the digest.
 
 mod restore;
 
@@ -13,105 +14,123 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use self::restore::not_mapped;
+use super::artifact_writer::{ArtifactWrite, start_artifact_writer};
 use super::code_cache::{CacheLimits, CodeCache, CodeUse};
 use super::compile::{
-    CompileLane, Compiler, Failed, Lanes, Placement, Session, compatibilities, compile_limit,
-    estimate,
+    CompileError, CompileLane, CompileSession, Compiler, LaneChooser, Placement,
+    compatibility_hashes, compile_limit, estimate_compile_cost,
 };
+use super::compile_request::{CompileRequest, ModuleSource};
 use super::engine::{Engines, Variant};
-use super::flight::SingleFlight;
 use super::inspection::Inspection;
-use super::loaded::{Loaded, kib};
-use super::saver::{Save, start_saver};
-use super::wanted::{Source, Wanted};
+use super::loaded::{LoadedModule, kib};
+use super::single_flight::SingleFlight;
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
-use crate::store::Artifacts;
+use crate::store::ArtifactCache;
+use crate::tenant_id::TenantId;
 
-/// Bytes of inspections kept apart from compiled modules, for other variants of the same module.
+/// Bytes of inspections that are cached apart from the compiled modules, for other variants of the
+/// same module.
 const INSPECTED: u64 = 32 << 20;
-/// How long a module's bytes may take to come from the store: others wait for the turn that it has.
+/// How long the store may take to deliver the bytes of a module that has its compile permit: other
+/// modules wait for that permit.
 const FETCH: Duration = Duration::from_secs(300);
-/// The same for a small module, whose bytes are needed before it has a turn: where they take longer they come in the
-/// turn of a large one. So many come at once.
+/// How long the store may take to deliver the bytes of a small module, which are needed before it
+/// has a permit. If they take longer, the module is compiled in the large lane, and its bytes are
+/// fetched once it has a permit there.
 const FETCH_SMALL: Duration = Duration::from_secs(1);
+/// How many small modules may be fetched from stores at the same time.
 const FETCHED_AT_ONCE: usize = 16;
-/// How often a module is begun to be compiled for one who asks: an order can come too late, and a module can outgrow the
-/// small lane, each once.
+/// How many times one request may start compiling a module. Two of the attempts may be lost, once
+/// because the compile order comes too late and once because the module outgrows the small lane.
 const ATTEMPTS: usize = 3;
-/// Modules that are read from disk at once.
+/// How many modules may be read from disk at the same time.
 const READ_AT_ONCE: usize = 4;
-/// Refusals of modules that are remembered, and for how long: the same bytes under the same budget fare no better.
+/// How many refusals of modules are remembered. The same bytes under the same budget would be
+/// refused again.
 const REMEMBERED: u64 = 10_000;
+/// How long a refusal of a module is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
-/// Does what takes milliseconds, for a large module, off the serving threads.
-async fn aside<T: Send + 'static>(
+/// Moves work to the blocking pool: for a large module it takes milliseconds, too long for a
+/// serving thread.
+///
+/// # Errors
+/// Those of `work`, and `INTERNAL` where it panics or the daemon is shutting down.
+async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Refusal::internal(format_args!("loading a module: {error}")))?
 }
 
+/// Key of the code that is mapped in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
+struct LoadedKey {
     digest: Digest,
     variant: Variant,
 }
 
-/// A module that was inspected. Where that was just now, whoever asks first has it compiled without another look.
+/// The result of an inspection. Where the inspection has just been done, its compile session is
+/// still open, and whoever asks first has the module compiled without a second inspection.
 #[derive(Clone)]
 pub struct Inspected {
-    /// What was found.
+    /// What the inspection found out about the module.
     pub inspection: Arc<Inspection>,
-    parked: Option<Arc<Mutex<Option<Session>>>>,
+    open_session: Option<Arc<Mutex<Option<CompileSession>>>>,
 }
 
-/// The caches.
-pub struct Modules {
+/// The caches of compiled modules, inspections and refusals, with the compiler behind them.
+pub struct ModuleCache {
     inner: Arc<Inner>,
-    restoring: SingleFlight<Key, Option<Arc<Loaded>>>,
-    /// By metering: the code is the same for every stack class.
-    compiling: SingleFlight<(Digest, bool, usize), Arc<Loaded>>,
-    /// By owner, as compiling is: each waits in a line of its own, and what another has done meanwhile is taken then.
-    inspecting: SingleFlight<(Digest, usize), Inspected>,
+    restoring: SingleFlight<LoadedKey, Option<Arc<LoadedModule>>>,
+    /// Compilations in flight, by digest, metering and tenant. The stack class is no part of the
+    /// key, because the code is the same for all of them.
+    compiling: SingleFlight<(Digest, bool, TenantId), Arc<LoadedModule>>,
+    /// Inspections in flight, by digest and tenant. As with compilations, each tenant waits in a
+    /// queue of its own; when its turn comes, it takes the result that another tenant has produced
+    /// meanwhile.
+    inspecting: SingleFlight<(Digest, TenantId), Inspected>,
 }
 
 struct Inner {
     engines: Arc<Engines>,
     compiler: Compiler,
-    lanes: Lanes,
-    /// Small modules whose bytes come from a store at once.
+    lanes: LaneChooser,
+    /// Limits how many small modules are fetched from stores at the same time.
     fetching: Semaphore,
-    artifacts: Option<Arc<Artifacts>>,
-    /// Writes to them.
-    saver: Option<SyncSender<Save>>,
-    /// Modules that are read from disk at once.
+    artifacts: Option<Arc<ArtifactCache>>,
+    /// Queue of the thread that writes to `artifacts`; `None` where there is no cache on disk.
+    artifact_writer: Option<SyncSender<ArtifactWrite>>,
+    /// Limits how many modules are read from disk at the same time.
     reading: Semaphore,
-    /// Of the code that the engines take, unmetered and metered.
+    /// Compatibility hashes of the code that the engines accept, unmetered and metered.
     compatible: [u64; 2],
-    loaded: CodeCache<Key, Arc<Loaded>>,
-    /// What a module weighs in it at the least, in KiB.
+    loaded: CodeCache<LoadedKey, Arc<LoadedModule>>,
+    /// The least that any module counts for in `loaded`, in KiB.
     least_weight: u64,
     inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
-    /// Of what inspecting a module, or compiling it metered or not, came to.
-    failed: moka::sync::Cache<(Digest, Option<bool>), Refusal>,
+    /// Refusals by digest and by what was refused: `None` is the inspection, `Some(metered)` the
+    /// compilation.
+    refusals: moka::sync::Cache<(Digest, Option<bool>), Refusal>,
 }
 
-impl Modules {
-    /// With so much compiled code in memory.
+impl ModuleCache {
+    /// Creates the caches, with the budget for compiled code in memory that `limits` gives.
     ///
     /// # Errors
-    /// Where the host refuses a thread.
+    /// The host refuses a thread, or an engine refuses its settings.
     pub(super) fn new(
         engines: Arc<Engines>,
         compiler: Compiler,
-        lanes: Lanes,
-        artifacts: Option<Arc<Artifacts>>,
+        lanes: LaneChooser,
+        artifacts: Option<Arc<ArtifactCache>>,
         limits: CacheLimits<'_>,
     ) -> wasmtime::Result<Self> {
         let lru = moka::policy::EvictionPolicy::lru;
-        // One that has memory to begin with holds a descriptor.
+        // A module whose memory has initial contents holds a file descriptor, so the descriptors
+        // limit how many modules fit in the budget.
         let least_weight = (limits.bytes / most_loaded()) >> 10;
         let loaded = CodeCache::new(limits.bytes >> 10, limits.weights);
         let inspected = moka::sync::Cache::builder()
@@ -125,14 +144,14 @@ impl Modules {
             .time_to_live(REMEMBERED_FOR)
             .build();
         let saver = match &artifacts {
-            Some(artifacts) => Some(start_saver(Arc::clone(artifacts))?),
+            Some(artifacts) => Some(start_artifact_writer(Arc::clone(artifacts))?),
             None => None,
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                saver,
+                artifact_writer: saver,
                 reading: Semaphore::new(READ_AT_ONCE),
-                compatible: compatibilities(engines.compilers())?,
+                compatible: compatibility_hashes(engines.compilers())?,
                 engines,
                 compiler,
                 lanes,
@@ -141,7 +160,7 @@ impl Modules {
                 loaded,
                 least_weight,
                 inspected,
-                failed,
+                refusals: failed,
             }),
             restoring: SingleFlight::default(),
             compiling: SingleFlight::default(),
@@ -149,22 +168,23 @@ impl Modules {
         })
     }
 
-    /// Where modules are compiled, and what confines that.
+    /// Returns where modules are compiled, and what confines the processes that compile them.
     pub fn compile_mode(&self) -> &str {
         self.inner.compiler.mode()
     }
 
-    /// Compilations that were begun.
+    /// Returns how many compilations were run to their end since the start, those that failed
+    /// included.
     pub fn compilations(&self) -> u64 {
         self.inner.compiler.compilations()
     }
 
-    /// Bytes of compiled modules in memory, about.
+    /// Returns about how many bytes of compiled modules are in memory.
     pub fn cached_bytes(&self) -> u64 {
         self.inner.loaded.weight() << 10
     }
 
-    /// Artefacts on disk that were not taken.
+    /// Returns how many artefacts on disk were rejected since the start.
     pub fn rejected_artifacts(&self) -> u64 {
         self.inner
             .artifacts
@@ -172,10 +192,10 @@ impl Modules {
             .map_or(0, |artifacts| artifacts.rejected())
     }
 
-    /// Where compiled code of a module is: "memory", "disk".
+    /// Lists where compiled code of a module is cached: "memory", "disk".
     pub fn cached_in(&self, digest: Digest) -> Vec<&'static str> {
-        let in_memory =
-            Variant::all().any(|variant| self.inner.loaded.contains(&Key { digest, variant }));
+        let in_memory = Variant::all()
+            .any(|variant| self.inner.loaded.contains(&LoadedKey { digest, variant }));
         let on_disk = [false, true]
             .into_iter()
             .any(|metered| self.inner.on_disk(digest, metered).is_some());
@@ -185,33 +205,37 @@ impl Modules {
             .collect()
     }
 
-    /// The module in `variant` where it is in memory. It is one of its tenant's from then on, as long as it is there.
+    /// Returns the module in `variant` if it is in memory. From then on the tenant of `code_use` is
+    /// one of its users, for as long as it stays in memory.
     pub fn in_memory(
         &self,
         digest: Digest,
         variant: Variant,
         code_use: CodeUse,
-    ) -> Option<Arc<Loaded>> {
-        self.inner.loaded.get(&Key { digest, variant }, code_use)
+    ) -> Option<Arc<LoadedModule>> {
+        self.inner
+            .loaded
+            .get(&LoadedKey { digest, variant }, code_use)
     }
 
-    /// The module in `variant` where it need not be compiled: it is in memory, or its code is there for another stack
-    /// or on disk. It is one of its tenant's from then on, for as long as it is in memory.
+    /// Returns the module in `variant` if it need not be compiled, because it is in memory or its
+    /// code is there for another stack class or on disk. From then on the tenant of `code_use` is
+    /// one of its users, for as long as it stays in memory.
     ///
     /// # Errors
-    /// A failure of the daemon.
-    pub async fn ready(
+    /// The daemon or its host fails; nothing here is the fault of the module.
+    pub async fn get_or_restore(
         &self,
         digest: Digest,
         variant: Variant,
         code_use: CodeUse,
-    ) -> Result<Option<Arc<Loaded>>, Refusal> {
-        let (inner, key) = (&self.inner, Key { digest, variant });
+    ) -> Result<Option<Arc<LoadedModule>>, Refusal> {
+        let (inner, key) = (&self.inner, LoadedKey { digest, variant });
         if let Some(loaded) = inner.loaded.get(&key, code_use) {
             return Ok(Some(loaded));
         }
         let on_disk = || inner.on_disk(digest, variant.metered).is_some();
-        if inner.sibling(key, code_use).is_none() && !on_disk() {
+        if inner.any_stack_class(key, code_use).is_none() && !on_disk() {
             return Ok(None);
         }
         let work = || {
@@ -219,12 +243,12 @@ impl Modules {
             async move {
                 let _place = inner.reading.acquire().await.map_err(Refusal::internal)?;
                 let reader = Arc::clone(&inner);
-                aside(move || reader.restore(key, code_use)).await
+                spawn_blocking(move || reader.restore(key, code_use)).await
             }
         };
         let ready = || inner.loaded.get(&key, code_use).map(Some);
         let (restored, _) = self.restoring.run(key, ready, work).await?;
-        // Another tenant may have begun it.
+        // The work in flight may be another tenant's, so this tenant's use is noted here.
         inner.loaded.touch(&key, code_use);
         Ok(restored)
     }
@@ -232,35 +256,39 @@ impl Modules {
     /// Validates a module and reads what it is.
     ///
     /// # Errors
-    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`, and those
-    /// of the store.
-    pub async fn inspect(&self, digest: Digest, wanted: Wanted) -> Result<Inspected, Refusal> {
+    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `COMPILE_LIMIT_EXCEEDED`,
+    /// `QUEUE_FULL`, and those of the store.
+    pub async fn inspect(
+        &self,
+        digest: Digest,
+        request: CompileRequest,
+    ) -> Result<Inspected, Refusal> {
         let inner = &self.inner;
-        if let Some(refusal) = inner.failed.get(&(digest, None)) {
+        if let Some(refusal) = inner.refusals.get(&(digest, None)) {
             return Err(refusal);
         }
-        let key = (digest, wanted.owner());
+        let key = (digest, request.owner());
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                // What another did meanwhile, or failed at.
-                let done = || match inner.failed.get(&(digest, None)) {
+                // Another tenant may have inspected the module meanwhile, or have failed to.
+                let done = || match inner.refusals.get(&(digest, None)) {
                     Some(refusal) => Some(Err(refusal)),
                     None => inner.inspected.get(&digest).map(Ok),
                 };
-                let (inspection, session) = match inner.open(digest, &wanted, done).await? {
-                    Opening::Done(inspection) => {
+                let (inspection, session) = match inner.open(digest, &request, done).await? {
+                    OpenOutcome::Done(inspection) => {
                         return Ok(Inspected {
                             inspection,
-                            parked: None,
+                            open_session: None,
                         });
                     }
-                    Opening::Opened(inspection, session) => (inspection, session),
+                    OpenOutcome::Opened(inspection, session) => (inspection, session),
                 };
                 inner.inspected.insert(digest, Arc::clone(&inspection));
                 Ok(Inspected {
                     inspection,
-                    parked: Some(Arc::new(Mutex::new(Some(session)))),
+                    open_session: Some(Arc::new(Mutex::new(Some(session)))),
                 })
             }
         };
@@ -268,86 +296,90 @@ impl Modules {
             let inspection = inner.inspected.get(&digest)?;
             Some(Inspected {
                 inspection,
-                parked: None,
+                open_session: None,
             })
         };
         let (inspected, _) = self.inspecting.run(key, ready, work).await?;
         Ok(inspected)
     }
 
-    /// The module in `variant`, compiled where it is not ready; whether it was is the second value.
+    /// Returns the module in `variant`, and compiles it first if it is not ready. The second value
+    /// says whether it was ready.
     ///
     /// # Errors
     /// `COMPILATION_FAILED`, `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`, and those of the store.
-    pub async fn get(
+    pub async fn get_or_compile(
         &self,
         digest: Digest,
         variant: Variant,
-        wanted: Wanted,
+        request: CompileRequest,
         inspected: Inspected,
-    ) -> Result<(Arc<Loaded>, bool), Refusal> {
-        let (inner, key) = (&self.inner, Key { digest, variant });
-        if let Some(refusal) = inner.failed.get(&(digest, Some(variant.metered))) {
+    ) -> Result<(Arc<LoadedModule>, bool), Refusal> {
+        let (inner, key) = (&self.inner, LoadedKey { digest, variant });
+        if let Some(refusal) = inner.refusals.get(&(digest, Some(variant.metered))) {
             return Err(refusal);
         }
-        let code = (digest, variant.metered, wanted.owner());
-        let code_use = wanted.code_use;
-        // Dropped where the work is under way already: a session that nobody uses would hold a compile thread.
+        let code = (digest, variant.metered, request.owner());
+        let code_use = request.code_use;
+        // Where the same work is in flight already, this closure is dropped, and `inspected` with
+        // it: a session that nobody uses would hold a compile thread.
         let work = || {
             let inner = Arc::clone(inner);
             async move {
-                let loaded = Arc::clone(&inner).compile(key, wanted, inspected).await?;
-                // Under what it is: another may have had it compiled meanwhile, for another stack class.
-                let key = Key {
+                let loaded = Arc::clone(&inner).compile(key, request, inspected).await?;
+                // The code is inserted under the variant that it has: another tenant may have had
+                // it compiled meanwhile, for another stack class.
+                let key = LoadedKey {
                     variant: loaded.variant,
                     ..key
                 };
-                inner.hold(key, &loaded, code_use);
+                inner.insert_loaded(key, &loaded, code_use);
                 Ok(loaded)
             }
         };
         let (loaded, ready) = self
             .compiling
-            .run(code, || inner.sibling(key, code_use), work)
+            .run(code, || inner.any_stack_class(key, code_use), work)
             .await?;
         if loaded.variant == variant {
             return Ok((loaded, ready));
         }
-        // Compiled for another stack class: the same code is mapped for this one.
+        // It was compiled for another stack class: the same code is mapped once more, for this one.
         let artifact = loaded.artifact().map_err(not_mapped)?;
         let inspection = Arc::clone(&loaded.inspection);
         let mapper = Arc::clone(inner);
-        let loaded = aside(move || {
+        let loaded = spawn_blocking(move || {
             let loaded = mapper
                 .map(variant, &artifact, &inspection)
                 .map_err(not_mapped)?;
-            mapper.hold(key, &loaded, code_use);
+            mapper.insert_loaded(key, &loaded, code_use);
             Ok(loaded)
         });
         Ok((loaded.await?, ready))
     }
 
-    /// Notes that a tenant does not keep a module any more: what it still uses of it, it uses from its requests.
-    pub fn keep_no_longer(&self, digest: Digest, tenant: usize) {
+    /// Notes that a tenant does not keep a module any more. What the tenant still uses of its code
+    /// counts as inline use, which comes with its runs.
+    pub fn demote_to_inline(&self, digest: Digest, tenant: TenantId) {
         for variant in Variant::all() {
-            let key = Key { digest, variant };
-            self.inner.loaded.keep_no_longer(&key, tenant);
+            let key = LoadedKey { digest, variant };
+            self.inner.loaded.demote_to_inline(&key, tenant);
         }
     }
 
-    /// Drops all that is held of a module; runs that have it keep it.
+    /// Drops everything that is cached for a module. Runs that already have its code keep it.
     ///
     /// # Errors
-    /// Where the daemon is ending.
+    /// The daemon is shutting down.
     pub async fn forget(&self, digest: Digest) -> Result<(), Refusal> {
         for variant in Variant::all() {
-            self.inner.loaded.remove(&Key { digest, variant });
+            self.inner.loaded.remove(&LoadedKey { digest, variant });
         }
         self.inner.inspected.invalidate(&digest);
         match &self.inner.artifacts {
             Some(artifacts) => {
                 let artifacts = Arc::clone(artifacts);
-                aside(move || {
+                spawn_blocking(move || {
                     artifacts.remove(digest);
                     Ok(())
                 })
@@ -358,65 +390,70 @@ impl Modules {
     }
 }
 
-/// What came of opening a module.
-enum Opening<T> {
-    /// Another did what it was to be opened for.
+/// The outcome of opening a module for inspection or compilation.
+enum OpenOutcome<T> {
+    /// Another request has meanwhile done what the module was to be opened for.
     Done(T),
-    Opened(Arc<Inspection>, Session),
+    Opened(Arc<Inspection>, CompileSession),
 }
 
 impl Inner {
-    /// Keeps in mind what says something about the module itself.
-    fn remember(&self, key: (Digest, Option<bool>), failed: Failed) -> Refusal {
-        let Failed {
+    /// Returns the refusal of a failed attempt, and remembers it where it says something about the
+    /// module itself.
+    fn remember(&self, key: (Digest, Option<bool>), failed: CompileError) -> Refusal {
+        let CompileError {
             refusal,
-            for_good,
-            outgrew,
+            is_permanent: for_good,
+            outgrew_small_lane: outgrew,
         } = failed;
-        // What was too much for the small lane may not be too much.
+        // What was too much for the small lane need not be too much for the large one.
         if for_good && !outgrew {
-            self.failed.insert(key, refusal.clone());
+            self.refusals.insert(key, refusal.clone());
         }
         refusal
     }
 
-    /// Opens a module in its lane, when it is its tenant's turn. Where what it is wanted for is `done` by then, that is
-    /// all.
+    /// Opens a module in its lane once its tenant gets a permit. Nothing is opened if `done` finds
+    /// by then that another request has produced what is wanted.
     ///
     /// # Errors
-    /// Those of the turn, of the store, and of [`Compiler::open`].
+    /// Those of the permit, of the store, and of [`Compiler::open`].
     async fn open<T>(
         &self,
         digest: Digest,
-        wanted: &Wanted,
+        request: &CompileRequest,
         done: impl Fn() -> Option<Result<T, Refusal>>,
-    ) -> Result<Opening<T>, Refusal> {
-        let (mut placement, wasm) = self.place(digest, wanted).await?;
+    ) -> Result<OpenOutcome<T>, Refusal> {
+        let (mut placement, wasm) = self.choose_placement(digest, request).await?;
         loop {
-            let (lane, permit) = wanted.permit(placement.lane).await?;
+            let (lane, permit) = request.permit(placement.lane).await?;
             if let Some(done) = done() {
-                return done.map(Opening::Done);
+                return done.map(OpenOutcome::Done);
             }
-            // What its tenant's others did while it waited may have closed the small lane to it.
-            if lane == CompileLane::Small && self.lane(digest, wanted, placement.cost) != lane {
+            // The tenant's other modules may have closed the small lane to this one while it
+            // waited.
+            if lane == CompileLane::Small
+                && self.choose_lane(digest, request, placement.cost) != lane
+            {
                 placement = Placement::LARGE;
                 continue;
             }
             placement.lane = lane;
-            // Only now, but for small ones: as many as wait for a turn would be in memory otherwise.
+            // The bytes of a large module are fetched only now: if they were fetched earlier, the
+            // bytes of all modules that wait for a permit would be in memory.
             let bytes = match wasm.clone() {
-                Source::Here(blob) => blob,
-                Source::Stored { store, digest, .. } => {
-                    let fetched = tokio::time::timeout(FETCH, store.wasm(digest)).await;
+                ModuleSource::Inline(blob) => blob,
+                ModuleSource::Stored { store, digest, .. } => {
+                    let fetched = tokio::time::timeout(FETCH, store.read_wasm(digest)).await;
                     fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
                 }
             };
             match self.compiler.open(bytes, placement, permit).await {
                 Ok((inspection, session)) => {
-                    return Ok(Opening::Opened(Arc::new(inspection), session));
+                    return Ok(OpenOutcome::Opened(Arc::new(inspection), session));
                 }
-                Err(failed) if failed.outgrew => {
-                    self.outgrew(digest, wanted, placement);
+                Err(failed) if failed.outgrew_small_lane => {
+                    self.outgrew(digest, request, placement);
                     placement = Placement::LARGE;
                 }
                 Err(failed) => return Err(self.remember((digest, None), failed)),
@@ -424,18 +461,23 @@ impl Inner {
         }
     }
 
-    /// Where a module is to be compiled, with its bytes where they were needed to tell.
-    async fn place(&self, digest: Digest, wanted: &Wanted) -> Result<(Placement, Source), Refusal> {
-        let large = || Ok((Placement::LARGE, wanted.wasm.clone()));
-        if !self.lanes.may_be_small(digest, wanted.wasm.len()) {
+    /// Chooses where a module is compiled. The source that is returned holds the module's bytes if
+    /// they had to be read for that.
+    async fn choose_placement(
+        &self,
+        digest: Digest,
+        request: &CompileRequest,
+    ) -> Result<(Placement, ModuleSource), Refusal> {
+        let large = || Ok((Placement::LARGE, request.wasm.clone()));
+        if !self.lanes.may_be_small(digest, request.wasm.len()) {
             return large();
         }
-        let blob = match wanted.wasm.clone() {
-            Source::Here(blob) => blob,
-            Source::Stored { store, digest, .. } => {
+        let blob = match request.wasm.clone() {
+            ModuleSource::Inline(blob) => blob,
+            ModuleSource::Stored { store, digest, .. } => {
                 let fetch = async {
                     let _place = self.fetching.acquire().await.map_err(Refusal::internal)?;
-                    store.wasm(digest).await
+                    store.read_wasm(digest).await
                 };
                 match tokio::time::timeout(FETCH_SMALL, fetch).await {
                     Ok(fetched) => fetched?.into(),
@@ -444,54 +486,61 @@ impl Inner {
             }
         };
         let counted = blob.clone();
-        let counted = tokio::task::spawn_blocking(move || counted.read().map(|it| estimate(&it)));
+        let counted = tokio::task::spawn_blocking(move || {
+            counted.read().map(|it| estimate_compile_cost(&it))
+        });
         let Ok(Ok(cost)) = counted.await else {
-            // Whatever is wrong with it is told by who compiles it.
+            // Whoever compiles the module reports what is wrong with it.
             return large();
         };
-        let lane = self.lane(digest, wanted, cost);
-        Ok((Placement { lane, cost }, Source::Here(blob)))
+        let lane = self.choose_lane(digest, request, cost);
+        Ok((Placement { lane, cost }, ModuleSource::Inline(blob)))
     }
 
-    fn lane(&self, digest: Digest, wanted: &Wanted, cost: u64) -> CompileLane {
+    fn choose_lane(&self, digest: Digest, request: &CompileRequest, cost: u64) -> CompileLane {
         self.lanes
-            .choose(digest, wanted.owner(), cost, Instant::now())
+            .choose(digest, request.owner(), cost, Instant::now())
     }
 
-    fn outgrew(&self, digest: Digest, wanted: &Wanted, placement: Placement) {
+    fn outgrew(&self, digest: Digest, request: &CompileRequest, placement: Placement) {
         self.lanes
-            .outgrew(digest, wanted.owner(), placement.cost, Instant::now());
+            .outgrew(digest, request.owner(), placement.cost, Instant::now());
     }
 
     async fn compile(
         self: Arc<Self>,
-        key: Key,
-        wanted: Wanted,
+        key: LoadedKey,
+        request: CompileRequest,
         inspected: Inspected,
-    ) -> Result<Arc<Loaded>, Refusal> {
-        let Inspected { inspection, parked } = inspected;
-        let Key { digest, variant } = key;
-        let mut opened = parked.and_then(|parked| {
-            // Nothing panics while it is held.
+    ) -> Result<Arc<LoadedModule>, Refusal> {
+        let Inspected {
+            inspection,
+            open_session,
+        } = inspected;
+        let LoadedKey { digest, variant } = key;
+        let mut opened = open_session.and_then(|parked| {
+            // Nothing panics while the lock is held.
             parked.lock().unwrap_or_else(PoisonError::into_inner).take()
         });
-        let done = || match self.failed.get(&(digest, Some(variant.metered))) {
+        let done = || match self.refusals.get(&(digest, Some(variant.metered))) {
             Some(refusal) => Some(Err(refusal)),
-            None => self.sibling(key, wanted.code_use).map(Ok),
+            None => self.any_stack_class(key, request.code_use).map(Ok),
         };
         let mut compiled = None;
         for _ in 0..ATTEMPTS {
             let session = match opened.take() {
                 Some(session) => session,
-                None => match self.open(digest, &wanted, done).await? {
-                    Opening::Done(loaded) => return Ok(loaded),
-                    Opening::Opened(_, session) => session,
+                None => match self.open(digest, &request, done).await? {
+                    OpenOutcome::Done(loaded) => return Ok(loaded),
+                    OpenOutcome::Opened(_, session) => session,
                 },
             };
             let placement = session.placement;
             compiled = self.compiler.compile(session, variant.metered).await;
             match &compiled {
-                Some(Err(failed)) if failed.outgrew => self.outgrew(digest, &wanted, placement),
+                Some(Err(failed)) if failed.outgrew_small_lane => {
+                    self.outgrew(digest, &request, placement)
+                }
                 Some(_) => break,
                 None => {}
             }
@@ -501,7 +550,7 @@ impl Inner {
         let failed = |failed| self.remember((digest, Some(variant.metered)), failed);
         let artifact = Arc::new(compiled.map_err(failed)?);
         let this = Arc::clone(&self);
-        aside(move || {
+        spawn_blocking(move || {
             let loaded = this
                 .map(variant, &artifact, &inspection)
                 .map_err(not_mapped)?;
@@ -510,7 +559,7 @@ impl Inner {
                 let (asked, allowed) = (size(loaded.weight().into()), size(this.budget()));
                 let message = format!("the compiled module takes {asked} of the cache");
                 let refusal = compile_limit("engine.cache_budget", message, allowed);
-                let failed = Failed::for_good(refusal.with("asked", asked));
+                let failed = CompileError::permanent(refusal.with("asked", asked));
                 return Err(this.remember((digest, Some(variant.metered)), failed));
             }
             this.save(digest, variant.metered, artifact, inspection);
@@ -520,7 +569,8 @@ impl Inner {
     }
 }
 
-/// How many modules may be loaded at once: they may take a quarter of the descriptors that the process may have.
+/// Returns how many modules may be loaded at once: one for every four file descriptors that the
+/// process may open.
 fn most_loaded() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.map_or(u64::MAX, |limit| (limit / 4).max(1))

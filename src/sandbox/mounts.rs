@@ -1,4 +1,5 @@
-//! Host directories for guests: matched against the operator's grants, then opened beneath the granted root.
+//! Host directories for guests. A mount is matched against the operator's grants by name, and then
+//! opened beneath the granted root with `openat2`, so that no link leads out of it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,62 +13,63 @@ use crate::policy::MountGrant;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::request::Mount;
 
-/// How often an open is tried while renames race with it.
+/// How many times an open is tried while renames race with it.
 const OPEN_TRIES: u32 = 16;
-/// When to come again where there are no descriptors.
+/// When a caller should retry after the process ran out of descriptors.
 const RETRY: Duration = Duration::from_secs(1);
-/// The most directories that lie above one that has a path.
+/// The maximum number of parent directories that are followed: a directory that has a path has no
+/// more above it.
 const MAX_DEPTH: usize = 4096;
-/// A directory of Linux that has nothing in it, and that nobody can put anything into.
+/// A directory of Linux that is empty, and that nobody can put anything into.
 const EMPTY: &str = "/proc/tty/ldisc";
 
-/// A directory that is open and may be handed to a guest.
+/// A directory that is open and may be given to a guest as a preopen.
 #[derive(Clone, Debug)]
-pub(super) struct Opened {
+pub(super) struct Preopen {
     pub(super) fd: Arc<OwnedFd>,
-    /// What the guest sees it as.
+    /// The path at which the guest sees the directory.
     pub(super) guest: String,
-    /// Deny writes.
+    /// Whether the guest is denied writes in the directory.
     pub(super) read_only: bool,
 }
 
-impl Opened {
-    /// A path that leads to exactly this directory, whatever has become of its name.
+impl Preopen {
+    /// Returns a path that leads to exactly this directory, whatever has become of its name.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 }
 
-/// The directories that the operator grants, opened once at start: what a guest or anybody else later does to a name
-/// changes nothing about where a grant leads.
+/// The directories that the operator grants, opened once at start. Whatever a guest or anybody else
+/// later does to a name does not change where a grant leads.
 #[derive(Debug, Default)]
-pub struct Roots {
-    granted: Vec<Root>,
-    /// A directory without anything in it; there where anything is granted.
+pub struct MountRoots {
+    granted: Vec<MountRoot>,
+    /// An empty directory. It is `None` if nothing is granted.
     empty: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
-struct Root {
+struct MountRoot {
     grant: MountGrant,
     fd: OwnedFd,
 }
 
-/// Which directory it is, by whatever name it is reached.
-type Identity = (u64, u64);
+/// The identity of a directory (device and inode number), by whatever name it is reached.
+type InodeId = (u64, u64);
 
-impl Roots {
-    /// Opens what `grants` name.
+impl MountRoots {
+    /// Opens the directories that `grants` name.
     ///
     /// # Errors
-    /// Where one cannot be opened as a directory.
+    /// Fails where one of them cannot be opened as a directory.
     pub fn open(grants: &[MountGrant]) -> std::io::Result<Self> {
         let open = |grant: &MountGrant| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let fd = openat(CWD, &grant.host, flags, Mode::empty()).map_err(|errno| {
                 std::io::Error::other(format!("policy.mounts {}: {errno}", grant.host.display()))
             })?;
-            Ok(Root {
+            Ok(MountRoot {
                 grant: grant.clone(),
                 fd,
             })
@@ -82,25 +84,27 @@ impl Roots {
         })
     }
 
-    /// A directory without anything in it, as what the guest sees at `guest`.
-    pub(super) fn empty(&self, guest: &str) -> Option<Opened> {
-        self.empty.as_ref().map(|fd| Opened {
+    /// Returns an empty, read-only directory for the guest path `guest`, or `None` if nothing is
+    /// granted.
+    pub(super) fn empty(&self, guest: &str) -> Option<Preopen> {
+        self.empty.as_ref().map(|fd| Preopen {
             fd: Arc::clone(fd),
             guest: guest.to_owned(),
             read_only: true,
         })
     }
 
-    /// Matches `mount` against the grants, by name only: what is outside is never looked at.
+    /// Checks `mount` against the grants, by name only: nothing outside them is ever looked at.
     ///
     /// # Errors
-    /// `POLICY_DENIED` for what no grant covers, the same for everything outside.
+    /// Returns `POLICY_DENIED` for a mount that no grant covers. The refusal is the same for
+    /// everything outside.
     pub fn check(&self, mount: &Mount) -> Result<(), Refusal> {
         self.covering(mount).map(|_| ())
     }
 
-    /// The innermost grant that `mount` is under, which says what may be done there.
-    fn covering(&self, mount: &Mount) -> Result<&Root, Refusal> {
+    /// Returns the innermost grant that `mount` is under, which determines what is allowed there.
+    fn covering(&self, mount: &Mount) -> Result<&MountRoot, Refusal> {
         let root = self
             .granted
             .iter()
@@ -113,20 +117,21 @@ impl Roots {
         }
     }
 
-    /// Refuses a writable mount of `fd` where that is, is in, or has in it, a directory of which only reading is
-    /// granted: by the directories that are there, since links and renames give them other names.
+    /// Refuses a writable mount of `fd` if that directory is, is inside, or contains a directory of
+    /// which only reading is granted. This compares the directories themselves, since links and
+    /// renames give them other names.
     fn check_writable(&self, mount: &Mount, fd: &OwnedFd) -> Result<(), Refusal> {
         let mut reading = self.granted.iter().filter(|root| !root.grant.writable);
         if mount.read_only || reading.clone().next().is_none() {
             return Ok(());
         }
-        let above = self_and_above(fd);
+        let above = ancestors(fd);
         let grant = above.iter().find_map(|dir| self.grant_of(*dir));
         if grant == Some(false) {
             return Err(reading_only(mount, "only reading is granted here"));
         }
-        let holds = |root: &Root| {
-            let dirs = self_and_above(&root.fd);
+        let holds = |root: &MountRoot| {
+            let dirs = ancestors(&root.fd);
             let is_reading = dirs.first().and_then(|dir| self.grant_of(*dir)) == Some(false);
             is_reading && above.first().is_some_and(|dir| dirs.contains(dir))
         };
@@ -139,17 +144,19 @@ impl Roots {
         }
     }
 
-    /// Whether a granted root that is this very directory grants writing.
-    fn grant_of(&self, dir: Identity) -> Option<bool> {
-        let same = |root: &&Root| identity(&root.fd) == Ok(dir);
+    /// Reports whether a granted root that is this very directory grants writing; `None` if no root
+    /// is.
+    fn grant_of(&self, dir: InodeId) -> Option<bool> {
+        let same = |root: &&MountRoot| identity(&root.fd) == Ok(dir);
         let roots = self.granted.iter().filter(same);
         roots.map(|root| root.grant.writable).max()
     }
 }
 
-/// What directory `fd` is, and those above it, from the inside out, as far as the daemon can go up.
-fn self_and_above(fd: &OwnedFd) -> Vec<Identity> {
-    let mut dirs: Vec<Identity> = identity(fd).into_iter().collect();
+/// Returns the identity of directory `fd` and of those above it, from the inside out, as far up as
+/// the daemon can go.
+fn ancestors(fd: &OwnedFd) -> Vec<InodeId> {
+    let mut dirs: Vec<InodeId> = identity(fd).into_iter().collect();
     let up = |from: &OwnedFd| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(from, "..", flags, Mode::empty())
@@ -157,7 +164,7 @@ fn self_and_above(fd: &OwnedFd) -> Vec<Identity> {
     let mut at = up(fd);
     while let Ok(dir) = at
         && let Ok(id) = identity(&dir)
-        // Nothing is above the topmost one but itself.
+        // Only the topmost directory is its own parent.
         && dirs.last() != Some(&id)
         && dirs.len() < MAX_DEPTH
     {
@@ -167,11 +174,12 @@ fn self_and_above(fd: &OwnedFd) -> Vec<Identity> {
     dirs
 }
 
-fn identity(fd: impl AsFd) -> rustix::io::Result<Identity> {
+fn identity(fd: impl AsFd) -> rustix::io::Result<InodeId> {
     fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Opens a directory that has nothing in it: one that Linux has, or where it does not, one that is gone already.
+/// Opens an empty directory: the one that Linux has, or, where that is missing, a temporary one
+/// that is then removed.
 fn open_empty() -> std::io::Result<OwnedFd> {
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -207,20 +215,21 @@ fn outside(mount: &Mount) -> Refusal {
     Refusal::denied(field, "policy.mounts", "is not granted")
 }
 
-/// A run that mounts more than there are descriptors for now.
+/// Returns the refusal of a run that needs more descriptors for its mounts than are free now.
 pub(super) fn no_descriptors() -> Refusal {
     let message = "the files that runs have open are all that this process may have (its limit of open files): there is none left for the run's mounts";
     Refusal::new(Reason::QueueFull, message)
-        .at("spec.mounts")
+        .at_field("spec.mounts")
         .retry_after(RETRY)
 }
 
 /// Opens `mounts`, in their order.
 ///
 /// # Errors
-/// `POLICY_DENIED` for what no grant covers, the same for everything outside; `SPEC_INVALID` for what is inside but no
-/// directory, and for a mount inside another that has other files at its place.
-pub(super) fn open(roots: &Roots, mounts: &[Mount]) -> Result<Vec<Opened>, Refusal> {
+/// Returns `POLICY_DENIED` for a mount that no grant covers, the same for everything outside.
+/// Returns `SPEC_INVALID` for a mount that is inside a grant but is no directory, and for a mount
+/// inside another that has other files at its place.
+pub(super) fn open_mounts(roots: &MountRoots, mounts: &[Mount]) -> Result<Vec<Preopen>, Refusal> {
     let opened = mounts
         .iter()
         .map(|mount| open_one(roots, mount))
@@ -237,9 +246,10 @@ pub(super) fn open(roots: &Roots, mounts: &[Mount]) -> Result<Vec<Opened>, Refus
     Ok(opened)
 }
 
-/// Refuses a mount inside another that has something else at the inner one's place. Guests choose a mount by how a path
-/// is spelt: "/outer/./inner/x" leads through the outer mount to what that has there itself, which has to be the same
-/// directory, or nothing. That a mount to read is in none to write was refused before.
+/// Refuses a mount inside another that has something else at the inner one's place. Guests choose a
+/// mount by how a path is spelt: "/outer/./inner/x" leads through the outer mount to what that has
+/// there itself. This has to be the same directory, or nothing. A read-only mount inside a writable
+/// one was refused before.
 fn check_place(
     inner: &Mount,
     inner_fd: &OwnedFd,
@@ -281,7 +291,7 @@ fn check_place(
     Err(Refusal::invalid(field, message))
 }
 
-fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
+fn open_one(roots: &MountRoots, mount: &Mount) -> Result<Preopen, Refusal> {
     let field = format!("spec.mounts[{}].host_path", mount.index);
     let root = roots.covering(mount)?;
     let beneath = mount
@@ -298,17 +308,17 @@ fn open_one(roots: &Roots, mount: &Mount) -> Result<Opened, Refusal> {
         errno => Refusal::of_host("opening a mount", &errno),
     })?;
     roots.check_writable(mount, &fd)?;
-    Ok(Opened {
+    Ok(Preopen {
         fd: Arc::new(fd),
         guest: mount.guest.as_str().to_owned(),
         read_only: mount.read_only,
     })
 }
 
-/// How a directory is opened that is only a place to start from.
+/// The flags for opening a directory that is only a place to start from.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// Opens a path without ever leaving `root`, by whatever links there are.
+/// Opens a path without ever leaving `root`, whatever links there are.
 pub(super) fn open_beneath(
     root: &OwnedFd,
     path: &Path,
@@ -329,7 +339,8 @@ pub(super) fn open_beneath(
             ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
         );
         tries += 1;
-        // The kernel could not be sure that a rename beside it did not lead out: openat2(2) says to try again.
+        // The kernel could not be sure that a concurrent rename did not lead out of the root;
+        // openat2(2) says to try again.
         if opened.as_ref().err() != Some(&Errno::AGAIN) || tries == OPEN_TRIES {
             return opened;
         }

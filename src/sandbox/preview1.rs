@@ -1,8 +1,8 @@
-//! Host calls of preview 1 and of `wasi_unstable` that a guest can make large, or that open and
-//! close files. Large ones are done here in pieces (see [`super::pace`]), so that no size fails and
-//! none delays the run's end; the runtime's own functions see single pieces. What a guest may pass
-//! by size: any buffer, paths of [`PATH`], polls of as many subscriptions as it may have
-//! handles.
+//! Replaces the host calls of WASI preview 1 and of `wasi_unstable` that a guest can make large, or
+//! that open and close files. Large calls are done here in pieces (see [`super::host_call_pacer`]),
+//! so that no size fails and none delays the run's end; the runtime's own functions see single
+//! pieces. The sizes that a guest may pass are any buffer, paths of up to [`PATH`], and polls of as
+//! many subscriptions as it may have handles.
 
 use wasmtime::{Caller, Linker};
 use wasmtime_wasi::p0::wasi_unstable;
@@ -10,52 +10,52 @@ use wasmtime_wasi::p1::types::{self, Errno};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::{GuestMemory, GuestPtr};
 
-use super::files::FileCalls;
+use super::file_threads::FileCalls;
 use super::handles::HandlesFull;
-use super::host::{State, memory};
-use super::pace::{PIECE_BYTES, Pace};
+use super::host_call_pacer::{HostCallPacer, PIECE_BYTES};
+use super::imports::{GuestState, memory};
 use super::stdio::GuestOutput;
 use crate::guest_limits::PATH;
 
-/// What the runtime may copy for one of its own calls: a piece, or two paths.
+/// How many bytes the runtime may copy for one of its own calls: a piece, or two paths.
 pub(super) const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
-/// What it may copy for each subscription and event of a poll.
+/// How many bytes it may copy for each subscription and event of a poll.
 const POLL_BYTES: usize = 256;
-/// The most random bytes of one piece.
+/// The maximum number of random bytes in one piece.
 pub(super) const RANDOM_PIECE: u32 = 64 << 10;
-/// Bytes of an iovec.
+/// The size of an iovec in bytes.
 const IOVEC_BYTES: u32 = 8;
-/// Empty buffers that are skipped before others may run.
+/// How many empty buffers are skipped before other guests may run.
 const SKIPPED_AT_ONCE: u32 = 1 << 16;
 const SUCCESS: i32 = 0;
 
-/// Which of the two interfaces a call is of.
+/// The interface that a call belongs to, of the two that are replaced.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Version {
-    /// `wasi_snapshot_preview1`
+pub(super) enum WasiVersion {
+    /// The interface `wasi_snapshot_preview1`, WASI preview 1.
     Preview1,
-    /// `wasi_unstable`
+    /// The older interface `wasi_unstable`.
     Unstable,
 }
 
-/// Calls the runtime's own function of the version.
+/// Calls the runtime's own function in the given version of the interface.
 macro_rules! runtime {
     ($version:expr, $name:ident($($arg:expr),* $(,)?)) => {
         match $version {
-            Version::Preview1 => wasi_snapshot_preview1::$name($($arg),*).await,
-            Version::Unstable => wasi_unstable::$name($($arg),*).await,
+            WasiVersion::Preview1 => wasi_snapshot_preview1::$name($($arg),*).await,
+            WasiVersion::Unstable => wasi_unstable::$name($($arg),*).await,
         }
     };
 }
 
-/// Defines a function in both interfaces.
+/// Defines a function in both versions of the interface.
 macro_rules! define {
     ($linker:expr, $name:literal, $args:ty, $function:ident $(, $more:expr)*) => {
         for (module, version) in [
-            ("wasi_snapshot_preview1", Version::Preview1),
-            ("wasi_unstable", Version::Unstable),
+            ("wasi_snapshot_preview1", WasiVersion::Preview1),
+            ("wasi_unstable", WasiVersion::Unstable),
         ] {
-            $linker.func_wrap_async(module, $name, move |caller: Caller<'_, State>, args: $args| {
+            $linker.func_wrap_async(module, $name, move |caller: Caller<'_, GuestState>, args: $args| {
                 Box::new($function(caller, args, version $(, $more)*))
             })?;
         }
@@ -64,31 +64,31 @@ macro_rules! define {
 
 mod file_calls;
 
-/// Whether a path of a length that a guest gave is too long to be looked at.
+/// Reports whether a path of the length that a guest gave is too long to be looked at.
 pub(super) fn is_too_long(len: i32) -> bool {
     u64::from(len.cast_unsigned()) > PATH.number
 }
 
-/// What stands for an error in both interfaces.
-pub(super) fn code(errno: Errno) -> i32 {
+/// Returns the number of an error, which is the same in both interfaces.
+pub(super) fn errno_code(errno: Errno) -> i32 {
     errno as i32
 }
 
-/// What a guest is told whose `open` finds no place.
+/// Returns the error for a guest whose `open` finds no free handle.
 pub(super) fn errno_of(full: HandlesFull) -> i32 {
-    code(match full {
+    errno_code(match full {
         HandlesFull::Run => Errno::Mfile,
         HandlesFull::Process => Errno::Nfile,
     })
 }
 
-/// Replaces the functions. `path_open` is in [`super::regular`], and what tells of files in
-/// [`super::file_times`].
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    define!(linker, "fd_read", Vector, read, None);
-    define!(linker, "fd_write", Vector, write);
-    define!(linker, "fd_pread", VectorAt, read_at);
-    define!(linker, "fd_pwrite", VectorAt, write_at);
+/// Replaces the functions in `linker`. `path_open` is in [`super::file_types`], and the functions
+/// that return file attributes are in [`super::file_times`].
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    define!(linker, "fd_read", VectoredIoArgs, read, None);
+    define!(linker, "fd_write", VectoredIoArgs, write);
+    define!(linker, "fd_pread", PositionedIoArgs, read_at);
+    define!(linker, "fd_pwrite", PositionedIoArgs, write_at);
     define!(linker, "random_get", (i32, i32), random_get);
     define!(linker, "poll_oneoff", (i32, i32, i32, i32), poll_oneoff);
     define!(linker, "fd_close", (i32,), fd_close);
@@ -96,66 +96,66 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     file_calls::add(linker)
 }
 
-/// What `fd_read` and `fd_write` take: a descriptor, buffers and their number, where the count of
-/// bytes goes.
-type Vector = (i32, i32, i32, i32);
-/// What `fd_pread` and `fd_pwrite` take, which have an offset beside that.
-type VectorAt = (i32, i32, i32, i64, i32);
+/// The arguments of `fd_read` and `fd_write`: a descriptor, the buffers and their number, and where
+/// the count of bytes goes.
+type VectoredIoArgs = (i32, i32, i32, i32);
+/// The arguments of `fd_pread` and `fd_pwrite`, which also have an offset.
+type PositionedIoArgs = (i32, i32, i32, i64, i32);
 
 async fn read_at(
-    caller: Caller<'_, State>,
-    (fd, iovs, count, offset, out): VectorAt,
-    version: Version,
+    caller: Caller<'_, GuestState>,
+    (fd, iovs, count, offset, out): PositionedIoArgs,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     read(caller, (fd, iovs, count, out), version, Some(offset)).await
 }
 
 async fn write_at(
-    caller: Caller<'_, State>,
-    (fd, iovs, count, offset, out): VectorAt,
-    version: Version,
+    caller: Caller<'_, GuestState>,
+    (fd, iovs, count, offset, out): PositionedIoArgs,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     write_file(caller, (fd, iovs, count, out), version, Some(offset)).await
 }
 
-/// A buffer of the guest, and where its iovec stands.
-struct Buffer {
+/// A buffer of the guest, with the address of its iovec.
+struct GuestBuffer {
     iovec: i32,
     start: u32,
     len: u32,
 }
 
-/// The first of a guest's buffers that is not empty: reading and writing may stop after it, and the
-/// runtime does.
+/// Finds the first of a guest's buffers that is not empty. Reading and writing may stop after it,
+/// and the runtime does.
 async fn first_buffer(
     memory: &GuestMemory<'_>,
     (iovs, count): (i32, i32),
-    pace: &mut Pace<'_>,
-) -> wasmtime::Result<Option<Buffer>> {
+    pace: &mut HostCallPacer<'_>,
+) -> wasmtime::Result<Option<GuestBuffer>> {
     let iovecs = GuestPtr::<[types::Ciovec]>::new((iovs.cast_unsigned(), count.cast_unsigned()));
     for (i, iovec) in (0_u32..).zip(iovecs.iter()) {
         let iovec = iovec?;
         let types::Ciovec { buf, buf_len } = memory.read(iovec)?;
         if buf_len > 0 {
-            return Ok(Some(Buffer {
+            return Ok(Some(GuestBuffer {
                 iovec: iovec.offset().cast_signed(),
                 start: buf.offset(),
                 len: buf_len,
             }));
         }
         if i % SKIPPED_AT_ONCE == SKIPPED_AT_ONCE - 1 {
-            pace.between().await?;
+            pace.checkpoint().await?;
         }
     }
     Ok(None)
 }
 
-/// Reads into the first buffer that is not empty: a file until that is full, or the file at its
-/// end; input as long as that does not wait.
+/// Reads into the first buffer that is not empty. A file is read until the buffer is full or the
+/// file ends; stdin only as far as that does not wait.
 async fn read(
-    mut caller: Caller<'_, State>,
-    (fd, iovs, count, out): Vector,
-    version: Version,
+    mut caller: Caller<'_, GuestState>,
+    (fd, iovs, count, out): VectoredIoArgs,
+    version: WasiVersion,
     offset: Option<i64>,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
@@ -163,11 +163,11 @@ async fn read(
     let mut memory = GuestMemory::Unshared(bytes);
     let stop = &*state.stop;
     let wasi = state.wasi.get();
-    let mut pace = Pace::new(stop);
+    let mut pace = HostCallPacer::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
     let guest_fd = types::Fd::from(fd.cast_unsigned());
-    // Input waits for its writer, which may take as long as the run.
+    // Stdin waits for its writer, which may take as long as the run.
     let is_file =
         offset.is_some() || WasiSnapshotPreview1::fd_tell(wasi, &mut memory, guest_fd).is_ok();
     let files = match is_file {
@@ -203,8 +203,8 @@ async fn read(
         };
         let read = match files.run(call).await {
             Ok(read) => read,
-            Err(error) if done == 0 => return Ok(code(error.downcast()?)),
-            // What was read counts: the guest meets the error when it reads on.
+            Err(error) if done == 0 => return Ok(errno_code(error.downcast()?)),
+            // What was read counts: the guest gets the error when it reads on.
             Err(error) => {
                 let _: Errno = error.downcast()?;
                 break;
@@ -214,7 +214,7 @@ async fn read(
         let start = start.ok_or(wasmtime::Trap::MemoryOutOfBounds)?;
         memory.copy_from_slice(piece.filled(read), GuestPtr::new((start, read)))?;
         done += read;
-        // A file's stream gives less than was asked for at a time; its end is where it gives
+        // A file's stream returns less than was asked for at a time. Its end is where it returns
         // nothing.
         let more = match is_file {
             true => read > 0,
@@ -223,19 +223,20 @@ async fn read(
         if !more {
             break;
         }
-        pace.between().await?;
+        pace.checkpoint().await?;
     }
     memory.write(GuestPtr::<u32>::new(out.cast_unsigned()), done)?;
     Ok(SUCCESS)
 }
 
 async fn write(
-    mut caller: Caller<'_, State>,
-    (fd, iovs, count, out): Vector,
-    version: Version,
+    mut caller: Caller<'_, GuestState>,
+    (fd, iovs, count, out): VectoredIoArgs,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
-    if !matches!(fd, 1 | 2) || caller.data().moved.contains(fd) {
-        // Apart, so that room for what a file takes is not made for each line of output.
+    if !matches!(fd, 1 | 2) || caller.data().replaced_stdio.contains(fd) {
+        // This is a separate future, so that each line of output does not allocate the space that a
+        // file write takes.
         return Box::pin(write_file(caller, (fd, iovs, count, out), version, None)).await;
     }
     let memory = memory(&mut caller)?;
@@ -247,21 +248,22 @@ async fn write(
         _ => &state.stderr,
     };
     let Some(written) = write_output(&memory, longest, (iovs, count), stream).await? else {
-        return Ok(code(Errno::Nomem));
+        return Ok(errno_code(Errno::Nomem));
     };
     memory.write(GuestPtr::<u32>::new(out.cast_unsigned()), written)?;
     Ok(SUCCESS)
 }
 
-/// Writes all buffers, however large: not every guest looks at how much was written. `None` where the
-/// first is longer than the guest's memory, `longest`, which no memory could make right.
+/// Writes all buffers, however large, since not every guest looks at how much was written. Returns
+/// `None` where the first buffer is longer than the guest's memory, `longest`, which no memory
+/// could satisfy.
 async fn write_output(
     memory: &GuestMemory<'_>,
     longest: usize,
     (iovs, count): (i32, i32),
     stream: &GuestOutput,
 ) -> wasmtime::Result<Option<u32>> {
-    let mut pace = Pace::new(&stream.stop);
+    let mut pace = HostCallPacer::new(&stream.stop);
     let iovecs = GuestPtr::<[types::Ciovec]>::new((iovs.cast_unsigned(), count.cast_unsigned()));
     let mut written = 0_u32;
     for (i, iovec) in (0_u32..).zip(iovecs.iter()) {
@@ -270,7 +272,8 @@ async fn write_output(
             return Ok((written > 0).then_some(written));
         }
         if buf_len > 0 {
-            // Buffers that overlap may be more than a count can tell: the rest is another write's.
+            // Buffers that overlap may add up to more than the count can hold. The guest has to
+            // write the rest in another call.
             let Some(sum) = written.checked_add(buf_len) else {
                 break;
             };
@@ -279,17 +282,17 @@ async fn write_output(
             written = sum;
         }
         if i % SKIPPED_AT_ONCE == SKIPPED_AT_ONCE - 1 {
-            pace.between().await?;
+            pace.checkpoint().await?;
         }
     }
     Ok(Some(written))
 }
 
-/// Writes the first buffer that is not empty, all of it where the file takes it.
+/// Writes the first buffer that is not empty, all of it if the file takes it.
 async fn write_file(
-    mut caller: Caller<'_, State>,
-    (fd, iovs, count, out): Vector,
-    version: Version,
+    mut caller: Caller<'_, GuestState>,
+    (fd, iovs, count, out): VectoredIoArgs,
+    version: WasiVersion,
     offset: Option<i64>,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
@@ -298,7 +301,7 @@ async fn write_file(
     let stop = &*state.stop;
     let files = state.files.clone();
     let wasi = state.wasi.get();
-    let mut pace = Pace::new(stop);
+    let mut pace = HostCallPacer::new(stop);
     let first = first_buffer(&memory, (iovs, count), &mut pace).await?;
     WasiSnapshotPreview1::set_hostcall_fuel(wasi, CALL_BYTES);
     let Some(buffer) = first.as_ref().filter(|it| it.len as usize > PIECE_BYTES) else {
@@ -336,21 +339,21 @@ async fn write_file(
         match files.run(call).await {
             Ok(0) => break,
             Ok(written) => done += written,
-            Err(error) if done == 0 => return Ok(code(error.downcast()?)),
-            // What was written counts: the guest meets the error when it writes on.
+            Err(error) if done == 0 => return Ok(errno_code(error.downcast()?)),
+            // What was written counts: the guest gets the error when it writes on.
             Err(error) => {
                 let _: Errno = error.downcast()?;
                 break;
             }
         }
-        pace.between().await?;
+        pace.checkpoint().await?;
     }
     memory.write(GuestPtr::<u32>::new(out.cast_unsigned()), done)?;
     Ok(SUCCESS)
 }
 
-/// A memory of the host's that holds one iovec and its buffer, which the runtime takes for the
-/// guest's.
+/// A memory of the host that holds one iovec and its buffer, and that the runtime takes for the
+/// guest's memory.
 struct ScratchMemory(Vec<u8>);
 
 impl ScratchMemory {
@@ -358,7 +361,7 @@ impl ScratchMemory {
         Self(vec![0; IOVEC_BYTES as usize + PIECE_BYTES])
     }
 
-    /// Makes the buffer as large as `left`, or a piece, and returns that.
+    /// Sets the buffer's length to `left`, or to one piece if that is less, and returns the length.
     fn prepare(&mut self, left: u32) -> u32 {
         let len = u32::try_from(PIECE_BYTES).map_or(left, |piece| left.min(piece));
         let (iovec, _) = self.0.split_at_mut(IOVEC_BYTES as usize);
@@ -380,21 +383,21 @@ impl ScratchMemory {
 }
 
 async fn random_get(
-    mut caller: Caller<'_, State>,
+    mut caller: Caller<'_, GuestState>,
     (buf, len): (i32, i32),
-    version: Version,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
-    let mut pace = Pace::new(&state.stop);
+    let mut pace = HostCallPacer::new(&state.stop);
     let (mut start, mut left) = (buf.cast_unsigned(), len.cast_unsigned());
     loop {
         let piece = left.min(RANDOM_PIECE);
         let (wasi, at, len) = (state.wasi.get(), start.cast_signed(), piece.cast_signed());
         let result = match version {
-            Version::Preview1 => wasi_snapshot_preview1::random_get(wasi, &mut memory, at, len),
-            Version::Unstable => wasi_unstable::random_get(wasi, &mut memory, at, len),
+            WasiVersion::Preview1 => wasi_snapshot_preview1::random_get(wasi, &mut memory, at, len),
+            WasiVersion::Unstable => wasi_unstable::random_get(wasi, &mut memory, at, len),
         };
         let errno = result?;
         left -= piece;
@@ -404,19 +407,19 @@ async fn random_get(
         start = start
             .checked_add(piece)
             .ok_or(wasmtime::Trap::MemoryOutOfBounds)?;
-        pace.between().await?;
+        pace.checkpoint().await?;
     }
 }
 
 async fn poll_oneoff(
-    mut caller: Caller<'_, State>,
+    mut caller: Caller<'_, GuestState>,
     (subs, events, count, out): (i32, i32, i32, i32),
-    version: Version,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     if !may_poll(state, count) {
-        return Ok(code(Errno::Inval));
+        return Ok(errno_code(Errno::Inval));
     }
     let mut memory = GuestMemory::Unshared(bytes);
     let wasi = state.wasi.get();
@@ -427,16 +430,17 @@ async fn poll_oneoff(
     )
 }
 
-/// Whether a guest may poll for so much at once. Each subscription takes two entries of its
-/// resource table for as long as the call takes, and descriptors take at most a quarter of that.
-pub(super) fn may_poll(state: &State, count: i32) -> bool {
+/// Reports whether a guest may poll for `count` subscriptions at once. Each takes two entries of
+/// the guest's resource table for the duration of the call, and descriptors take at most a quarter
+/// of that table.
+pub(super) fn may_poll(state: &GuestState, count: i32) -> bool {
     count.cast_unsigned() as usize <= state.handles.most()
 }
 
 async fn fd_close(
-    mut caller: Caller<'_, State>,
+    mut caller: Caller<'_, GuestState>,
     (fd,): (i32,),
-    version: Version,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
@@ -444,7 +448,7 @@ async fn fd_close(
     let errno = runtime!(version, fd_close(state.wasi.get(), &mut memory, fd))?;
     if errno == SUCCESS {
         let number = fd.cast_unsigned();
-        state.moved.add(fd);
+        state.replaced_stdio.add(fd);
         state.handles.close(number);
         state.listings.close(number, &mut state.meter);
     }
@@ -452,9 +456,9 @@ async fn fd_close(
 }
 
 async fn fd_renumber(
-    mut caller: Caller<'_, State>,
+    mut caller: Caller<'_, GuestState>,
     (from, to): (i32, i32),
-    version: Version,
+    version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
@@ -464,8 +468,8 @@ async fn fd_renumber(
         fd_renumber(state.wasi.get(), &mut memory, from, to)
     )?;
     if errno == SUCCESS && from != to {
-        state.moved.add(from);
-        state.moved.add(to);
+        state.replaced_stdio.add(from);
+        state.replaced_stdio.add(to);
         let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
         state.handles.renumber(from, to);
         state.listings.renumber(from, to, &mut state.meter);

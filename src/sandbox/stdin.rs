@@ -1,5 +1,6 @@
-//! What a guest reads: the spec's input, and after that, where its caller still writes, a small
-//! pipe that makes the caller wait.
+//! A run's stdin: the guest reads the spec's input and then, if the caller still writes, a small
+//! pipe with backpressure on the caller. It also tells the caller when the guest waits for input
+//! (demand).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,70 +13,72 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
-use super::pace::PIECE_BYTES;
+use super::host_call_pacer::PIECE_BYTES;
 
-/// The most bytes of one piece of live input.
+/// The maximum size, in bytes, of one piece of live input.
 pub const MAX_STDIN_CHUNK: usize = 64 << 10;
-/// The most bytes that the guest gets by one read of the host's: its answer is a copy.
+/// The maximum number of bytes that one read of the host returns to the guest: the answer is a
+/// copy.
 const READ_BYTES: usize = PIECE_BYTES;
-/// While so many bytes wait for the guest, no more are taken.
-const ENOUGH: usize = 64 << 10;
+/// While this many bytes wait for the guest, no more are taken from the caller.
+const HIGH_WATER_MARK: usize = 64 << 10;
 
-/// A run's input.
+/// The stdin of a run, shared by the guest, which reads it, and the caller, which writes it.
 #[derive(Debug, Default)]
 pub struct Input {
-    inner: Mutex<Waiting>,
-    /// Told when there is something to read, or no more will come.
-    came: Notify,
-    /// Told when the guest has read something.
-    went: Notify,
+    inner: Mutex<InputBuffer>,
+    /// Notified when there is something to read, or no more will come.
+    readable: Notify,
+    /// Notified when the guest has read something.
+    drained: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    /// What the guest reads before anything else.
-    first: Bytes,
-    /// Copies: a piece as it arrived is a slice of a message that may be far larger.
-    rest: VecDeque<u8>,
+struct InputBuffer {
+    /// The spec's input, which the guest reads first.
+    initial: Bytes,
+    /// The bytes that the caller has sent. They are copies, since a piece as it arrived is a slice
+    /// of a message that may be far larger.
+    live: VecDeque<u8>,
     closed: bool,
-    /// Bytes that the guest has read.
+    /// The number of bytes that the guest has read.
     read: u64,
-    demand: Demand,
-    /// Whether the caller asked to be told of it.
+    demand: DemandState,
+    /// Whether the caller asked to be told of the demand.
     tells: bool,
     /// The task of the caller that is told of the guest's demand.
     caller: Option<Waker>,
 }
 
-/// Whether the guest waits for input that has not come. It is told once for each piece that comes: a guest that polls
-/// costs its caller nothing.
+/// Whether the guest waits for input that has not come. The caller is told once for each piece that
+/// it sends, so a guest that polls costs the caller nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Demand {
+enum DemandState {
     #[default]
     None,
-    /// The guest waits for at most so many bytes.
+    /// The guest waits for at most this many bytes, and the caller was not told yet.
     Untold(u32),
     Told,
 }
 
-/// That a guest waits for input.
+/// A message to the caller that the guest waits for input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StdinDemand {
-    /// Bytes that it has read so far.
+    /// The number of bytes that the guest has read so far.
     pub read: u64,
-    /// Bytes that it would take now, at least one and at most [`MAX_STDIN_CHUNK`].
+    /// The number of bytes that the guest would read now, from 1 to [`MAX_STDIN_CHUNK`].
     pub wanted: u32,
 }
 
-impl Waiting {
+impl InputBuffer {
     fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.rest.is_empty()
+        self.initial.is_empty() && self.live.is_empty()
     }
 
-    /// Wakes the caller's task where there is something to tell it.
+    /// Wakes the caller's task if there is a demand to tell it of.
     fn wake_caller(&mut self) {
         if self.tells
-            && matches!(self.demand, Demand::Untold(_))
+            && matches!(self.demand, DemandState::Untold(_))
             && let Some(caller) = self.caller.take()
         {
             caller.wake();
@@ -84,61 +87,62 @@ impl Waiting {
 }
 
 impl Input {
-    /// Creates input of which no more will come than `bytes`.
+    /// Creates an input that is complete: `bytes` and then end of file.
     pub(super) fn whole(bytes: Bytes) -> Self {
-        let inner = Mutex::new(Waiting {
-            first: bytes,
+        let inner = Mutex::new(InputBuffer {
+            initial: bytes,
             closed: true,
-            ..Waiting::default()
+            ..InputBuffer::default()
         });
         Self {
             inner,
-            came: Notify::new(),
-            went: Notify::new(),
+            readable: Notify::new(),
+            drained: Notify::new(),
         }
     }
 
-    /// Whether a read would not wait.
+    /// Reports whether a read would return without waiting, at end of file too.
     pub(super) fn is_ready(&self) -> bool {
         let waiting = self.lock();
         !waiting.is_empty() || waiting.closed
     }
 
-    /// Adds to what the guest reads, when it has read enough of what is there.
+    /// Appends `bytes` to the input, once the guest has read enough of what waits there. This is
+    /// the backpressure on the caller.
     pub async fn push(&self, bytes: &[u8]) {
         loop {
-            let mut went = std::pin::pin!(self.went.notified());
+            let mut went = std::pin::pin!(self.drained.notified());
             went.as_mut().enable();
-            let waiting = self.lock().rest.len();
-            if waiting < ENOUGH {
+            let waiting = self.lock().live.len();
+            if waiting < HIGH_WATER_MARK {
                 break;
             }
             went.await;
         }
         let mut waiting = self.lock();
-        waiting.rest.extend(bytes);
-        waiting.demand = Demand::None;
+        waiting.live.extend(bytes);
+        waiting.demand = DemandState::None;
         drop(waiting);
-        self.came.notify_waiters();
+        self.readable.notify_waiters();
     }
 
-    /// Bytes that the guest has read.
+    /// Returns the number of bytes that the guest has read.
     pub(super) fn read_bytes(&self) -> u64 {
         self.lock().read
     }
 
-    /// Has the caller told from now on when the guest waits for input.
+    /// Lets the caller be told from now on when the guest waits for input.
     pub fn tell_demand(&self) {
         let mut waiting = self.lock();
         waiting.tells = true;
         waiting.wake_caller();
     }
 
-    /// Whether the guest waits for input and its caller, which asked for it, was not told; if not, the task of `cx` is
-    /// woken when it does.
-    pub fn demands(&self, cx: &mut Context<'_>) -> bool {
+    /// Reports whether the guest waits for input and the caller, which asked for that, was not told
+    /// yet. If not, the task of `cx` is woken when it is so.
+    pub fn poll_demand(&self, cx: &mut Context<'_>) -> bool {
         let mut waiting = self.lock();
-        if waiting.tells && matches!(waiting.demand, Demand::Untold(_)) {
+        if waiting.tells && matches!(waiting.demand, DemandState::Untold(_)) {
             return true;
         }
         if !(waiting.caller.as_ref()).is_some_and(|caller| caller.will_wake(cx.waker())) {
@@ -147,20 +151,20 @@ impl Input {
         false
     }
 
-    /// Takes what there is to tell of the guest's demand, so that it is told once.
+    /// Takes the guest's demand that the caller was not told of, so that it is told once.
     pub fn take_demand(&self) -> Option<StdinDemand> {
         let mut waiting = self.lock();
-        let Demand::Untold(wanted) = waiting.demand else {
+        let DemandState::Untold(wanted) = waiting.demand else {
             return None;
         };
-        waiting.demand = Demand::Told;
+        waiting.demand = DemandState::Told;
         Some(StdinDemand {
             read: waiting.read,
             wanted,
         })
     }
 
-    /// Notes that the guest asks for at most `size` bytes, where it has to wait for them.
+    /// Records that the guest asks for at most `size` bytes, if it has to wait for them.
     fn want(&self, size: usize) {
         let mut waiting = self.lock();
         if !waiting.is_empty() || waiting.closed {
@@ -168,34 +172,34 @@ impl Input {
         }
         let size = u32::try_from(size.clamp(1, MAX_STDIN_CHUNK)).unwrap_or(1);
         waiting.demand = match waiting.demand {
-            Demand::None => Demand::Untold(size),
-            Demand::Untold(wanted) => Demand::Untold(wanted.max(size)),
-            Demand::Told => Demand::Told,
+            DemandState::None => DemandState::Untold(size),
+            DemandState::Untold(wanted) => DemandState::Untold(wanted.max(size)),
+            DemandState::Told => DemandState::Told,
         };
         waiting.wake_caller();
     }
 
-    /// Sets what the guest reads before anything else.
+    /// Sets the spec's input, which the guest reads before anything else.
     pub(super) fn begin_with(&self, bytes: Bytes) {
-        self.lock().first = bytes;
+        self.lock().initial = bytes;
     }
 
-    /// Says that no more will come: the guest sees end of file after what is there.
+    /// Ends the input: the guest sees end of file after what is there.
     pub fn close(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
-        waiting.demand = Demand::None;
+        waiting.demand = DemandState::None;
         drop(waiting);
-        self.came.notify_waiters();
+        self.readable.notify_waiters();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, InputBuffer> {
+        // Nothing panics while the lock is held.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The guest's side of it.
+/// The guest's side of the input, as WASI's standard input stream.
 pub(super) struct GuestInput(pub(super) Arc<Input>);
 
 impl IsTerminal for GuestInput {
@@ -205,9 +209,9 @@ impl IsTerminal for GuestInput {
 }
 
 impl StdinStream for GuestInput {
-    /// Only WASI 0.3 asks for this one, and it is off.
+    /// Returns a reader that fails. Only WASI 0.3 asks for one, and that is off.
     fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        Box::new(NoStream)
+        Box::new(UnsupportedReader)
     }
 
     fn p2_stream(&self) -> Box<dyn InputStream> {
@@ -219,7 +223,7 @@ impl StdinStream for GuestInput {
 impl Pollable for GuestInput {
     async fn ready(&mut self) {
         loop {
-            let mut came = std::pin::pin!(self.0.came.notified());
+            let mut came = std::pin::pin!(self.0.readable.notified());
             came.as_mut().enable();
             if self.0.is_ready() {
                 return;
@@ -245,20 +249,20 @@ impl InputStream for GuestInput {
             }
             return Ok(Bytes::new());
         }
-        if !waiting.first.is_empty() {
-            let size = size.min(waiting.first.len());
+        if !waiting.initial.is_empty() {
+            let size = size.min(waiting.initial.len());
             waiting.read += size as u64;
-            return Ok(waiting.first.split_to(size));
+            return Ok(waiting.initial.split_to(size));
         }
-        let size = size.min(waiting.rest.len());
-        let read: Vec<u8> = waiting.rest.drain(..size).collect();
+        let size = size.min(waiting.live.len());
+        let read: Vec<u8> = waiting.live.drain(..size).collect();
         waiting.read += size as u64;
         drop(waiting);
-        self.0.went.notify_waiters();
+        self.0.drained.notify_waiters();
         Ok(read.into())
     }
 
-    /// As the provided method, but first of all says how much is wanted.
+    /// Reads as the trait's provided method does, but first records how much the guest asks for.
     async fn blocking_read(&mut self, size: usize) -> StreamResult<Bytes> {
         loop {
             if size > 0 {
@@ -273,11 +277,11 @@ impl InputStream for GuestInput {
     }
 }
 
-/// Fails every read, so that a guest which took a way that nobody feeds does not see an end that is
-/// none.
-struct NoStream;
+/// A reader that fails every read. A guest that takes this route, which nobody feeds, does not see
+/// a false end of file.
+struct UnsupportedReader;
 
-impl AsyncRead for NoStream {
+impl AsyncRead for UnsupportedReader {
     fn poll_read(
         self: std::pin::Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -302,7 +306,7 @@ mod tests {
     }
 
     fn demands(input: &Input) -> bool {
-        input.demands(&mut Context::from_waker(Waker::noop()))
+        input.poll_demand(&mut Context::from_waker(Waker::noop()))
     }
 
     fn push(input: &Input, bytes: &[u8]) {
@@ -348,7 +352,7 @@ mod tests {
         assert!(guest(&input).read(3).is_ok_and(|it| it == "xyz"));
         assert!(!demands(&input));
         assert!(guest(&input).read(3).is_ok_and(|it| it.is_empty()));
-        // It has waited, but what it waited for is told by the end.
+        // The guest has waited, but the end of the input answers that.
         input.close();
         assert!(!demands(&input));
         assert!(matches!(guest(&input).read(3), Err(StreamError::Closed)));

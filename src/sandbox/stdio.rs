@@ -1,4 +1,6 @@
-//! What a guest writes, up to its output limit, on its way to the run's log.
+//! A run's output streams: what a guest writes, up to its output limit, goes to the run's event
+//! log, with backpressure from the reader. A caller that reads nothing for too long ends the run,
+//! unless the run is detached.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,29 +13,31 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
-use super::pace::Pace;
-use super::stop::{Stop, StopReason};
-use crate::limits::{Delivery, OutputPolicy};
-use crate::log::{CHUNK_BYTES, CaptureBuffer, Captured, Log};
-use crate::outcome::{CancelCause, Stream, Usage, Written};
+use super::host_call_pacer::HostCallPacer;
+use super::stop::{StopReason, StopSignal};
+use crate::event_log::{CHUNK_BYTES, CaptureBuffer, CapturedOutput, EventLog};
+use crate::limits::{OutputMode, OutputPolicy};
+use crate::outcome::{CancelCause, LiveUsage, Stream, Written};
 
-/// What a guest is told that it may write in one call where there is room at all: more than any
-/// memory of 32 bits can hold in one piece, and what `write` of Linux transfers at the most. Some
-/// guests ignore that a write was short (CPython's unbuffered output does), so none ever is: a call
-/// writes all, and waits for the reader between its pieces.
+/// How many bytes a guest is told that it may write in one call whenever there is any room. It is
+/// more than a 32-bit memory can hold in one piece, and the most that `write` of Linux transfers.
+/// Some guests ignore that a write was short (CPython's unbuffered output does), so no write ever
+/// is: a call writes everything, and waits for the reader between its pieces.
 pub(super) const ANY_AMOUNT: usize = 0x7fff_f000;
 
-/// The most bytes that go to the log at once, however much a guest writes. The first piece is what an
-/// eager reader takes, and what its connection then holds for a caller that takes nothing more.
+/// The maximum number of bytes that go to the log at once, however much a guest writes. The first
+/// piece is what an eager reader takes, and what its connection then holds for a caller that takes
+/// nothing more.
 const OUTPUT_PIECE: usize = 16 << 10;
 
-/// A run's output. Captured output also waits in memory for its caller, up to the output limit.
+/// The output of a run: counts both streams against the output limit and writes them to the event
+/// log. Captured output is also kept in memory for the caller, up to the output limit.
 #[derive(Debug)]
 pub struct Output {
     limit: Option<u64>,
     policy: OutputPolicy,
-    log: Arc<Log>,
-    usage: Arc<Usage>,
+    log: Arc<EventLog>,
+    usage: Arc<LiveUsage>,
     inner: Mutex<Inner>,
 }
 
@@ -43,7 +47,7 @@ struct Inner {
     captured: Option<[CaptureBuffer; 2]>,
 }
 
-/// The error that ends a guest which went over its output limit.
+/// The error that ends a guest which exceeded its output limit.
 #[derive(Debug)]
 pub(super) struct OutputExceeded;
 
@@ -56,13 +60,14 @@ impl fmt::Display for OutputExceeded {
 impl std::error::Error for OutputExceeded {}
 
 impl Output {
-    /// Of at most `limit` bytes a stream, to `log`.
+    /// Creates the output of a run. Each stream may take `limit` bytes (`None` means no limit), and
+    /// both go to `log`.
     pub fn new(
         limit: Option<u64>,
         policy: OutputPolicy,
-        delivery: Delivery,
-        log: Arc<Log>,
-        usage: Arc<Usage>,
+        delivery: OutputMode,
+        log: Arc<EventLog>,
+        usage: Arc<LiveUsage>,
     ) -> Self {
         Self {
             limit,
@@ -71,29 +76,32 @@ impl Output {
             usage,
             inner: Mutex::new(Inner {
                 written: Default::default(),
-                captured: (delivery == Delivery::Captured).then(Default::default),
+                captured: (delivery == OutputMode::Captured).then(Default::default),
             }),
         }
     }
 
-    /// What became of each stream so far.
+    /// Returns how much was written to each stream so far, and whether it was truncated.
     pub fn written(&self) -> [Written; 2] {
         self.lock().written
     }
 
-    /// How many bytes may be written in one piece now.
-    fn space(&self) -> usize {
+    /// Returns how many bytes may be written in one piece now; 0 means that the guest has to wait
+    /// for the reader.
+    fn writable_bytes(&self) -> usize {
         let room = self.log.room();
         room.map_or(OUTPUT_PIECE, |room| room.min(OUTPUT_PIECE))
     }
 
-    /// Takes what was captured, of a run whose output is.
-    pub fn take_captured(&self) -> Option<Captured> {
+    /// Takes the captured output, or returns `None` if the run's output is not captured or was
+    /// taken before.
+    pub fn take_captured(&self) -> Option<CapturedOutput> {
         let captured = self.lock().captured.take();
-        captured.map(Captured::new)
+        captured.map(CapturedOutput::new)
     }
 
-    /// Writes as far as the limit goes.
+    /// Writes `bytes` to the log and the captured output, up to the limit. Bytes over the limit are
+    /// dropped, and are an error if the policy is to stop.
     fn write(&self, stream: Stream, bytes: &[u8]) -> Result<(), OutputExceeded> {
         let mut inner = self.lock();
         let written = &mut inner.written[stream as usize];
@@ -122,7 +130,7 @@ impl Output {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held; were it to, the bytes are still whole.
+        // Nothing panics while the lock is held. If something did, the bytes would still be whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,30 +139,30 @@ fn clamp(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// One of a guest's output streams.
+/// One of a guest's two output streams, which waits for the reader when the log is full.
 #[derive(Clone)]
 pub struct GuestOutput {
-    /// Where it goes.
+    /// The output of the run, shared by both streams.
     pub output: Arc<Output>,
-    /// Which it is.
+    /// Which of the two streams this is.
     pub stream: Stream,
     /// Ends the run when its reader stalls.
-    pub stop: Arc<Stop>,
-    /// How long a caller may take nothing while the guest waits.
-    pub stall: Duration,
+    pub stop: Arc<StopSignal>,
+    /// How long a caller may read nothing while the guest waits to write.
+    pub stall_timeout: Duration,
     /// Whether the run goes on without its caller.
     pub detached: bool,
 }
 
 impl GuestOutput {
-    /// Resolves when something may be written. A caller that takes nothing for too long ends the
-    /// run, or, where that goes on without it, is not waited for any more.
-    async fn wait_for_space(&self) {
-        if self.output.log.wait_for_room(self.stall).await {
+    /// Waits until something may be written. A caller that reads nothing for too long ends the run,
+    /// or, if the run is detached, is not waited for any more.
+    async fn wait_until_writable(&self) {
+        if self.output.log.wait_for_room(self.stall_timeout).await {
             return;
         }
         if self.detached {
-            self.output.log.owe_nothing();
+            self.output.log.release_backpressure();
             return;
         }
         self.stop
@@ -162,27 +170,27 @@ impl GuestOutput {
         std::future::pending::<()>().await;
     }
 
-    /// Writes all of `bytes`, in pieces, waiting for the reader as it goes.
+    /// Writes all of `bytes`, in pieces, and waits for the reader between them.
     ///
     /// # Errors
-    /// [`OutputExceeded`] where they go over the output limit and the run is to stop there;
-    /// [`Stopped`](super::stop::Stopped) where it has to end for another reason.
+    /// Returns [`OutputExceeded`] where the bytes exceed the output limit and the run is to stop
+    /// there, and [`Stopped`](super::stop::Stopped) where the run has to end for another reason.
     pub(super) async fn write_all(
         &self,
         mut bytes: &[u8],
-        pace: &mut Pace<'_>,
+        pace: &mut HostCallPacer<'_>,
     ) -> wasmtime::Result<()> {
         while !bytes.is_empty() {
-            let space = self.output.space();
+            let space = self.output.writable_bytes();
             if space == 0 {
-                self.wait_for_space().await;
+                self.wait_until_writable().await;
                 continue;
             }
             let (now, later) = bytes.split_at(bytes.len().min(space));
             self.output.write(self.stream, now)?;
             bytes = later;
             if !bytes.is_empty() {
-                pace.between().await?;
+                pace.checkpoint().await?;
             }
         }
         Ok(())
@@ -196,9 +204,9 @@ impl IsTerminal for GuestOutput {
 }
 
 impl StdoutStream for GuestOutput {
-    /// Only WASI 0.3 asks for this one, and it is off.
+    /// Returns a writer that fails. Only WASI 0.3 asks for one, and that is off.
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(NoStream)
+        Box::new(UnsupportedWriter)
     }
 
     fn p2_stream(&self) -> Box<dyn OutputStream> {
@@ -209,14 +217,15 @@ impl StdoutStream for GuestOutput {
 #[async_trait]
 impl Pollable for GuestOutput {
     async fn ready(&mut self) {
-        self.wait_for_space().await;
+        self.wait_until_writable().await;
     }
 }
 
 #[async_trait]
 impl OutputStream for GuestOutput {
-    /// No guest's write comes here: those go by [`Self::blocking_write_and_flush`], which can wait.
-    /// The bound on the log does not rest on that.
+    /// Writes without waiting. No guest's write comes here: those use
+    /// [`Self::blocking_write_and_flush`], which can wait. The bound on the log does not rely on
+    /// that.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         if bytes.len() > CHUNK_BYTES {
             return Err(StreamError::trap("wrote more than there is room for"));
@@ -231,7 +240,7 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(match self.output.space() {
+        Ok(match self.output.writable_bytes() {
             0 => 0,
             _ => ANY_AMOUNT,
         })
@@ -239,8 +248,8 @@ impl OutputStream for GuestOutput {
 
     async fn write_ready(&mut self) -> StreamResult<usize> {
         loop {
-            self.wait_for_space().await;
-            // Other runs may have filled what all logs may hold meanwhile.
+            self.wait_until_writable().await;
+            // Other runs may have used up the shared room of all logs meanwhile.
             match self.check_write()? {
                 0 => {}
                 most => return Ok(most),
@@ -249,16 +258,17 @@ impl OutputStream for GuestOutput {
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut pace = Pace::new(&self.stop);
+        let mut pace = HostCallPacer::new(&self.stop);
         let written = self.write_all(&bytes, &mut pace).await;
         written.map_err(StreamError::Trap)
     }
 }
 
-/// Refuses every write, so that bytes which took a way that nobody reads cannot vanish unnoticed.
-struct NoStream;
+/// A writer that refuses every write. Bytes that take this route, which nobody reads, cannot vanish
+/// unnoticed.
+struct UnsupportedWriter;
 
-impl AsyncWrite for NoStream {
+impl AsyncWrite for UnsupportedWriter {
     fn poll_write(
         self: std::pin::Pin<&mut Self>,
         _: &mut Context<'_>,

@@ -1,4 +1,5 @@
-//! Why a run must end, told once, heard by the guest at its next epoch and by its driver at once.
+//! Stop requests: why a run must end. A reason is set once; the guest sees it at its next epoch,
+//! and the future that drives the run is notified at once.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -9,26 +10,26 @@ use tokio::sync::Notify;
 
 use crate::outcome::CancelCause;
 
-/// Why a run must end.
+/// The reason why a run must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// Its wall time is over.
+    /// The run's wall time is over.
     TimedOut,
-    /// Somebody outside ends it.
+    /// Somebody outside the run ends it.
     Cancelled(CancelCause),
 }
 
-/// A run's stop request: the first reason given stays.
+/// A run's stop signal. The first reason given stays.
 #[derive(Debug, Default)]
-pub struct Stop {
+pub struct StopSignal {
     reason: AtomicU8,
     requested: Notify,
-    /// When the run's time is over, once it executes.
+    /// When the run's time is over. It is set once the run executes.
     deadline: OnceLock<Instant>,
 }
 
-impl Stop {
-    /// Asks the run to end, and says whether this was the first to ask; a later reason changes
+impl StopSignal {
+    /// Asks the run to end, and reports whether this was the first request. A later reason changes
     /// nothing.
     pub fn request(&self, reason: StopReason) -> bool {
         let code = match reason {
@@ -47,22 +48,22 @@ impl Stop {
         first.is_ok()
     }
 
-    /// Tells when the run's time is over. Only the first deadline counts.
+    /// Sets when the run's time is over. Only the first deadline counts.
     pub(super) fn set_deadline(&self, deadline: Instant) {
-        // It is set once, where the run begins to execute.
+        // The deadline is set once, where the run begins to execute.
         let _ = self.deadline.set(deadline);
     }
 
-    /// Whether the run has to end at `now`: somebody asked it to, or its deadline has passed, which
-    /// counts as asking.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    /// Reports whether the run has to end at `now`, because it was asked to or because its deadline
+    /// has passed, which counts as a request.
+    pub(super) fn must_stop(&self, now: Instant) -> bool {
         if self.deadline.get().is_some_and(|deadline| now >= *deadline) {
             self.request(StopReason::TimedOut);
         }
         self.reason().is_some()
     }
 
-    /// Why it was asked to end, if it was.
+    /// Returns why the run was asked to end, or `None` if it was not.
     pub fn reason(&self) -> Option<StopReason> {
         match self.reason.load(Ordering::Acquire) {
             0 => None,
@@ -74,7 +75,8 @@ impl Stop {
         }
     }
 
-    /// Resolves when it is asked to end. For one waiter, whoever drives the run at the time.
+    /// Waits until the run is asked to end. Only one task may wait, the one that drives the run at
+    /// the time.
     pub async fn requested(&self) {
         if self.reason().is_none() {
             self.requested.notified().await;
@@ -82,7 +84,7 @@ impl Stop {
     }
 }
 
-/// The error that ends a guest which was asked to stop. The reason stands in its [`Stop`].
+/// The error that ends a guest which was asked to stop. The reason is in its [`StopSignal`].
 #[derive(Debug)]
 pub(super) struct Stopped;
 

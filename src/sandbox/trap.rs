@@ -1,4 +1,5 @@
-//! What an error that ended a guest means, looked at in a fixed order so that no cause hides behind another.
+//! Classifies the error that ended a guest into an outcome and a trap. The causes are checked in a
+//! fixed order, so that none hides behind another.
 
 use std::fmt;
 
@@ -10,7 +11,8 @@ use super::stop::{StopReason, Stopped};
 use crate::outcome::{Frame, Outcome, Trap};
 use crate::refusal::quote;
 
-/// What `error` means for a run that was asked to stop for `stop`, or not, and that was `denied` memory, or not.
+/// Classifies `error` as an outcome and a trap. `stop` is the reason for which the run was asked to
+/// stop, if it was, and `denied` tells whether the run was denied memory.
 pub(super) fn classify(
     error: &Error,
     stop: Option<StopReason>,
@@ -19,7 +21,7 @@ pub(super) fn classify(
     if let Some(reason) = stop
         && error.is::<Stopped>()
     {
-        return (stopped(reason), None);
+        return (stop_outcome(reason), None);
     }
     if error.is::<OutputExceeded>() {
         return (
@@ -28,7 +30,7 @@ pub(super) fn classify(
         );
     }
     if let Some(I32Exit(code)) = error.downcast_ref() {
-        return (exited(code.cast_unsigned(), denied), None);
+        return (exit_outcome(code.cast_unsigned(), denied), None);
     }
     let (outcome, code) = match error.downcast_ref::<Code>() {
         Some(Code::OutOfFuel) => (Outcome::FuelExhausted, "out_of_fuel"),
@@ -46,7 +48,7 @@ pub(super) fn classify(
     (outcome, Some(describe(error, code)))
 }
 
-/// Marks an error of instantiation that no guest's code can have caused.
+/// A marker for an error of instantiation that no guest code can have caused.
 #[derive(Debug)]
 struct HostFailure;
 
@@ -56,9 +58,10 @@ impl fmt::Display for HostFailure {
     }
 }
 
-/// Tells what the host failed to provide for an instance (memory, a slot) from what the guest's start functions did.
-pub(super) fn instantiating(error: Error) -> Error {
-    // Whatever guest code raised comes with the guest's stack, or is one of these.
+/// Marks `error` as the host's failure to provide an instance (memory, a slot), unless it comes
+/// from the guest's start functions.
+pub(super) fn mark_host_failure(error: Error) -> Error {
+    // An error that guest code raised carries the guest's stack, or is one of these.
     let guests = error.is::<WasmBacktrace>()
         || error.is::<Code>()
         || error.is::<Stopped>()
@@ -72,21 +75,22 @@ pub(super) fn instantiating(error: Error) -> Error {
     }
 }
 
-/// Whether the host failed, and not the guest.
-pub(super) fn is_the_hosts(error: &Error) -> bool {
+/// Reports whether an error was marked as the host's failure, and is not the guest's.
+pub(super) fn is_host_failure(error: &Error) -> bool {
     error.is::<HostFailure>()
 }
 
-/// What a stop request means.
-pub(super) fn stopped(reason: StopReason) -> Outcome {
+/// Returns the outcome of a run that ended because of a stop request.
+pub(super) fn stop_outcome(reason: StopReason) -> Outcome {
     match reason {
         StopReason::TimedOut => Outcome::TimedOut,
         StopReason::Cancelled(cause) => Outcome::Cancelled(cause),
     }
 }
 
-/// What an exit with `code` means.
-pub(super) fn exited(code: u32, denied: bool) -> Outcome {
+/// Returns the outcome of an exit with `code`. A non-zero code after the run was denied memory
+/// counts as exceeding the memory limit.
+pub(super) fn exit_outcome(code: u32, denied: bool) -> Outcome {
     if denied && code != 0 {
         Outcome::MemoryExceeded(Some(code))
     } else {
@@ -94,7 +98,8 @@ pub(super) fn exited(code: u32, denied: bool) -> Outcome {
     }
 }
 
-/// A fault that the WebAssembly specification knows no trap for: what a guest did to a host call.
+/// Returns the code for a fault that the WebAssembly specification has no trap for: what a guest
+/// did to a host call.
 fn host_code(error: &Error) -> &'static str {
     if error.is::<ThrownException>() {
         "uncaught_exception"

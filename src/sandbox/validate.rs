@@ -1,16 +1,16 @@
-//! Whether a module is valid, and which proposals it needs beyond those that are always on.
+//! Validates a module and finds out which proposals it needs beyond those that are always on.
 
 use wasmparser::Validator;
 use wasmtime::WasmFeatures;
 
-use super::features::{Proposals, defaults};
+use super::features::{ProposalSet, defaults};
 use crate::refusal::{Reason, Refusal, quote};
 
-/// Proposals that others build on come after those, so that a module is told the outer one only where
-/// it needs that itself.
+/// Features on which other proposals build. They are tried last, so that a module is said to need
+/// an outer proposal only where it needs that one itself.
 const INNER_LAST: WasmFeatures = WasmFeatures::FUNCTION_REFERENCES.union(WasmFeatures::GC_TYPES);
 
-/// What nobody can turn on here, and what to do about it.
+/// What nobody can turn on here, and what a module's author can do about it.
 const UNAVAILABLE: [(&str, &str); 5] = [
     (
         "legacy-exceptions",
@@ -29,12 +29,12 @@ const UNAVAILABLE: [(&str, &str); 5] = [
 #[derive(Debug, Default)]
 pub(super) struct Needs {
     /// Proposals that an operator can turn on.
-    pub(super) proposals: Proposals,
+    pub(super) proposals: ProposalSet,
     /// Names of what nobody can turn on.
     pub(super) unavailable: Vec<String>,
 }
 
-/// Validates a binary module, whatever proposals it needs, and finds these.
+/// Validates a binary module, whatever proposals it needs, and finds out which these are.
 ///
 /// # Errors
 /// `MODULE_INVALID` with the offset.
@@ -54,10 +54,11 @@ pub(super) fn validate(wasm: &[u8]) -> Result<Needs, Refusal> {
     let mut needed = WasmFeatures::all();
     let passes = |features| passes(features).is_ok();
     shed(&mut needed, &candidates, &passes);
-    let (proposals, left) = Proposals::covering(needed & beyond);
+    let (proposals, left) = ProposalSet::covering(needed & beyond);
     let mut unavailable: Vec<String> = left.iter_names().map(|(name, _)| told(name)).collect();
     if unavailable.is_empty() && !passes(proposals.enabled()) {
-        // Proposals that nothing but each other lets pass: none is known, and nothing is promised.
+        // The module passes with the features that it was found to need, but not with the proposals
+        // that turn these on. No such combination is known, and nothing is promised for one.
         unavailable.push("an unknown combination".to_owned());
     }
     Ok(Needs {
@@ -66,8 +67,9 @@ pub(super) fn validate(wasm: &[u8]) -> Result<Needs, Refusal> {
     })
 }
 
-/// Takes from `features` what a module passes without, halving the candidates where it does not pass
-/// without all of them: each look validates the whole module, and most need one or two of forty.
+/// Removes from `features` those candidates without which the module passes. Where it does not pass
+/// without all of them, the candidates are halved: each look validates the whole module, and most
+/// modules need one or two of forty.
 fn shed(
     features: &mut WasmFeatures,
     candidates: &[WasmFeatures],
@@ -88,7 +90,7 @@ fn shed(
     }
 }
 
-/// The name of a proposal as people know it.
+/// Returns the name of a proposal as people know it.
 fn told(name: &str) -> String {
     let name = name.to_ascii_lowercase().replace('_', "-");
     match name.strip_prefix("cm-") {
@@ -97,15 +99,15 @@ fn told(name: &str) -> String {
     }
 }
 
-/// Refuses a module that needs proposals which are off, and could be on.
+/// Builds the refusal for a module that needs proposals which are off and could be on.
 pub(super) fn not_enabled(names: &[String]) -> Refusal {
     let sentence = "the module needs WebAssembly proposals that are off here and that policy.features turns on";
     Refusal::listing(Reason::FeatureNotEnabled, sentence, "feature", names)
-        .at("module")
+        .at_field("module")
         .with("rule", "policy.features")
 }
 
-/// Refuses a module that needs what no setting turns on.
+/// Builds the refusal for a module that needs what no setting turns on.
 pub(super) fn unavailable(names: &[String]) -> Refusal {
     let advice = |name: &String| {
         let known = UNAVAILABLE.iter().find(|(known, _)| known == name);
@@ -117,10 +119,11 @@ pub(super) fn unavailable(names: &[String]) -> Refusal {
         ),
         None => "the module needs what this daemon does not have, whatever its settings".to_owned(),
     };
-    Refusal::listing(Reason::FeatureNotEnabled, &sentence, "feature", names).at("module")
+    Refusal::listing(Reason::FeatureNotEnabled, &sentence, "feature", names).at_field("module")
 }
 
-/// Refuses what is no module.
+/// Builds the refusal for bytes that are not a valid module. `offset` says where, as far as that is
+/// known.
 pub(super) fn invalid(message: &str, offset: Option<usize>) -> Refusal {
     let refusal = match offset {
         Some(offset) => Refusal::new(
@@ -133,5 +136,5 @@ pub(super) fn invalid(message: &str, offset: Option<usize>) -> Refusal {
             format!("the module is not valid: {message}"),
         ),
     };
-    refusal.at("module")
+    refusal.at_field("module")
 }

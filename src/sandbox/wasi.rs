@@ -1,4 +1,5 @@
-//! A run's WASI context: nothing inherited, everything from its spec.
+//! A run's WASI context. It inherits nothing from the daemon; everything in it comes from the run's
+//! spec. It is built lazily where that cannot fail.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,42 +9,42 @@ use rustix::io::Errno;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
 
-use super::clock::SteppedClock;
-use super::mounts::{Opened, no_descriptors};
+use super::mounts::{Preopen, no_descriptors};
 use super::preview1::RANDOM_PIECE;
 use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
+use super::stepped_clock::SteppedClock;
 use super::working_dir;
 use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
 
-/// What a context is made of beside its spec.
-pub(super) struct Given {
-    /// Standard input; `None` is at its end.
+/// What a WASI context is built from beside the run's spec.
+pub(super) struct WasiParts {
+    /// The guest's stdin; `None` is an empty one, at its end.
     pub(super) input: Option<Arc<Input>>,
-    /// Standard output.
+    /// The guest's stdout stream.
     pub(super) stdout: GuestOutput,
-    /// Standard error.
+    /// The guest's stderr stream.
     pub(super) stderr: GuestOutput,
-    /// The deterministic clock, where that is the guest's.
+    /// The deterministic clock; `None` where the guest has the real one.
     pub(super) stepped: Option<SteppedClock>,
-    /// The most entries of its resource table.
+    /// The maximum number of entries in the context's resource table.
     pub(super) table_entries: usize,
 }
 
-/// A run's WASI context, which is built when the guest first calls what needs it, unless building it
-/// may fail: it takes some twenty allocations and four random seeds, and many a short guest does
-/// nothing but write, which needs none of it.
+/// A run's WASI context. Unless building it may fail, it is built when the guest first calls
+/// something that needs it. Building takes some twenty allocations and four random seeds, and many
+/// a short guest only writes, which needs none of it.
 pub(super) struct GuestWasi {
     context: Option<WasiP1Ctx>,
-    /// Taken when the context is built.
-    plan: Option<Plan>,
+    /// What the context is built from later; it is taken when the context is built.
+    plan: Option<DeferredContext>,
 }
 
-struct Plan {
+struct DeferredContext {
     command: CommandText,
-    given: Given,
+    given: WasiParts,
 }
 
 impl GuestWasi {
@@ -55,24 +56,25 @@ impl GuestWasi {
         }
     }
 
-    /// Plans a context without directories and sockets. `args` is the command line, which is not the
-    /// spec's where that has an entry point's parameters.
-    pub(super) fn plan(args: &[String], env: &[(String, String)], given: Given) -> Self {
+    /// Plans a context without directories and sockets, to be built when it is first needed. `args`
+    /// is the command line, which is not the spec's `args` where those are an entry point's
+    /// parameters.
+    pub(super) fn plan(args: &[String], env: &[(String, String)], given: WasiParts) -> Self {
         let command = CommandText::new(args, env);
         Self {
             context: None,
-            plan: Some(Plan { command, given }),
+            plan: Some(DeferredContext { command, given }),
         }
     }
 
-    /// Builds the context of `spec` now. `args` is as in [`Self::plan`]; `dirs` are the directories that
-    /// the guest is given.
+    /// Builds the context of `spec` now. `args` is as in [`Self::plan`], and `dirs` are the
+    /// directories that the guest is given.
     pub(super) fn build(
         spec: &RunSpec,
         args: &[String],
-        dirs: &[Opened],
+        dirs: &[Preopen],
         network: &[NetworkGrant],
-        given: Given,
+        given: WasiParts,
     ) -> Result<Self, Refusal> {
         let table_entries = given.table_entries;
         let mut builder = builder(given);
@@ -102,7 +104,7 @@ impl GuestWasi {
         })
     }
 
-    /// The context.
+    /// Returns the context, and builds it if it was only planned.
     pub(super) fn get(&mut self) -> &mut WasiP1Ctx {
         let plan = &mut self.plan;
         self.context.get_or_insert_with(|| match plan.take() {
@@ -112,7 +114,7 @@ impl GuestWasi {
     }
 }
 
-impl Plan {
+impl DeferredContext {
     fn build(self) -> WasiP1Ctx {
         let table_entries = self.given.table_entries;
         let mut builder = builder(self.given);
@@ -126,15 +128,15 @@ impl Plan {
     }
 }
 
-/// A builder of contexts that may do nothing but use the standard streams and the clock.
-fn builder(given: Given) -> WasiCtxBuilder {
+/// Creates a builder of contexts that can use only the standard streams and the clock.
+fn builder(given: WasiParts) -> WasiCtxBuilder {
     let input = given
         .input
         .unwrap_or_else(|| Arc::new(Input::whole(Bytes::new())));
     let mut builder = WasiCtxBuilder::new();
     builder
         .allow_blocking_current_thread(false)
-        // Of one piece: a guest's own calls are split into such.
+        // This limits one piece: a guest's own calls are split into pieces of this size.
         .max_random_size(u64::from(RANDOM_PIECE))
         .stdin(GuestInput(input))
         .stdout(given.stdout)
@@ -154,11 +156,11 @@ fn built(builder: &mut WasiCtxBuilder, table_entries: usize) -> WasiP1Ctx {
     context
 }
 
-/// A command line and an environment in one piece of text, each part of it followed by a NUL, which no
-/// part can hold: kept until they are asked for, they cost one allocation.
+/// A command line and an environment in one string, each part followed by a NUL, which no part can
+/// contain. Until they are asked for, they cost only one allocation.
 struct CommandText {
     text: String,
-    /// How many parts the command line has.
+    /// The number of parts that belong to the command line; the rest is the environment.
     args: usize,
 }
 
@@ -188,7 +190,7 @@ impl CommandText {
     }
 }
 
-/// Tells why a directory that is open could not be opened once more.
+/// Returns the refusal for a directory that is open but could not be opened once more.
 fn not_opened(error: wasmtime::Error) -> Refusal {
     let errno = error
         .downcast_ref::<std::io::Error>()
@@ -207,11 +209,11 @@ fn allow(builder: &mut WasiCtxBuilder, grants: &[NetworkGrant]) {
         .allow_udp(true)
         .socket_addr_check(move |addr: SocketAddr, usage| {
             let allowed = match usage {
-                // What a client's socket needs before it connects.
+                // A client's socket has to bind before it connects.
                 SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {
                     addr.port() == 0 && addr.ip().is_unspecified()
                 }
-                // Nothing may be served.
+                // Guests may not serve.
                 SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => false,
                 SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
                     grants.iter().any(|grant| grant.covers(addr))

@@ -1,17 +1,20 @@
-//! The working directory, told so that guests of every make find it.
+//! Gives a guest its working directory, in such a way that guests of every toolchain find it.
 //!
-//! Preview 1 has none to tell, and what components are told (`initial-cwd`) their libraries do not ask for. Each looks
-//! for it among the directories that it is given, in a way of its own:
+//! Preview 1 has no way to tell it, and the libraries of components do not ask for what they are
+//! told (`initial-cwd`). Each library looks for the working directory among the directories that it
+//! is given, in its own way:
 //!
-//! - wasi-libc, which C, Rust and Python stand on, for preview 1 and in components, starts in "/" and drops "/" and "./"
-//!   from the beginning of names and paths. The longest name that a path begins with is where it leads, of equal ones the
-//!   last. So "." and "/" are one to it, and so are "x" and "/x".
-//! - Go starts in the environment's PWD, or else in the first directory, and makes paths absolute and clean before it
-//!   looks for the longest name.
+//! - wasi-libc, on which C, Rust and Python are built, for preview 1 and in components, starts in
+//!   "/" and drops "/" and "./" from the beginning of names and paths. A path leads to the
+//!   directory with the longest name that it begins with, or, among equal names, the last. So it
+//!   does not distinguish "." from "/", nor "x" from "/x".
+//! - Go starts in the environment's PWD, or else in the first directory, and makes paths absolute
+//!   and clean before it looks for the longest name.
 //! - Zig without a libc starts in the first directory, and opens no absolute paths.
 //!
-//! So the working directory is given once more as ".", before all others, with the mounts below it by their relative
-//! names, and PWD is set. What one of them would nevertheless misread is refused.
+//! So the working directory is given a second time as ".", before all others, with the mounts below
+//! it by their relative names, and PWD is set. A layout that one of them would still misread is
+//! refused.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,28 +22,29 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::mounts::{DIRECTORY, Opened, Roots, no_descriptors, open_beneath};
+use super::mounts::{DIRECTORY, MountRoots, Preopen, no_descriptors, open_beneath};
 use crate::refusal::{Refusal, quote};
 use crate::request::{GuestPath, Mount, RunSpec, WORKING_DIR_FIELD as FIELD};
 
-/// The directories that a guest is given: `opened`, which are the spec's mounts in their order, and the working
-/// directory.
+/// Arranges the directories that a guest is given: `opened`, which are the spec's mounts in their
+/// order, and the working directory.
 ///
 /// # Errors
-/// `SPEC_INVALID` for a working directory that is not there, or has an entry that some guests take for a mount.
-pub(super) fn arrange(
-    roots: &Roots,
+/// Returns `SPEC_INVALID` for a working directory that does not exist, or that has an entry which
+/// some guests take for a mount.
+pub(super) fn preopens(
+    roots: &MountRoots,
     spec: &RunSpec,
-    opened: Vec<Opened>,
-) -> Result<Vec<Opened>, Refusal> {
+    opened: Vec<Preopen>,
+) -> Result<Vec<Preopen>, Refusal> {
     match &spec.working_dir {
         Some(dir) if !dir.is_root() => beginning_in(dir, &spec.mounts, opened),
         dir => Ok(beginning_in_root(roots, dir.is_some(), opened)),
     }
 }
 
-/// How many directories [`arrange`] gives to the guest of `spec`.
-pub(super) fn given(spec: &RunSpec) -> usize {
+/// Returns how many directories [`preopens`] gives to the guest of `spec`.
+pub(super) fn count_preopens(spec: &RunSpec) -> usize {
     let mounts = spec.mounts.len();
     match &spec.working_dir {
         Some(dir) if !dir.is_root() => {
@@ -52,7 +56,8 @@ pub(super) fn given(spec: &RunSpec) -> usize {
     }
 }
 
-/// The variable that tells a guest where it starts, unless the spec has it.
+/// Returns the environment variable that tells a guest where it starts, or `None` if the spec sets
+/// it or there is nothing to tell.
 pub(super) fn variable(spec: &RunSpec) -> Option<(&'static str, &str)> {
     const NAME: &str = "PWD";
     let dir = match &spec.working_dir {
@@ -64,9 +69,10 @@ pub(super) fn variable(spec: &RunSpec) -> Option<(&'static str, &str)> {
     (!is_set).then_some((NAME, dir))
 }
 
-/// With "/" as the first directory: what is mounted there, or an empty one. Where nobody asked for a working directory
-/// the empty one is the last, since programs that go by number look for their first mount in the first place.
-fn beginning_in_root(roots: &Roots, asked: bool, mut opened: Vec<Opened>) -> Vec<Opened> {
+/// Puts "/" first: what is mounted there, or an empty directory. Where the spec has no working
+/// directory, the empty one comes last, since programs that go by number look for their first mount
+/// in the first place.
+fn beginning_in_root(roots: &MountRoots, asked: bool, mut opened: Vec<Preopen>) -> Vec<Preopen> {
     if let Some(root) = opened.iter().position(|dir| dir.guest == "/") {
         opened[..=root].rotate_right(1);
     } else if !opened.is_empty() {
@@ -79,8 +85,8 @@ fn beginning_in_root(roots: &Roots, asked: bool, mut opened: Vec<Opened>) -> Vec
 fn beginning_in(
     dir: &GuestPath,
     mounts: &[Mount],
-    opened: Vec<Opened>,
-) -> Result<Vec<Opened>, Refusal> {
+    opened: Vec<Preopen>,
+) -> Result<Vec<Preopen>, Refusal> {
     let (place, beneath) = opened
         .iter()
         .zip(mounts)
@@ -101,7 +107,7 @@ fn beginning_in(
             errno => Refusal::of_host("opening the working directory", &errno),
         })?;
     for mount in mounts {
-        // The name of a mount without its slash, begun from here.
+        // This is the mount's name without its slash, resolved from the working directory.
         let namesake = &mount.guest.as_str()[1..];
         match open_beneath(&fd, Path::new(namesake), OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
@@ -109,23 +115,25 @@ fn beginning_in(
             Ok(_) | Err(_) => return Err(has_namesake(dir, mount)),
         }
     }
-    let first = Opened {
+    let first = Preopen {
         fd: Arc::new(fd),
         guest: ".".to_owned(),
         read_only: place.read_only,
     };
     let below = opened.iter().zip(mounts).filter_map(|(open, mount)| {
         let name = mount.guest.beneath(dir)?;
-        (!name.is_empty()).then(|| Opened {
+        (!name.is_empty()).then(|| Preopen {
             guest: name.to_owned(),
             ..open.clone()
         })
     });
-    let below: Vec<Opened> = below.collect();
+    let below: Vec<Preopen> = below.collect();
     Ok([first].into_iter().chain(opened).chain(below).collect())
 }
 
-/// Programs that do not tell "data/x" from "/data/x" would open the mount's file for the working directory's.
+/// Returns the refusal for a working directory that has an entry with a mount's name. Programs that
+/// do not distinguish "data/x" from "/data/x" would open the mount's file instead of the working
+/// directory's.
 fn has_namesake(dir: &GuestPath, mount: &Mount) -> Refusal {
     let (dir, mount) = (dir.as_str(), mount.guest.as_str());
     let message = format!(

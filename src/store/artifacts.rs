@@ -1,9 +1,10 @@
-//! Native code on disk: a cache of what compile children made, in a folder of this host.
+//! A persistent cache of the native code that compile children produced, in a folder of this host,
+//! with least recently used eviction.
 //!
-//! What is read back is executed, so nothing is taken on trust: a keyed hash (BLAKE3, the key outside the folder) covers
-//! the bytes, the module's digest, the variant and what the code is compatible with. A file in which anything is wrong
-//! is removed, logged and counted, and its module compiled again. Files never leave this host: hosts share modules,
-//! not code.
+//! What is read back is executed, so nothing is taken on trust: a keyed hash (BLAKE3, with the key
+//! outside the folder) covers the bytes, the module's digest, the variant and what the code is
+//! compatible with. A file in which anything is wrong is removed, logged and counted, and its
+//! module is compiled again. Files never leave this host: hosts share modules, not code.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -17,49 +18,51 @@ use std::time::SystemTime;
 use blake3::{Hash, Hasher};
 use rustix::io::Errno;
 
-use super::backend::Mode;
-use super::directory::{aside, sweep, write_whole};
+use super::backend::WriteMode;
+use super::directory::{remove_leftovers, tmp_dir, write_atomically};
 use super::private_files::{PrivateFolder, read_key};
-use super::sealed::{Sealed, unsealed};
+use super::sealed::{SealedFile, create_sealable};
 use crate::request::Digest;
 
-/// What a file starts with; the digit is the layout's version.
+/// The bytes that every artefact file starts with; the digit is the version of the layout.
 const MAGIC: &[u8; 16] = b"ringfence-code-1";
-/// Bytes before what is told about the code.
+/// Length of the header in bytes, up to where the metadata begins: magic, digest, variant,
+/// compatibility hash and the two lengths.
 const HEADER: usize = MAGIC.len() + 32 + 1 + 8 + 4 + 8;
-/// Bytes of what is told about the code, at the most.
+/// Longest metadata of an artefact that is accepted, in bytes.
 const MAX_ABOUT: u32 = 64 << 20;
-/// Who may see the folders.
+/// Mode of the folders: only the daemon's user may enter them.
 const PRIVATE: u32 = 0o700;
-/// Bytes that a file counts for at the least.
+/// Fewest bytes that a file counts for in the budget, so that the number of files is bounded too.
 const LEAST: u64 = 16 << 10;
-/// Bytes copied, and hashed, at once.
+/// Bytes that are copied, and hashed, in one piece.
 const PIECE: usize = 1 << 20;
 
-/// How artefacts are kept.
+/// The settings of the artefact cache (`artifacts.*` in the configuration).
 #[derive(Clone, Debug)]
-pub struct ArtifactsSettings {
-    /// The folder.
+pub struct ArtifactCacheSettings {
+    /// The folder that holds the artefact files.
     pub dir: PathBuf,
-    /// Bytes of all files; the least recently used go first.
+    /// Most bytes that all files may take together; the least recently used are evicted first.
     pub budget: u64,
-    /// The file with the key; it is made where there is none.
+    /// The file with the secret key; it is created where there is none.
     pub key_file: PathBuf,
 }
 
-/// Which code it is.
+/// The key of an artefact: it names one variant of a module's native code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Name {
-    /// Of the module.
+pub struct ArtifactName {
+    /// The digest of the module's WebAssembly bytes.
     pub digest: Digest,
-    /// Whether it counts fuel.
+    /// Whether the code counts fuel.
     pub metered: bool,
-    /// What it is compatible with.
+    /// A hash of everything that the code must be compatible with in order to be loaded.
     pub compatible: u64,
 }
 
-impl Name {
-    /// Whether `file` may be one of ours.
+impl ArtifactName {
+    /// Reports whether `file` has the form of an artefact's file name, so that other files in the
+    /// folder are left alone.
     fn is_one(file: &str) -> bool {
         let mut parts = file.split('-');
         let hex = |part: Option<&str>, digits: usize| {
@@ -73,19 +76,19 @@ impl Name {
             && parts.next().is_none()
     }
 
-    /// The file's name.
+    /// Returns the file name, which is made of the digest, the variant and the compatibility hash.
     pub fn file(self) -> String {
         let variant = if self.metered { "metered" } else { "plain" };
         format!("{}-{variant}-{:016x}", self.digest.hex(), self.compatible)
     }
 }
 
-/// The cache.
+/// The artefact cache: an index in memory over a folder that only this daemon's user can write.
 #[derive(Debug)]
-pub struct Artifacts {
-    /// Where it is, by the name that `folder` has for it.
+pub struct ArtifactCache {
+    /// The path of the folder by its descriptor, which is valid while `_folder` is open.
     dir: PathBuf,
-    /// Keeps `dir` what it is.
+    /// Holds the folder's descriptor open, so that `dir` keeps leading to the same folder.
     _folder: PrivateFolder,
     budget: u64,
     key: [u8; 32],
@@ -95,25 +98,25 @@ pub struct Artifacts {
 
 #[derive(Debug, Default)]
 struct Index {
-    files: HashMap<String, Entry>,
+    files: HashMap<String, IndexedArtifact>,
     bytes: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct IndexedArtifact {
     bytes: u64,
     used: SystemTime,
 }
 
-/// Why a file is not taken.
-enum Bad {
-    /// It is not what it says, or not what was asked for.
+/// Why an artefact file was not accepted.
+enum ArtifactReadError {
+    /// The file is damaged, forged, or not the one that was asked for.
     Wrong(&'static str),
-    /// It cannot be read at the moment.
+    /// The file cannot be read at the moment.
     Io(io::Error),
 }
 
-impl From<io::Error> for Bad {
+impl From<io::Error> for ArtifactReadError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             Self::Wrong("it is too short")
@@ -123,13 +126,13 @@ impl From<io::Error> for Bad {
     }
 }
 
-impl Artifacts {
-    /// Opens the folder, making it and the key where they are missing.
+impl ArtifactCache {
+    /// Opens the cache, and creates the folder and the key where they are missing.
     ///
     /// # Errors
-    /// Where either cannot be used, or others can write them.
-    pub fn open(settings: &ArtifactsSettings) -> Result<Self, String> {
-        let ArtifactsSettings {
+    /// Fails where either cannot be used, or where others can write it.
+    pub fn open(settings: &ArtifactCacheSettings) -> Result<Self, String> {
+        let ArtifactCacheSettings {
             dir,
             budget,
             key_file,
@@ -141,8 +144,8 @@ impl Artifacts {
         let own = folder.path();
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE);
-        make.create(aside(&own)).map_err(at_dir)?;
-        sweep(&aside(&own)).map_err(at_dir)?;
+        make.create(tmp_dir(&own)).map_err(at_dir)?;
+        remove_leftovers(&tmp_dir(&own)).map_err(at_dir)?;
         let artifacts = Self {
             key: read_key(key_file).map_err(at_key)?,
             index: Mutex::new(Index::read(&own).map_err(at_dir)?),
@@ -151,23 +154,24 @@ impl Artifacts {
             budget: *budget,
             rejected: AtomicU64::new(0),
         };
-        // The budget may be smaller than it was.
+        // The budget may be smaller than it was at the last start.
         artifacts.make_room(0);
         Ok(artifacts)
     }
 
-    /// Whether there is code of this name, right or not.
-    pub fn has(&self, name: Name) -> bool {
+    /// Reports whether the index has a file of this name, without checking what is in it.
+    pub fn has(&self, name: ArtifactName) -> bool {
         self.index().files.contains_key(&name.file())
     }
 
-    /// Files that were not taken since the start.
+    /// Returns how many files were rejected since the daemon started.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// The code of this name, with what is told about it. May block.
-    pub fn load(&self, name: Name) -> Option<(Vec<u8>, Sealed)> {
+    /// Reads and verifies an artefact, and returns its metadata and its code; `None` on a miss. It
+    /// may block.
+    pub fn load(&self, name: ArtifactName) -> Option<(Vec<u8>, SealedFile)> {
         let file_name = name.file();
         let path = self.dir.join(&file_name);
         let mut file = match File::open(&path) {
@@ -187,23 +191,24 @@ impl Artifacts {
                 if let Some(entry) = self.index().files.get_mut(&file_name) {
                     entry.used = now;
                 }
-                // Only the order in which files go after a restart depends on it.
+                // A failure does no harm: only the order of eviction after a restart depends on the
+                // time.
                 let _ = file.set_modified(now);
                 Some(read)
             }
-            Err(Bad::Wrong(why)) => {
+            Err(ArtifactReadError::Wrong(why)) => {
                 self.reject(name, why);
                 None
             }
-            Err(Bad::Io(error)) => {
+            Err(ArtifactReadError::Io(error)) => {
                 tracing::warn!(%error, file = file_name, "an artefact cannot be read");
                 None
             }
         }
     }
 
-    /// Removes code that must not be executed. May block.
-    pub fn reject(&self, name: Name, why: &str) {
+    /// Removes an artefact that must not be executed, and counts and logs it. It may block.
+    pub fn reject(&self, name: ArtifactName, why: &str) {
         let file = name.file();
         tracing::warn!(
             why,
@@ -214,10 +219,11 @@ impl Artifacts {
         self.discard(&file);
     }
 
-    /// Keeps code. Failing to is no failure of anybody's: it is logged. May block.
+    /// Writes an artefact, with `about` as its metadata. A failure is only logged, since the cache
+    /// is optional. It may block.
     pub fn save(
         &self,
-        name: Name,
+        name: ArtifactName,
         about: &[u8],
         len: u64,
         code: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -230,10 +236,10 @@ impl Artifacts {
         let bytes = cost(bytes);
         self.make_room(bytes);
         let file_name = name.file();
-        let written = write_whole(
-            &aside(&self.dir),
+        let written = write_atomically(
+            &tmp_dir(&self.dir),
             &self.dir.join(&file_name),
-            Mode::Replace,
+            WriteMode::Replace,
             |file| {
                 let mut to = Hashing {
                     to: file,
@@ -249,13 +255,14 @@ impl Artifacts {
         match written {
             Ok(_) => {
                 let used = SystemTime::now();
-                self.index().insert(file_name, Entry { bytes, used });
+                self.index()
+                    .insert(file_name, IndexedArtifact { bytes, used });
             }
             Err(error) => tracing::warn!(%error, "an artefact was not written to artifacts.dir"),
         }
     }
 
-    /// Forgets all code of a module. May block.
+    /// Removes every artefact of a module. It may block.
     pub fn remove(&self, digest: Digest) {
         let prefix = digest.hex();
         let names: Vec<String> = {
@@ -271,39 +278,46 @@ impl Artifacts {
         }
     }
 
-    fn read(&self, name: Name, file: &mut File) -> Result<(Vec<u8>, Sealed), Bad> {
+    fn read(
+        &self,
+        name: ArtifactName,
+        file: &mut File,
+    ) -> Result<(Vec<u8>, SealedFile), ArtifactReadError> {
         let mut head = [0; HEADER];
         file.read_exact(&mut head)?;
         let [.., a, b, c, d, e, f, g, h, i, j, k, l] = head;
         let about_len = u32::from_le_bytes([a, b, c, d]);
         let len = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
         if head != header(name, about_len, len) {
-            return Err(Bad::Wrong("it is of another module or another version"));
+            return Err(ArtifactReadError::Wrong(
+                "it is of another module or another version",
+            ));
         }
         let expected = (HEADER as u64 + 32 + u64::from(about_len)).checked_add(len);
         if about_len > MAX_ABOUT || expected != Some(file.metadata()?.len()) {
-            return Err(Bad::Wrong("its length is not what it says"));
+            return Err(ArtifactReadError::Wrong("its length is not what it says"));
         }
         let mut hasher = Hasher::new_keyed(&self.key);
         hasher.update(&head);
         let mut about = Vec::new();
         file.take(about_len.into()).read_to_end(&mut about)?;
         hasher.update(&about);
-        // Copied, so that what was checked is what is executed, whatever happens to the file.
-        let copy = unsealed("ringfence-artifact")?;
+        // The code is copied, so that what was checked is what is executed, whatever happens to the
+        // file.
+        let copy = create_sealable("ringfence-artifact")?;
         copy_and_hash(file, &copy, len, &mut hasher)?;
         let mut hash = [0; 32];
         file.read_exact(&mut hash)?;
-        // In constant time.
+        // The hashes are compared in constant time.
         if hasher.finalize() != Hash::from_bytes(hash) {
-            return Err(Bad::Wrong(
+            return Err(ArtifactReadError::Wrong(
                 "its bytes are not those that this daemon's key vouches for",
             ));
         }
-        Ok((about, Sealed::seal(copy)?))
+        Ok((about, SealedFile::seal(copy)?))
     }
 
-    /// Removes the least recently used files until `bytes` more fit the budget.
+    /// Evicts the least recently used files until `bytes` more fit the budget.
     fn make_room(&self, bytes: u64) {
         loop {
             let oldest = {
@@ -331,7 +345,7 @@ impl Artifacts {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -341,20 +355,20 @@ impl Index {
         let mut index = Self::default();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            // One that another daemon has just removed is none.
+            // A file that another daemon has just removed is passed over.
             let (Ok(metadata), Ok(name)) = (entry.metadata(), entry.file_name().into_string())
             else {
                 continue;
             };
-            if metadata.is_file() && Name::is_one(&name) {
+            if metadata.is_file() && ArtifactName::is_one(&name) {
                 let (bytes, used) = (cost(metadata.len()), metadata.modified()?);
-                index.insert(name, Entry { bytes, used });
+                index.insert(name, IndexedArtifact { bytes, used });
             }
         }
         Ok(index)
     }
 
-    fn insert(&mut self, name: String, entry: Entry) {
+    fn insert(&mut self, name: String, entry: IndexedArtifact) {
         self.remove(&name);
         self.bytes += entry.bytes;
         self.files.insert(name, entry);
@@ -367,8 +381,8 @@ impl Index {
     }
 }
 
-/// Copies `len` bytes and hashes the copy, one beside the other: for a large interpreter each takes as long as starting
-/// it does.
+/// Copies `len` bytes on a second thread and hashes the copy at the same time: for a large
+/// interpreter each of the two takes as long as starting it does.
 fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     let mut hashed = 0;
@@ -389,12 +403,12 @@ fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::R
         let (told, copied) = std::sync::mpsc::channel();
         let copying = std::thread::Builder::new().spawn_scoped(scope, move || {
             copy(from, to, len, &mut |copied| {
-                // Hashing that failed is told by itself.
+                // The send fails only when hashing has failed, and that is reported by itself.
                 let _ = told.send(copied);
             })
         });
         let Ok(copying) = copying else {
-            // No thread can be had: one after the other.
+            // No thread can be had, so the two are done one after the other.
             copy(from, to, len, &mut |_| {})?;
             return hash_up_to(len);
         };
@@ -406,7 +420,8 @@ fn copy_and_hash(from: &File, to: &File, len: u64, hasher: &mut Hasher) -> io::R
     })
 }
 
-/// Copies `len` bytes at the positions of the two files, in the kernel where it can, and tells how many there are.
+/// Copies `len` bytes from one file's position to the other's, in the kernel where it can, and
+/// reports to `told` how many have been copied so far.
 fn copy(mut from: &File, mut to: &File, len: u64, told: &mut dyn FnMut(u64)) -> io::Result<()> {
     let mut copied = 0;
     while copied < len {
@@ -428,7 +443,7 @@ fn copy(mut from: &File, mut to: &File, len: u64, told: &mut dyn FnMut(u64)) -> 
     Ok(())
 }
 
-/// Hashes what goes through it.
+/// A writer that hashes everything that passes through it to the file.
 struct Hashing<'a> {
     to: &'a mut File,
     hasher: Hasher,
@@ -446,8 +461,8 @@ impl Write for Hashing<'_> {
     }
 }
 
-/// What stands before the code; the lengths come last.
-fn header(name: Name, about_len: u32, len: u64) -> [u8; HEADER] {
+/// Builds the header of an artefact file; the two lengths come last.
+fn header(name: ArtifactName, about_len: u32, len: u64) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     let parts: [&[u8]; 6] = [
         MAGIC,
@@ -461,7 +476,7 @@ fn header(name: Name, about_len: u32, len: u64) -> [u8; HEADER] {
     header
 }
 
-/// What a file takes of the budget: at least so much that their number is bounded too.
+/// Returns what a file counts for in the budget: its size, but at least [`LEAST`].
 fn cost(bytes: u64) -> u64 {
     bytes.max(LEAST)
 }

@@ -1,4 +1,5 @@
-//! What a place for objects must do: hold bytes under a key, whole or not at all.
+//! The interface of a storage backend: it holds objects under a key, each of them whole or not at
+//! all.
 
 use std::time::Duration;
 
@@ -9,27 +10,27 @@ use super::blob::Blob;
 use crate::host_limit::HostLimit;
 use crate::request::Digest;
 
-/// What is kept of a module.
+/// The two kinds of object that are kept for each module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    /// Its bytes.
+pub(super) enum ObjectKind {
+    /// The WebAssembly bytes of the module.
     Module,
-    /// What is known of it.
+    /// The JSON record of what is known of the module.
     Record,
 }
 
-/// Where an object stands.
+/// The key of an object in a backend: a module's digest and the kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) kind: Kind,
+pub(super) struct ObjectKey {
+    pub(super) kind: ObjectKind,
     pub(super) digest: Digest,
 }
 
-impl Kind {
-    /// Every kind, in the order in which a module is deleted.
+impl ObjectKind {
+    /// Every kind, in the order in which a module's objects are deleted.
     pub(super) const ALL: [Self; 2] = [Self::Module, Self::Record];
 
-    /// The folder.
+    /// Returns the name of the folder (or key prefix) for objects of this kind.
     pub(super) fn folder(self) -> &'static str {
         match self {
             Self::Module => "modules",
@@ -44,86 +45,87 @@ impl Kind {
         }
     }
 
-    /// The digest in a name of this kind; `None` for a name of something else.
+    /// Parses the digest from an object name of this kind; `None` for any other name.
     pub(super) fn digest(self, name: &str) -> Option<Digest> {
         Digest::from_hex(name.strip_suffix(self.extension())?)
     }
 }
 
-impl Key {
-    /// The name in the folder.
+impl ObjectKey {
+    /// Returns the object's name within its folder.
     pub(super) fn name(self) -> String {
         format!("{}{}", self.digest.hex(), self.kind.extension())
     }
 }
 
-/// What to do about an object that is there already.
+/// What a put does when there is an object of that name already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// Leave it.
+pub(super) enum WriteMode {
+    /// Leaves the existing object alone.
     Create,
-    /// Replace it.
+    /// Replaces the existing object.
     Replace,
 }
 
-/// What became of a put.
+/// The outcome of a put that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Put {
-    /// The object is there, whole, also after a crash.
+pub(super) enum PutOutcome {
+    /// The object was written as a whole, and survives a crash.
     Written,
-    /// One was there already, whatever it holds.
+    /// An object was there already; its contents were not looked at.
     Exists,
 }
 
-/// Why a place failed.
+/// Why a backend could not do what was asked.
 #[derive(Debug)]
-pub(super) enum Fault {
-    /// It has no room.
+pub(super) enum BackendError {
+    /// The backend has no room left; the text is the underlying error.
     Full(String),
-    /// It refuses, for a reason that whoever runs the daemon has to see to.
+    /// The backend refuses the request, for a reason that the daemon's operator has to see to.
     Refused {
-        /// What that is, for callers too.
+        /// The reason, in words that callers may read too.
         why: String,
-        /// Whether it holds for everything that may be asked.
+        /// Whether the reason holds for every request, rather than for this one alone.
         lasting: bool,
-        /// All that was said.
+        /// The whole text of the error, for the log.
         text: String,
     },
-    /// It cannot be reached, or does not work.
+    /// The backend cannot be reached, or does not work.
     Down(String),
-    /// The daemon has come to a limit of its own.
+    /// The daemon has reached a resource limit of its own process or host.
     Host(HostLimit),
 }
 
-/// A future of a backend.
-pub(super) type Promise<'a, T> = BoxFuture<'a, Result<T, Fault>>;
+/// The future that a backend's methods return.
+pub(super) type BackendFuture<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
 
-/// A place for objects.
+/// A storage backend, such as a folder or an object store.
 pub(super) trait Backend: Send + Sync {
-    /// Looks whether the place can be used at all.
-    fn check(&self) -> Promise<'_, ()> {
+    /// Checks whether the backend can be used at all.
+    fn check(&self) -> BackendFuture<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Puts an object, whole or not at all.
-    fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put>;
+    /// Puts an object, as a whole or not at all.
+    fn put(&self, key: ObjectKey, blob: Blob, mode: WriteMode) -> BackendFuture<'_, PutOutcome>;
 
-    /// An object of at most `most` bytes; `None` where there is none.
-    fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>>;
+    /// Reads an object; `None` where there is none. Of one that is larger than `most` bytes, not
+    /// much more than that is read.
+    fn get(&self, key: ObjectKey, most: u64) -> BackendFuture<'_, Option<Bytes>>;
 
-    /// The size of an object; `None` where there is none.
-    fn size(&self, key: Key) -> Promise<'_, Option<u64>>;
+    /// Returns the size of an object in bytes; `None` where there is none.
+    fn size(&self, key: ObjectKey) -> BackendFuture<'_, Option<u64>>;
 
-    /// Deletes an object, whether there is one or not.
-    fn delete(&self, key: Key) -> Promise<'_, ()>;
+    /// Deletes an object, and succeeds also where there is none.
+    fn delete(&self, key: ObjectKey) -> BackendFuture<'_, ()>;
 
-    /// The first `limit` digests after `after` that have a record, in order, where the place lists in order; all that
-    /// are asked of so far do.
-    fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>>;
+    /// Returns the first `limit` digests after `after` that have a record. They are in order if the
+    /// backend lists in order, as all that have been used so far do.
+    fn records(&self, after: Option<Digest>, limit: usize) -> BackendFuture<'_, Vec<Digest>>;
 
-    /// How many objects of a kind there are, and their bytes.
-    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)>;
+    /// Returns how many objects of a kind there are, and their bytes in total.
+    fn used(&self, kind: ObjectKind) -> BackendFuture<'_, (u64, u64)>;
 
-    /// Digests of modules that were written longer ago than `age`.
-    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>>;
+    /// Returns the digests of modules whose bytes were written longer ago than `age`.
+    fn old_modules(&self, age: Duration) -> BackendFuture<'_, Vec<Digest>>;
 }

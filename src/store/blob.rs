@@ -1,7 +1,7 @@
-//! Bytes of a module: in memory, or in a nameless file where they are many. Where no folder can be written, as in a
-//! container whose root is read-only, that file is in memory too.
+//! The bytes of a module: in memory, or spooled to a nameless file where there are many. Where no
+//! folder can be written, as in a container whose root is read-only, that file is in memory too.
 
-use std::any::Any;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -11,30 +11,35 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
-use super::sealed::unsealed;
+use super::sealed::create_sealable;
 use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
 
-/// What a module that arrives holds for as long as it is not all in memory.
-pub(super) type Held = Box<dyn Any + Send + Sync>;
+/// A slot for an upload, which an upload holds for as long as it is not entirely in memory. Dropping
+/// it releases the slot.
+pub trait UploadSlot: Send + Sync + fmt::Debug {}
 
-/// Bytes of a module.
+/// The slot of one upload, whoever granted it.
+type UploadGuard = Box<dyn UploadSlot>;
+
+/// An immutable sequence of bytes, usually a module.
 #[derive(Clone, Debug)]
 pub enum Blob {
-    /// In memory.
+    /// The bytes are held in memory.
     Memory(Bytes),
-    /// In a file.
+    /// The bytes are in a nameless file.
     Spooled(Arc<Spooled>),
 }
 
-/// Bytes in a file that has no name: it goes when nobody holds it, also when the daemon is killed.
+/// Bytes in a file that has no name: the file is gone when nobody holds it any more, also when the
+/// daemon is killed.
 #[derive(Debug)]
 pub struct Spooled {
     file: File,
     len: u64,
-    /// The place that it takes among those that arrive, for as long as there is the file.
-    _place: Held,
+    /// The upload slot, which is released together with the file.
+    _place: UploadGuard,
 }
 
 impl From<Bytes> for Blob {
@@ -44,7 +49,7 @@ impl From<Bytes> for Blob {
 }
 
 impl Blob {
-    /// How many bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -52,15 +57,15 @@ impl Blob {
         }
     }
 
-    /// Whether there are none.
+    /// Reports whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All of them, in memory. May block.
+    /// Reads all bytes into memory. It may block.
     ///
     /// # Errors
-    /// Those of the file.
+    /// Fails where the file cannot be read.
     pub fn read(&self) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes.clone()),
@@ -73,18 +78,18 @@ impl Blob {
         }
     }
 
-    /// Reads them from the start. May block.
+    /// Returns a reader that starts at the first byte. Reading may block.
     pub fn reader(&self) -> impl Read + '_ {
-        Reader { blob: self, at: 0 }
+        BlobReader { blob: self, at: 0 }
     }
 }
 
-struct Reader<'a> {
+struct BlobReader<'a> {
     blob: &'a Blob,
     at: u64,
 }
 
-impl Read for Reader<'_> {
+impl Read for BlobReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = match self.blob {
             Blob::Memory(bytes) => {
@@ -98,17 +103,18 @@ impl Read for Reader<'_> {
     }
 }
 
-/// Where bytes that arrive in pieces are put together.
+/// The place where modules that arrive in pieces are assembled.
 #[derive(Clone, Debug)]
 pub struct Spool {
-    /// The folder for what is too large for memory.
+    /// The folder for the files of those that are too large for memory.
     pub dir: PathBuf,
-    /// What it is called in errors.
+    /// The configuration key of this folder, for error messages.
     pub key: &'static str,
 }
 
-/// Bytes of a module that arrive in pieces.
-pub struct Assembly {
+/// Collects the pieces of an upload and hashes them as they arrive. It refuses more than `most`
+/// bytes.
+pub struct BlobAssembler {
     state: Option<State>,
     field: &'static str,
     len: u64,
@@ -120,23 +126,28 @@ struct State {
     hash: Sha256,
     memory: BytesMut,
     file: Option<File>,
-    place: Held,
+    place: UploadGuard,
 }
 
 impl Spool {
-    /// Bytes that are put together in memory; what is larger goes to a file.
+    /// Most bytes that are assembled in memory (1 MiB); an upload that is larger goes to a file.
     pub const THRESHOLD: usize = 1 << 20;
 
-    /// Starts on a module of at most `most` bytes, which comes by `field` and takes `place` for as long as it is not all
-    /// in memory.
-    pub fn assemble(&self, field: &'static str, most: u64, place: Held) -> Assembly {
-        Assembly {
+    /// Starts to assemble a module of at most `most` bytes, which errors call `field`. `place` is
+    /// held for as long as the module is not all in memory.
+    pub fn assemble(
+        &self,
+        field: &'static str,
+        most: u64,
+        place: impl UploadSlot + 'static,
+    ) -> BlobAssembler {
+        BlobAssembler {
             state: Some(State {
                 spool: self.clone(),
                 hash: Sha256::new(),
                 memory: BytesMut::new(),
                 file: None,
-                place,
+                place: Box::new(place),
             }),
             field,
             len: 0,
@@ -144,21 +155,22 @@ impl Spool {
         }
     }
 
-    /// Whether the folder can be written.
+    /// Checks that a file can be created in the folder.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// Returns the error that keeps the folder from being written.
     pub(super) fn check(&self) -> io::Result<()> {
         tempfile::tempfile_in(&self.dir).map(drop)
     }
 
-    /// A file without a name: in the folder, or in memory where that cannot be written. A folder that is full is one
-    /// that can: what is refused then finds room later, and memory was not meant for it.
+    /// Creates a file without a name: in the folder, or in memory where the folder cannot be
+    /// written. A full folder is an error instead, because it may have room later, and because
+    /// memory was not meant for this.
     fn file(&self) -> io::Result<File> {
         match tempfile::tempfile_in(&self.dir) {
             Err(error) if !is_full(&error) => {
                 tracing::debug!(%error, dir = %self.dir.display(), "a module is spooled in memory");
-                unsealed("ringfence-spool")
+                create_sealable("ringfence-spool")
             }
             made => made,
         }
@@ -188,7 +200,7 @@ impl Spool {
     }
 }
 
-/// Whether `error` says that there is no room.
+/// Reports whether `error` says that there is no room.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -196,20 +208,20 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     )
 }
 
-impl Assembly {
-    /// Bytes that it takes at the most.
+impl BlobAssembler {
+    /// Returns the most bytes that this module may have.
     pub fn most(&self) -> u64 {
         self.most
     }
 
-    /// Adds the next piece.
+    /// Adds the next piece of the module.
     ///
     /// # Errors
-    /// `MODULE_TOO_LARGE`, `STORE_FULL` or `STORE_UNAVAILABLE` of the spool.
+    /// Returns `MODULE_TOO_LARGE`, or `STORE_FULL` or `STORE_UNAVAILABLE` for the spool.
     pub async fn push(&mut self, piece: Bytes) -> Result<(), Refusal> {
         self.len += piece.len() as u64;
         if self.len > self.most {
-            // How much more there is, only its sender knows.
+            // Only the sender knows how much more there is.
             return Err(module_too_large(self.field, self.len, false, self.most));
         }
         self.with(move |state| {
@@ -221,10 +233,10 @@ impl Assembly {
         .await
     }
 
-    /// All that was added, and its digest.
+    /// Ends the upload, and returns all bytes and their digest.
     ///
     /// # Errors
-    /// As [`Self::push`].
+    /// Returns the errors of [`Self::push`].
     pub async fn finish(self) -> Result<(Blob, Digest), Refusal> {
         let State {
             hash,
@@ -244,7 +256,8 @@ impl Assembly {
         Ok((blob, Digest::from(hash)))
     }
 
-    /// Works off the serving threads: hashing and writing are not theirs.
+    /// Performs `work` on a blocking thread, because hashing and writing must not hold up the
+    /// serving threads.
     async fn with<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut State) -> Result<T, Refusal> + Send + 'static,

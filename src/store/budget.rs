@@ -1,25 +1,28 @@
-//! How much of its budget a store uses: what was counted, and what is being written. Several stores share a total.
+//! Accounting of what a store uses of its budget: what was counted in the backend, and what is
+//! reserved for writes in progress. Several stores share one total.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Settings;
 use crate::limits::share_of;
 
-/// What a module takes besides its bytes and its record: what a file or an entry costs.
+/// Bytes charged for each module besides its contents and its record: what a file or an entry
+/// costs.
 pub(super) const EACH: u64 = 1 << 10;
 
-/// What several stores may hold together.
+/// A budget of bytes that several stores share.
 #[derive(Debug)]
-pub struct Total {
+pub struct SharedBudget {
     most: u64,
-    /// What one of the stores may hold.
+    /// Most bytes that any one of the stores may hold.
     share: u64,
-    /// Of each store.
-    used: Mutex<Vec<Arc<Mutex<Used>>>>,
+    /// The usage of each store that shares the budget.
+    used: Mutex<Vec<Arc<Mutex<BudgetUsage>>>>,
 }
 
-impl Total {
-    /// Of so many bytes, for so many stores, none of which may hold the last eighth where there are several.
+impl SharedBudget {
+    /// Creates a budget of `most` bytes. Where several stores share it, none of them may hold the
+    /// last eighth.
     pub fn new(most: u64, stores: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -29,24 +32,24 @@ impl Total {
     }
 }
 
-/// A store's budget.
+/// The budget of one store: its part of the shared total, and the tenant's own quotas.
 #[derive(Debug)]
 pub(super) struct Budget {
-    total: Arc<Total>,
+    total: Arc<SharedBudget>,
     bytes: Option<u64>,
     modules: Option<u64>,
-    used: Arc<Mutex<Used>>,
+    used: Arc<Mutex<BudgetUsage>>,
 }
 
 #[derive(Debug, Default)]
-struct Used {
-    /// What is there; `None` until it was counted once.
+struct BudgetUsage {
+    /// What the backend holds; `None` until it was counted for the first time.
     counted: Option<Amount>,
-    /// What is being written.
+    /// What writes in progress have reserved.
     reserved: Amount,
 }
 
-/// Bytes, and modules.
+/// An amount of storage: bytes, and a number of modules.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Amount {
     pub(super) bytes: u64,
@@ -69,25 +72,27 @@ impl Amount {
     }
 }
 
-impl Used {
+impl BudgetUsage {
     fn all(&self) -> Amount {
         self.counted.unwrap_or_default().plus(self.reserved)
     }
 }
 
-/// What is being written; given back when it is dropped before it is there.
+/// A reservation for a write in progress. Dropping it releases the amount; [`Self::commit`] counts
+/// it as stored first.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,
     amount: Amount,
 }
 
-/// There is no room.
+/// Why a reservation was refused.
 #[derive(Debug)]
-pub(super) enum Full {
-    /// In the place, which holds `budget` for all its stores together.
+pub(super) enum BudgetExceeded {
+    /// The shared total, which is `budget` bytes for all stores together, would be exceeded.
     Total { budget: u64, room: Room },
-    /// In the tenant's quota of that name, of which so much is used, and which so much would be added to.
+    /// The tenant's quota called `name` would be exceeded: `used` of it is taken, and `asked` more
+    /// was requested.
     Quota {
         name: &'static str,
         most: u64,
@@ -96,35 +101,37 @@ pub(super) enum Full {
     },
 }
 
-/// What a store may know of the bytes in its place: of what others hold there, nothing.
+/// What a store may be told about the bytes in its place, which is nothing about what others hold
+/// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// It has the place to itself.
+    /// The store has the place to itself.
     Own { used: u64, left: u64 },
-    /// One of several, which would go over its share.
+    /// The store is one of several, and would exceed its share.
     Share { share: u64, used: u64 },
-    /// One of several, within its share: together they hold too much.
+    /// The store is one of several and within its share, but together they would hold too much.
     Shared,
 }
 
 impl Budget {
     pub(super) fn new(settings: &Settings) -> Arc<Self> {
-        let used = Arc::<Mutex<Used>>::default();
-        lock(&settings.total.used).push(Arc::clone(&used));
+        let used = Arc::<Mutex<BudgetUsage>>::default();
+        lock(&settings.shared_budget.used).push(Arc::clone(&used));
         Arc::new(Self {
-            total: Arc::clone(&settings.total),
+            total: Arc::clone(&settings.shared_budget),
             bytes: settings.bytes,
             modules: settings.modules,
             used,
         })
     }
 
-    /// Whether it was counted at all.
+    /// Reports whether the backend's contents have been counted at all.
     pub(super) fn is_counted(&self) -> bool {
         self.lock().counted.is_some()
     }
 
-    /// Notes what is there, again where others write there too; otherwise what was noted since is right.
+    /// Records what the backend holds. A later count replaces the first only where `again` is set,
+    /// because others write to the place too; otherwise the amounts tracked since are right.
     pub(super) fn counted(&self, amount: Amount, again: bool) {
         let mut used = self.lock();
         if again || used.counted.is_none() {
@@ -132,9 +139,10 @@ impl Budget {
         }
     }
 
-    /// Takes what is about to be written.
-    pub(super) fn reserve(self: &Arc<Self>, amount: Amount) -> Result<Reservation, Full> {
-        // Held until it is noted: of two that fit one by one, one may be too much.
+    /// Reserves the amount of a write that is about to begin.
+    pub(super) fn reserve(self: &Arc<Self>, amount: Amount) -> Result<Reservation, BudgetExceeded> {
+        // Held until the reservation is noted: of two that each fit alone, both together may be too
+        // much.
         let all = lock(&self.total.used);
         let own = self.lock().all().plus(amount);
         let quotas = [
@@ -142,12 +150,13 @@ impl Budget {
             ("modules", amount.modules, own.modules, self.modules),
         ];
         for (name, added, wanted, most) in quotas {
-            // What adds nothing, such as another name, goes through also where there is too much already.
+            // What adds nothing, such as a change of name, is allowed even where too much is stored
+            // already.
             if let Some(most) = most
                 && wanted > most
                 && added > 0
             {
-                return Err(Full::Quota {
+                return Err(BudgetExceeded::Quota {
                     name,
                     most,
                     used: wanted.saturating_sub(added),
@@ -156,7 +165,7 @@ impl Budget {
             }
         }
         let used: u64 = all.iter().map(|used| lock(used).all().bytes).sum();
-        let Total { most, share, .. } = *self.total;
+        let SharedBudget { most, share, .. } = *self.total;
         let too_much = own.bytes > share || used.saturating_add(amount.bytes) > most;
         if too_much && amount.bytes > 0 {
             let room = if all.len() == 1 {
@@ -168,7 +177,7 @@ impl Budget {
             } else {
                 Room::Shared
             };
-            return Err(Full::Total { budget: most, room });
+            return Err(BudgetExceeded::Total { budget: most, room });
         }
         let mut used = self.lock();
         used.reserved = used.reserved.plus(amount);
@@ -179,25 +188,25 @@ impl Budget {
         })
     }
 
-    /// Notes what is there no more.
-    pub(super) fn freed(&self, amount: Amount) {
+    /// Subtracts what has been deleted.
+    pub(super) fn release(&self, amount: Amount) {
         let mut used = self.lock();
         used.counted = used.counted.map(|counted| counted.less(amount));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Used> {
+    fn lock(&self) -> MutexGuard<'_, BudgetUsage> {
         lock(&self.used)
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it is held.
+    // Nothing panics while the lock is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reservation {
-    /// Notes that it is there.
-    pub(super) fn written(self) {
+    /// Counts the reserved amount as stored, now that the write is done.
+    pub(super) fn commit(self) {
         let mut used = self.budget.lock();
         used.counted = used.counted.map(|counted| counted.plus(self.amount));
     }

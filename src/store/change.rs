@@ -1,4 +1,5 @@
-//! Changes to a store: keeping a module and deleting one, each to its end.
+//! Changes to a store, which are keeping a module and deleting one. Each runs to its end even when
+//! its caller leaves.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,68 +8,72 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::MutexGuard;
 
-use super::backend::{Key, Kind, Mode, Put};
+use super::backend::{ObjectKey, ObjectKind, PutOutcome, WriteMode};
 use super::blob::{Blob, Spool};
-use super::budget::{Amount, EACH, Full, Reservation, Room};
-use super::known::{Known, Record, is_fresh, now};
+use super::budget::{Amount, BudgetExceeded, EACH, Reservation, Room};
+use super::module_entry::{ModuleEntry, ModuleRecord, is_fresh, now};
 use super::{MAX_RECORD, Store};
-use crate::module::Description;
+use crate::module::ModuleDescription;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels};
 
-/// How long bytes that this daemon wrote, or read and checked, are taken to be whole by a load of the same module.
+/// How long a load of the same module trusts stored bytes without reading them, after this daemon
+/// wrote or verified them.
 const WHOLE: Duration = Duration::from_secs(30);
-/// How often bytes are written again that another daemon deletes meanwhile.
+/// How many times an insert is tried in all when another daemon deletes the module's bytes
+/// meanwhile.
 const ATTEMPTS: usize = 4;
 
-/// What a module is kept as.
+/// A module to insert into the store, with its metadata.
 #[derive(Clone, Debug)]
-pub struct Keep {
-    /// Its digest.
+pub struct NewModule {
+    /// The digest of the bytes in `wasm`.
     pub digest: Digest,
-    /// Its bytes.
+    /// The bytes of the module.
     pub wasm: Blob,
-    /// Its name for people.
+    /// The display name that the caller gave.
     pub name: String,
-    /// Metadata.
+    /// The labels that the caller gave.
     pub labels: Labels,
-    /// What it is.
-    pub description: Description,
+    /// The module's exports, imports and other properties.
+    pub description: ModuleDescription,
 }
 
-/// What became of a module's bytes.
-enum Stored {
-    /// They were written.
+/// What was found or done about a module's bytes in the backend.
+enum BytesOutcome {
+    /// The bytes were written, under a reservation that is still to be committed.
     Written(Reservation),
-    /// They were there and whole, or were replaced.
+    /// The bytes were there and verified as whole, or were replaced.
     Checked,
-    /// They are there, and were whole not long ago.
+    /// The bytes are there, and this daemon wrote or verified them not long ago.
     Trusted,
 }
 
 impl Store {
-    /// Keeps a module, also where its caller leaves meanwhile. One that is there already gets the new name and labels.
+    /// Keeps a module, even when its caller leaves meanwhile. A module that is there already gets
+    /// the new name and labels.
     ///
     /// # Errors
-    /// `STORE_FULL` where it does not fit the budget or the place; `STORE_UNAVAILABLE`.
-    pub async fn keep(self: &Arc<Self>, module: Keep) -> Result<Arc<Known>, Refusal> {
+    /// Returns `STORE_FULL` where the module does not fit the budget or the backend, and
+    /// `STORE_UNAVAILABLE`.
+    pub async fn insert(self: &Arc<Self>, module: NewModule) -> Result<Arc<ModuleEntry>, Refusal> {
         let store = Arc::clone(self);
-        whole(async move {
-            let _mine = store.writer(module.digest).await;
-            store.keep_now(module).await
+        run_to_completion(async move {
+            let _mine = store.lock_writer(module.digest).await;
+            store.insert_locked(module).await
         })
         .await
     }
 
-    async fn keep_now(&self, module: Keep) -> Result<Arc<Known>, Refusal> {
-        let Keep {
+    async fn insert_locked(&self, module: NewModule) -> Result<Arc<ModuleEntry>, Refusal> {
+        let NewModule {
             digest,
             wasm,
             name,
             labels,
             description,
         } = module;
-        let record = Record {
+        let record = ModuleRecord {
             name,
             labels,
             size: wasm.len(),
@@ -85,24 +90,24 @@ impl Store {
             )));
         }
         let cost = wasm.len() + text.len() as u64 + EACH;
-        let key = |kind| Key { kind, digest };
-        let refused = |fault| self.refused(fault);
+        let key = |kind| ObjectKey { kind, digest };
+        let refused = |fault| self.backend_refusal(fault);
         for _ in 0..ATTEMPTS {
-            let bytes = self.keep_bytes(digest, &wasm, cost).await?;
-            let there = match self.fetch(digest).await {
+            let bytes = self.write_bytes(digest, &wasm, cost).await?;
+            let there = match self.fetch_record(digest).await {
                 Ok(there) => there,
-                // A record that is damaged is written again.
+                // A damaged record is written again.
                 Err(refusal) if refusal.retry().is_none() => None,
                 Err(refusal) => return Err(refusal),
             };
-            let same = |known: &Known| {
+            let same = |known: &ModuleEntry| {
                 known.record.name == record.name && known.record.labels == record.labels
             };
-            let new = matches!(bytes, Stored::Written(_));
+            let new = matches!(bytes, BytesOutcome::Written(_));
             let known = match there {
                 Some(known) if same(&known) => known,
                 Some(_) | None => {
-                    let put = self.keep_record(digest, record.clone(), &text, new).await;
+                    let put = self.write_record(digest, record.clone(), &text, new).await;
                     match put {
                         Ok(known) => known,
                         Err(refusal) => {
@@ -115,17 +120,17 @@ impl Store {
                 }
             };
             match bytes {
-                Stored::Written(reservation) => {
-                    reservation.written();
-                    known.checked.store(now(), Ordering::Relaxed);
+                BytesOutcome::Written(reservation) => {
+                    reservation.commit();
+                    known.verified_at.store(now(), Ordering::Relaxed);
                 }
-                Stored::Checked => known.checked.store(now(), Ordering::Relaxed),
-                Stored::Trusted => {}
+                BytesOutcome::Checked => known.verified_at.store(now(), Ordering::Relaxed),
+                BytesOutcome::Trusted => {}
             }
             // Another daemon may have deleted the bytes before the record was there.
             let size = self
                 .backend
-                .size(key(Kind::Module))
+                .size(key(ObjectKind::Module))
                 .await
                 .map_err(refused)?;
             if size == Some(wasm.len()) {
@@ -138,19 +143,20 @@ impl Store {
         )))
     }
 
-    /// Writes a record; where the bytes are `new`, it was reserved with them.
-    async fn keep_record(
+    /// Writes a module's record. Where the bytes are `new`, its size was reserved together with
+    /// them.
+    async fn write_record(
         &self,
         digest: Digest,
-        record: Record,
+        record: ModuleRecord,
         text: &Bytes,
         new: bool,
-    ) -> Result<Arc<Known>, Refusal> {
-        let key = Key {
-            kind: Kind::Record,
+    ) -> Result<Arc<ModuleEntry>, Refusal> {
+        let key = ObjectKey {
+            kind: ObjectKind::Record,
             digest,
         };
-        let refused = |fault| self.refused(fault);
+        let refused = |fault| self.backend_refusal(fault);
         let before = self.backend.size(key).await.map_err(refused)?;
         let (before, after) = (before.unwrap_or_default(), text.len() as u64);
         let more = match new {
@@ -159,109 +165,123 @@ impl Store {
         };
         let put = self
             .backend
-            .put(key, text.clone().into(), Mode::Replace)
+            .put(key, text.clone().into(), WriteMode::Replace)
             .await;
         put.map_err(refused)?;
         if let Some(more) = more {
-            more.written();
+            more.commit();
             let bytes = before.saturating_sub(after);
-            self.budget.freed(Amount { bytes, modules: 0 });
+            self.budget.release(Amount { bytes, modules: 0 });
         }
         let known = self.as_known(digest, record);
-        self.known.insert(digest, Arc::clone(&known));
+        self.entries.insert(digest, Arc::clone(&known));
         Ok(known)
     }
 
-    /// Makes the place hold the bytes. Those that are there are taken for whole only where this daemon wrote or checked
-    /// them not long ago.
-    async fn keep_bytes(&self, digest: Digest, wasm: &Blob, cost: u64) -> Result<Stored, Refusal> {
-        let key = Key {
-            kind: Kind::Module,
+    /// Ensures that the backend holds the bytes. Bytes that are there are trusted only where this
+    /// daemon wrote or verified them not long ago; otherwise they are read and verified.
+    async fn write_bytes(
+        &self,
+        digest: Digest,
+        wasm: &Blob,
+        cost: u64,
+    ) -> Result<BytesOutcome, Refusal> {
+        let key = ObjectKey {
+            kind: ObjectKind::Module,
             digest,
         };
-        let refused = |fault| self.refused(fault);
-        let whole = |known: &Known| is_fresh(known.checked.load(Ordering::Relaxed), WHOLE);
+        let refused = |fault| self.backend_refusal(fault);
+        let whole =
+            |known: &ModuleEntry| is_fresh(known.verified_at.load(Ordering::Relaxed), WHOLE);
         let there = self.backend.size(key).await.map_err(refused)?;
-        // Large ones may be in memory as a whole while they are written or checked: a few at once.
+        // A large module may be entirely in memory while it is written or verified, so only a few
+        // are at once.
         let _turn = match wasm.len() > Spool::THRESHOLD as u64 {
             true => Some(self.heavy.acquire().await.map_err(Refusal::internal)?),
             false => None,
         };
         if there.is_none() {
             let reservation = self.reserve(cost, 1).await?;
-            let put = self.backend.put(key, wasm.clone(), Mode::Create);
-            if put.await.map_err(refused)? == Put::Written {
-                return Ok(Stored::Written(reservation));
+            let put = self.backend.put(key, wasm.clone(), WriteMode::Create);
+            if put.await.map_err(refused)? == PutOutcome::Written {
+                return Ok(BytesOutcome::Written(reservation));
             }
         } else if there == Some(wasm.len())
-            && self.known.get(&digest).is_some_and(|known| whole(&known))
+            && self.entries.get(&digest).is_some_and(|known| whole(&known))
         {
-            return Ok(Stored::Trusted);
+            return Ok(BytesOutcome::Trusted);
         }
-        if self.wasm(digest).await.is_err() {
-            let put = self.backend.put(key, wasm.clone(), Mode::Replace);
+        if self.read_wasm(digest).await.is_err() {
+            let put = self.backend.put(key, wasm.clone(), WriteMode::Replace);
             put.await.map_err(refused)?;
         }
-        Ok(Stored::Checked)
+        Ok(BytesOutcome::Checked)
     }
 
-    /// Takes bytes away again whose record could not be written, unless another daemon has written one meanwhile.
+    /// Deletes bytes whose record could not be written, unless another daemon has written a record
+    /// meanwhile.
     async fn undo(&self, digest: Digest) {
-        let key = |kind| Key { kind, digest };
-        if matches!(self.backend.size(key(Kind::Record)).await, Ok(None)) {
-            // Whoever writes a record after this looks for the bytes after that. What cannot be deleted now is swept.
-            let _ = self.backend.delete(key(Kind::Module)).await;
+        let key = |kind| ObjectKey { kind, digest };
+        if matches!(self.backend.size(key(ObjectKind::Record)).await, Ok(None)) {
+            // Whoever writes a record after this point checks for the bytes afterwards. What cannot
+            // be deleted now is swept later.
+            let _ = self.backend.delete(key(ObjectKind::Module)).await;
         }
     }
 
-    /// Deletes a module, also where its caller leaves meanwhile; false where it was not kept.
+    /// Deletes a module, even when its caller leaves meanwhile. It returns false where the module
+    /// was not kept.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`.
+    /// Returns `STORE_UNAVAILABLE` where the backend fails.
     pub async fn delete(self: &Arc<Self>, digest: Digest) -> Result<bool, Refusal> {
         let store = Arc::clone(self);
-        whole(async move {
-            let _mine = store.writer(digest).await;
-            store.delete_now(digest).await
+        run_to_completion(async move {
+            let _mine = store.lock_writer(digest).await;
+            store.delete_locked(digest).await
         })
         .await
     }
 
-    async fn delete_now(&self, digest: Digest) -> Result<bool, Refusal> {
-        let key = |kind| Key { kind, digest };
-        let refused = |fault| self.refused(fault);
+    async fn delete_locked(&self, digest: Digest) -> Result<bool, Refusal> {
+        let key = |kind| ObjectKey { kind, digest };
+        let refused = |fault| self.backend_refusal(fault);
         let mut sizes = [None; 2];
-        for (kind, size) in Kind::ALL.into_iter().zip(&mut sizes) {
+        for (kind, size) in ObjectKind::ALL.into_iter().zip(&mut sizes) {
             *size = self.backend.size(key(kind)).await.map_err(refused)?;
         }
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             self.backend.delete(key(kind)).await.map_err(refused)?;
         }
         self.shard(digest).deletions.fetch_add(1, Ordering::AcqRel);
-        self.known.invalidate(&digest);
+        self.entries.invalidate(&digest);
         let [module, record] = sizes;
         let each = u64::from(module.is_some());
-        self.budget.freed(Amount {
+        self.budget.release(Amount {
             bytes: module.unwrap_or_default() + record.unwrap_or_default() + each * EACH,
             modules: each,
         });
         Ok(record.is_some())
     }
 
-    /// The turn of whoever writes to a module.
-    pub(super) async fn writer(&self, digest: Digest) -> MutexGuard<'_, ()> {
+    /// Locks a module against other writers in this process. Modules of the same shard share a
+    /// lock.
+    pub(super) async fn lock_writer(&self, digest: Digest) -> MutexGuard<'_, ()> {
         self.shard(digest).writer.lock().await
     }
 
-    /// Takes `bytes` of the budget, for so many more modules.
+    /// Reserves `bytes` and `modules` of the budget, and counts the backend first if that has not
+    /// been done yet.
     async fn reserve(&self, bytes: u64, modules: u64) -> Result<Reservation, Refusal> {
         if !self.budget.is_counted() {
-            self.count().await.map_err(|fault| self.refused(fault))?;
+            self.count()
+                .await
+                .map_err(|fault| self.backend_refusal(fault))?;
         }
         let reserved = self.budget.reserve(Amount { bytes, modules });
         reserved.map_err(|full| match full {
-            Full::Total { budget, room } => full_of(self.name, bytes, budget, room),
-            Full::Quota {
+            BudgetExceeded::Total { budget, room } => full_of(self.name, bytes, budget, room),
+            BudgetExceeded::Quota {
                 name,
                 most,
                 used,
@@ -281,7 +301,8 @@ impl Store {
     }
 }
 
-/// Refuses `bytes` for which the place `store` has no room. `allowed` is what would have fitted.
+/// Builds the refusal of `bytes` for which the place called `store` has no room. Its `allowed` says
+/// what would have fitted.
 fn full_of(store: &str, bytes: u64, budget: u64, room: Room) -> Refusal {
     const SETTING: &str = "store.budget";
     let state = match room {
@@ -315,8 +336,9 @@ fn full_of(store: &str, bytes: u64, budget: u64, room: Room) -> Refusal {
     }
 }
 
-/// Does a change to its end, whoever waits for it or does not any more: half of one is worse than none.
-async fn whole<T: Send + 'static>(
+/// Completes a change in a task of its own, even when its caller stops waiting: half a change is
+/// worse than none.
+async fn run_to_completion<T: Send + 'static>(
     change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
     #[expect(

@@ -1,11 +1,12 @@
-//! Objects in a folder of this host: written aside, flushed, then named.
+//! The backend that keeps objects in a folder of this host. A file is written aside, flushed, and
+//! then renamed.
 //!
 //! ```text
 //! modules/<hex>.wasm   records/<hex>.json   tmp/
 //! ```
 //!
-//! Several daemons may share it. What is written aside is locked by whoever writes it; what nobody has locked any more
-//! was left by a daemon that was killed, and is removed at the next start.
+//! Several daemons may share the folder. Each locks the file that it writes aside. A file that
+//! nobody has locked was left by a daemon that was killed, and is removed at the next start.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
@@ -18,16 +19,18 @@ use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use tempfile::NamedTempFile;
 
-use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
+use super::backend::{
+    Backend, BackendError, BackendFuture, ObjectKey, ObjectKind, PutOutcome, WriteMode,
+};
 use super::blob::{Blob, is_full};
 use crate::host_limit::HostLimit;
 use crate::request::Digest;
 
-/// Only the daemon's own user sees what is in it.
+/// Mode of the folders: only the daemon's own user sees what is in them.
 const PRIVATE: u32 = 0o700;
 
-/// A folder with objects.
-pub(super) struct Directory {
+/// A backend that keeps each object as a file in a folder.
+pub(super) struct DirectoryBackend {
     paths: Arc<Paths>,
 }
 
@@ -35,23 +38,24 @@ struct Paths {
     root: PathBuf,
 }
 
-/// The folder in which a store's folder has what is not finished.
-pub(super) fn aside(root: &Path) -> PathBuf {
+/// Returns the folder for unfinished files, inside a store's folder.
+pub(super) fn tmp_dir(root: &Path) -> PathBuf {
     root.join("tmp")
 }
 
-impl Directory {
-    /// Makes the folder where it is missing, and removes what killed daemons left.
+impl DirectoryBackend {
+    /// Creates the folder where it is missing, and removes what killed daemons left.
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE);
-        make.create(aside(root))?;
-        for kind in Kind::ALL {
+        make.create(tmp_dir(root))?;
+        for kind in ObjectKind::ALL {
             make.create(root.join(kind.folder()))?;
         }
-        sweep(&aside(root))?;
-        // What cannot be written is better learnt now; one that is only full still has what is in it.
-        match tempfile::tempfile_in(aside(root)) {
+        remove_leftovers(&tmp_dir(root))?;
+        // A folder that cannot be written is better found out now. One that is only full can still
+        // be read.
+        match tempfile::tempfile_in(tmp_dir(root)) {
             Err(error) if is_full(&error) => tracing::warn!(%error, "the module store has no room"),
             tried => drop(tried?),
         }
@@ -65,32 +69,32 @@ impl Directory {
     fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Paths) -> io::Result<T> + Send + 'static,
-    ) -> Promise<'_, T> {
+    ) -> BackendFuture<'_, T> {
         let paths = Arc::clone(&self.paths);
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || work(&paths)).await;
-            let result = done.map_err(|error| Fault::Down(error.to_string()))?;
+            let result = done.map_err(|error| BackendError::Down(error.to_string()))?;
             result.map_err(|error| {
                 if let Some(limit) = HostLimit::of(&error) {
-                    return Fault::Host(limit);
+                    return BackendError::Host(limit);
                 }
                 let text = error.to_string();
                 if is_full(&error) {
-                    Fault::Full(text)
+                    BackendError::Full(text)
                 } else {
-                    Fault::Down(text)
+                    BackendError::Down(text)
                 }
             })
         })
     }
 }
 
-/// Removes files that nobody writes any more.
-pub(super) fn sweep(dir: &Path) -> io::Result<()> {
+/// Removes unfinished files that no running daemon is writing any more.
+pub(super) fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        // Only what is ours; opening anything else may not even return.
+        // Only regular files can be ours, and opening anything else may never return.
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
@@ -99,7 +103,7 @@ pub(super) fn sweep(dir: &Path) -> io::Result<()> {
         };
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             tracing::info!(path = %path.display(), "removing what an earlier daemon left unfinished");
-            // Another daemon may be doing the same.
+            // Another daemon may be removing the same file.
             if let Err(error) = present(fs::remove_file(&path)) {
                 tracing::warn!(%error, path = %path.display(), "it cannot be removed");
             }
@@ -108,42 +112,45 @@ pub(super) fn sweep(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file of its own in `dir`, so that `to` holds all of it or is not there, also after a crash.
-pub(super) fn write_whole(
+/// Writes a temporary file in `dir` and renames it to `to`, so that `to` holds all of it or does
+/// not exist, also after a crash.
+pub(super) fn write_atomically(
     dir: &Path,
     to: &Path,
-    mode: Mode,
+    mode: WriteMode,
     write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<Put> {
+) -> io::Result<PutOutcome> {
     let mut aside = locked_in(dir)?;
     write(aside.as_file_mut())?;
     aside.as_file().sync_all()?;
     let named = match mode {
-        Mode::Create => aside.persist_noclobber(to),
-        Mode::Replace => aside.persist(to),
+        WriteMode::Create => aside.persist_noclobber(to),
+        WriteMode::Replace => aside.persist(to),
     };
     match named {
         Ok(_) => {}
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(Put::Exists),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            return Ok(PutOutcome::Exists);
+        }
         Err(error) => return Err(error.error),
     }
     flush_names(to)?;
-    Ok(Put::Written)
+    Ok(PutOutcome::Written)
 }
 
-/// A file in `dir` that no other daemon takes for one that was left there.
+/// Creates a locked file in `dir`, which no other daemon takes for a leftover.
 fn locked_in(dir: &Path) -> io::Result<NamedTempFile> {
     loop {
         let file = NamedTempFile::new_in(dir)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-        // Between the two another may have swept it.
+        // Another daemon may have swept the file before it was locked.
         if file.as_file().metadata()?.nlink() > 0 {
             return Ok(file);
         }
     }
 }
 
-/// Makes the names beside `path` survive a crash.
+/// Flushes the folder of `path`, so that the names in it survive a crash.
 fn flush_names(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -152,12 +159,12 @@ fn flush_names(path: &Path) -> io::Result<()> {
 }
 
 impl Paths {
-    fn of(&self, key: Key) -> PathBuf {
+    fn of(&self, key: ObjectKey) -> PathBuf {
         self.root.join(key.kind.folder()).join(key.name())
     }
 }
 
-/// `Ok(None)` for what is not there.
+/// Returns `Ok(None)` for a file that does not exist.
 fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -166,22 +173,22 @@ fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-impl Backend for Directory {
-    fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put> {
+impl Backend for DirectoryBackend {
+    fn put(&self, key: ObjectKey, blob: Blob, mode: WriteMode) -> BackendFuture<'_, PutOutcome> {
         self.work(move |paths| {
             let to = paths.of(key);
-            if mode == Mode::Create && to.try_exists()? {
-                // It may be another daemon's, which has not seen to this yet.
+            if mode == WriteMode::Create && to.try_exists()? {
+                // The file may be another daemon's, which has not flushed its name yet.
                 flush_names(&to)?;
-                return Ok(Put::Exists);
+                return Ok(PutOutcome::Exists);
             }
-            write_whole(&aside(&paths.root), &to, mode, |file| {
+            write_atomically(&tmp_dir(&paths.root), &to, mode, |file| {
                 io::copy(&mut blob.reader(), file).map(drop)
             })
         })
     }
 
-    fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>> {
+    fn get(&self, key: ObjectKey, most: u64) -> BackendFuture<'_, Option<Bytes>> {
         self.work(move |paths| {
             let Some(file) = present(File::open(paths.of(key)))? else {
                 return Ok(None);
@@ -192,13 +199,13 @@ impl Backend for Directory {
         })
     }
 
-    fn size(&self, key: Key) -> Promise<'_, Option<u64>> {
+    fn size(&self, key: ObjectKey) -> BackendFuture<'_, Option<u64>> {
         self.work(move |paths| {
             Ok(present(fs::metadata(paths.of(key)))?.map(|metadata| metadata.len()))
         })
     }
 
-    fn delete(&self, key: Key) -> Promise<'_, ()> {
+    fn delete(&self, key: ObjectKey) -> BackendFuture<'_, ()> {
         self.work(move |paths| {
             let path = paths.of(key);
             match present(fs::remove_file(&path))? {
@@ -208,12 +215,14 @@ impl Backend for Directory {
         })
     }
 
-    fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>> {
+    fn records(&self, after: Option<Digest>, limit: usize) -> BackendFuture<'_, Vec<Digest>> {
         self.work(move |paths| {
             let mut digests = Vec::new();
-            for entry in fs::read_dir(paths.root.join(Kind::Record.folder()))? {
+            for entry in fs::read_dir(paths.root.join(ObjectKind::Record.folder()))? {
                 let name = entry?.file_name();
-                let digest = name.to_str().and_then(|name| Kind::Record.digest(name));
+                let digest = name
+                    .to_str()
+                    .and_then(|name| ObjectKind::Record.digest(name));
                 digests.extend(digest.filter(|digest| Some(*digest) > after));
             }
             digests.sort_unstable();
@@ -222,11 +231,11 @@ impl Backend for Directory {
         })
     }
 
-    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)> {
+    fn used(&self, kind: ObjectKind) -> BackendFuture<'_, (u64, u64)> {
         self.work(move |paths| {
             let (mut count, mut bytes) = (0, 0);
             for entry in fs::read_dir(paths.root.join(kind.folder()))? {
-                // One that was deleted meanwhile takes nothing.
+                // A file that was deleted meanwhile takes no room.
                 if let Some(metadata) = present(entry?.metadata())? {
                     count += 1;
                     bytes += metadata.len();
@@ -236,13 +245,15 @@ impl Backend for Directory {
         })
     }
 
-    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>> {
+    fn old_modules(&self, age: Duration) -> BackendFuture<'_, Vec<Digest>> {
         self.work(move |paths| {
             let mut digests = Vec::new();
-            for entry in fs::read_dir(paths.root.join(Kind::Module.folder()))? {
+            for entry in fs::read_dir(paths.root.join(ObjectKind::Module.folder()))? {
                 let entry = entry?;
                 let name = entry.file_name();
-                let digest = name.to_str().and_then(|name| Kind::Module.digest(name));
+                let digest = name
+                    .to_str()
+                    .and_then(|name| ObjectKind::Module.digest(name));
                 let metadata = present(entry.metadata())?;
                 let written =
                     metadata.and_then(|metadata| metadata.modified().ok()?.elapsed().ok());

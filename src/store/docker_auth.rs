@@ -1,4 +1,5 @@
-//! Credentials for registries, from a file as Docker, Podman and their kin write it.
+//! Credentials for registries, read from a file in the format that Docker, Podman and similar tools
+//! write.
 
 use std::collections::HashMap;
 
@@ -8,83 +9,89 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
-/// Names of Docker Hub, which stand for each other.
+/// Names of Docker Hub that are treated as the same registry; the first is the canonical one.
 const DOCKER_HUB: [&str; 4] = [
     "docker.io",
     "index.docker.io",
     "registry-1.docker.io",
     "registry.hub.docker.com",
 ];
-/// Paths after a host that Docker's own tools write and that say nothing.
+/// Paths after a host that Docker's own tools write and that carry no meaning.
 const NO_PATHS: [&str; 3] = ["", "v1", "v2"];
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a file says of credentials. What else is in it, such as `HttpHeaders`, is not for this daemon.
+/// The part of a Docker configuration that is about credentials. This daemon ignores the rest, such
+/// as `HttpHeaders`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct CredentialsFile {
-    auths: Option<HashMap<String, Option<Login>>>,
-    /// The program that has all credentials.
+struct DockerConfig {
+    auths: Option<HashMap<String, Option<DockerAuthEntry>>>,
+    /// The name of the helper program that holds all credentials.
     creds_store: Option<String>,
-    /// Those that have them for single registries.
+    /// The names of helper programs that hold the credentials of single registries, by registry.
     cred_helpers: Option<HashMap<String, String>>,
 }
 
-/// One entry.
+/// The credentials of one registry or repository, under its key in `auths`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Login {
-    /// "user:password" in base64.
+struct DockerAuthEntry {
+    /// The value "user:password", encoded in base64.
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
-    /// A token for the registry itself.
+    /// A bearer token, which is sent to the registry as it is.
     #[serde(rename = "registrytoken")]
     registry_token: Option<String>,
-    /// A token to get others with.
+    /// A refresh token for obtaining other tokens, which this daemon does not support.
     #[serde(rename = "identitytoken")]
     identity_token: Option<String>,
 }
 
-/// What is shown to a registry.
-pub(super) struct Credential {
+/// The credentials for a registry, which may be anonymous.
+pub(super) struct RegistryCredential {
     pub(super) auth: RegistryAuth,
-    /// Where it is nothing: why, for whoever is refused then.
+    /// Why there are no credentials, for the message if the registry refuses; `None` where there
+    /// are some.
     pub(super) missing: Option<String>,
 }
 
-/// What is shown to no registry, and why.
-pub(super) fn nothing(missing: impl Into<String>) -> Credential {
-    Credential {
+/// Returns anonymous access, with the reason why there are no credentials.
+pub(super) fn nothing(missing: impl Into<String>) -> RegistryCredential {
+    RegistryCredential {
         auth: RegistryAuth::Anonymous,
         missing: Some(missing.into()),
     }
 }
 
-/// Finds what `text` has for a repository of a registry: of the entries that stand for it the one that says most of its
-/// path.
+/// Finds the credentials in `text` for a repository of a registry. Of the entries that cover the
+/// repository, the one with the longest path wins.
 ///
 /// # Errors
-/// What is wrong with the file, without anything secret.
-pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Credential, String> {
-    let CredentialsFile {
+/// Returns what is wrong with the file, without anything secret.
+pub(super) fn find(
+    text: &[u8],
+    registry: &str,
+    repository: &str,
+) -> Result<RegistryCredential, String> {
+    let DockerConfig {
         auths,
         creds_store,
         cred_helpers,
     } = parse(text)?;
     let registry = host(registry);
     let auths = auths.unwrap_or_default();
-    let mut fitting: Vec<(usize, &String, &Option<Login>)> = auths
+    let mut fitting: Vec<(usize, &String, &Option<DockerAuthEntry>)> = auths
         .iter()
         .filter_map(|(key, login)| Some((covers(key, &registry, repository)?, key, login)))
         .collect();
-    // Those of the same length by their names, so that it is always the same one.
+    // Entries of equal length are ordered by name, so that the choice is always the same.
     fitting.sort_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));
     for (_, key, login) in &fitting {
         let auth = login.as_ref().map_or(Ok(None), |it| it.auth());
         match auth.map_err(|why| format!("auths.\"{key}\": {why}"))? {
             Some(auth) => {
-                return Ok(Credential {
+                return Ok(RegistryCredential {
                     auth,
                     missing: None,
                 });
@@ -108,10 +115,10 @@ pub(super) fn find(text: &[u8], registry: &str, repository: &str) -> Result<Cred
     }))
 }
 
-/// Checks that a file can be read as one with credentials, and each of its entries.
+/// Checks that a file is a readable Docker configuration, and that each of its entries is usable.
 ///
 /// # Errors
-/// What is wrong, without anything secret.
+/// Returns what is wrong, without anything secret.
 pub fn check_credentials(text: &[u8]) -> Result<(), String> {
     for (key, login) in parse(text)?.auths.unwrap_or_default() {
         let auth = login.map_or(Ok(None), |it| it.auth());
@@ -120,24 +127,24 @@ pub fn check_credentials(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn parse(text: &[u8]) -> Result<CredentialsFile, String> {
+fn parse(text: &[u8]) -> Result<DockerConfig, String> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     if text.trim_ascii().is_empty() {
-        // As it is before anybody has logged in.
-        return Ok(CredentialsFile::default());
+        // The file looks like this before anybody has logged in.
+        return Ok(DockerConfig::default());
     }
     if !text.trim_ascii_start().starts_with(b"{") {
         return Err("it is no Docker configuration: line 1 begins no object of JSON".to_owned());
     }
     serde_json::from_slice(text).map_err(|error| {
-        // What serde says of a mistake may quote the text: it holds secrets.
+        // The message of serde may quote the text, which holds secrets.
         let (line, column) = (error.line(), error.column());
         format!("it is no Docker configuration: line {line}, column {column}")
     })
 }
 
-/// The host of a registry as it may be written: with a scheme and a path, or without, and with a port that is the usual
-/// one.
+/// Returns the canonical host of a registry key, which may have a scheme, a path or the default
+/// port 443.
 fn host(text: &str) -> String {
     let (host, _) = split(text);
     let host = host.to_ascii_lowercase();
@@ -148,7 +155,7 @@ fn host(text: &str) -> String {
     }
 }
 
-/// The host and the path of a key.
+/// Splits a key of `auths` into its host and its path.
 fn split(key: &str) -> (&str, &str) {
     let key = key.trim();
     let bare = ["https://", "http://"]
@@ -163,7 +170,8 @@ fn split(key: &str) -> (&str, &str) {
     }
 }
 
-/// How much of a repository's path a key says where it stands for it.
+/// Returns how many bytes of the repository's path the key covers; `None` where it does not stand
+/// for the repository.
 fn covers(key: &str, registry: &str, repository: &str) -> Option<usize> {
     if host(key) != registry {
         return None;
@@ -174,8 +182,8 @@ fn covers(key: &str, registry: &str, repository: &str) -> Option<usize> {
     whole.then_some(path.len())
 }
 
-impl Login {
-    /// What it shows; `None` where it is empty.
+impl DockerAuthEntry {
+    /// Returns the credentials of this entry; `None` where it is empty.
     fn auth(&self) -> Result<Option<RegistryAuth>, String> {
         let said = |text: &Option<String>| {
             let text = text.as_deref().unwrap_or_default();
@@ -212,7 +220,8 @@ impl Login {
     }
 }
 
-/// Decodes "user:password", with or without padding, and whatever lines it was broken into.
+/// Decodes "user:password" from base64, with or without padding and whatever lines it was broken
+/// into.
 fn user_and_password(text: &str) -> Result<(String, String), String> {
     const UNPADDED: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::RequireNone)
@@ -223,7 +232,8 @@ fn user_and_password(text: &str) -> Result<(String, String), String> {
     let bytes = decode(&STANDARD).or_else(|_| decode(&URL_SAFE));
     let bytes = bytes.map_err(|_| "its auth is not base64".to_owned())?;
     let decoded = String::from_utf8(bytes).map_err(|_| "its auth is not text".to_owned())?;
-    // What `echo user:password | base64` leaves at the end, and what Docker's own files have there.
+    // `echo user:password | base64` leaves a newline at the end, and Docker's own files have NULs
+    // there.
     let decoded = decoded.trim_end_matches(['\n', '\r', '\0']);
     let (username, password) = decoded
         .split_once(':')
@@ -251,7 +261,7 @@ mod tests {
         shown.missing.unwrap()
     }
 
-    /// "ali:open sesame".
+    /// The base64 of "ali:open sesame".
     const ALI: &str = "YWxpOm9wZW4gc2VzYW1l";
 
     #[test]
@@ -324,9 +334,9 @@ mod tests {
             ("{\"auth\": \"YTpiOmM6ZA==\"}", basic("a", "b:c:d")),
             ("{\"auth\": \"YTpi\\nOmM6\\nZA==\\n\"}", basic("a", "b:c:d")),
             ("{\"auth\": \" YTpiOmM6ZA== \"}", basic("a", "b:c:d")),
-            // With what `echo` puts at the end.
+            // The text ends with the newline that `echo` adds.
             ("{\"auth\": \"YTpiCg==\"}", basic("a", "b")),
-            // Of the alphabet for URLs: "a:??>".
+            // This is the URL-safe alphabet: "a:??>".
             ("{\"auth\": \"YTo_Pz4\"}", basic("a", "??>")),
             (
                 "{\"username\": \"a\", \"password\": \"b:c\", \"auth\": \"\"}",

@@ -1,10 +1,11 @@
-//! Where modules live: their bytes by digest, in memory, in a folder or in an object store, and beside each a record of
-//! what is known of it.
+//! The module store: it keeps the bytes of modules by digest, in memory, in a folder or in an
+//! object store, and beside each a record of what is known of it.
 //!
-//! A module is kept when its record is written while its bytes are there. Deleting takes the bytes first, so that whoever
-//! loads the same module at the same time, here or on another daemon, either finds them gone and writes them again, or
-//! has loaded before it was deleted. Bytes are checked against their digest whenever they are read, so that any number
-//! of daemons can share a place. Nothing is ever evicted: a store without room refuses.
+//! A module is kept when its record is written while its bytes are there. Deleting takes the bytes
+//! first. Whoever loads the same module at the same time, here or on another daemon, then either
+//! finds them gone and writes them again, or has loaded before it was deleted. Bytes are checked
+//! against their digest whenever they are read, so that any number of daemons can share a place.
+//! Nothing is ever evicted: a store without room refuses.
 
 mod artifacts;
 mod backend;
@@ -13,13 +14,13 @@ mod budget;
 mod change;
 mod directory;
 mod docker_auth;
-mod known;
+mod maintenance;
+mod module_entry;
 mod objects;
 mod oci;
 mod private_files;
 mod provider_error;
 mod sealed;
-mod tend;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,139 +31,145 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Mutex, Semaphore};
 
-use self::backend::{Backend, Fault, Key, Kind};
+use self::backend::{Backend, BackendError, ObjectKey, ObjectKind};
 use self::budget::Budget;
-pub use self::budget::Total;
-use self::directory::Directory;
-use self::known::{is_fresh, now};
-use self::objects::Objects;
+pub use self::budget::SharedBudget;
+use self::directory::DirectoryBackend;
+use self::module_entry::{is_fresh, now};
+use self::objects::ObjectStoreBackend;
 use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::Digest;
 
-pub use self::artifacts::{Artifacts, ArtifactsSettings, Name as ArtifactName};
-pub use self::blob::{Assembly, Blob, Spool};
-pub use self::change::Keep;
+pub use self::artifacts::{ArtifactCache, ArtifactCacheSettings, ArtifactName};
+pub use self::blob::{Blob, BlobAssembler, Spool, UploadSlot};
+pub use self::change::NewModule;
 pub use self::docker_auth::check_credentials;
-pub use self::known::{Known, Record};
-pub use self::objects::{check_variables, takes};
-pub use self::oci::{Pulled, Registries, Registry};
-pub use self::sealed::{Sealed, unsealed};
+pub use self::module_entry::{ModuleEntry, ModuleRecord};
+pub use self::objects::{accepts_variable, check_variables};
+pub use self::oci::{OciPuller, OciRegistry, Pulled};
+pub use self::sealed::{SealedFile, create_sealable};
 
-/// Bytes of a record at the most; more than a description of 1,000 exports and imports takes.
+/// Largest record in bytes, which is more than a description of 1,000 exports and imports takes.
 const MAX_RECORD: u64 = 4 << 20;
-/// How long a place that others write to is taken to be as it was: what they delete is forgotten after that, at its
-/// next use, and what they add is counted.
-const TRUSTED: Duration = Duration::from_secs(30);
-/// How much longer than that a module is run without asking first, and how long the answer is waited for.
-const TRUSTED_UNSEEN: Duration = Duration::from_secs(60);
-const ASKED: Duration = Duration::from_secs(1);
-/// Large modules that are written or checked at once.
+/// How long a record is trusted after a shared backend confirmed it, and how often such a backend
+/// is counted. What other daemons delete is noticed at the next use after that.
+const RECORD_FRESH_FOR: Duration = Duration::from_secs(30);
+/// Age of a record up to which it is served at once, while the backend is asked in the background.
+const STALE_WHILE_REVALIDATE: Duration = Duration::from_secs(60);
+/// How long a caller waits for the backend's answer about an older record before the cached one is
+/// used.
+const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Number of large modules that are written or verified at the same time.
 const HEAVY_AT_ONCE: usize = 2;
-/// Records read at once for a listing.
+/// Number of records that are read concurrently for a listing.
 const READ_AT_ONCE: usize = 8;
-/// Locks for writers: those of one module take turns, those of others seldom.
+/// Number of writer locks. Writers of the same module always take turns; those of different modules
+/// rarely do.
 const SHARDS: usize = 256;
-/// What a caller is told to wait while the store is away.
+/// The delay after which callers are told to retry while the store is unavailable.
 const RETRY: Duration = Duration::from_secs(1);
-/// The folder, beside those of the modules that are nobody's in particular, with one for each tenant.
+/// Name of the folder that has one folder for each tenant, beside the modules that belong to no
+/// tenant in particular.
 const TENANTS: &str = "tenants";
 
-/// Where modules are kept.
+/// The kind of storage that modules are kept in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum StoreLocation {
     /// In this process, until it ends.
     Memory,
-    /// In a folder.
+    /// In this folder of the host.
     Directory(PathBuf),
-    /// In an object store: "s3://", "gs://" or "az://".
+    /// In an object store, with a URL of "s3://", "gs://" or "az://".
     Objects {
-        /// Its URL.
+        /// The URL of the bucket, with the prefix of all object names as its path.
         url: url::Url,
-        /// What its provider's variables say, by their names.
+        /// The provider's environment variables, as names and values.
         variables: Vec<(String, String)>,
     },
 }
 
-/// How a store is made.
+/// The settings with which a store is opened.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where.
-    pub place: Place,
-    /// Whose modules, where it is not all that the place has.
+    /// The storage in which the modules are kept.
+    pub location: StoreLocation,
+    /// The tenant to whom the modules belong; `None` for a store that has the whole place.
     pub tenant: Option<String>,
-    /// Bytes of modules, with what is known of them, of all stores that share it.
-    pub total: Arc<Total>,
-    /// Bytes of this one's modules.
+    /// The budget of bytes that all stores of the place share, for modules and their records.
+    pub shared_budget: Arc<SharedBudget>,
+    /// Most bytes that this store's modules may take; `None` for no quota.
     pub bytes: Option<u64>,
-    /// How many.
+    /// Most modules that this store may hold; `None` for no quota.
     pub modules: Option<u64>,
-    /// Bytes of records kept in memory.
+    /// Bytes of records that are cached in memory.
     pub records: u64,
-    /// Bytes of one module.
+    /// Most bytes that one module may have.
     pub max_module: u64,
-    /// Where uploads are put together where the place is no folder itself.
+    /// The folder in which uploads are assembled, if the storage is not a folder itself.
     pub spool: PathBuf,
 }
 
-/// Modules by digest, within a budget of bytes.
+/// A store of modules by digest, within a budget of bytes. Its records are cached in memory with
+/// least recently used eviction.
 pub struct Store {
     backend: Box<dyn Backend>,
-    /// Of the place, as errors tell it.
+    /// The name of the storage in errors, such as "s3:".
     name: &'static str,
-    /// Whether others write to it.
+    /// Whether other daemons may write to the storage.
     shared: bool,
     budget: Arc<Budget>,
     max_module: u64,
     spool: Spool,
-    known: moka::sync::Cache<Digest, Arc<Known>>,
-    /// Held by those who write or check a large module.
+    entries: moka::sync::Cache<Digest, Arc<ModuleEntry>>,
+    /// Permits for writing or verifying a large module.
     heavy: Semaphore,
     shards: [Shard; SHARDS],
 }
 
 #[derive(Default)]
 struct Shard {
-    /// Held by whoever writes.
+    /// The lock that a writer holds.
     writer: Mutex<()>,
-    /// Moves when something is deleted: what was read before must not be learnt after.
+    /// A counter of deletions: a record that was read before a deletion must not enter the cache
+    /// after it.
     deletions: AtomicU64,
 }
 
 impl Store {
-    /// Opens it.
+    /// Opens the store that the settings describe.
     ///
     /// # Errors
-    /// Where the folder cannot be written, or the URL or the credentials are not what the provider takes. Whether an
-    /// object store answers is seen when it is needed.
+    /// Fails where the folder cannot be written, or where the provider does not accept the URL or
+    /// the credentials. Whether an object store answers is found out when it is needed.
     pub fn open(settings: &Settings) -> Result<Arc<Self>, String> {
         let spool = Spool {
             dir: settings.spool.clone(),
             key: "store.spool",
         };
-        let (backend, name, spool): (Box<dyn Backend>, _, _) = match &settings.place {
-            Place::Memory => (Box::new(Objects::memory()), "memory:", spool),
-            Place::Directory(root) => {
+        let (backend, name, spool): (Box<dyn Backend>, _, _) = match &settings.location {
+            StoreLocation::Memory => (Box::new(ObjectStoreBackend::memory()), "memory:", spool),
+            StoreLocation::Directory(root) => {
                 let root = &settings
                     .tenant
                     .iter()
                     .fold(root.clone(), |root, tenant| root.join(TENANTS).join(tenant));
-                let directory = Directory::open(root)
+                let directory = DirectoryBackend::open(root)
                     .map_err(|error| format!("store.url: {}: {error}", root.display()))?;
                 let spool = Spool {
-                    dir: directory::aside(root),
+                    dir: directory::tmp_dir(root),
                     key: "store.url",
                 };
                 (Box::new(directory), "file:", spool)
             }
-            Place::Objects { url, variables } => {
+            StoreLocation::Objects { url, variables } => {
                 let mut url = url.clone();
                 if let Some(tenant) = &settings.tenant {
                     let path = url.path().trim_end_matches('/');
                     let path = format!("{path}/{TENANTS}/{tenant}");
                     url.set_path(&path);
                 }
-                let objects = Objects::at(&url, variables);
+                let objects = ObjectStoreBackend::at(&url, variables);
                 let objects = objects.map_err(|error| format!("store.url: {error}"))?;
                 let name = match url.scheme() {
                     "gs" => "gs:",
@@ -180,29 +187,30 @@ impl Store {
         let known = moka::sync::Cache::builder()
             .max_capacity(settings.records)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
-            .weigher(|_: &Digest, known: &Arc<Known>| known.weight())
+            .weigher(|_: &Digest, known: &Arc<ModuleEntry>| known.weight())
             .build();
         Ok(Arc::new(Self {
             backend,
             name,
-            shared: settings.place != Place::Memory,
+            shared: settings.location != StoreLocation::Memory,
             budget: Budget::new(settings),
             max_module: settings.max_module,
             spool,
-            known,
+            entries: known,
             heavy: Semaphore::new(HEAVY_AT_ONCE),
             shards: std::array::from_fn(|_| Shard::default()),
         }))
     }
 
-    /// Looks whether the place can be used. One that is only away now is no error, but told in the log.
+    /// Checks whether the storage can be used. Storage that is only unreachable at the moment is
+    /// logged and is no error.
     ///
     /// # Errors
-    /// What whoever runs the daemon has to see to before it is of any use.
+    /// Returns what the operator has to fix before the storage is of any use.
     pub async fn check(&self) -> Result<(), String> {
         match self.backend.check().await {
             Ok(()) => Ok(()),
-            Err(Fault::Refused {
+            Err(BackendError::Refused {
                 why,
                 lasting: true,
                 text,
@@ -214,7 +222,7 @@ impl Store {
                 );
                 Err(format!("store.url ({}): {why}", self.name))
             }
-            Err(Fault::Refused { why, text, .. }) => {
+            Err(BackendError::Refused { why, text, .. }) => {
                 tracing::warn!(
                     error = text,
                     why,
@@ -223,7 +231,7 @@ impl Store {
                 );
                 Ok(())
             }
-            Err(Fault::Host(limit)) => {
+            Err(BackendError::Host(limit)) => {
                 let error = limit.sentence();
                 tracing::warn!(
                     error,
@@ -232,106 +240,114 @@ impl Store {
                 );
                 Ok(())
             }
-            Err(Fault::Down(error) | Fault::Full(error)) => {
+            Err(BackendError::Down(error) | BackendError::Full(error)) => {
                 tracing::warn!(%error, store = self.name, "the module store does not work yet");
                 Ok(())
             }
         }
     }
 
-    /// Where modules that arrive in pieces are put together.
+    /// Returns the place where uploads are assembled.
     pub fn spool(&self) -> &Spool {
         &self.spool
     }
 
-    /// What is known of a module; `None` where it is not kept.
+    /// Finds a module's entry; `None` where the module is not kept.
     ///
-    /// One that is known here is found without asking the place, which is asked behind it now and then, and first where
-    /// the module was not used for long.
+    /// An entry that is cached here is usually returned without asking the backend. Once it is
+    /// stale, the backend is asked in the background, and if the module has not been used for long,
+    /// it is asked first.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`.
-    pub async fn find(self: &Arc<Self>, digest: Digest) -> Result<Option<Arc<Known>>, Refusal> {
-        if let Some(known) = self.find_here(digest) {
+    /// Returns `STORE_UNAVAILABLE` where the backend fails.
+    pub async fn find(
+        self: &Arc<Self>,
+        digest: Digest,
+    ) -> Result<Option<Arc<ModuleEntry>>, Refusal> {
+        if let Some(known) = self.find_cached(digest) {
             return Ok(Some(known));
         }
-        let Some(known) = self.known.get(&digest) else {
-            return self.fetch(digest).await;
+        let Some(known) = self.entries.get(&digest) else {
+            return self.fetch_record(digest).await;
         };
-        // Not used for long: it may have been deleted long ago.
-        if let Ok(Ok(found)) = tokio::time::timeout(ASKED, self.fetch(digest)).await {
+        // The module was not used for long, so it may have been deleted long ago.
+        if let Ok(Ok(found)) =
+            tokio::time::timeout(REVALIDATE_TIMEOUT, self.fetch_record(digest)).await
+        {
             return Ok(found);
         }
-        // A place that does not answer changes nothing: what is known goes on running.
-        known.seen.store(now(), Ordering::Relaxed);
+        // A backend that does not answer changes nothing: a module that is known can still be run.
+        known.confirmed_at.store(now(), Ordering::Relaxed);
         Ok(Some(known))
     }
 
-    /// What is known of a module where that holds without waiting for the place, as [`Self::find`] has it.
-    pub fn find_here(self: &Arc<Self>, digest: Digest) -> Option<Arc<Known>> {
-        let known = self.known.get(&digest)?;
+    /// Returns a module's entry if it can be used without waiting for the backend, as
+    /// [`Self::find`] describes.
+    pub fn find_cached(self: &Arc<Self>, digest: Digest) -> Option<Arc<ModuleEntry>> {
+        let known = self.entries.get(&digest)?;
         if self.trusts(&known) {
             return Some(known);
         }
-        let seen = known.seen.load(Ordering::Relaxed);
-        is_fresh(seen, TRUSTED_UNSEEN).then(|| {
-            self.look_again(&known, seen);
+        let seen = known.confirmed_at.load(Ordering::Relaxed);
+        is_fresh(seen, STALE_WHILE_REVALIDATE).then(|| {
+            self.revalidate_in_background(&known, seen);
             known
         })
     }
 
-    /// Asks the place for a record.
-    async fn fetch(&self, digest: Digest) -> Result<Option<Arc<Known>>, Refusal> {
+    /// Fetches a module's record from the backend, and caches it.
+    async fn fetch_record(&self, digest: Digest) -> Result<Option<Arc<ModuleEntry>>, Refusal> {
         let shard = self.shard(digest);
         let deletions = shard.deletions.load(Ordering::Acquire);
-        let key = Key {
-            kind: Kind::Record,
+        let key = ObjectKey {
+            kind: ObjectKind::Record,
             digest,
         };
         let bytes = self.backend.get(key, MAX_RECORD).await;
-        let Some(bytes) = bytes.map_err(|fault| self.refused(fault))? else {
-            self.known.invalidate(&digest);
+        let Some(bytes) = bytes.map_err(|fault| self.backend_refusal(fault))? else {
+            self.entries.invalidate(&digest);
             return Ok(None);
         };
-        let record = serde_json::from_slice::<Record>(&bytes).map_err(|error| {
+        let record = serde_json::from_slice::<ModuleRecord>(&bytes).map_err(|error| {
             tracing::error!(%digest, %error, store = self.name, "a module's record is damaged");
-            self.known.invalidate(&digest);
+            self.entries.invalidate(&digest);
             self.damaged(digest)
         })?;
         let known = self.as_known(digest, record);
         if shard.deletions.load(Ordering::Acquire) == deletions {
-            self.known.insert(digest, Arc::clone(&known));
+            self.entries.insert(digest, Arc::clone(&known));
         }
         Ok(Some(known))
     }
 
-    /// A record with what this daemon has seen of its module.
-    fn as_known(&self, digest: Digest, record: Record) -> Arc<Known> {
-        let before = self.known.get(&digest);
-        let of = |what: fn(&Known) -> &AtomicU64| {
+    /// Creates an entry from a record, and keeps what this daemon has seen of the module so far.
+    fn as_known(&self, digest: Digest, record: ModuleRecord) -> Arc<ModuleEntry> {
+        let before = self.entries.get(&digest);
+        let of = |what: fn(&ModuleEntry) -> &AtomicU64| {
             before
                 .as_ref()
                 .map(|known| what(known).load(Ordering::Relaxed))
         };
-        Arc::new(Known {
+        Arc::new(ModuleEntry {
             digest,
             used: AtomicU64::new(of(|known| &known.used).unwrap_or(record.loaded)),
-            seen: AtomicU64::new(now()),
-            checked: AtomicU64::new(of(|known| &known.checked).unwrap_or_default()),
+            confirmed_at: AtomicU64::new(now()),
+            verified_at: AtomicU64::new(of(|known| &known.verified_at).unwrap_or_default()),
             record,
         })
     }
 
-    /// Whether what is known of a module holds without asking the place.
-    fn trusts(&self, known: &Known) -> bool {
-        !self.shared || is_fresh(known.seen.load(Ordering::Relaxed), TRUSTED)
+    /// Reports whether an entry can be used without asking the backend.
+    fn trusts(&self, known: &ModuleEntry) -> bool {
+        !self.shared || is_fresh(known.confirmed_at.load(Ordering::Relaxed), RECORD_FRESH_FOR)
     }
 
-    /// Has the place asked, behind the caller, whether a module is still there.
-    fn look_again(self: &Arc<Self>, known: &Arc<Known>, seen: u64) {
-        // Whoever moves the mark asks.
+    /// Starts a task that asks the backend whether a module is still there, while the caller goes
+    /// on.
+    fn revalidate_in_background(self: &Arc<Self>, known: &Arc<ModuleEntry>, seen: u64) {
+        // Single flight: whoever moves the mark asks.
         let mine = known
-            .seen
+            .confirmed_at
             .compare_exchange(seen, now(), Ordering::Relaxed, Ordering::Relaxed)
             .is_ok();
         if !mine {
@@ -343,30 +359,33 @@ impl Store {
             reason = "bounded by the place's own timeouts; ends by itself"
         )]
         tokio::spawn(async move {
-            // A place that does not answer changes nothing: what is known goes on running.
-            let _ = store.fetch(digest).await;
+            // A backend that does not answer changes nothing: a module that is known can still be
+            // run.
+            let _ = store.fetch_record(digest).await;
         });
     }
 
-    /// The bytes of a module that is kept.
+    /// Reads the bytes of a module, and verifies them against its digest.
     ///
     /// # Errors
-    /// `MODULE_NOT_FOUND`, and `STORE_UNAVAILABLE`, also where the bytes are not those of the digest.
-    pub async fn wasm(&self, digest: Digest) -> Result<Bytes, Refusal> {
-        let key = Key {
-            kind: Kind::Module,
+    /// Returns `MODULE_NOT_FOUND`, or `STORE_UNAVAILABLE`, which is also the answer where the bytes
+    /// do not match the digest.
+    pub async fn read_wasm(&self, digest: Digest) -> Result<Bytes, Refusal> {
+        let key = ObjectKey {
+            kind: ObjectKind::Module,
             digest,
         };
         let checked = |at: u64| {
-            if let Some(known) = self.known.get(&digest) {
-                known.checked.store(at, Ordering::Relaxed);
+            if let Some(known) = self.entries.get(&digest) {
+                known.verified_at.store(at, Ordering::Relaxed);
             }
         };
-        // What was acknowledged runs, also where this daemon would take no such large one any more.
-        let known = self.known.get(&digest);
+        // A module that was accepted can be run, even where this daemon would no longer accept one
+        // so large.
+        let known = self.entries.get(&digest);
         let size = known.map_or(0, |known| known.record.size);
         let bytes = self.backend.get(key, self.max_module.max(size)).await;
-        let Some(bytes) = bytes.map_err(|fault| self.refused(fault))? else {
+        let Some(bytes) = bytes.map_err(|fault| self.backend_refusal(fault))? else {
             checked(0);
             return Err(not_found(digest));
         };
@@ -380,25 +399,25 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Up to `limit` modules after `after`, by digest, without their exports and imports.
+    /// Lists up to `limit` modules after `after`, by digest, without their exports and imports.
     ///
-    /// The second value is where the next page starts; `None` after the last.
+    /// The second value is the digest after which the next page starts; `None` after the last page.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`.
+    /// Returns `STORE_UNAVAILABLE` where the backend fails.
     pub async fn list(
         self: &Arc<Self>,
         after: Option<Digest>,
         limit: usize,
-    ) -> Result<(Vec<Known>, Option<Digest>), Refusal> {
+    ) -> Result<(Vec<ModuleEntry>, Option<Digest>), Refusal> {
         let digests = self.backend.records(after, limit).await;
-        let digests = digests.map_err(|fault| self.refused(fault))?;
+        let digests = digests.map_err(|fault| self.backend_refusal(fault))?;
         let next = digests.last().copied().filter(|_| digests.len() >= limit);
         let summary = |digest| async move {
-            let known = self.known.get(&digest);
+            let known = self.entries.get(&digest);
             let found = match known.filter(|known| self.trusts(known)) {
                 Some(known) => Ok(Some(known)),
-                None => self.fetch(digest).await,
+                None => self.fetch_record(digest).await,
             };
             found.map(|known| known.map(|known| known.summary()))
         };
@@ -407,7 +426,8 @@ impl Store {
         while let Some(found) = found.next().await {
             match found {
                 Ok(known) => modules.extend(known),
-                // One that is damaged is in the log, and can be deleted or loaded again by its digest.
+                // A damaged record has been logged, and can be deleted or loaded again by its
+                // digest.
                 Err(refusal) if refusal.retry().is_none() => {}
                 Err(refusal) => return Err(refusal),
             }
@@ -419,9 +439,9 @@ impl Store {
         &self.shards[usize::from(digest.as_bytes()[0]) % SHARDS]
     }
 
-    fn refused(&self, fault: Fault) -> Refusal {
+    fn backend_refusal(&self, fault: BackendError) -> Refusal {
         match fault {
-            Fault::Full(error) => {
+            BackendError::Full(error) => {
                 tracing::warn!(%error, store = self.name, "the module store has no room");
                 Refusal::new(
                     Reason::StoreFull,
@@ -432,14 +452,14 @@ impl Store {
                 )
                 .with("store", self.name)
             }
-            Fault::Host(limit) => {
+            BackendError::Host(limit) => {
                 let why = limit.sentence();
                 tracing::warn!(
                     store = self.name,
                     "a call to the module store failed: {why}"
                 );
                 let refusal = match limit {
-                    // It would be the same next time.
+                    // A retry would meet the same limit.
                     HostLimit::FileSize => Refusal::new(Reason::StoreFull, why),
                     HostLimit::Descriptors
                     | HostLimit::HostDescriptors
@@ -450,7 +470,7 @@ impl Store {
                 };
                 refusal.with("store", self.name)
             }
-            Fault::Refused { why, text, .. } => {
+            BackendError::Refused { why, text, .. } => {
                 tracing::error!(
                     error = text,
                     why,
@@ -467,7 +487,7 @@ impl Store {
                 .with("store", self.name)
                 .retry_after(RETRY)
             }
-            Fault::Down(error) => {
+            BackendError::Down(error) => {
                 tracing::warn!(%error, store = self.name, "the module store does not work");
                 Refusal::new(
                     Reason::StoreUnavailable,
@@ -492,7 +512,7 @@ impl Store {
     }
 }
 
-/// Refuses a module that is not kept.
+/// Builds the refusal of a module that is not kept.
 pub fn not_found(digest: Digest) -> Refusal {
     Refusal::new(
         Reason::ModuleNotFound,
@@ -501,12 +521,14 @@ pub fn not_found(digest: Digest) -> Refusal {
     .with("digest", digest)
 }
 
-/// `bytes` with their digest. Many take tens of milliseconds, which are not the serving threads' to give.
+/// Hashes `bytes`, and returns them with their digest. Many bytes take tens of milliseconds, so
+/// those are hashed on a blocking thread.
 ///
 /// # Errors
-/// Where the daemon is ending.
+/// Fails where the daemon is shutting down.
 pub async fn hashed(bytes: Bytes) -> Result<(Bytes, Digest), Refusal> {
-    /// The most bytes that are hashed on the thread that has them, which may have other connections to serve: about 50 us.
+    /// Most bytes that are hashed on the caller's thread, which may have other connections to
+    /// serve: about 50 us of work.
     const INLINE: usize = 64 << 10;
     if bytes.len() <= INLINE {
         let digest = Digest::of(&bytes);

@@ -1,4 +1,5 @@
-//! Objects in an object store, or in this process's memory as if it were one.
+//! The backend that keeps objects in an object store, or in this process's memory as if it were
+//! one.
 
 use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
@@ -19,33 +20,42 @@ use object_store::{
     PutPayload, RetryConfig,
 };
 
-use super::backend::{Backend, Fault, Key, Kind, Mode, Promise, Put};
+use super::backend::{
+    Backend, BackendError, BackendFuture, ObjectKey, ObjectKind, PutOutcome, WriteMode,
+};
 use super::blob::Blob;
-use super::provider_error::{Asking, cannot_create_only, explained, is_absent, no_object_store};
+use super::provider_error::{
+    Asking, backend_error, cannot_create_only, is_absent, no_object_store,
+};
 use crate::config::{lacks_authorities, no_trust_store};
 use crate::request::Digest;
 
-/// How long a request may take in all, what is small, the next bytes of an answer, a connection, and trying again.
+/// Longest that a whole request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(600);
+/// Longest that a small request may take.
 const SMALL: Duration = Duration::from_secs(15);
+/// Longest wait for the next bytes of an answer.
 const READ: &str = "15s";
+/// Longest that opening a connection may take.
 const CONNECT: &str = "3s";
+/// Longest that a failed request is retried.
 const RETRYING: Duration = Duration::from_secs(5);
+/// Most retries of a failed request.
 const RETRIES: usize = 3;
-/// How long a start waits to be told whether the place can be used.
+/// Longest that the daemon's start waits to learn whether the object store can be used.
 const CHECK: Duration = Duration::from_secs(5);
 
-/// Objects by path.
-pub(super) struct Objects {
+/// A backend over the `object_store` library.
+pub(super) struct ObjectStoreBackend {
     store: Arc<dyn ObjectStore>,
-    /// Whether what is put stays in this process.
+    /// Whether the objects are held in this process.
     in_memory: bool,
-    /// Whether the server has been found not to know how to create only what is absent.
+    /// Whether the server has turned out not to support creating an object only where it is absent.
     creates_by_replacing: AtomicBool,
 }
 
-/// Whether the provider of an object store with URLs of `scheme` takes the variable `name`.
-pub fn takes(scheme: &str, name: &str) -> bool {
+/// Reports whether the provider of object stores with URLs of `scheme` accepts the variable `name`.
+pub fn accepts_variable(scheme: &str, name: &str) -> bool {
     let key = name.to_ascii_lowercase();
     match scheme {
         "gs" => {
@@ -60,35 +70,35 @@ pub fn takes(scheme: &str, name: &str) -> bool {
     }
 }
 
-/// Checks that a provider takes what its variables say.
+/// Checks that a provider accepts the values of its variables.
 ///
 /// # Errors
-/// The variable that it does not take, where it is one, and why.
+/// Returns the variable that is not accepted, if it is a single one, and the reason.
 pub fn check_variables(
     url: &url::Url,
     variables: &[(String, String)],
 ) -> Result<(), (Option<String>, String)> {
-    let Err(why) = Objects::at(url, variables) else {
+    let Err(why) = ObjectStoreBackend::at(url, variables) else {
         return Ok(());
     };
-    // The one without which all is well.
+    // The variable is at fault if everything is accepted without it.
     let guilty = variables.iter().find(|(name, _)| {
         let others = variables.iter().filter(|(other, _)| other != name);
         let others: Vec<_> = others.cloned().collect();
-        Objects::at(url, &others).is_ok()
+        ObjectStoreBackend::at(url, &others).is_ok()
     });
     Err((guilty.map(|(name, _)| name.clone()), why))
 }
 
-/// What the provider's library calls the setting of a variable.
+/// Converts the name of a variable to the key that the provider's library has for its setting.
 fn key_of<K: FromStr<Err = Error>>(name: &str) -> Result<K, String> {
     name.to_ascii_lowercase()
         .parse()
         .map_err(|error: Error| error.to_string())
 }
 
-impl Objects {
-    /// In memory.
+impl ObjectStoreBackend {
+    /// Creates a backend that holds its objects in memory.
     pub(super) fn memory() -> Self {
         Self {
             store: Arc::new(InMemory::new()),
@@ -97,10 +107,12 @@ impl Objects {
         }
     }
 
-    /// At `url`, with credentials and more from variables that the provider's own tools use.
+    /// Creates a backend for `url`, with credentials and settings from the variables that the
+    /// provider's own tools use.
     ///
     /// # Errors
-    /// Where the URL or the credentials are not what the provider takes, or it speaks TLS and this host trusts nobody.
+    /// Fails where the provider does not accept the URL or the credentials, or where it uses TLS
+    /// and this host has no trusted certificate authorities.
     pub(super) fn at(url: &url::Url, variables: &[(String, String)]) -> Result<Self, String> {
         let retry = RetryConfig {
             max_retries: RETRIES,
@@ -108,7 +120,8 @@ impl Objects {
             ..RetryConfig::default()
         };
         let whole = format!("{}s", REQUEST.as_secs());
-        // Set one by one: as a whole they would replace what the environment says.
+        // The options are set one by one, because setting all at once would replace what the
+        // environment says.
         let options = [
             (ClientConfigKey::Timeout, whole.as_str()),
             (ClientConfigKey::ReadTimeout, READ),
@@ -158,8 +171,8 @@ impl Objects {
                 for (key, value) in options {
                     builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
                 }
-                // Whether an endpoint of one's own is plain HTTP is for its own URL to say. Compatible servers may not
-                // know how to delete in bulk.
+                // A custom endpoint says by its own URL whether it is plain HTTP. Compatible
+                // servers may not support deleting in bulk.
                 let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
                 let builder = builder.with_retry(retry);
                 let plain = is_plain(builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
@@ -188,8 +201,9 @@ fn is_plain(endpoint: Option<String>) -> bool {
     endpoint.is_some_and(|it| it.trim_start().starts_with("http://"))
 }
 
-/// Makes a store by `with` a setting of its client. On a host that has no authorities to trust, one of a server that
-/// speaks `plain` HTTP trusts nobody and needs nobody.
+/// Builds a client by `with`, which sets one option of it. On a host without trusted certificate
+/// authorities, a server that is reached by `plain` HTTP needs none, so its client is built with
+/// none.
 fn build<T: ObjectStore>(
     plain: bool,
     with: impl Fn(ClientConfigKey, &str) -> Result<T, Error>,
@@ -214,41 +228,42 @@ fn build<T: ObjectStore>(
     }
 }
 
-fn path(key: Key) -> Path {
+fn path(key: ObjectKey) -> Path {
     Path::from_iter([key.kind.folder(), key.name().as_str()])
 }
 
-/// What takes no longer than a server that works takes for something small.
-async fn soon<T>(call: impl Future<Output = T>) -> Result<T, Fault> {
-    let done = tokio::time::timeout(SMALL, guarded(call)).await;
-    done.map_err(|_| Fault::Down(format!("no answer within {SMALL:?}")))?
+/// Limits a small request to the time that a working server needs for one.
+async fn with_timeout<T>(call: impl Future<Output = T>) -> Result<T, BackendError> {
+    let done = tokio::time::timeout(SMALL, catch_panics(call)).await;
+    done.map_err(|_| BackendError::Down(format!("no answer within {SMALL:?}")))?
 }
 
-/// What panics nowhere: the library takes some of what it is given, such as a token of another server, for sendable.
-async fn guarded<T>(call: impl Future<Output = T>) -> Result<T, Fault> {
+/// Converts a panic of the library into an error: it assumes that some of what it is given, such as
+/// a token from another server, can be sent in a header.
+async fn catch_panics<T>(call: impl Future<Output = T>) -> Result<T, BackendError> {
     let done = AssertUnwindSafe(call).catch_unwind().await;
-    done.map_err(|_| Fault::Down("what is to be sent cannot be".to_owned()))
+    done.map_err(|_| BackendError::Down("what is to be sent cannot be".to_owned()))
 }
 
-/// `None` for what is not there.
-fn present<T>(result: Result<T, Error>, asking: Asking) -> Result<Option<T>, Fault> {
+/// Returns `None` for an object that is not there.
+fn present<T>(result: Result<T, Error>, asking: Asking) -> Result<Option<T>, BackendError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(explained(&error, asking)),
+        Err(error) => Err(backend_error(&error, asking)),
     }
 }
 
-/// The bytes of an answer, and not many more than `most` of them.
-async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
-    let read = |error| explained(&error, Asking::Get);
+/// Reads the body of an answer, and stops not far beyond `most` bytes.
+async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, BackendError> {
+    let read = |error| backend_error(&error, Asking::Get);
     let whole = answer.meta.size;
     let size = whole.min(most);
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let mut pieces = answer.into_stream();
     while let Some(piece) = pieces.try_next().await.map_err(read)? {
         if piece.len() as u64 == whole {
-            // All there is, as it stands in memory.
+            // The piece is the whole body, so it needs no copy.
             return Ok(piece);
         }
         bytes.extend_from_slice(&piece);
@@ -259,52 +274,55 @@ async fn bounded(answer: GetResult, most: u64) -> Result<Bytes, Fault> {
     Ok(bytes.into())
 }
 
-/// What became of a put.
-fn written<T>(done: Result<T, Error>) -> Result<Put, Fault> {
+/// Converts the result of a put; a failed precondition means that the object exists.
+fn written<T>(done: Result<T, Error>) -> Result<PutOutcome, BackendError> {
     match done {
-        Ok(_) => Ok(Put::Written),
-        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Put::Exists),
-        Err(error) => Err(explained(&error, Asking::Put)),
+        Ok(_) => Ok(PutOutcome::Written),
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(PutOutcome::Exists),
+        Err(error) => Err(backend_error(&error, Asking::Put)),
     }
 }
 
-fn listed(error: Error) -> Fault {
-    explained(&error, Asking::List)
+fn listed(error: Error) -> BackendError {
+    backend_error(&error, Asking::List)
 }
 
-impl Backend for Objects {
-    fn check(&self) -> Promise<'_, ()> {
+impl Backend for ObjectStoreBackend {
+    fn check(&self) -> BackendFuture<'_, ()> {
         Box::pin(async move {
-            let folder = Path::from(Kind::Record.folder());
+            let folder = Path::from(ObjectKind::Record.folder());
             let mut listing = self.store.list(Some(&folder));
-            let first = tokio::time::timeout(CHECK, guarded(listing.try_next())).await;
-            let first = first.map_err(|_| Fault::Down(format!("no answer within {CHECK:?}")))?;
+            let first = tokio::time::timeout(CHECK, catch_panics(listing.try_next())).await;
+            let first =
+                first.map_err(|_| BackendError::Down(format!("no answer within {CHECK:?}")))?;
             first?.map_err(listed)?;
-            // What answers to everything, as a web page may, is no object store: this is nobody's digest.
+            // Something that answers every request, as a web page may, is no object store. This is
+            // nobody's digest.
             let digest = Digest::from_hex(&"0".repeat(64));
             let nothing = digest.map(|digest| {
-                path(Key {
-                    kind: Kind::Record,
+                path(ObjectKey {
+                    kind: ObjectKind::Record,
                     digest,
                 })
             });
-            let nothing = nothing.ok_or_else(|| Fault::Down("no digest".to_owned()))?;
-            match present(soon(self.store.get(&nothing)).await?, Asking::Get)? {
+            let nothing = nothing.ok_or_else(|| BackendError::Down("no digest".to_owned()))?;
+            match present(with_timeout(self.store.get(&nothing)).await?, Asking::Get)? {
                 Some(_) => Err(no_object_store()),
                 None => Ok(()),
             }
         })
     }
 
-    fn put(&self, key: Key, blob: Blob, mode: Mode) -> Promise<'_, Put> {
+    fn put(&self, key: ObjectKey, blob: Blob, mode: WriteMode) -> BackendFuture<'_, PutOutcome> {
         Box::pin(async move {
             let in_memory = self.in_memory;
             let read = tokio::task::spawn_blocking(move || match &blob {
-                // A copy: what is kept must not hold on to the request that it came with.
+                // The bytes are copied, because what is kept must not hold on to the request that
+                // it came with.
                 Blob::Memory(bytes) if in_memory => Ok(Bytes::copy_from_slice(bytes)),
                 Blob::Memory(_) | Blob::Spooled(_) => blob.read(),
             });
-            let down = |error: &dyn std::fmt::Display| Fault::Down(error.to_string());
+            let down = |error: &dyn std::fmt::Display| BackendError::Down(error.to_string());
             let bytes = read.await.map_err(|error| down(&error))?;
             let payload = PutPayload::from(bytes.map_err(|error| down(&error))?);
             let to = path(key);
@@ -313,16 +331,17 @@ impl Backend for Objects {
                 self.store.put_opts(&to, payload, PutOptions::from(mode))
             };
             let by_replacing = &self.creates_by_replacing;
-            let replaces = mode == Mode::Replace || by_replacing.load(Ordering::Relaxed);
+            let replaces = mode == WriteMode::Replace || by_replacing.load(Ordering::Relaxed);
             if replaces {
-                let done = guarded(put(PutMode::Overwrite)).await?;
+                let done = catch_panics(put(PutMode::Overwrite)).await?;
                 return written(done);
             }
-            match guarded(put(PutMode::Create)).await? {
-                // A server that cannot create only what is absent: the bytes of a name are the same anyway. One that
-                // refuses for another reason refuses the plain put too, and says why.
+            match catch_panics(put(PutMode::Create)).await? {
+                // The server cannot create only what is absent. Replacing is as good, because the
+                // bytes of a name are always the same. A server that refuses for another reason
+                // refuses the plain put too, and says why.
                 Err(error) if cannot_create_only(&error) => {
-                    let done = written(guarded(put(PutMode::Overwrite)).await?)?;
+                    let done = written(catch_panics(put(PutMode::Overwrite)).await?)?;
                     if !by_replacing.swap(true, Ordering::Relaxed) {
                         tracing::info!(%error, "the object store cannot create only what is absent; objects are replaced");
                     }
@@ -333,37 +352,40 @@ impl Backend for Objects {
         })
     }
 
-    fn get(&self, key: Key, most: u64) -> Promise<'_, Option<Bytes>> {
+    fn get(&self, key: ObjectKey, most: u64) -> BackendFuture<'_, Option<Bytes>> {
         Box::pin(async move {
-            match present(soon(self.store.get(&path(key))).await?, Asking::Get)? {
+            match present(with_timeout(self.store.get(&path(key))).await?, Asking::Get)? {
                 Some(answer) => bounded(answer, most).await.map(Some),
                 None => Ok(None),
             }
         })
     }
 
-    fn size(&self, key: Key) -> Promise<'_, Option<u64>> {
+    fn size(&self, key: ObjectKey) -> BackendFuture<'_, Option<u64>> {
         Box::pin(async move {
-            let meta = present(soon(self.store.head(&path(key))).await?, Asking::Get)?;
+            let meta = present(
+                with_timeout(self.store.head(&path(key))).await?,
+                Asking::Get,
+            )?;
             Ok(meta.map(|meta| meta.size))
         })
     }
 
-    fn delete(&self, key: Key) -> Promise<'_, ()> {
+    fn delete(&self, key: ObjectKey) -> BackendFuture<'_, ()> {
         Box::pin(async move {
-            let done = soon(self.store.delete(&path(key))).await?;
+            let done = with_timeout(self.store.delete(&path(key))).await?;
             present(done, Asking::Delete).map(drop)
         })
     }
 
-    fn records(&self, after: Option<Digest>, limit: usize) -> Promise<'_, Vec<Digest>> {
+    fn records(&self, after: Option<Digest>, limit: usize) -> BackendFuture<'_, Vec<Digest>> {
         Box::pin(async move {
-            let kind = Kind::Record;
+            let kind = ObjectKind::Record;
             let folder = Path::from(kind.folder());
             let listing = match after {
                 Some(digest) => self
                     .store
-                    .list_with_offset(Some(&folder), &path(Key { kind, digest })),
+                    .list_with_offset(Some(&folder), &path(ObjectKey { kind, digest })),
                 None => self.store.list(Some(&folder)),
             };
             let named = |meta: object_store::ObjectMeta| {
@@ -371,36 +393,38 @@ impl Backend for Objects {
                 std::future::ready(Ok(digest))
             };
             let page = listing.try_filter_map(named).take(limit).try_collect();
-            let mut digests: Vec<Digest> = soon(page).await?.map_err(listed)?;
+            let mut digests: Vec<Digest> = with_timeout(page).await?.map_err(listed)?;
             digests.sort_unstable();
             Ok(digests)
         })
     }
 
-    fn used(&self, kind: Kind) -> Promise<'_, (u64, u64)> {
+    fn used(&self, kind: ObjectKind) -> BackendFuture<'_, (u64, u64)> {
         Box::pin(async move {
             let folder = Path::from(kind.folder());
             let sizes = self.store.list(Some(&folder)).map_ok(|meta| meta.size);
             let sum = |(count, bytes), size| std::future::ready(Ok((count + 1, bytes + size)));
-            guarded(sizes.try_fold((0, 0), sum)).await?.map_err(listed)
+            catch_panics(sizes.try_fold((0, 0), sum))
+                .await?
+                .map_err(listed)
         })
     }
 
-    fn old_modules(&self, age: Duration) -> Promise<'_, Vec<Digest>> {
+    fn old_modules(&self, age: Duration) -> BackendFuture<'_, Vec<Digest>> {
         Box::pin(async move {
-            let folder = Path::from(Kind::Module.folder());
+            let folder = Path::from(ObjectKind::Module.folder());
             let old = |meta: object_store::ObjectMeta| {
                 let written = SystemTime::from(meta.last_modified);
                 let old = written.elapsed().is_ok_and(|written| written > age);
                 let digest = meta
                     .location
                     .filename()
-                    .and_then(|name| Kind::Module.digest(name));
+                    .and_then(|name| ObjectKind::Module.digest(name));
                 std::future::ready(Ok(digest.filter(|_| old)))
             };
             let listing = self.store.list(Some(&folder));
             let old = listing.try_filter_map(old).try_collect();
-            guarded(old).await?.map_err(listed)
+            catch_panics(old).await?.map_err(listed)
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Modules from OCI registries, in the layout that the CNCF gives WebAssembly artefacts: a manifest with one layer, the
-//! module.
+//! Modules from OCI registries, in the CNCF's layout for WebAssembly artefacts: a manifest with one
+//! layer, which is the module.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -13,70 +13,75 @@ use oci_client::errors::{DigestError, OciDistributionError, OciError, OciErrorCo
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, OciManifest};
 use oci_client::{ParseError, Reference, RegistryOperation};
 
-use super::blob::{Assembly, Blob};
-use super::docker_auth::{self, Credential};
+use super::blob::{Blob, BlobAssembler};
+use super::docker_auth::{self, RegistryCredential};
 use crate::config::{lacks_authorities, no_trust_store};
 use crate::refusal::{Reason, Refusal, printable, quote};
 use crate::request::{Digest, module_too_large};
 
-/// What a reference starts with.
+/// The scheme with which a reference starts.
 const SCHEME: &str = "oci://";
-/// The field that holds one.
+/// The field of a request that holds the reference.
 const FIELD: &str = "oci";
-/// What a module's layer is called: by the layout, and by tools from before it.
+/// Media types of a module's layer: the one of the layout, and those of older tools.
 const LAYERS: [&str; 3] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
     "application/vnd.module.wasm.content.layer.v1+wasm",
 ];
-/// Platforms of WebAssembly, as indexes have them: architectures, and systems.
+/// Architectures that stand for WebAssembly in an image index.
 const ARCHITECTURES: [&str; 2] = ["wasm", "wasm32"];
+/// Operating systems that stand for WebAssembly in an image index.
 const SYSTEMS: [&str; 3] = ["wasip1", "wasip2", "wasi"];
-/// What an entry of an index is that says something about another.
+/// The annotation that marks an entry of an index as a statement about another entry.
 const ABOUT_ANOTHER: &str = "vnd.docker.reference.type";
-/// Entries of an index that an error names at the most.
+/// Most entries of an index that an error lists.
 const MOST_NAMED: usize = 5;
-/// Bytes of a reference at the most.
+/// Longest reference in bytes.
 const MAX_REFERENCE: usize = 1024;
-/// Bytes of what others say that an error tells at the most.
+/// Most bytes of foreign text that an error quotes.
 const MOST_TOLD: usize = 600;
-/// How long a pull may take in all, a connection, and the next bytes.
+/// Longest that a whole pull may take.
 const PULL: Duration = Duration::from_secs(600);
+/// Longest that opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for the next bytes of an answer.
 const READ: Duration = Duration::from_secs(30);
-/// What a caller is told to wait while a registry is away, and where it has been asked too often.
+/// The delay after which callers are told to retry while a registry is unavailable.
 const RETRY: Duration = Duration::from_secs(1);
+/// The delay after which callers are told to retry where the registry limits the rate of requests.
 const RETRY_LESS_OFTEN: Duration = Duration::from_secs(30);
 
-/// The registries that modules may be pulled from.
+/// The client for the registries from which modules may be pulled.
 #[derive(Debug, Default)]
-pub struct Registries {
-    allowed: Vec<Registry>,
+pub struct OciPuller {
+    allowed: Vec<OciRegistry>,
     credentials: Option<PathBuf>,
 }
 
-/// A registry.
+/// A registry from which modules may be pulled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registry {
-    /// "host" or "host:port".
+pub struct OciRegistry {
+    /// The address, as "host" or "host:port".
     pub host: String,
-    /// Whether it speaks plain HTTP.
+    /// Whether the registry speaks plain HTTP rather than HTTPS.
     pub plain: bool,
 }
 
-/// A module that was pulled.
+/// A module that was pulled from a registry.
 pub struct Pulled {
-    /// Its bytes.
+    /// The bytes of the module.
     pub wasm: Blob,
-    /// Their digest.
+    /// The digest of these bytes.
     pub digest: Digest,
-    /// The reference with the manifest's digest.
+    /// The reference, with the manifest's digest in place of a tag.
     pub resolved: String,
 }
 
-impl Registries {
-    /// Those in `allowed`, with credentials from a file as Docker's `config.json`, which is read for each pull.
-    pub fn new(allowed: Vec<Registry>, credentials: Option<PathBuf>) -> Self {
+impl OciPuller {
+    /// Creates a puller for the registries in `allowed`. The credentials are in a file like
+    /// Docker's `config.json`, which is read for each pull.
+    pub fn new(allowed: Vec<OciRegistry>, credentials: Option<PathBuf>) -> Self {
         let registries = Self {
             allowed,
             credentials,
@@ -90,15 +95,18 @@ impl Registries {
         registries
     }
 
-    /// Pulls a module into `assembly`.
+    /// Pulls a module into `assembly`, and verifies its digest.
     ///
     /// # Errors
-    /// `SPEC_INVALID` for what is no reference, `POLICY_DENIED` for a registry that is not allowed, `MODULE_NOT_FOUND`
-    /// for what the registry does not give to this daemon, `MODULE_INVALID` for another artefact, `MODULE_TOO_LARGE`,
-    /// `DIGEST_MISMATCH` for bytes that are not what they should be, `STORE_UNAVAILABLE` for a registry that is away.
-    pub async fn pull(&self, reference: &str, assembly: Assembly) -> Result<Pulled, Refusal> {
+    /// Returns `SPEC_INVALID` for text that is no reference, `POLICY_DENIED` for a registry that is
+    /// not allowed, `MODULE_NOT_FOUND` for what the registry does not give to this daemon,
+    /// `MODULE_INVALID` for another kind of artefact, `MODULE_TOO_LARGE`, `DIGEST_MISMATCH` for
+    /// bytes that do not match their digest, and `STORE_UNAVAILABLE` for a registry that is
+    /// unavailable.
+    pub async fn pull(&self, reference: &str, assembly: BlobAssembler) -> Result<Pulled, Refusal> {
         let reference = self.check(reference)?;
-        // The library takes some of what registries answer for what can be sent on.
+        // The library panics on some answers of registries, because it assumes that they can be
+        // sent on.
         let pull = AssertUnwindSafe(self.pull_checked(&reference, assembly)).catch_unwind();
         match tokio::time::timeout(PULL, pull).await {
             Ok(Ok(pulled)) => pulled,
@@ -124,7 +132,7 @@ impl Registries {
         let reference: Reference = name
             .parse()
             .map_err(|error: ParseError| invalid(&error.to_string()))?;
-        // Without this check a bare name would quietly be one of Docker Hub's.
+        // Without this check, a bare name would silently be one of Docker Hub's.
         let registry = reference.registry();
         let named = name.split_once('/').map_or("", |(named, _)| named);
         if named != registry && hub(named) != registry {
@@ -143,10 +151,10 @@ impl Registries {
     async fn pull_checked(
         &self,
         reference: &Reference,
-        mut assembly: Assembly,
+        mut assembly: BlobAssembler,
     ) -> Result<Pulled, Refusal> {
         let client = self.client(reference)?;
-        let Credential { auth, missing } = self.login(reference).await?;
+        let RegistryCredential { auth, missing } = self.login(reference).await?;
         let refused = |error| refused(reference, error, missing.as_deref());
         let token = client.auth(reference, &auth, RegistryOperation::Pull).await;
         let token = token.map_err(refused)?.unwrap_or_default();
@@ -171,7 +179,7 @@ impl Registries {
             }
         };
         let mut layer = layer(reference, manifest)?;
-        // Where else it might be had is not for a manifest to say: any host could stand there.
+        // The manifest must not name other places to fetch the layer from: it could name any host.
         layer.urls = None;
         let size = u64::try_from(layer.size).unwrap_or(u64::MAX);
         if size > assembly.most() {
@@ -201,7 +209,7 @@ impl Registries {
         })
     }
 
-    /// One for each pull: a client keeps the credentials that it was given first.
+    /// Creates a client for one pull: a client keeps the credentials that it was given first.
     fn client(&self, reference: &Reference) -> Result<Client, Refusal> {
         self.try_client().map_err(|error| {
             if lacks_authorities(&error) {
@@ -212,12 +220,14 @@ impl Registries {
         })
     }
 
-    /// The library takes the host's authorities, and makes no client without any, not even for registries of plain HTTP.
+    /// Creates a client. The library uses the host's certificate authorities, and fails without
+    /// any, even for registries of plain HTTP.
     fn try_client(&self) -> Result<Client, OciDistributionError> {
         let plain = self.allowed.iter().filter(|it| it.plain);
         Client::try_from(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain.map(|it| it.host.clone()).collect()),
-            // An index has a module for each platform: there is one for all.
+            // The library would choose an entry of an index by the host's platform, but a module is
+            // the same for all.
             platform_resolver: None,
             connect_timeout: Some(CONNECT),
             read_timeout: Some(READ),
@@ -225,8 +235,8 @@ impl Registries {
         })
     }
 
-    /// What is shown for a reference.
-    async fn login(&self, reference: &Reference) -> Result<Credential, Refusal> {
+    /// Looks up the credentials for a reference.
+    async fn login(&self, reference: &Reference) -> Result<RegistryCredential, Refusal> {
         let Some(path) = &self.credentials else {
             return Ok(docker_auth::nothing("oci.credentials_file is not set"));
         };
@@ -248,7 +258,7 @@ impl Registries {
     }
 }
 
-/// The name of Docker Hub that references have for the others that it has.
+/// Returns the name that references use for Docker Hub if `host` is another of its names.
 fn hub(host: &str) -> &str {
     match host {
         "index.docker.io" => "docker.io",
@@ -256,7 +266,7 @@ fn hub(host: &str) -> &str {
     }
 }
 
-/// The entry of an index that is a module: the only one, or the only one for WebAssembly.
+/// Selects the entry of an index that is a module: the only one, or the only one for WebAssembly.
 fn entry<'a>(
     reference: &Reference,
     entries: &'a [ImageIndexEntry],
@@ -299,7 +309,7 @@ fn entry<'a>(
     Err(not_a_module(reference, &why))
 }
 
-/// The one layer that is a module. What is beside it, such as a description, is passed over.
+/// Selects the one layer that is a module. Other layers, such as a description, are ignored.
 fn layer(reference: &Reference, manifest: OciImageManifest) -> Result<OciDescriptor, Refusal> {
     let is_module = |layer: &OciDescriptor| {
         let kind = layer.media_type.split(';').next().unwrap_or_default();
@@ -330,7 +340,8 @@ fn is_mismatch(error: &io::Error) -> bool {
         .is_some_and(|error| error.is::<DigestError>())
 }
 
-/// What a registry's refusal means. `credentials` is why none were shown, where that is so.
+/// Converts a registry's error to a refusal. `credentials` says why there were none, where that is
+/// so.
 fn refused(
     reference: &Reference,
     error: OciDistributionError,
@@ -398,10 +409,10 @@ fn missing(
         format!(", which shows no credentials: {}", told(why))
     });
     let message = format!("the registry does not give {name} to this daemon{why}");
-    Refusal::new(Reason::ModuleNotFound, message).at(FIELD)
+    Refusal::new(Reason::ModuleNotFound, message).at_field(FIELD)
 }
 
-/// What a registry or a file says, as far as an error has room for it.
+/// Cuts what a registry or a file says to the length that an error has room for.
 fn told(why: &str) -> String {
     let why = printable(&why[..why.floor_char_boundary(MOST_TOLD)]);
     why[..why.floor_char_boundary(MOST_TOLD)].to_owned()
@@ -410,14 +421,14 @@ fn told(why: &str) -> String {
 fn not_a_module(reference: &Reference, why: &str) -> Refusal {
     let (name, why) = (quote(&reference.to_string()), told(why));
     let message = format!("{name} is no WebAssembly artefact of one module: {why}");
-    Refusal::new(Reason::ModuleInvalid, message).at(FIELD)
+    Refusal::new(Reason::ModuleInvalid, message).at_field(FIELD)
 }
 
 fn tampered(reference: &Reference) -> Refusal {
     tracing::error!(%reference, "a registry gave bytes that are not those of their digest");
     let name = quote(&reference.to_string());
     let message = format!("what the registry gives for {name} is not what its digest says");
-    Refusal::new(Reason::DigestMismatch, message).at(FIELD)
+    Refusal::new(Reason::DigestMismatch, message).at_field(FIELD)
 }
 
 fn too_often(reference: &Reference) -> Refusal {

@@ -1,10 +1,11 @@
-//! What is on disk and decides what is executed: the folder of compiled modules, which nobody but the daemon may write,
-//! and the key that tells its own files from others.
+//! The files that decide which code is executed: the folder of compiled modules, which only the
+//! daemon may write, and the key that tells the daemon's own files from others.
 //!
-//! Platforms mount volumes that belong to root and that a group, or everybody, may write (Kubernetes: 2775 with
-//! `fsGroup`, 0777 without), and secrets that the group or everybody may read (0440, 0644). So the daemon makes a folder
-//! of its own inside such a volume. Who may *write* the key could choose what is executed and is kept out; who may only
-//! read it still has no way into the folder, so that is told and not refused.
+//! Platforms mount volumes that belong to root and that a group, or everybody, may write
+//! (Kubernetes: 2775 with `fsGroup`, 0777 without), and secrets that the group or everybody may
+//! read (0440, 0644). So the daemon makes a folder of its own inside such a volume. Anybody who can
+//! *write* the key could choose what is executed, so such a key is refused. Somebody who can only
+//! read it still has no way into the folder, so that is logged and not refused.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -14,36 +15,42 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid, getgroups};
 
-use super::backend::Mode;
-use super::directory::write_whole;
+use super::backend::WriteMode;
+use super::directory::write_atomically;
 
-/// Bytes of a key file at the least, and what a new one gets.
+/// Shortest key file in bytes, and the length of one that the daemon creates.
 const KEY_BYTES: usize = 32;
-/// Bytes of a key file that count.
+/// Most bytes of a key file that are read; the rest is ignored.
 const MAX_KEY_BYTES: u64 = 1 << 20;
-/// What the key is for, in the terms of BLAKE3's key derivation.
+/// The context of BLAKE3's key derivation, which says what the key is for.
 const CONTEXT: &str = "ringfence 2026-11 authenticity of compiled modules on disk";
-/// The modes of a folder and of a key that are the daemon's alone.
+/// Mode of a folder that only the daemon's user can enter.
 const PRIVATE_FOLDER: u32 = 0o700;
+/// Mode of a key file that only the daemon's user can read and write.
 const PRIVATE_FILE: u32 = 0o600;
-/// The bits of a mode that let the group or others in, and of those the ones that let them write.
+/// The mode bits that give the group or others any access.
 const NOT_OWNER: u32 = 0o077;
+/// The mode bit that lets the group write.
 const GROUP_WRITES: u32 = 0o020;
+/// The mode bit that lets the group read.
 const GROUP_READS: u32 = 0o040;
+/// The mode bits that give others any access.
 const OTHERS: u32 = 0o007;
+/// The mode bit that lets others write.
 const OTHERS_WRITE: u32 = 0o002;
+/// The mode bit that lets others read.
 const OTHERS_READ: u32 = 0o004;
 
-/// A folder that nobody but the daemon's user can write, held open: what is done in it by [`Self::path`] is done in this
-/// folder, whatever its name leads to by then.
+/// A folder that only the daemon's user can write, held open. Whatever is done through
+/// [`Self::path`] is done in this folder, even if its name leads elsewhere by then.
 #[derive(Debug)]
 pub(super) struct PrivateFolder {
     folder: File,
 }
 
 impl PrivateFolder {
-    /// Opens `dir`, which is made where it is missing; or, where it is there and not the daemon's alone, a folder inside it
-    /// that is.
+    /// Opens `dir`, and creates it where it is missing. If others have access to it, a folder of
+    /// the daemon's own inside it is used instead.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE_FOLDER).create(dir)?;
@@ -79,7 +86,8 @@ impl PrivateFolder {
         Self::close(&own)
     }
 
-    /// Opens a folder of ours, and closes it to the group: platforms open all that is in a volume to one, at each start.
+    /// Opens a folder of the daemon's own, and closes it to the group: platforms open everything in
+    /// a volume to a group, at each start.
     fn close(dir: &Path) -> io::Result<Self> {
         let folder = File::open(dir)?;
         let there = folder.metadata()?;
@@ -93,13 +101,14 @@ impl PrivateFolder {
         Ok(Self { folder })
     }
 
-    /// By what name it is reached for as long as this is there.
+    /// Returns a path that leads to the open folder for as long as this value lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
     }
 }
 
-/// Whether a folder is the daemon's own, and nobody else but one of its groups may enter it.
+/// Reports whether a folder is the daemon's own, and whether nobody else but one of the daemon's
+/// groups may enter it.
 fn is_ours_to_close(there: &Metadata) -> bool {
     let group_only = there.mode() & NOT_OWNER == 0 || is_own_group(there.gid());
     there.uid() == geteuid().as_raw() && there.mode() & OTHERS == 0 && group_only
@@ -110,21 +119,21 @@ fn is_own_group(gid: u32) -> bool {
     gid == getegid().as_raw() || groups.iter().any(|own| own.as_raw() == gid)
 }
 
-/// The key in a file, which is made where there is none.
+/// Reads the key in a file, and creates the file where there is none.
 pub(super) fn read_key(path: &Path) -> io::Result<[u8; 32]> {
     if !path.try_exists()? {
         let dir = path.parent().unwrap_or(Path::new("/"));
         let mut make = DirBuilder::new();
         make.recursive(true).mode(PRIVATE_FOLDER).create(dir)?;
-        // Another daemon may be faster: its key is then the key.
-        write_whole(dir, path, Mode::Create, |file| {
+        // Another daemon may be faster, and then its key is the key.
+        write_atomically(dir, path, WriteMode::Create, |file| {
             file.set_permissions(Permissions::from_mode(PRIVATE_FILE))?;
             let mut key = [0; KEY_BYTES];
             rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
             file.write_all(&key)
         })?;
     }
-    // Opening a FIFO would wait for whoever writes to it.
+    // Opening a FIFO would otherwise wait for a writer.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits();
     let file = OpenOptions::new()
         .read(true)
@@ -143,7 +152,7 @@ pub(super) fn read_key(path: &Path) -> io::Result<[u8; 32]> {
     Ok(blake3::derive_key(CONTEXT, &material))
 }
 
-/// Tells whose a file is that this daemon is not allowed to read.
+/// Adds to a permission error who owns the file that this daemon may not read.
 fn unreadable(path: &Path, error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::PermissionDenied {
         return error;
@@ -156,7 +165,7 @@ fn unreadable(path: &Path, error: io::Error) -> io::Error {
     ))
 }
 
-/// Refuses a key that others may write, and warns of one that others may read.
+/// Refuses a key file that others may write, and warns of one that others may read.
 fn check_key(path: &Path, file: &File) -> io::Result<()> {
     let there = file.metadata()?;
     let refused = |why: &str| {
@@ -180,7 +189,7 @@ fn check_key(path: &Path, file: &File) -> io::Result<()> {
         return refused("others may write it");
     }
     if owner == own && mode & NOT_OWNER == GROUP_READS | GROUP_WRITES {
-        // As a volume's group makes each of its files, ours included, at each start.
+        // A volume's group gets this access to each of its files, including ours, at each start.
         if let Err(error) = file.set_permissions(Permissions::from_mode(PRIVATE_FILE)) {
             tracing::warn!(%error, "artifacts.key_file stays open to its group");
         }
@@ -200,7 +209,7 @@ fn check_key(path: &Path, file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// The owner and the mode, as `ls -n` has them.
+/// Formats the owner and the mode, as `ls -n` prints them.
 fn described(there: &Metadata) -> String {
     format!(
         "{}:{} with mode {:04o}",

@@ -1,17 +1,17 @@
-//! What the errors of an object store mean, and what to do about them.
+//! Classification of object store errors: what each means, and what the operator can do about it.
 
 use std::error::Error as _;
 
 use object_store::Error;
 
-use super::backend::Fault;
+use super::backend::BackendError;
 
-/// Bytes of an error's own words that are told at the most.
+/// Most characters of a provider's own text that an error quotes.
 const MOST_TOLD: usize = 300;
 
 const NO_OBJECT_STORE: &str = "what answers is no object store: AWS_ENDPOINT_URL says where it is";
 
-/// What was asked of an object store.
+/// The operation that was requested of an object store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asking {
     List,
@@ -20,17 +20,17 @@ pub(super) enum Asking {
     Delete,
 }
 
-/// What an answer says, as far as the library tells it.
+/// What a server's answer says, as far as it can be read from the library's error.
 struct StoreAnswer {
     status: Option<u16>,
-    /// The name that S3 and Azure give to an error.
+    /// The error code in the body, as S3 and Azure give one.
     code: Option<String>,
     text: String,
 }
 
 impl StoreAnswer {
     fn of(error: &Error) -> Self {
-        // The library keeps the status and the body to itself, but says both.
+        // The library keeps the status and the body private, but its message has both.
         let text = error.to_string();
         let told = text.split_once("status code: ").map(|(_, rest)| rest);
         let status = told.and_then(|rest| rest.get(..3)?.parse().ok());
@@ -47,7 +47,7 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
     Some(text.split_once(start)?.1.split_once(end)?.0)
 }
 
-/// Whether an object is not there, though its bucket is.
+/// Reports whether the object is not there although its bucket is.
 pub(super) fn is_absent(error: &Error) -> bool {
     matches!(error, Error::NotFound { .. }) && !is_no_bucket(&StoreAnswer::of(error))
 }
@@ -57,20 +57,20 @@ fn is_no_bucket(answer: &StoreAnswer) -> bool {
         || answer.text.contains("The specified bucket does not exist")
 }
 
-/// Whether an answer may mean that the server does not know `If-None-Match`. Some call it not implemented, others a bad
-/// request or a method that is not allowed.
+/// Reports whether an answer may mean that the server does not support `If-None-Match`. Some
+/// servers call it not implemented, others a bad request or a method that is not allowed.
 pub(super) fn cannot_create_only(error: &Error) -> bool {
     let status = StoreAnswer::of(error).status;
     matches!(error, Error::NotImplemented { .. }) || matches!(status, Some(400 | 405 | 501))
 }
 
-/// Tells what keeps an object store from doing what was asked.
-pub(super) fn explained(error: &Error, asking: Asking) -> Fault {
+/// Classifies an error of an object store, by the request that was made.
+pub(super) fn backend_error(error: &Error, asking: Asking) -> BackendError {
     let answer = StoreAnswer::of(error);
     if answer.is(&["XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"])
         || answer.status == Some(507)
     {
-        return Fault::Full(answer.text);
+        return BackendError::Full(answer.text);
     }
     let is_unknown = answer.status == Some(404) && asking != Asking::Get;
     let why = if is_no_bucket(&answer) || is_unknown {
@@ -79,12 +79,12 @@ pub(super) fn explained(error: &Error, asking: Asking) -> Fault {
         refusal(&answer, asking)
     };
     match why {
-        Some(why) => Fault::Refused {
+        Some(why) => BackendError::Refused {
             why,
             lasting: !is_permission(&answer),
             text: answer.text,
         },
-        None => Fault::Down(cause(error)),
+        None => BackendError::Down(cause(error)),
     }
 }
 
@@ -94,16 +94,17 @@ fn is_permission(answer: &StoreAnswer) -> bool {
     answer.status == Some(403) && unnamed
 }
 
-/// What answers is something else.
-pub(super) fn no_object_store() -> Fault {
-    Fault::Refused {
+/// Returns the error for a server that is something other than an object store.
+pub(super) fn no_object_store() -> BackendError {
+    BackendError::Refused {
         why: NO_OBJECT_STORE.to_owned(),
         lasting: true,
         text: "it has what nobody has put there".to_owned(),
     }
 }
 
-/// Why the server refuses, where it is up to whoever runs the daemon.
+/// Explains why the server refuses, where the operator can do something about it; `None` for other
+/// failures.
 fn refusal(answer: &StoreAnswer, asking: Asking) -> Option<String> {
     let told = || {
         let region = between(&answer.text, "<Region>", "</Region>");
@@ -140,7 +141,7 @@ fn refusal(answer: &StoreAnswer, asking: Asking) -> Option<String> {
             )
         }
         _ if is_no_object_store(&answer.text) => NO_OBJECT_STORE.to_owned(),
-        // Anything else that the server says about the request is for whoever runs the daemon.
+        // Any other complaint of the server about the request is for the operator.
         Some(code)
             if answer
                 .status
@@ -165,7 +166,8 @@ fn is_redirect(status: Option<u16>) -> bool {
     status.is_some_and(|status| (300..400).contains(&status) && status != 304)
 }
 
-/// The permission that is missing. Without that to list, a store hides from who may not list what is not there.
+/// Tells which permission is missing. A caller without permission to list is not told whether an
+/// object is there, so a read may lack either of two.
 fn permission(asking: Asking) -> &'static str {
     match asking {
         Asking::List => "a permission is missing: s3:ListBucket on the bucket",
@@ -188,7 +190,8 @@ fn is_no_object_store(text: &str) -> bool {
     SIGNS.iter().any(|sign| text.contains(sign))
 }
 
-/// The innermost cause, which says what happened rather than to which request.
+/// Returns the text of the innermost cause, which says what happened rather than which request
+/// failed.
 fn cause(error: &Error) -> String {
     let mut inner = error.source();
     let mut told = error.to_string();
@@ -199,7 +202,7 @@ fn cause(error: &Error) -> String {
     short(&told)
 }
 
-/// The first of what others say, on one line.
+/// Cuts foreign text to [`MOST_TOLD`] characters on one line.
 fn short(text: &str) -> String {
     let plain = text.chars().filter(|c| !c.is_control());
     plain.take(MOST_TOLD).collect()

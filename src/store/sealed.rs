@@ -1,4 +1,4 @@
-//! Files in memory that nobody can change once they are sealed.
+//! Files in memory (memfd) that nobody can change once they are sealed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,26 +6,27 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-/// A file in memory, sealed against writing, growing and shrinking, also for whoever else has it open.
+/// A file in memory that is sealed against writing, growing and shrinking, for everybody who has it
+/// open.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct SealedFile {
     file: File,
     len: u64,
 }
 
-/// Creates a file in memory that can be sealed.
+/// Creates a file in memory that can be sealed later.
 ///
 /// # Errors
-/// Where the host has no descriptor or no memory for it.
-pub fn unsealed(name: &str) -> io::Result<File> {
+/// Fails where the host has no descriptor or no memory for it.
+pub fn create_sealable(name: &str) -> io::Result<File> {
     Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
 
-impl Sealed {
-    /// Seals `file`, which [`unsealed`] made.
+impl SealedFile {
+    /// Seals `file`, which [`create_sealable`] made.
     ///
     /// # Errors
-    /// Where anybody has it mapped to write.
+    /// Fails where anybody has the file mapped for writing.
     pub fn seal(file: File) -> io::Result<Self> {
         rustix::fs::fcntl_add_seals(
             &file,
@@ -35,36 +36,36 @@ impl Sealed {
         Ok(Self { file, len })
     }
 
-    /// Its bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Reports whether the file is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The file. Its position is nobody's to rely on.
+    /// Returns the file. Its position is undefined.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Reads it from the start, whatever its position is.
+    /// Returns a reader from the start of the file, which ignores the file's position.
     pub fn reader(&self) -> impl Read + '_ {
-        Reader {
+        SealedReader {
             sealed: self,
             at: 0,
         }
     }
 }
 
-struct Reader<'a> {
-    sealed: &'a Sealed,
+struct SealedReader<'a> {
+    sealed: &'a SealedFile,
     at: u64,
 }
 
-impl Read for Reader<'_> {
+impl Read for SealedReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.sealed.file.read_at(buf, self.at)?;
         self.at += n as u64;

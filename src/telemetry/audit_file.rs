@@ -1,9 +1,11 @@
-//! Where the audit goes: a file that is appended to, and opened again where somebody renamed or removed it; or a stream
-//! (one of this process's own descriptors, a FIFO, a device), which is opened once.
+//! The target of the audit log. It is either a file, which is appended to and opened again if
+//! somebody renames or removes it, or a stream (one of this process's own descriptors, a FIFO, a
+//! device), which is opened once.
 //!
-//! A stream is opened before the daemon gives up root and paths: afterwards `/dev/stdout` could not be opened again, which
-//! is a socket under systemd, and belongs to whoever started the daemon elsewhere. A regular file is opened after that,
-//! so that it belongs to the daemon's user, which has to open it again.
+//! A stream is opened before the daemon gives up root and paths. Afterwards `/dev/stdout` could not
+//! be opened again: under systemd it is a socket, and elsewhere it belongs to whoever started the
+//! daemon. A regular file is opened after that, so that it belongs to the daemon's user, who has to
+//! be able to open it again.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -15,42 +17,43 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use crate::config::Telemetry;
+use crate::config::TelemetryConfig;
 
-/// Nobody but the daemon's user and group reads it.
+/// The mode of an audit file that is created: only the daemon's user and group can read it.
 const MODE: u32 = 0o640;
-/// Links that are followed on the way to a descriptor, as the kernel follows them.
+/// The most links that are followed on the way to a descriptor, which is the kernel's own limit.
 const MAX_LINKS: usize = 40;
 
-/// Where the audit goes, opened as far as it has to be before the daemon is confined.
+/// The target of the audit log, opened as far as it must be before the daemon confines itself.
 #[derive(Debug)]
 pub enum AuditTarget {
-    /// Nowhere.
+    /// There is no audit log.
     None,
-    /// To a regular file of that name, or one that is made.
+    /// A regular file at this path, which is created if it does not exist.
     File(PathBuf),
-    /// To what is open already.
+    /// A stream that is open already.
     Stream(File),
 }
 
 impl AuditTarget {
-    /// Opens what `telemetry.audit_file` names, where that is a stream.
+    /// Determines what `telemetry.audit_file` names, and opens it if it is a stream.
     ///
     /// # Errors
-    /// Where it cannot be opened, or is nothing that lines can be written to; with the path.
-    pub fn open(telemetry: &Telemetry) -> Result<Self, String> {
+    /// It cannot be opened, or is nothing that lines can be written to; the error names the path.
+    pub fn open(telemetry: &TelemetryConfig) -> Result<Self, String> {
         let path = &telemetry.audit_file;
         if path.as_os_str().is_empty() {
             return Ok(Self::None);
         }
-        Self::of(path).map_err(|error| told(path, &error))
+        Self::of(path).map_err(|error| audit_file_error(path, &error))
     }
 
+    /// Determines what kind of target `path` is, and opens a stream.
     fn of(path: &Path) -> io::Result<Self> {
         if let Some(number) = own_descriptor(path) {
             return match duplicate(number) {
                 Ok(descriptor) => Ok(Self::Stream(File::from(descriptor))),
-                // Another kernel, or a filter that knows no better.
+                // The kernel, or a seccomp filter, may not allow duplicating the descriptor.
                 Err(_) => stream(path).map(Self::Stream),
             };
         }
@@ -75,12 +78,14 @@ impl AuditTarget {
                     stream(path).map(Self::Stream)
                 }
             }
-            // It is made; or whoever opens it as another user learns why it cannot be.
+            // The file will be created, or whoever opens it as another user learns why it cannot
+            // be.
             Err(_) => Ok(Self::File(path.to_owned())),
         }
     }
 
-    /// The folders that have to be written for it later.
+    /// Returns the folders that must stay writable so that the file can be opened again later; a
+    /// stream needs none.
     pub fn folders(&self) -> Vec<PathBuf> {
         let Self::File(path) = self else {
             return Vec::new();
@@ -95,12 +100,12 @@ impl AuditTarget {
     }
 }
 
-/// An error with the key and the path.
-pub(super) fn told(path: &Path, error: &io::Error) -> String {
+/// Formats an error with the configuration key and the path.
+pub(super) fn audit_file_error(path: &Path, error: &io::Error) -> String {
     format!("telemetry.audit_file: {}: {error}", path.display())
 }
 
-/// Opens a regular file, which is made where there is none.
+/// Opens a regular file for appending, and creates it if it does not exist.
 pub(super) fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
@@ -109,21 +114,23 @@ pub(super) fn append_to(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a device.
+/// Opens a device, such as a terminal, for writing.
 fn stream(path: &Path) -> io::Result<File> {
-    // A terminal does not become the one whose hang-up ends the daemon.
+    // NOCTTY keeps a terminal from becoming the controlling one, whose hang-up would end the
+    // daemon.
     OpenOptions::new()
         .append(true)
         .custom_flags(flags(OFlags::NOCTTY))
         .open(path)
 }
 
-/// Opens a FIFO without waiting for whoever reads it: with a reader of our own, so that lines wait in it until one comes.
+/// Opens a FIFO without waiting for its reader. It is opened for reading too, so that lines wait in
+/// it until a reader comes.
 fn fifo(path: &Path) -> io::Result<File> {
     let both = OpenOptions::new().read(true).write(true).open(path);
     match both {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // It may be ours to write only.
+            // The daemon may only have permission to write it.
             let file = OpenOptions::new()
                 .write(true)
                 .custom_flags(flags(OFlags::NONBLOCK))
@@ -139,14 +146,16 @@ fn fifo(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Converts open flags to the type that the standard library takes.
 fn flags(flags: OFlags) -> i32 {
-    // They are small.
+    // The flags are small numbers, so the conversion does not fail.
     i32::try_from(flags.bits()).unwrap_or_default()
 }
 
-/// The number of the descriptor of this process that `path` names, by whatever links.
+/// Returns the number of this process's descriptor that `path` names, through any number of links;
+/// `None` if it names none.
 fn own_descriptor(path: &Path) -> Option<RawFd> {
-    // As they are called everywhere, also where nobody made the links.
+    // These names are known everywhere, even where nobody created the links.
     let by_name = match path.to_str()? {
         "/dev/stdin" => Some(0),
         "/dev/stdout" => Some(1),
@@ -180,17 +189,19 @@ fn own_descriptor(path: &Path) -> Option<RawFd> {
     by_name
 }
 
-/// Whether `folder` is what `own` is, as one of the process's threads has it.
+/// Reports whether `folder` is the descriptor folder of one of the process's threads; `own` is that
+/// of the process.
 fn is_of_a_thread(folder: &Path, own: &Path) -> bool {
     let tasks = own.with_file_name("task");
     folder.starts_with(tasks) && folder.ends_with("fd")
 }
 
+/// Parses the number of a descriptor.
 fn number(name: &OsStr) -> Option<RawFd> {
     name.to_str()?.parse().ok()
 }
 
-/// Another descriptor of what is open as `number`.
+/// Duplicates the descriptor `number` of this process.
 fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let standard: Option<BorrowedFd<'_>> = match number {

@@ -1,76 +1,83 @@
-//! The way of the audit's lines to the thread that writes them: a bounded queue with backpressure.
+//! The queue of audit lines on their way to the thread that writes them: bounded, with
+//! backpressure.
 //!
-//! Whoever writes a line appends it to one buffer; the thread takes all that is there, writes it,
-//! and looks again, so that lines are written at once while they are few and together while they are
-//! many. Where too much waits, whoever would write one more waits too: no line is dropped.
+//! Whoever writes a line appends it to one buffer. The thread takes all that is there, writes it,
+//! and looks again, so that lines are written at once while they are few and in batches while they
+//! are many. If too much is waiting, whoever would add a line waits too: no line is dropped.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::audit::AuditWriter;
+use super::audit_writer::AuditWriter;
 
-/// Lines that wait, those that are being written included; whoever writes one more waits too.
+/// The most lines in the queue, including those that are being written. Whoever adds one more
+/// waits.
 const MAX_LINES: usize = 65_536;
-/// Bytes of them, by which few lines that are long are held up as well.
+/// The most bytes in the queue, a limit for lines that are few but long.
 const MAX_BYTES: usize = 64 << 20;
-/// Bytes of a buffer that are kept for the next lines.
+/// Bytes of a buffer's capacity that are kept for the next lines.
 const KEPT: usize = 64 << 10;
-/// How long the end of the daemon waits for what is left to be written.
+/// How long the end of the daemon waits for the remaining lines to be written.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Takes lines for the audit.
+/// The sending side of the audit queue.
 #[derive(Clone)]
 pub(super) struct AuditQueue(Arc<AuditBacklog>);
 
-/// Has what is left written when it is dropped.
-pub(super) struct AuditEnd(Arc<AuditBacklog>);
+/// Waits, when it is dropped, for up to a second until all remaining lines are written. The queue
+/// takes no line once the thread has ended.
+pub(super) struct AuditQueueGuard(Arc<AuditBacklog>);
 
+/// What the threads that log share with the thread that writes.
 #[derive(Default)]
 struct AuditBacklog {
     waiting: Mutex<WaitingLines>,
-    /// For the thread: there is something to write, or the end has come.
+    /// Wakes the thread that writes: there is something to write, or the end has come.
     work: Condvar,
-    /// For those that wait: there is room, or all is written at the end.
+    /// Wakes those that wait: there is room, or at the end all is written.
     room: Condvar,
 }
 
+/// The lines that are not written yet.
 #[derive(Default)]
 struct WaitingLines {
     gathered: Vec<u8>,
-    /// Lines and bytes that are not written, whether they are still gathered or not.
+    /// The number of lines that are not written, whether they are still in `gathered` or not.
     lines: usize,
+    /// The number of bytes of those lines.
     bytes: usize,
-    /// Whether the thread waits for work.
+    /// Whether the thread that writes is waiting for work.
     idle: bool,
-    /// Whether somebody waits for room.
+    /// Whether somebody is waiting for room.
     crowded: bool,
     ending: bool,
     ended: bool,
 }
 
 impl WaitingLines {
+    /// Reports whether a line of `more` bytes has to wait.
     fn is_full(&self, more: usize) -> bool {
-        // A line alone is taken whatever its length.
+        // A line is taken whatever its length if no other is waiting.
         self.lines >= MAX_LINES || self.lines > 0 && self.bytes + more > MAX_BYTES
     }
 }
 
 impl AuditQueue {
-    /// Starts the thread that writes by `writer`.
+    /// Starts the thread that writes lines with `writer`.
     ///
     /// # Errors
-    /// Where the host refuses a thread.
-    pub(super) fn start(writer: AuditWriter) -> io::Result<(Self, AuditEnd)> {
+    /// The host refuses a thread.
+    pub(super) fn start(writer: AuditWriter) -> io::Result<(Self, AuditQueueGuard)> {
         let backlog = Arc::<AuditBacklog>::default();
         let writes = Arc::clone(&backlog);
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writes.write_by(writer))?;
-        Ok((Self(Arc::clone(&backlog)), AuditEnd(backlog)))
+        Ok((Self(Arc::clone(&backlog)), AuditQueueGuard(backlog)))
     }
 
-    /// Takes a whole line, as soon as there is room for it.
+    /// Adds a whole line, and waits first until there is room for it.
     pub(super) fn take(&self, line: &[u8]) {
         let backlog = &self.0;
         let waiting = backlog.room.wait_while(backlog.lock(), |it| {
@@ -94,6 +101,7 @@ impl AuditQueue {
 }
 
 impl AuditBacklog {
+    /// Writes lines in batches until the end has come and all are written.
     fn write_by(&self, mut writer: AuditWriter) {
         let mut batch = Vec::new();
         loop {
@@ -103,7 +111,7 @@ impl AuditBacklog {
             });
             let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
             if waiting.gathered.is_empty() {
-                // Nobody logs from this thread after that.
+                // This thread logs nothing after that.
                 writer.tell_rest();
                 waiting.ended = true;
                 drop(waiting);
@@ -114,12 +122,12 @@ impl AuditBacklog {
             drop(waiting);
             writer.write_lines(&batch, |lines, bytes| self.written(lines, bytes));
             batch.clear();
-            // What a burst took is not held for ever.
+            // Memory that a burst needed is not held for ever.
             batch.shrink_to(KEPT);
         }
     }
 
-    /// Makes room for others.
+    /// Takes written lines off the counts, and wakes those that wait for room.
     fn written(&self, lines: usize, bytes: usize) {
         let mut waiting = self.lock();
         waiting.lines -= lines;
@@ -131,18 +139,19 @@ impl AuditBacklog {
         }
     }
 
+    /// Locks the lines that are not written yet.
     fn lock(&self) -> MutexGuard<'_, WaitingLines> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held, so it is never really poisoned.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for AuditEnd {
+impl Drop for AuditQueueGuard {
     fn drop(&mut self) {
         let mut waiting = self.0.lock();
         waiting.ending = true;
         self.0.work.notify_one();
-        // Whatever takes nothing does not keep the daemon from ending.
+        // A target that accepts nothing does not keep the daemon from ending.
         let ended = self
             .0
             .room
@@ -165,19 +174,19 @@ mod tests {
     use std::io::Read;
     use std::os::fd::OwnedFd;
 
-    use super::super::audit::WriteTurn;
     use super::super::audit_file::AuditTarget;
+    use super::super::audit_writer::StderrMutex;
     use super::*;
 
-    fn started() -> (AuditQueue, AuditEnd, io::PipeReader) {
+    fn started() -> (AuditQueue, AuditQueueGuard, io::PipeReader) {
         let (reads, writes) = io::pipe().unwrap();
         let target = AuditTarget::Stream(File::from(OwnedFd::from(writes)));
-        let writer = AuditWriter::open(target, &WriteTurn::default());
+        let writer = AuditWriter::open(target, &StderrMutex::default());
         let (queue, end) = AuditQueue::start(writer.unwrap().unwrap()).unwrap();
         (queue, end, reads)
     }
 
-    /// Fills the queue with `fit` lines of `size` bytes, and writes one more.
+    /// Fills the queue with `fit` lines of `size` bytes, and writes more until a line has to wait.
     fn one_line_too_many(fit: usize, size: usize) {
         let (queue, end, mut reads) = started();
         let mut line = vec![b'x'; size];
@@ -185,7 +194,7 @@ mod tests {
         for _ in 0..fit {
             queue.take(&line);
         }
-        // What the pipe holds makes room for as many more.
+        // What the pipe holds makes room for that many more lines.
         let piped = (64 << 10) / size;
         let waits = queue.clone();
         let more = std::thread::spawn(move || {

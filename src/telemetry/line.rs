@@ -1,11 +1,12 @@
-//! A line of the log or of the audit, written by hand.
+//! The formatter for lines of the log and the audit log that every run writes, written by hand for
+//! speed.
 //!
-//! Every run writes one, so its cost is part of every call's. tracing's formatter sends each name,
-//! separator and value through `fmt`, which for the line of a run is 18,500 instructions as text and
-//! 29,500 as JSON. Here names with their separators are constants that are copied, digits and
-//! escapes are serde_json's, and the date is told once a second and thread. The bytes are those
-//! which tracing's formatter writes for the same event, since that is the form by which the log is
-//! known: the tests below compare the two.
+//! Every run writes such a line, so its cost is part of every call's. tracing's formatter sends
+//! each name, separator and value through `fmt`, which for the line of a run takes 18,500
+//! instructions as text and 29,500 as JSON. Here, names with their separators are constants that
+//! are copied, serde_json writes digits and escapes, and the date is formatted once per second and
+//! thread. The bytes are the same as those that tracing's formatter writes for the same event,
+//! since that is the format by which the log is known: the tests below compare the two.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -15,44 +16,44 @@ use tracing::Level;
 
 use crate::request::{Digest, RunId};
 
-/// What a line has room for before its buffer grows; most take less.
+/// Initial capacity of a line's buffer, in bytes; most lines take less.
 const USUAL: usize = 640;
 /// Bytes of a thread's buffer that are kept for its next line.
 const KEPT: usize = 4 << 10;
 
-/// How a line is laid out.
+/// The layout of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineLayout {
     /// The log for people: time, level, target, message, then `name=value`.
     Text,
     /// The log for programs: the fields in an object of their own.
     Json,
-    /// The audit: time and fields in one object.
+    /// The audit log: time and fields in one JSON object.
     Audit,
 }
 
-/// What a line says besides its fields.
+/// The constant part of a line, apart from its fields.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LineHead {
-    /// How grave it is.
+    /// The severity of the line.
     pub(crate) level: Level,
-    /// What `telemetry.log_level` knows it by.
+    /// The target by which `telemetry.log_level` selects it.
     pub(crate) target: &'static str,
-    /// For people; a line of the audit has none.
+    /// The message for people; an audit line has none.
     pub(crate) message: Option<&'static str>,
 }
 
-/// A field's name, as each layout has it in front of the value.
+/// A field's name with its separators, as each layout puts it before the value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FieldName {
-    /// In a line for people: a space, the name, an equals sign.
+    /// For a line for people: a space, the name, an equals sign.
     pub(crate) text: &'static str,
-    /// In JSON: a comma, the name in quotes, a colon.
+    /// For JSON: a comma, the name in quotes, a colon.
     pub(crate) json: &'static str,
 }
 
-/// Puts fields on a line, in this order: what tracing's macros take, but that nothing stands before
-/// a value. Options that are `None` are left out.
+/// Writes fields to a line, in this order. The syntax is that of tracing's macros, except that
+/// nothing such as `%` or `?` stands before a value. Options that are `None` are left out.
 macro_rules! put_fields {
     ($line:expr, $($name:ident = $value:expr),+ $(,)?) => {{$(
         $crate::telemetry::FieldValue::put(
@@ -68,7 +69,7 @@ macro_rules! put_fields {
 
 pub(crate) use put_fields;
 
-/// Takes the fields of one line.
+/// The writer of one line's fields, in the layout of that line.
 #[derive(Debug)]
 pub(crate) struct LineWriter<'a> {
     out: &'a mut Vec<u8>,
@@ -76,20 +77,22 @@ pub(crate) struct LineWriter<'a> {
 }
 
 impl LineWriter<'_> {
+    /// Appends text as it is.
     fn push(&mut self, text: &str) {
         self.out.extend_from_slice(text.as_bytes());
     }
 
+    /// Appends a field's name with its separators.
     fn name(&mut self, name: FieldName) {
         match self.layout {
             LineLayout::Text => self.push(name.text),
-            // Nothing is separated from the brace that begins an object.
+            // The first field of an object has no comma before it.
             LineLayout::Json if self.out.last() == Some(&b'{') => self.push(&name.json[1..]),
             LineLayout::Json | LineLayout::Audit => self.push(name.json),
         }
     }
 
-    /// Text in quotes, with what could be taken for anything else escaped.
+    /// Appends text in quotes, and escapes it as the layout requires.
     fn quoted(&mut self, text: &str) {
         if is_plain(text) {
             self.push("\"");
@@ -107,21 +110,21 @@ impl LineWriter<'_> {
     }
 }
 
-/// Whether all of it is printable ASCII which no layout escapes. It looks at all of it in any case,
-/// which compilers make a few instructions of.
+/// Reports whether the text is printable ASCII that no layout escapes. It always looks at all of
+/// the text, which a compiler turns into a few instructions.
 fn is_plain(text: &str) -> bool {
     let special = |byte: u8| !(0x20..0x7f).contains(&byte) || byte == b'"' || byte == b'\\';
     text.bytes()
         .fold(true, |plain, byte| plain & !special(byte))
 }
 
-/// What a field may be.
+/// A value that a field of a line may have.
 pub(crate) trait FieldValue {
-    /// Writes its name and itself, or nothing.
+    /// Writes the field's name and value, or nothing if there is no value.
     fn put(self, name: FieldName, line: &mut LineWriter<'_>);
 }
 
-/// Text that is in no quotes where the line is for people: what `%` says in tracing's macros.
+/// Text that is not quoted in a line for people, as with `%` in tracing's macros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unquoted<'a>(pub(crate) &'a str);
 
@@ -183,7 +186,8 @@ impl<V: FieldValue> FieldValue for Option<V> {
     }
 }
 
-/// Writes a line of `head` and `fields`, and hands it to `takes`, in memory that the thread keeps.
+/// Formats a line from `head` and `fields` in a buffer that the thread keeps, and passes it to
+/// `takes`.
 pub(super) fn with_line(
     layout: LineLayout,
     head: &LineHead,
@@ -191,9 +195,9 @@ pub(super) fn with_line(
     takes: impl FnOnce(&[u8]),
 ) {
     thread_local! {
-        static DESK: Cell<LineDesk> = const { Cell::new(LineDesk::new()) };
+        static DESK: Cell<LineBuffer> = const { Cell::new(LineBuffer::new()) };
     }
-    // A thread that is ending may have no such memory any more; it makes do with some of its own.
+    // A thread that is ending may no longer have its buffer; it uses a new one.
     let mut desk = DESK.try_with(Cell::take).unwrap_or_default();
     desk.line.reserve(USUAL);
     desk.write(layout, head, SystemTime::now(), fields);
@@ -203,24 +207,25 @@ pub(super) fn with_line(
     let _ = DESK.try_with(|it| it.set(desk));
 }
 
-/// Where a thread writes its lines, one after the other.
+/// The buffer in which a thread formats its lines, one after the other.
 #[derive(Debug)]
-struct LineDesk {
+struct LineBuffer {
     line: Vec<u8>,
-    clock: LineClock,
+    clock: TimestampCache,
 }
 
-impl LineDesk {
+impl LineBuffer {
     const fn new() -> Self {
         Self {
             line: Vec::new(),
-            clock: LineClock {
+            clock: TimestampCache {
                 second: None,
                 text: Vec::new(),
             },
         }
     }
 
+    /// Formats one line, which is appended to the buffer.
     fn write(
         &mut self,
         layout: LineLayout,
@@ -234,7 +239,7 @@ impl LineDesk {
         match layout {
             LineLayout::Text => {
                 clock.push(at, line.out);
-                // As wide as the widest.
+                // The level is padded to the width of the longest one.
                 line.push(if level.len() < 5 { "  " } else { " " });
                 line.push(level);
                 line.push(" ");
@@ -270,32 +275,32 @@ impl LineDesk {
     }
 }
 
-impl Default for LineDesk {
+impl Default for LineBuffer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// The second that a thread last wrote a line in, as text: another line of the same second is
-/// another fraction.
+/// A cache of the formatted second in which a thread last wrote a line: another line of the same
+/// second only needs another fraction.
 #[derive(Debug)]
-struct LineClock {
+struct TimestampCache {
     second: Option<u64>,
     text: Vec<u8>,
 }
 
-impl LineClock {
-    /// Writes a time as tracing has it: `2026-11-29T00:45:09.012345Z`.
+impl TimestampCache {
+    /// Appends a time as tracing formats it: `2026-11-29T00:45:09.012345Z`.
     fn push(&mut self, at: SystemTime, out: &mut Vec<u8>) {
-        // Linux takes no clock before that.
+        // Linux accepts no clock before that.
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         if self.second != Some(since.as_secs()) {
             self.second = Some(since.as_secs());
             self.text.clear();
             let second = UNIX_EPOCH + Duration::from_secs(since.as_secs());
-            // Linux takes no clock after the year 2262, and this the year 9999.
+            // Linux accepts no clock after the year 2262, and this format ends with the year 9999.
             let _ = write!(self.text, "{}", humantime::format_rfc3339_seconds(second));
-            // What ends a time is written after the fraction.
+            // The final "Z" is written after the fraction.
             self.text.pop();
         }
         out.extend_from_slice(&self.text);

@@ -1,14 +1,16 @@
-//! The log: structured, to standard error, by a writer that never blocks the daemon. And the audit, to a file or a
-//! stream, by one that loses no line.
+//! The log and the audit log. The log is structured and goes to standard error, by a writer that
+//! never blocks the daemon and drops lines instead. The audit log goes to a file or a stream, by a
+//! writer with backpressure that loses no line.
 //!
-//! What is said now and then goes through tracing. The lines of runs, of which each call has one and
-//! the audit two, are written by hand (`line`), into the same log, under the same filter.
+//! Occasional lines go through tracing. The lines of runs, of which each call has one in the log
+//! and two in the audit log, are formatted by hand (`line`), and go into the same log under the
+//! same filter.
 
-mod audit;
 mod audit_file;
 mod audit_queue;
+mod audit_writer;
 mod line;
-mod lines;
+mod log_queue;
 mod run_lines;
 
 use std::cell::Cell;
@@ -22,19 +24,19 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::audit::{AuditWriter, WriteTurn};
 pub use self::audit_file::AuditTarget;
-use self::audit_queue::{AuditEnd, AuditQueue};
+use self::audit_queue::{AuditQueue, AuditQueueGuard};
+use self::audit_writer::{AuditWriter, StderrMutex};
 pub(crate) use self::line::{FieldName, FieldValue, LineHead, Unquoted, put_fields};
-pub use self::lines::LogFlush;
-use self::lines::{Last, Lines};
-use self::run_lines::RunLines;
+pub use self::log_queue::LogFlusher;
+use self::log_queue::{LogQueue, LogQueueGuard};
+use self::run_lines::RunLineSinks;
 pub(crate) use self::run_lines::{AUDIT, audit_line, is_audited, log_line, write_audit, write_log};
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{LogFormat, TelemetryConfig};
 use crate::refusal::printable;
 
-/// Libraries that guests can make say something at each call, and whoever can connect at each frame: none of the log's,
-/// unless `telemetry.log_level` names them.
+/// Targets of libraries that guests can make log at each call, or clients at each frame. The log
+/// leaves them out unless `telemetry.log_level` names them.
 const CHATTY: [&str; 6] = [
     "wasmtime_wasi",
     "wasmtime_wasi_io",
@@ -43,91 +45,97 @@ const CHATTY: [&str; 6] = [
     "hyper",
     "hyper_util",
 ];
-/// How often dropped lines are told.
+/// How often the number of dropped lines is logged.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// Writes what is left when it is dropped.
-pub struct Log {
-    /// Before the log, in which it says what it could not write.
-    _audit: Option<AuditEnd>,
-    _last: Last,
-    lines: Lines,
+/// Keeps the log and the audit log running. Dropping it writes the lines that are left, and waits
+/// for that a limited time.
+pub struct LogGuard {
+    /// It is dropped before the log, in which it reports what it could not write.
+    _audit: Option<AuditQueueGuard>,
+    _last: LogQueueGuard,
+    lines: LogQueue,
 }
 
-/// Starts the log of this process, and sends panics to it; `audit` is where the audit goes.
+/// Starts the log of this process and directs panics to it. `audit` is the target of the audit log.
 ///
 /// # Errors
-/// A directive that is not one, which the configuration's check has seen already; an audit file that cannot be opened.
-pub fn start(telemetry: &Telemetry, audit: AuditTarget) -> Result<Log, String> {
+/// A directive of `telemetry.log_level` is invalid, which the check of the configuration has seen
+/// already; or the audit file cannot be opened, or the host refuses a thread.
+pub fn start(telemetry: &TelemetryConfig, audit: AuditTarget) -> Result<LogGuard, String> {
     let mut filter: Targets = telemetry
         .log_level
         .parse()
         .map_err(|error| format!("telemetry.log_level: {error}"))?;
-    // The audit has a place of its own.
+    // The audit log has a target of its own.
     for quiet in [AUDIT].into_iter().chain(CHATTY) {
         if !telemetry.log_level.contains(quiet) {
             filter = filter.with_target(quiet, LevelFilter::OFF);
         }
     }
-    let turn = WriteTurn::default();
+    let turn = StderrMutex::default();
     let writer = AuditWriter::open(audit, &turn)?;
     let audit = writer.map(AuditQueue::start).transpose();
     let (audit, audit_end) = audit.map_err(|error| error.to_string())?.unzip();
-    let (lines, last) = Lines::start(std::io::stderr(), turn).map_err(|error| error.to_string())?;
+    let (lines, last) =
+        LogQueue::start(std::io::stderr(), turn).map_err(|error| error.to_string())?;
     let log = match telemetry.log_format {
         LogFormat::Text => layer(lines.clone()).with_ansi(false).boxed(),
         LogFormat::Json => layer(lines.clone()).json().boxed(),
     };
     let registry = tracing_subscriber::registry().with(log.with_filter(filter));
     registry.try_init().map_err(|error| error.to_string())?;
-    RunLines::start(telemetry.log_format, lines.clone(), audit);
-    std::panic::set_hook(Box::new(tell_panic));
-    Ok(Log {
+    RunLineSinks::start(telemetry.log_format, lines.clone(), audit);
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(LogGuard {
         _audit: audit_end,
         _last: last,
         lines,
     })
 }
 
-/// Tells an error on standard error while there is no log, as the log would: for people in a line that
-/// begins with the program's name, or as one JSON object.
-pub fn tell(format: LogFormat, message: &str) {
+/// Prints an error to standard error while there is no log, in the log's format: for people as a
+/// line that begins with the program's name, else as one JSON object.
+pub fn print_error(format: LogFormat, message: &str) {
     match format {
         LogFormat::Text => {
             use std::io::Write;
-            // Whoever does not read it still has the exit code.
+            // A caller that does not read it still has the exit code.
             let _ = writeln!(std::io::stderr(), "ringfence: {message}");
         }
         LogFormat::Json => with_json(|| tracing::error!("{message}")),
     }
 }
 
-/// Has panics told as JSON while there is no log.
-pub fn tell_panics_as_json() {
-    std::panic::set_hook(Box::new(|panic| with_json(|| tell_panic(panic))));
+/// Prints panics as JSON while there is no log.
+pub fn print_panics_as_json() {
+    std::panic::set_hook(Box::new(|panic| with_json(|| log_panic(panic))));
 }
 
+/// Logs through a temporary subscriber that writes JSON to standard error.
 fn with_json(told: impl FnOnce()) {
     let subscriber = tracing_subscriber::registry().with(layer(std::io::stderr).json());
     tracing::subscriber::with_default(subscriber, told);
 }
 
 thread_local! {
-    /// Whether a panic of this thread is an answer that its caller waits for.
-    static IS_ANSWER: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread's panics are caught by [`catch_host_refusal`], and so are not logged.
+    static PANIC_IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls what panics where the host refuses it something, such as a thread, and has no other way to say so. `None` is
-/// that it did, which the log does not tell: whoever calls does.
-pub fn refusable<T>(call: impl FnOnce() -> T) -> Option<T> {
-    IS_ANSWER.set(true);
+/// Calls a function that panics if the host refuses it something, such as a thread, because it
+/// cannot return an error. Returns `None` if it panicked. The panic is not logged: the caller
+/// reports it.
+pub fn catch_host_refusal<T>(call: impl FnOnce() -> T) -> Option<T> {
+    PANIC_IS_CAUGHT.set(true);
     let called = std::panic::catch_unwind(AssertUnwindSafe(call));
-    IS_ANSWER.set(false);
+    PANIC_IS_CAUGHT.set(false);
     called.ok()
 }
 
-fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
-    if IS_ANSWER.get() {
+/// Logs a panic, with its message and place.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    if PANIC_IS_CAUGHT.get() {
         return;
     }
     let cause = panic.payload_as_str().map(printable).unwrap_or_default();
@@ -135,6 +143,7 @@ fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!(cause, at, "panic");
 }
 
+/// Creates the tracing layer that writes formatted lines to `writer`.
 fn layer<S, W>(
     writer: W,
 ) -> tracing_subscriber::fmt::Layer<
@@ -150,13 +159,14 @@ where
     tracing_subscriber::fmt::layer().with_writer(writer)
 }
 
-impl Log {
-    /// What has the log written before the process is ended without dropping this.
-    pub fn flush_handle(&self) -> LogFlush {
+impl LogGuard {
+    /// Returns a handle that has the log written before the process ends without dropping this.
+    pub fn flush_handle(&self) -> LogFlusher {
         self.lines.flush_handle()
     }
 
-    /// Tells of dropped lines, now and then, for as long as it is polled.
+    /// Logs every ten seconds how many lines were dropped, if there are new ones, for as long as it
+    /// is polled.
     pub async fn report_drops(&self) {
         let told = AtomicU64::new(0);
         loop {

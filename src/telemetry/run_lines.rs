@@ -1,34 +1,34 @@
-//! Where the lines of runs go: to the log, as far as `telemetry.log_level` asks for them, and to the
-//! audit.
+//! The sinks for the lines of runs: the log, as far as `telemetry.log_level` selects them, and the
+//! audit log.
 //!
-//! The filter is tracing's own, and does not change while the daemon runs: each place that writes a
+//! The filter is tracing's own and does not change while the daemon runs. Each place that writes a
 //! line asks it once, by the line's level, target and fields, and remembers the answer.
 
 use std::sync::{LazyLock, OnceLock};
 
 use super::audit_queue::AuditQueue;
 use super::line::{LineHead, LineLayout, LineWriter, with_line};
-use super::lines::Lines;
+use super::log_queue::LogQueue;
 use crate::config::LogFormat;
 
-/// The target of the audit's lines.
+/// The tracing target of audit lines.
 pub(crate) const AUDIT: &str = "ringfence::audit";
 
-/// Of this process, as tracing's subscriber is. There is none where no daemon serves.
-static OF_PROCESS: OnceLock<RunLines> = OnceLock::new();
+/// The sinks of this process, global like tracing's subscriber; empty if no daemon serves.
+static OF_PROCESS: OnceLock<RunLineSinks> = OnceLock::new();
 
-/// The ways of the lines of runs.
-pub(super) struct RunLines {
+/// The sinks that the lines of runs are written to.
+pub(super) struct RunLineSinks {
     layout: LineLayout,
-    log: Lines,
+    log: LogQueue,
     audit: Option<AuditQueue>,
-    /// Whether the log has the lines of the audit too, since `telemetry.log_level` names them.
+    /// Whether the log also gets the audit lines, because `telemetry.log_level` names their target.
     audit_in_log: bool,
 }
 
-impl RunLines {
-    /// Lets lines through from now on, once tracing has its filter.
-    pub(super) fn start(format: LogFormat, log: Lines, audit: Option<AuditQueue>) {
+impl RunLineSinks {
+    /// Installs the sinks of this process. It is called once tracing has its filter.
+    pub(super) fn start(format: LogFormat, log: LogQueue, audit: Option<AuditQueue>) {
         let layout = match format {
             LogFormat::Text => LineLayout::Text,
             LogFormat::Json => LineLayout::Json,
@@ -39,19 +39,21 @@ impl RunLines {
             audit,
             audit_in_log: tracing::enabled!(target: AUDIT, tracing::Level::INFO),
         };
-        // A process starts its log once.
+        // A process starts its log only once.
         let _ = OF_PROCESS.set(lines);
     }
 
+    /// Formats a line and passes it to the log.
     fn log(&self, head: &LineHead, fields: impl FnOnce(&mut LineWriter<'_>)) {
         with_line(self.layout, head, fields, |line| self.log.take(line));
     }
 }
 
-/// Whether the filter takes a line; it is asked when that is looked at for the first time.
+/// The cached answer of tracing's filter to one kind of line. The filter is asked at the first
+/// access.
 pub(crate) type LineFilter = LazyLock<bool>;
 
-/// Writes a line to the log.
+/// Writes a line to the log, if there is one and the filter accepts the line.
 pub(crate) fn write_log(
     filter: &LineFilter,
     head: &LineHead,
@@ -64,7 +66,7 @@ pub(crate) fn write_log(
     }
 }
 
-/// Writes a line to the audit; and to the log, where that has it too.
+/// Writes a line to the audit log, and to the log if that gets audit lines too.
 pub(crate) fn write_audit(
     in_log: &LineFilter,
     head: &LineHead,
@@ -81,14 +83,14 @@ pub(crate) fn write_audit(
     }
 }
 
-/// Whether somebody keeps the audit.
+/// Reports whether audit lines are written anywhere, so that they need not be prepared otherwise.
 pub(crate) fn is_audited() -> bool {
     let lines = OF_PROCESS.get();
     lines.is_some_and(|it| it.audit.is_some() || it.audit_in_log)
 }
 
-/// Writes a line to the log: a level and a message, then the fields of `put_fields`. The values are
-/// looked at only where the line is wanted.
+/// Writes a line to the log: a level and a message, then the fields as in `put_fields`. The field
+/// values are evaluated only if the line is wanted.
 macro_rules! log_line {
     (target: $target:literal, $level:ident, $message:literal, $($name:ident = $value:expr),+ $(,)?) => {{
         static FILTER: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
@@ -105,7 +107,7 @@ macro_rules! log_line {
     }};
 }
 
-/// Writes a line to the audit: the fields of `put_fields`.
+/// Writes a line to the audit log, with the fields as in `put_fields`.
 macro_rules! audit_line {
     ($($name:ident = $value:expr),+ $(,)?) => {{
         static FILTER: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {

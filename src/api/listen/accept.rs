@@ -1,4 +1,5 @@
-//! Accepting: a place for each connection, TLS handshakes beside each other, and a way on when no descriptor is left.
+//! The accept loop of a listener. It takes a slot for each connection, runs TLS handshakes
+//! concurrently, and keeps accepting when the process has run out of file descriptors.
 
 use std::fs::File;
 use std::future::poll_fn;
@@ -13,38 +14,45 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::Listener;
-use super::closures::ForeignProtocol;
-use super::connection::{Patience, Transport};
-use super::event_loop::{Assignment, EventLoops};
-use super::origin::Origin;
-use super::places::{Place, Places};
-use super::tls::Tls;
+use super::close_counters::ForeignProtocol;
+use super::connection::{ConnectionTimeouts, Transport};
+use super::connection_slots::{ConnectionSlot, ConnectionSlots};
+use super::event_loop::{EventLoopAssignment, EventLoops};
+use super::origin::ConnectionOrigin;
+use super::tls::ServerTls;
 
-/// How long accepting rests after a failure that says nothing of itself.
+/// How long the accept loop pauses after a failed accept, and how long it waits for the connection
+/// that it closes when no file descriptor is left.
 const REST: Duration = Duration::from_millis(50);
 
-/// How long, and for how many bytes, a connection whose TLS handshake failed is read for its alert to arrive.
+/// How long a connection whose TLS handshake failed is still read, so that the TLS alert reaches
+/// its client.
 const LINGER: Duration = Duration::from_secs(1);
+/// The most bytes that are read, and discarded, from a connection whose TLS handshake failed.
 const LINGER_BYTES: u64 = 64 << 10;
 
-/// Accepts at one listener.
+/// The accept loop of one listener, with all that it needs to hand a connection to an event loop.
 pub(super) struct Acceptor {
     pub(super) listener: Listener,
-    pub(super) places: Arc<Places>,
-    /// For TCP.
-    pub(super) tls: Option<Arc<Tls>>,
-    pub(super) patience: Patience,
+    pub(super) slots: Arc<ConnectionSlots>,
+    /// The TLS configuration of a TCP listener. `None` means plaintext; a unix socket never uses
+    /// it.
+    pub(super) tls: Option<Arc<ServerTls>>,
+    pub(super) patience: ConnectionTimeouts,
     pub(super) event_loops: EventLoops,
 }
 
-enum Accepted {
+/// A socket that was just accepted, and for TCP the address of its client.
+enum AcceptedStream {
     Tcp(TcpStream, IpAddr),
     Unix(UnixStream),
 }
 
 impl Acceptor {
+    /// Accepts connections for as long as it is polled, and drives their TLS handshakes meanwhile.
     pub(super) async fn run(self) {
-        // Given up when no other is left, so that whoever waits can be told so by being closed.
+        // This spare descriptor is released when no other is left: the client that waits can then
+        // be accepted and told so by being closed.
         let mut spare = File::open("/dev/null").ok();
         let mut shaking = JoinSet::new();
         loop {
@@ -57,7 +65,7 @@ impl Acceptor {
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     if spare.take().is_some() && is_out_of_descriptors(&error) {
-                        // Closed as soon as it is there.
+                        // The connection is closed as soon as it has been accepted.
                         let _ = tokio::time::timeout(REST, self.accept()).await;
                     } else {
                         tokio::time::sleep(REST).await;
@@ -67,10 +75,10 @@ impl Acceptor {
                 }
             };
             let origin = match &accepted {
-                Accepted::Tcp(_, address) => Origin::of(*address),
-                Accepted::Unix(stream) => Origin::of_unix(stream),
+                AcceptedStream::Tcp(_, address) => ConnectionOrigin::of(*address),
+                AcceptedStream::Unix(stream) => ConnectionOrigin::of_unix(stream),
             };
-            let Some(place) = self.places.take(origin) else {
+            let Some(place) = self.slots.acquire(origin) else {
                 continue;
             };
             if let Some(handshake) = self.assign(accepted, place) {
@@ -79,22 +87,23 @@ impl Acceptor {
         }
     }
 
-    /// Has an event loop serve a connection. Where a TLS handshake comes before that, it is what is returned: a loop that
-    /// did the arithmetic of it would keep its other connections waiting.
+    /// Assigns a connection to an event loop. For TLS it returns the handshake as a future, which
+    /// the accept loop drives: an event loop that did its arithmetic would keep its other
+    /// connections waiting.
     fn assign(
         &self,
-        accepted: Accepted,
-        place: Place,
+        accepted: AcceptedStream,
+        slot: ConnectionSlot,
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
         let assignment = self.event_loops.assign();
         let adopted = match accepted {
-            Accepted::Unix(stream) => assignment.adopt_unix(stream).map(Transport::Unix),
-            Accepted::Tcp(stream, _) => assignment.adopt_tcp(stream).map(Transport::Tcp),
+            AcceptedStream::Unix(stream) => assignment.adopt_unix(stream).map(Transport::Unix),
+            AcceptedStream::Tcp(stream, _) => assignment.adopt_tcp(stream).map(Transport::Tcp),
         };
         let transport = match adopted {
             Ok(transport) => transport,
             Err(error) => {
-                place.debug(&format!("it could not be handed to an event loop: {error}"));
+                slot.log_closure(&format!("it could not be handed to an event loop: {error}"));
                 return None;
             }
         };
@@ -102,68 +111,70 @@ impl Acceptor {
         match (transport, &self.tls) {
             (Transport::Tcp(stream), Some(tls)) => {
                 let tls = Arc::clone(tls);
-                Some(shake_hands(stream, tls, patience, place, assignment))
+                Some(tls_handshake(stream, tls, patience, slot, assignment))
             }
             (transport, _) => {
-                assignment.hand_over(transport, patience, Some(place));
+                assignment.hand_over(transport, patience, Some(slot));
                 None
             }
         }
     }
 
-    async fn accept(&self) -> io::Result<Accepted> {
+    /// Waits for the next connection of this listener.
+    async fn accept(&self) -> io::Result<AcceptedStream> {
         match &self.listener {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // Answers are small: waiting to fill a segment would cost more than it saves.
+                // Responses are small: waiting to fill a segment would cost more than it saves.
                 let _ = stream.set_nodelay(true);
-                Ok(Accepted::Tcp(stream, address.ip()))
+                Ok(AcceptedStream::Tcp(stream, address.ip()))
             }
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Unix(stream))
+                Ok(AcceptedStream::Unix(stream))
             }
         }
     }
 }
 
-/// Shakes hands by TLS, and has the event loop serve what comes of it; nothing where that fails, takes too long, or has
-/// to make way for another.
-async fn shake_hands(
+/// Performs the TLS handshake and hands the encrypted connection to its event loop. The connection
+/// is closed instead if the handshake fails, takes too long, or its slot goes to another
+/// connection.
+async fn tls_handshake(
     stream: TcpStream,
-    tls: Arc<Tls>,
-    patience: Patience,
-    mut place: Place,
-    assignment: Assignment,
+    tls: Arc<ServerTls>,
+    patience: ConnectionTimeouts,
+    mut slot: ConnectionSlot,
+    assignment: EventLoopAssignment,
 ) {
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
-        () = poll_fn(|cx| place.poll_lost(cx)) => return,
+        () = poll_fn(|cx| slot.poll_revoked(cx)) => return,
     };
     let (error, stream) = match shaken {
         Ok(Ok(stream)) => {
-            assignment.hand_over(Transport::tls(stream, tls), patience, Some(place));
+            assignment.hand_over(Transport::tls(stream, tls), patience, Some(slot));
             return;
         }
         Ok(Err(failure)) => failure,
         Err(_) => {
-            place.debug("its TLS handshake took longer than server.handshake_timeout");
+            slot.log_closure("its TLS handshake took longer than server.handshake_timeout");
             return;
         }
     };
     match is_plaintext(&error) {
-        true => place.is_foreign(ForeignProtocol::Plaintext),
-        false => place.debug(&format!("its TLS handshake failed: {error}")),
+        true => slot.count_foreign_protocol(ForeignProtocol::Plaintext),
+        false => slot.log_closure(&format!("its TLS handshake failed: {error}")),
     }
     tokio::select! {
         _ = tokio::time::timeout(LINGER, close_gently(stream)) => (),
-        () = poll_fn(|cx| place.poll_lost(cx)) => (),
+        () = poll_fn(|cx| slot.poll_revoked(cx)) => (),
     }
 }
 
-/// Ends a connection so that the alert that was written last arrives: a socket that is closed while bytes of the client
-/// are unread resets the connection, and the client may see the reset before the alert. A client of TLS 1.3 speaks on
-/// before it can know that its certificate was refused.
+/// Closes a connection so that the TLS alert that was written last arrives. A socket that is closed
+/// while it holds unread bytes resets the connection, and the client may see the reset before the
+/// alert. A TLS 1.3 client sends more before it can know that its certificate was refused.
 async fn close_gently(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut unread = stream.take(LINGER_BYTES);
@@ -171,7 +182,7 @@ async fn close_gently(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a handshake failed since what came was no TLS at all.
+/// Reports whether a handshake failed because the client did not speak TLS at all.
 fn is_plaintext(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|it| it.downcast_ref());
     matches!(
@@ -182,6 +193,7 @@ fn is_plaintext(error: &io::Error) -> bool {
     )
 }
 
+/// Reports whether accepting failed because this process, or the host, has no file descriptor left.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);

@@ -1,38 +1,48 @@
-//! Mends what some clients write as the authority of their requests over a unix socket.
+//! Repairs the `:authority` header that some gRPC clients send over a unix socket, by rewriting
+//! bytes of the HTTP/2 stream in place.
 //!
-//! gRPC's C core, and with it Python, Ruby, PHP and C++, sends the socket's path there, percent-encoded. That is no
-//! authority, and HTTP/2 as we have it resets the stream. Nobody needs it: there is one host behind a socket. So characters
-//! that no authority has are replaced, in place and by others of the same length, before HTTP/2 reads them. In the Huffman
-//! code of HPACK that is one bit for each: `%` becomes `.`, a space `-`, and `/` becomes `3`.
+//! gRPC's C core, and with it Python, Ruby, PHP and C++, sends the percent-encoded path of the
+//! socket there. That is not a valid authority, and our HTTP/2 implementation resets the stream.
+//! Nobody needs the value, since there is only one host behind a socket. So characters that no
+//! authority contains are replaced by others of the same encoded length before HTTP/2 parses them.
+//! In HPACK's Huffman code each replacement flips one bit: `%` becomes `.`, a space becomes `-`,
+//! and `/` becomes `3`.
 //!
-//! This follows the frames of a connection, and the fields in those with headers. It needs no table of HPACK: a field that
-//! is taken from the table of its connection was mended when it came to stand there.
+//! The rewriter follows the frames of a connection, and the header fields in those that carry
+//! headers. It needs no HPACK table: a field that the client refers to by its index was repaired
+//! when it entered the table.
 
-/// The client's part of the preface of HTTP/2.
+/// Length in bytes of the client's part of the HTTP/2 connection preface.
 const PREFACE: usize = 24;
+/// Length in bytes of the header that each HTTP/2 frame begins with.
 const FRAME_HEAD: usize = 9;
-/// The types of the frames that carry headers.
+/// Type of the HEADERS frame, which begins a block of header fields.
 const HEADERS: u8 = 1;
+/// Type of the CONTINUATION frame, which continues such a block.
 const CONTINUATION: u8 = 9;
-/// The flags that say what stands around the headers in such a frame.
+/// Flag of a HEADERS frame whose fields are followed by padding, the length of which comes first.
 const PADDED: u8 = 0x8;
+/// Flag of a HEADERS frame whose fields are preceded by five bytes of priority.
 const PRIORITY: u8 = 0x20;
-/// The place of `:authority` in HPACK's static table.
+/// Index of `:authority` in HPACK's static table.
 const AUTHORITY: u8 = 1;
-/// The name itself, which C's core writes each time, as it is and in Huffman's code.
+/// The header name as a plain string. gRPC's C core writes the name out each time, plain or
+/// Huffman-coded.
 const NAME: &[u8] = b":authority";
+/// The header name in HPACK's Huffman code.
 const NAME_IN_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// Follows what a client sends on one connection.
+/// A streaming parser of one connection's HTTP/2 frames and HPACK fields, which repairs authorities
+/// as the bytes pass. It holds a few words of state and buffers nothing.
 #[derive(Debug)]
-pub(super) struct AuthorityMender {
-    frame: Frame,
-    fields: Fields,
+pub(super) struct AuthorityRewriter {
+    frame: FrameState,
+    fields: FieldState,
 }
 
-/// Where in the frames the next byte stands.
+/// The position of the next byte within the HTTP/2 frames.
 #[derive(Clone, Copy, Debug)]
-enum Frame {
+enum FrameState {
     Preface {
         left: usize,
     },
@@ -40,7 +50,8 @@ enum Frame {
         have: usize,
         head: [u8; FRAME_HEAD],
     },
-    /// What says nothing of headers, up to the next frame.
+    /// Within a frame, or padding, that carries no headers; `left` bytes remain until the next
+    /// frame.
     Skipped {
         left: usize,
     },
@@ -48,7 +59,8 @@ enum Frame {
         left: usize,
         skip: usize,
     },
-    /// Before the fields, `skip` bytes of priority; after them, `padding`.
+    /// Within a frame that carries headers: `skip` bytes of priority, then `left` bytes of fields,
+    /// then `padding` bytes of padding.
     Fields {
         skip: usize,
         left: usize,
@@ -56,38 +68,42 @@ enum Frame {
     },
 }
 
-/// Where in the fields of a request the next byte stands.
+/// The position of the next byte within the HPACK fields of a request.
 #[derive(Clone, Copy, Debug)]
-enum Fields {
-    /// At the start of a field.
+enum FieldState {
+    /// Before the first byte of a field.
     Start,
-    /// In the rest of a number of several bytes, of which nobody needs to know, and then comes `then`.
-    Index { then: Next },
-    /// At the length of a string.
-    Length(Text),
-    /// In the rest of such a length.
+    /// Within the continuation bytes of an integer whose value does not matter; `then` follows it.
+    Index { then: AfterIndex },
+    /// Before the first byte of a string's length.
+    Length(HpackString),
+    /// Within the continuation bytes of a string's length, of which `length` has been read so far.
     LongLength {
-        text: Text,
+        text: HpackString,
         huffman: bool,
         length: usize,
         shift: u32,
     },
-    /// Within a string, of which so many bytes are left.
-    Bytes { text: Text, left: usize, code: Code },
+    /// Within a string, of which `left` bytes remain.
+    Bytes {
+        text: HpackString,
+        left: usize,
+        code: HpackStringCoding,
+    },
 }
 
-/// What comes after a number.
+/// What follows an HPACK integer: the next field, or the value of this one.
 #[derive(Clone, Copy, Debug)]
-enum Next {
+enum AfterIndex {
     Start,
     Value,
 }
 
-/// What a string is.
+/// The role of an HPACK string within its field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Text {
-    /// The name of a field, whose value comes next; whether it is that of the authority as far as it is there, which is
-    /// so many bytes.
+enum HpackString {
+    /// The name of a field, whose value follows. `is_authority` says whether the `at` bytes read so
+    /// far match `:authority`.
     Name {
         is_authority: bool,
         at: usize,
@@ -96,41 +112,42 @@ enum Text {
     Authority,
 }
 
-/// How a string is written.
+/// The encoding of an HPACK string.
 #[derive(Clone, Copy, Debug)]
-enum Code {
+enum HpackStringCoding {
     Plain,
-    /// In Huffman's code: the bits so far of the next symbol, and their number.
+    /// Huffman-coded; `bits` holds the first `count` bits of the symbol that is being read.
     Huffman {
         bits: u8,
         count: u8,
     },
-    /// In that code, and past what is followed: symbols that no path of a socket has need more than a byte.
+    /// Huffman-coded, but not followed any further: a symbol took more than a byte, and no
+    /// character of a socket's path does.
     Lost,
 }
 
-impl AuthorityMender {
-    /// Creates one for a connection of which nothing was read yet.
+impl AuthorityRewriter {
+    /// Creates a rewriter for a connection of which nothing has been read yet.
     pub(super) fn new() -> Self {
         Self {
-            frame: Frame::Preface { left: PREFACE },
-            fields: Fields::Start,
+            frame: FrameState::Preface { left: PREFACE },
+            fields: FieldState::Start,
         }
     }
 
-    /// Mends what was read next.
-    pub(super) fn mend(&mut self, mut bytes: &mut [u8]) {
+    /// Repairs the bytes that were read next, in place. They may be cut anywhere.
+    pub(super) fn rewrite(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() {
             let used = match &mut self.frame {
-                Frame::Preface { left } | Frame::Skipped { left } => {
+                FrameState::Preface { left } | FrameState::Skipped { left } => {
                     let used = bytes.len().min(*left);
                     *left -= used;
                     if *left == 0 {
-                        self.frame = Frame::next();
+                        self.frame = FrameState::next();
                     }
                     used
                 }
-                Frame::Head { have, head } => {
+                FrameState::Head { have, head } => {
                     let used = bytes.len().min(FRAME_HEAD - *have);
                     head[*have..*have + used].copy_from_slice(&bytes[..used]);
                     *have += used;
@@ -140,13 +157,13 @@ impl AuthorityMender {
                     }
                     used
                 }
-                Frame::PadLength { left, skip } => {
+                FrameState::PadLength { left, skip } => {
                     let padding = usize::from(bytes[0]);
                     let (left, skip) = (left.saturating_sub(padding), *skip);
-                    self.frame = Frame::fields(skip, left, padding);
+                    self.frame = FrameState::fields(skip, left, padding);
                     1
                 }
-                Frame::Fields {
+                FrameState::Fields {
                     skip,
                     left,
                     padding,
@@ -156,9 +173,9 @@ impl AuthorityMender {
                     let used = (bytes.len() - skipped).min(*left);
                     *left -= used;
                     let (done, padding) = (*skip == 0 && *left == 0, *padding);
-                    self.fields.mend(&mut bytes[skipped..skipped + used]);
+                    self.fields.rewrite(&mut bytes[skipped..skipped + used]);
                     if done {
-                        self.frame = Frame::skipped(padding);
+                        self.frame = FrameState::skipped(padding);
                     }
                     skipped + used
                 }
@@ -167,33 +184,35 @@ impl AuthorityMender {
         }
     }
 
-    /// Begins the frame that `head` is of.
+    /// Enters the frame that `head` is the header of.
     fn begin(&mut self, head: [u8; FRAME_HEAD]) {
         let [high, middle, low, kind, flags, ..] = head;
         let length = u32::from_be_bytes([0, high, middle, low]) as usize;
         self.frame = match kind {
             HEADERS => {
-                // The end of a block is the start of the next one, and so is what an earlier one left behind.
-                self.fields = Fields::Start;
+                // A new block always begins with a new field, whatever a previous, malformed block
+                // left behind.
+                self.fields = FieldState::Start;
                 let priority = if flags & PRIORITY == 0 { 0 } else { 5 };
                 match flags & PADDED != 0 && length > 0 {
-                    true => Frame::PadLength {
+                    true => FrameState::PadLength {
                         left: (length - 1).saturating_sub(priority),
                         skip: priority.min(length - 1),
                     },
                     false => {
                         let skip = priority.min(length);
-                        Frame::fields(skip, length - skip, 0)
+                        FrameState::fields(skip, length - skip, 0)
                     }
                 }
             }
-            CONTINUATION => Frame::fields(0, length, 0),
-            _ => Frame::skipped(length),
+            CONTINUATION => FrameState::fields(0, length, 0),
+            _ => FrameState::skipped(length),
         };
     }
 }
 
-impl Frame {
+impl FrameState {
+    /// Creates the state at the start of a frame's header.
     fn next() -> Self {
         Self::Head {
             have: 0,
@@ -201,6 +220,7 @@ impl Frame {
         }
     }
 
+    /// Creates the state that skips `left` bytes, or none.
     fn skipped(left: usize) -> Self {
         match left {
             0 => Self::next(),
@@ -208,6 +228,8 @@ impl Frame {
         }
     }
 
+    /// Creates the state that skips `skip` bytes, repairs `left` bytes of fields and skips
+    /// `padding`.
     fn fields(skip: usize, left: usize, padding: usize) -> Self {
         match skip + left {
             0 => Self::skipped(padding),
@@ -220,16 +242,20 @@ impl Frame {
     }
 }
 
-impl Fields {
-    /// Mends the next bytes of a block of fields.
-    fn mend(&mut self, mut bytes: &mut [u8]) {
+impl FieldState {
+    /// Repairs the next bytes of a block of header fields.
+    fn rewrite(&mut self, mut bytes: &mut [u8]) {
         while let Some(byte) = bytes.first().copied() {
             let mut used = 1;
             *self = match *self {
                 Self::Start => Self::begin(byte),
                 Self::Index { then } if byte & 0x80 != 0 => Self::Index { then },
-                Self::Index { then: Next::Start } => Self::Start,
-                Self::Index { then: Next::Value } => Self::Length(Text::Value),
+                Self::Index {
+                    then: AfterIndex::Start,
+                } => Self::Start,
+                Self::Index {
+                    then: AfterIndex::Value,
+                } => Self::Length(HpackString::Value),
                 Self::Length(text) => {
                     let (huffman, length) = (byte & 0x80 != 0, usize::from(byte & 0x7f));
                     match length {
@@ -267,13 +293,13 @@ impl Fields {
                 } => {
                     used = bytes.len().min(left);
                     match &mut text {
-                        Text::Name { is_authority, at } if *is_authority => {
+                        HpackString::Name { is_authority, at } if *is_authority => {
                             let name = &code.authority()[*at..];
                             *is_authority = name.starts_with(&bytes[..used]);
                             *at += used;
                         }
-                        Text::Authority => code.mend(&mut bytes[..used]),
-                        Text::Name { .. } | Text::Value => {}
+                        HpackString::Authority => code.rewrite(&mut bytes[..used]),
+                        HpackString::Name { .. } | HpackString::Value => {}
                     }
                     match left - used {
                         0 => text.ended(),
@@ -285,10 +311,10 @@ impl Fields {
         }
     }
 
-    /// What comes after the first byte of a field.
+    /// Decides from the first byte of a field what comes next.
     fn begin(byte: u8) -> Self {
         let (prefix, literal) = match byte {
-            // From a table, or a new size of that.
+            // An indexed field, which has no value here.
             0x80.. => (0x7f, false),
             0x40.. => (0x3f, true),
             0x20.. => (0x1f, false),
@@ -296,31 +322,36 @@ impl Fields {
         };
         let index = byte & prefix;
         match (literal, index == prefix) {
-            (false, true) => Self::Index { then: Next::Start },
+            (false, true) => Self::Index {
+                then: AfterIndex::Start,
+            },
             (false, false) => Self::Start,
-            (true, true) => Self::Index { then: Next::Value },
+            (true, true) => Self::Index {
+                then: AfterIndex::Value,
+            },
             (true, false) => Self::Length(match index {
-                0 => Text::Name {
+                0 => HpackString::Name {
                     is_authority: false,
                     at: 0,
                 },
-                AUTHORITY => Text::Authority,
-                _ => Text::Value,
+                AUTHORITY => HpackString::Authority,
+                _ => HpackString::Value,
             }),
         }
     }
 
-    fn string(text: Text, huffman: bool, left: usize) -> Self {
+    /// Creates the state within a string of `left` bytes, or after it where it is empty.
+    fn string(text: HpackString, huffman: bool, left: usize) -> Self {
         let code = match huffman {
-            true => Code::Huffman { bits: 0, count: 0 },
-            false => Code::Plain,
+            true => HpackStringCoding::Huffman { bits: 0, count: 0 },
+            false => HpackStringCoding::Plain,
         };
         let text = match text {
-            Text::Name { .. } => Text::Name {
+            HpackString::Name { .. } => HpackString::Name {
                 is_authority: left == code.authority().len(),
                 at: 0,
             },
-            Text::Value | Text::Authority => text,
+            HpackString::Value | HpackString::Authority => text,
         };
         match left {
             0 => text.ended(),
@@ -329,20 +360,21 @@ impl Fields {
     }
 }
 
-impl Text {
-    fn ended(self) -> Fields {
+impl HpackString {
+    /// Returns what follows the end of this string.
+    fn ended(self) -> FieldState {
         match self {
             Self::Name {
                 is_authority: true, ..
-            } => Fields::Length(Self::Authority),
-            Self::Name { .. } => Fields::Length(Self::Value),
-            Self::Value | Self::Authority => Fields::Start,
+            } => FieldState::Length(Self::Authority),
+            Self::Name { .. } => FieldState::Length(Self::Value),
+            Self::Value | Self::Authority => FieldState::Start,
         }
     }
 }
 
-impl Code {
-    /// The name of the authority in this code.
+impl HpackStringCoding {
+    /// Returns the bytes of the name `:authority` in this encoding.
     fn authority(self) -> &'static [u8] {
         match self {
             Self::Plain => NAME,
@@ -350,8 +382,8 @@ impl Code {
         }
     }
 
-    /// Mends the next bytes of an authority.
-    fn mend(&mut self, bytes: &mut [u8]) {
+    /// Repairs the next bytes of the value of an authority.
+    fn rewrite(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             match self {
                 Self::Plain => {
@@ -372,18 +404,19 @@ impl Code {
         }
     }
 
-    /// Follows the next bit, and returns what it is to be.
+    /// Takes the next bit of a Huffman-coded string and returns the bit that is to replace it.
     fn follow(&mut self, bit: u8) -> u8 {
         let Self::Huffman { bits, count } = *self else {
             return bit;
         };
         let bit = match (count, bits) {
-            // A space and "%" begin like "-" and ".", "/" like "3".
+            // These are the bits by which a space and "%" differ from "-" and ".", and "/" from
+            // "3".
             (4, 0b0101) | (5, 0b01100) => 1,
             _ => bit,
         };
         let (bits, count) = (bits << 1 | bit, count + 1);
-        // The code is canonical: of each length it has one range.
+        // The code is canonical: the symbols of one length form one range.
         let whole = match count {
             5 => bits < 0x0a,
             6 => bits < 0x2e,

@@ -1,4 +1,6 @@
-//! A connection, and who is at its other end.
+//! A client connection as HTTP/2 reads and writes it, and the peer at its other end. The connection
+//! holds its slot, detects foreign protocols, repairs authorities, and ends when it stays silent,
+//! accepts no data, or is evicted.
 
 use std::fmt;
 use std::io;
@@ -12,99 +14,103 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
-use super::authority::AuthorityMender;
-use super::closures::ForeignProtocol;
-use super::event_loop::Assignment;
-use super::opening::{HTTP1_ANSWER, Opening, Spoken};
-use super::origin::Origin;
-use super::places::{Place, Standing, UnauthenticatedCall};
-use super::tls::{ClientCertificate, Tls};
-use crate::api::input_calls::InputCalls;
+use super::authority::AuthorityRewriter;
+use super::close_counters::ForeignProtocol;
+use super::connection_slots::{ConnectionAuthState, ConnectionSlot, UnauthenticatedCall};
+use super::event_loop::EventLoopAssignment;
+use super::origin::ConnectionOrigin;
+use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
+use super::tls::{ClientCertificate, ServerTls};
+use crate::api::client_streaming_calls::ClientStreamingCalls;
 use crate::api::request_body::UnwantedBodies;
 use crate::refusal::{Reason, Refusal};
 
-/// What an HTTP/2 client says before anything is expected of us, keepalive included: its preface of 24 bytes and the
-/// header of its first frame.
+/// Bytes that an HTTP/2 client sends before anything is expected of us, keepalive included: its
+/// preface of 24 bytes and the header of its first frame.
 const GREETING: usize = 33;
-/// Pieces of 4 KiB of a request that is not answered by its content which are read so that it is answered at all.
+/// The most pieces of 4 KiB that are read from an HTTP/1 request and discarded, so that our
+/// response to it arrives.
 const MAX_SKIPPED: usize = 16;
 
-/// What a connection is made of.
+/// The byte stream that a connection runs on.
 pub(super) enum Transport {
-    /// Plain.
+    /// A TCP connection without TLS.
     Tcp(TcpStream),
-    /// Encrypted, with what the client showed.
-    Tls(Box<TlsStream<TcpStream>>, Option<Arc<Shown>>),
-    /// A unix socket.
+    /// A TCP connection with TLS, and the certificate that the client presented, if any.
+    Tls(Box<TlsStream<TcpStream>>, Option<Arc<PeerCertificate>>),
+    /// A connection over a unix socket.
     Unix(UnixStream),
 }
 
-/// A client's certificate, and who says whether it is valid still.
-pub(super) struct Shown {
+/// A client's certificate, with the TLS configuration that decides whether it is still valid.
+pub(super) struct PeerCertificate {
     certificate: ClientCertificate,
-    tls: Arc<Tls>,
+    tls: Arc<ServerTls>,
 }
 
-impl fmt::Debug for Shown {
+impl fmt::Debug for PeerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.certificate.names.fmt(f)
     }
 }
 
 impl Transport {
-    /// One that shook hands.
-    pub(super) fn tls(stream: TlsStream<TcpStream>, tls: Arc<Tls>) -> Self {
+    /// Creates the transport of a connection whose TLS handshake is complete.
+    pub(super) fn tls(stream: TlsStream<TcpStream>, tls: Arc<ServerTls>) -> Self {
         let certificate = ClientCertificate::of(&stream);
-        let shown = certificate.map(|certificate| Arc::new(Shown { certificate, tls }));
+        let shown = certificate.map(|certificate| Arc::new(PeerCertificate { certificate, tls }));
         Self::Tls(Box::new(stream), shown)
     }
 }
 
-/// How long a connection may do nothing.
+/// How long a connection may make no progress before it is closed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// From its start to its greeting.
+pub(super) struct ConnectionTimeouts {
+    /// From its acceptance to the end of the TLS handshake, and from there to the client's first
+    /// bytes of HTTP/2.
     pub(super) greeting: Duration,
-    /// While something is written to it.
+    /// How long the client may accept none of what is being written to it.
     pub(super) writing: Duration,
 }
 
-/// A connection that was accepted, and that its event loop has yet to take.
+/// A connection that was accepted, on its way to the event loop that will serve it.
 pub(in crate::api) struct NewConnection {
     pub(super) transport: Transport,
-    pub(super) patience: Patience,
-    /// None of one that was there before anything was accepted.
-    pub(super) place: Option<Place>,
-    pub(super) assignment: Assignment,
+    pub(super) timeouts: ConnectionTimeouts,
+    /// `None` for the daemon's own connection, which exists before anything is accepted.
+    pub(super) slot: Option<ConnectionSlot>,
+    pub(super) assignment: EventLoopAssignment,
 }
 
-/// A connection, which holds its place, and ends when it stays silent from the start or loses its place.
+/// A client connection as HTTP/2 reads and writes it. It holds its slot until it is dropped. It
+/// ends when its client stays silent at the start, accepts no data for too long, or loses the slot.
 pub(in crate::api) struct Connection {
     transport: Transport,
-    _assignment: Assignment,
-    /// Gone once the greeting came.
-    silent: Option<Pin<Box<Sleep>>>,
-    /// Bytes that came while `silent` was there.
-    heard: usize,
-    /// Until it is known what the other end speaks.
-    opening: Option<Box<Opening>>,
-    /// What was held back until then, as far as it is not written yet.
+    _assignment: EventLoopAssignment,
+    /// Closes the connection if the client's first bytes do not come in time; `None` once they
+    /// have.
+    greeting_timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read while `greeting_timer` was running.
+    greeting_bytes: usize,
+    /// Detects the client's protocol; `None` once that is known.
+    sniffer: Option<Box<ProtocolSniffer>>,
+    /// What the sniffer held back and was not written yet.
     unsent: Vec<u8>,
-    /// How long the other end may take nothing of what is written to it. HTTP/2's own keepalive cannot end a connection
-    /// that it cannot write to.
-    patience: Duration,
-    /// Set while it takes nothing.
-    stuck: Option<Pin<Box<Sleep>>>,
-    /// None of one that was there before anything was accepted.
-    place: Option<Place>,
-    /// Of a unix socket, whose clients may send its path as the authority.
-    mender: Option<AuthorityMender>,
-    /// Its place is another's, or nobody authenticated in time: nothing is read any more, and only what can be written at
-    /// once is.
-    lost: bool,
+    /// How long the client may accept nothing of what is written to it. HTTP/2's own keepalive
+    /// cannot end a connection that it cannot write to.
+    write_timeout: Duration,
+    /// Runs while the client accepts nothing; `None` otherwise.
+    write_stall_timer: Option<Pin<Box<Sleep>>>,
+    /// `None` for the daemon's own connection, which exists before anything is accepted.
+    slot: Option<ConnectionSlot>,
+    /// Only for a unix socket, whose clients may send its path as the authority.
+    mender: Option<AuthorityRewriter>,
+    /// Whether the connection lost its slot, or nobody authenticated in time. Nothing is read any
+    /// more then, and only what can be written at once is.
+    revoked: bool,
 }
 
-/// Calls a method of whichever transport it is.
+/// Calls a method of the stream that the transport holds.
 macro_rules! on {
     ($self:expr, $method:ident ( $($arg:expr),* )) => {
         match &mut $self.transport {
@@ -116,53 +122,55 @@ macro_rules! on {
 }
 
 impl Connection {
-    /// Begins to serve one, in the context of its event loop, whose timers it uses.
+    /// Creates a connection whose time starts now. It must be called in the context of its event
+    /// loop, whose timers it uses.
     pub(in crate::api) fn new(new: NewConnection) -> Self {
         let NewConnection {
             transport,
-            patience,
-            place,
+            timeouts: patience,
+            slot: place,
             assignment,
         } = new;
         let mender = match &transport {
-            Transport::Unix(_) => Some(AuthorityMender::new()),
+            Transport::Unix(_) => Some(AuthorityRewriter::new()),
             Transport::Tcp(_) | Transport::Tls(..) => None,
         };
         Self {
             transport,
             _assignment: assignment,
             mender,
-            silent: Some(Box::pin(tokio::time::sleep(patience.greeting))),
-            heard: 0,
-            // One that was there before anything was accepted is our own.
-            opening: place.as_ref().map(|_| Box::default()),
+            greeting_timer: Some(Box::pin(tokio::time::sleep(patience.greeting))),
+            greeting_bytes: 0,
+            // A connection without a slot is the daemon's own, and speaks HTTP/2.
+            sniffer: place.as_ref().map(|_| Box::default()),
             unsent: Vec::new(),
-            patience: patience.writing,
-            stuck: None,
-            place,
-            lost: false,
+            write_timeout: patience.writing,
+            write_stall_timer: None,
+            slot: place,
+            revoked: false,
         }
     }
 
-    /// Who is at its other end.
+    /// Returns the peer at the other end of the connection.
     pub(in crate::api) fn peer(&self) -> Peer {
-        let standing = self.place.as_ref().map(Place::standing);
+        let standing = self.slot.as_ref().map(ConnectionSlot::auth_state);
         Peer::of(&self.transport, standing.cloned())
     }
 
-    /// Whether the connection is to be closed. Where not, whoever polls is woken when it is.
-    fn is_lost(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.lost
-            && let Some(place) = &mut self.place
+    /// Reports whether the connection must be closed. If not, the task is woken when it must be.
+    fn is_revoked(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.revoked
+            && let Some(place) = &mut self.slot
         {
-            self.lost = place.poll_lost(cx).is_ready();
+            self.revoked = place.poll_revoked(cx).is_ready();
         }
-        self.lost
+        self.revoked
     }
 
-    /// Takes note of the first bytes that came; whether they are for somebody else.
-    fn open(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> bool {
-        let Some(opening) = &mut self.opening else {
+    /// Passes the first bytes to the sniffer, counts a foreign protocol, and answers HTTP/1.
+    /// Returns whether the connection is to end because the client speaks HTTP/1.
+    fn sniff_protocol(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> bool {
+        let Some(opening) = &mut self.sniffer else {
             return false;
         };
         let Some(spoken) = opening.hear(bytes) else {
@@ -170,23 +178,24 @@ impl Connection {
         };
         let spoke_already = !opening.holds();
         self.unsent.append(&mut opening.release());
-        self.opening = None;
-        if let Spoken::Foreign(protocol) = spoken {
-            if let Some(place) = &self.place {
-                place.is_foreign(protocol);
+        self.sniffer = None;
+        if let SniffedProtocol::Foreign(protocol) = spoken {
+            if let Some(place) = &self.slot {
+                place.count_foreign_protocol(protocol);
             }
             if protocol == ForeignProtocol::Http1 && !spoke_already {
                 self.unsent = HTTP1_ANSWER.to_vec();
                 self.skip(cx);
             }
         }
-        // What is not taken at once is written before anything else is; nobody else writes after an answer to HTTP/1, and
-        // that fits into any socket.
+        // What the socket does not accept at once is written before anything else. After an answer
+        // to HTTP/1 nothing else is written, and that answer fits into any socket's buffer.
         let _ = self.send_unsent(cx);
-        spoken == Spoken::Foreign(ForeignProtocol::Http1)
+        spoken == SniffedProtocol::Foreign(ForeignProtocol::Http1)
     }
 
-    /// Reads what is there and drops it: a socket that is closed with something unread loses what was written to it.
+    /// Reads what has arrived and discards it: a socket that is closed with unread bytes loses what
+    /// was written to it.
     fn skip(&mut self, cx: &mut Context<'_>) {
         let mut piece = [0; 4 << 10];
         for _ in 0..MAX_SKIPPED {
@@ -198,7 +207,7 @@ impl Connection {
         }
     }
 
-    /// Writes what was held back.
+    /// Writes what the sniffer held back, before anything else is written.
     fn send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unsent.is_empty() {
             return Poll::Ready(Ok(()));
@@ -210,96 +219,102 @@ impl Connection {
             }
             self.unsent.drain(..written);
         }
-        // With TLS, a write is done when it is encrypted.
+        // With TLS, a write counts as done once it is encrypted, so it still has to be flushed.
         on!(self, poll_flush(cx))
     }
 
-    /// What came of a write, which fails where nothing could be written for too long.
+    /// Turns the result of a write into an error if the connection is revoked, or if the client
+    /// accepted nothing for the write timeout.
     fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.stuck = None;
+            self.write_stall_timer = None;
             return polled;
         }
-        if self.is_lost(cx) {
+        if self.is_revoked(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let patience = self.patience;
+        let patience = self.write_timeout;
         let stuck = self
-            .stuck
+            .write_stall_timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(stuck.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-/// Who is at the other end of a connection.
+/// The peer at the other end of a connection, as its calls see it, with the state that all calls of
+/// the connection share.
 #[derive(Clone, Debug)]
 pub(in crate::api) struct Peer {
     name: Arc<str>,
     uid: Option<u32>,
-    shown: Option<Arc<Shown>>,
-    origin: Origin,
-    standing: Option<Arc<Standing>>,
-    input_calls: InputCalls,
+    shown: Option<Arc<PeerCertificate>>,
+    origin: ConnectionOrigin,
+    auth_state: Option<Arc<ConnectionAuthState>>,
+    input_calls: ClientStreamingCalls,
     unwanted_bodies: UnwantedBodies,
 }
 
 impl Peer {
-    /// Whom it is counted as.
-    pub(in crate::api) fn origin(&self) -> Origin {
+    /// Returns the origin that the connection is counted under.
+    pub(in crate::api) fn origin(&self) -> ConnectionOrigin {
         self.origin
     }
 
-    /// Takes note of a call whose caller may be nobody; none where somebody has authenticated on the connection.
+    /// Registers a call whose caller is not authenticated yet. Returns `None` if a call has
+    /// authenticated on the connection already, or if it has no slot.
     pub(in crate::api) fn begin_call(&self) -> Option<UnauthenticatedCall> {
-        self.standing.as_ref().and_then(Standing::begin_call)
+        self.auth_state
+            .as_ref()
+            .and_then(ConnectionAuthState::begin_call)
     }
 
-    /// Takes note that a call authenticated: from now on the connection keeps its place.
-    pub(in crate::api) fn authenticated(&self) {
-        if let Some(standing) = &self.standing {
-            standing.authenticated();
+    /// Records that a call authenticated: from now on the connection keeps its slot.
+    pub(in crate::api) fn mark_authenticated(&self) {
+        if let Some(standing) = &self.auth_state {
+            standing.mark_authenticated();
         }
     }
 
-    /// Calls of its connection that take input as it comes.
-    pub(in crate::api) fn input_calls(&self) -> &InputCalls {
+    /// Returns the limit on the calls of this connection that stream input.
+    pub(in crate::api) fn client_streaming_calls(&self) -> &ClientStreamingCalls {
         &self.input_calls
     }
 
-    /// Bodies of its connection's calls that nobody wants.
+    /// Returns the counter of this connection's request bodies that nobody wants but that are read.
     pub(in crate::api) fn unwanted_bodies(&self) -> UnwantedBodies {
         self.unwanted_bodies.clone()
     }
 
-    /// An address and port, or the user and process at the other end of a unix socket.
+    /// Returns the peer's address and port, or the user and process at the other end of a unix
+    /// socket.
     pub(in crate::api) fn name(&self) -> Arc<str> {
         Arc::clone(&self.name)
     }
 
-    /// The user at the other end of a unix socket.
+    /// Returns the user id at the other end of a unix socket; `None` for TCP.
     pub(in crate::api) fn uid(&self) -> Option<u32> {
         self.uid
     }
 
-    /// Whether the other end is a process of the daemon's own user on this host.
+    /// Reports whether the other end is a process of the daemon's own user on this host.
     pub(in crate::api) fn is_own_user(&self) -> bool {
         self.uid == Some(rustix::process::geteuid().as_raw())
     }
 
-    /// The names in the client's certificate, where it showed one.
+    /// Returns the names in the client's certificate, or `None` if it presented none.
     ///
     /// # Errors
-    /// `CREDENTIALS_INVALID` where that is not valid any more.
+    /// `CREDENTIALS_INVALID` if the certificate is no longer valid.
     pub(in crate::api) fn certificate(&self) -> Result<Option<&[String]>, Refusal> {
         let Some(shown) = &self.shown else {
             return Ok(None);
         };
-        if !shown.tls.still_takes(&shown.certificate) {
+        if !shown.tls.still_trusts(&shown.certificate) {
             return Err(Refusal::new(
                 Reason::CredentialsInvalid,
                 "the client certificate is not valid any more",
@@ -308,7 +323,9 @@ impl Peer {
         Ok(Some(&shown.certificate.names))
     }
 
-    fn of(transport: &Transport, standing: Option<Arc<Standing>>) -> Self {
+    /// Describes the peer of `transport`; the state is that of the connection's slot, if it has
+    /// one.
+    fn of(transport: &Transport, standing: Option<Arc<ConnectionAuthState>>) -> Self {
         let tcp = |stream: &TcpStream| stream.peer_addr().map(|addr| addr.to_string());
         let (name, uid, shown) = match transport {
             Transport::Tcp(stream) => (tcp(stream), None, None),
@@ -324,17 +341,17 @@ impl Peer {
         };
         let origin = match (&standing, uid) {
             (Some(standing), _) => standing.origin(),
-            (None, Some(uid)) => Origin::User(uid),
-            (None, None) => Origin::Unknown,
+            (None, Some(uid)) => ConnectionOrigin::User(uid),
+            (None, None) => ConnectionOrigin::Unknown,
         };
         Self {
-            // A connection that broke already has no peer.
+            // A connection that is already broken has no peer address.
             name: name.unwrap_or_else(|_| "unknown".to_owned()).into(),
             uid,
             shown,
             origin,
-            standing,
-            input_calls: InputCalls::default(),
+            auth_state: standing,
+            input_calls: ClientStreamingCalls::default(),
             unwanted_bodies: UnwantedBodies::default(),
         }
     }
@@ -346,39 +363,40 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.is_lost(cx) {
-            // As if its client had left: answers that are on their way are written as far as they can be at once.
+        if self.is_revoked(cx) {
+            // To HTTP/2 it looks as if the client had left: responses on their way are still
+            // written as far as the socket accepts them at once.
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         let polled = on!(self, poll_read(cx, buf));
-        if self.opening.is_some() && self.open(cx, &buf.filled()[before..]) {
-            // As if its client had left.
+        if self.sniffer.is_some() && self.sniff_protocol(cx, &buf.filled()[before..]) {
+            // To HTTP/2 it looks as if the client had left.
             buf.set_filled(before);
             return Poll::Ready(Ok(()));
         }
         let this = &mut *self;
-        if let Some(opening) = &mut this.opening
+        if let Some(opening) = &mut this.sniffer
             && polled.is_pending()
             && opening.poll_over(cx).is_ready()
         {
             this.unsent.append(&mut opening.release());
-            // What is not taken at once is written before anything else is.
+            // What the socket does not accept at once is written before anything else.
             let _ = this.send_unsent(cx);
         }
         if let Some(mender) = &mut self.mender {
-            mender.mend(&mut buf.filled_mut()[before..]);
+            mender.rewrite(&mut buf.filled_mut()[before..]);
         }
-        let Some(silent) = &mut self.silent else {
+        let Some(silent) = &mut self.greeting_timer else {
             return polled;
         };
         if polled.is_pending() {
             ready!(silent.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        self.heard += buf.filled().len() - before;
-        if self.heard >= GREETING {
-            self.silent = None;
+        self.greeting_bytes += buf.filled().len() - before;
+        if self.greeting_bytes >= GREETING {
+            self.greeting_timer = None;
         }
         polled
     }
@@ -391,7 +409,7 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Some(opening) = &mut this.opening {
+        if let Some(opening) = &mut this.sniffer {
             if opening.hold(buf) {
                 return Poll::Ready(Ok(buf.len()));
             }
@@ -411,7 +429,7 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let holds = this.opening.as_ref().is_some_and(|it| it.holds());
+        let holds = this.sniffer.as_ref().is_some_and(|it| it.holds());
         if holds || !this.unsent.is_empty() {
             let first = bufs.iter().find(|it| !it.is_empty());
             let first = first.map_or(&[][..], |it| &**it);
@@ -430,9 +448,10 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // With TLS, a write is done when it is encrypted, and waits here.
+        // With TLS, a write counts as done once it is encrypted; it is here that it waits for the
+        // socket.
         let this = self.get_mut();
-        if this.opening.as_ref().is_some_and(|it| it.holds()) {
+        if this.sniffer.as_ref().is_some_and(|it| it.holds()) {
             return Poll::Ready(Ok(()));
         }
         let sent = this.send_unsent(cx);

@@ -1,77 +1,83 @@
-//! Who may hold a connection at one listener: bookkeeping without sockets and clocks.
+//! The admission control of one listener's connections, with eviction in the order of arrival. It
+//! is pure bookkeeping, without sockets or clocks.
 //!
-//! Admission control with eviction. Places are bounded in all, by peer and, for IPv6, by site. An eighth of them is kept
-//! for those that hold none. Where a bound is reached, the connection that has waited longest for a call that
-//! authenticates makes way (first in, first out); only where there is none is the new one refused. So connections that
-//! never authenticate keep nobody out, however many they are, and a newcomer has as long for its first call as it takes
-//! to replace all others.
+//! The slots are bounded in total, per peer and, for IPv6, per site. An eighth of them is reserved
+//! for peers and sites that hold none. When a bound is reached, the oldest connection on which no
+//! call has authenticated is evicted (first in, first out); the new one is refused only if there is
+//! no such connection. So connections that never authenticate keep nobody out, however many they
+//! are, and a newcomer has as long for its first call as it takes to replace all others.
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::origin::{Origin, Site};
+use super::origin::{ConnectionOrigin, Ipv6Site};
 
-/// The share of the places that is kept for peers, and sites, that hold none.
+/// The fraction of the slots that is reserved for peers and sites that hold none: one in this many.
 const RESERVED_SHARE: u32 = 8;
-/// How many times as many connections as a peer a site may hold, but not more than three quarters of all.
+/// How many times the connections of a peer a site may hold, up to three quarters of all.
 const SITE_FACTOR: u32 = 4;
-/// Connections that keep their place while their first call is judged, at the most, and of a few places a quarter. Judging
-/// can be made to take long, as by naming a key that has to be asked for, so that all may not have that.
+/// The most connections that are protected from eviction while their first call is judged; of few
+/// slots it is a quarter. Judging can be made to take long, for example by naming a key that has to
+/// be fetched, so not every connection may have that protection.
 const MAX_PROTECTED: u32 = 64;
 
-/// The bounds of one listener.
+/// The limits on the connections of one listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TableLimits {
-    /// Connections at once.
-    pub(super) places: u32,
-    /// Of those, the most of one peer.
+    /// The most connections that are open at once.
+    pub(super) connections: u32,
+    /// The most connections of one peer.
     pub(super) per_peer: u32,
 }
 
 impl TableLimits {
+    /// Returns how many slots are reserved for peers and sites without a connection.
     fn reserved(self) -> usize {
-        (self.places / RESERVED_SHARE) as usize
+        (self.connections / RESERVED_SHARE) as usize
     }
 
+    /// Returns the most connections of one IPv6 site, which is never less than that of one peer.
     fn per_site(self) -> u32 {
-        let most = (u64::from(self.places) * 3 / 4).try_into();
+        let most = (u64::from(self.connections) * 3 / 4).try_into();
         let allowed = self.per_peer.saturating_mul(SITE_FACTOR);
         allowed.min(most.unwrap_or(u32::MAX)).max(self.per_peer)
     }
 
+    /// Returns how many connections may be protected from eviction at once.
     fn protected(self) -> usize {
-        (self.places / 4).clamp(1, MAX_PROTECTED) as usize
+        (self.connections / 4).clamp(1, MAX_PROTECTED) as usize
     }
 }
 
-/// A connection, in the order in which they came.
+/// The identity of a connection. Ids order connections by their arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct ConnectionId(u64);
 
-/// What comes of a new connection.
+/// The decision about a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entrance {
-    /// It has a place, which was free, or that of another, which has lost it.
+pub(super) enum ConnectionAdmission {
+    /// The connection has a slot: a free one, or that of `evicted`, which has lost it.
     Admitted {
         id: ConnectionId,
-        evicted: Option<(ConnectionId, Origin)>,
+        evicted: Option<(ConnectionId, ConnectionOrigin)>,
     },
-    Refused(BoundReached),
+    Refused(ConnectionLimit),
 }
 
-/// Why there is no place, and nobody who would make way.
+/// The limit that kept a new connection out when nobody could be evicted for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BoundReached {
-    /// The peer holds as many as it may.
+pub(super) enum ConnectionLimit {
+    /// The peer holds as many connections as it may.
     Peer,
-    /// The peer's site does.
+    /// The peer's IPv6 site holds as many connections as it may.
     Site,
-    /// What is left is for those that hold none.
+    /// The slots that are left are reserved for peers and sites that hold none.
     Reserve,
-    /// All places are taken.
+    /// All slots of the listener are taken.
     Listener,
 }
 
-impl BoundReached {
+impl ConnectionLimit {
+    /// Describes the limit by the configuration key that sets it, for the log.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Peer => "its peer holds server.max_connections_per_peer",
@@ -86,40 +92,43 @@ impl BoundReached {
     }
 }
 
-/// What bounds are counted for.
+/// A group of connections that a limit counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Group {
-    Peer(Origin),
-    Site(Site),
+enum LimitGroup {
+    Peer(ConnectionOrigin),
+    Site(Ipv6Site),
 }
 
+/// The connections of one group: how many there are, and which of them may be evicted.
 #[derive(Debug, Default)]
 struct GroupMembers {
     connections: u32,
     unauthenticated: BTreeSet<ConnectionId>,
 }
 
+/// A connection in the table.
 #[derive(Debug)]
 struct TableEntry {
-    origin: Origin,
-    /// Whether a call was ever judged on it: the first is what may protect it.
+    origin: ConnectionOrigin,
+    /// Whether a call was ever judged on it: only the first one may protect it.
     called: bool,
 }
 
-/// The connections of one listener.
+/// The table of one listener's connections: who holds a slot, and who may be evicted.
 #[derive(Debug)]
 pub(super) struct ConnectionTable {
     limits: TableLimits,
-    /// That of the next connection.
+    /// The id of the next connection.
     next: ConnectionId,
     entries: HashMap<ConnectionId, TableEntry>,
-    groups: HashMap<Group, GroupMembers>,
+    groups: HashMap<LimitGroup, GroupMembers>,
     unauthenticated: BTreeSet<ConnectionId>,
-    /// Of those, the ones whose first call is being judged.
+    /// The unauthenticated connections whose first call is being judged: they are evicted last.
     protected: BTreeSet<ConnectionId>,
 }
 
 impl ConnectionTable {
+    /// Creates an empty table with these limits.
     pub(super) fn new(limits: TableLimits) -> Self {
         Self {
             limits,
@@ -131,13 +140,14 @@ impl ConnectionTable {
         }
     }
 
-    /// Takes in a connection, which has not authenticated, where there is a place or somebody makes way.
-    pub(super) fn admit(&mut self, origin: Origin) -> Entrance {
+    /// Admits a connection, which has not authenticated yet, if a slot is free or another
+    /// connection can be evicted for it.
+    pub(super) fn admit(&mut self, origin: ConnectionOrigin) -> ConnectionAdmission {
         let evicted = match self.make_room(origin) {
             Ok(evicted) => evicted,
-            Err(reached) => return Entrance::Refused(reached),
+            Err(reached) => return ConnectionAdmission::Refused(reached),
         };
-        let evicted = evicted.and_then(|id| Some((id, self.leave(id)?)));
+        let evicted = evicted.and_then(|id| Some((id, self.remove(id)?)));
         let id = self.next;
         self.next.0 += 1;
         let called = false;
@@ -148,17 +158,18 @@ impl ConnectionTable {
             members.connections += 1;
             members.unauthenticated.insert(id);
         }
-        Entrance::Admitted { id, evicted }
+        ConnectionAdmission::Admitted { id, evicted }
     }
 
-    /// Who has to make way for a connection of `origin`, if anybody.
-    fn make_room(&self, origin: Origin) -> Result<Option<ConnectionId>, BoundReached> {
+    /// Chooses the connection to evict for one of `origin`; `None` if a slot is free. The error is
+    /// the limit that was reached if there is no one to evict.
+    fn make_room(&self, origin: ConnectionOrigin) -> Result<Option<ConnectionId>, ConnectionLimit> {
         for group in groups(origin) {
             let (most, reached) = match group {
-                Group::Peer(_) => (self.limits.per_peer, BoundReached::Peer),
-                Group::Site(_) => (self.limits.per_site(), BoundReached::Site),
+                LimitGroup::Peer(_) => (self.limits.per_peer, ConnectionLimit::Peer),
+                LimitGroup::Site(_) => (self.limits.per_site(), ConnectionLimit::Site),
             };
-            // Whoever makes way in the group makes way in all that it is part of.
+            // An eviction within the group makes room in all groups that it is part of.
             if let Some(members) = self.groups.get(&group)
                 && members.connections >= most
             {
@@ -166,8 +177,8 @@ impl ConnectionTable {
                 return oldest.map(Some).ok_or(reached);
             }
         }
-        let free = (self.limits.places as usize).saturating_sub(self.entries.len());
-        // A site is one newcomer, not each of its links.
+        let free = (self.limits.connections as usize).saturating_sub(self.entries.len());
+        // A site counts as one newcomer, not each of its links.
         let holds_some = groups(origin).any(|group| self.groups.contains_key(&group));
         let reserved = if holds_some {
             self.limits.reserved()
@@ -178,22 +189,23 @@ impl ConnectionTable {
             return Ok(None);
         }
         let reached = match free {
-            0 => BoundReached::Listener,
-            _ => BoundReached::Reserve,
+            0 => ConnectionLimit::Listener,
+            _ => ConnectionLimit::Reserve,
         };
         let oldest = self.oldest(&self.unauthenticated);
         oldest.map(Some).ok_or(reached)
     }
 
-    /// The one of `candidates` that came first, those under protection last.
+    /// Returns the oldest of `candidates`, and a protected one only if there is no other.
     fn oldest(&self, candidates: &BTreeSet<ConnectionId>) -> Option<ConnectionId> {
         let mut unprotected = candidates.iter().filter(|id| !self.protected.contains(id));
         unprotected.next().or_else(|| candidates.first()).copied()
     }
 
-    /// Takes note that a call of a connection is being judged; where it is the first one, it may protect the connection
-    /// until [`Self::call_was_judged`]. True where it does.
-    pub(super) fn call_is_judged(&mut self, id: ConnectionId) -> bool {
+    /// Records that a call of the connection is being judged. The first call may protect the
+    /// connection from eviction until [`Self::end_authentication`]; the result says whether it
+    /// does.
+    pub(super) fn begin_authentication(&mut self, id: ConnectionId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else {
             return false;
         };
@@ -207,14 +219,14 @@ impl ConnectionTable {
         protects
     }
 
-    /// Ends the protection that a call gave.
-    pub(super) fn call_was_judged(&mut self, id: ConnectionId) {
+    /// Ends the protection from eviction that a call gave its connection.
+    pub(super) fn end_authentication(&mut self, id: ConnectionId) {
         self.protected.remove(&id);
     }
 
-    /// Takes note that somebody authenticated on a connection: it does not make way any more. False where it has lost its
-    /// place already.
-    pub(super) fn authenticated(&mut self, id: ConnectionId) -> bool {
+    /// Records that a call authenticated: the connection can no longer be evicted. Returns false if
+    /// it has lost its slot already.
+    pub(super) fn mark_authenticated(&mut self, id: ConnectionId) -> bool {
         let Some(entry) = self.entries.get(&id) else {
             return false;
         };
@@ -222,8 +234,8 @@ impl ConnectionTable {
         true
     }
 
-    /// Gives a connection's place back, where it has one still.
-    pub(super) fn leave(&mut self, id: ConnectionId) -> Option<Origin> {
+    /// Frees a connection's slot. Returns its origin, or `None` if it no longer had a slot.
+    pub(super) fn remove(&mut self, id: ConnectionId) -> Option<ConnectionOrigin> {
         let origin = self.entries.remove(&id)?.origin;
         self.forget_unauthenticated(id, origin);
         for group in groups(origin) {
@@ -237,7 +249,8 @@ impl ConnectionTable {
         Some(origin)
     }
 
-    fn forget_unauthenticated(&mut self, id: ConnectionId, origin: Origin) {
+    /// Removes the connection from those that may be evicted.
+    fn forget_unauthenticated(&mut self, id: ConnectionId, origin: ConnectionOrigin) {
         self.unauthenticated.remove(&id);
         self.protected.remove(&id);
         for group in groups(origin) {
@@ -248,10 +261,10 @@ impl ConnectionTable {
     }
 }
 
-/// What a connection of `origin` is counted in.
-fn groups(origin: Origin) -> impl Iterator<Item = Group> {
-    let site = origin.site().map(Group::Site);
-    std::iter::once(Group::Peer(origin)).chain(site)
+/// Lists the groups that a connection of `origin` is counted in.
+fn groups(origin: ConnectionOrigin) -> impl Iterator<Item = LimitGroup> {
+    let site = origin.site().map(LimitGroup::Site);
+    std::iter::once(LimitGroup::Peer(origin)).chain(site)
 }
 
 #[cfg(test)]
@@ -263,48 +276,55 @@ mod tests {
     use super::*;
 
     fn table(places: u32, per_peer: u32) -> ConnectionTable {
-        ConnectionTable::new(TableLimits { places, per_peer })
+        ConnectionTable::new(TableLimits {
+            connections: places,
+            per_peer,
+        })
     }
 
-    fn peer(n: u32) -> Origin {
-        Origin::Ipv4(Ipv4Addr::from_bits(n))
+    fn peer(n: u32) -> ConnectionOrigin {
+        ConnectionOrigin::Ipv4(Ipv4Addr::from_bits(n))
     }
 
-    /// A link of a site.
-    fn link(site: u16, link: u16) -> Origin {
-        Origin::of(Ipv6Addr::new(0x2001, 0xdb8, site, link, 0, 0, 0, 1).into())
+    /// Returns the origin of a link within a site.
+    fn link(site: u16, link: u16) -> ConnectionOrigin {
+        ConnectionOrigin::of(Ipv6Addr::new(0x2001, 0xdb8, site, link, 0, 0, 0, 1).into())
     }
 
-    /// Admits one for whom nobody makes way.
-    fn admit(table: &mut ConnectionTable, origin: Origin) -> ConnectionId {
+    /// Admits a connection for which nobody is evicted.
+    fn admit(table: &mut ConnectionTable, origin: ConnectionOrigin) -> ConnectionId {
         match table.admit(origin) {
-            Entrance::Admitted { id, evicted: None } => id,
-            other @ (Entrance::Admitted { .. } | Entrance::Refused(_)) => panic!("{other:?}"),
+            ConnectionAdmission::Admitted { id, evicted: None } => id,
+            other @ (ConnectionAdmission::Admitted { .. } | ConnectionAdmission::Refused(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
-    /// Admits one for whom another makes way, and says which.
-    fn evicts(table: &mut ConnectionTable, origin: Origin) -> ConnectionId {
+    /// Admits a connection for which another is evicted, and returns that one.
+    fn evicts(table: &mut ConnectionTable, origin: ConnectionOrigin) -> ConnectionId {
         match table.admit(origin) {
-            Entrance::Admitted {
+            ConnectionAdmission::Admitted {
                 evicted: Some((id, _)),
                 ..
             } => id,
-            other @ (Entrance::Admitted { .. } | Entrance::Refused(_)) => panic!("{other:?}"),
+            other @ (ConnectionAdmission::Admitted { .. } | ConnectionAdmission::Refused(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
-    fn refused(table: &mut ConnectionTable, origin: Origin) -> BoundReached {
+    fn refused(table: &mut ConnectionTable, origin: ConnectionOrigin) -> ConnectionLimit {
         match table.admit(origin) {
-            Entrance::Refused(reached) => reached,
-            other @ Entrance::Admitted { .. } => panic!("{other:?}"),
+            ConnectionAdmission::Refused(reached) => reached,
+            other @ ConnectionAdmission::Admitted { .. } => panic!("{other:?}"),
         }
     }
 
-    /// Admits one and authenticates it.
-    fn authenticated(table: &mut ConnectionTable, origin: Origin) -> ConnectionId {
+    /// Admits a connection and authenticates it.
+    fn authenticated(table: &mut ConnectionTable, origin: ConnectionOrigin) -> ConnectionId {
         let id = admit(table, origin);
-        assert!(table.authenticated(id));
+        assert!(table.mark_authenticated(id));
         id
     }
 
@@ -326,9 +346,9 @@ mod tests {
     fn when_all_have_authenticated_a_newcomer_is_refused_until_one_leaves() {
         let mut table = table(3, 3);
         let all: Vec<_> = (0..3).map(|n| authenticated(&mut table, peer(n))).collect();
-        assert_eq!(refused(&mut table, peer(9)), BoundReached::Listener);
-        assert_eq!(table.leave(all[1]), Some(peer(1)));
-        assert_eq!(table.leave(all[1]), None, "once");
+        assert_eq!(refused(&mut table, peer(9)), ConnectionLimit::Listener);
+        assert_eq!(table.remove(all[1]), Some(peer(1)));
+        assert_eq!(table.remove(all[1]), None, "once");
         admit(&mut table, peer(9));
     }
 
@@ -340,11 +360,11 @@ mod tests {
         let second = admit(&mut table, peer(1));
         let third = admit(&mut table, peer(1));
         assert_eq!(evicts(&mut table, peer(1)), second, "not what others have");
-        assert!(table.authenticated(third));
+        assert!(table.mark_authenticated(third));
         assert_eq!(evicts(&mut table, peer(1)).0, third.0 + 1);
-        assert!(table.authenticated(ConnectionId(third.0 + 2)));
-        assert_eq!(refused(&mut table, peer(1)), BoundReached::Peer);
-        assert!(!table.authenticated(second), "it has lost its place");
+        assert!(table.mark_authenticated(ConnectionId(third.0 + 2)));
+        assert_eq!(refused(&mut table, peer(1)), ConnectionLimit::Peer);
+        assert!(!table.mark_authenticated(second), "it has lost its place");
         assert!(table.entries.contains_key(&other) && table.entries.contains_key(&first));
     }
 
@@ -354,24 +374,24 @@ mod tests {
         for _ in 0..14 {
             authenticated(&mut table, peer(1));
         }
-        assert_eq!(refused(&mut table, peer(1)), BoundReached::Reserve);
+        assert_eq!(refused(&mut table, peer(1)), ConnectionLimit::Reserve);
         authenticated(&mut table, peer(2));
-        assert_eq!(refused(&mut table, peer(2)), BoundReached::Reserve);
+        assert_eq!(refused(&mut table, peer(2)), ConnectionLimit::Reserve);
         authenticated(&mut table, peer(3));
-        assert_eq!(refused(&mut table, peer(4)), BoundReached::Listener);
+        assert_eq!(refused(&mut table, peer(4)), ConnectionLimit::Listener);
     }
 
     #[test]
     fn a_site_is_bounded_however_many_links_it_has() {
-        // Four times two, not three quarters of all.
+        // The limit of a site is four times two here, not three quarters of all.
         let mut table = table(64, 2);
         for n in 0..8 {
             authenticated(&mut table, link(1, n));
         }
-        assert_eq!(refused(&mut table, link(1, 99)), BoundReached::Site);
+        assert_eq!(refused(&mut table, link(1, 99)), ConnectionLimit::Site);
         let silent = admit(&mut table, link(2, 1));
         authenticated(&mut table, link(2, 1));
-        assert_eq!(refused(&mut table, link(1, 99)), BoundReached::Site);
+        assert_eq!(refused(&mut table, link(1, 99)), ConnectionLimit::Site);
         assert_eq!(evicts(&mut table, link(2, 1)), silent);
     }
 
@@ -381,17 +401,23 @@ mod tests {
         for n in 0..12 {
             authenticated(&mut table, link(1, n));
         }
-        assert_eq!(refused(&mut table, link(1, 99)), BoundReached::Site);
+        assert_eq!(refused(&mut table, link(1, 99)), ConnectionLimit::Site);
         for n in 0..2 {
             authenticated(&mut table, link(2, n));
         }
-        assert_eq!(refused(&mut table, link(2, 99)), BoundReached::Reserve);
+        assert_eq!(refused(&mut table, link(2, 99)), ConnectionLimit::Reserve);
         authenticated(&mut table, link(3, 1));
     }
 
     #[test]
     fn the_allowance_of_a_site_lies_between_a_peers_and_three_quarters() {
-        let per_site = |places, per_peer| TableLimits { places, per_peer }.per_site();
+        let per_site = |places, per_peer| {
+            TableLimits {
+                connections: places,
+                per_peer,
+            }
+            .per_site()
+        };
         assert_eq!(per_site(1024, 512), 768);
         assert_eq!(per_site(1024, 64), 256);
         assert_eq!(per_site(1024, 1000), 1000);
@@ -402,30 +428,34 @@ mod tests {
     fn whose_first_call_is_judged_makes_way_last() {
         let mut table = table(4, 4);
         let ids: Vec<_> = (0..4).map(|n| admit(&mut table, peer(n))).collect();
-        assert!(table.call_is_judged(ids[0]));
-        assert!(!table.call_is_judged(ids[1]), "of four, one is protected");
+        assert!(table.begin_authentication(ids[0]));
         assert!(
-            !table.call_is_judged(ids[0]),
+            !table.begin_authentication(ids[1]),
+            "of four, one is protected"
+        );
+        assert!(
+            !table.begin_authentication(ids[0]),
             "a second call protects nobody"
         );
         assert_eq!(evicts(&mut table, peer(10)), ids[1]);
-        table.call_was_judged(ids[0]);
+        table.end_authentication(ids[0]);
         assert_eq!(evicts(&mut table, peer(11)), ids[0]);
-        assert!(!table.call_is_judged(ids[1]), "it is gone");
+        assert!(!table.begin_authentication(ids[1]), "it is gone");
     }
 
     #[test]
     fn where_nobody_else_is_left_the_protected_make_way_too() {
         let mut table = table(2, 2);
         let id = admit(&mut table, peer(0));
-        assert!(table.call_is_judged(id));
+        assert!(table.begin_authentication(id));
         authenticated(&mut table, peer(1));
         assert_eq!(evicts(&mut table, peer(2)), id);
     }
 
-    /// What may happen to a table; numbers choose a peer, or a connection among all that ever were.
+    /// An operation on the table. The numbers choose a peer, or one of all connections that ever
+    /// were.
     #[derive(Clone, Debug)]
-    enum Step {
+    enum TableStep {
         Come(u16, u16),
         Judge(u64),
         Judged(u64),
@@ -433,27 +463,27 @@ mod tests {
         Leave(u64),
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = TableStep> {
         prop_oneof![
-            4 => (0u16..4, 0u16..4).prop_map(|(site, link)| Step::Come(site, link)),
-            1 => (0u64..64).prop_map(Step::Judge),
-            1 => (0u64..64).prop_map(Step::Judged),
-            1 => (0u64..64).prop_map(Step::Authenticate),
-            1 => (0u64..64).prop_map(Step::Leave),
+            4 => (0u16..4, 0u16..4).prop_map(|(site, link)| TableStep::Come(site, link)),
+            1 => (0u64..64).prop_map(TableStep::Judge),
+            1 => (0u64..64).prop_map(TableStep::Judged),
+            1 => (0u64..64).prop_map(TableStep::Authenticate),
+            1 => (0u64..64).prop_map(TableStep::Leave),
         ]
     }
 
-    /// What is counted is what there is, and no bound is passed.
+    /// Asserts that the counts match the entries, and that no limit is exceeded.
     fn check(table: &ConnectionTable) {
         let limits = table.limits;
-        assert!(table.entries.len() <= limits.places as usize);
+        assert!(table.entries.len() <= limits.connections as usize);
         assert!(table.protected.len() <= limits.protected());
         assert!(table.protected.is_subset(&table.unauthenticated));
         let all = table.groups.iter();
         for (group, members) in all {
             let most = match group {
-                Group::Peer(_) => limits.per_peer,
-                Group::Site(_) => limits.per_site(),
+                LimitGroup::Peer(_) => limits.per_peer,
+                LimitGroup::Site(_) => limits.per_site(),
             };
             assert!(0 < members.connections && members.connections <= most);
             let of_it = |origin| groups(origin).any(|it| it == *group);
@@ -478,14 +508,14 @@ mod tests {
             let mut table = table(places, per_peer);
             for step in steps {
                 match step {
-                    Step::Come(site, at) => {
+                    TableStep::Come(site, at) => {
                         let origin = if site == 0 { peer(at.into()) } else { link(site, at) };
                         let newcomer = !groups(origin).any(|it| table.groups.contains_key(&it));
                         let before: BTreeSet<_> = table.unauthenticated.clone();
                         let count = table.entries.len();
                         let free = places as usize - count;
                         match table.admit(origin) {
-                            Entrance::Admitted { id, evicted } => {
+                            ConnectionAdmission::Admitted { id, evicted } => {
                                 prop_assert!(table.unauthenticated.contains(&id));
                                 let grows = usize::from(evicted.is_none());
                                 prop_assert_eq!(table.entries.len(), count + grows);
@@ -493,31 +523,31 @@ mod tests {
                                 let reserved = table.limits.reserved();
                                 prop_assert!(newcomer || evicted.is_some() || free > reserved);
                             }
-                            Entrance::Refused(reached) => {
+                            ConnectionAdmission::Refused(reached) => {
                                 prop_assert_eq!(table.entries.len(), count);
                                 let of_all = matches!(
                                     reached,
-                                    BoundReached::Listener | BoundReached::Reserve
+                                    ConnectionLimit::Listener | ConnectionLimit::Reserve
                                 );
                                 prop_assert!(!of_all || before.is_empty());
                             }
                         }
                     }
-                    Step::Judge(id) => {
-                        table.call_is_judged(ConnectionId(id));
+                    TableStep::Judge(id) => {
+                        table.begin_authentication(ConnectionId(id));
                     }
-                    Step::Judged(id) => table.call_was_judged(ConnectionId(id)),
-                    Step::Authenticate(id) => {
-                        table.authenticated(ConnectionId(id));
+                    TableStep::Judged(id) => table.end_authentication(ConnectionId(id)),
+                    TableStep::Authenticate(id) => {
+                        table.mark_authenticated(ConnectionId(id));
                     }
-                    Step::Leave(id) => {
-                        table.leave(ConnectionId(id));
+                    TableStep::Leave(id) => {
+                        table.remove(ConnectionId(id));
                     }
                 }
                 check(&table);
             }
             for id in 0..table.next.0 {
-                table.leave(ConnectionId(id));
+                table.remove(ConnectionId(id));
             }
             prop_assert!(table.entries.is_empty() && table.groups.is_empty());
             prop_assert!(table.unauthenticated.is_empty() && table.protected.is_empty());

@@ -1,7 +1,8 @@
-//! Which event loop serves a connection: the one that has the fewest.
+//! The assignment of connections to event loops: each goes to the loop that has the fewest (least
+//! connections).
 //!
-//! A connection stays on its loop for its whole life. Its socket is registered there from the start, so that what
-//! arrives wakes the loop itself, and no other thread on its behalf.
+//! A connection stays on its loop for its whole life. Its socket is registered there from the
+//! start, so that what arrives wakes the loop itself, and no other thread on its behalf.
 
 use std::io;
 use std::sync::Arc;
@@ -11,23 +12,26 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::connection::{NewConnection, Patience, Transport};
-use super::places::Place;
+use super::connection::{ConnectionTimeouts, NewConnection, Transport};
+use super::connection_slots::ConnectionSlot;
 
-/// The event loops that serve connections, as whoever accepts them sees them.
+/// The event loops that serve connections, as the accept loops see them.
 #[derive(Clone)]
 pub struct EventLoops(Arc<[EventLoop]>);
 
-/// An event loop: its runtime, the way to it, and how many connections it has.
+/// An event loop: the handle of its runtime, the channel by which it receives connections, and how
+/// many of them are open.
 pub(in crate::api) struct EventLoop {
     runtime: Handle,
-    /// Holds no more than the tables of connections have places for.
+    /// Unbounded, but it never holds more connections than the connection tables have slots.
     new: mpsc::UnboundedSender<NewConnection>,
+    /// Connections that are assigned to the loop now.
     open: AtomicUsize,
 }
 
 impl EventLoop {
-    /// Describes the loop that `runtime` is, which takes its connections from the other end of `new`.
+    /// Describes the event loop that runs on `runtime` and receives its connections from the other
+    /// end of `new`.
     pub(in crate::api) fn new(runtime: Handle, new: mpsc::UnboundedSender<NewConnection>) -> Self {
         Self {
             runtime,
@@ -38,63 +42,70 @@ impl EventLoop {
 }
 
 impl EventLoops {
-    /// Describes all loops of a daemon, of which there is at least one.
+    /// Gathers all event loops of a daemon, of which there is at least one.
     pub(in crate::api) fn new(loops: Vec<EventLoop>) -> Self {
         Self(loops.into())
     }
 
     /// Assigns a connection to the loop with the fewest.
-    pub(super) fn assign(&self) -> Assignment {
+    pub(super) fn assign(&self) -> EventLoopAssignment {
         let loads = self.0.iter().map(|it| it.open.load(Ordering::Relaxed));
         let least = loads.enumerate().min_by_key(|(_, open)| *open);
         let index = least.map_or(0, |(index, _)| index);
         self.0[index].open.fetch_add(1, Ordering::Relaxed);
-        Assignment {
+        EventLoopAssignment {
             loops: self.clone(),
             index,
         }
     }
 }
 
-/// A connection's place on an event loop, given back when this is dropped.
-pub(super) struct Assignment {
+/// A connection's assignment to an event loop. Dropping it takes the connection off the loop's
+/// count.
+pub(super) struct EventLoopAssignment {
     loops: EventLoops,
     index: usize,
 }
 
-impl Assignment {
+impl EventLoopAssignment {
+    /// Returns the event loop that the connection is assigned to.
     fn event_loop(&self) -> &EventLoop {
         &self.loops.0[self.index]
     }
 
-    /// Registers a TCP connection with the loop.
+    /// Registers a TCP connection with the event loop's reactor.
     pub(super) fn adopt_tcp(&self, stream: TcpStream) -> io::Result<TcpStream> {
         let stream = stream.into_std()?;
         let _context = self.event_loop().runtime.enter();
         TcpStream::from_std(stream)
     }
 
-    /// Registers a connection of a unix socket with the loop.
+    /// Registers a unix socket connection with the event loop's reactor.
     pub(super) fn adopt_unix(&self, stream: UnixStream) -> io::Result<UnixStream> {
         let stream = stream.into_std()?;
         let _context = self.event_loop().runtime.enter();
         UnixStream::from_std(stream)
     }
 
-    /// Has the loop serve the connection that `transport` is.
-    pub(super) fn hand_over(self, transport: Transport, patience: Patience, place: Option<Place>) {
+    /// Sends the connection to its event loop, which serves it from then on.
+    pub(super) fn hand_over(
+        self,
+        transport: Transport,
+        patience: ConnectionTimeouts,
+        slot: Option<ConnectionSlot>,
+    ) {
         let new = self.event_loop().new.clone();
-        // Closed where nobody serves any more.
+        // The connection is closed if nobody serves any more.
         let _ = new.send(NewConnection {
             transport,
-            patience,
-            place,
+            timeouts: patience,
+            slot,
             assignment: self,
         });
     }
 }
 
-impl Drop for Assignment {
+impl Drop for EventLoopAssignment {
     fn drop(&mut self) {
         self.event_loop().open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -104,7 +115,7 @@ impl Drop for Assignment {
 mod tests {
     use super::*;
 
-    /// How many connections each loop has.
+    /// Returns how many connections each loop has.
     fn open(loops: &EventLoops) -> Vec<usize> {
         let each = |it: &EventLoop| it.open.load(Ordering::Relaxed);
         loops.0.iter().map(each).collect()
@@ -116,7 +127,7 @@ mod tests {
         let loops = EventLoops::new((0..3).map(|_| new_loop()).collect());
         let mut assigned: Vec<_> = (0..7).map(|_| loops.assign()).collect();
         assert_eq!(open(&loops), [3, 2, 2]);
-        // Those of one loop end.
+        // All connections of one loop end.
         assigned.retain(|it| it.index != 1);
         assert_eq!(open(&loops), [3, 0, 2]);
         assigned.extend((0..3).map(|_| loops.assign()));

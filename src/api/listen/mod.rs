@@ -1,15 +1,16 @@
-//! Listeners: TCP, plain or with TLS, and unix sockets. What they accept is in [`accept`], what comes of it in
-//! [`connection`]. Who may hold a connection, and who makes way, is decided in [`connection_table`].
+//! The listeners of the daemon: TCP, with or without TLS, and unix sockets. The accept loop is in
+//! [`accept`], and a connection's I/O in [`connection`]. [`connection_table`] decides who may hold
+//! a connection and who is evicted.
 
 mod accept;
 mod authority;
-mod closures;
+mod close_counters;
 mod connection;
+mod connection_slots;
 mod connection_table;
 mod event_loop;
-mod opening;
 mod origin;
-mod places;
+mod protocol_sniffer;
 mod tcp;
 mod tls;
 
@@ -25,43 +26,45 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use self::accept::Acceptor;
-use self::connection::{Patience, Transport};
+use self::connection::{ConnectionTimeouts, Transport};
+use self::connection_slots::ConnectionSlots;
 use self::connection_table::TableLimits;
-use self::places::Places;
-use self::tls::Tls;
+use self::tls::ServerTls;
 
 pub(super) use self::connection::{Connection, NewConnection, Peer};
+pub(super) use self::connection_slots::UnauthenticatedCall;
 pub(super) use self::event_loop::EventLoop;
 pub use self::event_loop::EventLoops;
-pub(super) use self::origin::Origin;
-pub(super) use self::places::UnauthenticatedCall;
-pub use self::tls::{TlsFiles, TlsSettings};
+pub(super) use self::origin::ConnectionOrigin;
+pub use self::tls::{TlsReloader, TlsSettings};
 
-/// How connections are taken.
+/// The settings by which connections are accepted.
 #[derive(Clone, Debug)]
 pub struct ListenSettings {
-    /// Permissions of a unix socket.
+    /// The permission bits of a unix socket's file.
     pub socket_mode: u32,
-    /// Connections at once, which all listeners share evenly.
+    /// The most connections at once, which all listeners share evenly.
     pub max_connections: u32,
-    /// Of one address, or one user of a unix socket, at each listener.
+    /// The most connections of one address, or of one user of a unix socket, at each listener.
     pub max_per_peer: u32,
-    /// From accepting a connection to the first call that authenticates on it.
+    /// How long a connection may take from its acceptance to the first call that authenticates on
+    /// it.
     pub first_call_timeout: Duration,
-    /// What TCP connections are encrypted with.
+    /// The certificate and key for TCP connections. `None` means plaintext.
     pub tls: Option<TlsSettings>,
-    /// How long a new connection may take to say its first bytes.
+    /// How long a new connection may take to finish its TLS handshake, and then to send its first
+    /// bytes of HTTP/2.
     pub handshake_timeout: Duration,
-    /// How long one may take nothing of what is written to it.
+    /// How long a client may accept nothing of what is written to it.
     pub write_timeout: Duration,
 }
 
-/// Where a listener listens.
+/// The address that a listener is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// TCP, with the port that was given or found.
+    /// A TCP address, with the port that was configured or that the kernel chose.
     Tcp(SocketAddr),
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
@@ -74,7 +77,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why an address cannot be listened on.
+/// The error of an address that cannot be listened on.
 #[derive(Debug)]
 pub struct BindError {
     address: String,
@@ -82,6 +85,7 @@ pub struct BindError {
 }
 
 impl BindError {
+    /// Creates the error of TLS settings that cannot be used.
     fn tls(error: String) -> Self {
         Self {
             address: "TCP with TLS".to_owned(),
@@ -98,42 +102,47 @@ impl fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
+/// A listening socket of either kind.
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// What one configured address came to.
-struct Entry {
-    /// As it is told.
+/// The listening sockets that one configured address resulted in.
+struct ListenerGroup {
+    /// The address as the log shows it.
     name: String,
-    /// One for each address that a name stands for. They share their places.
+    /// One listener for each address that the name resolved to. They share their connection slots.
     listeners: Vec<Listener>,
 }
 
-/// Sockets that are bound; nothing is accepted yet.
-pub struct Bound {
-    entries: Vec<Entry>,
+/// The sockets of a daemon, bound but not yet accepting.
+pub struct BoundListeners {
+    entries: Vec<ListenerGroup>,
     addresses: Vec<Address>,
-    /// A connection that is there already.
+    /// The daemon's end of a socket pair, which is served without being accepted; see
+    /// [`socketpair`].
     paired: Option<UnixStream>,
-    tls: Option<Arc<Tls>>,
-    /// Removed with this.
-    sockets: Sockets,
+    tls: Option<Arc<ServerTls>>,
+    /// The socket files, which are removed when this is dropped.
+    sockets: SocketFiles,
 }
 
-/// Binds every one of `addresses`, "host:port" or "unix:/path".
+/// Binds each of `addresses`, which have the form "host:port" or "unix:/path".
 ///
 /// # Errors
-/// The first that cannot be bound.
-pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bound, BindError> {
-    let tls = settings.tls.as_ref().map(Tls::open).transpose();
-    let mut bound = Bound {
+/// The first address that cannot be bound, or TLS files that cannot be used.
+pub async fn bind(
+    addresses: &[String],
+    settings: &ListenSettings,
+) -> Result<BoundListeners, BindError> {
+    let tls = settings.tls.as_ref().map(ServerTls::open).transpose();
+    let mut bound = BoundListeners {
         entries: Vec::new(),
         addresses: Vec::new(),
         paired: None,
         tls: tls.map_err(BindError::tls)?,
-        sockets: Sockets::default(),
+        sockets: SocketFiles::default(),
     };
     for address in addresses {
         let failed = |source| BindError {
@@ -147,7 +156,7 @@ pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bou
                 .map_err(failed)?;
             bound.sockets.add(path).map_err(failed)?;
             let own = Address::Unix(path.to_owned());
-            bound.entries.push(Entry {
+            bound.entries.push(ListenerGroup {
                 name: own.to_string(),
                 listeners: vec![Listener::Unix(listener)],
             });
@@ -164,33 +173,34 @@ pub async fn bind(addresses: &[String], settings: &ListenSettings) -> Result<Bou
                 bound.addresses.push(local);
             }
             let listeners = listeners.into_iter().map(Listener::Tcp).collect();
-            bound.entries.push(Entry { name, listeners });
+            bound.entries.push(ListenerGroup { name, listeners });
         }
     }
     Ok(bound)
 }
 
-/// No listener, and one connection, whose other end is the second value: reachable by nobody else.
+/// Creates a daemon's sockets without a listener but with one connection, whose other end is the
+/// second value. Nobody else can reach it.
 ///
 /// # Errors
-/// Where the host has no descriptors left.
-pub fn pair() -> Result<(Bound, UnixStream), BindError> {
+/// The host has no file descriptor left.
+pub fn socketpair() -> Result<(BoundListeners, UnixStream), BindError> {
     let (ours, theirs) = UnixStream::pair().map_err(|source| BindError {
         address: "a socket pair".to_owned(),
         source,
     })?;
-    let bound = Bound {
+    let bound = BoundListeners {
         entries: Vec::new(),
         addresses: Vec::new(),
         paired: Some(ours),
         tls: None,
-        sockets: Sockets::default(),
+        sockets: SocketFiles::default(),
     };
     Ok((bound, theirs))
 }
 
-/// Binds under another name and renames, so that the socket has its permissions from the first moment that anybody can
-/// find it, and a stale one is replaced in one step.
+/// Binds a unix socket under a hidden name and then renames it. So the socket has its permissions
+/// from the first moment that anybody can find it, and a stale one is replaced atomically.
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
@@ -219,18 +229,20 @@ async fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let named = std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode))
         .and_then(|()| std::fs::rename(&hidden, path));
     if let Err(error) = named {
-        // The failure that is told is the first one.
+        // The error that is reported is the first one.
         let _ = std::fs::remove_file(&hidden);
         return Err(error);
     }
     Ok(listener)
 }
 
-/// Socket files that are ours, removed at the end unless another has taken their place.
+/// The unix socket files that this daemon created, by path, device and inode. Dropping it removes
+/// each file unless another has taken its place.
 #[derive(Debug, Default)]
-struct Sockets(Vec<(PathBuf, u64, u64)>);
+struct SocketFiles(Vec<(PathBuf, u64, u64)>);
 
-impl Sockets {
+impl SocketFiles {
+    /// Remembers the socket file at `path` so that it is removed at the end.
     fn add(&mut self, path: &Path) -> io::Result<()> {
         let meta = std::fs::symlink_metadata(path)?;
         self.0.push((path.to_owned(), meta.dev(), meta.ino()));
@@ -238,33 +250,33 @@ impl Sockets {
     }
 }
 
-impl Drop for Sockets {
+impl Drop for SocketFiles {
     fn drop(&mut self) {
         for (path, dev, ino) in &self.0 {
             let ours = std::fs::symlink_metadata(path)
                 .is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino));
             if ours {
-                // Gone is what it should be.
+                // It is fine if the file is already gone.
                 let _ = std::fs::remove_file(path);
             }
         }
     }
 }
 
-impl Bound {
-    /// What is listened on.
+impl BoundListeners {
+    /// Returns the addresses that are bound.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// The files of its certificates, where it has any.
-    pub fn tls_files(&self) -> Option<TlsFiles> {
-        self.tls.clone().map(TlsFiles)
+    /// Returns what reads the TLS files again, or `None` without TLS.
+    pub fn tls_files(&self) -> Option<TlsReloader> {
+        self.tls.clone().map(TlsReloader)
     }
 
-    /// Accepts connections for `event_loops` from now on, until what it returns is dropped.
-    pub fn accept(self, settings: &ListenSettings, event_loops: &EventLoops) -> Accepting {
-        let patience = Patience {
+    /// Starts accepting connections for `event_loops`, until the tasks that it returns are dropped.
+    pub fn accept(self, settings: &ListenSettings, event_loops: &EventLoops) -> AcceptTasks {
+        let patience = ConnectionTimeouts {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
         };
@@ -273,7 +285,7 @@ impl Bound {
             let assignment = event_loops.assign();
             match assignment.adopt_unix(stream) {
                 Ok(stream) => assignment.hand_over(Transport::Unix(stream), patience, None),
-                // Its other end is closed with it, and told so.
+                // The other end sees that the connection is closed.
                 Err(error) => tracing::error!(%error, "the only connection cannot be served"),
             }
         }
@@ -281,18 +293,18 @@ impl Bound {
         let mut all_places = Vec::new();
         for (entry, share) in self.entries.into_iter().zip(shares) {
             let limits = TableLimits {
-                places: share,
+                connections: share,
                 per_peer: settings.max_per_peer,
             };
-            let places = Places::new(limits, settings.first_call_timeout, entry.name);
+            let places = ConnectionSlots::new(limits, settings.first_call_timeout, entry.name);
             let places = Arc::new(places);
             all_places.push(Arc::clone(&places));
             let tells = Arc::clone(&places);
-            tasks.spawn(async move { tells.closures().keep_telling().await });
+            tasks.spawn(async move { tells.closures().report_periodically().await });
             for listener in entry.listeners {
                 let acceptor = Acceptor {
                     listener,
-                    places: Arc::clone(&places),
+                    slots: Arc::clone(&places),
                     tls: self.tls.clone(),
                     patience,
                     event_loops: event_loops.clone(),
@@ -303,32 +315,34 @@ impl Bound {
         if let Some(tls) = self.tls {
             tasks.spawn(async move { tls.watch().await });
         }
-        Accepting {
+        AcceptTasks {
             _tasks: tasks,
             _sockets: self.sockets,
-            places: all_places,
+            slots: all_places,
         }
     }
 }
 
-/// What each of `listeners` has of `places`: no flood at one of them takes those of another.
+/// Divides the connection slots among the listeners as evenly as possible, so that a flood at one
+/// listener takes no slot of another.
 fn shares(places: u32, listeners: usize) -> impl Iterator<Item = u32> {
-    // The configuration has far fewer.
+    // A configuration has far fewer listeners than that.
     let listeners = u32::try_from(listeners).unwrap_or(u32::MAX);
     (0..listeners).map(move |n| places / listeners + u32::from(n < places % listeners))
 }
 
-/// The tasks that accept; dropping it ends them and removes the sockets.
-pub struct Accepting {
+/// The tasks that accept connections. Dropping it ends them, removes the socket files, and logs
+/// what was not yet reported of closed connections.
+pub struct AcceptTasks {
     _tasks: JoinSet<()>,
-    _sockets: Sockets,
-    places: Vec<Arc<Places>>,
+    _sockets: SocketFiles,
+    slots: Vec<Arc<ConnectionSlots>>,
 }
 
-impl Drop for Accepting {
+impl Drop for AcceptTasks {
     fn drop(&mut self) {
-        for places in &self.places {
-            places.closures().tell();
+        for places in &self.slots {
+            places.closures().report();
         }
     }
 }

@@ -1,34 +1,37 @@
-//! Whom connections are counted by, and log lines too.
+//! The origin of a connection: the unit by which connections, and the log lines they cause, are
+//! counted and limited.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tokio::net::UnixStream;
 
-/// Bits of an IPv6 address that say which link it is on: within one, a host has all addresses that it likes.
+/// Length in bits of the IPv6 prefix that identifies a link: within one, a host may use any number
+/// of addresses.
 const LINK_BITS: u32 = 64;
-/// Bits of an IPv6 address that say whose site it is in: what a provider gives to one customer, who has 65,536 links
-/// in it.
+/// Length in bits of the IPv6 prefix that identifies a site: what a provider assigns to one
+/// customer, who has 65,536 links in it.
 const SITE_BITS: u32 = 48;
 
-/// One peer, as far as a connection can tell one from another.
+/// One peer, as far as the address or user of its connection distinguishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::api) enum Origin {
-    /// An address of IPv4, also where it came as one of IPv6.
+pub(in crate::api) enum ConnectionOrigin {
+    /// An IPv4 address, including one that arrived as an IPv4-mapped IPv6 address.
     Ipv4(Ipv4Addr),
-    /// The link of an address of IPv6, its other bits being zero.
+    /// The /64 network of an IPv6 address; the other bits are zero.
     Link(Ipv6Addr),
-    /// A user on a unix socket.
+    /// The user id of a process at the other end of a unix socket.
     User(u32),
-    /// A peer that the kernel does not name, as where its process ended already.
+    /// A peer that the kernel does not name, for example because its process has already ended.
     Unknown,
 }
 
-/// The network of IPv6 that a customer of a provider has.
+/// The IPv6 network, a /48, that a provider assigns to one customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Site(Ipv6Addr);
+pub(super) struct Ipv6Site(Ipv6Addr);
 
-impl Origin {
+impl ConnectionOrigin {
+    /// Returns the origin of a TCP connection from `address`.
     pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::Ipv4(address),
@@ -36,26 +39,27 @@ impl Origin {
         }
     }
 
+    /// Returns the origin of a unix socket connection: the user at its other end.
     pub(super) fn of_unix(stream: &UnixStream) -> Self {
         let peer = stream.peer_cred();
         peer.map_or(Self::Unknown, |peer| Self::User(peer.uid()))
     }
 
-    /// The site that a link is in; nothing else has one.
-    pub(super) fn site(self) -> Option<Site> {
+    /// Returns the site that an IPv6 link belongs to; `None` for any other origin.
+    pub(super) fn site(self) -> Option<Ipv6Site> {
         match self {
-            Self::Link(link) => Some(Site(network(link, SITE_BITS))),
+            Self::Link(link) => Some(Ipv6Site(network(link, SITE_BITS))),
             Self::Ipv4(_) | Self::User(_) | Self::Unknown => None,
         }
     }
 }
 
-/// The address without its bits after the first `bits`, of which there are some.
+/// Clears all but the first `bits` bits of the address; `bits` is at least 1.
 fn network(address: Ipv6Addr, bits: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (u128::BITS - bits)))
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ConnectionOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ipv4(address) => address.fmt(f),
@@ -70,8 +74,8 @@ impl fmt::Display for Origin {
 mod tests {
     use super::*;
 
-    fn origin(address: &str) -> Origin {
-        Origin::of(address.parse().unwrap())
+    fn origin(address: &str) -> ConnectionOrigin {
+        ConnectionOrigin::of(address.parse().unwrap())
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! TCP listeners: one for each address that a name stands for, as far as this host has them.
+//! Binding of TCP listeners: one for each address that a name resolves to, as far as this host has
+//! that address.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,19 +10,21 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::socket_addresses;
 
-/// Connections that wait to be accepted.
+/// Connections that may wait in the kernel until they are accepted.
 const BACKLOG: u32 = 1024;
-/// How often a port is looked for that is free at all addresses of a name, before each has one of its own.
+/// How many times a port is sought that is free at all addresses of a name, before each address
+/// gets a port of its own.
 const TRIES: u32 = 16;
 
-/// Listens on every address that `address` stands for.
+/// Binds a listener to every address that `address` resolves to.
 ///
-/// An address that this host does not have, for want of its family, is left out where there is another. "[::]" takes
-/// connections of both families, unless `apart`: then another listener has those of IPv4. Where the kernel has no IPv6 it
-/// is "0.0.0.0". Of port 0 all have the same port, where one is free at each.
+/// An address that this host does not have, for lack of its address family, is left out if another
+/// can be bound. "[::]" accepts connections of both families, unless `apart` is set: another
+/// listener then accepts those of IPv4. If the kernel has no IPv6, "[::]" becomes "0.0.0.0". With
+/// port 0, all listeners have the same port if one is free at each address.
 ///
 /// # Errors
-/// Where the name does not resolve, an address is taken, or this host has none of them.
+/// The name does not resolve, an address is taken, or this host has none of the addresses.
 pub(super) async fn bind(address: &str, apart: bool) -> io::Result<Vec<TcpListener>> {
     let owned = address.to_owned();
     let addresses = tokio::task::spawn_blocking(move || socket_addresses(&owned)).await;
@@ -40,7 +43,8 @@ pub(super) async fn bind(address: &str, apart: bool) -> io::Result<Vec<TcpListen
     bind_all(&addresses, false)
 }
 
-/// Whether "[::]" of that port is to leave IPv4 to another of `listen`.
+/// Reports whether a listener at "[::]" must leave IPv4 to another entry of `listen`, because that
+/// one is "0.0.0.0" with the same port.
 pub(super) fn is_apart(address: &str, listen: &[String]) -> bool {
     let any = |ip: IpAddr| move |it: &SocketAddr| it.ip() == ip && it.port() != 0;
     let own = address.parse::<SocketAddr>();
@@ -52,17 +56,19 @@ pub(super) fn is_apart(address: &str, listen: &[String]) -> bool {
     })
 }
 
+/// Reports whether there are several addresses and the kernel is to choose the port of each.
 fn is_any_port(addresses: &[SocketAddr]) -> bool {
     addresses.len() > 1 && addresses.iter().all(|it| it.port() == 0)
 }
 
+/// Binds a listener to "[::]", or to "0.0.0.0" if the kernel has no IPv6.
 fn bind_any(any: SocketAddr, apart: bool) -> io::Result<Vec<TcpListener>> {
     match listen(any, apart) {
         Err(error) if is(&error, Errno::AFNOSUPPORT) => {
             tracing::warn!(address = %any, "this host has no IPv6: only IPv4 is listened on");
             let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), any.port());
             match apart {
-                // It is listened on already.
+                // Another entry of the configuration listens on it already.
                 true => Ok(Vec::new()),
                 false => listen(any, false).map(|it| vec![it]),
             }
@@ -71,7 +77,8 @@ fn bind_any(any: SocketAddr, apart: bool) -> io::Result<Vec<TcpListener>> {
     }
 }
 
-/// One listener for each address that there is; with `same_port` all have that of the first.
+/// Binds a listener to each address that this host has. With `same_port`, all of them use the port
+/// of the first one.
 fn bind_all(addresses: &[SocketAddr], same_port: bool) -> io::Result<Vec<TcpListener>> {
     let mut listeners: Vec<TcpListener> = Vec::new();
     let mut absent = Vec::new();
@@ -106,7 +113,7 @@ fn bind_all(addresses: &[SocketAddr], same_port: bool) -> io::Result<Vec<TcpList
     Ok(listeners)
 }
 
-/// Says of which address an error is where a name has several.
+/// Adds to an error which address it concerns, if the name has several.
 fn named(address: SocketAddr, all: &[SocketAddr], error: io::Error) -> io::Error {
     match all {
         [_] => error,
@@ -114,12 +121,13 @@ fn named(address: SocketAddr, all: &[SocketAddr], error: io::Error) -> io::Error
     }
 }
 
+/// Binds a listening socket; `apart` limits one for IPv6 to IPv6 alone.
 fn listen(address: SocketAddr, apart: bool) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => {
             let socket = TcpSocket::new_v6()?;
-            // Whatever net.ipv6.bindv6only says.
+            // This is set whatever net.ipv6.bindv6only says.
             set_ipv6_v6only(&socket, apart)?;
             socket
         }
@@ -129,11 +137,12 @@ fn listen(address: SocketAddr, apart: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Whether an error says that this host has no such address, or nothing of its family.
+/// Reports whether an error says that this host lacks the address or its whole address family.
 fn is_absent(error: &io::Error) -> bool {
     is(error, Errno::ADDRNOTAVAIL) || is(error, Errno::AFNOSUPPORT)
 }
 
+/// Reports whether an error is this errno.
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }

@@ -1,4 +1,5 @@
-//! TLS for TCP listeners: certificates that are read again when they change, and those that clients show.
+//! TLS for the TCP listeners. The certificate, its key and the authorities of client certificates
+//! are read again when their files change, and client certificates are verified and named here.
 
 use std::io;
 use std::net::IpAddr;
@@ -22,75 +23,77 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
-use crate::auth::{CertificateName, Parsed, Watched};
+use crate::auth::{CertificateName, Parsed, WatchedFiles};
 
-/// How often files are read again.
+/// How often the files are checked for changes.
 const LOOK: Duration = Duration::from_secs(1);
-/// Certificates of a client's chain that are kept, and names of its own.
+/// The most certificates of a client's chain that are kept.
 const MAX_CHAIN: usize = 8;
+/// The most names that are taken from a client's certificate.
 const MAX_NAMES: usize = 64;
 
-/// Where certificates are.
+/// The files of certificates and keys, and whether clients must present a certificate.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
-    /// The chain that is shown.
+    /// The file of the certificate chain that the daemon presents.
     pub cert: PathBuf,
-    /// Its key.
+    /// The file of the certificate's private key.
     pub key: PathBuf,
-    /// The authorities of clients' certificates; `None`: clients show none.
+    /// The file of the authorities that sign client certificates. `None` means that clients present
+    /// none.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must show one.
+    /// Whether a client must present a certificate.
     pub require: bool,
 }
 
-/// What connections are accepted with.
-pub(super) struct Tls {
-    identity: Watched<Identity>,
-    /// The authorities of clients' certificates, apart from the rest: one that was taken out is not
-    /// trusted any more, whatever is wrong with our own certificate.
-    authorities: Option<Watched<Authorities>>,
-    /// What hands are shaken with: made of both when either changes.
+/// The TLS configuration that connections are accepted with, which follows changes of the files.
+pub(super) struct ServerTls {
+    identity: WatchedFiles<ServerIdentity>,
+    /// The authorities of client certificates. They are watched apart from the rest: an authority
+    /// that was taken out is no longer trusted, whatever is wrong with our own certificate.
+    authorities: Option<WatchedFiles<ClientAuthorities>>,
+    /// The configuration for handshakes, built from both when either changes.
     config: ArcSwap<ServerConfig>,
 }
 
-/// The files of a daemon's certificates, to be read again when somebody asks for that.
+/// A handle to the daemon's TLS files that has them read again on request.
 #[derive(Clone)]
-pub struct TlsFiles(pub(super) Arc<Tls>);
+pub struct TlsReloader(pub(super) Arc<ServerTls>);
 
-impl TlsFiles {
-    /// Reads them again now.
-    pub fn look(&self) {
-        self.0.look();
+impl TlsReloader {
+    /// Reads the TLS files again now, and uses what they contain if it changed.
+    pub fn reload_if_changed(&self) {
+        self.0.reload_if_changed();
     }
 }
 
-/// Our own certificate, with its chain and key.
-struct Identity {
+/// The daemon's own certificate chain and private key.
+struct ServerIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
-/// Whose certificates are taken; `None`: nobody's.
+/// The verifier of client certificates. `None` trusts nobody's certificate.
 #[derive(Default)]
-struct Authorities(Option<Arc<dyn ClientCertVerifier>>);
+struct ClientAuthorities(Option<Arc<dyn ClientCertVerifier>>);
 
-/// What a client showed, which was valid when its connection began.
+/// A client's certificate chain, which was valid when its connection began.
 #[derive(Debug)]
 pub(super) struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
-    /// Its names, as [`CertificateName`] spells them.
+    /// The names in the client's certificate, as [`CertificateName`] spells them.
     pub(super) names: Vec<String>,
 }
 
-impl Tls {
-    /// Reads the files.
+impl ServerTls {
+    /// Reads the certificate, the key and the authorities, and builds the configuration from them.
     pub(super) fn open(settings: &TlsSettings) -> Result<Arc<Self>, String> {
         let own = vec![settings.cert.clone(), settings.key.clone()];
-        let identity = Watched::keeping("[tls]", own, identity)?;
+        let identity = WatchedFiles::keep_last_good("[tls]", own, identity)?;
         let require = settings.require;
         let authorities = settings.client_ca.clone().map(|path| {
             let meaning = move |contents: &[Vec<u8>]| authorities(&contents[0], require);
-            Watched::revoking("tls.client_ca", vec![path], meaning)
+            WatchedFiles::revoke_on_error("tls.client_ca", vec![path], meaning)
         });
         let authorities = authorities.transpose()?;
         let verifier = authorities.as_ref().and_then(|it| it.get().0.clone());
@@ -102,28 +105,32 @@ impl Tls {
         }))
     }
 
-    /// Reads files again that change, for as long as it is polled.
+    /// Checks the files for changes once a second, for as long as it is polled.
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.look();
+            self.reload_if_changed();
         }
     }
 
-    /// Reads the files again, and has what they say now in force.
-    fn look(&self) {
-        let own = self.identity.look();
-        let clients = self.authorities.as_ref().is_some_and(Watched::look);
+    /// Reads the files again, and builds a new configuration if either changed.
+    fn reload_if_changed(&self) {
+        let own = self.identity.reload_if_changed();
+        let clients = self
+            .authorities
+            .as_ref()
+            .is_some_and(WatchedFiles::reload_if_changed);
         if own || clients {
             self.configure();
         }
     }
 
+    /// Builds the configuration for future handshakes from what the files say now.
     fn configure(&self) {
         let verifier = self.verifier();
         if verifier.is_none() && self.authorities.is_some() {
-            // Nothing can be built that takes nobody's certificate: hands go on being shaken as they
-            // were, and what clients show is refused at each call.
+            // No configuration can be built that trusts nobody's certificate. Handshakes continue
+            // with the previous one, and what clients present is refused at each call.
             return;
         }
         match config(&self.identity.get(), verifier) {
@@ -132,11 +139,13 @@ impl Tls {
         }
     }
 
+    /// Returns the verifier of client certificates that is in force now.
     fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.authorities.as_ref().and_then(|it| it.get().0.clone())
     }
 
-    /// Shakes hands. A failure comes with the connection, at which the client's last bytes may still arrive.
+    /// Performs the TLS handshake. An error comes with the socket, so that the client's last bytes
+    /// can still be read.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
@@ -145,8 +154,9 @@ impl Tls {
         acceptor.accept(stream).into_fallible().await
     }
 
-    /// Whether what a client showed is valid now: a connection may last longer than its certificate, or its authority.
-    pub(super) fn still_takes(&self, shown: &ClientCertificate) -> bool {
+    /// Reports whether a client's certificate is valid now: a connection may outlive its
+    /// certificate, or its authority.
+    pub(super) fn still_trusts(&self, shown: &ClientCertificate) -> bool {
         let (Some(verifier), Some((own, between))) = (self.verifier(), shown.chain.split_first())
         else {
             return false;
@@ -158,7 +168,8 @@ impl Tls {
 }
 
 impl ClientCertificate {
-    /// Of a connection that shook hands; `None` where the client showed nothing.
+    /// Takes the certificate of a connection after its handshake; `None` if the client presented
+    /// none.
     pub(super) fn of(stream: &TlsStream<TcpStream>) -> Option<Self> {
         let (_, session) = stream.get_ref();
         let chain = session.peer_certificates()?;
@@ -172,8 +183,9 @@ impl ClientCertificate {
     }
 }
 
-/// The names in a certificate. An authority that checks others may leave the common name to whoever
-/// asks for a certificate: it counts only where there are no alternative names of any kind.
+/// Extracts the names in a certificate. An authority that verifies the other names may leave the
+/// common name to whoever requests a certificate, so it counts only if there are no alternative
+/// names of any kind.
 fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
         return Vec::new();
@@ -182,7 +194,7 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let has_alternative = extensions.any(|it| it.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
     let names: Vec<CertificateName> = match has_alternative {
         true => {
-            // One that cannot be read has no names.
+            // An extension that cannot be parsed has no names.
             let alternative = parsed.subject_alternative_name().ok().flatten();
             let alternative = alternative.iter().flat_map(|it| &it.value.general_names);
             alternative.filter_map(name).take(MAX_NAMES).collect()
@@ -197,6 +209,7 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
+/// Converts an alternative name; `None` if it is of a kind that names no tenant.
 fn name(name: &GeneralName<'_>) -> Option<CertificateName> {
     match name {
         GeneralName::URI(name) => Some(CertificateName::Uri((*name).to_owned())),
@@ -216,11 +229,13 @@ fn name(name: &GeneralName<'_>) -> Option<CertificateName> {
     }
 }
 
+/// Returns the cryptography provider, aws-lc.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-fn identity(contents: &[Vec<u8>]) -> Result<Parsed<Identity>, String> {
+/// Parses the certificate chain and the key, and checks that they belong together.
+fn identity(contents: &[Vec<u8>]) -> Result<Parsed<ServerIdentity>, String> {
     let [cert, key] = contents else {
         return Err("a file is missing".to_owned());
     };
@@ -228,7 +243,7 @@ fn identity(contents: &[Vec<u8>]) -> Result<Parsed<Identity>, String> {
     if chain.is_empty() || faults > 0 {
         return Err("tls.cert has something else than certificates in PEM, or none".to_owned());
     }
-    // What a key file holds is told to nobody.
+    // The contents of a key file must not reach an error message.
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| "tls.key is not a private key in PEM".to_owned())?;
     let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
@@ -236,11 +251,12 @@ fn identity(contents: &[Vec<u8>]) -> Result<Parsed<Identity>, String> {
     certified
         .keys_match()
         .map_err(|_| "tls.key is not the key of tls.cert".to_owned())?;
-    Ok(Identity { chain, key }.into())
+    Ok(ServerIdentity { chain, key }.into())
 }
 
-/// Each certificate stands for itself: one that makes no sense takes nothing from the others.
-fn authorities(pem: &[u8], require: bool) -> Result<Parsed<Authorities>, String> {
+/// Builds the verifier from the authorities in a file. Each certificate stands for itself: a
+/// malformed one does not invalidate the others.
+fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, String> {
     let (found, malformed) = certificates(pem);
     let mut roots = RootCertStore::empty();
     let mut faults = Vec::new();
@@ -262,13 +278,14 @@ fn authorities(pem: &[u8], require: bool) -> Result<Parsed<Authorities>, String>
     };
     let verifier = builder.build().map_err(|error| error.to_string())?;
     Ok(Parsed {
-        value: Authorities(Some(verifier)),
+        value: ClientAuthorities(Some(verifier)),
         faults,
     })
 }
 
+/// Builds the TLS configuration, which offers HTTP/2 as the only protocol (ALPN).
 fn config(
-    identity: &Identity,
+    identity: &ServerIdentity,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<ServerConfig, String> {
     let builder = ServerConfig::builder_with_provider(provider())
@@ -285,7 +302,7 @@ fn config(
     Ok(config)
 }
 
-/// The certificates in a file, and how many are malformed.
+/// Returns the certificates in a PEM file, and how many of them are malformed.
 fn certificates(pem: &[u8]) -> (Vec<CertificateDer<'static>>, usize) {
     let (mut found, mut malformed) = (Vec::new(), 0);
     for certificate in CertificateDer::pem_slice_iter(pem) {

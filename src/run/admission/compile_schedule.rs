@@ -1,121 +1,127 @@
-//! Who compiles next, and who has to stop for another: weighted fair queueing by virtual time.
+//! The compile scheduler: decides which tenant compiles next, and which compilation is preempted,
+//! by weighted fair queueing in virtual time.
 //!
-//! What counts is time, not turns: a tenant's virtual time advances by what its compilations really take, divided by its
-//! weight, and the tenant whose virtual time is lowest is served next. A compilation is charged an estimate when it starts,
-//! so that several at once are not free, and what it took when it stops or ends. A tenant that comes after it was idle
-//! starts at the virtual time of whoever was served last: it cannot save up credit.
+//! What counts is time, not turns: a tenant's virtual time advances by the time that its
+//! compilations really take, divided by its weight, and the tenant with the lowest virtual time is
+//! served next. A compilation is charged an estimate when it starts, so that several at once are
+//! not free, and the time that it really took when it stops or ends. A tenant that comes back after
+//! it was idle starts at the virtual time of whoever was served last: it cannot save up credit.
 //!
-//! A compilation that has had its quantum, of a tenant that is ahead of one that waits by more than that, is asked to stop.
-//! It keeps its work and its memory and waits for a place again, at the front of its tenant's line. As many may be stopped
-//! at once as there is memory for.
+//! A compilation is asked to stop once it has run for its quantum and its tenant is ahead of a
+//! waiting one by more than a quantum. It keeps its work and its memory, and waits for a slot again
+//! at the front of its tenant's line. As many may be stopped at once as there is memory for.
 //!
-//! All of it is pure: it is told what happens, and when, and answers with what is to be done.
+//! The scheduler is pure: it is told what happens and when, and answers with the decisions to carry
+//! out.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::limits::LEFT_TO_OTHERS;
+use crate::tenant_id::{ByTenant, TenantId};
 
-/// What a tenant's compilation is taken to cost before one of it has ended.
+/// The estimated cost of a tenant's compilation before one of its compilations has ended.
 const FIRST_ESTIMATE: Duration = Duration::from_secs(1);
 /// Smoothing of moving averages: each compilation that ends contributes one eighth.
 const SMOOTHING: u32 = 8;
 
-/// Names a compilation to the schedule.
+/// Identifies a compilation within a schedule.
 pub(super) type JobId = u64;
 
-/// How many compile at once and wait, and when one has to stop for another.
+/// The limits of a compile schedule: how many compile at once and wait, and when one is preempted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScheduleRules {
-    /// Compilations at once.
+    /// The most compilations that may run at once.
     pub(super) places: u32,
-    /// Compilations that may wait to start.
+    /// The most compilations that may wait to start. Stopped ones that wait to go on do not count.
     pub(super) queue: u32,
-    /// Compilations that may be stopped at once, beside those that go on.
+    /// The most compilations that may be stopped at once, besides those that run.
     pub(super) max_stopped: u32,
-    /// How long a compilation goes on at the least, and by how much its tenant has to be ahead of another, before it is
-    /// stopped.
+    /// The shortest slice that a compilation gets before it is preempted, and how far its tenant
+    /// must be ahead of a waiting one by then.
     pub(super) quantum: Duration,
 }
 
-/// What is to be done now.
+/// What the caller of the schedule is to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It has a place.
+    /// The compilation has a slot and starts.
     Start(JobId),
-    /// It was stopped, and has a place again.
+    /// The compilation was stopped, and has a slot again.
     Resume(JobId),
-    /// It is to stop, and to say so when it has.
+    /// The compilation is to stop, and to report when it has.
     Stop(JobId),
-    /// It is turned away, since a tenant with less in the queue comes.
+    /// The compilation is rejected, since a tenant with fewer in the queue has arrived.
     TurnAway(JobId),
 }
 
-/// The schedule.
+/// The state of the compile scheduler: one line of compilations for each tenant, and the virtual
+/// times by which they are served.
 #[derive(Debug)]
 pub(super) struct CompileSchedule {
     rules: ScheduleRules,
-    /// What one tenant may hold.
+    /// The most slots that one tenant may hold.
     share: u32,
-    /// Whether there are several tenants, one of which may have to stop for another.
+    /// Whether there are several tenants. Only then is a compilation preempted.
     has_several: bool,
-    lines: Vec<CompileLine>,
+    tenants: ByTenant<TenantCompiles>,
     jobs: HashMap<JobId, ScheduledJob>,
     last_id: JobId,
-    /// The virtual time of the line that was served last.
-    now: u64,
+    /// The virtual time of the schedule: the highest at which a line has been served so far.
+    virtual_now: u64,
     held: u32,
     stopped: u32,
-    /// About how long a compilation holds its place.
-    usual_hold: Duration,
+    /// A moving average of how long a compilation holds its slot.
+    mean_hold: Duration,
 }
 
-/// One tenant's compilations.
+/// One tenant's line of compilations that wait, and what the tenant holds.
 #[derive(Debug)]
-struct CompileLine {
+struct TenantCompiles {
     weight: u64,
-    /// Its virtual time, in nanoseconds.
-    at: u64,
-    /// The moving average of what its compilations cost.
+    /// Its virtual time, in nanoseconds for a weight of one.
+    virtual_time: u64,
+    /// A moving average of what its compilations cost: the estimate for the next one.
     usual: Duration,
     held: u32,
-    /// Those that wait, in their order: first those that were stopped.
+    /// Compilations that wait, in the order in which they are served: those that were stopped come
+    /// first.
     waiting: VecDeque<JobId>,
-    /// How many of these wait to start.
+    /// How many of those in `waiting` have not started yet.
     fresh: u32,
 }
 
 #[derive(Debug)]
 struct ScheduledJob {
-    line: usize,
+    tenant: TenantId,
     phase: JobPhase,
-    /// Whether it can be stopped.
+    /// Whether it could stop soon if it were asked to.
     preemptible: bool,
-    /// How long it went on before it was stopped last.
+    /// How long it had run in all when it was stopped last.
     ran: Duration,
-    /// What its line was charged for it.
+    /// How much its tenant has been charged for it so far.
     charged: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JobPhase {
-    /// In line, to start.
+    /// It waits in line to start.
     Waiting,
-    /// It holds a place since then.
+    /// It has held a slot since that time.
     Running(Instant),
-    /// The same, and it is asked to stop.
+    /// It has held a slot since that time, and has been asked to stop.
     Stopping(Instant),
-    /// In line, to go on.
+    /// It was stopped, and waits in line to go on.
     Stopped,
 }
 
 impl ScheduledJob {
-    /// How long it has held a place in all.
+    /// Returns how long it has held a slot in all.
     fn ran_until(&self, now: Instant) -> Duration {
         self.ran + self.slice_until(now)
     }
 
-    /// How long it has held its place since it started or went on.
+    /// Returns how long it has held its slot since it started or last went on.
     fn slice_until(&self, now: Instant) -> Duration {
         match self.phase {
             JobPhase::Running(since) | JobPhase::Stopping(since) => {
@@ -133,38 +139,42 @@ impl ScheduledJob {
     }
 }
 
-impl CompileLine {
-    /// Charges the line for a job that was charged `charged` and has cost `cost`. What was charged too much is given back,
-    /// but not beyond `floor`.
+impl TenantCompiles {
+    /// Corrects the line's virtual time for a job that was charged `charged` and has cost `cost`.
+    /// An excess charge is given back, but not below the virtual time `floor`.
     fn settle(&mut self, charged: Duration, cost: Duration, floor: u64) {
         if cost >= charged {
-            self.at = self.at.saturating_add(self.share_of(cost - charged));
+            self.virtual_time = self
+                .virtual_time
+                .saturating_add(self.share_of(cost - charged));
         } else {
-            let back = self.at.saturating_sub(self.share_of(charged - cost));
-            self.at = back.max(floor.min(self.at));
+            let back = self
+                .virtual_time
+                .saturating_sub(self.share_of(charged - cost));
+            self.virtual_time = back.max(floor.min(self.virtual_time));
         }
     }
 
-    /// By how much a time moves the line on.
+    /// Converts a time into virtual time: nanoseconds divided by the weight.
     fn share_of(&self, time: Duration) -> u64 {
         nanos(time) / self.weight
     }
 }
 
 impl CompileSchedule {
-    /// For tenants of `weights`, the last of which is the daemon itself.
+    /// Creates a schedule for tenants of `weights`, and for the daemon itself.
     pub(super) fn new(rules: ScheduleRules, weights: &[u32]) -> Self {
-        let line = |weight: &u32| CompileLine {
-            weight: u64::from(*weight).max(1),
-            at: 0,
+        let tenant = |_, weight: u32| TenantCompiles {
+            weight: u64::from(weight).max(1),
+            virtual_time: 0,
             usual: FIRST_ESTIMATE,
             held: 0,
             waiting: VecDeque::new(),
             fresh: 0,
         };
-        let has_several = weights.len() > 2;
+        let has_several = weights.len() > 1;
         let places = u64::from(rules.places);
-        // One place at the least is left to others, where there are two.
+        // At least one slot is left to others, where there are two.
         let left = places
             .div_ceil(LEFT_TO_OTHERS)
             .min(places.saturating_sub(1));
@@ -173,20 +183,21 @@ impl CompileSchedule {
             share: if has_several { share } else { rules.places },
             has_several,
             rules,
-            lines: weights.iter().map(line).collect(),
+            tenants: ByTenant::new(weights, tenant),
             jobs: HashMap::new(),
             last_id: 0,
-            now: 0,
+            virtual_now: 0,
             held: 0,
             stopped: 0,
-            usual_hold: Duration::ZERO,
+            mean_hold: Duration::ZERO,
         }
     }
 
-    /// A compilation of the tenant `line` comes. It starts at once, or waits; `None` where too many wait already.
+    /// Adds a compilation of the tenant of `line`, which starts at once or waits. Returns `None`
+    /// where it is rejected, since too many wait already.
     pub(super) fn arrive(
         &mut self,
-        line: usize,
+        tenant: TenantId,
         now: Instant,
         decisions: &mut Vec<Decision>,
     ) -> Option<JobId> {
@@ -195,25 +206,25 @@ impl CompileSchedule {
         self.jobs.insert(
             id,
             ScheduledJob {
-                line,
+                tenant,
                 phase: JobPhase::Waiting,
                 preemptible: false,
                 ran: Duration::ZERO,
                 charged: Duration::ZERO,
             },
         );
-        let (virtual_now, it) = (self.now, &mut self.lines[line]);
+        let (virtual_now, it) = (self.virtual_now, &mut self.tenants[tenant]);
         if it.waiting.is_empty() {
-            // What it did not use while nobody of it waited is not its to catch up on.
-            it.at = it.at.max(virtual_now);
+            // A tenant cannot save up what it did not use while it had nobody waiting.
+            it.virtual_time = it.virtual_time.max(virtual_now);
         }
         it.waiting.push_back(id);
         it.fresh += 1;
         self.serve(now, decisions);
         if self.fresh() > self.rules.queue {
-            match self.longest_line_before(line) {
+            match self.tenant_to_evict_from(tenant) {
                 Some(longest) => {
-                    let newest = self.lines[longest].waiting.back().copied();
+                    let newest = self.tenants[longest].waiting.back().copied();
                     if let Some(newest) = newest {
                         self.leave(newest);
                         decisions.push(Decision::TurnAway(newest));
@@ -228,7 +239,7 @@ impl CompileSchedule {
         Some(id)
     }
 
-    /// One that waits to start leaves. Nothing happens where it does not wait.
+    /// Removes a compilation that waits to start, and does nothing where it does not wait.
     pub(super) fn leave(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else {
             return;
@@ -236,14 +247,14 @@ impl CompileSchedule {
         if job.phase != JobPhase::Waiting {
             return;
         }
-        let it = &mut self.lines[job.line];
+        let it = &mut self.tenants[job.tenant];
         it.waiting.retain(|other| *other != id);
         it.fresh -= 1;
         self.jobs.remove(&id);
     }
 
-    /// One that had a place, or was stopped, is over. It took `processor_time`; its tenant is charged that, or for how
-    /// long it held its place where that was longer.
+    /// Ends a compilation that held a slot, or was stopped. Its tenant is charged `processor_time`,
+    /// or the time for which it held its slot where that was longer.
     pub(super) fn end(
         &mut self,
         id: JobId,
@@ -257,7 +268,7 @@ impl CompileSchedule {
         };
         let ran = job.ran_until(now);
         let cost = ran.max(processor_time);
-        let (virtual_now, it) = (self.now, &mut self.lines[job.line]);
+        let (virtual_now, it) = (self.virtual_now, &mut self.tenants[job.tenant]);
         it.settle(job.charged, cost, virtual_now);
         it.usual = average(it.usual, cost);
         if job.holds_a_place() {
@@ -267,18 +278,19 @@ impl CompileSchedule {
             it.waiting.retain(|other| *other != id);
             self.stopped -= 1;
         }
-        self.usual_hold = average(self.usual_hold, ran);
+        self.mean_hold = average(self.mean_hold, ran);
         self.serve(now, decisions);
     }
 
-    /// Says whether a compilation that has a place can be stopped.
+    /// Sets whether a compilation that holds a slot can be preempted.
     pub(super) fn set_preemptible(&mut self, id: JobId, preemptible: bool) {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.preemptible = preemptible;
         }
     }
 
-    /// One that was asked to stop has. False where it was not asked.
+    /// Takes the slot back from a compilation that was asked to stop and now has. Returns false
+    /// where it was not asked.
     pub(super) fn has_stopped(
         &mut self,
         id: JobId,
@@ -294,9 +306,9 @@ impl CompileSchedule {
         }
         job.ran = job.ran_until(now);
         job.phase = JobPhase::Stopped;
-        let it = &mut self.lines[job.line];
-        // What it was expected to take beyond that it has not taken yet.
-        it.settle(job.charged, job.ran, self.now);
+        let it = &mut self.tenants[job.tenant];
+        // The rest of the estimate is given back, since it has not taken that yet.
+        it.settle(job.charged, job.ran, self.virtual_now);
         job.charged = job.ran;
         it.held -= 1;
         it.waiting.push_front(id);
@@ -306,29 +318,29 @@ impl CompileSchedule {
         true
     }
 
-    /// Asks one to stop where another tenant waits that is behind by more than a quantum. To be called now and then while
-    /// somebody waits.
+    /// Preempts one compilation where another tenant waits that is behind by more than a quantum.
+    /// The caller repeats this from time to time while somebody waits.
     pub(super) fn preempt(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
         self.accrue(now);
         let is_stopping = |job: &ScheduledJob| matches!(job.phase, JobPhase::Stopping(_));
         if !self.has_several || self.jobs.values().any(is_stopping) {
             return;
         }
-        // Stopping one makes room for another to go on, or for one more to start.
+        // Stopping one makes room for a stopped one to go on, or for one more to start.
         let may_start = self.stopped < self.rules.max_stopped;
-        let Some(next) = self.next_line(may_start) else {
+        let Some(next) = self.next_tenant(may_start) else {
             return;
         };
-        let behind = self.lines[next].at;
+        let behind = self.tenants[next].virtual_time;
         let quantum = self.rules.quantum;
         let victims = self.jobs.iter().filter(|(_, job)| {
-            job.line != next
+            job.tenant != next
                 && job.preemptible
                 && job.holds_a_place()
                 && job.slice_until(now) >= quantum
-                && self.used(job.line, now) > behind + self.lines[job.line].share_of(quantum)
+                && self.used(job.tenant, now) > behind + self.tenants[job.tenant].share_of(quantum)
         });
-        let victim = victims.max_by_key(|(id, job)| (self.used(job.line, now), **id));
+        let victim = victims.max_by_key(|(id, job)| (self.used(job.tenant, now), **id));
         let Some(id) = victim.map(|(id, _)| *id) else {
             return;
         };
@@ -340,85 +352,87 @@ impl CompileSchedule {
         }
     }
 
-    /// Compilations that hold a place.
+    /// Returns how many compilations hold a slot.
     pub(super) fn held(&self) -> u32 {
         self.held
     }
 
-    /// Compilations that wait to start, or to go on.
+    /// Returns how many compilations wait to start or to go on.
     pub(super) fn waiting(&self) -> u32 {
         self.fresh() + self.stopped
     }
 
-    /// When somebody that comes now may start, about: all that wait are before it, and as many go at once as there are
-    /// places.
+    /// Estimates when a compilation that arrives now would start: all that wait go before it, and
+    /// as many run at once as there are slots.
     pub(super) fn expected_wait(&self) -> Duration {
         let before = f64::from(self.waiting() + 1) / f64::from(self.rules.places.max(1));
-        self.usual_hold.mul_f64(before)
+        self.mean_hold.mul_f64(before)
     }
 
-    /// Compilations that wait to start.
+    /// Returns how many compilations wait to start.
     fn fresh(&self) -> u32 {
-        self.lines.iter().map(|line| line.fresh).sum()
+        self.tenants.values().map(|tenant| tenant.fresh).sum()
     }
 
-    /// Charges lines for what goes on beyond what was expected.
+    /// Charges tenants for compilations that have by now run longer than they were charged for.
     fn accrue(&mut self, now: Instant) {
         for job in self.jobs.values_mut() {
             let ran = job.ran_until(now);
             if ran > job.charged {
-                let it = &mut self.lines[job.line];
-                it.at = it.at.saturating_add(it.share_of(ran - job.charged));
+                let it = &mut self.tenants[job.tenant];
+                it.virtual_time = it
+                    .virtual_time
+                    .saturating_add(it.share_of(ran - job.charged));
                 job.charged = ran;
             }
         }
     }
 
-    /// The virtual time of a line by what its jobs have taken, without what they are expected to take.
-    fn used(&self, line: usize, now: Instant) -> u64 {
-        let jobs = self.jobs.values().filter(|job| job.line == line);
+    /// Returns the virtual time of a line without the part of the estimates that its compilations
+    /// have not used yet.
+    fn used(&self, tenant: TenantId, now: Instant) -> u64 {
+        let jobs = self.jobs.values().filter(|job| job.tenant == tenant);
         let expected = jobs.map(|job| job.charged.saturating_sub(job.ran_until(now)));
-        let it = &self.lines[line];
-        it.at.saturating_sub(it.share_of(expected.sum()))
+        let it = &self.tenants[tenant];
+        it.virtual_time.saturating_sub(it.share_of(expected.sum()))
     }
 
-    /// The line that is served next where there is a place: the one with the least virtual time. One whose head waits to
-    /// start is passed by unless one more may start.
-    fn next_line(&self, may_start: bool) -> Option<usize> {
-        let own = self.lines.len().saturating_sub(1);
-        let may_go = |line: &usize| {
-            let it = &self.lines[*line];
+    /// Returns the line that is served next when there is a slot: the one with the lowest virtual
+    /// time whose tenant is below its share. Unless `may_start`, only a line whose head was stopped
+    /// is considered.
+    fn next_tenant(&self, may_start: bool) -> Option<TenantId> {
+        let may_go = |tenant: &TenantId| {
+            let it = &self.tenants[*tenant];
             let Some(head) = it.waiting.front().and_then(|id| self.jobs.get(id)) else {
                 return false;
             };
-            // The daemon's own work is no tenant.
-            let limit = if *line == own {
-                self.rules.places
-            } else {
-                self.share
+            // The daemon's own work counts as no tenant.
+            let limit = match tenant {
+                TenantId::Named(_) => self.share,
+                TenantId::Own => self.rules.places,
             };
             it.held < limit && (may_start || head.phase == JobPhase::Stopped)
         };
-        let lines = (0..self.lines.len()).filter(may_go);
-        lines.min_by_key(|line| self.lines[*line].at)
+        let tenants = self.tenants.ids().filter(may_go);
+        tenants.min_by_key(|tenant| self.tenants[*tenant].virtual_time)
     }
 
-    /// Gives out the places that are free.
+    /// Gives the free slots to waiting compilations.
     fn serve(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
         while self.held < self.rules.places {
-            // Each that was started has its memory until it ends.
+            // Each compilation that was started keeps its memory until it ends.
             let most = self.rules.places.saturating_add(self.rules.max_stopped);
-            let Some(line) = self.next_line(self.held + self.stopped < most) else {
+            let Some(tenant) = self.next_tenant(self.held + self.stopped < most) else {
                 return;
             };
-            let it = &mut self.lines[line];
+            let it = &mut self.tenants[tenant];
             let Some(id) = it.waiting.pop_front() else {
                 return;
             };
             let Some(job) = self.jobs.get_mut(&id) else {
                 continue;
             };
-            self.now = self.now.max(it.at);
+            self.virtual_now = self.virtual_now.max(it.virtual_time);
             self.held += 1;
             it.held += 1;
             if job.phase == JobPhase::Stopped {
@@ -427,27 +441,27 @@ impl CompileSchedule {
             } else {
                 it.fresh -= 1;
                 job.charged = it.usual;
-                it.at = it.at.saturating_add(it.share_of(it.usual));
+                it.virtual_time = it.virtual_time.saturating_add(it.share_of(it.usual));
                 decisions.push(Decision::Start(id));
             }
             job.phase = JobPhase::Running(now);
         }
     }
 
-    /// The line whose newest gives its place in the queue to the newest of `line`: the longest by weight, where that is
-    /// longer.
-    fn longest_line_before(&self, line: usize) -> Option<usize> {
-        // Compared crosswise: lengths are divided by weights.
-        let is_longer = |a: usize, b: usize| {
-            let (a, b) = (&self.lines[a], &self.lines[b]);
+    /// Returns the line that loses its newest waiter to the newest one of `line`: the longest by
+    /// weight, if it is longer than `line`.
+    fn tenant_to_evict_from(&self, tenant: TenantId) -> Option<TenantId> {
+        // The comparison is crosswise, since lengths are divided by weights.
+        let is_longer = |a: TenantId, b: TenantId| {
+            let (a, b) = (&self.tenants[a], &self.tenants[b]);
             u64::from(a.fresh) * b.weight > u64::from(b.fresh) * a.weight
         };
-        let longer = (0..self.lines.len()).filter(|it| is_longer(*it, line));
+        let longer = self.tenants.ids().filter(|it| is_longer(*it, tenant));
         longer.reduce(|longest, it| if is_longer(it, longest) { it } else { longest })
     }
 }
 
-/// The moving average once `next` is part of it.
+/// Returns the moving average `of` after `next` has been added to it.
 fn average(of: Duration, next: Duration) -> Duration {
     (of * (SMOOTHING - 1) + next) / SMOOTHING
 }

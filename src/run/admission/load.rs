@@ -1,26 +1,27 @@
-//! How much of a gate is held, as Health tells it.
+//! The load of an admission queue, as Health reports it.
 
-/// What a gate holds.
+/// How much of an admission queue's capacity is held, and how many requests wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Places that are held.
+pub struct QueueLoad {
+    /// Permits that are held now.
     pub held: u32,
-    /// Places in all.
-    pub places: u32,
-    /// Those that wait.
+    /// Permits that there are in all.
+    pub permits: u32,
+    /// Requests that wait now.
     pub waiting: u32,
-    /// Bytes that are held.
+    /// Bytes that are held now.
     pub bytes: u64,
-    /// Bytes in all.
+    /// Bytes that there are in all; `u64::MAX` where they are not limited.
     pub capacity: u64,
 }
 
-impl Load {
-    /// What two gates hold together, for the second of which nobody waits who does not wait for the first as well.
+impl QueueLoad {
+    /// Adds the load of a second queue to this one. The longer of the two queues counts as what
+    /// waits, since whoever waits in the second waits in the first as well.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             held: self.held + other.held,
-            places: self.places + other.places,
+            permits: self.permits + other.permits,
             waiting: self.waiting.max(other.waiting),
             bytes: self.bytes.saturating_add(other.bytes),
             capacity: self.capacity.saturating_add(other.capacity),

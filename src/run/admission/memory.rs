@@ -1,15 +1,17 @@
-//! How much memory there is for runs.
+//! Finds out how much memory is available for runs, from the limits of the cgroup and the memory of
+//! the host.
 
 use std::path::Path;
 
-/// Bytes that `share` of the memory is which the daemon's cgroup may use, or the host has.
+/// Returns `share` of the memory that the daemon may use, in bytes: the limit of its cgroup, or the
+/// memory of the host where that is less.
 pub fn share_of_memory(share: f64) -> u64 {
     let host = meminfo().unwrap_or(u64::MAX);
     let most = cgroup_limit().map_or(host, |limit| limit.min(host));
     part(most, share)
 }
 
-/// The part `share`, which is from 0 to 1, of `bytes`.
+/// Returns the fraction `share`, from 0 to 1, of `bytes`.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -29,7 +31,8 @@ fn meminfo() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The least limit of the cgroup that this process is in and of those above it; `None` where there is none.
+/// Returns the lowest memory limit, in bytes, of this process's cgroup and those above it; `None`
+/// where there is none.
 fn cgroup_limit() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = text.lines().filter_map(|line| {
@@ -48,13 +51,14 @@ fn cgroup_limit() -> Option<u64> {
 }
 
 fn least(root: &Path, path: &str, file: &str) -> Option<u64> {
-    // In a container the path is the host's, and what is mounted is the container's own: the root itself.
+    // In a container the path is the one on the host, while what is mounted is the container's own
+    // cgroup: the root itself.
     let own = root.join(path.trim_start_matches('/'));
     let above = own.ancestors().take_while(|it| it.starts_with(root));
     above
         .filter_map(|folder| {
             let text = std::fs::read_to_string(folder.join(file)).ok()?;
-            // "max" is no number, and no limit.
+            // The text "max" is no number, and no limit.
             text.trim().parse().ok()
         })
         .min()

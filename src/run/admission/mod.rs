@@ -1,13 +1,15 @@
-//! Who may do what now: run, compile, send a module, be taken to its start without its caller. Each is a [`gate`], with
-//! its own numbers, but for compiling, where it is time that counts ([`compile_gate`]); all of them are in Health.
+//! Admission control: decides who may run, compile, upload a module or start a detached run now.
+//! Each has a weighted fair queue of its own ([`fair_queue`]), except that compiling is scheduled
+//! by the time that it takes ([`compile_fair_queue`]). Health reports the queues for runs,
+//! compilations and uploads.
 
-mod amount;
-mod compile_gate;
+mod compile_fair_queue;
 mod compile_schedule;
-mod gate;
+mod fair_queue;
 mod load;
 mod memory;
 mod quota;
+mod resource_vector;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,84 +17,88 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 
-use self::amount::Amount;
-use self::compile_gate::{CompileGate, CompilePass};
+use self::compile_fair_queue::{CompileFairQueue, CompileThreadPermit};
 use self::compile_schedule::ScheduleRules;
-use self::gate::{Gate, Turned};
+use self::fair_queue::{FairQueue, Rejected};
+use self::resource_vector::ResourceVector;
 use crate::refusal::{Reason, Refusal};
 use crate::sandbox::CompileLane;
+use crate::tenant_id::TenantId;
 
-pub use self::gate::Pass;
-pub use self::load::Load;
+pub use self::fair_queue::Permit;
+pub use self::load::QueueLoad;
 pub use self::memory::share_of_memory;
 pub use self::quota::Quota;
-pub(super) use self::quota::{Account, CompileCharge, Counted};
+pub(super) use self::quota::{ChargedCompile, QuotaUsage, RunQuotaGuard};
 
-/// What there is for all tenants.
+/// The capacity that all tenants share.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Runs at once.
+    /// The most runs that may execute at once.
     pub slots: u32,
-    /// Bytes that they may reserve.
+    /// The most bytes of memory that these runs may reserve together.
     pub memory: u64,
-    /// Runs that may wait.
+    /// The most runs that may wait for a slot.
     pub queue: u32,
-    /// How long one may wait.
+    /// The longest that a run may wait for a slot.
     pub max_wait: Duration,
-    /// Modules that are compiled at once.
+    /// The most modules that may be compiled at once, besides the one in the lane for small
+    /// modules.
     pub compiles: u32,
-    /// Modules that may wait to be compiled.
+    /// The most modules that may wait to be compiled, in each lane.
     pub compile_queue: u32,
-    /// How long one may wait.
+    /// The longest that a module may wait to be compiled.
     pub compile_wait: Duration,
-    /// How long one goes on at the least before it is stopped for another tenant's.
+    /// The shortest slice that a compilation gets before it is preempted for another tenant's.
     pub compile_quantum: Duration,
-    /// Compilations that may be stopped at once.
+    /// The most compilations that may be preempted at once.
     pub compiles_stopped: u32,
-    /// Modules that may arrive at once, in pieces or from a registry.
-    pub arrivals: u32,
+    /// The most modules that may be arriving at once, in pieces or from a registry.
+    pub uploads: u32,
 }
 
-/// Which gate.
+/// Which queue a refusal comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum QueueKind {
     Run,
     Compile,
-    Arrival,
-    Unattended,
+    Upload,
+    DetachedStart,
 }
 
-/// The gates.
+/// Admission control for all tenants: one weighted fair queue for each bounded resource.
 #[derive(Debug)]
 pub(super) struct Admission {
-    runs: Arc<Gate>,
-    compiles: Arc<CompileGate>,
-    /// The one thread that compiles small modules only.
-    small_compiles: Arc<CompileGate>,
-    arrivals: Arc<Gate>,
-    /// Runs that are taken to their start without their callers: as many as may run or wait for a slot.
-    unattended: Arc<Gate>,
+    runs: Arc<FairQueue>,
+    compiles: Arc<CompileFairQueue>,
+    /// The queue for the one compile thread that takes only small modules.
+    small_compiles: Arc<CompileFairQueue>,
+    uploads: Arc<FairQueue>,
+    /// Runs that are taken to their start without their callers. There is room for as many as may
+    /// run or wait for a slot.
+    detached_starts: Arc<FairQueue>,
     max_wait: Duration,
     compile_wait: Duration,
 }
 
-/// What waits, and what is held.
+/// How much of each resource is held, and how many requests wait for it.
 #[derive(Clone, Copy, Debug)]
-pub struct Loads {
-    /// Runs.
-    pub runs: Load,
-    /// Compilations.
-    pub compiles: Load,
-    /// Modules that arrive.
-    pub arrivals: Load,
+pub struct QueueLoads {
+    /// The slots and the memory of runs.
+    pub runs: QueueLoad,
+    /// Compile threads, of both lanes together.
+    pub compiles: QueueLoad,
+    /// Modules that are arriving.
+    pub uploads: QueueLoad,
 }
 
 impl Admission {
-    /// For tenants of `weights`, the last of which is the daemon itself.
+    /// Creates the queues for tenants of `weights`, and for the daemon itself.
     pub(super) fn new(capacity: &Capacity, weights: &[u32]) -> Self {
-        let places = |places: u32, queue| Gate::new(Amount::places(places), queue, weights);
-        let slots = Amount {
-            places: capacity.slots,
+        let places =
+            |places: u32, queue| FairQueue::new(ResourceVector::places(places), queue, weights);
+        let slots = ResourceVector {
+            permits: capacity.slots,
             bytes: capacity.memory,
         };
         let compiles = |places, max_stopped| {
@@ -102,59 +108,65 @@ impl Admission {
                 max_stopped,
                 quantum: capacity.compile_quantum,
             };
-            CompileGate::new(rules, weights)
+            CompileFairQueue::new(rules, weights)
         };
         Self {
-            runs: Gate::new(slots, capacity.queue, weights),
+            runs: FairQueue::new(slots, capacity.queue, weights),
             compiles: compiles(capacity.compiles, capacity.compiles_stopped),
-            // A second at the most: stopping one would not be worth it.
+            // A small module takes a second at the most: preempting it would not be worth it.
             small_compiles: compiles(1, 0),
-            arrivals: places(capacity.arrivals, 0),
-            unattended: places(capacity.slots.saturating_add(capacity.queue), 0),
+            uploads: places(capacity.uploads, 0),
+            detached_starts: places(capacity.slots.saturating_add(capacity.queue), 0),
             max_wait: capacity.max_wait,
             compile_wait: capacity.compile_wait,
         }
     }
 
-    /// A slot with `bytes` for a run of the tenant `line`, at once or after waiting, of which `waits` is told; the caller
-    /// has until `until`.
+    /// Acquires a slot with `bytes` of memory for a run of the tenant of `line`. Where it has to
+    /// wait, `waits` is called first; it waits until the caller's `deadline` or for
+    /// `admission.max_wait`, whichever is shorter.
     ///
     /// # Errors
-    /// `CAPACITY_EXCEEDED`, `QUEUE_FULL`, `WAIT_EXPIRED`, `NOT_STARTED`, `SHUTTING_DOWN`.
-    pub(super) async fn run(
+    /// `CAPACITY_EXCEEDED` where the run can never fit, `QUEUE_FULL`, `WAIT_EXPIRED`, `NOT_STARTED`
+    /// where the caller's deadline came first, and `SHUTTING_DOWN`.
+    pub(super) async fn acquire_run(
         &self,
-        line: usize,
+        tenant: TenantId,
         bytes: u64,
-        until: Option<Instant>,
+        deadline: Option<Instant>,
         waits: impl FnOnce(),
-    ) -> Result<Pass, Refusal> {
-        let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
+    ) -> Result<Permit, Refusal> {
+        let patience = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let wait = patience.map_or(self.max_wait, |patience| patience.min(self.max_wait));
-        let entered = self.runs.enter(line, Amount::one(bytes), wait, waits).await;
+        let entered = self
+            .runs
+            .acquire(tenant, ResourceVector::one_permit(bytes), wait, waits)
+            .await;
         entered.map_err(|turned| {
             let gives_up = patience.is_some_and(|it| it <= self.max_wait);
-            if turned == Turned::Expired && gives_up {
+            if turned == Rejected::Expired && gives_up {
                 return not_started();
             }
-            self.refusal(Kind::Run, bytes, turned)
+            self.refusal(QueueKind::Run, bytes, turned)
         })
     }
 
-    /// A compile thread for the tenant `line`, and the lane that it is of: a small module waits for either lane.
+    /// Acquires a compile thread for the tenant of `line`, and returns the lane of that thread too:
+    /// a small module waits in both lanes and takes whichever is free first.
     ///
     /// # Errors
     /// `QUEUE_FULL`, `WAIT_EXPIRED`, `SHUTTING_DOWN`.
-    pub(super) async fn compile(
+    pub(super) async fn acquire_compile(
         &self,
-        line: usize,
+        tenant: TenantId,
         lane: CompileLane,
-    ) -> Result<(CompileLane, CompilePass), Refusal> {
-        let enter = |gate| CompileGate::enter(gate, line, self.compile_wait);
+    ) -> Result<(CompileLane, CompileThreadPermit), Refusal> {
+        let enter = |gate| CompileFairQueue::acquire(gate, tenant, self.compile_wait);
         let large = pin!(enter(&self.compiles));
         let entered = match lane {
             CompileLane::Large => (CompileLane::Large, large.await),
             CompileLane::Small => match select(pin!(enter(&self.small_compiles)), large).await {
-                // Where one line is full, the other may not be.
+                // Where the queue of one lane is full, that of the other may not be.
                 Either::Left((Err(_), large)) => (CompileLane::Large, large.await),
                 Either::Right((Err(_), small)) => (CompileLane::Small, small.await),
                 Either::Left((pass, _)) => (CompileLane::Small, pass),
@@ -164,52 +176,58 @@ impl Admission {
         let (lane, entered) = entered;
         match entered {
             Ok(pass) => Ok((lane, pass)),
-            Err(turned) => Err(self.refusal(Kind::Compile, 0, turned)),
+            Err(turned) => Err(self.refusal(QueueKind::Compile, 0, turned)),
         }
     }
 
-    /// A place for a module that arrives.
+    /// Acquires one of the `store.uploads` permits for a module that arrives, without waiting.
     ///
     /// # Errors
     /// `QUEUE_FULL`, `SHUTTING_DOWN`.
-    pub(super) fn arrive(&self, line: usize) -> Result<Pass, Refusal> {
-        let entered = self.arrivals.try_enter(line, Amount::one(0));
-        entered.map_err(|turned| self.refusal(Kind::Arrival, 0, turned))
+    pub(super) fn acquire_upload(&self, tenant: TenantId) -> Result<Permit, Refusal> {
+        let entered = self
+            .uploads
+            .try_acquire(tenant, ResourceVector::one_permit(0));
+        entered.map_err(|turned| self.refusal(QueueKind::Upload, 0, turned))
     }
 
-    /// A place for a run that goes on to its start without its caller.
+    /// Acquires a permit for a run that goes on to its start without its caller. It does not wait
+    /// for one.
     ///
     /// # Errors
     /// `QUEUE_FULL`, `SHUTTING_DOWN`.
-    pub(super) fn unattended(&self, line: usize) -> Result<Pass, Refusal> {
-        let entered = self.unattended.try_enter(line, Amount::one(0));
-        entered.map_err(|turned| self.refusal(Kind::Unattended, 0, turned))
+    pub(super) fn acquire_detached_start(&self, tenant: TenantId) -> Result<Permit, Refusal> {
+        let entered = self
+            .detached_starts
+            .try_acquire(tenant, ResourceVector::one_permit(0));
+        entered.map_err(|turned| self.refusal(QueueKind::DetachedStart, 0, turned))
     }
 
-    /// Admits no run any more; those that wait are refused at once. What compiles goes on to its end.
+    /// Closes admission for a drain: no run or upload is admitted any more, and those that wait are
+    /// refused at once. Compilations go on to their end.
     pub(super) fn close(&self) {
-        for gate in [&self.runs, &self.arrivals, &self.unattended] {
+        for gate in [&self.runs, &self.uploads, &self.detached_starts] {
             gate.close();
         }
     }
 
-    /// Whether no run is admitted any more.
+    /// Reports whether admission is closed to runs.
     pub(super) fn is_closed(&self) -> bool {
         self.runs.is_closed()
     }
 
-    /// What waits, and what is held.
-    pub(super) fn loads(&self) -> Loads {
-        Loads {
+    /// Returns what waits and what is held, as Health reports it.
+    pub(super) fn loads(&self) -> QueueLoads {
+        QueueLoads {
             runs: self.runs.load(),
             compiles: self.compiles.load().and(self.small_compiles.load()),
-            arrivals: self.arrivals.load(),
+            uploads: self.uploads.load(),
         }
     }
 
-    fn refusal(&self, kind: Kind, asked: u64, turned: Turned) -> Refusal {
+    fn refusal(&self, kind: QueueKind, asked: u64, turned: Rejected) -> Refusal {
         let (retry, full, limit, most, wait, wait_limit) = match kind {
-            Kind::Run => (
+            QueueKind::Run => (
                 self.runs.retry_after(),
                 "all slots, or all memory for runs, are taken and too many runs wait already",
                 "admission.queue",
@@ -217,7 +235,7 @@ impl Admission {
                 self.max_wait,
                 "admission.max_wait",
             ),
-            Kind::Compile => (
+            QueueKind::Compile => (
                 self.compiles.retry_after(),
                 "too many modules wait to be compiled",
                 "compile.queue",
@@ -225,16 +243,16 @@ impl Admission {
                 self.compile_wait,
                 "compile.max_wait",
             ),
-            Kind::Arrival => (
-                self.arrivals.retry_after(),
+            QueueKind::Upload => (
+                self.uploads.retry_after(),
                 "too many modules are arriving",
                 "store.uploads",
-                self.arrivals.load().places,
+                self.uploads.load().permits,
                 Duration::ZERO,
                 "store.uploads",
             ),
-            Kind::Unattended => (
-                self.unattended.retry_after(),
+            QueueKind::DetachedStart => (
+                self.detached_starts.retry_after(),
                 "too many runs that go on without their callers wait",
                 "admission.queue",
                 self.runs.queue(),
@@ -243,15 +261,15 @@ impl Admission {
             ),
         };
         match turned {
-            Turned::TooMuch(most) => too_much(asked, most.bytes),
-            Turned::Full => {
+            Rejected::TooMuch(most) => too_much(asked, most.bytes),
+            Rejected::Full => {
                 let message = format!("{full}; {most} may ({limit})");
                 Refusal::new(Reason::QueueFull, message)
                     .with("allowed", most)
                     .with("limit", limit)
                     .retry_after(retry)
             }
-            Turned::Expired => {
+            Rejected::Expired => {
                 let wait = humantime::format_duration(wait);
                 let message = format!("no place came free within {wait} ({wait_limit})");
                 Refusal::new(Reason::WaitExpired, message)
@@ -259,23 +277,23 @@ impl Admission {
                     .with("limit", wait_limit)
                     .retry_after(retry)
             }
-            Turned::Closed => shutting_down(),
+            Rejected::Closed => shutting_down(),
         }
     }
 }
 
-/// A run that could never be admitted.
+/// Creates the refusal of a run that asks for more than could ever be reserved.
 fn too_much(asked: u64, allowed: u64) -> Refusal {
     let message = format!(
         "the run would reserve {asked} bytes of memory, stack and output buffers (spec.resources.memory_pages, stack_size, output_limit); at most {allowed} can ever be had here (admission.memory, or memory_share of what this host has)"
     );
     Refusal::new(Reason::CapacityExceeded, message)
-        .at("spec.resources")
+        .at_field("spec.resources")
         .with("asked", asked)
         .with("allowed", allowed)
 }
 
-/// The caller's deadline passed before its run could start.
+/// Creates the refusal of a run whose caller's deadline passed before it could start.
 pub fn not_started() -> Refusal {
     Refusal::new(
         Reason::NotStarted,
@@ -283,7 +301,8 @@ pub fn not_started() -> Refusal {
     )
 }
 
-/// The daemon is ending.
+/// Creates the refusal that is given while the daemon shuts down. It tells the caller to retry
+/// after a second.
 pub fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the daemon is shutting down")
         .retry_after(Duration::from_secs(1))
@@ -295,7 +314,11 @@ mod tests {
 
     use super::*;
 
-    /// Of one compile thread, for two tenants and the daemon itself.
+    const A: TenantId = TenantId::Named(0);
+    const B: TenantId = TenantId::Named(1);
+
+    /// Creates admission with one large and one small compile thread, for two tenants and the
+    /// daemon itself.
     fn admission(compile_queue: u32) -> Admission {
         let capacity = Capacity {
             slots: 1,
@@ -307,36 +330,36 @@ mod tests {
             compile_wait: Duration::from_secs(600),
             compile_quantum: Duration::from_secs(1),
             compiles_stopped: 1,
-            arrivals: 1,
+            uploads: 1,
         };
-        Admission::new(&capacity, &[1, 1, 1])
+        Admission::new(&capacity, &[1, 1])
     }
 
-    /// Both lanes are taken by the first tenant.
-    async fn taken(admission: &Admission) -> [CompilePass; 2] {
+    /// Takes both lanes for the first tenant.
+    async fn taken(admission: &Admission) -> [CompileThreadPermit; 2] {
         let mut passes = Vec::new();
         for asked in [CompileLane::Small, CompileLane::Large] {
-            let (lane, pass) = admission.compile(0, asked).await.unwrap();
+            let (lane, pass) = admission.acquire_compile(A, asked).await.unwrap();
             assert_eq!(lane, asked);
             passes.push(pass);
         }
         passes.try_into().unwrap()
     }
 
-    /// Bytes and places that are held.
-    fn held(gate: &Gate) -> (u32, u64) {
-        let Load { held, bytes, .. } = gate.load();
+    /// Returns how many permits and bytes are held.
+    fn held(gate: &FairQueue) -> (u32, u64) {
+        let QueueLoad { held, bytes, .. } = gate.load();
         (held, bytes)
     }
 
     #[tokio::test]
     async fn what_an_answer_keeps_of_a_run_holds_bytes_and_no_slot() {
-        let capacity = Amount {
-            places: 1,
+        let capacity = ResourceVector {
+            permits: 1,
             bytes: 100,
         };
-        let gate = Gate::new(capacity, 8, &[1, 1]);
-        let mut run = gate.try_enter(0, Amount::one(80)).unwrap();
+        let gate = FairQueue::new(capacity, 8, &[1]);
+        let mut run = gate.try_acquire(A, ResourceVector::one_permit(80)).unwrap();
         let mut answer = run.split(30);
         assert_eq!(
             (held(&gate), run.bytes(), answer.bytes()),
@@ -344,20 +367,20 @@ mod tests {
         );
         drop(run);
         assert_eq!(held(&gate), (0, 30));
-        // The next run finds the slot, and as many bytes as the answer leaves.
-        let enter = |bytes| gate.try_enter(0, Amount::one(bytes));
-        assert_eq!(enter(71).unwrap_err(), Turned::Full);
+        // The next run finds the slot free, and as many bytes as the answer leaves.
+        let enter = |bytes| gate.try_acquire(A, ResourceVector::one_permit(bytes));
+        assert_eq!(enter(71).unwrap_err(), Rejected::Full);
         drop(enter(70).unwrap());
-        // One that waits goes as soon as enough of the answer was taken.
+        // A waiter is granted as soon as enough of the answer has been taken.
         let patience = Duration::from_secs(600);
-        let mut waits = pin!(gate.enter(0, Amount::one(90), patience, || ()));
+        let mut waits = pin!(gate.acquire(A, ResourceVector::one_permit(90), patience, || ()));
         assert!(waits.as_mut().now_or_never().is_none());
         answer.release(19);
         assert!(waits.as_mut().now_or_never().is_none());
         answer.release(1);
         let run = waits.now_or_never().unwrap().unwrap();
         assert_eq!(held(&gate), (1, 100));
-        // No more comes back than is there.
+        // No more is released than is held.
         answer.release(11);
         assert_eq!((held(&gate), answer.bytes()), ((1, 90), 0));
         drop(answer);
@@ -367,15 +390,15 @@ mod tests {
 
     #[test]
     fn no_more_is_split_off_than_there_is() {
-        let gate = Gate::new(
-            Amount {
-                places: 2,
+        let gate = FairQueue::new(
+            ResourceVector {
+                permits: 2,
                 bytes: 10,
             },
             0,
-            &[1, 1],
+            &[1],
         );
-        let mut run = gate.try_enter(0, Amount::one(4)).unwrap();
+        let mut run = gate.try_acquire(A, ResourceVector::one_permit(4)).unwrap();
         let answer = run.split(5);
         assert_eq!((run.bytes(), answer.bytes()), (0, 4));
         drop(answer);
@@ -389,14 +412,14 @@ mod tests {
         for (free, lane) in [(0, CompileLane::Small), (1, CompileLane::Large)] {
             let admission = admission(8);
             let mut passes: Vec<_> = taken(&admission).await.map(Some).into();
-            let mut waits = pin!(admission.compile(0, CompileLane::Small));
+            let mut waits = pin!(admission.acquire_compile(A, CompileLane::Small));
             assert!(waits.as_mut().now_or_never().is_none());
             let compiles = admission.loads().compiles;
             assert_eq!((compiles.held, compiles.waiting), (2, 1));
             passes[free] = None;
             let (given, _pass) = waits.await.unwrap();
             assert_eq!(given, lane);
-            // It stands in no line any more.
+            // It waits in neither lane any more.
             let compiles = admission.loads().compiles;
             assert_eq!((compiles.held, compiles.waiting), (2, 0));
         }
@@ -406,7 +429,7 @@ mod tests {
     async fn a_large_module_waits_for_the_large_lane() {
         let admission = admission(8);
         let [small, large] = taken(&admission).await;
-        let mut waits = pin!(admission.compile(1, CompileLane::Large));
+        let mut waits = pin!(admission.acquire_compile(B, CompileLane::Large));
         drop(small);
         assert!(waits.as_mut().now_or_never().is_none());
         drop(large);
@@ -417,11 +440,14 @@ mod tests {
     async fn a_full_line_of_large_modules_keeps_no_small_one_out() {
         let admission = admission(1);
         let [small, _large] = taken(&admission).await;
-        let mut first = pin!(admission.compile(0, CompileLane::Large));
+        let mut first = pin!(admission.acquire_compile(A, CompileLane::Large));
         assert!(first.as_mut().now_or_never().is_none());
-        let refused = admission.compile(0, CompileLane::Large).await.unwrap_err();
+        let refused = admission
+            .acquire_compile(A, CompileLane::Large)
+            .await
+            .unwrap_err();
         assert_eq!(refused.reason(), Reason::QueueFull);
-        let mut waits = pin!(admission.compile(0, CompileLane::Small));
+        let mut waits = pin!(admission.acquire_compile(A, CompileLane::Small));
         assert!(waits.as_mut().now_or_never().is_none());
         drop(small);
         assert_eq!(waits.await.unwrap().0, CompileLane::Small);
@@ -432,12 +458,12 @@ mod tests {
         let admission = admission(8);
         let [small, _large] = taken(&admission).await;
         let mut own: Vec<_> = (0..3)
-            .map(|_| Box::pin(admission.compile(0, CompileLane::Small)))
+            .map(|_| Box::pin(admission.acquire_compile(A, CompileLane::Small)))
             .collect();
         for waits in &mut own {
             assert!(waits.as_mut().now_or_never().is_none());
         }
-        let mut other = pin!(admission.compile(1, CompileLane::Small));
+        let mut other = pin!(admission.acquire_compile(B, CompileLane::Small));
         assert!(other.as_mut().now_or_never().is_none());
         drop(small);
         // The first tenant had the last turn.

@@ -1,4 +1,5 @@
-//! The index, the places and the bounds, whatever happens in whatever order.
+//! Tests that the index, the places and the bounds of the registry hold, whatever happens in
+//! whatever order.
 
 use std::sync::OnceLock;
 
@@ -7,18 +8,19 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::bench::Daemon;
-use crate::outcome::{Ended, Outcome, Stream, Written};
+use crate::bench::BenchDaemon;
+use crate::outcome::{Outcome, RunReport, Stream, Written};
 use crate::refusal::{Reason, Refusal};
-use crate::run::origin::{Method, Origin};
+use crate::run::origin::{Origin, RunMethod};
 use crate::run::record::{Hold, Holder};
 
 const RUNS: usize = 8;
 const BYTES: usize = 20 << 10;
 
-/// A tenant of a daemon with little room for history. One test at a time has it.
+/// Returns a tenant of a daemon that has little room for history. The guard makes sure that one
+/// test at a time has it.
 fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
-    static DAEMON: OnceLock<(Runtime, Daemon)> = OnceLock::new();
+    static DAEMON: OnceLock<(Runtime, BenchDaemon)> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, daemon) = DAEMON.get_or_init(|| {
@@ -31,7 +33,7 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
             ("runs.log_bytes", "128KiB"),
             ("admission.slots", "1"),
         ];
-        let daemon = Daemon::new(&set);
+        let daemon = BenchDaemon::new(&set);
         drop(context);
         (runtime, daemon)
     });
@@ -42,7 +44,7 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
 
 fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
     let origin = Origin {
-        method: Method::Run,
+        method: RunMethod::Run,
         caller: "a test".into(),
         tenant: Arc::clone(tenant),
     };
@@ -50,8 +52,8 @@ fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
     Run::new(id, origin, Labels::default(), true, key, tenant.new_log())
 }
 
-fn exited(code: u32) -> End {
-    Ok(Ended {
+fn exited(code: u32) -> RunEnd {
+    Ok(RunReport {
         outcome: Outcome::Exited(code),
         trap: None,
         duration: Duration::from_millis(1),
@@ -66,7 +68,8 @@ fn exited(code: u32) -> End {
     })
 }
 
-/// The index and the places agree, everything is within its bounds, and nothing is charged that is not there.
+/// Checks that the index and the places agree, that everything is within its bounds, and that the
+/// list and the changes name each run once.
 fn check(tenant: &Tenant) {
     let registry = &tenant.registry;
     let inner = registry.lock();
@@ -80,9 +83,9 @@ fn check(tenant: &Tenant) {
     assert_eq!(index.len(), live.len() + ended.len() + refused.len());
     for (number, place) in index {
         let found = match *place {
-            Place::Live(key) => live[key].run.id.number(),
-            Place::Ended(at) => ended.get(at).unwrap().0.run.number,
-            Place::Refused(at) => refused.get(at).unwrap().0.run.number,
+            RunLocation::Live(key) => live[key].run.id.number(),
+            RunLocation::Ended(at) => ended.get(at).unwrap().0.run.number,
+            RunLocation::Refused(at) => refused.get(at).unwrap().0.run.number,
         };
         assert_eq!(*number, found);
     }
@@ -144,7 +147,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a test holds of a registry.
+/// What a test holds of a registry: the runs in flight, the holds on runs, and all ids.
 struct World {
     tenant: &'static Arc<Tenant>,
     going: Vec<Arc<Run>>,
@@ -234,14 +237,15 @@ proptest! {
         let (tenant, _turn) = tenant();
         let registry = &tenant.registry;
         let mut world = World::of(tenant);
-        // As if somebody watched: a run that goes on changes only then.
+        // A subscription, as if somebody watched: only then does a run in flight change.
         let _news = registry.news.subscribe();
         for step in steps {
             world.take(&step);
             check(tenant);
             prop_assert!(tenant.logged() <= (1 << 20) + 200_000);
         }
-        // When nobody holds anything, all that ended is packed, but for what has a key.
+        // When nobody holds anything, all runs that ended are packed, except those with an
+        // idempotency key.
         world.holds.clear();
         for run in std::mem::take(&mut world.going) {
             world.end(&run);
@@ -260,7 +264,7 @@ proptest! {
 
 #[test]
 fn a_run_that_has_ended_takes_little() {
-    let size = size_of::<Past>();
+    let size = size_of::<HistoryEntry>();
     assert!(size <= 512, "{size}");
 }
 
@@ -292,7 +296,7 @@ fn what_is_packed_is_read_as_it_was_written() {
         let mut last = 0;
         while let std::task::Poll::Ready(Some(event)) = viewer.poll_next(&mut context) {
             last = event.seq;
-            if let crate::log::What::Output(_, bytes) = event.what {
+            if let crate::event_log::EventPayload::Output(_, bytes) = event.payload {
                 output.push(bytes);
             }
         }
@@ -300,7 +304,7 @@ fn what_is_packed_is_read_as_it_was_written() {
         assert_eq!(last + 1, before.next_seq);
         drop((viewer, hold));
     }
-    // No event of it is there to begin with beyond the end.
+    // There is no event to begin with beyond the end.
     let refused = registry.view(tenant, &id, |run| run.log.view(99).map(drop));
     assert_eq!(refused.unwrap().unwrap_err(), before.next_seq - 1);
     let inner = registry.lock();

@@ -1,4 +1,5 @@
-//! A compile child as the daemon sees it: started before it is needed, used once, killed when it is over its budget.
+//! A compile child as the daemon sees it: a process that is started before it is needed, used once,
+//! and killed when it goes over its budget.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,20 +14,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::artifact::Artifact;
 use super::lanes::CompileLane;
 use super::lease::CompileLease;
-use super::wire::{self, Failure, Hello, Order, Setup};
-use super::{Budget, Failed, compile_limit, crashed};
+use super::wire::{self, ChildCompileError, ChildHello, ChildSetup, CompileCommand};
+use super::{CompileBudget, CompileError, compile_limit, crashed};
 use crate::refusal::{Reason, Refusal, printable};
 use crate::sandbox::inspection::Inspection;
-use crate::store::{Sealed, unsealed};
+use crate::store::{SealedFile, create_sealable};
 
 /// The subcommand that makes a process a compile child.
 pub const SUBCOMMAND: &str = "compile-child";
 /// How long a child may take until it is ready.
 const START: Duration = Duration::from_secs(30);
-/// Bytes of what a child said last that go to the log.
-const LAST_WORDS: u64 = 2 << 10;
-/// What the standard library says before it ends a process that asked for memory in vain, and what allocators of
-/// others panic with.
+/// Bytes from the end of a child's standard error that go to the log.
+const STDERR_TAIL_BYTES: u64 = 2 << 10;
+/// What the standard library says before it ends a process that asked for memory in vain, and what
+/// other allocators panic with.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of ", "out of memory"];
 /// Signals that end a process for what it did itself: it called abort, overflowed its stack, or was
 /// denied a system call that no compiler makes.
@@ -38,40 +39,42 @@ const OF_ITS_OWN_DOING: [i32; 6] = [
     libc::SIGTRAP,
     libc::SIGSYS,
 ];
-/// How many times its processor time a child of the large lane gets in wall time, so that one that is given the processor
-/// meets that limit first: it says something about the module, and this one about the machine.
+/// Wall time that a child of the large lane gets, as a multiple of its processor time. A child that
+/// is given the processor thus meets the limit on processor time first. That one says something
+/// about the module, and the one on wall time about the machine.
 const PATIENCE: u32 = 2;
-/// How often a child that works is looked after: whether it has to stop for another.
-const LOOK: Duration = Duration::from_millis(50);
-/// What the kernel counts processor time in, in `/proc/PID/stat`: a hundredth of a second, on every architecture.
+/// How often the daemon checks whether a child that works has to stop for another.
+const PREEMPTION_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// The unit in which the kernel counts processor time in `/proc/PID/stat`: a hundredth of a second,
+/// on every architecture.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A process that compiles one module.
-pub(super) struct Child {
+/// A process that compiles one module. Dropping it kills the process and waits for it.
+pub(super) struct CompileChild {
     process: std::process::Child,
     socket: UnixStream,
     artifact: File,
-    complaints: File,
-    budget: Budget,
+    stderr: File,
+    budget: CompileBudget,
     lane: CompileLane,
-    hello: Option<Hello>,
-    /// What it took of its time.
+    hello: Option<ChildHello>,
+    /// Wall time that the child has worked so far, without the time for which it was stopped.
     spent: Duration,
-    /// Processor time that it was charged for.
+    /// Processor time that was charged to leases so far.
     charged: Duration,
 }
 
-impl Child {
-    /// Starts one. It makes itself ready by itself.
+impl CompileChild {
+    /// Starts a child, which makes itself ready without being asked.
     pub(super) fn spawn(
         program: &Path,
-        setup: &Setup,
-        budget: Budget,
+        setup: &ChildSetup,
+        budget: CompileBudget,
         lane: CompileLane,
     ) -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
-        let artifact = unsealed("ringfence-artifact")?;
-        let complaints = unsealed("ringfence-complaints")?;
+        let artifact = create_sealable("ringfence-artifact")?;
+        let stderr = create_sealable("ringfence-complaints")?;
         let process = Command::new(program)
             .arg0("ringfence")
             .arg(SUBCOMMAND)
@@ -79,13 +82,13 @@ impl Child {
             .current_dir("/")
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(artifact.try_clone()?)
-            .stderr(complaints.try_clone()?)
+            .stderr(stderr.try_clone()?)
             .spawn()?;
         let mut child = Self {
             process,
             socket,
             artifact,
-            complaints,
+            stderr,
             budget,
             lane,
             hello: None,
@@ -96,8 +99,8 @@ impl Child {
         Ok(child)
     }
 
-    /// Waits for it to be ready, which it says once.
-    pub(super) fn ready(&mut self) -> Result<&Hello, String> {
+    /// Waits until the child is ready, which it says once.
+    pub(super) fn wait_until_ready(&mut self) -> Result<&ChildHello, String> {
         if self.hello.is_none() {
             let hello = self
                 .socket
@@ -106,72 +109,77 @@ impl Child {
             match hello {
                 Ok(hello) => self.hello = Some(hello),
                 Err(error) => {
-                    let (end, words) = (self.end(), self.last_words());
+                    let (end, words) = (self.end(), self.stderr_tail());
                     return Err(format!(
                         "a compile child did not start: {error}; it {end}: {words}"
                     ));
                 }
             }
         }
-        // What it said when it was ready can still be read when it is gone.
+        // What a child said when it was ready can still be read when it is gone.
         if let Ok(Some(status)) = self.process.try_wait() {
             return Err(format!("a compile child ended while it waited: {status}"));
         }
         self.hello.as_ref().ok_or_else(String::new)
     }
 
-    /// Whether somebody else killed it, as the kernel does when memory runs out.
+    /// Reports whether somebody else killed the child, as the kernel does when memory runs out.
     pub(super) fn was_killed(&mut self) -> bool {
         let status = self.process.try_wait().ok().flatten();
         status.is_some_and(|status| status.signal() == Some(libc::SIGKILL))
     }
 
-    /// Has it inspect `wasm`.
+    /// Has the child inspect `wasm`, and waits for the result.
     pub(super) fn inspect(
         &mut self,
         wasm: &[u8],
         lease: &CompileLease,
-    ) -> Result<Inspection, Failed> {
+    ) -> Result<Inspection, CompileError> {
         let inspected = self.within_budget(lease, |socket| {
             wire::send_module(socket, wasm)?;
-            wire::receive::<wire::Inspected>(socket)
+            wire::receive::<wire::InspectReply>(socket)
         })?;
-        inspected.map_err(|why| why.failed(self.lane))
+        inspected.map_err(|why| why.into_compile_error(self.lane))
     }
 
-    /// Has it compile what it inspected.
+    /// Has the child compile what it inspected, and takes over the artefact that it wrote.
     pub(super) fn compile(
         mut self,
-        order: &Order,
+        order: &CompileCommand,
         lease: &CompileLease,
-    ) -> Result<Artifact, Failed> {
+    ) -> Result<Artifact, CompileError> {
         let compiled = self.within_budget(lease, |socket| {
             wire::send(socket, order)?;
-            wire::receive::<wire::Compiled>(socket)
+            wire::receive::<wire::CompileReply>(socket)
         })?;
         let took = match compiled {
             Ok(took) => took,
-            Err(Failure::Refused(refusal)) => return Err(Failed::for_good(refusal)),
-            Err(Failure::Panicked(words)) => return Err(self.crashed(&words)),
+            Err(ChildCompileError::Refused(refusal)) => {
+                return Err(CompileError::permanent(refusal));
+            }
+            Err(ChildCompileError::Panicked(words)) => return Err(self.crashed(&words)),
         };
-        // Nobody has it open to write once the child is gone: sealing it proves that.
+        // Nobody has the file open for writing once the child is gone: sealing it proves that.
         let _ = self.end();
-        let sealed = self.artifact.try_clone().and_then(Sealed::seal);
+        let sealed = self.artifact.try_clone().and_then(SealedFile::seal);
         sealed
-            .and_then(|sealed| Artifact::sealed(sealed, took))
-            .map_err(|error| Failed::this_time(Refusal::of_host("taking an artefact", &error)))
+            .and_then(|sealed| Artifact::from_sealed(sealed, took))
+            .map_err(|error| {
+                CompileError::transient(Refusal::of_host("taking an artefact", &error))
+            })
     }
 
-    /// Talks to it for as long as its time lasts, which does not pass while it is stopped for another.
+    /// Talks to the child for as long as its time lasts. That time does not pass while the child is
+    /// stopped for another.
     fn within_budget<T>(
         &mut self,
         lease: &CompileLease,
-        talk: impl FnOnce(&mut Timed<'_>) -> io::Result<T>,
-    ) -> Result<T, Failed> {
+        talk: impl FnOnce(&mut DeadlineSocket<'_>) -> io::Result<T>,
+    ) -> Result<T, CompileError> {
         let start = Instant::now();
-        let mut socket = Timed {
+        let mut socket = DeadlineSocket {
             socket: &self.socket,
-            deadline: start + self.patience().saturating_sub(self.spent),
+            deadline: start + self.wall_time_limit().saturating_sub(self.spent),
             pid: Pid::from_child(&self.process),
             lease,
             stopped: Duration::ZERO,
@@ -184,9 +192,10 @@ impl Child {
         self.charge(lease, worked);
         said.map_err(|error| {
             if lease.has_ended() {
-                // As when the daemon ends. The child is killed where it is dropped.
+                // This is refused as when the daemon shuts down. The child is killed when it is
+                // dropped.
                 let message = "nobody waits for the module any more";
-                Failed::this_time(Refusal::new(Reason::ShuttingDown, message))
+                CompileError::transient(Refusal::new(Reason::ShuttingDown, message))
             } else if error.kind() == io::ErrorKind::TimedOut {
                 self.too_slow()
             } else {
@@ -195,25 +204,26 @@ impl Child {
         })
     }
 
-    /// Charges what it took of the processor since it was charged last, its start included: nobody else uses it. Where
-    /// the host does not say, that is for how long it `worked`.
+    /// Charges the processor time that the child has taken since the last charge, its start
+    /// included, because nobody else uses it. If the host does not tell, the wall time for which it
+    /// `worked` is charged.
     fn charge(&mut self, lease: &CompileLease, worked: Duration) {
         let taken = processor_time(self.process.id()).unwrap_or(self.charged + worked);
         lease.charge(taken.saturating_sub(self.charged));
         self.charged = self.charged.max(taken);
     }
 
-    /// How long it may take, whatever it gets of the processor.
-    fn patience(&self) -> Duration {
+    /// Returns how much wall time the child may take, whatever share of the processor it gets.
+    fn wall_time_limit(&self) -> Duration {
         match self.lane {
-            // Others wait, and it can start again in the large lane.
+            // Other modules wait, and this one can start again in the large lane.
             CompileLane::Small => self.budget.timeout,
             CompileLane::Large => self.budget.timeout * PATIENCE,
         }
     }
 
-    /// Kills it at the end of its time.
-    fn too_slow(&mut self) -> Failed {
+    /// Kills the child at the end of its wall time, and builds the error for that.
+    fn too_slow(&mut self) -> CompileError {
         // What it has done so far says nothing about the module: it did not get the processor.
         let end = self.end();
         match self.lane {
@@ -225,7 +235,7 @@ impl Child {
         }
         let message = "compiling the module did not get its processor time in twice as long";
         let over = self.over_time(message);
-        Failed::this_time(over).over_budget_of(self.lane)
+        CompileError::transient(over).over_budget_of(self.lane)
     }
 
     fn over_time(&self, message: &str) -> Refusal {
@@ -233,14 +243,14 @@ impl Child {
         compile_limit("compile.timeout", message.to_owned(), allowed)
     }
 
-    /// Tells why a child ended in the middle of a conversation.
-    fn failed(&mut self, error: &io::Error) -> Failed {
+    /// Builds the error for a child that ended in the middle of a conversation.
+    fn failed(&mut self, error: &io::Error) -> CompileError {
         // Whatever is wrong with the conversation, a child that is still there is of no use.
         let status = self.wait();
-        let words = self.last_words();
+        let words = self.stderr_tail();
         if status.is_some_and(|status| status.signal() == Some(libc::SIGXCPU)) {
             let message = "compiling the module took too much processor time";
-            return Failed::for_good(self.over_time(message)).over_budget_of(self.lane);
+            return CompileError::permanent(self.over_time(message)).over_budget_of(self.lane);
         }
         let signal = status.and_then(|status| status.signal());
         let ended_itself = signal.is_some_and(|signal| OF_ITS_OWN_DOING.contains(&signal));
@@ -248,23 +258,25 @@ impl Child {
             return self.crashed(&words);
         }
         if signal == Some(libc::SIGKILL) {
-            // Nobody here killed it: the kernel did, as it does first with these when a host runs out of memory.
+            // Nobody here killed the child: the kernel did, which kills compile children first when
+            // a host runs out of memory.
             let message = "the host ran out of memory while the module was compiled".to_owned();
-            return Failed::this_time(self.over_memory(message));
+            return CompileError::transient(self.over_memory(message));
         }
         let end = described(status);
-        Failed::this_time(Refusal::internal(format_args!(
+        CompileError::transient(Refusal::internal(format_args!(
             "a compile child {end} ({error}); it said: {words}"
         )))
     }
 
-    /// Tells what a compiler died of that panicked, or ended its process by a signal of its own doing.
-    fn crashed(&self, words: &str) -> Failed {
+    /// Builds the error for a compiler that panicked, or that ended its process by a signal of its
+    /// own doing. `words` is what it said last.
+    fn crashed(&self, words: &str) -> CompileError {
         if OUT_OF_MEMORY.iter().any(|said| words.contains(said)) {
             let message = "compiling the module took too much memory".to_owned();
-            return Failed::for_good(self.over_memory(message)).over_budget_of(self.lane);
+            return CompileError::permanent(self.over_memory(message)).over_budget_of(self.lane);
         }
-        Failed::for_good(crashed(words))
+        CompileError::permanent(crashed(words))
     }
 
     fn over_memory(&self, message: String) -> Refusal {
@@ -272,17 +284,18 @@ impl Child {
         compile_limit("compile.memory", message, allowed)
     }
 
-    /// Kills it if it is still there, and tells how it ended.
+    /// Kills the child if it is still there, and says how it ended.
     fn end(&mut self) -> String {
-        // One that has ended cannot be killed, and need not.
+        // A child that has ended cannot be killed, and need not be.
         let _ = self.process.kill();
         described(self.wait())
     }
 
     fn wait(&mut self) -> Option<ExitStatus> {
-        // It speaks no more: either it is ending by itself or it hangs. A moment, so that its own end is what is seen.
-        let until = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < until {
+        // The child says no more: either it is ending by itself or it hangs. It gets a moment, so
+        // that its own end is what is seen.
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < deadline {
             if let Ok(Some(status)) = self.process.try_wait() {
                 return Some(status);
             }
@@ -292,12 +305,14 @@ impl Child {
         self.process.wait().ok()
     }
 
-    fn last_words(&mut self) -> String {
+    fn stderr_tail(&mut self) -> String {
         let mut words = Vec::new();
-        let read = self.complaints.metadata().and_then(|metadata| {
-            let from = metadata.len().saturating_sub(LAST_WORDS);
-            self.complaints.seek(SeekFrom::Start(from))?;
-            (&self.complaints).take(LAST_WORDS).read_to_end(&mut words)
+        let read = self.stderr.metadata().and_then(|metadata| {
+            let from = metadata.len().saturating_sub(STDERR_TAIL_BYTES);
+            self.stderr.seek(SeekFrom::Start(from))?;
+            (&self.stderr)
+                .take(STDERR_TAIL_BYTES)
+                .read_to_end(&mut words)
         });
         match read {
             Ok(_) => printable(String::from_utf8_lossy(&words).trim()),
@@ -306,9 +321,9 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for CompileChild {
     fn drop(&mut self) {
-        // A child is never used again; one that has ended is only waited for.
+        // A child is never used again. One that has ended is only waited for.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -318,11 +333,12 @@ fn described(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "is gone".to_owned(), |status| format!("ended: {status}"))
 }
 
-/// The processor time of a process that has not been waited for, threads that have ended included. The kernel tells whole
-/// ticks: what is less counts as one, so that many small modules are not free.
+/// Returns the processor time of a process that has not been waited for, including threads that
+/// have ended. The kernel tells whole ticks: a part of a tick counts as one, so that many small
+/// modules are not free.
 fn processor_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name may hold anything, and stands in parentheses.
+    // The process's name may contain anything, and stands in parentheses.
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut fields = after_name.split(' ').skip(11);
     let mut ticks = || fields.next()?.parse::<u32>().ok();
@@ -330,17 +346,18 @@ fn processor_time(pid: u32) -> Option<Duration> {
     Some(TICK * whole.saturating_add(1))
 }
 
-/// A socket that is given up at a moment. While it is waited for, the child stops for another where it has to.
-struct Timed<'a> {
+/// A socket to a child that gives up at a deadline. While it waits to read, it stops the child for
+/// another compilation when it has to, and moves the deadline by as much.
+struct DeadlineSocket<'a> {
     socket: &'a UnixStream,
     deadline: Instant,
     pid: Pid,
     lease: &'a CompileLease,
-    /// For how long it was stopped.
+    /// How long the child was stopped.
     stopped: Duration,
 }
 
-impl Timed<'_> {
+impl DeadlineSocket<'_> {
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -349,8 +366,11 @@ impl Timed<'_> {
         Ok(Some(left))
     }
 
-    /// Stops the child where it is to stop for another, and lets it go on when it may.
-    fn give_way(&mut self) -> io::Result<()> {
+    /// Stops the child if it is to stop for another, and lets it go on when it may.
+    ///
+    /// # Errors
+    /// `ConnectionAborted` where nobody wants the module any more, and those of the signals.
+    fn stop_if_preempted(&mut self) -> io::Result<()> {
         if self.lease.is_asked_to_stop() {
             let start = Instant::now();
             kill_process(self.pid, Signal::STOP)?;
@@ -367,7 +387,7 @@ impl Timed<'_> {
     }
 }
 
-/// A socket's own timeout says that it would block.
+/// Converts the error of a socket's own timeout, which says that it would block.
 fn timed(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock {
         io::ErrorKind::TimedOut.into()
@@ -376,20 +396,22 @@ fn timed(error: io::Error) -> io::Error {
     }
 }
 
-impl Read for Timed<'_> {
+impl Read for DeadlineSocket<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            let look = self.left()?.map(|left| left.min(LOOK));
+            let look = self.left()?.map(|left| left.min(PREEMPTION_CHECK_INTERVAL));
             self.socket.set_read_timeout(look)?;
             match self.socket.read(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.give_way()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stop_if_preempted()?
+                }
                 read => return read,
             }
         }
     }
 }
 
-impl io::Write for Timed<'_> {
+impl io::Write for DeadlineSocket<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.socket.set_write_timeout(self.left()?)?;
         self.socket.write(buf).map_err(timed)
@@ -408,7 +430,8 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel says a process does: "S" where it waits, "T" where it is stopped.
+    /// Returns what the kernel says that a process does: "S" where it waits, "T" where it is
+    /// stopped.
     fn state(pid: u32) -> String {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let (_, after_name) = stat.rsplit_once(") ").unwrap();
@@ -431,7 +454,7 @@ mod tests {
         });
         lease.ask_to_stop();
         let start = Instant::now();
-        let mut socket = Timed {
+        let mut socket = DeadlineSocket {
             socket: &socket,
             deadline: start + LEFT,
             pid: Pid::from_child(&process),

@@ -1,4 +1,5 @@
-//! What a compile child gives up before it sees a module.
+//! Confines a compile child before it sees a module: by Landlock, resource limits and a seccomp
+//! filter.
 
 use std::fs;
 use std::io;
@@ -15,13 +16,13 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// What the kernel is to kill first when memory runs out.
+/// Value of `oom_score_adj` for what the kernel is to kill first when memory runs out.
 const OOM_FIRST: &str = "1000";
-/// Seconds of CPU time from the signal that says that it is used up to the one that kills.
+/// Seconds of processor time from the signal that says that it is used up to the one that kills.
 const LAST_SECOND: u64 = 1;
 
-/// Signals that a process gets for what it does itself: that it has used up its processor time, and that
-/// the program is broken.
+/// Signals that a process gets for what it does itself: it has used up its processor time, or the
+/// program is broken.
 const ITS_OWN: [Blockable; 8] = [
     Blockable::SIGXCPU,
     Blockable::SIGABRT,
@@ -33,8 +34,8 @@ const ITS_OWN: [Blockable; 8] = [
     Blockable::SIGTRAP,
 ];
 
-/// System calls that a compiler makes once it is warm, with those that a panic and an abort make. What opens a file,
-/// makes a socket or starts a process or a thread is not among them.
+/// System calls that a compiler makes once it is warm, and those that a panic and an abort make.
+/// None of them opens a file, makes a socket, or starts a process or a thread.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_brk,
@@ -72,23 +73,25 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Blocks on this thread, and on those that it starts, the signals that are for the daemon and reach its
-/// children too, as a terminal's and a service manager's do: a compilation ends with the daemon, not
-/// before it. A child that is started by such a thread has them blocked from its first instruction on.
-/// A file that may grow no further is the error of the call that writes it.
+/// Blocks, on this thread and on those that it starts, the signals that are meant for the daemon
+/// and reach its children too, as those of a terminal and of a service manager do. So a compilation
+/// ends with the daemon and not before it. A child that such a thread starts has them blocked from
+/// its first instruction on. A file that may grow no further is then an error of the call that
+/// writes it.
 pub(super) fn block_signals() {
     let mut blocked = SigSet::all();
     for signal in ITS_OWN {
         blocked.remove(signal);
     }
-    // Where that cannot be, a child that is ended is started again.
+    // If they cannot be blocked, a child that such a signal ends is started again.
     let _ = blocked.thread_set_mask();
 }
 
-/// To be called before any other thread is started: what holds for the process, and closes its file system and network.
-/// Returns what is in force.
-pub(super) fn before_threads(nice: i32) -> Vec<String> {
-    // Each of these is one wall of several, and what a host does not have is told by what is not in the answer.
+/// Confines the whole process, and closes its file system and network. Has to be called before any
+/// other thread is started. Returns the names of what is in force.
+pub(super) fn confine_process(nice: i32) -> Vec<String> {
+    // Each of these is one wall of several. What the host does not have shows in what the answer
+    // lacks.
     let _ = rustix::thread::set_name(c"rf-compile");
     let _ = rustix::process::setpriority_process(None, nice);
     let _ = fs::write("/proc/self/oom_score_adj", OOM_FIRST);
@@ -103,7 +106,7 @@ pub(super) fn before_threads(nice: i32) -> Vec<String> {
     }
 }
 
-/// Denies every path, every port, and signals to others, as far as the kernel can.
+/// Denies every path, every port, and signals to other processes, as far as the kernel can.
 fn landlock() -> Result<RulesetStatus, landlock::RulesetError> {
     let abi = ABI::V6;
     let status = Ruleset::default()
@@ -116,7 +119,7 @@ fn landlock() -> Result<RulesetStatus, landlock::RulesetError> {
     Ok(status.ruleset)
 }
 
-/// The address space in use, to be asked for before the file system is closed.
+/// Reads how much address space is in use. It has to be opened before the file system is closed.
 pub(super) struct AddressSpace(fs::File);
 
 impl AddressSpace {
@@ -133,18 +136,19 @@ impl AddressSpace {
     }
 }
 
-/// To be called when all threads are there and warm: from here on memory, CPU time and the artefact are bounded.
-pub(super) fn budget(
+/// Limits memory, processor time and the size of the artefact from here on. Has to be called when
+/// all threads are there and warm.
+pub(super) fn set_rlimits(
     space: &AddressSpace,
     memory: u64,
     cpu: Duration,
     artifact: u64,
 ) -> io::Result<()> {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    // Whole seconds, rounded up.
+    // The limit has whole seconds, so the time is rounded up.
     let seconds =
         used.tv_sec.unsigned_abs() + 1 + cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0);
-    // At the first of these the process ends with SIGXCPU, which says why.
+    // At the soft limit the process ends with SIGXCPU, which says why.
     limit(Resource::Cpu, seconds, seconds + LAST_SECOND)?;
     limit(Resource::Fsize, artifact, artifact)?;
     let space = space.bytes()?.saturating_add(memory);
@@ -152,7 +156,7 @@ pub(super) fn budget(
 }
 
 fn limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
-    // One that the daemon itself was started under may be lower, and cannot be raised.
+    // The limit under which the daemon itself was started may be lower, and cannot be raised.
     let most = rustix::process::getrlimit(resource).maximum;
     let at_most = |to: u64| most.map_or(to, |most| to.min(most));
     let to = Rlimit {
@@ -162,8 +166,8 @@ fn limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
     Ok(rustix::process::setrlimit(resource, to)?)
 }
 
-/// Leaves every thread only the system calls that compiling makes; any other fails. False where the kernel or the
-/// architecture cannot.
+/// Leaves every thread only the system calls that compiling makes; any other fails with EPERM.
+/// Returns false where the kernel or the architecture cannot do that.
 pub(super) fn seccomp() -> bool {
     filter().is_some_and(|filter| seccompiler::apply_filter_all_threads(&filter).is_ok())
 }
@@ -174,7 +178,7 @@ fn filter() -> Option<BpfProgram> {
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
     #[cfg(target_arch = "aarch64")]
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
-    // Signals to itself, as an abort is one.
+    // A process may send signals to itself, as an abort does.
     let own = u64::from(
         rustix::process::getpid()
             .as_raw_nonzero()

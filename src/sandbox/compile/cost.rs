@@ -1,47 +1,52 @@
-//! What compiling a module may cost, estimated from its counts before anything is spent on it.
+//! Estimates what compiling a module costs, from its counts, before anything is spent on it.
 //!
-//! Bytes do not tell: a few kilobytes of loops over many locals take a compiler minutes, a quarter of a megabyte of
-//! ordinary code takes it less than a second. So what is counted is what a compiler works on: operators, locals, the
-//! values that each loop, block and branch may have to carry. One pass over the bytes, which keeps nothing but a
-//! module's types and the blocks that are open. An estimate only chooses where a module is compiled; what bounds it is
-//! the budget there.
+//! Bytes do not tell: a few kilobytes of loops over many locals take a compiler minutes, and a
+//! quarter of a megabyte of ordinary code takes it less than a second. So the estimate counts what
+//! a compiler works on: operators, locals, and the values that each loop, block and branch may have
+//! to carry. It takes one pass over the bytes, and keeps nothing but a module's types and the
+//! blocks that are open. An estimate only chooses where a module is compiled; what bounds the
+//! compilation is the budget there.
 
 use wasmparser::{
     BinaryReaderError, BlockType, CompositeInnerType, FunctionBody, Operator, Parser, Payload,
     TryTable, TypeRef,
 };
 
-/// What an operator costs, in about a microsecond of one thread.
+/// What an operator costs. The unit here is about a microsecond of one thread.
 const OPERATOR: u64 = 2;
-/// What a function costs beside its body.
+/// What a function costs besides its body.
 const FUNCTION: u64 = 30;
-/// What a value costs that a call passes on the stack: so many are in registers.
+/// What each value costs that a call passes on the stack.
 const PASSED: u64 = 3;
+/// Parameters, and results, that a call passes in registers, which cost nothing.
 const IN_REGISTERS: u64 = 4;
-/// Locals that cost one where they are declared.
+/// Number of locals that together cost one unit where they are declared.
 const DECLARED: u64 = 8;
-/// What each local costs for each loop, the head of which may have to carry it.
+/// What each local costs for each loop, whose head may have to carry it.
 const LOOP: u64 = 4;
-/// Locals that cost one for each loop around another, and for each other block or branch.
+/// Number of locals that together cost one unit for each loop and for each loop around it.
 const NEST: u64 = 2;
+/// Number of locals that together cost one unit for each block other than a loop, and for each
+/// branch.
 const BRANCH: u64 = 16;
-/// What a function that crosses from one component into another costs: code is generated for it from its types.
+/// What a function costs that crosses from one component into another: code is generated for it
+/// from its types.
 const CROSSING: u64 = 500;
 
-/// What a type of function takes and gives, in values.
+/// The number of values that a function type takes and gives.
 #[derive(Clone, Copy, Debug, Default)]
 struct Arity {
     params: u64,
     results: u64,
 }
 
-/// The index spaces of a module, as far as operators are understood by them.
+/// The index spaces of a module, as far as they are needed to understand its operators.
 #[derive(Default)]
 struct Space {
     types: Vec<Arity>,
     /// The type of each function, those that are imported first.
     functions: Vec<u32>,
-    /// How many of them have had their bodies, or have none.
+    /// How many of the functions have had their bodies, or have none because they are imported.
     bodies: usize,
 }
 
@@ -68,17 +73,18 @@ impl Space {
     }
 }
 
-/// About how many microseconds of one thread compiling a binary takes. What cannot be read costs what was read before:
-/// it is not going to be compiled.
+/// Estimates how many microseconds of one thread it takes to compile a binary. If the binary cannot
+/// be read to its end, the cost is that of what was read: it is not going to be compiled.
 ///
-/// What text says is not known before it is read, which is not done here: it is taken to cost a microsecond for each
-/// byte, more than most of it does, and is looked at again where it is read.
-pub(in crate::sandbox) fn estimate(wasm: &[u8]) -> u64 {
+/// What text stands for is not known before it is parsed, which is not done here. Text is taken to
+/// cost a microsecond for each byte, more than most of it does, and is estimated again where it is
+/// parsed.
+pub(in crate::sandbox) fn estimate_compile_cost(wasm: &[u8]) -> u64 {
     if !wasm.starts_with(b"\0asm") {
         return wasm.len() as u64;
     }
     let mut cost = 0;
-    // The error is for whoever validates the module to tell.
+    // The error is for whoever validates the module to report.
     let _ = add_up(wasm, &mut cost);
     cost
 }
@@ -141,15 +147,15 @@ fn add_up(wasm: &[u8], cost: &mut u64) -> Result<(), BinaryReaderError> {
     Ok(())
 }
 
-/// What is counted in a function.
+/// The counts of one function that its cost is computed from.
 #[derive(Default)]
-struct Body {
+struct FunctionCounts {
     operators: u64,
     locals: u64,
     loops: u64,
-    /// For each loop, how many are around it and itself.
+    /// For each loop, the number of loops around it and itself, added up.
     nest: u64,
-    /// Blocks that are no loops, and branches.
+    /// Number of blocks that are not loops, and of branches.
     branches: u64,
     /// Values that blocks and branches take and give by their types.
     carried: u64,
@@ -157,8 +163,9 @@ struct Body {
     passed: u64,
 }
 
-impl Body {
-    /// Its counts are bounded by the bytes of a module, and their products saturate.
+impl FunctionCounts {
+    /// Computes the cost. The counts are bounded by the bytes of a module, and their products
+    /// saturate.
     fn cost(&self) -> u64 {
         let loops = LOOP * self.loops + self.nest / NEST;
         FUNCTION
@@ -178,7 +185,7 @@ impl Body {
 
 /// The blocks that are open in a function; the function itself is the first.
 struct Open {
-    /// For each, what a branch to it carries, and whether it is a loop.
+    /// For each open block, how many values a branch to it carries, and whether it is a loop.
     labels: Vec<(u64, bool)>,
     loops: u64,
 }
@@ -196,7 +203,7 @@ impl Open {
     }
 
     fn carried_to(&self, depth: u32) -> u64 {
-        // Innermost last.
+        // The innermost block is the last.
         let at = self.labels.len().checked_sub(1 + depth as usize);
         let label = at.and_then(|at| self.labels.get(at));
         label.map_or(0, |(carries, _)| *carries)
@@ -204,9 +211,9 @@ impl Open {
 }
 
 fn function(body: &FunctionBody<'_>, own: Arity, space: &Space) -> Result<u64, BinaryReaderError> {
-    let mut counted = Body {
+    let mut counted = FunctionCounts {
         locals: own.params,
-        ..Body::default()
+        ..FunctionCounts::default()
     };
     for locals in body.get_locals_reader()? {
         counted.locals += u64::from(locals?.0);
@@ -271,13 +278,13 @@ mod tests {
     use super::*;
 
     fn cost(text: &str) -> u64 {
-        estimate(&wat::parse_str(text).unwrap())
+        estimate_compile_cost(&wat::parse_str(text).unwrap())
     }
 
     #[test]
     fn a_module_costs_what_its_functions_cost() {
         assert_eq!(cost("(module)"), 0);
-        // Its one operator is its end.
+        // The function's only operator is its end.
         let one = FUNCTION + OPERATOR;
         assert_eq!(cost("(module (func))"), one);
         assert_eq!(
@@ -292,16 +299,16 @@ mod tests {
 
     #[test]
     fn text_costs_its_bytes_and_what_is_neither_costs_no_more() {
-        assert_eq!(estimate(b"(module (func))"), 15);
-        assert_eq!(estimate(b""), 0);
+        assert_eq!(estimate_compile_cost(b"(module (func))"), 15);
+        assert_eq!(estimate_compile_cost(b""), 0);
         let wasm = wat::parse_str("(module (func nop) (func nop))").unwrap();
-        let whole = estimate(&wasm);
+        let whole = estimate_compile_cost(&wasm);
         for len in 8..wasm.len() {
-            assert!(estimate(&wasm[..len]) <= whole, "{len}");
+            assert!(estimate_compile_cost(&wasm[..len]) <= whole, "{len}");
         }
     }
 
-    /// What few bytes can have much of costs as much however few they are.
+    /// Checks that things of which a few bytes hold many cost as much, however few the bytes are.
     #[test]
     fn what_a_compiler_has_to_carry_costs_more_than_its_bytes() {
         let locals = |n: usize| "i32 ".repeat(n);
@@ -340,7 +347,7 @@ mod tests {
             ),
         ] {
             let wasm = wat::parse_str(&text).unwrap();
-            let cost = estimate(&wasm);
+            let cost = estimate_compile_cost(&wasm);
             let least = OPERATOR * wasm.len() as u64;
             assert!(cost > 5000, "{name}: {cost}");
             assert!(cost > least / 4, "{name}: {cost} for {} bytes", wasm.len());
@@ -356,7 +363,7 @@ mod tests {
         let statement = "(local.set 0 (i32.mul (local.get 0) (i32.load (local.get 1))))";
         let function = format!("(func (param i32 i32) {})", statement.repeat(30));
         let wasm = wat::parse_str(format!("(module (memory 1) {})", function.repeat(500))).unwrap();
-        let per_byte = estimate(&wasm) as f64 / wasm.len() as f64;
+        let per_byte = estimate_compile_cost(&wasm) as f64 / wasm.len() as f64;
         assert!((0.5..1.5).contains(&per_byte), "{per_byte}");
     }
 }

@@ -1,58 +1,64 @@
-//! Two lanes for modules that are to be compiled, so that a small one does not wait behind one that takes long.
+//! The two compile lanes, which keep a small module from waiting behind one that takes long.
 //!
-//! The small lane has a thread, a ready child and a budget of its own, and takes what is estimated (`cost`) to be
-//! compiled well within that budget. A module that goes over it all the same is not refused: it has outgrown the lane,
-//! starts again in the large one, and goes there at once from then on. Its tenant has only much cheaper ones in the small
-//! lane for a while, so that many modules that are dearer than they look cost their tenant's others one budget rather
-//! than one each.
+//! The small lane has a thread, a ready child and a budget of its own. It takes modules that are
+//! estimated (`cost`) to be compiled well within that budget. A module that goes over the budget
+//! all the same is not refused: it has outgrown the lane, starts again in the large one, and goes
+//! there at once from then on. For a while, the small lane takes only much cheaper modules of the
+//! same tenant. A tenant with many modules that cost more than they look thus delays its own others
+//! by one budget, rather than by one for each of those modules.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Budget;
+use super::CompileBudget;
 use crate::request::Digest;
+use crate::tenant_id::TenantId;
 
-/// How many modules that outgrew the small lane are remembered, and for how long.
+/// How many modules that outgrew the small lane are remembered.
 const REMEMBERED: u64 = 10_000;
+/// How long a module that outgrew the small lane is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
-/// The part of the small budget that a module in the small lane may be expected to take: estimates are off by a factor of
-/// two for honest programs, and by as much again where guests and compilers share the processors.
+/// Divisor of the small lane's timeout that gives the highest estimate which the lane accepts.
+/// Estimates are off by a factor of two for honest programs, and by as much again where guests and
+/// compilers share the processors.
 const MARGIN: u32 = 4;
-/// How many times cheaper than one that outgrew the lane its tenant's others must be from then on.
+/// How many times cheaper than a module that outgrew the lane its tenant's others must be from then
+/// on.
 const DISTRUST: u64 = 16;
-/// What is always taken, so that no tenant loses the lane: a module of a few operators.
+/// Estimated cost, in microseconds, up to which the lane always takes a module, so that no tenant
+/// loses the lane: a module of a few operators.
 const ALWAYS: u64 = 64;
-/// How long a tenant's modules are looked at more closely after one outgrew the lane.
+/// How long a tenant's modules have to be cheaper after one outgrew the lane.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(60);
 
-/// Where a module is compiled.
+/// The lane in which a module is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompileLane {
     /// Within `compile.small_timeout`, on a thread that takes nothing else.
     Small,
-    /// Within `compile.timeout`.
+    /// Within `compile.timeout`, on one of the other compile threads.
     Large,
 }
 
-/// What the small lane takes, and for how long.
+/// What the small lane accepts, and within which budget.
 #[derive(Clone, Copy, Debug)]
 pub struct SmallLane {
-    /// Bytes of a module, as received.
+    /// The most bytes of a module, as received.
     pub max_module: u64,
-    /// For each module. Its timeout is wall time: others wait that long.
-    pub budget: Budget,
+    /// The budget of each module. Its timeout is wall time: other modules wait that long.
+    pub budget: CompileBudget,
 }
 
 impl SmallLane {
-    /// What a module in it may be estimated to cost.
+    /// Returns the highest estimated cost of a module in the small lane, in microseconds.
     pub(super) fn max_cost(&self) -> u64 {
         let most = self.budget.timeout / MARGIN;
         u64::try_from(most.as_micros()).unwrap_or(u64::MAX)
     }
 }
 
-/// A module's lane, and what it was estimated to cost.
+/// The lane of a module, and what compiling it was estimated to cost.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sandbox) struct Placement {
     pub(in crate::sandbox) lane: CompileLane,
@@ -60,29 +66,29 @@ pub(in crate::sandbox) struct Placement {
 }
 
 impl Placement {
-    /// In the large lane, whatever it costs.
+    /// Placement in the large lane, whatever the module costs.
     pub(in crate::sandbox) const LARGE: Self = Self {
         lane: CompileLane::Large,
         cost: u64::MAX,
     };
 }
 
-/// Chooses lanes.
-pub(in crate::sandbox) struct Lanes {
+/// Chooses the lane of each module, and remembers which modules and tenants outgrew the small one.
+pub(in crate::sandbox) struct LaneChooser {
     small: Option<SmallLane>,
     outgrown: moka::sync::Cache<Digest, ()>,
-    /// Of tenants of which a module outgrew the small lane lately.
-    distrusted: Mutex<HashMap<usize, Distrust>>,
+    /// Tenants of which a module outgrew the small lane lately, by index.
+    distrusted: Mutex<HashMap<TenantId, Distrust>>,
 }
 
-/// A tenant's modules may cost so much in the small lane, until then.
+/// What a tenant's modules may cost in the small lane, and until when that holds.
 struct Distrust {
     max_cost: u64,
     ends: Instant,
 }
 
-impl Lanes {
-    /// With the small lane, where there is one.
+impl LaneChooser {
+    /// Creates a chooser; with `None` there is no small lane, and all modules are large.
     pub(in crate::sandbox) fn new(small: Option<SmallLane>) -> Self {
         Self {
             small,
@@ -94,17 +100,18 @@ impl Lanes {
         }
     }
 
-    /// Whether a module of `len` bytes may be one for the small lane, as far as can be said without its bytes.
+    /// Reports whether a module of `len` bytes may be one for the small lane, as far as can be said
+    /// without its bytes.
     pub(in crate::sandbox) fn may_be_small(&self, digest: Digest, len: u64) -> bool {
         self.small.is_some_and(|small| len <= small.max_module)
             && !self.outgrown.contains_key(&digest)
     }
 
-    /// The lane for a module of the tenant `owner` that is estimated to cost `cost`.
+    /// Chooses the lane for a module of the tenant `owner` that is estimated to cost `cost`.
     pub(in crate::sandbox) fn choose(
         &self,
         digest: Digest,
-        owner: usize,
+        owner: TenantId,
         cost: u64,
         now: Instant,
     ) -> CompileLane {
@@ -118,11 +125,11 @@ impl Lanes {
         CompileLane::Small
     }
 
-    /// Notes that a module went over the small budget.
+    /// Notes that a module went over the budget of the small lane.
     pub(in crate::sandbox) fn outgrew(
         &self,
         digest: Digest,
-        owner: usize,
+        owner: TenantId,
         cost: u64,
         now: Instant,
     ) {
@@ -135,8 +142,9 @@ impl Lanes {
         self.lock().insert(owner, distrust);
     }
 
-    /// What a module of a tenant may cost by what its others did.
-    fn trusted_with(&self, owner: usize, now: Instant) -> u64 {
+    /// Returns the highest cost that a tenant's module may have in the small lane, given what its
+    /// other modules did.
+    fn trusted_with(&self, owner: TenantId, now: Instant) -> u64 {
         let mut distrusted = self.lock();
         match distrusted.get(&owner) {
             Some(distrust) if now < distrust.ends => distrust.max_cost,
@@ -148,8 +156,8 @@ impl Lanes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Distrust>> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Distrust>> {
+        // Nothing panics while the lock is held.
         self.distrusted
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -160,14 +168,15 @@ impl Lanes {
 mod tests {
     use super::*;
 
-    const TENANT: usize = 3;
+    const TENANT: TenantId = TenantId::Named(3);
+    const OTHER: TenantId = TenantId::Named(4);
     /// A quarter of the budget below, in microseconds.
     const MOST: u64 = 250_000;
 
-    fn lanes() -> Lanes {
-        Lanes::new(Some(SmallLane {
+    fn lanes() -> LaneChooser {
+        LaneChooser::new(Some(SmallLane {
             max_module: 1000,
-            budget: Budget {
+            budget: CompileBudget {
                 timeout: Duration::from_secs(1),
                 memory: 0,
             },
@@ -191,7 +200,7 @@ mod tests {
 
     #[test]
     fn without_a_small_lane_all_is_large() {
-        let lanes = Lanes::new(None);
+        let lanes = LaneChooser::new(None);
         assert!(!lanes.may_be_small(digest(0), 0));
         let lane = lanes.choose(digest(0), TENANT, 0, Instant::now());
         assert_eq!(lane, CompileLane::Large);
@@ -202,11 +211,11 @@ mod tests {
         let (lanes, now) = (lanes(), Instant::now());
         lanes.outgrew(digest(0), TENANT, 1000, now);
         assert!(!lanes.may_be_small(digest(0), 1));
-        for owner in [TENANT, TENANT + 1] {
+        for owner in [TENANT, OTHER] {
             assert_eq!(
                 lanes.choose(digest(0), owner, 0, now),
                 CompileLane::Large,
-                "{owner}"
+                "{owner:?}"
             );
         }
     }
@@ -219,13 +228,13 @@ mod tests {
         for (owner, cost, at, lane) in [
             (TENANT, 10_000, now, CompileLane::Small),
             (TENANT, 10_001, now, CompileLane::Large),
-            (TENANT + 1, MOST, now, CompileLane::Small),
+            (OTHER, MOST, now, CompileLane::Small),
             (TENANT, MOST, later, CompileLane::Small),
         ] {
             assert_eq!(
                 lanes.choose(digest(1), owner, cost, at),
                 lane,
-                "{owner} {cost}"
+                "{owner:?} {cost}"
             );
         }
     }
@@ -235,7 +244,7 @@ mod tests {
         let (lanes, now) = (lanes(), Instant::now());
         let mut outgrew = 0;
         let mut most = MOST;
-        // A tenant that knows the rule sends the dearest that is still taken.
+        // A tenant that knows the rule sends the dearest module that is still taken.
         while most > ALWAYS {
             lanes.outgrew(digest(outgrew), TENANT, most, now);
             outgrew += 1;

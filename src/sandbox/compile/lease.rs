@@ -1,19 +1,19 @@
-//! What admission and a compile thread tell each other while a module is compiled: that it is to stop for another tenant's,
-//! that it has stopped, that it may go on, and what it took.
+//! The lease by which admission preempts a compilation: admission asks the compile thread to stop
+//! for another tenant's module and later lets it go on, and the thread reports that it has stopped
+//! and how much processor time it took.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often one that has stopped has admission look whether it may go on.
+/// How often a compilation that has stopped makes admission check whether it may go on.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The place of one compilation, as its two sides see it.
+/// The shared state of one compilation, between admission and the compile thread.
 pub struct CompileLease {
     state: Mutex<LeaseState>,
     changed: Condvar,
-    /// Tells admission that it has stopped.
+    /// Called by the compile thread to tell admission that it has stopped.
     stopped: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -32,7 +32,8 @@ impl fmt::Debug for CompileLease {
 }
 
 impl CompileLease {
-    /// Creates a lease whose compile thread calls `stopped` when it has stopped, and again and again until it may go on.
+    /// Creates a lease. Its compile thread calls `stopped` when it has stopped, and again and again
+    /// until it may go on.
     pub fn new(stopped: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
@@ -41,23 +42,23 @@ impl CompileLease {
         })
     }
 
-    /// Whether it would stop soon if it were asked to.
+    /// Reports whether the compilation would stop soon if it were asked to.
     pub fn is_preemptible(&self) -> bool {
         self.lock().is_preemptible
     }
 
-    /// Asks it to stop.
+    /// Asks the compilation to stop; the compile thread notices that later.
     pub fn ask_to_stop(&self) {
         self.lock().is_asked_to_stop = true;
     }
 
-    /// Lets it go on.
+    /// Lets the compilation go on, whether it has stopped already or not.
     pub fn resume(&self) {
         self.lock().is_asked_to_stop = false;
         self.changed.notify_all();
     }
 
-    /// Processor time that it is known to have taken.
+    /// Returns the processor time that the compilation is known to have taken.
     pub fn processor_time(&self) -> Duration {
         self.lock().processor_time
     }
@@ -70,20 +71,23 @@ impl CompileLease {
         self.lock().is_asked_to_stop
     }
 
-    /// Whether nobody wants the module any more: the permit is gone before it was compiled.
+    /// Reports whether nobody wants the module any more: the permit was dropped before the module
+    /// was compiled.
     pub(super) fn has_ended(&self) -> bool {
         self.lock().has_ended
     }
 
-    /// Adds to the processor time that it took.
+    /// Adds to the processor time that the compilation took.
     pub(super) fn charge(&self, more: Duration) {
         self.lock().processor_time += more;
     }
 
-    /// Says that it has stopped, and waits until it may go on, or nobody wants it any more.
+    /// Reports that the compilation has stopped, and waits until it may go on or nobody wants the
+    /// module any more.
     pub(super) fn wait_until_resumed(&self) {
         loop {
-            // Not under the lock: admission has a lock of its own, under which it takes this one.
+            // The callback is not called under the lock: admission has a lock of its own, under
+            // which it takes this one.
             (self.stopped)();
             let state = self.lock();
             let stands = |state: &mut LeaseState| state.is_asked_to_stop && !state.has_ended;
@@ -101,35 +105,37 @@ impl CompileLease {
     }
 
     fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The permission to compile a module, held for as long as that is done.
-pub struct CompilePermit {
-    lease: Arc<CompileLease>,
-    _held: Box<dyn Any + Send>,
+/// What admission grants for one compilation: a slot, and the account that is charged for it. Dropping
+/// it releases the slot and charges the account.
+pub trait CompileGrant: Send {
+    /// Returns the lease, by which the compile thread hears from admission.
+    fn lease(&self) -> &Arc<CompileLease>;
 }
 
+/// The permission to compile a module, held for as long as that takes. Dropping it ends the lease,
+/// and releases the grant.
+pub struct CompilePermit(Box<dyn CompileGrant>);
+
 impl CompilePermit {
-    /// With its lease, and what is to be held.
-    pub fn new(lease: Arc<CompileLease>, held: impl Send + 'static) -> Self {
-        Self {
-            lease,
-            _held: Box::new(held),
-        }
+    /// Creates a permit from what admission has granted.
+    pub fn new(grant: impl CompileGrant + 'static) -> Self {
+        Self(Box::new(grant))
     }
 
-    /// What the compile thread hears of admission by.
+    /// Returns the lease, by which the compile thread hears from admission.
     pub(super) fn lease(&self) -> &Arc<CompileLease> {
-        &self.lease
+        self.0.lease()
     }
 }
 
 impl Drop for CompilePermit {
     fn drop(&mut self) {
-        self.lease.end();
+        self.lease().end();
     }
 }
 
@@ -138,6 +144,15 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+
+    /// A grant that holds nothing but its lease.
+    struct Grant(Arc<CompileLease>);
+
+    impl CompileGrant for Grant {
+        fn lease(&self) -> &Arc<CompileLease> {
+            &self.0
+        }
+    }
 
     fn lease() -> (Arc<CompileLease>, Arc<AtomicU32>) {
         let told = Arc::new(AtomicU32::new(0));
@@ -167,7 +182,7 @@ mod tests {
     fn one_that_nobody_wants_any_more_does_not_wait() {
         let (lease, told) = lease();
         lease.ask_to_stop();
-        let permit = CompilePermit::new(Arc::clone(&lease), ());
+        let permit = CompilePermit::new(Grant(Arc::clone(&lease)));
         let stopped = Arc::clone(&lease);
         let waiting = std::thread::spawn(move || stopped.wait_until_resumed());
         while told.load(Ordering::SeqCst) < 1 {

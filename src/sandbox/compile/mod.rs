@@ -1,21 +1,23 @@
-//! Inspecting and compiling modules: bytes in, artefact out, a few at a time, within a budget.
+//! Inspects and compiles modules: bytes in, artefact out, a few at a time, within a budget.
 //!
-//! Both happen in a compile child, a process that sees one module, has no files and no network, and is killed when it
-//! goes over its budget: a compiler cannot be interrupted, and ends its process when it gets no memory. It can be stopped
-//! as it is for another tenant's module, and go on later (`lease`). For each compilation at once there is a child ready. `in-process` compiles on those threads themselves, for hosts that cannot start
-//! processes. Small modules have a thread of their own (`lanes`).
+//! Both happen in a compile child, a process that sees one module and has no files and no network.
+//! The child is killed when it goes over its budget: a compiler cannot be interrupted, and it ends
+//! its process when it gets no memory. The daemon can stop a child in favour of another tenant's
+//! module, and let it go on later (`lease`). For each compilation that may run at once, there is a
+//! child ready. With `in-process`, the compile threads themselves compile, for hosts that cannot
+//! start processes. Small modules have a thread of their own (`lanes`).
 
 mod artifact;
 mod child;
+mod child_spawner;
+mod child_worker;
 mod confine;
 mod cost;
+mod lane_worker;
 mod lanes;
 mod lease;
-mod nursery;
-mod place;
 mod precheck;
 mod wire;
-mod worker;
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -29,120 +31,127 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use wasmtime::Engine;
 
-use self::child::Child;
-use self::nursery::Nursery;
-use self::place::{Place, PlaceKind};
-use self::wire::{NotInspected, Order};
+use self::child::CompileChild;
+use self::child_spawner::ChildSpawner;
+use self::lane_worker::{CompileBackend, LaneWorker};
+use self::wire::{CompileCommand, InspectError};
 use super::engine;
-use super::features::Proposals;
-use super::inspect::{self, Rules};
+use super::features::ProposalSet;
+use super::inspect::{self, ImportRules};
 use super::inspection::Inspection;
 use crate::refusal::{Reason, Refusal, quote};
 use crate::store::Blob;
 
 pub(super) use self::artifact::Artifact;
 pub use self::child::SUBCOMMAND;
-pub(super) use self::cost::estimate;
+pub use self::child_worker::serve as serve_as_child;
+pub(super) use self::cost::estimate_compile_cost;
 pub use self::lanes::{CompileLane, SmallLane};
-pub(super) use self::lanes::{Lanes, Placement};
-pub use self::lease::{CompileLease, CompilePermit};
-pub use self::worker::serve as serve_as_child;
+pub(super) use self::lanes::{LaneChooser, Placement};
+pub use self::lease::{CompileGrant, CompileLease, CompilePermit};
 
-/// How much compile threads yield to all else: compiling must never starve runs.
+/// Nice value of what compiles in the large lane, which must never starve runs.
 const NICE: i32 = 15;
-/// The same for the small lane, which has as much of the processor as a guest, beside whatever is compiled.
+/// Nice value of the small lane, which gets as much of the processor as a guest, beside whatever
+/// else is compiled.
 const SMALL_NICE: i32 = 10;
-/// The stack of a thread that compiles. Cranelift recurses with the nesting of what it compiles.
+/// Stack size in bytes of a thread that compiles. Cranelift recurses with the nesting of what it
+/// compiles.
 const STACK: usize = 64 << 20;
-/// What a caller is told to wait when too many modules wait to be compiled.
+/// How long a caller is told to wait when too many modules wait to be compiled.
 const RETRY: Duration = Duration::from_secs(1);
-/// To be counted up where an [`Inspection`] changes what it means.
-const INSPECTION: u32 = 2;
+/// Version of what an [`Inspection`] means. To be counted up whenever that changes.
+const INSPECTION_VERSION: u32 = 2;
 
 /// What compiling one module may take.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Budget {
+pub struct CompileBudget {
     /// Processor time, from the module's arrival in the child; in the small lane, wall time.
     pub timeout: Duration,
-    /// Bytes of memory.
+    /// Memory that the compilation may take, in bytes.
     pub memory: u64,
 }
 
-/// What a module may be expected to take before it is compiled.
+/// What a module may be expected to take, checked before it is compiled.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Bounds {
-    /// By its counts alone: what goes over this is compiled in no lane.
-    budget: Budget,
-    /// By all that it contains, in microseconds of processor time.
+struct CompileBounds {
+    /// Compared with what the module's counts take at the least: a module that goes over this is
+    /// compiled in no lane.
+    budget: CompileBudget,
+    /// The highest estimated cost of all that the module contains, in microseconds of processor
+    /// time.
     cost: u64,
 }
 
-/// What compiled code may take.
+/// The limit on the size of compiled code.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactLimit {
-    /// Bytes of it.
+    /// The most bytes of compiled code.
     pub bytes: u64,
-    /// The key that says so.
+    /// The configuration key that sets the limit, for refusals to name.
     pub key: String,
 }
 
-/// How modules are compiled.
+/// The settings by which modules are compiled.
 #[derive(Clone, Debug)]
 pub struct CompileSettings {
-    /// The program whose [`SUBCOMMAND`] compiles; `None`: in this process.
+    /// The program whose [`SUBCOMMAND`] compiles; with `None`, modules are compiled in this
+    /// process.
     pub child: Option<PathBuf>,
-    /// At once.
+    /// How many modules are compiled at once in the large lane.
     pub concurrency: u32,
-    /// That may be stopped at once for those of other tenants, where they are compiled in children.
+    /// How many compilations may be stopped at once for those of other tenants, where modules are
+    /// compiled in children.
     pub max_stopped: u32,
-    /// That may wait.
+    /// How many modules may wait for the compile threads of each lane.
     pub queue: u32,
-    /// For each.
-    pub budget: Budget,
-    /// The lane for small modules, where there is one.
+    /// The budget of each module in the large lane.
+    pub budget: CompileBudget,
+    /// The lane for small modules; with `None`, there is none.
     pub small: Option<SmallLane>,
-    /// For what comes of each.
+    /// The limit on the artefact of each module.
     pub artifact: ArtifactLimit,
 }
 
 /// Why a module was not compiled, and whether it would be the same next time.
 #[derive(Clone, Debug)]
-pub(super) struct Failed {
+pub(super) struct CompileError {
     pub(super) refusal: Refusal,
-    /// It says something about the module under this budget, rather than about the machine at that moment.
-    pub(super) for_good: bool,
-    /// It went over the budget of the small lane only: the refusal is for nobody, and the module is to be compiled in the
-    /// large one.
-    pub(super) outgrew: bool,
+    /// Whether the failure says something about the module under this budget, rather than about the
+    /// machine at that moment.
+    pub(super) is_permanent: bool,
+    /// Whether the module went over the budget of the small lane only. Then the refusal is for
+    /// nobody, and the module is to be compiled in the large lane.
+    pub(super) outgrew_small_lane: bool,
 }
 
-impl Failed {
-    pub(super) fn for_good(refusal: Refusal) -> Self {
+impl CompileError {
+    pub(super) fn permanent(refusal: Refusal) -> Self {
         Self {
             refusal,
-            for_good: true,
-            outgrew: false,
+            is_permanent: true,
+            outgrew_small_lane: false,
         }
     }
 
-    fn this_time(refusal: Refusal) -> Self {
+    fn transient(refusal: Refusal) -> Self {
         Self {
             refusal,
-            for_good: false,
-            outgrew: false,
+            is_permanent: false,
+            outgrew_small_lane: false,
         }
     }
 
-    /// The same where it is about the budget of `lane`.
+    /// Marks the error as one that is about the budget of `lane`.
     fn over_budget_of(self, lane: CompileLane) -> Self {
         Self {
-            outgrew: lane == CompileLane::Small,
+            outgrew_small_lane: lane == CompileLane::Small,
             ..self
         }
     }
 }
 
-/// Refuses a module whose compilation takes more than `limit` allows.
+/// Builds the refusal for a module whose compilation takes more than `limit` allows.
 pub(super) fn compile_limit(
     limit: &str,
     message: String,
@@ -152,85 +161,95 @@ pub(super) fn compile_limit(
         Reason::CompileLimitExceeded,
         format!("{message}; allowed is {allowed} ({limit})"),
     )
-    .at("module")
+    .at_field("module")
     .with("limit", limit)
     .with("allowed", allowed)
 }
 
 /// A module to inspect and, if that is then wanted, to compile.
-struct Job {
+struct CompileJob {
     wasm: Blob,
     placement: Placement,
     permit: CompilePermit,
-    inspected: oneshot::Sender<Result<(Inspection, Session), Failed>>,
+    inspected: oneshot::Sender<Result<(Inspection, CompileSession), CompileError>>,
 }
 
-type Commission = (Order, oneshot::Sender<Result<Artifact, Failed>>);
+type CompileOrder = (
+    CompileCommand,
+    oneshot::Sender<Result<Artifact, CompileError>>,
+);
 
-/// A module that was inspected and waits, for a moment, to be compiled. Dropping it ends that.
-pub(super) struct Session {
-    orders: SyncSender<Commission>,
+/// A session with a module that was inspected and waits, for a moment, to be compiled. Dropping it
+/// ends the session, and frees the compile thread.
+pub(super) struct CompileSession {
+    orders: SyncSender<CompileOrder>,
     pub(super) placement: Placement,
-    /// Of whoever asked first.
+    /// The permit of whoever asked first.
     _permit: CompilePermit,
 }
 
-impl Session {
-    /// Compiles it; `None` where the order comes too late, and it has to be opened again.
-    async fn compile(self, metered: bool) -> Option<Result<Artifact, Failed>> {
+impl CompileSession {
+    /// Orders the module to be compiled, and waits for the result. `None` means that the order came
+    /// too late, and that the module has to be opened again.
+    async fn compile(self, metered: bool) -> Option<Result<Artifact, CompileError>> {
         let (done, compiled) = oneshot::channel();
-        self.orders.try_send((Order { metered }, done)).ok()?;
+        self.orders
+            .try_send((CompileCommand { metered }, done))
+            .ok()?;
         compiled.await.ok()
     }
 }
 
-/// Inspects and compiles modules, a few at a time, the rest in a bounded queue.
+/// The compiler: threads that inspect and compile a few modules at a time, behind a bounded queue
+/// for each lane.
 pub(super) struct Compiler {
-    /// Of the large lane.
-    large: SyncSender<Job>,
-    /// Of the small lane, where there is one.
-    small: Option<SyncSender<Job>>,
+    /// Queue of the large lane.
+    large: SyncSender<CompileJob>,
+    /// Queue of the small lane, where there is one.
+    small: Option<SyncSender<CompileJob>>,
+    /// Compilations that were answered, failed ones included.
     compiled: AtomicU64,
+    /// Where modules are compiled, and what confines the children.
     mode: String,
 }
 
 impl Compiler {
-    /// Starts the threads, and their children.
+    /// Starts the compile threads, and a first child to learn whether children become ready.
     ///
     /// # Errors
-    /// Where the host refuses threads, or a child does not become ready.
+    /// The host refuses threads, or a child does not become ready.
     pub(super) fn start(
         settings: &CompileSettings,
         engines: [Engine; 2],
-        rules: Rules,
+        rules: ImportRules,
     ) -> wasmtime::Result<Self> {
         let rules = Arc::new(rules);
-        let compatible = compatibilities(&engines)?;
-        let place = |lane| Place {
+        let compatible = compatibility_hashes(&engines)?;
+        let place = |lane| LaneWorker {
             lane,
             bounds: settings.bounds(lane),
             kind: match &settings.child {
-                None => PlaceKind::Here {
+                None => CompileBackend::InProcess {
                     engines: engines.clone(),
                     rules: Arc::clone(&rules),
                     max_artifact: settings.artifact.clone(),
                 },
                 Some(program) => {
-                    PlaceKind::Child(Nursery::new(program, settings, lane, compatible))
+                    CompileBackend::Child(ChildSpawner::new(program, settings, lane, compatible))
                 }
             },
         };
         let large = place(CompileLane::Large);
         let (mode, threads) = match &large.kind {
             // What goes on inside a thread cannot be stopped.
-            PlaceKind::Here { .. } => ("in-process".to_owned(), settings.concurrency),
-            PlaceKind::Child(nursery) => {
-                let mut child = nursery
-                    .ready()
+            CompileBackend::InProcess { .. } => ("in-process".to_owned(), settings.concurrency),
+            CompileBackend::Child(spawner) => {
+                let mut child = spawner
+                    .spawn_ready()
                     .map_err(|none| wasmtime::Error::msg(none.why))?;
                 let mode = confinement(&mut child).map_err(wasmtime::Error::msg)?;
-                nursery.keep(child);
-                // One whose child is stopped waits with it.
+                spawner.keep(child);
+                // A thread whose child is stopped waits with it, so there is one more for each.
                 let threads = settings.concurrency.saturating_add(settings.max_stopped);
                 (mode, threads)
             }
@@ -251,9 +270,9 @@ impl Compiler {
         name: &str,
         count: u32,
         queue: u32,
-        place: Place,
-    ) -> std::io::Result<SyncSender<Job>> {
-        let (jobs, queued) = sync_channel::<Job>(queue as usize);
+        place: LaneWorker,
+    ) -> std::io::Result<SyncSender<CompileJob>> {
+        let (jobs, queued) = sync_channel::<CompileJob>(queue as usize);
         let (queued, place) = (Arc::new(Mutex::new(queued)), Arc::new(place));
         for i in 0..count {
             let (queued, place) = (Arc::clone(&queued), Arc::clone(&place));
@@ -265,18 +284,19 @@ impl Compiler {
         Ok(jobs)
     }
 
-    /// Where modules are compiled, and what confines that.
+    /// Returns where modules are compiled, and what confines the children.
     pub(super) fn mode(&self) -> &str {
         &self.mode
     }
 
-    /// Compilations that were ordered.
+    /// Returns how many compilations were run to their end since the start, those that failed
+    /// included.
     pub(super) fn compilations(&self) -> u64 {
         self.compiled.load(Ordering::Relaxed)
     }
 
-    /// Validates `wasm` and reads what it is; it can then be compiled at once, in the same lane. `permit` is held until
-    /// that is over.
+    /// Validates `wasm` and reads what it is. The module can then be compiled at once, in the same
+    /// lane. `permit` is held until that is over.
     ///
     /// # Errors
     /// As [`inspect::inspect`], `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`.
@@ -285,20 +305,20 @@ impl Compiler {
         wasm: Blob,
         placement: Placement,
         permit: CompilePermit,
-    ) -> Result<(Inspection, Session), Failed> {
+    ) -> Result<(Inspection, CompileSession), CompileError> {
         let (inspected, answer) = oneshot::channel();
         let jobs = match (placement.lane, &self.small) {
             (CompileLane::Small, Some(small)) => small,
             (CompileLane::Small, None) | (CompileLane::Large, _) => &self.large,
         };
-        let job = Job {
+        let job = CompileJob {
             wasm,
             placement,
             permit,
             inspected,
         };
         jobs.try_send(job).map_err(|error| {
-            Failed::this_time(match error {
+            CompileError::transient(match error {
                 TrySendError::Full(_) => Refusal::new(
                     Reason::QueueFull,
                     "too many modules wait to be compiled (compile.queue)",
@@ -308,22 +328,23 @@ impl Compiler {
             })
         })?;
         let gone = |_| {
-            Err(Failed::this_time(Refusal::internal(
+            Err(CompileError::transient(Refusal::internal(
                 "the compiler panicked",
             )))
         };
         answer.await.unwrap_or_else(gone)
     }
 
-    /// Compiles what was inspected; `None` where the order comes too late, and it has to be opened again.
+    /// Compiles what was inspected. `None` means that the order came too late, and that the module
+    /// has to be opened again.
     ///
     /// # Errors
     /// `COMPILATION_FAILED`, `COMPILE_LIMIT_EXCEEDED`, `INTERNAL`.
     pub(super) async fn compile(
         &self,
-        session: Session,
+        session: CompileSession,
         metered: bool,
-    ) -> Option<Result<Artifact, Failed>> {
+    ) -> Option<Result<Artifact, CompileError>> {
         let compiled = session.compile(metered).await;
         if compiled.is_some() {
             self.compiled.fetch_add(1, Ordering::Relaxed);
@@ -333,8 +354,8 @@ impl Compiler {
 }
 
 impl CompileSettings {
-    fn bounds(&self, lane: CompileLane) -> Bounds {
-        Bounds {
+    fn bounds(&self, lane: CompileLane) -> CompileBounds {
+        CompileBounds {
             budget: self.budget,
             cost: match (lane, self.small) {
                 (CompileLane::Small, Some(small)) => small.max_cost(),
@@ -343,8 +364,8 @@ impl CompileSettings {
         }
     }
 
-    /// What compiling one module may take.
-    fn budget(&self, lane: CompileLane) -> Budget {
+    /// Returns what compiling one module in `lane` may take.
+    fn budget(&self, lane: CompileLane) -> CompileBudget {
         match (lane, self.small) {
             (CompileLane::Small, Some(small)) => small.budget,
             (CompileLane::Small, None) | (CompileLane::Large, _) => self.budget,
@@ -352,7 +373,7 @@ impl CompileSettings {
     }
 }
 
-/// The nice value of what compiles.
+/// Returns the nice value of what compiles in `lane`.
 fn nice(lane: CompileLane) -> i32 {
     match lane {
         CompileLane::Small => SMALL_NICE,
@@ -360,9 +381,9 @@ fn nice(lane: CompileLane) -> i32 {
     }
 }
 
-/// Tells what confines a child, and the log what does not.
-fn confinement(child: &mut Child) -> Result<String, String> {
-    let hello = child.ready()?;
+/// Waits for a child and returns what confines it. What does not confine it is logged.
+fn confinement(child: &mut CompileChild) -> Result<String, String> {
+    let hello = child.wait_until_ready()?;
     for wall in ["landlock", "seccomp"] {
         if !hello.confinement.iter().any(|it| it == wall) {
             tracing::warn!(wall, "this host does not fully confine compile children");
@@ -372,39 +393,40 @@ fn confinement(child: &mut Child) -> Result<String, String> {
     Ok(words.collect::<Vec<_>>().join("+"))
 }
 
-/// The binary form of a module, and what it is. A binary went through the pre-checks before; what text says is seen here
-/// first, and has to be within `bounds`.
-fn inspected<'a>(
+/// Returns the binary form of a module, and what it is. A binary went through the pre-checks
+/// before. What text stands for is seen here first, and has to be within `bounds`.
+fn decode_and_inspect<'a>(
     bytes: &'a [u8],
-    rules: &Rules,
-    bounds: &Bounds,
-) -> Result<(Cow<'a, [u8]>, Inspection), NotInspected> {
-    let binary = inspect::binary(bytes).map_err(NotInspected::Refused)?;
+    rules: &ImportRules,
+    bounds: &CompileBounds,
+) -> Result<(Cow<'a, [u8]>, Inspection), InspectError> {
+    let binary = inspect::binary(bytes).map_err(InspectError::Refused)?;
     if let Cow::Owned(binary) = &binary {
-        precheck::check(binary, &bounds.budget).map_err(NotInspected::Refused)?;
-        // Where all may be compiled there is nothing to count.
-        if bounds.cost < u64::MAX && estimate(binary) > bounds.cost {
-            return Err(NotInspected::TooCostly);
+        precheck::check(binary, &bounds.budget).map_err(InspectError::Refused)?;
+        // Where nothing is too costly to be compiled, there is nothing to count.
+        if bounds.cost < u64::MAX && estimate_compile_cost(binary) > bounds.cost {
+            return Err(InspectError::TooCostly);
         }
     }
-    let inspection = inspect::inspect(&binary, rules).map_err(NotInspected::Refused)?;
+    let inspection = inspect::inspect(&binary, rules).map_err(InspectError::Refused)?;
     Ok((binary, inspection))
 }
 
-impl NotInspected {
-    fn failed(self, lane: CompileLane) -> Failed {
+impl InspectError {
+    fn into_compile_error(self, lane: CompileLane) -> CompileError {
         match self {
-            Self::Refused(refusal) => Failed::for_good(refusal),
+            Self::Refused(refusal) => CompileError::permanent(refusal),
             Self::TooCostly => {
                 let message = "the module is expected to take longer".to_owned();
                 let refusal = compile_limit("compile.small_timeout", message, "a quarter of it");
-                Failed::for_good(refusal).over_budget_of(lane)
+                CompileError::permanent(refusal).over_budget_of(lane)
             }
         }
     }
 }
 
-/// Compiles a binary module or component that was inspected, to at most `most` bytes.
+/// Compiles a binary module or component that was inspected. The code may have at most `most`
+/// bytes.
 fn precompile(
     engine: &Engine,
     wasm: &[u8],
@@ -425,44 +447,46 @@ fn precompile(
     Ok(bytes)
 }
 
-/// Numbers that two processes have in common if each takes what the other compiles, unmetered and metered. They are the
-/// same whatever proposals are turned on, since a module's code depends on those that it needs itself.
-pub(super) fn compatibilities(engines: &[Engine; 2]) -> wasmtime::Result<[u64; 2]> {
+/// Computes two numbers, for unmetered and for metered code, that two processes have in common if
+/// each accepts what the other compiles. They are the same whatever proposals are turned on, since
+/// a module's code depends on those that it needs itself.
+pub(super) fn compatibility_hashes(engines: &[Engine; 2]) -> wasmtime::Result<[u64; 2]> {
     let number = |metered: bool| -> wasmtime::Result<u64> {
-        // Its keys are constants: the same in every process.
+        // Its keys are constants, so the hash is the same in every process.
         let mut hasher = DefaultHasher::new();
-        // What is told about the code is this version's: another may look for other things in a module.
+        // What is recorded about the code belongs to this version: another may look for other
+        // things in a module.
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        INSPECTION.hash(&mut hasher);
+        INSPECTION_VERSION.hash(&mut hasher);
         let engine = &engines[usize::from(metered)];
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        let all = engine::compiler(Proposals::ALL, metered, false)?;
+        let all = engine::compile_only_engine(ProposalSet::ALL, metered, false)?;
         all.precompile_compatibility_hash().hash(&mut hasher);
         Ok(hasher.finish())
     };
     Ok([number(false)?, number(true)?])
 }
 
-/// An engine that compiles modules which need `proposals`, where they need any. It is made for one module: few need
-/// some, and there are many sets of them.
-fn with_proposals(proposals: Proposals, metered: bool) -> Result<Option<Engine>, Refusal> {
+/// Creates an engine that compiles modules which need `proposals`; `None` where they need none. It
+/// is made for one module, because few modules need any, and there are many sets of proposals.
+fn with_proposals(proposals: ProposalSet, metered: bool) -> Result<Option<Engine>, Refusal> {
     if proposals.is_empty() {
         return Ok(None);
     }
-    engine::compiler(proposals, metered, true)
+    engine::compile_only_engine(proposals, metered, true)
         .map(Some)
         .map_err(|error| not_compiled(&format!("{error:#}")))
 }
 
-/// Refuses a module that the compiler does not take.
+/// Builds the refusal for a module that the compiler does not accept.
 fn not_compiled(why: &str) -> Refusal {
     let why = quote(why);
     let message = format!("the module cannot be compiled: {why}");
-    Refusal::new(Reason::CompilationFailed, message).at("module")
+    Refusal::new(Reason::CompilationFailed, message).at_field("module")
 }
 
-/// Refuses a module that ends the compiler instead of being compiled. What the compiler said is for the log: it is about
-/// the compiler's own source.
+/// Builds the refusal for a module that ends the compiler instead of being compiled. What the
+/// compiler said goes to the log only, because it is about the compiler's own source.
 fn crashed(words: &str) -> Refusal {
     tracing::warn!(%words, "a module crashes the compiler");
     not_compiled("the compiler fails on it")

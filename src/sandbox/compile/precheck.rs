@@ -1,23 +1,23 @@
-//! What compiling a module takes at the least, looked at before a compile child is spent on it.
+//! Checks what compiling a module takes at the least, before a compile child is spent on it.
 //!
 //! What costs a compiler memory before it has compiled anything is not bytes but things: 900,000
-//! functions of four bytes take over 4 GiB, as many bytes of ordinary code a few megabytes. So the
-//! daemon counts those that were measured to cost, and refuses a module whose counts alone go over the
-//! budget. Everything else a child finds out within its budget. Data segments, imports, exports and
-//! globals cost no more than the bytes that declare them, and are not counted: Go's linker makes
-//! 100,000 data segments.
+//! functions of four bytes take over 4 GiB, and as many bytes of ordinary code take a few
+//! megabytes. So the daemon counts the things that were measured to cost, and refuses a module
+//! whose counts alone go over the budget. Everything else a child finds out within its budget. Data
+//! segments, imports, exports and globals cost no more than the bytes that declare them, and are
+//! not counted: Go's linker makes 100,000 data segments.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use wasmparser::{ElementItems, ElementKind, ElementSectionReader, Parser, Payload};
 
-use super::{Budget, compile_limit};
+use super::{CompileBudget, compile_limit};
 use crate::guest_limits::NESTING;
 use crate::refusal::{Refusal, list, quote};
 use crate::sandbox::validate::invalid;
 
-/// What one thing of a kind takes of a compiler, with wasmtime 48.0.8 on two cores.
+/// What a compiler needs for one thing of a kind, measured with wasmtime 48.0.8 on two cores.
 struct Cost {
     what: &'static str,
     /// Bytes of address space, a tenth below what was measured.
@@ -26,14 +26,16 @@ struct Cost {
     micros: u64,
 }
 
-/// An empty function: 4,255 bytes and 58 us measured.
+/// Cost of an empty function: 4,255 bytes and 58 us were measured.
 const FUNCTION: Cost = Cost::new("functions", 3_800, 14);
-/// A function type that differs from all others: 4,507 bytes and 96 us, for its trampolines.
+/// Cost of a function type that differs from all others: 4,507 bytes and 96 us were measured, for
+/// its trampolines.
 const TYPE: Cost = Cost::new("function types", 4_000, 24);
-/// An element that the engine places when the module is instantiated: 3,652 bytes and 11 us. One that
-/// stands in a table from the start takes 9 bytes.
+/// Cost of an element that the engine places when the module is instantiated: 3,652 bytes and 11 us
+/// were measured. An element that stands in a table from the start takes 9 bytes.
 const ELEMENT: Cost = Cost::new("passive table elements", 3_200, 2);
-/// A core module, or a component, in a component: 37,704 and 35,656 bytes resident, and 58 us.
+/// Cost of a core module, or of a component, in a component: 37,704 and 35,656 bytes resident, and
+/// 58 us, were measured.
 const NESTED: Cost = Cost::new("nested modules and components", 32_000, 14);
 
 impl Cost {
@@ -64,8 +66,8 @@ impl Counts {
         ]
     }
 
-    /// Refuses what goes over the budget already.
-    fn check(&self, budget: &Budget) -> Result<(), Refusal> {
+    /// Refuses a module whose counts so far are over the budget already.
+    fn check(&self, budget: &CompileBudget) -> Result<(), Refusal> {
         let sum = |of: fn(&Cost) -> u64| -> u64 {
             let costs = self.each().into_iter();
             costs.map(|(cost, count)| of(&cost) * count).sum()
@@ -106,9 +108,9 @@ impl Counts {
 /// everything in a component are added up.
 ///
 /// # Errors
-/// `COMPILE_LIMIT_EXCEEDED` with the counts and what is allowed; `MODULE_INVALID` with the offset where
-/// the sections cannot be told apart.
-pub(super) fn check(wasm: &[u8], budget: &Budget) -> Result<(), Refusal> {
+/// `COMPILE_LIMIT_EXCEEDED` with the counts and what is allowed; `MODULE_INVALID` with the offset
+/// where the sections cannot be told apart.
+pub(super) fn check(wasm: &[u8], budget: &CompileBudget) -> Result<(), Refusal> {
     let malformed = |error: wasmparser::BinaryReaderError| {
         invalid(&quote(error.message()), Some(error.offset()))
     };
@@ -142,14 +144,15 @@ pub(super) fn check(wasm: &[u8], budget: &Budget) -> Result<(), Refusal> {
             }
             _ => continue,
         }
-        // At each of them: what is kept of the module meanwhile is bounded as the counts are.
+        // The counts are checked at each of these sections, so that what is kept of the module
+        // meanwhile is bounded as the counts are.
         counts.check(budget)?;
     }
     Ok(())
 }
 
-/// How many types stand in groups that differ from all others of their section, counted until they are
-/// more than `most`.
+/// Counts the types in groups that differ from all others of their section, until they are more
+/// than `most`.
 fn distinct(types: wasmparser::TypeSectionReader<'_>, most: u64) -> wasmparser::Result<u64> {
     let (mut seen, mut count) = (HashSet::new(), 0);
     for group in types {
@@ -165,7 +168,7 @@ fn distinct(types: wasmparser::TypeSectionReader<'_>, most: u64) -> wasmparser::
     Ok(count)
 }
 
-/// Elements of passive segments, and of segments that are made of expressions.
+/// Counts the elements of passive segments, and of segments that are made of expressions.
 fn placed_later(segments: ElementSectionReader<'_>) -> wasmparser::Result<u64> {
     let mut elements = 0;
     for segment in segments {

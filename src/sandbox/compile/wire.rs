@@ -1,13 +1,14 @@
-//! What the daemon and a compile child say to each other: JSON behind a length, and a module's bytes as they are.
+//! The protocol between the daemon and a compile child: JSON messages behind a length, and a
+//! module's bytes as they are.
 //!
 //! ```text
 //! daemon                 child
-//!   Setup            ->
-//!                    <-  Hello           ready
+//!   ChildSetup       ->
+//!                    <-  ChildHello      ready
 //!   length, module   ->
-//!                    <-  Inspected
-//!   Order            ->                  or the end of the conversation
-//!                    <-  Compiled        the artefact stands in the file that is the child's standard output
+//!                    <-  InspectReply
+//!   CompileCommand   ->                  or the end of the conversation
+//!                    <-  CompileReply    the artefact is in the file behind its standard output
 //! ```
 
 use std::io::{self, Read, Write};
@@ -20,69 +21,70 @@ use crate::guest_limits::INTERFACE_BYTES;
 use crate::refusal::Refusal;
 use crate::sandbox::inspection::Inspection;
 
-use super::{ArtifactLimit, Bounds};
+use super::{ArtifactLimit, CompileBounds};
 
-/// Bytes of a message at the most. An inspection names every export of a module: one that takes more is refused.
+/// The most bytes of a message. An inspection names every export of a module: one that takes more
+/// is refused.
 pub(super) const MAX_MESSAGE: usize = INTERFACE_BYTES.size();
 
-/// How a child is to be.
+/// The first message to a child: how it is to set itself up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Setup {
-    /// Bytes that it may take beyond what it has when it is ready.
+pub(super) struct ChildSetup {
+    /// Bytes of memory that it may take beyond what it has when it is ready.
     pub(super) memory: u64,
-    /// CPU time that it may take from then on.
+    /// Processor time that it may take from then on.
     pub(super) cpu: Duration,
-    /// What an artefact may take.
+    /// The limit on the size of its artefact.
     pub(super) artifact: ArtifactLimit,
-    /// Threads that it compiles with.
+    /// How many threads it compiles with.
     pub(super) threads: usize,
-    /// Its nice value.
+    /// The child's nice value while it works.
     pub(super) nice: i32,
     /// What a module may be expected to take.
-    pub(super) bounds: Bounds,
+    pub(super) bounds: CompileBounds,
 }
 
-/// A child is ready.
+/// The message by which a child says that it is ready.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Hello {
-    /// What its artefacts, unmetered and metered, are compatible with.
+pub(super) struct ChildHello {
+    /// Compatibility hashes of the code that it compiles, unmetered and metered.
     pub(super) compatible: [u64; 2],
-    /// What confines it.
+    /// Names of what confines the child.
     pub(super) confinement: Vec<String>,
 }
 
-/// What a module is, or why that is not told.
-pub(super) type Inspected = Result<Inspection, NotInspected>;
+/// A child's reply to a module: what the module is, or why it was not inspected.
+pub(super) type InspectReply = Result<Inspection, InspectError>;
 
 /// Why a module was not inspected.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum NotInspected {
-    /// For what it is.
+pub(super) enum InspectError {
+    /// It was refused for what it is.
     Refused(Refusal),
-    /// Its text turned out to cost more than is compiled here.
+    /// Its text turned out to cost more than is compiled in this lane.
     TooCostly,
 }
 
-/// Compile it.
+/// The command to compile the module that was inspected.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Order {
-    /// For metered execution.
+pub(super) struct CompileCommand {
+    /// Whether the code is to count fuel.
     pub(super) metered: bool,
 }
 
-/// It is compiled, or cannot be.
-pub(super) type Compiled = Result<Duration, Failure>;
+/// A child's reply to [`CompileCommand`]: how long the compilation took, or why there is no code.
+pub(super) type CompileReply = Result<Duration, ChildCompileError>;
 
 /// Why a module was not compiled.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Failure {
-    /// For what it is.
+pub(super) enum ChildCompileError {
+    /// It was refused for what it is.
     Refused(Refusal),
-    /// The compiler panicked, saying so.
+    /// The compiler panicked with these words.
     Panicked(String),
 }
 
-/// Sends a message.
+/// Sends a message as JSON behind its length.
 pub(super) fn send<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
     send_text(to, &serde_json::to_vec(message)?)
 }
@@ -93,7 +95,7 @@ pub(super) fn send_text(to: &mut impl Write, text: &[u8]) -> io::Result<()> {
     to.write_all(&[&length.to_le_bytes()[..], text].concat())
 }
 
-/// Receives a message.
+/// Receives a message, of at most [`MAX_MESSAGE`] bytes.
 pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -106,13 +108,13 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Sends a module.
+/// Sends a module's bytes behind their length.
 pub(super) fn send_module(to: &mut impl Write, wasm: &[u8]) -> io::Result<()> {
     to.write_all(&(wasm.len() as u64).to_le_bytes())?;
     to.write_all(wasm)
 }
 
-/// Receives a module.
+/// Receives the bytes of a module.
 pub(super) fn receive_module(from: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 8];
     from.read_exact(&mut length)?;

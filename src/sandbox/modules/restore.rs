@@ -1,26 +1,27 @@
-//! Compiled code that is there already: in memory for another stack class, or on disk.
+//! Restores compiled code that exists already, in memory for another stack class or on disk, and
+//! maps it for the variant that is asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Inner, Key};
+use super::{Inner, LoadedKey};
 use crate::refusal::Refusal;
 use crate::request::Digest;
+use crate::sandbox::artifact_writer::ArtifactWrite;
 use crate::sandbox::code_cache::CodeUse;
 use crate::sandbox::compile::Artifact;
 use crate::sandbox::engine::Variant;
 use crate::sandbox::inspection::Inspection;
-use crate::sandbox::loaded::Loaded;
-use crate::sandbox::saver::Save;
-use crate::store::{ArtifactName, Artifacts};
+use crate::sandbox::loaded::LoadedModule;
+use crate::store::{ArtifactCache, ArtifactName};
 
 impl Inner {
-    /// The name of a module's code on disk, where there is some.
+    /// Returns the cache on disk and the name of a module's code in it, if the code is there.
     pub(super) fn on_disk(
         &self,
         digest: Digest,
         metered: bool,
-    ) -> Option<(&Arc<Artifacts>, ArtifactName)> {
+    ) -> Option<(&Arc<ArtifactCache>, ArtifactName)> {
         let artifacts = self.artifacts.as_ref()?;
         let name = self.name(digest, metered);
         artifacts.has(name).then_some((artifacts, name))
@@ -34,35 +35,47 @@ impl Inner {
         }
     }
 
-    /// What the cache in memory holds, in KiB.
+    /// Returns the budget of the cache in memory, in KiB.
     pub(super) fn budget(&self) -> u64 {
         self.loaded.budget()
     }
 
-    /// Whether the cache holds a module at all: one that it does not would be dropped as soon as it is inserted, and
-    /// compiled again for every run.
-    pub(super) fn fits(&self, loaded: &Loaded) -> bool {
+    /// Reports whether the cache can hold a module at all. A module that it cannot hold would be
+    /// dropped as soon as it is inserted, and compiled again for every run.
+    pub(super) fn fits(&self, loaded: &LoadedModule) -> bool {
         u64::from(loaded.weight()) <= self.budget()
     }
 
-    /// Holds a module in memory, for its tenant's use among others', as far as there is room.
-    pub(super) fn hold(&self, key: Key, loaded: &Arc<Loaded>, code_use: CodeUse) {
+    /// Inserts a module into the cache in memory, with the tenant of `code_use` as one of its
+    /// users, as far as there is room.
+    pub(super) fn insert_loaded(
+        &self,
+        key: LoadedKey,
+        loaded: &Arc<LoadedModule>,
+        code_use: CodeUse,
+    ) {
         let weight = u64::from(loaded.weight()).max(self.least_weight);
         self.loaded
             .insert(key, Arc::clone(loaded), weight, code_use);
     }
 
-    /// The module in any stack class that is in memory, which is used.
-    pub(super) fn sibling(&self, key: Key, code_use: CodeUse) -> Option<Arc<Loaded>> {
-        let Key { digest, variant } = key;
+    /// Returns the module from memory, in the stack class of `key` or else in any other with the
+    /// same metering, and counts that as a use of it.
+    pub(super) fn any_stack_class(
+        &self,
+        key: LoadedKey,
+        code_use: CodeUse,
+    ) -> Option<Arc<LoadedModule>> {
+        let LoadedKey { digest, variant } = key;
         let same = self.loaded.get(&key, code_use);
         same.or_else(|| {
             Variant::with_metering(variant.metered)
-                .find_map(|variant| self.loaded.get(&Key { digest, variant }, code_use))
+                .find_map(|variant| self.loaded.get(&LoadedKey { digest, variant }, code_use))
         })
     }
 
-    /// Has code written to disk, behind whoever waits for it. A cache that cannot keep up goes without.
+    /// Queues code to be written to disk, so that no caller waits for the write. If the queue is
+    /// full, the code is not written.
     pub(super) fn save(
         &self,
         digest: Digest,
@@ -70,10 +83,10 @@ impl Inner {
         artifact: Arc<Artifact>,
         inspection: Arc<Inspection>,
     ) {
-        let Some(saver) = &self.saver else {
+        let Some(saver) = &self.artifact_writer else {
             return;
         };
-        let save = Save {
+        let save = ArtifactWrite {
             name: self.name(digest, metered),
             artifact,
             inspection,
@@ -83,14 +96,15 @@ impl Inner {
         }
     }
 
-    /// The module from code that is there: of another stack, or on disk. May block.
+    /// Restores the module from code of another stack class or from disk; `None` means that it has
+    /// to be compiled. May block.
     pub(super) fn restore(
         &self,
-        key: Key,
+        key: LoadedKey,
         code_use: CodeUse,
-    ) -> Result<Option<Arc<Loaded>>, Refusal> {
-        let Key { digest, variant } = key;
-        let (artifact, inspection, from) = match self.sibling(key, code_use) {
+    ) -> Result<Option<Arc<LoadedModule>>, Refusal> {
+        let LoadedKey { digest, variant } = key;
+        let (artifact, inspection, from) = match self.any_stack_class(key, code_use) {
             Some(loaded) => {
                 let artifact = loaded.artifact().map_err(not_mapped)?;
                 (artifact, Arc::clone(&loaded.inspection), None)
@@ -106,13 +120,14 @@ impl Inner {
         match self.map(variant, &artifact, &inspection) {
             Ok(loaded) => {
                 if !self.fits(&loaded) {
-                    // The budget is smaller than it was: compiling says what is wrong, and remembers it.
+                    // The budget is smaller than it was when the code was written. Compiling
+                    // reports what is wrong, and remembers it.
                     return Ok(None);
                 }
-                self.hold(key, &loaded, code_use);
+                self.insert_loaded(key, &loaded, code_use);
                 Ok(Some(loaded))
             }
-            // What the host has too little of says nothing about the file.
+            // A shortage of the host says nothing about the file, which is therefore kept.
             Err(error) if error.downcast_ref::<std::io::Error>().is_some() => {
                 Err(not_mapped(error))
             }
@@ -140,7 +155,7 @@ impl Inner {
                 return None;
             }
         };
-        match Artifact::sealed(code, Duration::ZERO) {
+        match Artifact::from_sealed(code, Duration::ZERO) {
             Ok(artifact) => Some((artifact, Arc::new(inspection))),
             Err(error) => {
                 tracing::warn!(%error, "an artefact cannot be read");
@@ -154,17 +169,18 @@ impl Inner {
         variant: Variant,
         artifact: &Arc<Artifact>,
         inspection: &Arc<Inspection>,
-    ) -> wasmtime::Result<Arc<Loaded>> {
-        // What is too large for a slot of the pool fails here and runs on demand.
+    ) -> wasmtime::Result<Arc<LoadedModule>> {
+        // A module that is too large for a slot of the pool fails to be mapped here, and is mapped
+        // into the on-demand engine.
         let proposals = inspection.proposals;
         if let Some(linked) = self.engines.pooled(variant, proposals)? {
-            match Loaded::map(variant, linked, artifact, inspection) {
+            match LoadedModule::map(variant, linked, artifact, inspection) {
                 Ok(loaded) => return Ok(Arc::new(loaded)),
                 Err(error) => tracing::debug!(%error, "a module does not fit the pool"),
             }
         }
         let linked = self.engines.on_demand(variant, proposals)?;
-        Loaded::map(variant, linked, artifact, inspection).map(Arc::new)
+        LoadedModule::map(variant, linked, artifact, inspection).map(Arc::new)
     }
 }
 

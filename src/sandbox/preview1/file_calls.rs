@@ -1,6 +1,6 @@
-//! The calls on files and directories that are the runtime's own, but made by the threads for file
-//! system calls ([`crate::sandbox::files`]) and with paths of a bounded length. Those that tell of
-//! files are in [`crate::sandbox::file_times`].
+//! Defines the calls on files and directories that are the runtime's own, but run on the threads
+//! for file system calls ([`crate::sandbox::file_threads`]) and with paths of a bounded length. The
+//! functions that return file attributes are in [`crate::sandbox::file_times`].
 
 use wasmtime::{Caller, Linker};
 use wasmtime_wasi::p0::wasi_unstable;
@@ -8,26 +8,26 @@ use wasmtime_wasi::p1::types::Errno;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::GuestMemory;
 
-use super::{CALL_BYTES, Version, code, is_too_long};
-use crate::sandbox::host::{State, memory};
+use super::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
+use crate::sandbox::imports::{GuestState, memory};
 
-/// Defines a function on descriptors or paths; of the latter, the positions of their lengths are
-/// named, so that one that is too long is not looked at.
+/// Defines a function on descriptors or paths. For paths, the arguments that hold their lengths are
+/// named, so that a path that is too long is not looked at.
 macro_rules! define_call {
     ($linker:expr, $name:ident, ($first:ident $(, $arg:ident)*), [$($len:ident),*]) => {
         for (module, version) in [
-            ("wasi_snapshot_preview1", Version::Preview1),
-            ("wasi_unstable", Version::Unstable),
+            ("wasi_snapshot_preview1", WasiVersion::Preview1),
+            ("wasi_unstable", WasiVersion::Unstable),
         ] {
             $linker.func_wrap_async(
                 module,
                 stringify!($name),
-                move |mut caller: Caller<'_, State>,
+                move |mut caller: Caller<'_, GuestState>,
                       ($first, $($arg,)*): (i32, $(argument!(@type $arg),)*)| {
                     Box::new(async move {
                         let lengths: [i32; _] = [$($len),*];
                         if lengths.into_iter().any(is_too_long) {
-                            return Ok(code(Errno::Nametoolong));
+                            return Ok(errno_code(Errno::Nametoolong));
                         }
                         let memory = memory(&mut caller)?;
                         let (bytes, state) = memory.data_and_store_mut(&mut caller);
@@ -46,8 +46,8 @@ macro_rules! define_call {
     };
 }
 
-/// The type of an argument, by its name; and what makes a call, by its first argument's: what is
-/// asked of a standard stream needs no thread.
+/// Gives the type of an argument, by its name, and, by the name of the first argument, what makes
+/// the call: a call on a standard stream needs no thread.
 macro_rules! argument {
     (@type accessed) => {
         i64
@@ -72,13 +72,13 @@ macro_rules! argument {
     };
 }
 
-/// Replaces the functions.
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces these functions in `linker`, for descriptors and for paths.
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     add_descriptors(linker)?;
     add_paths(linker)
 }
 
-fn add_descriptors(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_descriptors(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     define_call!(linker, fd_advise, (fd, offset, size, advice), []);
     define_call!(linker, fd_datasync, (fd), []);
     define_call!(linker, fd_fdstat_get, (fd, out), []);
@@ -94,7 +94,7 @@ fn add_descriptors(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     define_call!(linker, path_create_directory, (dir, path, len), [len]);
     define_call!(
         linker,

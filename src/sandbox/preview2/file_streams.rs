@@ -1,6 +1,6 @@
-//! Streams of files. The runtime's own would start reads and writes that nothing waits for, as many
-//! at once as a guest has streams; these do one at a time for each run, by the threads for file
-//! system calls, and only while the guest waits for it.
+//! Streams that read and write files. The runtime's own streams would start reads and writes that
+//! nothing waits for, as many at once as a guest has streams. These streams make one call at a time
+//! for each run, on the threads for file system calls, and only while the guest waits for it.
 
 use std::fs::File;
 use std::io;
@@ -17,27 +17,28 @@ use wasmtime_wasi::p2::{
 };
 use wasmtime_wasi::{WasiView, async_trait};
 
-use crate::sandbox::files::FileCalls;
-use crate::sandbox::host::State;
+use crate::sandbox::file_threads::FileCalls;
+use crate::sandbox::imports::GuestState;
 use crate::sandbox::stdio::ANY_AMOUNT;
 
-/// The most bytes of one read or write: what a stream holds for its guest without being charged.
+/// The maximum number of bytes of one read or write, which a stream holds for its guest without
+/// being charged.
 pub(super) const FILE_PIECE: usize = 64 << 10;
-/// What a stream that writes to a file says it takes: any amount, in pieces. No other stream says
-/// the same.
+/// How many bytes a stream that writes to a file says it takes: any amount, in pieces. No other
+/// stream says the same number.
 pub(super) const ANY_AMOUNT_OF_FILE: usize = ANY_AMOUNT - 1;
-/// What a guest is read ahead that only asked whether there is something to read.
+/// How many bytes are read ahead for a guest that only asked whether there is something to read.
 const READ_AHEAD: usize = 4 << 10;
 
-/// What making a stream gives: the stream, or why there is none.
-type Made<T> = wasmtime::Result<Result<Resource<T>, ErrorCode>>;
+/// The result of creating a stream: the stream, or the reason why there is none.
+type NewStreamResult<T> = wasmtime::Result<Result<Resource<T>, ErrorCode>>;
 
-/// Makes a stream that reads a file from an offset on.
+/// Creates a stream that reads a file from an offset on.
 pub(super) fn read(
-    state: &mut State,
+    state: &mut GuestState,
     file: &Resource<Descriptor>,
     offset: u64,
-) -> Made<DynInputStream> {
+) -> NewStreamResult<DynInputStream> {
     let files = state.files.clone();
     let table = state.ctx().table;
     let file = match table.get(file)? {
@@ -53,12 +54,12 @@ pub(super) fn read(
     Ok(Ok(table.push(stream)?))
 }
 
-/// Makes a stream that writes to a file.
+/// Creates a stream that writes to a file at `at`.
 pub(super) fn write(
-    state: &mut State,
+    state: &mut GuestState,
     file: &Resource<Descriptor>,
     at: WriteAt,
-) -> Made<DynOutputStream> {
+) -> NewStreamResult<DynOutputStream> {
     let files = state.files.clone();
     let table = state.ctx().table;
     let file = match table.get(file)? {
@@ -77,7 +78,7 @@ pub(super) fn write(
     Ok(Ok(table.push(stream)?))
 }
 
-/// A stream that reads a file.
+/// An input stream that reads a file, one piece at a time.
 struct FileReader {
     file: Arc<File>,
     files: FileCalls,
@@ -87,7 +88,7 @@ struct FileReader {
 
 enum ReadState {
     Idle,
-    /// A read that has begun, or will once the guest waits for it.
+    /// A read that has begun, or will begin once the guest waits for it.
     Reading(BoxFuture<'static, io::Result<Bytes>>),
     Read(Bytes),
     Failed(io::Error),
@@ -95,7 +96,7 @@ enum ReadState {
 }
 
 impl FileReader {
-    /// Begins a read of at most `size` bytes, which goes on where it is awaited.
+    /// Begins a read of at most `size` bytes, which makes progress when it is awaited.
     fn begin(&mut self, size: usize) {
         let (file, files, offset) = (Arc::clone(&self.file), self.files.clone(), self.offset);
         let size = size.min(FILE_PIECE);
@@ -103,7 +104,7 @@ impl FileReader {
         self.state = ReadState::Reading(reading.boxed());
     }
 
-    /// Waits for the read that has begun, where one has.
+    /// Waits for the read that has begun, if there is one.
     async fn wait(&mut self) {
         if let ReadState::Reading(reading) = &mut self.state {
             self.state = match reading.await {
@@ -177,16 +178,16 @@ impl InputStream for FileReader {
     }
 }
 
-/// Where a stream writes.
+/// The position at which a stream writes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WriteAt {
-    /// From an offset on.
+    /// At an offset, which advances with each write.
     Offset(u64),
-    /// At the end, wherever that is then.
+    /// At the end of the file, wherever that is at the time of the write.
     End,
 }
 
-/// A stream that writes to a file.
+/// An output stream that writes to a file, one piece at a time.
 struct FileWriter {
     file: Arc<File>,
     files: FileCalls,
@@ -196,21 +197,21 @@ struct FileWriter {
 
 enum WriteState {
     Idle,
-    /// A write that has begun, or will once the guest waits for it.
+    /// A write that has begun, or will begin once the guest waits for it.
     Writing(BoxFuture<'static, io::Result<usize>>),
     Failed(io::Error),
     Closed,
 }
 
 impl FileWriter {
-    /// Begins a write, which goes on where it is awaited.
+    /// Begins a write, which makes progress when it is awaited.
     fn begin(&mut self, bytes: Bytes) {
         let (file, files, at) = (Arc::clone(&self.file), self.files.clone(), self.at);
         let writing = async move { files.blocking(move || write_all(&file, &bytes, at)).await };
         self.state = WriteState::Writing(writing.boxed());
     }
 
-    /// Waits for the write that has begun, where one has.
+    /// Waits for the write that has begun, if there is one.
     async fn wait(&mut self) {
         if let WriteState::Writing(writing) = &mut self.state {
             self.state = match writing.await {
@@ -225,7 +226,8 @@ impl FileWriter {
         }
     }
 
-    /// Fails once where the last write did, and always after that.
+    /// Returns the error of the last write, once; after that, returns that the stream is closed. It
+    /// succeeds where no write failed.
     fn failure(&mut self) -> StreamResult<()> {
         match self.state {
             WriteState::Idle | WriteState::Writing(_) => Ok(()),
@@ -255,13 +257,14 @@ fn write_all(file: &File, bytes: &[u8], at: WriteAt) -> io::Result<usize> {
     Ok(bytes.len())
 }
 
-/// Writes at the end of a file, whose descriptor's own position stays where it is.
+/// Writes at the end of a file. The descriptor's own position stays where it is.
 fn append(file: &File, bytes: &[u8]) -> io::Result<usize> {
     let pieces = [io::IoSlice::new(bytes)];
     match pwritev2(file, &pieces, 0, ReadWriteFlags::APPEND) {
         Ok(written) => Ok(written),
         Err(Errno::INTR) => Ok(0),
-        // A kernel that cannot: nothing else of this run writes meanwhile.
+        // A kernel that cannot append gets a write at the file's current length. Nothing else of
+        // this run writes meanwhile.
         Err(Errno::NOSYS | Errno::OPNOTSUPP) => file.write_at(bytes, file.metadata()?.len()),
         Err(error) => Err(error.into()),
     }

@@ -1,4 +1,5 @@
-//! Files of components: writes in pieces, paths of a bounded length, and a count of what is open.
+//! Replaces the file functions of components: writes are made in pieces, paths have a bounded
+//! length, and what is open is counted.
 
 use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
@@ -9,26 +10,26 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 
 use super::file_streams::{self, WriteAt};
-use super::{CallStore, opened};
+use super::{CallStore, open_with_handle};
 use crate::guest_limits::PATH;
-use crate::sandbox::host::State;
-use crate::sandbox::pace::{PIECE_BYTES, Pace};
+use crate::sandbox::host_call_pacer::{HostCallPacer, PIECE_BYTES};
+use crate::sandbox::imports::GuestState;
 
-/// The interface that is replaced, in the version that the runtime offers.
+/// The interface whose functions are replaced, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 
-/// What functions of files return.
-type OfFile<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
+/// The return type of the functions on files.
+type FileCallResult<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
-/// Replaces all functions of files and directories that may block. What tells of files is in
-/// [`crate::sandbox::file_times`].
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces all functions on files and directories that may block. The functions that return file
+/// attributes are in [`crate::sandbox::file_times`].
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     add_files(linker)?;
     add_plain(linker)?;
     add_paths(linker)
 }
 
-/// Defines a function that takes no path: the runtime's own, made by the threads for file system
+/// Defines a function that takes no path: the runtime's own, run on the threads for file system
 /// calls.
 macro_rules! define_plain {
     ($interface:expr, $name:literal, $method:ident, ($($arg:ident: $a:ty),*) -> $result:ty) => {
@@ -40,14 +41,14 @@ macro_rules! define_plain {
                     let mut files = call.data_mut().filesystem();
                     let made = HostDescriptor::$method(&mut files, file, $($arg),*);
                     let result: FsResult<$result> = calls.run(made).await;
-                    of_file(result)
+                    file_result(result)
                 })
             },
         )?
     };
 }
 
-fn add_plain(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_plain(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance(INTERFACE)?;
     define_plain!(
         interface, "[method]descriptor.advise", advise,
@@ -83,14 +84,14 @@ fn add_plain(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-fn of_file<T>(result: FsResult<T>) -> OfFile<T> {
+fn file_result<T>(result: FsResult<T>) -> FileCallResult<T> {
     Ok((match result {
         Ok(value) => Ok(value),
         Err(error) => Err(error.downcast()?),
     },))
 }
 
-fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_files(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance(INTERFACE)?;
     interface.func_wrap_async(
         "[method]descriptor.write",
@@ -99,11 +100,11 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             Box::new(async move { write_at(&mut call, &to, &bytes, offset).await })
         },
     )?;
-    // A stream holds its file, whatever becomes of the descriptor that it was made of.
+    // A stream keeps its file open, whatever becomes of the descriptor from which it was made.
     interface.func_wrap(
         "[method]descriptor.read-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
-            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+            open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::read(state, &file, offset)
             })
         },
@@ -111,7 +112,7 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     interface.func_wrap(
         "[method]descriptor.write-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
-            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+            open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::write(state, &file, WriteAt::Offset(offset))
             })
         },
@@ -119,7 +120,7 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     interface.func_wrap(
         "[method]descriptor.append-via-stream",
         |mut call: CallStore<'_>, (file,): (Resource<Descriptor>,)| {
-            opened(&mut call, ErrorCode::InsufficientMemory, |state| {
+            open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::write(state, &file, WriteAt::End)
             })
         },
@@ -136,16 +137,16 @@ fn add_files(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-/// Writes all of `bytes` where the file takes it, and says how much it took.
+/// Writes all of `bytes` if the file takes them, and returns how many it took.
 async fn write_at(
     call: &mut CallStore<'_>,
     to: &Resource<Descriptor>,
     bytes: &WasmList<u8>,
     offset: u64,
-) -> OfFile<u64> {
+) -> FileCallResult<u64> {
     let calls = call.data().files.clone();
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let mut done = 0;
     loop {
         let end = bytes.len().min(done + PIECE_BYTES);
@@ -155,9 +156,9 @@ async fn write_at(
         let mut files = call.data_mut().filesystem();
         let writing = HostDescriptor::write(&mut files, again, piece, at);
         let written = calls.run(writing).await;
-        let written = match of_file(written)? {
+        let written = match file_result(written)? {
             (Ok(written),) => written,
-            // What was written counts: the guest meets the error when it writes on.
+            // What was written counts: the guest gets the error when it writes on.
             (Err(_),) if done > 0 => 0,
             (Err(error),) => return Ok((Err(error),)),
         };
@@ -165,12 +166,12 @@ async fn write_at(
         if written == 0 || done >= bytes.len() {
             return Ok((Ok(done as u64),));
         }
-        pace.between().await?;
+        pace.checkpoint().await?;
     }
 }
 
-/// A path that a guest gave; none where it is too long to be looked at.
-pub(in crate::sandbox) fn path(
+/// Returns a path that a guest gave, or `None` if it is too long to be looked at.
+pub(in crate::sandbox) fn bounded_path(
     call: &CallStore<'_>,
     path: &WasmStr,
 ) -> wasmtime::Result<Option<String>> {
@@ -178,7 +179,7 @@ pub(in crate::sandbox) fn path(
     Ok((path.len() <= PATH.size()).then(|| path.into_owned()))
 }
 
-/// Defines a function that takes one path, with what comes before and after it.
+/// Defines a function that takes one path, and the arguments before and after it.
 macro_rules! define_path {
     (
         $interface:expr, $name:literal, $method:ident,
@@ -191,7 +192,7 @@ macro_rules! define_path {
                 Resource<Descriptor>, $($b,)* WasmStr, $($a,)*
             )| {
                 Box::new(async move {
-                    let Some(given) = path(&call, &given)? else {
+                    let Some(given) = bounded_path(&call, &given)? else {
                         return Ok((Err(ErrorCode::NameTooLong),));
                     };
                     let calls = call.data().files.clone();
@@ -199,14 +200,14 @@ macro_rules! define_path {
                     let made =
                         HostDescriptor::$method(&mut files, dir, $($before,)* given, $($after,)*);
                     let result: FsResult<$result> = calls.run(made).await;
-                    of_file(result)
+                    file_result(result)
                 })
             },
         )?
     };
 }
 
-fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance(INTERFACE)?;
     define_path!(
         interface, "[method]descriptor.create-directory-at", create_directory_at,
@@ -239,13 +240,15 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.link-at",
         |mut call: CallStore<'_>, (dir, flags, from, to_dir, to): LinkPaths| {
             Box::new(async move {
-                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                let (Some(from), Some(to)) =
+                    (bounded_path(&call, &from)?, bounded_path(&call, &to)?)
+                else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::link_at(&mut files, dir, flags, from, to_dir, to);
-                of_file(calls.run(made).await)
+                file_result(calls.run(made).await)
             })
         },
     )?;
@@ -254,13 +257,15 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.rename-at",
         |mut call: CallStore<'_>, (dir, from, to_dir, to): RenamePaths| {
             Box::new(async move {
-                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                let (Some(from), Some(to)) =
+                    (bounded_path(&call, &from)?, bounded_path(&call, &to)?)
+                else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::rename_at(&mut files, dir, from, to_dir, to);
-                of_file(calls.run(made).await)
+                file_result(calls.run(made).await)
             })
         },
     )?;
@@ -268,13 +273,15 @@ fn add_paths(linker: &mut Linker<State>) -> wasmtime::Result<()> {
         "[method]descriptor.symlink-at",
         |mut call: CallStore<'_>, (dir, from, to): (Resource<Descriptor>, WasmStr, WasmStr)| {
             Box::new(async move {
-                let (Some(from), Some(to)) = (path(&call, &from)?, path(&call, &to)?) else {
+                let (Some(from), Some(to)) =
+                    (bounded_path(&call, &from)?, bounded_path(&call, &to)?)
+                else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::symlink_at(&mut files, dir, from, to);
-                of_file(calls.run(made).await)
+                file_result(calls.run(made).await)
             })
         },
     )

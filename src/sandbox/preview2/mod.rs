@@ -1,7 +1,8 @@
-//! Host calls of components that a guest can make large, or that open and close files, sockets and
-//! streams. A list that a guest passes is looked at where it lies in the guest's memory, and moved
-//! in pieces (see [`super::pace`]); what a call returns is bounded. A `write` may wait between its
-//! pieces: what is written to standard output and error always arrives whole.
+//! Replaces the host calls of WASI 0.2 components that a guest can make large, or that open and
+//! close files, sockets and streams. A list that a guest passes is read where it lies in the
+//! guest's memory, and moved in pieces (see [`super::host_call_pacer`]); what a call returns is
+//! bounded. A `write` may wait between its pieces, so whatever is written to stdout and stderr
+//! arrives whole.
 
 mod file_streams;
 mod files;
@@ -16,15 +17,15 @@ use wasmtime_wasi::p2::bindings::random::{insecure, random};
 use wasmtime_wasi::random::WasiRandomView;
 use wasmtime_wasi::{ResourceTableError, WasiView};
 
-use super::host::State;
-use super::pace::Pace;
+use super::host_call_pacer::HostCallPacer;
+use super::imports::GuestState;
 use super::preview1::RANDOM_PIECE;
 use crate::guest_limits::RANDOM_LIST;
 
-pub(super) use self::files::path;
+pub(super) use self::files::bounded_path;
 
-/// Replaces the functions. What is replaced of `open-at` is in [`super::regular`].
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces these functions in `linker`. The replacement of `open-at` is in [`super::file_types`].
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     streams::add(linker)?;
     add_poll(linker)?;
@@ -35,14 +36,15 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// The store that a call came from.
-type CallStore<'a> = StoreContextMut<'a, State>;
+/// A reference to the store of the guest that makes the call.
+type CallStore<'a> = StoreContextMut<'a, GuestState>;
 
-/// Opens something that holds a descriptor: `error` where there is no place for one.
-fn opened<T: 'static, E>(
+/// Opens something that holds a descriptor, and returns `error` to the guest if the run has no free
+/// handle.
+fn open_with_handle<T: 'static, E>(
     call: &mut CallStore<'_>,
     error: E,
-    open: impl FnOnce(&mut State) -> wasmtime::Result<Result<Resource<T>, E>>,
+    open: impl FnOnce(&mut GuestState) -> wasmtime::Result<Result<Resource<T>, E>>,
 ) -> wasmtime::Result<(Result<Resource<T>, E>,)> {
     let state = call.data_mut();
     if state.handles.reserve().is_err() {
@@ -50,13 +52,13 @@ fn opened<T: 'static, E>(
     }
     let result = open(state)?;
     match &result {
-        Ok(resource) => state.handles.keep(resource.rep()),
-        Err(_) => state.handles.put_back(),
+        Ok(resource) => state.handles.bind(resource.rep()),
+        Err(_) => state.handles.release_reserved(),
     }
     Ok((result,))
 }
 
-fn add_poll(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_poll(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance("wasi:io/poll@0.2.12")?;
     interface.func_wrap_async(
         "poll",
@@ -73,7 +75,7 @@ fn add_poll(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-fn add_random(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn add_random(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance("wasi:random/random@0.2.12")?;
     interface.func_wrap_async(
         "get-random-bytes",
@@ -103,7 +105,7 @@ fn add_random(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 async fn randomness(
     call: &mut CallStore<'_>,
     len: u64,
-    mut piece: impl FnMut(&mut State, u64) -> wasmtime::Result<Vec<u8>> + Send,
+    mut piece: impl FnMut(&mut GuestState, u64) -> wasmtime::Result<Vec<u8>> + Send,
 ) -> wasmtime::Result<(Vec<u8>,)> {
     if len > RANDOM_LIST.number {
         return Err(wasmtime::Error::msg(format!(
@@ -112,7 +114,7 @@ async fn randomness(
         )));
     }
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
     let mut left = len;
     loop {
@@ -122,6 +124,6 @@ async fn randomness(
         if left == 0 {
             return Ok((bytes,));
         }
-        pace.between().await?;
+        pace.checkpoint().await?;
     }
 }

@@ -1,4 +1,5 @@
-//! Sockets of components: a count of those that are open. Names are not resolved.
+//! Replaces the socket functions of components: sockets that are open are counted, and names are
+//! not resolved.
 
 use wasmtime::component::{Linker, Resource, ResourceType, WasmStr};
 use wasmtime_wasi::p2::SocketResult;
@@ -10,11 +11,11 @@ use wasmtime_wasi::p2::bindings::sockets::{
 };
 use wasmtime_wasi::sockets::WasiSocketsView;
 
-use super::{CallStore, opened};
-use crate::sandbox::host::State;
+use super::{CallStore, open_with_handle};
+use crate::sandbox::imports::GuestState;
 
-/// What functions of sockets return.
-type OfSocket<T> = wasmtime::Result<(Result<T, SocketErrorCode>,)>;
+/// The return type of the functions on sockets.
+type SocketCallResult<T> = wasmtime::Result<(Result<T, SocketErrorCode>,)>;
 
 fn of_socket<T>(result: SocketResult<T>) -> wasmtime::Result<Result<T, SocketErrorCode>> {
     match result {
@@ -23,13 +24,13 @@ fn of_socket<T>(result: SocketResult<T>) -> wasmtime::Result<Result<T, SocketErr
     }
 }
 
-/// Replaces what opens and closes.
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces the functions that open and close sockets, and the one that resolves names.
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance("wasi:sockets/tcp-create-socket@0.2.12")?;
     interface.func_wrap(
         "create-tcp-socket",
         |mut call: CallStore<'_>, (family,): (IpAddressFamily,)| {
-            opened(&mut call, SocketErrorCode::NewSocketLimit, |state| {
+            open_with_handle(&mut call, SocketErrorCode::NewSocketLimit, |state| {
                 let mut sockets = state.sockets();
                 of_socket(tcp_create_socket::Host::create_tcp_socket(
                     &mut sockets,
@@ -67,12 +68,12 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             Ok(())
         },
     )?;
-    // Names are not resolved for guests, so that one is not even copied.
+    // Names are not resolved for guests, so the name is not even copied.
     let mut interface = linker.instance("wasi:sockets/ip-name-lookup@0.2.12")?;
-    type Lookup = Resource<ip_name_lookup::ResolveAddressStream>;
+    type AddressStream = Resource<ip_name_lookup::ResolveAddressStream>;
     interface.func_wrap(
         "resolve-addresses",
-        |_: CallStore<'_>, _: (Resource<Network>, WasmStr)| -> OfSocket<Lookup> {
+        |_: CallStore<'_>, _: (Resource<Network>, WasmStr)| -> SocketCallResult<AddressStream> {
             Ok((Err(SocketErrorCode::PermanentResolverFailure),))
         },
     )
@@ -81,7 +82,7 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 async fn create_udp_socket(
     call: &mut CallStore<'_>,
     family: IpAddressFamily,
-) -> OfSocket<Resource<udp::UdpSocket>> {
+) -> SocketCallResult<Resource<udp::UdpSocket>> {
     let state = call.data_mut();
     if state.handles.reserve().is_err() {
         return Ok((Err(SocketErrorCode::NewSocketLimit),));
@@ -90,8 +91,8 @@ async fn create_udp_socket(
     let made = udp_create_socket::Host::create_udp_socket(&mut sockets, family).await;
     let result = of_socket(made)?;
     match &result {
-        Ok(socket) => state.handles.keep(socket.rep()),
-        Err(_) => state.handles.put_back(),
+        Ok(socket) => state.handles.bind(socket.rep()),
+        Err(_) => state.handles.release_reserved(),
     }
     Ok((result,))
 }

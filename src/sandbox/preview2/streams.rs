@@ -1,4 +1,4 @@
-//! Output streams of components: a write of any size arrives whole.
+//! Replaces the functions of components' output streams, so that a write of any size arrives whole.
 
 use bytes::Bytes;
 use wasmtime::component::{Linker, Resource, ResourceType, WasmList};
@@ -8,21 +8,22 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, StreamError, StreamResu
 
 use super::CallStore;
 use super::file_streams::ANY_AMOUNT_OF_FILE;
-use crate::sandbox::host::State;
-use crate::sandbox::pace::Pace;
+use crate::sandbox::host_call_pacer::HostCallPacer;
+use crate::sandbox::imports::GuestState;
 use crate::sandbox::stdio::ANY_AMOUNT;
 
-/// The most bytes that are handed to a stream at once; all of the runtime's own offer as much.
+/// The maximum number of bytes that are passed to a stream at once. All of the runtime's own
+/// streams accept as many.
 const STREAM_PIECE: usize = 64 << 10;
 
-/// The interface that is replaced, in the version that the runtime offers.
+/// The interface whose functions are replaced, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:io/streams@0.2.12";
 
-/// What functions of streams return.
-type OfStream<T> = wasmtime::Result<(Result<T, streams::StreamError>,)>;
+/// The return type of the functions on streams.
+type StreamCallResult<T> = wasmtime::Result<(Result<T, streams::StreamError>,)>;
 
-/// Replaces what writes.
-pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces the functions that write to a stream, and those that drop one.
+pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance(INTERFACE)?;
     interface.func_wrap_async(
         "[method]output-stream.write",
@@ -82,8 +83,8 @@ pub(super) fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     add_drops(linker)
 }
 
-/// A stream of a file counts as a handle until it is dropped.
-fn add_drops(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+/// Replaces the destructors of streams: a stream of a file counts as a handle until it is dropped.
+fn add_drops(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance(INTERFACE)?;
     interface.resource_async(
         "input-stream",
@@ -111,7 +112,7 @@ fn add_drops(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-fn of_stream<T>(call: &mut CallStore<'_>, result: StreamResult<T>) -> OfStream<T> {
+fn of_stream<T>(call: &mut CallStore<'_>, result: StreamResult<T>) -> StreamCallResult<T> {
     Ok((match result {
         Ok(value) => Ok(value),
         Err(error) => Err(streams::Host::convert_stream_error(
@@ -121,7 +122,7 @@ fn of_stream<T>(call: &mut CallStore<'_>, result: StreamResult<T>) -> OfStream<T
     },))
 }
 
-/// The stream that `to` names.
+/// Returns the stream to which the handle `to` refers.
 fn stream<'a>(
     call: &'a mut CallStore<'_>,
     to: &Resource<DynOutputStream>,
@@ -129,11 +130,11 @@ fn stream<'a>(
     Ok(call.data_mut().ctx().table.get_mut(to)?)
 }
 
-/// How much `to` takes at once, when it takes anything.
+/// Waits until `to` takes anything, and returns how many bytes it takes at once.
 async fn ready(
     call: &mut CallStore<'_>,
     to: &Resource<DynOutputStream>,
-    pace: &mut Pace<'_>,
+    pace: &mut HostCallPacer<'_>,
 ) -> StreamResult<usize> {
     loop {
         let stream = stream(call, to)?;
@@ -141,16 +142,16 @@ async fn ready(
             0 => stream.ready().await,
             most => return Ok(most),
         }
-        between(pace).await?;
+        checkpoint(pace).await?;
     }
 }
 
-async fn between(pace: &mut Pace<'_>) -> StreamResult<()> {
-    let paced = pace.between().await;
+async fn checkpoint(pace: &mut HostCallPacer<'_>) -> StreamResult<()> {
+    let paced = pace.checkpoint().await;
     paced.map_err(|stopped| StreamError::Trap(stopped.into()))
 }
 
-/// Hands a piece to `to`, which takes `most` at once.
+/// Passes a piece to `to`, which takes `most` bytes at once.
 async fn hand(
     call: &mut CallStore<'_>,
     to: &Resource<DynOutputStream>,
@@ -159,16 +160,16 @@ async fn hand(
 ) -> StreamResult<()> {
     let stream = stream(call, to)?;
     if matches!(most, ANY_AMOUNT | ANY_AMOUNT_OF_FILE) {
-        // Standard output or error waits for the reader, and is never short. What a file takes is
-        // in it when the guest goes on, which may ask nothing of this stream any more.
+        // Stdout and stderr wait for the reader, and are never short. What a file takes is in the
+        // file when the guest goes on, which may not ask this stream anything again.
         stream.blocking_write_and_flush(piece).await
     } else {
         stream.write(piece)
     }
 }
 
-/// Writes all of `bytes`. A guest that asked what may be written finds what it was told; one that
-/// writes more waits.
+/// Writes all of `bytes`. A guest that asked how much it may write can write that much without
+/// waiting; one that writes more waits.
 async fn write(
     call: &mut CallStore<'_>,
     to: &Resource<DynOutputStream>,
@@ -178,7 +179,7 @@ async fn write(
         return stream(call, to)?.write(Bytes::new());
     }
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let mut done = 0;
     loop {
         let most = ready(call, to, &mut pace).await?;
@@ -189,7 +190,7 @@ async fn write(
         if done == bytes.len() {
             return Ok(());
         }
-        between(&mut pace).await?;
+        checkpoint(&mut pace).await?;
     }
 }
 
@@ -199,7 +200,7 @@ async fn write_and_flush(
     bytes: &WasmList<u8>,
 ) -> StreamResult<()> {
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let mut done = 0;
     loop {
         let end = bytes.len().min(done + STREAM_PIECE);
@@ -209,7 +210,7 @@ async fn write_and_flush(
         if done == bytes.len() {
             return Ok(());
         }
-        between(&mut pace).await?;
+        checkpoint(&mut pace).await?;
     }
 }
 
@@ -221,7 +222,7 @@ async fn write_zeroes(
 ) -> StreamResult<()> {
     static ZEROES: [u8; STREAM_PIECE] = [0; STREAM_PIECE];
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let mut left = len;
     loop {
         let most = ready(call, to, &mut pace).await?;
@@ -236,11 +237,12 @@ async fn write_zeroes(
         if left == 0 {
             return Ok(());
         }
-        between(&mut pace).await?;
+        checkpoint(&mut pace).await?;
     }
 }
 
-/// Moves a piece of at most `len` bytes, waiting for both streams or for neither.
+/// Moves a piece of at most `len` bytes. It waits for both streams if `blocking`, and for neither
+/// otherwise.
 async fn splice(
     call: &mut CallStore<'_>,
     to: &Resource<DynOutputStream>,
@@ -249,7 +251,7 @@ async fn splice(
     blocking: bool,
 ) -> StreamResult<u64> {
     let stop = call.data().stop.clone();
-    let mut pace = Pace::new(&stop);
+    let mut pace = HostCallPacer::new(&stop);
     let most = match blocking {
         true => ready(call, to, &mut pace).await?,
         false => stream(call, to)?.check_write()?,

@@ -1,4 +1,5 @@
-//! Lines by hand against those that tracing's formatter writes of the same fields.
+//! Comparison of the lines that are formatted by hand with those that tracing's formatter writes
+//! for the same fields.
 
 use std::fmt;
 use std::io;
@@ -15,20 +16,20 @@ use super::*;
 const LAYOUTS: [LineLayout; 3] = [LineLayout::Text, LineLayout::Json, LineLayout::Audit];
 const AT: &str = "2026-11-29T00:45:09.012345Z";
 
-/// A clock that stands still.
-struct Stopped;
+/// A clock whose time stands still.
+struct FrozenClock;
 
-impl FormatTime for Stopped {
+impl FormatTime for FrozenClock {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         writer.write_str(AT)
     }
 }
 
-/// Memory that tracing writes to.
+/// A buffer in memory that tracing writes to.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
+struct MemoryWriter(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Memory {
+impl Write for MemoryWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }
@@ -38,12 +39,12 @@ impl Write for Memory {
     }
 }
 
-/// What tracing's formatter writes of `events`.
+/// Returns what tracing's formatter writes for `events`.
 fn by_tracing(layout: LineLayout, events: impl FnOnce()) -> String {
-    let memory = Memory::default();
+    let memory = MemoryWriter::default();
     let writer = memory.clone();
     let layer = tracing_subscriber::fmt::layer()
-        .with_timer(Stopped)
+        .with_timer(FrozenClock)
         .with_writer(move || writer.clone());
     let layer = match layout {
         LineLayout::Text => layer.with_ansi(false).boxed(),
@@ -68,13 +69,14 @@ fn by_hand(
     head: &LineHead,
     fields: impl FnOnce(&mut LineWriter<'_>),
 ) -> String {
-    let mut desk = LineDesk::new();
+    let mut desk = LineBuffer::new();
     let at = humantime::parse_rfc3339(AT).unwrap();
     desk.write(layout, head, at, fields);
     String::from_utf8(desk.line).unwrap()
 }
 
-/// Text as callers choose it: of any characters, of those that layouts escape, and of plain ones.
+/// Generates text as callers may choose it: of any characters, of those that layouts escape, and of
+/// plain ones.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         "(?s).{0,40}",
@@ -140,11 +142,12 @@ proptest! {
 
     #[test]
     fn a_time_is_told_to_the_microsecond(
-        // What Linux can set its clock to, and lines of the same second and of others.
+        // Times that Linux can set its clock to, with several lines in the same second and in
+        // others.
         second in 0u64..9_223_372_036,
         offsets in proptest::collection::vec((0u64..3, 0u32..1_000_000_000), 1..5),
     ) {
-        let mut clock = LineDesk::new().clock;
+        let mut clock = LineBuffer::new().clock;
         for (later, nanos) in offsets {
             let at = UNIX_EPOCH + Duration::new(second + later, nanos);
             let mut text = Vec::new();
@@ -155,7 +158,7 @@ proptest! {
     }
 }
 
-/// A line of the audit that the log has too, since `telemetry.log_level` names it.
+/// Checks an audit line that the log gets too because `telemetry.log_level` names it.
 #[test]
 fn a_line_of_the_audit_is_laid_out_as_the_log_is() {
     let head = LineHead {
@@ -182,7 +185,7 @@ fn times_are_told_as_tracing_tells_them() {
         .unwrap();
     let mut text = Vec::new();
     let at = humantime::parse_rfc3339(&told).unwrap();
-    LineDesk::new().clock.push(at, &mut text);
+    LineBuffer::new().clock.push(at, &mut text);
     assert_eq!(String::from_utf8(text).unwrap(), told);
 }
 

@@ -1,10 +1,10 @@
-//! What is mended, and what is left as it is.
+//! Tests of which authorities are repaired, and of what is left as it is.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// The codes of the characters that are written here, and their bits.
+/// The Huffman codes of the characters that the tests write, with their lengths in bits.
 const CODES: [(char, u32, u32); 26] = [
     (' ', 0x14, 6),
     ('%', 0x15, 6),
@@ -54,16 +54,17 @@ fn string(text: &str, compressed: bool) -> Vec<u8> {
     };
     let length = u8::try_from(bytes.len()).unwrap();
     match length {
-        // In two bytes, as it need not be.
+        // The length takes two bytes, although one would do.
         0x7f.. => [&[mark | 0x7f, length - 0x7f][..], &bytes].concat(),
         _ => [&[mark | length][..], &bytes].concat(),
     }
 }
 
-/// A field of each kind, with `authority` in the middle, and with the same text where it is none.
+/// Writes a header list with a field of each kind: `authority` is in the middle, and the same text
+/// appears where it is not an authority.
 fn fields(authority: &str, same: &str, compressed: bool) -> Vec<u8> {
     let mut block = vec![0x20, 0x3f, 0xe1, 0x1f, 0x83];
-    // A name by a long number, in a table and on its own; a name and a value of the same text.
+    // A name by a long index, from a table and written out; a name and a value of the same text.
     block.extend([0x0f, 0x8f, 0x01]);
     block.extend(string(same, compressed));
     block.extend([0xff, 0x8f, 0x01, 0x10]);
@@ -73,7 +74,7 @@ fn fields(authority: &str, same: &str, compressed: bool) -> Vec<u8> {
         block.push(first);
         block.extend(string(authority, compressed));
     }
-    // By its name, and by one that is nearly its.
+    // `:authority` by its name, and a name that is almost the same.
     for (name, text) in [
         (":authority", authority),
         (":authorits", same),
@@ -93,7 +94,8 @@ fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     [&head[..], &[kind, flags, 0, 0, 0, 1], payload].concat()
 }
 
-/// What a client says who has such a header list: whole, padded, with a priority, in pieces, and between others.
+/// Writes what a client sends with such a header list: whole, padded, with a priority, in pieces,
+/// and between other frames.
 fn said(block: &[u8]) -> Vec<u8> {
     let (first, second) = block.split_at(block.len() / 2);
     let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -119,9 +121,9 @@ fn said(block: &[u8]) -> Vec<u8> {
 
 fn mended(said: &[u8], piece: usize) -> Vec<u8> {
     let mut said = said.to_vec();
-    let mut mender = AuthorityMender::new();
+    let mut mender = AuthorityRewriter::new();
     for piece in said.chunks_mut(piece) {
-        mender.mend(piece);
+        mender.rewrite(piece);
     }
     said
 }
@@ -170,12 +172,12 @@ proptest! {
     ) {
         let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &bytes[..]].concat();
         let (mut whole, mut cut_up) = (bytes.clone(), bytes.clone());
-        AuthorityMender::new().mend(&mut whole);
-        let mut mender = AuthorityMender::new();
+        AuthorityRewriter::new().rewrite(&mut whole);
+        let mut mender = AuthorityRewriter::new();
         let at = cut.min(cut_up.len());
         let (first, second) = cut_up.split_at_mut(at);
-        mender.mend(first);
-        mender.mend(second);
+        mender.rewrite(first);
+        mender.rewrite(second);
         prop_assert_eq!(whole, cut_up);
     }
 }

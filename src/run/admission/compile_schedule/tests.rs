@@ -1,15 +1,16 @@
-//! A schedule with simulated time, and everything that two or three tenants do to it.
+//! Tests of the compile schedule with simulated time, and with everything that two or three tenants
+//! do to it.
 
 use super::*;
 
-const A: usize = 0;
-const B: usize = 1;
-const C: usize = 2;
-/// How often a waiter looks whether another has to stop.
+const A: TenantId = TenantId::Named(0);
+const B: TenantId = TenantId::Named(1);
+const C: TenantId = TenantId::Named(2);
+/// How often a waiter checks whether another compilation has to be preempted.
 const LOOK: Duration = Duration::from_millis(100);
 const QUANTUM: Duration = Duration::from_secs(1);
 
-/// A schedule with its clock, and what was decided.
+/// A schedule with a simulated clock, and the outcome of its decisions so far.
 struct Desk {
     schedule: CompileSchedule,
     now: Instant,
@@ -27,10 +28,8 @@ impl Desk {
             max_stopped,
             quantum: QUANTUM,
         };
-        // And the daemon's own.
-        let weights = [weights, &[1]].concat();
         Self {
-            schedule: CompileSchedule::new(rules, &weights),
+            schedule: CompileSchedule::new(rules, weights),
             now: Instant::now(),
             running: Vec::new(),
             stopped: Vec::new(),
@@ -68,9 +67,9 @@ impl Desk {
         assert_eq!(self.stopped.len(), self.schedule.stopped as usize);
     }
 
-    fn arrive(&mut self, line: usize) -> JobId {
+    fn arrive(&mut self, tenant: TenantId) -> JobId {
         let mut decisions = Vec::new();
-        let id = self.schedule.arrive(line, self.now, &mut decisions);
+        let id = self.schedule.arrive(tenant, self.now, &mut decisions);
         self.tell(decisions);
         id.unwrap()
     }
@@ -84,7 +83,7 @@ impl Desk {
         self.tell(decisions);
     }
 
-    /// Time passes, and waiters look now and then.
+    /// Advances the clock by `time`, checking for preemption at every [`LOOK`] as waiters do.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -100,28 +99,29 @@ const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Lets two tenants, each of which always has one that waits and whose modules take so long, compile for a while, and
-/// returns for how long each held the place.
+/// Lets two tenants compile for a while, each of which always has one that waits and whose modules
+/// take so long. Returns for how long each held the slot.
 fn compete(weights: [u32; 2], takes: [Duration; 2], preemptible: bool) -> [Duration; 2] {
     let mut desk = Desk::new(1, 1, &weights);
     desk.preemptible = preemptible;
-    let mut of: HashMap<JobId, (usize, Duration)> = HashMap::new();
+    let mut of: HashMap<JobId, (TenantId, Duration)> = HashMap::new();
     let mut had = [Duration::ZERO; 2];
-    for line in [A, B, A, B] {
-        of.insert(desk.arrive(line), (line, takes[line]));
+    let place = |tenant| usize::from(tenant == B);
+    for tenant in [A, B, A, B] {
+        of.insert(desk.arrive(tenant), (tenant, takes[place(tenant)]));
     }
     for _ in 0..20_000 {
         let [id] = desk.running[..] else {
             panic!("it is work-conserving")
         };
         desk.pass(LOOK);
-        let (line, left) = of.get_mut(&id).unwrap();
-        let line = *line;
-        had[line] += LOOK;
+        let (tenant, left) = of.get_mut(&id).unwrap();
+        let tenant = *tenant;
+        had[place(tenant)] += LOOK;
         *left = left.saturating_sub(LOOK);
         if left.is_zero() {
             desk.end(id, Duration::ZERO);
-            of.insert(desk.arrive(line), (line, takes[line]));
+            of.insert(desk.arrive(tenant), (tenant, takes[place(tenant)]));
         }
     }
     had
@@ -139,7 +139,7 @@ fn shares_are_by_time_and_weight_whatever_one_takes() {
             let had = compete(weights, takes, preemptible);
             let by_weight = [0, 1].map(|i| had[i].as_secs_f64() / f64::from(weights[i]));
             let longest = takes.into_iter().max().unwrap();
-            // What is under way cannot be divided: a module, or a quantum of one.
+            // Work under way cannot be divided: a whole module, or a quantum of one.
             let slack = if preemptible {
                 QUANTUM + LOOK * 2
             } else {
@@ -175,7 +175,7 @@ fn whoever_waits_has_the_place_within_a_quantum_of_one_that_holds_it_long() {
         [long],
         "it goes on before others of its tenant"
     );
-    // It has just gone on: a quantum is its own.
+    // It has just gone on, so the next quantum is its own.
     let other = desk.arrive(B);
     desk.pass(QUANTUM - LOOK);
     assert_eq!(desk.running, [long]);
@@ -216,8 +216,8 @@ fn what_cannot_be_stopped_is_not() {
 fn no_more_are_stopped_than_there_is_memory_for_and_all_of_them_end() {
     let mut desk = Desk::new(1, 1, &[1, 1, 1]);
     let mut left: HashMap<JobId, Duration> = HashMap::new();
-    for line in [A, B, C] {
-        left.insert(desk.arrive(line), seconds(5));
+    for tenant in [A, B, C] {
+        left.insert(desk.arrive(tenant), seconds(5));
     }
     let mut ended = Vec::new();
     while let [id] = desk.running[..] {
@@ -240,18 +240,18 @@ fn a_tenant_that_was_idle_has_saved_up_nothing() {
         desk.pass(seconds(10));
         desk.end(id, Duration::ZERO);
     }
-    // From now on each has its half.
+    // From now on each tenant has its half.
     let mut had = [0, 0];
-    let mut of: HashMap<JobId, usize> = HashMap::new();
-    for line in [A, A, B, B] {
-        of.insert(desk.arrive(line), line);
+    let mut of: HashMap<JobId, TenantId> = HashMap::new();
+    for tenant in [A, A, B, B] {
+        of.insert(desk.arrive(tenant), tenant);
     }
     for _ in 0..40 {
         let [id] = desk.running[..] else {
             panic!("it is work-conserving")
         };
         desk.pass(seconds(2));
-        had[of[&id]] += 1;
+        had[usize::from(of[&id] == B)] += 1;
         desk.end(id, Duration::ZERO);
         of.insert(desk.arrive(of[&id]), of[&id]);
     }
@@ -263,7 +263,7 @@ fn processor_time_counts_where_it_is_more_than_the_time_held() {
     let mut desk = Desk::new(1, 0, &[1, 1]);
     let (first, second) = (desk.arrive(A), desk.arrive(B));
     desk.pass(seconds(1));
-    // Four threads for a second.
+    // It took four threads for a second.
     desk.end(first, seconds(4));
     assert_eq!(desk.running, [second]);
     let again = [desk.arrive(A), desk.arrive(B), desk.arrive(B)];
@@ -278,22 +278,23 @@ fn processor_time_counts_where_it_is_more_than_the_time_held() {
 #[test]
 fn several_at_once_are_charged_before_they_end() {
     let mut desk = Desk::new(4, 0, &[1, 1]);
-    // Three of four: one is left to others.
+    // It gets three of the four slots: one is left to others.
     let first: Vec<JobId> = (0..4).map(|_| desk.arrive(A)).collect();
     assert_eq!(desk.running, first[..3]);
-    let at = |desk: &Desk| desk.schedule.lines[A].at;
+    let at = |desk: &Desk| desk.schedule.tenants[A].virtual_time;
     assert_eq!(at(&desk), 3 * nanos(FIRST_ESTIMATE));
     desk.pass(FIRST_ESTIMATE * 2);
     let mut decisions = Vec::new();
     desk.schedule.preempt(desk.now, &mut decisions);
     assert_eq!(decisions, [], "there is room for others");
     assert_eq!(at(&desk), 6 * nanos(FIRST_ESTIMATE), "what they have taken");
-    // What was expected of one that is over in a moment is given back, as far as others have not been served since.
-    let served = desk.schedule.now;
+    // The estimate of one that is over in a moment is given back, but only down to the virtual time
+    // at which others have been served since.
+    let served = desk.schedule.virtual_now;
     desk.end(first[0], Duration::ZERO);
     desk.end(first[3], Duration::ZERO);
     assert_eq!(at(&desk), 6 * nanos(FIRST_ESTIMATE));
-    assert!(desk.schedule.now > served);
+    assert!(desk.schedule.virtual_now > served);
 }
 
 #[test]
@@ -318,7 +319,7 @@ fn whoever_leaves_costs_nothing_and_holds_nobody_up() {
     let (second, third) = (desk.arrive(A), desk.arrive(B));
     desk.pass(seconds(2));
     assert_eq!(desk.running, [third]);
-    // One that was stopped ends without going on.
+    // One that was stopped ends without going on again.
     desk.end(first, seconds(1));
     desk.end(third, seconds(1));
     assert_eq!(desk.running, [second]);

@@ -1,0 +1,72 @@
+//! Dispatches every call on a connection: `Run` goes to its fast path, and all other methods go to
+//! the service with the layers around it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tower::ServiceExt;
+use tower_service::Service;
+
+use super::auth::Authentication;
+use super::listen::Peer;
+use super::request_body::RequestBody;
+use super::request_limits::RequestLimits;
+use super::response_body::ResponseBody;
+use super::run_fast_path::RunFastPath;
+use crate::run::Runner;
+
+/// A dispatcher that answers a `Run` on its own path, and any other call with a service that has
+/// layers around it.
+#[derive(Clone)]
+pub struct CallDispatcher<S> {
+    run: Arc<RunFastPath>,
+    layered: S,
+}
+
+impl<S> CallDispatcher<S> {
+    /// Creates a dispatcher. Its `Run` path uses the same `authentication` and `intake` that are
+    /// around `layered`.
+    pub fn new(
+        authentication: Authentication,
+        intake: RequestLimits,
+        runner: Arc<Runner>,
+        layered: S,
+    ) -> Self {
+        let run = RunFastPath {
+            authentication,
+            request_limits: intake,
+            runner,
+        };
+        Self {
+            run: Arc::new(run),
+            layered,
+        }
+    }
+}
+
+impl<S> CallDispatcher<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+{
+    /// Answers a call from `peer`. A request body that nobody reads is drained if it is short.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        peer: Arc<Peer>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Infallible> {
+        let unwanted = peer.unwanted_bodies();
+        let body = |body| RequestBody::new(body, unwanted);
+        if RunFastPath::takes(&request) {
+            return Ok(self.run.answer(&peer, request.map(body)).await);
+        }
+        request.extensions_mut().insert(Peer::clone(&peer));
+        let service = self.layered.clone();
+        // Boxed separately, so that the future of a `Run` has no room set aside for it.
+        let answer =
+            Box::pin(service.oneshot(request.map(|incoming| Body::new(body(incoming))))).await?;
+        Ok(answer.map(ResponseBody::Layered))
+    }
+}

@@ -1,0 +1,150 @@
+//! Counters of the connections that the daemon closed, logged once a second as totals: a peer that
+//! opens many connections cannot cause a log line for each.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::connection_table::ConnectionLimit;
+use super::origin::ConnectionOrigin;
+use crate::api::log_rate_limiter::LogRateLimiter;
+
+/// How often the counters are logged and reset.
+const TELL: Duration = Duration::from_secs(1);
+
+/// Why the daemon closed a connection, or refused it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum CloseReason {
+    /// No slot was free, and no other connection could be evicted for it.
+    Refused(ConnectionLimit),
+    /// No call had authenticated on it yet, and it was evicted for a newer connection.
+    Evicted,
+    /// No call authenticated on it within `server.first_call_timeout`.
+    Overdue,
+    /// Its client spoke another protocol than the listener does.
+    Foreign(ForeignProtocol),
+}
+
+/// A protocol that a client speaks although its listener does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ForeignProtocol {
+    /// Something other than TLS, on a listener that requires TLS.
+    Plaintext,
+    /// TLS, on a listener that does not use it.
+    Tls,
+    /// HTTP/1, where gRPC needs HTTP/2.
+    Http1,
+}
+
+/// The counters of one listener, by reason, since they were last logged.
+#[derive(Debug)]
+pub(super) struct CloseCounters {
+    listener: String,
+    refused: AtomicU64,
+    evicted: AtomicU64,
+    overdue: AtomicU64,
+    plaintext: AtomicU64,
+    tls: AtomicU64,
+    http1: AtomicU64,
+    /// Limits the debug lines that a peer without a credential can cause.
+    lines: Mutex<LogRateLimiter>,
+}
+
+impl CloseCounters {
+    /// Creates the counters of the listener that the log calls `listener`.
+    pub(super) fn new(listener: String) -> Self {
+        Self {
+            listener,
+            refused: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            overdue: AtomicU64::new(0),
+            plaintext: AtomicU64::new(0),
+            tls: AtomicU64::new(0),
+            http1: AtomicU64::new(0),
+            lines: Mutex::new(LogRateLimiter::default()),
+        }
+    }
+
+    /// Counts a closed connection of `peer`, and logs it at debug level where the rate limit
+    /// allows.
+    pub(super) fn count(&self, closure: CloseReason, peer: ConnectionOrigin) {
+        let (count, why) = match closure {
+            CloseReason::Refused(reached) => (&self.refused, reached.as_str()),
+            CloseReason::Evicted => (
+                &self.evicted,
+                "it made way for another, having had no call that authenticates",
+            ),
+            CloseReason::Overdue => (
+                &self.overdue,
+                "no call authenticated within server.first_call_timeout",
+            ),
+            CloseReason::Foreign(ForeignProtocol::Plaintext) => (
+                &self.plaintext,
+                "it spoke plaintext to a listener with TLS ([tls])",
+            ),
+            CloseReason::Foreign(ForeignProtocol::Tls) => (
+                &self.tls,
+                "it spoke TLS to a listener without ([tls], or a unix socket)",
+            ),
+            CloseReason::Foreign(ForeignProtocol::Http1) => {
+                (&self.http1, "it spoke HTTP/1, where gRPC wants HTTP/2")
+            }
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.debug(peer, why);
+    }
+
+    /// Logs at debug level why a connection was closed, where the rate limit has room for another
+    /// line.
+    pub(super) fn debug(&self, peer: ConnectionOrigin, why: &str) {
+        if tracing::enabled!(tracing::Level::DEBUG) && self.lines().admit(peer) {
+            tracing::debug!(listener = self.listener, %peer, why, "a connection was closed");
+        }
+    }
+
+    /// Logs the counters once a second, where there is anything to log, for as long as it is
+    /// polled.
+    pub(super) async fn report_periodically(&self) {
+        loop {
+            tokio::time::sleep(TELL).await;
+            self.report();
+        }
+    }
+
+    /// Logs what was counted since the last report, and resets the counters.
+    pub(super) fn report(&self) {
+        // The number of suppressed debug lines is not needed: the counters cover those connections.
+        let _ = self.lines().roll();
+        let counts = [&self.refused, &self.evicted, &self.overdue];
+        let [refused, evicted, overdue] = counts.map(|it| it.swap(0, Ordering::Relaxed));
+        if refused + evicted + overdue > 0 {
+            tracing::warn!(
+                listener = self.listener,
+                refused,
+                evicted,
+                overdue,
+                "connections were closed: refused, since this listener's share of server.max_connections or their \
+                 peer's is used up; evicted, to make way for others before a call had authenticated; overdue, since \
+                 none had within server.first_call_timeout"
+            );
+        }
+        let counts = [&self.plaintext, &self.tls, &self.http1];
+        let [plaintext, tls, http1] = counts.map(|it| it.swap(0, Ordering::Relaxed));
+        if plaintext + tls + http1 > 0 {
+            tracing::info!(
+                listener = self.listener,
+                plaintext,
+                tls,
+                http1,
+                "connections spoke another protocol than this listener: plaintext where [tls] is set, TLS where it is \
+                 not, or HTTP/1; telemetry.log_level = \"debug\" tells whose"
+            );
+        }
+    }
+
+    /// Locks the rate limiter of the debug lines.
+    fn lines(&self) -> std::sync::MutexGuard<'_, LogRateLimiter> {
+        // Nothing panics while the lock is held, so it is never really poisoned.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

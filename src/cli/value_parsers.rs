@@ -1,0 +1,127 @@
+//! Parsers for the values of command line arguments.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use crate::api::proto::Mount;
+
+/// Creates a parser for UTF-8 text. The wire carries nothing else, and clap's own error does not
+/// say which argument is not UTF-8.
+pub(super) fn text() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(utf8)
+}
+
+/// Creates a parser for KEY=VALUE.
+pub(super) fn key_value() -> impl TypedValueParser<Value = (String, String)> {
+    text().try_map(|text| split_key_value(&text))
+}
+
+/// Splits KEY=VALUE at the first equals sign.
+///
+/// # Errors
+/// Returns what is allowed.
+pub(super) fn split_key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("allowed is KEY=VALUE".to_owned()),
+    }
+}
+
+/// Creates a parser for a mount, written as `HOST:GUEST[:ro]`.
+pub(super) fn mount() -> impl TypedValueParser<Value = Mount> {
+    text().try_map(|text| read_mount(&text))
+}
+
+fn utf8(given: OsString) -> Result<String, String> {
+    given
+        .into_string()
+        .map_err(|given| format!("{given:?} is not UTF-8, and nothing else can be handed on"))
+}
+
+/// Parses a mount. The guest's path is absolute, so that a host path may have colons. The host path
+/// is made absolute here, where the caller's working directory is known.
+fn read_mount(text: &str) -> Result<Mount, String> {
+    const ALLOWED: &str =
+        "allowed is HOST:GUEST or HOST:GUEST:ro, where GUEST is absolute, as in \"data:/data:ro\"";
+    let (paths, read_only) = match text.strip_suffix(":ro") {
+        Some(paths) => (paths, true),
+        None => (text, false),
+    };
+    let (host, guest) = match paths.find(":/") {
+        Some(at) => (&paths[..at], &paths[at + 1..]),
+        // The daemon reports what is wrong with the guest's path.
+        None => paths.split_once(':').ok_or(ALLOWED)?,
+    };
+    if host.is_empty() || guest.is_empty() {
+        return Err(ALLOWED.to_owned());
+    }
+    let host = if Path::new(host).is_absolute() {
+        host.to_owned()
+    } else {
+        let path = std::fs::canonicalize(host).map_err(|error| format!("{host}: {error}"))?;
+        utf8(path.into_os_string())?
+    };
+    Ok(Mount {
+        host_path: host,
+        guest_path: guest.to_owned(),
+        read_only,
+    })
+}
+
+/// Parses a number of bytes, from 1 to less than 4 GiB.
+pub(super) fn size(text: &str) -> Result<u32, String> {
+    let size: bytesize::ByteSize = text.parse()?;
+    // On the wire, zero stands for the default, which nobody means who writes it.
+    match u32::try_from(size.as_u64()) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err("allowed is from 1 byte to less than 4 GiB".to_owned()),
+    }
+}
+
+/// Parses a duration, which must be longer than zero.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("allowed is more than nothing, as \"500ms\"".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; allowed is as \"500ms\", \"10s\", \"2m\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounted(text: &str) -> Option<(String, String, bool)> {
+        let mount = read_mount(text).ok()?;
+        Some((mount.host_path, mount.guest_path, mount.read_only))
+    }
+
+    #[test]
+    fn a_mount_is_split_where_the_guests_path_begins() {
+        for (text, host, guest, read_only) in [
+            ("/a:/b", "/a", "/b", false),
+            ("/a:/b:ro", "/a", "/b", true),
+            ("/pci/0000:00:1f.2:/b:ro", "/pci/0000:00:1f.2", "/b", true),
+            ("/a=b,c:/d", "/a=b,c", "/d", false),
+            ("/a\\b\"c'''\n:/d", "/a\\b\"c'''\n", "/d", false),
+            (
+                "/e\u{301}\u{a0}:/e\u{301}",
+                "/e\u{301}\u{a0}",
+                "/e\u{301}",
+                false,
+            ),
+            // The daemon refuses this path, and names its field.
+            ("/a:b", "/a", "b", false),
+            ("/a::/b", "/a:", "/b", false),
+        ] {
+            let expected = (host.to_owned(), guest.to_owned(), read_only);
+            assert_eq!(mounted(text), Some(expected), "{text:?}");
+        }
+        for text in ["", ":", "/a", "/a:", ":/b", "/a:ro"] {
+            assert_eq!(mounted(text), None, "{text:?}");
+        }
+    }
+}

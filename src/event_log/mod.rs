@@ -1,0 +1,471 @@
+//! The event log of one run: what happens in it, in order and numbered without gaps, for any number
+//! of readers, in bounded memory.
+//!
+//! Event 0 is the start, then comes output, then exactly one end; a run that is refused has the end
+//! alone. There is backpressure: a run's caller that reads as it goes is *owed* its output, so none
+//! of it is dropped before it was read, and the guest waits while there is no room for more. All
+//! other readers, the viewers, get what is there, and are told what is not.
+
+mod budget;
+mod captured;
+mod packed;
+mod reader;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::outcome::{RunReport, Stream};
+use crate::refusal::Refusal;
+
+use self::budget::EvictionSlot;
+
+pub use self::budget::EventLogBudget;
+pub use self::captured::{CaptureBuffer, CapturedOutput};
+pub use self::packed::PackedOutput;
+pub use self::reader::{Event, EventPayload, EventReader};
+
+/// How a run ended: a report where the guest ended by itself or by a limit, a refusal where the run
+/// was refused or the daemon failed.
+pub type RunEnd = Result<RunReport, Refusal>;
+
+/// The most bytes of output in one event.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+/// What an event costs in bytes besides its output, so that a million one-byte events are not free.
+const OVERHEAD: usize = 128;
+/// The bytes that a caller may be owed however little room all logs have.
+pub const FLOOR: usize = 2 * CHUNK_BYTES;
+
+/// A bounded log of one run's events, which charges what it holds to a shared budget.
+#[derive(Debug)]
+pub struct EventLog {
+    me: Weak<Self>,
+    /// The most bytes that the log may hold.
+    bytes: usize,
+    pool: Arc<EventLogBudget>,
+    inner: Mutex<Inner>,
+    /// Notified each time that the caller reads something, because the guest may wait for that.
+    space: Notify,
+    /// Notified when the run starts and when it ends.
+    turned: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    started: Option<SystemTime>,
+    /// The number of the first of `entries`; output starts at 1.
+    first_seq: u64,
+    entries: VecDeque<OutputEvent>,
+    /// What the entries cost together, in bytes.
+    held: usize,
+    unacked: Option<Unacked>,
+    /// Since when the guest has found no room while its caller has read nothing; `None` where it
+    /// has not.
+    full_since: Option<Instant>,
+    end: Option<(SystemTime, Arc<RunEnd>)>,
+    /// Standard output and error of a run whose caller gets them whole; `None` until the end, and
+    /// once they are taken or dropped.
+    captured: Option<CapturedOutput>,
+    /// Whether the run has ended and no caller of it is left.
+    evictable: bool,
+    /// The log's place in the eviction order of the pool; `None` where it is not entered.
+    eviction_slot: Option<EvictionSlot>,
+    /// The wakers of readers that wait for an event, each in the place that its reader took when it
+    /// first had to wait.
+    waiting: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+/// The output that a caller has yet to read.
+#[derive(Clone, Copy, Debug)]
+struct Unacked {
+    /// The number of the next event that the caller gets.
+    next: u64,
+    /// What that event and all after it cost, in bytes.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct OutputEvent {
+    stream: Stream,
+    at: SystemTime,
+    bytes: OutputBytes,
+    /// What the event takes of memory, in bytes.
+    cost: usize,
+}
+
+/// The bytes of an event. More may be added until somebody has read it, which seals it.
+#[derive(Debug)]
+enum OutputBytes {
+    Open(Vec<u8>),
+    Sealed(Bytes),
+}
+
+impl OutputEvent {
+    fn seal(&mut self) -> Bytes {
+        if let OutputBytes::Open(bytes) = &mut self.bytes {
+            self.bytes = OutputBytes::Sealed(Bytes::from(std::mem::take(bytes)));
+        }
+        match &self.bytes {
+            OutputBytes::Sealed(bytes) => bytes.clone(),
+            OutputBytes::Open(_) => Bytes::new(),
+        }
+    }
+}
+
+impl EventLog {
+    /// Creates an empty log of at most `bytes`, which are charged to `pool`.
+    pub fn new(bytes: usize, pool: Arc<EventLogBudget>) -> Arc<Self> {
+        let inner = Inner {
+            first_seq: 1,
+            ..Inner::default()
+        };
+        Self::of(bytes, pool, inner)
+    }
+
+    fn of(bytes: usize, pool: Arc<EventLogBudget>, inner: Inner) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            bytes: bytes.max(FLOOR),
+            pool,
+            inner: Mutex::new(inner),
+            space: Notify::new(),
+            turned: Notify::new(),
+        })
+    }
+
+    /// Notes that the run starts, and wakes those who wait for that.
+    pub fn start(&self, at: SystemTime) {
+        let mut inner = self.lock();
+        inner.started = Some(at);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        wake(wakers);
+        self.turned.notify_waiters();
+    }
+
+    /// Notes that the run ended `at` and how, once. Nothing is written after it.
+    pub fn finish(&self, at: SystemTime, end: Arc<RunEnd>, captured: Option<CapturedOutput>) {
+        if let Some(captured) = &captured {
+            self.pool.add(captured.bytes());
+            // There is room before anybody learns of the end.
+            self.pool.make_room();
+        }
+        let mut inner = self.lock();
+        inner.captured = captured;
+        inner.end = Some((at, end));
+        let wakers = inner.take_wakers();
+        drop(inner);
+        wake(wakers);
+        self.turned.notify_waiters();
+    }
+
+    /// Returns when the run started; `None` where it has not.
+    pub fn started(&self) -> Option<SystemTime> {
+        self.lock().started
+    }
+
+    /// Returns when and how the run ended; `None` where it has not.
+    pub fn end(&self) -> Option<(SystemTime, Arc<RunEnd>)> {
+        self.lock().end.clone()
+    }
+
+    /// Returns the number of the next event; after the end, one more than the end's.
+    pub fn next_seq(&self) -> u64 {
+        let inner = self.lock();
+        inner.next_output() + u64::from(inner.end.is_some())
+    }
+
+    /// Waits until the run has started, or has ended without that.
+    pub async fn wait_for_start(&self) {
+        self.turn(|inner| (inner.started.is_some() || inner.end.is_some()).then_some(()))
+            .await;
+    }
+
+    /// Waits until the run has ended, and returns how.
+    pub async fn wait_for_end(&self) -> Arc<RunEnd> {
+        self.turn(|inner| inner.end.as_ref().map(|(_, end)| Arc::clone(end)))
+            .await
+    }
+
+    async fn turn<T>(&self, has: impl Fn(&Inner) -> Option<T>) -> T {
+        loop {
+            let mut turned = std::pin::pin!(self.turned.notified());
+            turned.as_mut().enable();
+            if let Some(found) = has(&self.lock()) {
+                return found;
+            }
+            turned.await;
+        }
+    }
+
+    /// Returns what the run's caller gets whole, for as long as it is kept.
+    pub fn captured(&self) -> Option<CapturedOutput> {
+        self.lock().captured.clone()
+    }
+
+    /// Takes what the run's only caller gets whole. It belongs to that caller from now on, who is
+    /// charged for it elsewhere.
+    pub fn take_captured(&self) -> Option<CapturedOutput> {
+        let captured = self.lock().captured.take();
+        self.pool
+            .sub(captured.as_ref().map_or(0, CapturedOutput::bytes));
+        captured
+    }
+
+    /// Appends output: at most as much as [`Self::room`] said, or little more.
+    pub fn write(&self, stream: Stream, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut inner = self.lock();
+        let added = inner.append(stream, bytes);
+        self.pool.add(added);
+        if let Some(owed) = &mut inner.unacked {
+            owed.bytes += added;
+        }
+        let over = inner.held.saturating_sub(self.bytes);
+        self.pool.sub(inner.trim(over));
+        self.offer_for_eviction(&mut inner);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        self.pool.make_room();
+        wake(wakers);
+    }
+
+    /// Enters the log into the pool's eviction order once it has output that may be evicted.
+    fn offer_for_eviction(&self, inner: &mut Inner) {
+        if inner.eviction_slot.is_some() {
+            return;
+        }
+        let owed = inner.unacked.map_or(0, |owed| owed.bytes);
+        let last = inner.entries.back().map_or(0, |entry| entry.cost);
+        if inner.held - owed > last {
+            inner.eviction_slot = Some(self.pool.enter(self.me.clone(), true));
+        }
+    }
+
+    /// Returns how many bytes may be written before the caller has read some; `None` where nobody
+    /// is owed the output, and any number may be.
+    pub fn room(&self) -> Option<usize> {
+        let inner = self.lock();
+        let most = if self.pool.is_over() {
+            FLOOR
+        } else {
+            self.bytes
+        };
+        let owed = inner.unacked?;
+        Some(most.saturating_sub(owed.bytes + OVERHEAD))
+    }
+
+    /// Waits for room. Returns true when there is some, and false when the caller has read nothing
+    /// for `stall`.
+    pub async fn wait_for_room(&self, stall: Duration) -> bool {
+        let full = || self.room() == Some(0);
+        while full() {
+            let since = *self.lock().full_since.get_or_insert_with(Instant::now);
+            let patience = stall.saturating_sub(since.elapsed());
+            let waited = tokio::time::timeout(patience, self.space.notified()).await;
+            // The caller may have read something in the last moment.
+            let since = self.lock().full_since;
+            if waited.is_err() && full() && since.is_some_and(|since| since.elapsed() >= stall) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends the backpressure: nobody is owed anything any more, and whoever was reads on as a
+    /// viewer.
+    pub fn release_backpressure(&self) {
+        let mut inner = self.lock();
+        inner.unacked = None;
+        inner.full_since = None;
+        self.offer_for_eviction(&mut inner);
+        drop(inner);
+        self.space.notify_one();
+    }
+
+    /// Notes that the run has ended and no caller of it is left, so that its output may be evicted
+    /// when room is needed. What was captured is dropped now, unless a later call may ask for it.
+    pub fn mark_evictable(&self, keep_captured: bool) {
+        let mut inner = self.lock();
+        if !keep_captured {
+            self.pool.sub(inner.drop_captured());
+        }
+        if !inner.evictable {
+            inner.evictable = true;
+            if let Some(ticket) = inner.eviction_slot.take() {
+                self.pool.leave(ticket);
+            }
+            inner.eviction_slot = Some(self.pool.enter(self.me.clone(), false));
+        }
+        drop(inner);
+        self.pool.make_room();
+    }
+
+    /// Drops all output that nobody is owed; of a run that goes on or still has a caller, all but
+    /// the last event.
+    fn evict(&self) {
+        let mut inner = self.lock();
+        inner.eviction_slot = None;
+        let freed = if inner.evictable {
+            inner.drop_captured() + inner.trim(usize::MAX)
+        } else {
+            let last = inner.entries.back().map_or(0, |entry| entry.cost);
+            let rest = inner.held - last;
+            inner.trim(rest)
+        };
+        self.pool.sub(freed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while the lock is held; if something did, the bytes would still be whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for EventLog {
+    fn drop(&mut self) {
+        let pool = Arc::clone(&self.pool);
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pool.sub(inner.drop_captured() + inner.held);
+        if let Some(ticket) = inner.eviction_slot {
+            pool.leave(ticket);
+        }
+    }
+}
+
+impl Inner {
+    /// Returns the number of the next event of output, or of the end.
+    fn next_output(&self) -> u64 {
+        if self.started.is_none() {
+            return 0;
+        }
+        self.first_seq + self.entries.len() as u64
+    }
+
+    /// Adds bytes to the last event while nobody has read it, and then in events of their own.
+    /// Returns what that costs in bytes.
+    fn append(&mut self, stream: Stream, mut bytes: &[u8]) -> usize {
+        let mut added = 0;
+        if let Some(last) = self.entries.back_mut()
+            && last.stream == stream
+            && let OutputBytes::Open(open) = &mut last.bytes
+        {
+            let fits = bytes.len().min(CHUNK_BYTES - open.len());
+            let wanted = open.len() + fits;
+            if wanted > open.capacity() {
+                // The capacity is doubled as a vector's would be, but never past what an event may
+                // have: the rest could not be used, and would evict an older event for nothing.
+                let capacity = wanted.max(2 * open.capacity()).min(CHUNK_BYTES);
+                open.reserve_exact(capacity - open.len());
+            }
+            open.extend_from_slice(&bytes[..fits]);
+            let cost = open.capacity() + OVERHEAD;
+            added += cost.saturating_sub(last.cost);
+            last.cost = last.cost.max(cost);
+            bytes = &bytes[fits..];
+        }
+        for piece in bytes.chunks(CHUNK_BYTES) {
+            let bytes = piece.to_vec();
+            if self.entries.capacity() == 0 {
+                // Most runs write once, and the history keeps what they wrote: room for more would
+                // be wasted.
+                self.entries.reserve_exact(1);
+            }
+            let cost = bytes.capacity() + OVERHEAD;
+            added += cost;
+            self.entries.push_back(OutputEvent {
+                stream,
+                at: SystemTime::now(),
+                bytes: OutputBytes::Open(bytes),
+                cost,
+            });
+        }
+        self.held += added;
+        added
+    }
+
+    /// Drops the oldest output: `bytes` of it, or as much as nobody is owed. Returns how much that
+    /// is.
+    fn trim(&mut self, bytes: usize) -> usize {
+        let mut freed = 0;
+        while freed < bytes && self.unacked.is_none_or(|owed| self.first_seq < owed.next) {
+            let Some(entry) = self.entries.pop_front() else {
+                break;
+            };
+            self.first_seq += 1;
+            freed += entry.cost;
+        }
+        self.held -= freed;
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+        freed
+    }
+
+    /// Takes the wakers of all readers that wait for an event, to be woken when the lock is
+    /// released.
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        self.waiting.iter_mut().filter_map(Option::take).collect()
+    }
+
+    fn drop_captured(&mut self) -> usize {
+        let captured = self.captured.take();
+        captured.as_ref().map_or(0, CapturedOutput::bytes)
+    }
+}
+
+fn wake(wakers: Vec<Waker>) {
+    for waker in wakers {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds a log of the smallest capacity that a log may have: a first write of `first` bytes,
+    /// and then writes of `size` bytes.
+    fn written(first: usize, size: usize) -> (Inner, usize) {
+        let mut inner = Inner::default();
+        let mut written = 0;
+        for size in std::iter::once(first).chain(std::iter::repeat_n(size, 1 << 20 >> 10)) {
+            inner.append(Stream::Stdout, &vec![0; size]);
+            inner.trim(inner.held.saturating_sub(FLOOR));
+            written += size;
+        }
+        (inner, written)
+    }
+
+    /// Covers many sizes of the first event, because that decides how the events behind it grow.
+    #[test]
+    fn no_event_takes_more_than_it_may_have_and_half_an_event_is_always_kept() {
+        for first in [1, 7, 1000, 5000, 8191, 8192, 8193, 40_000, CHUNK_BYTES] {
+            for size in [1, 100, 1024, 5000, 8192, 10_000] {
+                let (inner, written) = written(first, size);
+                let costs: Vec<usize> = inner.entries.iter().map(|entry| entry.cost).collect();
+                assert!(
+                    costs.iter().all(|&cost| cost <= CHUNK_BYTES + OVERHEAD),
+                    "{costs:?}"
+                );
+                assert!(inner.held <= FLOOR);
+                let kept: usize = inner
+                    .entries
+                    .iter()
+                    .map(|entry| match &entry.bytes {
+                        OutputBytes::Open(bytes) => bytes.len(),
+                        OutputBytes::Sealed(bytes) => bytes.len(),
+                    })
+                    .sum();
+                assert!(kept >= written.min(31 << 10), "{first}, {size}: {kept}");
+            }
+        }
+    }
+}

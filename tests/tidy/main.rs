@@ -1,0 +1,370 @@
+//! The house rules that no lint keeps: layers, sizes, documented keys and reasons.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod house;
+mod verbs;
+
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file, relative to `src`, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else {
+                out.push(path);
+            }
+        }
+    }
+    let src = root().join("src");
+    let mut paths = Vec::new();
+    walk(&src, &mut paths);
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(&src).unwrap().to_owned(), text)
+        })
+        .collect()
+}
+
+/// Code lines: comments may mention anything.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(i, line)| (i + 1, line))
+}
+
+fn is_in(path: &Path, rooms: &[&str]) -> bool {
+    rooms.iter().any(|room| path.starts_with(room))
+}
+
+#[test]
+fn each_library_stays_in_its_room() {
+    let homes: [(&str, &[&str]); 16] = [
+        ("wasmtime::", &["sandbox"]),
+        ("wasmtime_wasi::", &["sandbox"]),
+        ("wasmparser::", &["sandbox"]),
+        ("tonic::", &["api", "cli", "app"]),
+        ("prost", &["api", "cli"]),
+        ("std::env::", &["main.rs", "config", "cli"]),
+        ("toml::", &["config", "cli", "fuzz.rs"]),
+        ("object_store::", &["store"]),
+        ("oci_client::", &["store"]),
+        ("landlock::", &["sandbox", "hardening"]),
+        ("seccompiler::", &["sandbox", "hardening"]),
+        ("rustls", &["api"]),
+        ("jsonwebtoken::", &["auth"]),
+        ("reqwest::", &["auth"]),
+        ("indicatif::", &["cli"]),
+        ("signal_hook::", &["signals.rs"]),
+    ];
+    for (path, text) in sources() {
+        for (library, rooms) in homes {
+            for (line, content) in code(&text) {
+                assert!(
+                    !content.contains(library) || is_in(&path, rooms),
+                    "src/{}:{line}: {library} belongs to {rooms:?}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    // A room may use those after it, and everybody the shared ones.
+    let order = ["cli", "app", "api", "auth", "run", "sandbox", "store"];
+    let shared = [
+        "guest_limits",
+        "limits",
+        "log",
+        "module",
+        "outcome",
+        "policy",
+        "refusal",
+        "request",
+    ];
+    for (path, text) in sources() {
+        let room = path
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
+        let level = order.iter().position(|name| *name == room);
+        for (line, content) in code(&text) {
+            let Some((_, used)) = content.split_once("crate::") else {
+                continue;
+            };
+            let used = used
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+                .unwrap();
+            let target = order.iter().position(|name| *name == used);
+            let fine = match (level, target) {
+                (Some(level), Some(target)) => level <= target,
+                // Shared rooms use no others but their own kind; the configuration is read into the policy.
+                (None, Some(_)) => !shared.contains(&room.as_str()),
+                _ => true,
+            };
+            assert!(
+                fine,
+                "src/{}:{line}: {room} may not use {used}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn files_and_functions_stay_readable() {
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= 550, "src/{} has {lines} lines", path.display());
+        let mut start: Option<(usize, usize)> = None;
+        for (line, content) in text.lines().enumerate() {
+            let indent = content.len() - content.trim_start().len();
+            let head = content.trim_start();
+            let is_fn = [
+                "fn ",
+                "pub fn ",
+                "pub(super) fn ",
+                "async fn ",
+                "pub async fn ",
+                "pub(super) async fn ",
+            ]
+            .iter()
+            .any(|prefix| head.starts_with(prefix));
+            if is_fn {
+                start = Some((line, indent));
+            }
+            if let Some((from, at)) = start
+                && head == "}"
+                && indent == at
+            {
+                let length = line - from;
+                assert!(
+                    length <= 80,
+                    "src/{}:{}: {length} lines",
+                    path.display(),
+                    from + 1
+                );
+                start = None;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_configuration_is_explained_where_it_stands() {
+    let text = std::fs::read_to_string(root().join("config/ringfence.toml")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    for (i, line) in lines.iter().enumerate() {
+        if line.starts_with('#') || line.trim().is_empty() || line.starts_with('[') {
+            continue;
+        }
+        // A comment right above it, or above the block of keys that it ends.
+        let explained = lines[..i]
+            .iter()
+            .rev()
+            .take_while(|l| !l.trim().is_empty())
+            .any(|l| l.starts_with('#'))
+            || lines[..i]
+                .iter()
+                .rev()
+                .find(|l| l.starts_with('[') || l.starts_with('#'))
+                .is_some();
+        assert!(explained, "config/ringfence.toml:{}: {line}", i + 1);
+    }
+}
+
+#[test]
+fn every_reason_is_documented() {
+    let text = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    for reason in ringfence::refusal::Reason::ALL {
+        assert!(
+            text.contains(&format!("`{}`", reason.as_str())),
+            "{}",
+            reason.as_str()
+        );
+    }
+}
+
+#[test]
+fn every_reason_has_a_test() {
+    let mut tests = String::new();
+    for entry in std::fs::read_dir(root().join("tests/it")).unwrap() {
+        tests.push_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    }
+    for reason in ringfence::refusal::Reason::ALL {
+        let name = format!("\"{}\"", reason.as_str());
+        assert!(tests.contains(&name), "no test expects {name}");
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    for (path, text) in sources() {
+        for (line, content) in text.lines().enumerate() {
+            for mark in ["TODO", "FIXME", "XXX", "HACK"] {
+                assert!(
+                    !content.contains(mark),
+                    "src/{}:{}: {mark}",
+                    path.display(),
+                    line + 1
+                );
+            }
+        }
+    }
+}
+
+/// `docs/limits.md` is the table that the code uses; `WRITE_DOCS=1` in the environment writes it.
+#[test]
+fn the_document_of_limits_is_the_table_of_limits() {
+    let text = std::fs::read_to_string(root().join("config/ringfence.toml")).unwrap();
+    let defaults: toml::Table = text.parse().unwrap();
+    let default = |key: &str| {
+        let (table, name) = key.split_once('.').unwrap();
+        let value = defaults.get(table).and_then(|table| table.get(name));
+        match value.unwrap_or_else(|| panic!("{key} is no setting")) {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Array(values) if values.is_empty() => "none".to_owned(),
+            toml::Value::Array(values) => values.len().to_string(),
+            value @ (toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Table(_)) => value.to_string(),
+        }
+    };
+    let document = ringfence::guest_limits::document(default);
+    let path = root().join("docs/limits.md");
+    if std::env::var_os("WRITE_DOCS").is_some() {
+        std::fs::write(&path, &document).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == document,
+        "docs/limits.md is not what src/guest_limits.rs says: run `WRITE_DOCS=1 cargo test --release --test tidy`"
+    );
+}
+
+/// The names of all tests in a file, also of those that `cases!` makes, and of what it makes them of.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let (mut is_test, mut in_cases) = (false, false);
+    for line in text.lines() {
+        let line = line.trim();
+        if line.starts_with("#[test") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some(rest) = line
+            .strip_prefix("cases!(")
+            .or_else(|| line.strip_prefix("cases! { "))
+        {
+            names.push(rest.split(':').next().unwrap_or(rest));
+            in_cases = true;
+        } else if let Some(rest) = line
+            .strip_prefix("async ")
+            .unwrap_or(line)
+            .strip_prefix("fn ")
+        {
+            names.extend(is_test.then(|| rest.split('(').next().unwrap_or(rest)));
+            (is_test, in_cases) = (false, false);
+        } else if in_cases && let Some((name, _)) = line.split_once('(') {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether `pattern`, in which "*" stands for anything, is all of `name`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches(after, &rest[at..]))
+        }),
+    }
+}
+
+/// Whether a test that is named so in `docs/security.md` is there.
+fn is_there(name: &str) -> bool {
+    let tests = root().join("tests");
+    if let Some(row) = name.strip_prefix("siege ") {
+        let rows = std::fs::read_to_string(tests.join("siege/ask.rs")).unwrap_or_default();
+        return rows.contains(&format!("    \"{row}\",\n"));
+    }
+    let Some((file, test)) = name.split_once("::") else {
+        let path = tests.join(name);
+        return match name.strip_suffix('/') {
+            Some(_) => path.is_dir(),
+            None => path.is_file(),
+        };
+    };
+    let paths = [
+        tests.join(format!("it/{file}.rs")),
+        tests.join(format!("{file}.rs")),
+    ];
+    paths.iter().any(|path| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        tests_of(&text).iter().any(|name| matches(test, name))
+    })
+}
+
+#[test]
+fn every_promise_names_code_and_a_test_that_there_are() {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let quoted = |cell: &str| -> Vec<String> {
+        let parts = cell.split('`').skip(1).step_by(2);
+        parts.map(str::to_owned).collect()
+    };
+    let promises = text.split("## Promises").nth(1).unwrap();
+    let promises = promises
+        .split("## What each proposal opens")
+        .next()
+        .unwrap();
+    let mut rows = 0;
+    for row in promises.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 3, "{row}");
+        if cells[2].trim() == "test" {
+            continue;
+        }
+        rows += 1;
+        for code in quoted(cells[1]) {
+            let path = root().join("src").join(code.trim_end_matches('/'));
+            let there = path.is_dir() || path.with_extension("rs").is_file();
+            assert!(there, "src/{code} is not there: {row}");
+        }
+        let tests = quoted(cells[2]);
+        assert!(!tests.is_empty(), "no test is named: {row}");
+        for test in tests {
+            assert!(is_there(&test), "`{test}` is not there: {row}");
+        }
+    }
+    assert!(rows > 30, "only {rows} promises were found");
+    // What is not defended says what to do about it.
+    let undefended = text.split("## What is not defended").nth(1).unwrap();
+    let undefended = undefended.split("\n## ").next().unwrap();
+    for bullet in undefended.lines().filter(|line| line.starts_with("- ")) {
+        assert!(bullet.contains("*Do this:*"), "{bullet}");
+    }
+    // And other names of tests in the document are true too.
+    for name in quoted(&text).iter().filter(|it| it.contains("::")) {
+        let named = name.replace("file::test", "tidy::nothing_is_left_unfinished");
+        assert!(is_there(&named), "`{name}` is not there");
+    }
+}
