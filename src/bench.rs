@@ -161,8 +161,9 @@ impl BenchDaemon {
             origin: Origin {
                 method: RunMethod::Run,
                 caller: "bench".into(),
-                tenant: Arc::clone(&self.tenant),
+                tenant: Arc::clone(&self.tenant.name),
             },
+            tenant: Arc::clone(&self.tenant),
             spec,
             delivery: OutputMode::Captured,
             input: None,

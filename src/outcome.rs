@@ -24,7 +24,47 @@ pub enum Outcome {
     Cancelled(CancelCause),
 }
 
+impl CancelCause {
+    /// Returns the name of the cause in the log and in the audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CancelRpc => "cancel_rpc",
+            Self::CallerGone => "caller_gone",
+            Self::ReaderStalled => "reader_stalled",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 impl Outcome {
+    /// Returns the name of the outcome in the log and in the audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exited(_) => "exited",
+            Self::Trapped => "trapped",
+            Self::MemoryExceeded(_) => "memory_exceeded",
+            Self::FuelExhausted => "fuel_exhausted",
+            Self::StackOverflow => "stack_overflow",
+            Self::TimedOut => "timed_out",
+            Self::OutputExceeded => "output_exceeded",
+            Self::Cancelled(_) => "cancelled",
+        }
+    }
+
+    /// Returns why the run was cancelled; `None` where it was not.
+    pub const fn cause(self) -> Option<CancelCause> {
+        match self {
+            Self::Cancelled(cause) => Some(cause),
+            Self::Exited(_)
+            | Self::Trapped
+            | Self::MemoryExceeded(_)
+            | Self::FuelExhausted
+            | Self::StackOverflow
+            | Self::TimedOut
+            | Self::OutputExceeded => None,
+        }
+    }
+
     /// Returns the code that the guest ended with; `None` where it did not end by itself.
     pub fn exit_code(self) -> Option<u32> {
         match self {

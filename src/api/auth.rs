@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::listen::{Peer, UnauthenticatedCall};
-use super::methods::{Contract, Scope};
+use super::methods::{Audience, Contract};
 use super::refusal_log::RefusalLog;
 use crate::auth::{Authenticator, Credentials};
 use crate::refusal::{Reason, Refusal, quote};
@@ -104,7 +104,7 @@ impl Inner {
         peer: Option<&Peer>,
     ) -> Result<Option<Arc<Tenant>>, Refusal> {
         self.check_authority(&head.uri, peer)?;
-        let is_health = Contract::at(head.uri.path()).scope == Scope::Probe;
+        let is_health = Contract::at(head.uri.path()).audience == Audience::Probe;
         if self.open_health && is_health {
             return Ok(None);
         }

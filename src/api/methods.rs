@@ -68,7 +68,7 @@ impl CapRule {
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(super) enum Audience {
     /// A tenant, which sees and changes only what is its own.
     Tenant,
     /// Everybody if `auth.open_health` says so, and the daemon's own user on a unix socket.
@@ -97,7 +97,7 @@ pub(super) struct Contract {
     /// Who handles the call's deadline.
     pub(super) deadline: DeadlineRule,
     /// Who may make the call.
-    pub(super) scope: Scope,
+    pub(super) audience: Audience,
 }
 
 impl Contract {
@@ -108,7 +108,7 @@ impl Contract {
         cap: CapRule::Message,
         response: ResponseKind::Unary,
         deadline: DeadlineRule::Gate,
-        scope: Scope::Tenant,
+        audience: Audience::Tenant,
     };
 
     /// The contract of a question about health, whose answer nobody is charged for.
@@ -116,7 +116,7 @@ impl Contract {
         request: RequestKind::Health,
         cap: CapRule::Fixed(MAX_HEALTH, ""),
         response: ResponseKind::Health,
-        scope: Scope::Probe,
+        audience: Audience::Probe,
         ..Self::PLAIN
     };
 
@@ -258,7 +258,7 @@ messages! {
 mod tests {
     use prost::Message;
 
-    use super::{ApiMethod, CapRule, Contract, RequestKind, ResponseKind, Scope};
+    use super::{ApiMethod, Audience, CapRule, Contract, RequestKind, ResponseKind};
 
     #[test]
     fn the_answers_of_each_method_are_given_as_the_api_declares_them() {
@@ -294,7 +294,7 @@ mod tests {
     fn what_nobody_is_charged_for_is_small_and_only_health_is_open() {
         for (method, path) in ApiMethod::ALL {
             let contract = method.contract();
-            let is_health = contract.scope == Scope::Probe;
+            let is_health = contract.audience == Audience::Probe;
             assert_eq!(
                 is_health,
                 path.ends_with("/Health") || path.contains(".Health/")

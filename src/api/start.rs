@@ -22,6 +22,7 @@ use crate::sandbox::Input;
 /// A call that asks for a run, which has its id already.
 pub(super) struct RunCall {
     id: RunId,
+    tenant: Arc<Tenant>,
     origin: Origin,
     deadline: Result<Option<Instant>, Refusal>,
     charge: Option<MemoryCharge>,
@@ -59,8 +60,9 @@ impl RunCall {
             origin: Origin {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
-                tenant,
+                tenant: Arc::clone(&tenant.name),
             },
+            tenant,
             deadline,
             charge,
         }
@@ -92,6 +94,7 @@ impl RunCall {
         let asked = StartRequest {
             delivery: self.delivery(),
             id: self.id,
+            tenant: self.tenant,
             origin: self.origin,
             spec,
             input,
@@ -105,7 +108,7 @@ impl RunCall {
     /// Records a run that was refused before its request was known to be well formed, and returns
     /// the status for its caller.
     pub(super) fn record_refusal(self, runner: &Runner, refusal: Refusal) -> Status {
-        let refusal = runner.refused(&self.id, self.origin, refusal);
+        let refusal = runner.refused(self.tenant, &self.id, self.origin, refusal);
         status::for_run(&refusal, &self.id)
     }
 
@@ -121,7 +124,7 @@ impl RunCall {
     /// the request's charge.
     fn decoded(&self, spec: Option<proto::RunSpec>) -> Result<(RunSpec, Option<Instant>), Refusal> {
         let deadline = self.deadline()?;
-        let mut spec = decode::spec(spec, &self.origin.tenant.policy, self.delivery())?;
+        let mut spec = decode::spec(spec, &self.tenant.policy, self.delivery())?;
         if self.origin.method == RunMethod::Interact {
             decode::interactive(&spec)?;
         }

@@ -53,7 +53,9 @@ impl Dialer {
                 }
             }
         };
-        let (stream, greeting) = GreetingRecorder::new(stream, Arc::clone(self));
+        let dialer = Arc::clone(self);
+        let explain = move |error: &io::Error| dialer.explain_broken(error);
+        let (stream, greeting) = GreetingRecorder::new(stream, Box::new(explain));
         let pending = PendingGreeting {
             dialer: Arc::clone(self),
             greeting,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::follow::write;
+use super::write_all::write;
 use super::{Failure, exit, print_to_stderr};
 use crate::api::proto::{self, CancelCause, Outcome, Resources, RunResult};
 use crate::limits::WASM_PAGE_BYTES;

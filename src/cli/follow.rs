@@ -1,6 +1,5 @@
 //! The event stream of a run, printed as it arrives or collected until the run ends.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use tonic::{Status, Streaming};
@@ -8,6 +7,7 @@ use tonic::{Status, Streaming};
 use super::ending::print_ending;
 use super::stdin_pump::StdinPump;
 use super::wait_indicator::WaitIndicator;
+use super::write_all::write;
 use super::{Failure, print_to_stderr};
 use crate::api::proto::stream_event::Event;
 use crate::api::proto::{RunResult, StreamEvent};
@@ -107,10 +107,4 @@ pub(super) async fn collect(
 /// Creates the failure for a stream that ended before the run did.
 pub(super) fn broke_off() -> Failure {
     Failure::unreachable("the connection broke before the run ended")
-}
-
-/// Writes all of `bytes`, and flushes them.
-pub(super) fn write(mut to: impl Write, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes).and_then(|()| to.flush())?;
-    Ok(())
 }

@@ -9,8 +9,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use super::dial::Dialer;
-
 /// Number of first bytes that are recorded, which is enough to tell what the other end is.
 const GREETING: usize = 64;
 /// Length of an HTTP/2 frame's header in bytes.
@@ -32,24 +30,28 @@ pub(super) enum Greeting {
     Broken(String),
 }
 
+/// Explains to people why a connection broke.
+type Explain = Box<dyn Fn(&io::Error) -> String + Send>;
+
 /// A connection that records the first bytes from the other end.
 pub(super) struct GreetingRecorder {
     stream: Box<dyn ByteStream>,
     unheard: Option<(Vec<u8>, oneshot::Sender<Greeting>)>,
-    dialer: Arc<Dialer>,
+    explain: Explain,
 }
 
 impl GreetingRecorder {
-    /// Wraps `stream`, and sends its first bytes to the second value; `dialer` explains failures.
+    /// Wraps `stream`, and sends its first bytes to the second value; `explain` tells people why it
+    /// broke.
     pub(super) fn new(
         stream: Box<dyn ByteStream>,
-        dialer: Arc<Dialer>,
+        explain: Explain,
     ) -> (Self, oneshot::Receiver<Greeting>) {
         let (tell, greeting) = oneshot::channel();
         let dialed = Self {
             stream,
             unheard: Some((Vec::new(), tell)),
-            dialer,
+            explain,
         };
         (dialed, greeting)
     }
@@ -64,7 +66,7 @@ impl GreetingRecorder {
         match polled {
             Ok(()) if heard.len() < FRAME_HEADER && !bytes.is_empty() => {}
             Err(error) if heard.is_empty() => {
-                let why = self.dialer.explain_broken(error);
+                let why = (self.explain)(error);
                 self.tell(Some(Greeting::Broken(why)));
             }
             Ok(()) | Err(_) => self.tell(None),

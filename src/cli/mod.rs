@@ -26,6 +26,7 @@ mod stdout_reader;
 mod token;
 mod value_parsers;
 mod wait_indicator;
+mod write_all;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

@@ -16,12 +16,13 @@ use super::connect::{
 };
 use super::credentials::ClientCredentials;
 use super::ending::{exit_code_of, print_ending, run_json};
-use super::follow::{CollectedRun, FollowEnd, broke_off, collect, follow, write};
+use super::follow::{CollectedRun, FollowEnd, broke_off, collect, follow};
 use super::incident_causes::IncidentCauses;
 use super::module_argument::ModuleArgument;
 use super::stdin_pump::StdinPump;
 use super::stdin_source::{GuestStdin, StdinSource};
 use super::wait_indicator::WaitIndicator;
+use super::write_all::write;
 use super::{Failure, interrupt, module_argument, print, print_json, runtime, value_parsers};
 use crate::api::proto::{
     Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,

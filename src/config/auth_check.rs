@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::check::{Checker, KnownNames, Problem, millis, minutes};
 use super::policy_check;
+use super::problems::{Checker, KnownNames, Problem, millis, minutes};
 use super::schema::{Config, HardeningMode, JwtConfig, QuotaConfig, TenantConfig};
 use crate::auth::CertificateName;
 

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use super::check::{Problem, Problems};
+use super::problems::{Problem, Problems};
 use super::tree::{Content, SettingOrigin, trimmed};
 use crate::store;
 

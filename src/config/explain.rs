@@ -1,9 +1,9 @@
 //! Explanations of configuration errors for whoever wrote the setting: where it stands, and which
 //! key may have been meant.
 
-use super::check::{Problem, Problems};
 use super::deserialize::{SettingError, SettingErrorKind};
 use super::environment::{SettingOverride, variable_of};
+use super::problems::{Problem, Problems};
 use super::tree::{Setting, SettingOrigin};
 
 /// Explains why a setting could not be read. `defaults` has every key that exists outside of lists.

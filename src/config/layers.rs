@@ -5,10 +5,11 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 
 use super::DEFAULTS;
-use super::check::{self, KnownNames, Problem, Problems};
+use super::check;
 use super::deserialize::{PathStep, SettingDeserializer, SettingError};
 use super::environment::SettingOverride;
 use super::explain;
+use super::problems::{KnownNames, Problem, Problems};
 use super::schema::Config;
 use super::tree::{self, Content, Setting, SettingOrigin};
 

@@ -1,7 +1,7 @@
 //! Checks of the keys in `[policy]` and `[defaults]`, which say what runs may ask for and reach,
 //! for all tenants or for one.
 
-use super::check::{Checker, KnownNames, Problem, millis, minutes};
+use super::problems::{Checker, KnownNames, Problem, millis, minutes};
 use super::schema::{Config, Size};
 use crate::limits::{MIN_STACK, StackClass, share_of};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::check::Problem;
+use super::problems::Problem;
 
 /// The character that some editors write as a byte order mark.
 const BYTE_ORDER_MARK: char = '\u{feff}';

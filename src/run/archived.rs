@@ -5,86 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::origin::{Origin, RunMethod, RunState};
-use super::record::{GrantedLimits, Run};
-use super::tenant::Tenant;
-use crate::event_log::{PackedOutput, RunEnd};
-use crate::outcome::{LiveUsage, Outcome, RunReport, Stream, Written};
+use super::record::Run;
+use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
+use crate::event_log::{EventLog, PackedOutput, RunEnd};
+use crate::outcome::{Outcome, RunReport, Written};
 use crate::request::{Digest, Labels, RunId};
-
-/// Rough size in bytes of a run's record in memory, besides its labels, its log and its result.
-const RECORD: usize = 2048;
-/// Rough overhead in bytes of one label or fact, besides its text.
-const ENTRY: usize = 128;
-
-/// A snapshot of all that is known of a run at one moment.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "plain data, named as the API names it")]
-pub struct RunRecord {
-    pub id: RunId,
-    pub state: RunState,
-    pub method: RunMethod,
-    pub caller: Arc<str>,
-    pub labels: Labels,
-    pub detached: bool,
-    pub digest: Option<Digest>,
-    pub asked: SystemTime,
-    pub started: Option<SystemTime>,
-    pub granted: Option<GrantedLimits>,
-    pub used: UsageSnapshot,
-    /// Wall time since the run started; `None` where it has not started, or comes from the history.
-    pub elapsed: Option<Duration>,
-    /// When the run ended, and how; `None` while it goes on.
-    pub end: Option<(SystemTime, Arc<RunEnd>)>,
-    /// The number of the next event of the run's log.
-    pub next_seq: u64,
-    /// Rough size of the record in memory in bytes, the log aside.
-    pub(super) weight: usize,
-}
-
-/// What a run has used at one moment, as counted from outside the guest.
-#[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "plain data, named as `Usage` names it")]
-pub struct UsageSnapshot {
-    pub fuel: u64,
-    pub memory: u64,
-    /// Bytes written to standard output and to standard error, in this order.
-    pub written: [u64; 2],
-}
-
-impl UsageSnapshot {
-    /// Reads the counters of `usage` as they are now.
-    pub(super) fn of(usage: &LiveUsage) -> Self {
-        Self {
-            fuel: usage.fuel(),
-            memory: usage.memory(),
-            written: [Stream::Stdout, Stream::Stderr].map(|stream| usage.written(stream)),
-        }
-    }
-}
-
-/// Estimates how many bytes of memory a run with `labels` takes, its log aside. `end` is how it
-/// ended; `None` where it goes on.
-pub(super) fn weight(labels: &Labels, end: Option<&RunEnd>) -> usize {
-    let labels = labels.iter().map(|(k, v)| k.len() + v.len() + ENTRY);
-    let labels: usize = labels.sum();
-    let end = match end {
-        None => 0,
-        Some(Ok(ended)) => {
-            let trap = ended.trap.as_ref().map_or(0, |trap| {
-                let names = trap.backtrace.iter().map(|frame| {
-                    size_of_val(frame) + frame.func_name.len() + frame.module_name.len()
-                });
-                trap.message.len() + names.sum::<usize>()
-            });
-            trap + size_of_val(&*ended.values)
-        }
-        Some(Err(refusal)) => {
-            let facts = refusal.metadata().iter();
-            refusal.message().len() + facts.map(|(_, fact)| fact.len() + ENTRY).sum::<usize>()
-        }
-    };
-    RECORD + labels + end
-}
 
 /// A run that has ended, as the history keeps it. It is one flat value; only what few runs have,
 /// such as labels and traps, is allocated apart.
@@ -243,8 +168,13 @@ impl ArchivedRun {
     pub(super) fn reopen(
         &self,
         instance: &str,
-        tenant: &Arc<Tenant>,
+        tenant: &Arc<str>,
         kept: PackedOutput,
+        reopen_log: impl FnOnce(
+            Option<SystemTime>,
+            (SystemTime, Arc<RunEnd>),
+            PackedOutput,
+        ) -> Arc<EventLog>,
     ) -> Arc<Run> {
         let end = (self.ended, self.end.whole());
         Run::reopened(
@@ -258,7 +188,7 @@ impl ArchivedRun {
             self.detached,
             self.asked,
             (self.digest, self.granted.clone()),
-            tenant.reopened_log(self.started, end, kept),
+            reopen_log(self.started, end, kept),
         )
     }
 }

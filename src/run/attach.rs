@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::hold::Hold;
 use super::in_flight::PendingResponse;
-use super::record::{Hold, Holder, Run};
-use super::start::RefusedRun;
+use super::record::{Holder, Run};
+use super::refused_run::RefusedRun;
+use super::registry::Registry;
 use super::with_deadline;
 use crate::event_log::{Event, EventReader, RunEnd};
 use crate::limits::OutputMode;
@@ -33,23 +35,33 @@ pub struct RunHandle {
 impl RunHandle {
     /// Attaches the caller that asked for the run. A caller that reads its output as it is written
     /// is owed all of it, and the guest waits for that caller.
-    pub(super) fn owner(run: &Arc<Run>, delivery: OutputMode, untold: PendingResponse) -> Self {
+    pub(super) fn owner(
+        registry: &Arc<Registry>,
+        run: &Arc<Run>,
+        delivery: OutputMode,
+        untold: PendingResponse,
+    ) -> Self {
         let viewer = match delivery {
             OutputMode::Captured => run.log.follow(),
             OutputMode::Streamed => run.log.follow_reliably(),
         };
-        Self::caller(run, viewer, untold)
+        Self::caller(registry, run, viewer, untold)
     }
 
     /// Attaches a further caller with the same idempotency key, for which the guest does not wait.
-    pub(super) fn join(run: &Arc<Run>, untold: PendingResponse) -> Self {
-        Self::caller(run, run.log.follow(), untold)
+    pub(super) fn join(registry: &Arc<Registry>, run: &Arc<Run>, untold: PendingResponse) -> Self {
+        Self::caller(registry, run, run.log.follow(), untold)
     }
 
-    fn caller(run: &Arc<Run>, viewer: EventReader, untold: PendingResponse) -> Self {
+    fn caller(
+        registry: &Arc<Registry>,
+        run: &Arc<Run>,
+        viewer: EventReader,
+        untold: PendingResponse,
+    ) -> Self {
         Self {
             viewer,
-            _hold: run.hold(Holder::Caller),
+            _hold: Hold::new(registry, run, Holder::Caller),
             _place: None,
             run: Arc::clone(run),
             pending_response: Some(untold),
@@ -63,13 +75,14 @@ impl RunHandle {
     /// Where the run has not come as far as `from`: returns the highest number that it can be read
     /// from.
     pub(super) fn view(
+        registry: &Arc<Registry>,
         run: &Arc<Run>,
         from: u64,
         place: OwnedSemaphorePermit,
     ) -> Result<Self, u64> {
         Ok(Self {
             viewer: run.log.view(from)?,
-            _hold: run.hold(Holder::Viewer),
+            _hold: Hold::new(registry, run, Holder::Viewer),
             _place: Some(place),
             run: Arc::clone(run),
             pending_response: None,

@@ -4,19 +4,20 @@
 
 use std::time::Duration;
 
-use super::record::{GrantedLimits, Run, cause_name, micros, outcome_name};
+use super::record::Run;
+use super::snapshot::GrantedLimits;
 use crate::limits::WASM_PAGE_BYTES;
-use crate::outcome::RunReport;
+use crate::outcome::{CancelCause, RunReport};
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
-use crate::telemetry::{self, Unquoted};
+use crate::telemetry::{self, Unquoted, micros};
 
 /// Writes one audit line of a run: its id, tenant, caller and module, then the given fields.
-macro_rules! line {
+macro_rules! audit_run {
     ($run:ident, $($field:tt)*) => {
         telemetry::audit_line!(
             run_id = &$run.id,
-            tenant = &*$run.origin.tenant.name,
+            tenant = &*$run.origin.tenant,
             caller = &*$run.origin.caller,
             digest = $run.digest(),
             $($field)*
@@ -60,7 +61,7 @@ impl Capabilities {
 /// Writes the line of a run that was admitted, with the limits it got and what it may reach.
 pub(super) fn admitted(run: &Run, granted: &GrantedLimits, reach: &Capabilities) {
     let limits = &granted.limits;
-    line!(
+    audit_run!(
         run,
         event = "admission",
         decision = "admitted",
@@ -82,7 +83,7 @@ pub(super) fn admitted(run: &Run, granted: &GrantedLimits, reach: &Capabilities)
 
 /// Writes the line of a run that was refused, or that its callers left before it was admitted.
 pub(super) fn refused(run: &Run, refusal: &Refusal) {
-    line!(
+    audit_run!(
         run,
         event = "admission",
         decision = "refused",
@@ -96,12 +97,12 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
 /// Writes the line of the end of an admitted run. `waited` is the time since the run was asked for,
 /// less the time that the guest took.
 pub(super) fn ended(run: &Run, ended: &RunReport, waited: Duration) {
-    line!(
+    audit_run!(
         run,
         event = "end",
-        outcome = outcome_name(ended.outcome),
+        outcome = ended.outcome.as_str(),
         exit_code = ended.outcome.exit_code(),
-        cause = cause_name(ended.outcome),
+        cause = ended.outcome.cause().map(CancelCause::as_str),
         trap = ended.trap.as_ref().map(|trap| trap.code),
         waited_us = micros(waited),
         duration_us = micros(ended.duration),
@@ -116,5 +117,5 @@ pub(super) fn ended(run: &Run, ended: &RunReport, waited: Duration) {
 
 /// Writes the line of an admitted run that ended because the daemon failed.
 pub(super) fn failed(run: &Run, refusal: &Refusal) {
-    line!(run, event = "end", reason = refusal.reason().as_str(),);
+    audit_run!(run, event = "end", reason = refusal.reason().as_str(),);
 }

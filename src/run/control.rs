@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::archived::RunRecord;
 use super::attach::RunHandle;
 use super::origin::RunState;
 use super::registry::{FoundRun, Selector};
+use super::snapshot::RunRecord;
 use super::tenant::Tenant;
 use super::watch::Watch;
 use super::{Runner, with_deadline};
@@ -73,7 +73,7 @@ impl Runner {
     /// # Errors
     /// `QUEUE_FULL` where the tenant has all of its share of `runs.viewers` open already.
     pub fn watch(&self, tenant: &Tenant, selector: Selector) -> Result<Watch, Refusal> {
-        Ok(tenant.registry.watch(selector, viewer(tenant)?))
+        Ok(Watch::start(&tenant.registry, selector, viewer(tenant)?))
     }
 
     /// Attaches a viewer that reads the run from event `from` on.
@@ -88,9 +88,9 @@ impl Runner {
         from: u64,
     ) -> Result<RunHandle, Refusal> {
         self.check_instance(id)?;
-        let viewed = tenant.registry.view(tenant, id, |run| {
+        let viewed = tenant.registry.view(id, |run| {
             let place = viewer(tenant)?;
-            RunHandle::view(run, from, place).map_err(|highest| {
+            RunHandle::view(&tenant.registry, run, from, place).map_err(|highest| {
                 let message = format!("{from} is beyond the run's next event, {highest}");
                 Refusal::invalid("from_seq", message)
                     .with("asked", from)

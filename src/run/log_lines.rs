@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::record::{Run, cause_name, micros, outcome_name};
-use crate::outcome::RunReport;
+use super::record::Run;
+use crate::outcome::{CancelCause, RunReport};
 use crate::refusal::Refusal;
-use crate::telemetry;
+use crate::telemetry::{self, micros};
 
 /// Logs that a run was refused, and why.
 pub(super) fn refused(run: &Run, refusal: &Refusal) {
@@ -15,7 +15,7 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
         INFO,
         "run refused",
         run_id = &run.id,
-        tenant = &*run.origin.tenant.name,
+        tenant = &*run.origin.tenant,
         digest = run.digest(),
         reason = refusal.reason().as_str(),
         field = refusal.field(),
@@ -29,11 +29,11 @@ pub(super) fn ended(run: &Run, ended: &RunReport, waited: Duration) {
         INFO,
         "run ended",
         run_id = &run.id,
-        tenant = &*run.origin.tenant.name,
+        tenant = &*run.origin.tenant,
         digest = run.digest(),
-        outcome = outcome_name(ended.outcome),
+        outcome = ended.outcome.as_str(),
         exit_code = ended.outcome.exit_code(),
-        cause = cause_name(ended.outcome),
+        cause = ended.outcome.cause().map(CancelCause::as_str),
         trap = ended.trap.as_ref().map(|trap| trap.code),
         duration_us = micros(ended.duration),
         cpu_us = micros(ended.cpu_time),

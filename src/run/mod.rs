@@ -10,6 +10,7 @@ mod audit;
 mod control;
 mod deadline;
 mod history_ring;
+mod hold;
 mod idempotency;
 mod in_flight;
 mod in_flight_bytes;
@@ -18,8 +19,11 @@ mod memory_charge;
 mod module_library;
 mod origin;
 mod record;
+mod refused_run;
 mod registry;
 mod response_reservation;
+mod run_guard;
+mod snapshot;
 mod start;
 mod tenant;
 mod watch;
@@ -30,7 +34,7 @@ use std::time::Duration;
 
 use self::admission::Admission;
 use self::in_flight::InFlight;
-use self::record::RunGuard;
+use self::run_guard::RunGuard;
 use self::tenant::Tenants;
 use crate::event_log::RunEnd;
 use crate::limits::{OutputMode, RequestedLimits};
@@ -44,7 +48,6 @@ use bytes::Bytes;
 pub use self::admission::{
     Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of_memory, shutting_down,
 };
-pub use self::archived::{RunRecord, UsageSnapshot};
 pub use self::attach::RunHandle;
 pub use self::control::CancelReport;
 pub use self::deadline::with_deadline;
@@ -53,10 +56,12 @@ pub use self::in_flight_bytes::{InFlightLimit, RETRY_IN_FLIGHT, reserve_bytes};
 pub use self::memory_charge::MemoryCharge;
 pub use self::module_library::{ModuleMeta, StoreReceipt, StoredModule, Upload};
 pub use self::origin::{Origin, RunMethod, RunState};
-pub use self::record::{GrantedLimits, Run};
+pub use self::record::Run;
+pub use self::refused_run::RefusedRun;
 pub use self::registry::{HistoryLimits, Selector};
 pub use self::response_reservation::{ResponseReservation, STREAMED_FRAMES};
-pub use self::start::{RefusedRun, StartRequest, largest_reservation};
+pub use self::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
+pub use self::start::{StartRequest, largest_reservation};
 pub use self::tenant::{Tenant, TenantSettings};
 pub use self::watch::{RunUpdate, Watch};
 
@@ -150,11 +155,16 @@ impl Runner {
 
     /// Records a run that was refused before its spec was well-formed, and returns the refusal with
     /// the field names of its caller's messages.
-    pub fn refused(&self, id: &RunId, origin: Origin, refusal: Refusal) -> Refusal {
-        let tenant = Arc::clone(&origin.tenant);
+    pub fn refused(
+        &self,
+        tenant: Arc<Tenant>,
+        id: &RunId,
+        origin: Origin,
+        refusal: Refusal,
+    ) -> Refusal {
         let log = tenant.new_log();
         let run = Run::new(*id, origin, Labels::default(), false, None, log);
-        RunGuard::new(run).refused(refusal)
+        RunGuard::new(run, tenant).refused(refusal)
     }
 
     /// Compiles and runs a module that does nothing, so that the first caller does not wait for
@@ -203,10 +213,11 @@ impl Runner {
         };
         let asked = StartRequest {
             id: RunId::new(&self.instance),
+            tenant: Arc::clone(own),
             origin: Origin {
                 method: RunMethod::Run,
                 caller: self.instance.as_str().into(),
-                tenant: Arc::clone(own),
+                tenant: Arc::clone(&own.name),
             },
             spec,
             delivery: OutputMode::Captured,

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use super::tenant::Tenant;
-
 /// The API method by which a run was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RunMethod {
@@ -41,8 +39,8 @@ pub struct Origin {
     pub method: RunMethod,
     /// Where the caller connects from; the daemon's own name for its own runs.
     pub caller: Arc<str>,
-    /// The tenant that the run belongs to.
-    pub tenant: Arc<Tenant>,
+    /// The name of the tenant whose run it is.
+    pub tenant: Arc<str>,
 }
 
 /// The states that a run goes through.

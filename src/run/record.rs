@@ -5,28 +5,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::admission::{Permit, RunQuotaGuard, shutting_down};
-use super::archived::{RunRecord, UsageSnapshot, weight};
-use super::audit::{self, Capabilities};
-use super::log_lines;
+use super::admission::{Permit, RunQuotaGuard};
 use super::origin::{Origin, RunState};
-use super::registry::Registry;
 use super::response_reservation::ResponseReservation;
+use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot, weight};
 use crate::event_log::{CapturedOutput, EventLog, RunEnd};
-use crate::limits::Limits;
-use crate::outcome::{CancelCause, LiveUsage, Outcome, RunReport};
+use crate::outcome::{CancelCause, LiveUsage};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, Labels, RunId};
 use crate::sandbox::{StopReason, StopSignal};
-
-/// The limits that a run was granted.
-#[derive(Clone, Debug)]
-pub struct GrantedLimits {
-    /// Pages of linear memory, of 64 KiB each.
-    pub memory_pages: u32,
-    /// The limits other than memory.
-    pub limits: Limits,
-}
 
 /// A run: its record, its event log, and the means to end it.
 #[derive(Debug)]
@@ -71,15 +58,6 @@ struct ResponseParts {
     quota: Option<RunQuotaGuard>,
 }
 
-/// A guard that counts one hold on a run until it is dropped. A run that is not detached is asked
-/// to end with the last hold of a caller. Its output is packed away when it has ended and nobody
-/// holds on to it.
-#[derive(Debug)]
-pub(super) struct Hold {
-    run: Arc<Run>,
-    by: Holder,
-}
-
 /// Who holds on to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
@@ -89,24 +67,13 @@ pub(super) enum Holder {
     Viewer,
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let run = &self.run;
-        let mut facts = run.lock();
-        *facts.held_by(self.by) -= 1;
-        if facts.callers > 0 {
-            return;
-        }
-        if facts.over {
-            run.leave(facts);
-        } else if self.by == Holder::Caller && !run.detached {
-            // The request wakes the run. Where the daemon is ending, that drops the run, which ends
-            // it and takes this lock; so the lock is released first.
-            drop(facts);
-            run.stop
-                .request(StopReason::Cancelled(CancelCause::CallerGone));
-        }
-    }
+/// A run that has ended and that no caller holds. Dropping this releases what the run kept for its
+/// callers, which is done once the run is packed away.
+#[must_use]
+pub(super) struct LeftRun {
+    /// Whether nobody reads the run's output either, so that its registry packs the run away.
+    pub(super) is_to_be_packed: bool,
+    _answer: ResponseParts,
 }
 
 impl RunFacts {
@@ -322,41 +289,59 @@ impl Run {
         self.log.start(SystemTime::now());
     }
 
-    /// Counts a hold on the run until the returned guard is dropped.
-    pub(super) fn hold(self: &Arc<Self>, by: Holder) -> Hold {
+    /// Counts one more holder.
+    pub(super) fn count_hold(&self, by: Holder) {
         *self.lock().held_by(by) += 1;
-        Hold {
-            run: Arc::clone(self),
-            by,
-        }
     }
 
-    /// Notes that the run ended `at` and how, and wakes everybody who waits for the end.
+    /// Takes one holder off the count, and returns what is left to do where the run has ended and
+    /// this was the last of its callers. A run that is not detached and goes on is asked to end.
+    pub(super) fn release_hold(&self, by: Holder) -> Option<LeftRun> {
+        let mut facts = self.lock();
+        *facts.held_by(by) -= 1;
+        if facts.callers > 0 {
+            return None;
+        }
+        if facts.over {
+            return Some(self.leave(facts));
+        }
+        if by == Holder::Caller && !self.detached {
+            // This wakes the run. Where the daemon is ending, that drops the run, which ends it by
+            // this lock.
+            drop(facts);
+            self.stop
+                .request(StopReason::Cancelled(CancelCause::CallerGone));
+        }
+        None
+    }
+
+    /// Notes that the run ended `at` and how, and wakes everybody who waits for the end. Returns
+    /// what is left to do where the run has no caller any more.
     pub(super) fn finish(
         &self,
         at: SystemTime,
         end: Arc<RunEnd>,
         captured: Option<CapturedOutput>,
-    ) {
+    ) -> Option<LeftRun> {
         self.log.finish(at, end, captured);
         let mut facts = self.lock();
         facts.over = true;
-        if facts.callers == 0 {
-            self.leave(facts);
-        }
+        (facts.callers == 0).then(|| self.leave(facts))
     }
 
-    /// Releases what the run kept for its callers, now that it has ended and none of them is left.
-    fn leave(&self, mut facts: MutexGuard<'_, RunFacts>) {
+    /// Takes out what the run kept for its callers, now that it has ended and none of them is left.
+    fn leave(&self, mut facts: MutexGuard<'_, RunFacts>) -> LeftRun {
         let answer = std::mem::take(&mut facts.answer);
         let is_read = facts.viewers > 0;
         drop(facts);
-        if is_read || self.key.is_some() {
+        let is_to_be_packed = !is_read && self.key.is_none();
+        if !is_to_be_packed {
             self.log.mark_evictable(self.key.is_some());
-        } else {
-            self.origin.tenant.registry.pack(self);
         }
-        drop(answer);
+        LeftRun {
+            is_to_be_packed,
+            _answer: answer,
+        }
     }
 
     /// Reports whether nobody needs the run as a whole any more. A run with a key stays whole,
@@ -370,146 +355,4 @@ impl Run {
         // Nothing panics while the lock is held, so it is never poisoned.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A guard for a run that has not ended. The run ends, and its log line is written, at the latest
-/// when this is dropped. The line never has content: no arguments, environment, input or output.
-#[derive(Debug)]
-pub(super) struct RunGuard {
-    pub(super) run: Arc<Run>,
-    over: bool,
-}
-
-impl RunGuard {
-    /// Creates the guard of a run that is registered, or will be when it ends.
-    pub(super) fn new(run: Arc<Run>) -> Self {
-        Self { run, over: false }
-    }
-
-    fn registry(&self) -> &Registry {
-        &self.run.origin.tenant.registry
-    }
-
-    /// Notes the digest of the run's module.
-    pub(super) fn module(&self, digest: Digest) {
-        self.run.set_digest(digest);
-    }
-
-    /// Notes that the run waits for a slot, and announces the change to watches.
-    pub(super) fn queued(&self) {
-        self.run.set_queued();
-        self.registry().changed(&self.run);
-    }
-
-    /// Notes that the run starts, announces the change to watches, and writes the audit line of its
-    /// admission where `reach` is given.
-    pub(super) fn started(&self, granted: GrantedLimits, reach: Option<&Capabilities>) {
-        if let Some(reach) = reach {
-            audit::admitted(&self.run, &granted, reach);
-        }
-        self.run.start(granted);
-        self.registry().changed(&self.run);
-    }
-
-    /// Ends the run before its first instruction, and returns the refusal with the field names of
-    /// its caller's messages.
-    pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
-        let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
-        log_lines::refused(&self.run, &refusal);
-        audit::refused(&self.run, &refusal);
-        self.finish(Err(refusal.clone()), None);
-        refusal
-    }
-
-    /// Drops this record without an end: the idempotency key already belongs to another run.
-    pub(super) fn forget(mut self) {
-        self.over = true;
-    }
-
-    /// Ends the run, and keeps what was `captured` for its callers.
-    pub(super) fn ended(mut self, result: RunEnd, captured: Option<CapturedOutput>) {
-        self.write(&result);
-        self.finish(result, captured);
-    }
-
-    fn finish(&mut self, end: RunEnd, captured: Option<CapturedOutput>) {
-        self.over = true;
-        self.registry().end(&self.run, end, captured);
-    }
-
-    fn write(&self, result: &RunEnd) {
-        match result {
-            Ok(ended) => {
-                let waited = self.waited(ended);
-                audit::ended(&self.run, ended, waited);
-                log_lines::ended(&self.run, ended, waited);
-            }
-            Err(refusal) => {
-                audit::failed(&self.run, refusal);
-                log_lines::failed(&self.run, refusal);
-            }
-        }
-    }
-
-    fn waited(&self, ended: &RunReport) -> Duration {
-        self.run.clock.elapsed().saturating_sub(ended.duration)
-    }
-}
-
-impl Drop for RunGuard {
-    fn drop(&mut self) {
-        if !self.over {
-            log_lines::left(&self.run);
-            let refusal = never_started(None);
-            audit::refused(&self.run, &refusal);
-            self.finish(Err(refusal), None);
-        }
-    }
-}
-
-/// Returns the refusal of a run that never started because it was asked to end for `reason` or,
-/// where that is `None`, because its caller left.
-pub(super) fn never_started(reason: Option<StopReason>) -> Refusal {
-    let why = match reason {
-        Some(StopReason::Cancelled(CancelCause::Draining)) => return shutting_down(),
-        Some(StopReason::Cancelled(CancelCause::CancelRpc)) => "was cancelled",
-        Some(
-            StopReason::TimedOut
-            | StopReason::Cancelled(CancelCause::CallerGone | CancelCause::ReaderStalled),
-        )
-        | None => "was left by its caller",
-    };
-    Refusal::new(
-        Reason::RunCancelled,
-        format!("the run {why} before its first instruction"),
-    )
-}
-
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Exited(_) => "exited",
-        Outcome::Trapped => "trapped",
-        Outcome::MemoryExceeded(_) => "memory_exceeded",
-        Outcome::FuelExhausted => "fuel_exhausted",
-        Outcome::StackOverflow => "stack_overflow",
-        Outcome::TimedOut => "timed_out",
-        Outcome::OutputExceeded => "output_exceeded",
-        Outcome::Cancelled(_) => "cancelled",
-    }
-}
-
-pub(super) fn cause_name(outcome: Outcome) -> Option<&'static str> {
-    let Outcome::Cancelled(cause) = outcome else {
-        return None;
-    };
-    Some(match cause {
-        CancelCause::CancelRpc => "cancel_rpc",
-        CancelCause::CallerGone => "caller_gone",
-        CancelCause::ReaderStalled => "reader_stalled",
-        CancelCause::Draining => "draining",
-    })
 }

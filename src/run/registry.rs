@@ -11,22 +11,21 @@
 //! Where several locks are held, they are taken in this order: the registry's, a run's, its log's,
 //! and the one of the budget for logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use slab::Slab;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
-use super::archived::{ArchivedRun, RunRecord, weight};
+use super::archived::ArchivedRun;
 use super::history_ring::{HistoryRing, RingBounds};
 use super::idempotency::IdempotencyKeys;
 use super::origin::RunState;
-use super::record::Run;
-use super::tenant::Tenant;
-use super::watch::{AnnouncedRuns, Watch};
-use crate::event_log::{CapturedOutput, EventLogBudget, PackedOutput, RunEnd};
+use super::record::{LeftRun, Run};
+use super::snapshot::{RunRecord, weight};
+use crate::event_log::{CapturedOutput, EventLog, EventLogBudget, PackedOutput, RunEnd};
 use crate::request::{Labels, RunId};
 
 /// The approximate limit of one page of records, in bytes: what a client accepts in one message,
@@ -55,11 +54,15 @@ pub struct HistoryLimits {
 pub(super) struct Registry {
     /// The name of the daemon instance that holds the runs.
     instance: Arc<str>,
+    /// The name of the tenant whose runs these are.
+    tenant: Arc<str>,
     history: HistoryLimits,
     /// The idempotency keys, each of which belongs to one run.
     pub(super) keys: IdempotencyKeys,
     /// The budget that the output of the runs is charged to.
     logs: Arc<EventLogBudget>,
+    /// Bytes of one run's log.
+    log_bytes: usize,
     inner: Mutex<Inner>,
     /// The number of the last change, for those who watch; `None` when no more will come.
     news: watch::Sender<Option<u64>>,
@@ -151,19 +154,22 @@ impl Selector {
 }
 
 impl Registry {
-    /// Creates an empty registry for runs of `instance`. The output of its runs is charged to
-    /// `logs`, which evicts the oldest output of the history when room is needed.
+    /// Creates an empty registry for the runs of a tenant on `instance`. The output of its runs is
+    /// charged to `logs`, which evicts the oldest output of the history when room is needed.
     pub(super) fn new(
         instance: Arc<str>,
+        tenant: Arc<str>,
         history: HistoryLimits,
         keys: IdempotencyKeys,
-        logs: &Arc<EventLogBudget>,
+        (logs, log_bytes): (&Arc<EventLogBudget>, usize),
     ) -> Arc<Self> {
         let registry = Arc::new(Self {
             instance,
+            tenant,
             history,
             keys,
             logs: Arc::clone(logs),
+            log_bytes,
             inner: Mutex::default(),
             news: watch::Sender::new(Some(0)),
         });
@@ -235,13 +241,22 @@ impl Registry {
         }
         inner.forget(self.history, now, &self.logs);
         drop(inner);
-        run.finish(at, end, captured);
+        if let Some(left) = run.finish(at, end, captured) {
+            self.settle(run, left);
+        }
         self.tell(change);
+    }
+
+    /// Packs a run away where it is to be, and then releases what it kept for its callers.
+    pub(super) fn settle(&self, run: &Run, left: LeftRun) {
+        if left.is_to_be_packed {
+            self.pack(run);
+        }
     }
 
     /// Packs the output of an ended run into its place in the history, where nobody holds on to the
     /// run any more.
-    pub(super) fn pack(&self, run: &Run) {
+    fn pack(&self, run: &Run) {
         let mut inner = self.lock();
         let packed = inner.pack(run.id.number());
         drop(inner);
@@ -255,7 +270,6 @@ impl Registry {
     /// the run is not known.
     pub(super) fn view<T, E>(
         &self,
-        tenant: &Arc<Tenant>,
         id: &RunId,
         view: impl FnOnce(&Arc<Run>) -> Result<T, E>,
     ) -> Option<Result<T, E>> {
@@ -267,7 +281,13 @@ impl Registry {
                 let HistoryEntry {
                     run, kept, whole, ..
                 } = past;
-                let reopen = || run.reopen(&self.instance, tenant, std::mem::take(kept));
+                let reopen_log = |started, end, kept| {
+                    EventLog::reopen(self.log_bytes, Arc::clone(&self.logs), started, end, kept)
+                };
+                let reopen = || {
+                    let kept = std::mem::take(kept);
+                    run.reopen(&self.instance, &self.tenant, kept, reopen_log)
+                };
                 Arc::clone(whole.get_or_insert_with(reopen))
             }
         };
@@ -276,21 +296,6 @@ impl Registry {
             inner.pack(id.number());
         }
         Some(viewed)
-    }
-
-    /// Removes all runs, in flight and ended.
-    pub(super) fn clear(&self) {
-        let nothing = HistoryLimits {
-            runs: 0,
-            age: Duration::ZERO,
-            bytes: 0,
-        };
-        let mut inner = self.lock();
-        inner.forget(nothing, Instant::now(), &self.logs);
-        let live = std::mem::take(&mut inner.live);
-        inner.index.clear();
-        drop(inner);
-        drop(live);
     }
 
     /// Evicts ended runs and idempotency keys that have grown too old, and releases memory that the
@@ -370,17 +375,13 @@ impl Registry {
         self.lock().index.range(..number).next().is_some()
     }
 
-    /// Starts a watch of the runs that match, which holds the permit `place` for as long as it
-    /// exists.
-    pub(super) fn watch(
-        self: &Arc<Self>,
-        selector: Selector,
-        place: OwnedSemaphorePermit,
-    ) -> Watch {
-        // The subscription comes before anything is looked at: see `changed`.
+    /// Subscribes to changes: returns the number of the last one, which is closed when no more will
+    /// come, and the last change before the subscription.
+    pub(super) fn subscribe(&self) -> (watch::Receiver<Option<u64>>, u64) {
+        // Before anything is looked at: see `changed`.
         let news = self.news.subscribe();
         let last = self.lock().last;
-        Watch::new(Arc::clone(self), news, selector, last, place)
+        (news, last)
     }
 
     /// Returns the first changes numbered from `from` to `to`, in order and at most [`BATCH`] of
@@ -409,7 +410,7 @@ impl Registry {
 
     /// Removes from `told`, and returns, the runs that have ended and been evicted from the
     /// history.
-    pub(super) fn take_forgotten(&self, told: &mut AnnouncedRuns) -> Vec<Arc<Run>> {
+    pub(super) fn take_forgotten(&self, told: &mut HashMap<u128, Arc<Run>>) -> Vec<Arc<Run>> {
         let inner = self.lock();
         let gone = told.extract_if(|number, run| {
             // A run that is about to end is told of again when it has ended.

@@ -9,14 +9,17 @@ use super::audit::Capabilities;
 use super::in_flight::InFlightGuard;
 use super::memory_charge::MemoryCharge;
 use super::origin::Origin;
-use super::record::{GrantedLimits, Run, RunGuard, never_started};
+use super::record::Run;
+use super::refused_run::RefusedRun;
 use super::response_reservation;
+use super::run_guard::{RunGuard, never_started};
+use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
 use super::{Runner, with_deadline};
 use crate::event_log::RunEnd;
 use crate::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_BYTES};
 use crate::policy::Grants;
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::Refusal;
 use crate::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
     self, CodeUse, CompilePermit, CompileRequest, EntryPoint, Input, Inspection, LoadedModule,
@@ -28,6 +31,8 @@ use crate::store::{ModuleEntry, hashed, not_found};
 pub struct StartRequest {
     /// The id that the run gets.
     pub id: RunId,
+    /// The tenant whose run it is.
+    pub tenant: Arc<Tenant>,
     /// Who asks for the run, and how.
     pub origin: Origin,
     /// What to run, and within which limits.
@@ -41,21 +46,6 @@ pub struct StartRequest {
     pub deadline: Option<Instant>,
     /// The charge for the request's memory, which is held until the run has started or was refused.
     pub held_until_started: Option<MemoryCharge>,
-}
-
-/// A run that did not start, and why.
-#[derive(Debug)]
-pub struct RefusedRun {
-    /// The id of the run.
-    pub id: RunId,
-    /// Why the run did not start.
-    pub refusal: Refusal,
-}
-
-impl RefusedRun {
-    fn was_left(&self) -> bool {
-        self.refusal.reason() == Reason::RunCancelled
-    }
 }
 
 /// The result of claiming an idempotency key.
@@ -98,7 +88,7 @@ impl Runner {
         asked: Box<StartRequest>,
     ) -> Result<RunHandle, RefusedRun> {
         let StartRequest { spec, .. } = &*asked;
-        let log = asked.origin.tenant.new_log();
+        let log = asked.tenant.new_log();
         let run = Run::new(
             asked.id,
             asked.origin.clone(),
@@ -107,10 +97,13 @@ impl Runner {
             spec.idempotency_key.clone(),
             log,
         );
-        let tenant = &run.origin.tenant;
-        let mut pending = RunGuard::new(Arc::clone(&run));
+        let tenant = &asked.tenant;
+        let mut pending = RunGuard::new(Arc::clone(&run), Arc::clone(tenant));
         // The caller is attached before anybody else can be attached, and leave.
-        let attached = RunHandle::owner(&run, asked.delivery, self.inflight.track_response());
+        let attached = {
+            let response = self.inflight.track_response();
+            RunHandle::owner(&tenant.registry, &run, asked.delivery, response)
+        };
         let refused = |pending: RunGuard, refusal| RefusedRun {
             id: run.id,
             refusal: pending.refused(refusal),
@@ -171,24 +164,25 @@ impl Runner {
             id: run.id,
             refusal: pending.refused(refusal),
         };
+        let tenant = Arc::clone(&pending.tenant);
         let fingerprint = match with_deadline(deadline, fingerprint(spec)).await {
             Ok(fingerprint) => fingerprint,
             Err(refusal) => return Err(refused(pending, refusal)),
         };
         loop {
-            let first = match run.origin.tenant.registry.keys.take(run, key, fingerprint) {
+            let first = match tenant.registry.keys.take(run, key, fingerprint) {
                 Ok(None) => return Ok(ClaimResult::New(pending)),
                 Ok(Some(first)) => first,
                 Err(refusal) => return Err(refused(pending, refusal)),
             };
             // This call is not a run of its own, so its record is dropped without an end.
             pending.forget();
-            let again = RunHandle::join(&first, self.inflight.track_response());
+            let again = RunHandle::join(&tenant.registry, &first, self.inflight.track_response());
             match again.started(deadline).await {
                 Err(refused) if refused.was_left() && first.was_abandoned() => {
                     // The first run was dying when this call came, since its callers had left it.
                     // Its key is free now.
-                    pending = RunGuard::new(Arc::clone(run));
+                    pending = RunGuard::new(Arc::clone(run), Arc::clone(&tenant));
                 }
                 attached => return attached.map(ClaimResult::Same),
             }
@@ -239,11 +233,11 @@ impl Runner {
             delivery,
             input,
             deadline,
-            origin,
+            tenant,
+            origin: _,
             id: _,
             held_until_started: _,
         } = asked;
-        let tenant = &origin.tenant;
         // A detached run outlasts its caller's deadline, and a run with a key may have several
         // callers and ends with the last: neither is bound by this caller's deadline.
         let deadline = deadline.filter(|_| !spec.detach && spec.idempotency_key.is_none());
@@ -320,7 +314,7 @@ impl Runner {
             counted,
             reach,
         } = admitted;
-        let lane = Arc::clone(pending.run.origin.tenant.quota_usage.tenant_queue());
+        let lane = Arc::clone(pending.tenant.quota_usage.tenant_queue());
         match delivery {
             // The caller may read the output long after the guest has ended.
             OutputMode::Streamed => pending
@@ -358,7 +352,7 @@ impl Runner {
             return Ok(None);
         };
         pending.module(digest);
-        let tenant = &pending.run.origin.tenant;
+        let tenant = &pending.tenant;
         let Some(known) = tenant.store.find_cached(digest) else {
             return Ok(None);
         };
@@ -380,7 +374,7 @@ impl Runner {
     /// Finds the module, checks that the run may have what it needs, and compiles it where no
     /// compiled form is at hand.
     async fn compile(&self, spec: &RunSpec, pending: &RunGuard) -> Result<CompiledRun, Refusal> {
-        let tenant = &pending.run.origin.tenant;
+        let tenant = &pending.tenant;
         let grants = &tenant.policy.grants;
         let variant = variant(spec);
         let (digest, wasm, known) = self.module_of(spec, pending).await?;
@@ -452,7 +446,7 @@ impl Runner {
             }
             ModuleRef::Loaded(digest) => {
                 pending.module(*digest);
-                let store = &pending.run.origin.tenant.store;
+                let store = &pending.tenant.store;
                 let known = store.find(*digest).await?;
                 let known = known.ok_or_else(|| not_found(*digest).at_field("spec.digest"))?;
                 known.touch();

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 
@@ -13,7 +12,7 @@ use super::Settings;
 use super::admission::{Quota, QuotaUsage};
 use super::idempotency::IdempotencyKeys;
 use super::registry::{HistoryLimits, Registry};
-use crate::event_log::{EventLog, EventLogBudget, PackedOutput, RunEnd};
+use crate::event_log::{EventLog, EventLogBudget};
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Digest;
@@ -93,29 +92,9 @@ impl Tenant {
         EventLog::new(self.log_bytes, Arc::clone(&self.logs))
     }
 
-    /// Recreates the event log of a run that has ended, from the output that is kept of it.
-    pub(super) fn reopened_log(
-        &self,
-        started: Option<SystemTime>,
-        end: (SystemTime, Arc<RunEnd>),
-        kept: PackedOutput,
-    ) -> Arc<EventLog> {
-        EventLog::reopen(self.log_bytes, Arc::clone(&self.logs), started, end, kept)
-    }
-
     /// Returns the bytes that its event logs hold.
     pub(super) fn logged(&self) -> usize {
         self.logs.held()
-    }
-}
-
-impl Drop for Tenants {
-    fn drop(&mut self) {
-        // A run refers to its tenant, and the tenant's registry to the run: without this, neither
-        // would ever be freed.
-        for tenant in self.all() {
-            tenant.registry.clear();
-        }
     }
 }
 
@@ -154,8 +133,16 @@ impl Tenants {
             let logs = EventLogBudget::new(each(settings.log_budget));
             let keys =
                 IdempotencyKeys::new(settings.idempotency_window, each(settings.idempotency_keys));
+            let name: Arc<str> = it.name.into();
+            let registry = Registry::new(
+                Arc::clone(&instance),
+                Arc::clone(&name),
+                history,
+                keys,
+                (&logs, settings.log_bytes),
+            );
             Ok::<_, Refusal>(Arc::new(Tenant {
-                name: it.name.into(),
+                name,
                 policy: it.policy,
                 request_bytes: AtomicU64::new(0),
                 answer_bytes: AtomicU64::new(0),
@@ -164,7 +151,7 @@ impl Tenants {
                 quota_usage: QuotaUsage::new(it.quota, TenantQueue::new(it.weight)),
                 roots,
                 store: it.store,
-                registry: Registry::new(Arc::clone(&instance), history, keys, &logs),
+                registry,
                 viewers: Arc::new(Semaphore::new(each(settings.viewers as usize))),
                 descriptors: descriptors.account(shares),
                 logs,

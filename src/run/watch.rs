@@ -6,17 +6,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::archived::RunRecord;
 use super::origin::RunState;
 use super::record::Run;
 use super::registry::{FoundRun, Registry, Selector};
+use super::snapshot::RunRecord;
 
 /// How long a watch rests between two looks at the registry, so that many watches cost little while
 /// runs come and go.
 const REST: Duration = Duration::from_millis(50);
-
-/// Runs that go on and that a watch has reported, by their numbers.
-pub(super) type AnnouncedRuns = HashMap<u128, Arc<Run>>;
 
 /// A subscription to runs: it reports first all that match, then each that changes. Of a run that
 /// changes faster than it is followed, only the latest state is reported.
@@ -31,7 +28,7 @@ pub struct Watch {
     before: u64,
     synced: bool,
     /// Runs that were reported, and that are reported once more when they do not match any longer.
-    told: AnnouncedRuns,
+    told: HashMap<u128, Arc<Run>>,
     /// Runs that are to be reported next, in order.
     ready: VecDeque<FoundRun>,
     rest: Option<Instant>,
@@ -48,15 +45,15 @@ pub enum RunUpdate {
 }
 
 impl Watch {
-    /// Creates a watch of `registry`, which announces its changes through `news`. The changes up to
-    /// `before` make up the snapshot.
-    pub(super) fn new(
-        registry: Arc<Registry>,
-        news: watch::Receiver<Option<u64>>,
+    /// Starts to watch the runs of `registry` that match, holding the permit `place` for as long as
+    /// the watch exists.
+    pub(super) fn start(
+        registry: &Arc<Registry>,
         selector: Selector,
-        before: u64,
         place: OwnedSemaphorePermit,
     ) -> Self {
+        let (news, before) = registry.subscribe();
+        let registry = Arc::clone(registry);
         Self {
             registry,
             news,

@@ -388,7 +388,11 @@ mod tests {
             (2, 6)
         );
         // The daemon's own tenant has no share.
-        shares.insert(99, 99, 1, kept(2));
+        let own = CodeUse {
+            tenant: TenantId::Own,
+            kept: true,
+        };
+        shares.insert(99, 99, 1, own);
         assert!(!shares.entries.contains_key(&99));
     }
 

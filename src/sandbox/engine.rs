@@ -20,8 +20,11 @@ use wasmtime::{
 };
 
 use super::features::ProposalSet;
-use super::imports::{self, ClockKind, GuestState};
+use super::guest_state::GuestState;
+use super::imports;
+use super::memory_limiter::POOLED_TABLE_ELEMENTS;
 use super::preempt::EpochCounter;
+use super::stepped_clock::ClockKind;
 use crate::guest_limits::BACKTRACE_FRAMES;
 use crate::limits::StackClass;
 
@@ -54,8 +57,6 @@ const CORE_INSTANCES_PER_RUN: u32 = 20;
 /// The most pools for modules that need proposals. Each set of proposals in each variant has an
 /// engine of its own, and pools reserve address space, of which 47 bits hold about sixty of them.
 const POOLS_WITH_PROPOSALS: usize = 8;
-/// Elements of a pooled table; the largest interpreters have about 12,000.
-pub(super) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
 
 /// The settings that all engines have in common.
 #[derive(Clone, Debug)]

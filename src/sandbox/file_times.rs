@@ -20,10 +20,10 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::file_types::FILESYSTEM_INTERFACE;
-use super::imports::{ClockKind, GuestState, memory};
+use super::guest_state::{GuestState, memory};
 use super::preview1::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
 use super::preview2;
-use super::stepped_clock::START;
+use super::stepped_clock::{ClockKind, START};
 
 const SUCCESS: i32 = 0;
 /// The number of times that a file has: of access, of modification, of status change.

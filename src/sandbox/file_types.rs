@@ -15,7 +15,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 use wiggle::{GuestMemory, GuestPtr};
 
-use super::imports::{GuestState, memory};
+use super::guest_state::{GuestState, memory};
 use super::preview1::{errno_code, errno_of, is_too_long};
 use super::preview2;
 use crate::guest_limits::PATH;

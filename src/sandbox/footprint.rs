@@ -17,7 +17,7 @@ use wasmparser::{
     Instance, Parser, Payload,
 };
 
-use super::compile::compile_limit;
+use super::compile_limit::compile_limit;
 use super::validate::invalid;
 use crate::guest_limits::{INSTANTIATION_STEPS, NESTED_INSTANCES};
 use crate::limits::WASM_PAGE_BYTES;

@@ -2,77 +2,20 @@
 //! which is the only table of them. It builds the linkers for core modules and for components.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
-use wasmtime::{Caller, Engine, Extern, Linker, Memory, Store};
-use wasmtime_wasi::{I32Exit, WasiCtxView, WasiView};
+use wasmtime::{Caller, Engine, Linker, Store};
+use wasmtime_wasi::I32Exit;
 
-use super::directory_snapshot::OpenListings;
-use super::file_threads::FileCalls;
 use super::file_times;
-use super::handles::{DescriptorBudget, Handles, ReplacedStdio};
+use super::guest_state::{GuestState, memory};
 use super::host_call_pacer::HostCallPacer;
-use super::memory_limiter::MemoryLimiter;
-use super::preempt::PreemptionState;
 use super::preview1;
 use super::readdir;
-use super::stdin::Input;
-use super::stdio::GuestOutput;
-use super::stepped_clock::{self, SteppedClock};
-use super::stop::StopSignal;
-use super::wasi::GuestWasi;
+use super::stepped_clock::ClockKind;
+use super::stepped_sleep;
+use super::wasi::WASI_MODULES;
 use super::{file_types, preview2};
-use crate::event_log::{EventLog, EventLogBudget};
 use crate::guest_limits::LOG_LINE;
-use crate::request::Labels;
-
-/// The data of a store: all that the host keeps for one run.
-pub struct GuestState {
-    /// The run's WASI context.
-    pub(super) wasi: GuestWasi,
-    /// The deterministic clock, which answers where the real one is withheld; `None` where the
-    /// guest has the real one.
-    pub stepped_clock: Option<SteppedClock>,
-    /// Limits and counts the guest's memory.
-    pub meter: MemoryLimiter,
-    /// Asks the guest to end.
-    pub stop: Arc<StopSignal>,
-    /// The run's stdin; `None` if it is empty.
-    pub(super) input: Option<Arc<Input>>,
-    /// The stdout stream of the run.
-    pub stdout: GuestOutput,
-    /// The stderr stream of the run, to which `ringfence.log` writes too.
-    pub stderr: GuestOutput,
-    /// Which of a core module's descriptors 0 to 2 no longer are the standard streams.
-    pub(super) replaced_stdio: ReplacedStdio,
-    /// The handles and descriptors that the run holds.
-    pub(super) handles: Handles,
-    /// The run's labels, which `ringfence.label` reads.
-    pub labels: Labels,
-    /// The directory listings that the guest has open.
-    pub listings: OpenListings,
-    /// Makes the run's file system calls, on their own threads.
-    pub(super) files: FileCalls,
-    /// The guest's preemption state; `None` until the store has its limits.
-    pub(super) preemption: Option<Arc<PreemptionState>>,
-}
-
-impl GuestState {
-    /// Returns what makes calls on descriptor `fd` of a core module. A standard stream is not a
-    /// file, so calls on one need no thread.
-    pub(super) fn file_calls(&self, fd: i32) -> FileCalls {
-        match matches!(fd, 0..=2) && !self.replaced_stdio.contains(fd) {
-            true => FileCalls::none(),
-            false => self.files.clone(),
-        }
-    }
-}
-
-impl WasiView for GuestState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        self.wasi.get().ctx()
-    }
-}
 
 /// A function that a module may import when its run asks for it and the operator grants it.
 pub(super) struct HostFunction {
@@ -105,19 +48,6 @@ pub const HOST_FUNCTION_NAMES: [&str; HOST_FUNCTIONS.len()] = {
     names
 };
 
-/// The names of the import modules that make up WASI for core modules.
-pub(super) const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
-
-/// The clock that a guest's imports read. Each has a set of imports, since sleeping is an import
-/// too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClockKind {
-    /// The host's real clock.
-    Real,
-    /// A deterministic clock, which only the guest's readings advance.
-    Stepped,
-}
-
 /// Builds the linker with everything that a core module may import.
 pub(super) fn core_linker(
     engine: &Engine,
@@ -138,7 +68,7 @@ pub(super) fn core_linker(
     readdir::add_core(&mut linker)?;
     file_times::add_core(&mut linker, clock)?;
     if clock == ClockKind::Stepped {
-        stepped_clock::add_core(&mut linker)?;
+        stepped_sleep::add_core(&mut linker)?;
     }
     linker.allow_shadowing(false);
     for function in HOST_FUNCTIONS {
@@ -159,7 +89,7 @@ pub(super) fn component_linker(
     readdir::add_component(&mut linker)?;
     file_times::add_component(&mut linker, clock)?;
     if clock == ClockKind::Stepped {
-        stepped_clock::add_component(&mut linker)?;
+        stepped_sleep::add_component(&mut linker)?;
     }
     Ok(linker)
 }
@@ -172,45 +102,6 @@ pub(super) fn core_import_names(engine: &Engine) -> wasmtime::Result<HashSet<(St
         .iter(&mut store)
         .map(|(module, name, _)| (module.to_owned(), name.to_owned()))
         .collect())
-}
-
-impl GuestState {
-    /// Creates the state of a store that runs nothing.
-    fn placeholder() -> Self {
-        use super::stdio::Output;
-        use crate::limits::{OutputMode, OutputPolicy};
-        let stop = Arc::new(StopSignal::default());
-        let output = Output::new(
-            Some(0),
-            OutputPolicy::Stop,
-            OutputMode::Captured,
-            EventLog::new(0, EventLogBudget::new(0)),
-            Arc::default(),
-        );
-        let output = Arc::new(output);
-        let stream = |stream| GuestOutput {
-            detached: false,
-            output: Arc::clone(&output),
-            stream,
-            stop: Arc::clone(&stop),
-            stall_timeout: std::time::Duration::ZERO,
-        };
-        Self {
-            wasi: GuestWasi::none(),
-            stepped_clock: None,
-            meter: MemoryLimiter::new(0, Arc::default()),
-            stop: Arc::clone(&stop),
-            input: None,
-            stdout: stream(crate::outcome::Stream::Stdout),
-            stderr: stream(crate::outcome::Stream::Stderr),
-            replaced_stdio: ReplacedStdio::default(),
-            handles: Handles::new(0, DescriptorBudget::of_process(0).account(false)),
-            labels: Labels::default(),
-            listings: OpenListings::default(),
-            files: FileCalls::none(),
-            preemption: None,
-        }
-    }
 }
 
 const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
@@ -276,13 +167,6 @@ fn define_label(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         },
     )?;
     Ok(())
-}
-
-pub(super) fn memory(caller: &mut Caller<'_, GuestState>) -> wasmtime::Result<Memory> {
-    caller
-        .get_export("memory")
-        .and_then(Extern::into_memory)
-        .ok_or_else(|| wasmtime::Error::msg("missing required memory export"))
 }
 
 fn slice(bytes: &[u8], ptr: i32, len: i32) -> wasmtime::Result<&[u8]> {

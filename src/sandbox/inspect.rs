@@ -11,9 +11,10 @@ use wasmparser::{
 use wasmtime::Engine;
 
 use super::footprint::{Footprint, footprint};
-use super::imports::{HOST_FUNCTION_NAMES, WASI_MODULES, core_import_names};
+use super::imports::{HOST_FUNCTION_NAMES, core_import_names};
 use super::inspection::{Inspection, Signature};
 use super::validate::{Needs, invalid, unavailable, validate};
+use super::wasi::WASI_MODULES;
 use crate::guest_limits::{INSTANCES, MEMORIES, TABLES};
 use crate::module::{Exported, Imported, ModuleDescription};
 use crate::refusal::{Reason, Refusal, quote};

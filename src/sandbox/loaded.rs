@@ -9,11 +9,12 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::compile::Artifact;
 use super::engine::{LinkedEngine, Variant};
-use super::imports::{ClockKind, GuestState};
+use super::guest_state::GuestState;
 use super::inspect::import_not_allowed;
 use super::inspection::Inspection;
 use super::preempt::EpochCounter;
 use super::short_run_predictor::ShortRunPredictor;
+use super::stepped_clock::ClockKind;
 use crate::refusal::{Reason, Refusal, quote};
 
 /// Bytes that a module takes besides its code: tables, metadata and linkage.

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use wasmtime::ResourceLimiter;
 
-use super::engine::POOLED_TABLE_ELEMENTS;
 use crate::guest_limits::{INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::outcome::LiveUsage;
+
+/// Elements of a pooled table; the largest interpreters have about 12,000.
+pub(super) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
 
 /// The resource limiter of one run. It limits the run's linear memories in total, together with the
 /// directory listings that the host holds for the run, and records their peak.

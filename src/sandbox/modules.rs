@@ -18,8 +18,9 @@ use super::artifact_writer::{ArtifactWrite, start_artifact_writer};
 use super::code_cache::{CacheLimits, CodeCache, CodeUse};
 use super::compile::{
     CompileError, CompileLane, CompileSession, Compiler, LaneChooser, Placement,
-    compatibility_hashes, compile_limit, estimate_compile_cost,
+    compatibility_hashes, estimate_compile_cost,
 };
+use super::compile_limit::compile_limit;
 use super::compile_request::{CompileRequest, ModuleSource};
 use super::engine::{Engines, Variant};
 use super::inspection::Inspection;

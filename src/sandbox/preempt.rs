@@ -5,18 +5,14 @@
 //! entries. There, unmetered code sees that an epoch has begun. Metered code counts its fuel in the
 //! same places and would pay for both, so it calls the engine after each [`FUEL_INTERVAL`] instead.
 
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use wasmtime::{AsContextMut, CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline};
-
-use super::imports::GuestState;
-use super::inline;
-use super::stop::{StopReason, Stopped};
+use super::stop::{StopReason, StopSignal, Stopped};
 use crate::outcome::LiveUsage;
 
 /// How long a run executes at least before it yields for the first time.
@@ -27,7 +23,7 @@ const FIRST_SLICE: Duration = Duration::from_millis(1);
 /// this much in 5 to 25 us, of which the check takes 0.3. Code that takes a page fault at every
 /// store was seen to take 15 ms, or 35 ms where such stores are unrolled, until it has touched all
 /// of its memory; a straight line of such stores takes as long in any guest.
-const FUEL_INTERVAL: u64 = 50_000;
+pub(super) const FUEL_INTERVAL: u64 = 50_000;
 
 /// A shared counter of the epochs that have begun. The time slices of guests are measured in them.
 #[derive(Clone, Debug, Default)]
@@ -59,40 +55,16 @@ pub(super) struct PreemptionPolicy {
     pub usage: Arc<LiveUsage>,
 }
 
-impl PreemptionPolicy {
-    /// Installs the preemption checks in a new store, and gives it its fuel. The result is to be
-    /// wrapped around the guest's call.
-    pub(super) fn install(self, store: &mut Store<GuestState>) -> wasmtime::Result<FuelYields> {
-        let fuel = self.fuel;
-        let watched = Arc::new(PreemptionState {
-            last_checked_epoch: AtomicU64::new(self.epochs.current()),
-            host_call_pending: AtomicBool::new(false),
-            policy: self,
-        });
-        store.data_mut().preemption = Some(Arc::clone(&watched));
-        store.call_hook_async(PreemptionHook);
-        if let Some(fuel) = fuel {
-            store.set_fuel(fuel)?;
-            store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
-            return Ok(FuelYields(Some(watched)));
-        }
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|context| match &context.data().preemption {
-            Some(watched) if watched.should_yield(&context)? => {
-                let turn_of_others = Arc::clone(watched).yield_to_others();
-                Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn_of_others)))
-            }
-            Some(_) | None => Ok(UpdateDeadline::Continue(1)),
-        });
-        Ok(FuelYields(None))
-    }
-}
-
 /// The engine's yields of a metered guest, one after each [`FUEL_INTERVAL`]. It holds `None` for a
 /// guest that is not metered.
 pub(super) struct FuelYields(Option<Arc<PreemptionState>>);
 
 impl FuelYields {
+    /// Creates the yields of a guest; `guest` is `None` if it is not metered.
+    pub(super) fn new(guest: Option<Arc<PreemptionState>>) -> Self {
+        Self(guest)
+    }
+
     /// Wraps `call` in a future that polls on through these yields.
     pub(super) fn skipped<F>(self, call: F) -> FuelYieldsSkipped<F> {
         FuelYieldsSkipped {
@@ -142,11 +114,34 @@ pub(super) struct PreemptionState {
 }
 
 impl PreemptionState {
+    /// Creates the state of a run that begins to execute, and was checked in the present epoch.
+    pub(super) fn new(policy: PreemptionPolicy) -> Self {
+        Self {
+            last_checked_epoch: AtomicU64::new(policy.epochs.current()),
+            host_call_pending: AtomicBool::new(false),
+            policy,
+        }
+    }
+
+    /// Notes whether the guest is in a host call.
+    pub(super) fn set_host_call_pending(&self, pending: bool) {
+        self.host_call_pending.store(pending, Ordering::Relaxed);
+    }
+
+    /// Reports whether no epoch has begun since the guest was last checked.
+    pub(super) fn is_checked_in_this_epoch(&self) -> bool {
+        self.last_checked_epoch.load(Ordering::Relaxed) == self.policy.epochs.current()
+    }
+
     /// Reports whether the guest yields now. It also updates the fuel count.
     ///
     /// # Errors
     /// Returns [`Stopped`] where the guest has to stop.
-    fn should_yield(&self, context: &StoreContextMut<'_, GuestState>) -> wasmtime::Result<bool> {
+    pub(super) fn should_yield(
+        &self,
+        stop: &StopSignal,
+        fuel_left: impl FnOnce() -> u64,
+    ) -> Result<bool, Stopped> {
         let PreemptionPolicy {
             epochs,
             start,
@@ -157,16 +152,14 @@ impl PreemptionState {
         self.last_checked_epoch
             .store(epochs.current(), Ordering::Relaxed);
         let now = Instant::now();
-        let stop = &context.data().stop;
         if deadline.is_some_and(|deadline| now >= deadline) {
             stop.request(StopReason::TimedOut);
         }
         if stop.reason().is_some() {
-            return Err(Stopped.into());
+            return Err(Stopped);
         }
         if let Some(fuel) = fuel {
-            let left = context.get_fuel().unwrap_or_default();
-            usage.set_fuel(fuel.saturating_sub(left));
+            usage.set_fuel(fuel.saturating_sub(fuel_left()));
         }
         // The epoch in which the run began may have been nearly over.
         Ok(now.saturating_duration_since(*start) >= FIRST_SLICE)
@@ -174,7 +167,7 @@ impl PreemptionState {
 
     /// Yields to the scheduler once: it is pending once and wakes its task at once. tokio's own
     /// `yield_now` defers the wake until the thread's other tasks, if any, were polled.
-    async fn yield_to_others(self: Arc<Self>) {
+    pub(super) async fn yield_to_others(self: Arc<Self>) {
         let mut gave = false;
         poll_fn(|cx| {
             if gave {
@@ -189,66 +182,5 @@ impl PreemptionState {
         // again before it did anything.
         self.last_checked_epoch
             .store(self.policy.epochs.current(), Ordering::Relaxed);
-    }
-}
-
-/// The return type of the method of wasmtime's `CallHookHandler`, which is an `async_trait`.
-type CallHookFuture<'a> = Pin<Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>>;
-
-/// A future that resolves at once. It has no size, so that boxing it allocates nothing.
-struct ReadyOk;
-
-impl Future for ReadyOk {
-    type Output = wasmtime::Result<()>;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// The call hook that checks a guest whenever one of its host calls returns. Neither the hook nor
-/// its usual answer, [`ReadyOk`], has a size, so neither is allocated.
-struct PreemptionHook;
-
-impl CallHookHandler<GuestState> for PreemptionHook {
-    fn handle_call_event<'hook, 'store, 'looked>(
-        &'hook self,
-        mut context: StoreContextMut<'store, GuestState>,
-        event: CallHook,
-    ) -> CallHookFuture<'looked>
-    where
-        'hook: 'looked,
-        'store: 'looked,
-    {
-        let Some(watched) = &context.data().preemption else {
-            return Box::pin(ReadyOk);
-        };
-        match event {
-            CallHook::CallingHost => watched.host_call_pending.store(true, Ordering::Relaxed),
-            CallHook::ReturningFromHost => {
-                watched.host_call_pending.store(false, Ordering::Relaxed)
-            }
-            CallHook::CallingWasm | CallHook::ReturningFromWasm => {}
-        }
-        if !matches!(event, CallHook::ReturningFromHost) {
-            return Box::pin(ReadyOk);
-        }
-        // The guest's memory may have grown, and its next instruction may fill all of it.
-        let leaves = inline::must_leave_thread(context.data().meter.held());
-        let looked = watched.last_checked_epoch.load(Ordering::Relaxed);
-        if looked == watched.policy.epochs.current() && !leaves {
-            return Box::pin(ReadyOk);
-        }
-        let watched = Arc::clone(watched);
-        match watched.should_yield(&context) {
-            Err(error) => Box::pin(ready(Err(error))),
-            Ok(false) if !leaves => Box::pin(ReadyOk),
-            Ok(_) => Box::pin(async move {
-                watched.yield_to_others().await;
-                // The guest's own code need not check again before the next epoch.
-                context.as_context_mut().set_epoch_deadline(1);
-                Ok(())
-            }),
-        }
     }
 }

@@ -11,18 +11,18 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::file_threads::FileCalls;
+use super::guest_state::{GuestState, memory};
 use super::handles::HandlesFull;
 use super::host_call_pacer::{HostCallPacer, PIECE_BYTES};
-use super::imports::{GuestState, memory};
 use super::stdio::GuestOutput;
+use super::wasi::RANDOM_PIECE;
 use crate::guest_limits::PATH;
 
 /// How many bytes the runtime may copy for one of its own calls: a piece, or two paths.
 pub(super) const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
 /// How many bytes it may copy for each subscription and event of a poll.
 const POLL_BYTES: usize = 256;
-/// The maximum number of random bytes in one piece.
-pub(super) const RANDOM_PIECE: u32 = 64 << 10;
+
 /// The size of an iovec in bytes.
 const IOVEC_BYTES: u32 = 8;
 /// How many empty buffers are skipped before other guests may run.

@@ -24,9 +24,10 @@ use wiggle::{GuestMemory, GuestPtr};
 use super::directory_snapshot::{DirectorySnapshot, ListedEntry, serial_of};
 use super::file_threads::FileCalls;
 use super::file_types::FILESYSTEM_INTERFACE;
-use super::imports::{GuestState, WASI_MODULES, memory};
+use super::guest_state::{GuestState, memory};
 use super::preview2::bounded_path;
 use super::stop::{StopSignal, Stopped};
+use super::wasi::WASI_MODULES;
 
 /// How many bytes of one call are copied before the guest yields and checks whether it has to stop.
 const COPIED_AT_ONCE: u32 = 256 << 10;

@@ -7,9 +7,8 @@
 //! to be short may execute its first slice on a thread that serves RPCs. Timers have a separate
 //! thread, and file system calls have their own threads ([`super::file_threads`]).
 
-use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,86 +16,19 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::cpu_time::ThreadTimer;
 use super::file_threads::{FileCalls, FileThreadPool};
+use super::guest_thread::{ThreadInit, init_guest_thread};
 use super::inline;
-use super::short_run_predictor::ShortRunPredictor;
+use super::tenant_queue::{Slice, TenantQueue};
 
-/// The nice value of guest threads: they get about a tenth of the weight of the threads that serve
-/// RPCs.
-const GUEST_NICE: i32 = 10;
 /// The number of threads for the runtime's blocking work other than guests' file system calls: such
 /// a thread looks at the files that a core module polls.
 const BLOCKING_THREADS: usize = 1;
 /// How long the blocking thread is kept without work: in effect, forever.
 const KEEP_ALIVE_FOREVER: Duration = Duration::from_secs(1 << 32);
-/// How many new runs of a tenant may go ahead before one of its waiting preempted runs is served.
-const MAX_NEW_STREAK: u32 = 4;
+
 /// The most virtual time, in nanoseconds divided by weight, by which a tenant may lag behind the
 /// others. A tenant does not save up the time that it did not use.
 const MAX_VIRTUAL_LAG: u64 = 20_000_000;
-
-/// One slice of a guest: a task that runs until the guest yields.
-type Slice = async_task::Runnable;
-/// A function that each new thread for guests' work calls first.
-pub type ThreadInit = fn();
-
-/// A tenant's queue of guest slices that are ready to run, with the tenant's weight and processor
-/// time.
-#[derive(Debug)]
-pub struct TenantQueue {
-    weight: u32,
-    /// Nanoseconds that the tenant's guests have used: processor time on guest threads and for file
-    /// system calls, wall time for inline slices.
-    cpu_nanos: AtomicU64,
-    /// The tenant's virtual time when it last became inactive, that is, had nothing waiting or
-    /// executing.
-    idle_virtual_time: AtomicU64,
-    /// Virtual time for work that was done for the tenant's guests on other threads. It is added to
-    /// the tenant's virtual time when its next slice is queued.
-    pending_virtual_time: AtomicU64,
-    /// Predicts how long runs of the tenant take whose module has no history yet.
-    pub(super) new_module_predictor: ShortRunPredictor,
-    queue: Mutex<ReadySlices>,
-}
-
-#[derive(Debug, Default)]
-struct ReadySlices {
-    new: VecDeque<Slice>,
-    resumed: VecDeque<Slice>,
-    /// How many new runs went ahead since a preempted one was last served.
-    new_streak: u32,
-}
-
-impl TenantQueue {
-    /// Creates an empty queue for a tenant of weight `weight`; 0 counts as 1.
-    pub fn new(weight: u32) -> Arc<Self> {
-        Arc::new(Self {
-            weight: weight.max(1),
-            cpu_nanos: AtomicU64::new(0),
-            idle_virtual_time: AtomicU64::new(0),
-            pending_virtual_time: AtomicU64::new(0),
-            new_module_predictor: ShortRunPredictor::default(),
-            queue: Mutex::default(),
-        })
-    }
-
-    /// Returns the tenant's weight in the fair share of processor time.
-    pub(super) fn weight(&self) -> u32 {
-        self.weight
-    }
-
-    /// Charges the tenant for processor time, in nanoseconds, that was spent for its guests on
-    /// other threads than the guest threads.
-    pub(super) fn charge_off_thread(&self, nanos: u64) {
-        self.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
-        self.pending_virtual_time
-            .fetch_add(nanos / u64::from(self.weight), Ordering::Relaxed);
-    }
-
-    /// Returns the time for which the tenant's guests have executed in total.
-    pub fn cpu_time(&self) -> Duration {
-        Duration::from_nanos(self.cpu_nanos.load(Ordering::Relaxed))
-    }
-}
 
 /// The guest scheduler: a fixed pool of guest threads, with a runtime for timers and a pool of
 /// threads for file system calls.
@@ -267,14 +199,6 @@ impl Drop for GuestScheduler {
     }
 }
 
-/// Initializes a thread that works for guests: lowers its priority and calls `on_thread`.
-pub(super) fn init_guest_thread(on_thread: ThreadInit) {
-    // A thread may always raise its own nice value. If it could not, serving would merely be less
-    // smooth.
-    let _ = rustix::process::setpriority_process(None, GUEST_NICE);
-    on_thread();
-}
-
 /// Executes a slice, and logs a panic rather than letting it end the thread.
 fn run_slice(slice: Slice) {
     // A guest's own panics are caught where it is executed. This thread survives all other panics
@@ -440,23 +364,6 @@ impl State {
         self.waiting -= 1;
         self.virtual_now = self.virtual_now.max(it.virtual_time);
         Some((Arc::clone(&it.tenant_queue), slice))
-    }
-}
-
-impl ReadySlices {
-    fn pop(&mut self) -> Option<Slice> {
-        let may_go_ahead = self.new_streak < MAX_NEW_STREAK || self.resumed.is_empty();
-        if may_go_ahead && let Some(slice) = self.new.pop_front() {
-            let passes_others = !self.resumed.is_empty();
-            self.new_streak = if passes_others {
-                self.new_streak + 1
-            } else {
-                0
-            };
-            return Some(slice);
-        }
-        self.new_streak = 0;
-        self.resumed.pop_front()
     }
 }
 

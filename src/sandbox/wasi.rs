@@ -10,7 +10,6 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
 
 use super::mounts::{Preopen, no_descriptors};
-use super::preview1::RANDOM_PIECE;
 use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
 use super::stepped_clock::SteppedClock;
@@ -18,6 +17,12 @@ use super::working_dir;
 use crate::policy::NetworkGrant;
 use crate::refusal::Refusal;
 use crate::request::RunSpec;
+
+/// The names of the import modules that make up WASI for core modules.
+pub(super) const WASI_MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
+
+/// The maximum number of random bytes in one piece.
+pub(super) const RANDOM_PIECE: u32 = 64 << 10;
 
 /// What a WASI context is built from beside the run's spec.
 pub(super) struct WasiParts {

@@ -16,8 +16,8 @@ use crate::host_limit::HostLimit;
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Digest, module_too_large};
 
-/// A slot for an upload, which an upload holds for as long as it is not entirely in memory. Dropping
-/// it releases the slot.
+/// A slot for an upload, which an upload holds for as long as it is not entirely in memory.
+/// Dropping it releases the slot.
 pub trait UploadSlot: Send + Sync + fmt::Debug {}
 
 /// The slot of one upload, whoever granted it.

@@ -181,3 +181,8 @@ impl LogGuard {
         }
     }
 }
+
+/// Returns a duration in whole microseconds, as the log and the audit have it.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -15,11 +15,11 @@ use tokio::task::JoinSet;
 
 use super::Listener;
 use super::close_counters::ForeignProtocol;
-use super::connection::{ConnectionTimeouts, Transport};
 use super::connection_slots::{ConnectionSlot, ConnectionSlots};
 use super::event_loop::{EventLoopAssignment, EventLoops};
 use super::origin::ConnectionOrigin;
 use super::tls::ServerTls;
+use super::transport::{ConnectionTimeouts, Transport};
 
 /// How long the accept loop pauses after a failed accept, and how long it waits for the connection
 /// that it closes when no file descriptor is left.

@@ -2,7 +2,6 @@
 //! holds its slot, detects foreign protocols, repairs authorities, and ends when it stays silent,
 //! accepts no data, or is evicted.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,17 +9,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_rustls::server::TlsStream;
 
 use super::authority::AuthorityRewriter;
 use super::close_counters::ForeignProtocol;
 use super::connection_slots::{ConnectionAuthState, ConnectionSlot, UnauthenticatedCall};
-use super::event_loop::EventLoopAssignment;
+use super::event_loop::{EventLoopAssignment, NewConnection};
 use super::origin::ConnectionOrigin;
 use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
-use super::tls::{ClientCertificate, ServerTls};
+use super::transport::{PeerCertificate, Transport};
 use crate::api::client_streaming_calls::ClientStreamingCalls;
 use crate::api::request_body::UnwantedBodies;
 use crate::refusal::{Reason, Refusal};
@@ -31,56 +29,6 @@ const GREETING: usize = 33;
 /// The most pieces of 4 KiB that are read from an HTTP/1 request and discarded, so that our
 /// response to it arrives.
 const MAX_SKIPPED: usize = 16;
-
-/// The byte stream that a connection runs on.
-pub(super) enum Transport {
-    /// A TCP connection without TLS.
-    Tcp(TcpStream),
-    /// A TCP connection with TLS, and the certificate that the client presented, if any.
-    Tls(Box<TlsStream<TcpStream>>, Option<Arc<PeerCertificate>>),
-    /// A connection over a unix socket.
-    Unix(UnixStream),
-}
-
-/// A client's certificate, with the TLS configuration that decides whether it is still valid.
-pub(super) struct PeerCertificate {
-    certificate: ClientCertificate,
-    tls: Arc<ServerTls>,
-}
-
-impl fmt::Debug for PeerCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.certificate.names.fmt(f)
-    }
-}
-
-impl Transport {
-    /// Creates the transport of a connection whose TLS handshake is complete.
-    pub(super) fn tls(stream: TlsStream<TcpStream>, tls: Arc<ServerTls>) -> Self {
-        let certificate = ClientCertificate::of(&stream);
-        let shown = certificate.map(|certificate| Arc::new(PeerCertificate { certificate, tls }));
-        Self::Tls(Box::new(stream), shown)
-    }
-}
-
-/// How long a connection may make no progress before it is closed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionTimeouts {
-    /// From its acceptance to the end of the TLS handshake, and from there to the client's first
-    /// bytes of HTTP/2.
-    pub(super) greeting: Duration,
-    /// How long the client may accept none of what is being written to it.
-    pub(super) writing: Duration,
-}
-
-/// A connection that was accepted, on its way to the event loop that will serve it.
-pub(in crate::api) struct NewConnection {
-    pub(super) transport: Transport,
-    pub(super) timeouts: ConnectionTimeouts,
-    /// `None` for the daemon's own connection, which exists before anything is accepted.
-    pub(super) slot: Option<ConnectionSlot>,
-    pub(super) assignment: EventLoopAssignment,
-}
 
 /// A client connection as HTTP/2 reads and writes it. It holds its slot until it is dropped. It
 /// ends when its client stays silent at the start, accepts no data for too long, or loses the slot.

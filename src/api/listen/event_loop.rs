@@ -12,8 +12,17 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::connection::{ConnectionTimeouts, NewConnection, Transport};
 use super::connection_slots::ConnectionSlot;
+use super::transport::{ConnectionTimeouts, Transport};
+
+/// A connection that was accepted, on its way to the event loop that will serve it.
+pub(in crate::api) struct NewConnection {
+    pub(super) transport: Transport,
+    pub(super) timeouts: ConnectionTimeouts,
+    /// `None` for the daemon's own connection, which exists before anything is accepted.
+    pub(super) slot: Option<ConnectionSlot>,
+    pub(super) assignment: EventLoopAssignment,
+}
 
 /// The event loops that serve connections, as the accept loops see them.
 #[derive(Clone)]

@@ -13,6 +13,7 @@ mod origin;
 mod protocol_sniffer;
 mod tcp;
 mod tls;
+mod transport;
 
 use std::fmt;
 use std::io;
@@ -26,15 +27,16 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use self::accept::Acceptor;
-use self::connection::{ConnectionTimeouts, Transport};
 use self::connection_slots::ConnectionSlots;
 use self::connection_table::TableLimits;
 use self::tls::ServerTls;
+use self::transport::{ConnectionTimeouts, Transport};
 
-pub(super) use self::connection::{Connection, NewConnection, Peer};
+pub(super) use self::connection::{Connection, Peer};
 pub(super) use self::connection_slots::UnauthenticatedCall;
 pub(super) use self::event_loop::EventLoop;
 pub use self::event_loop::EventLoops;
+pub(super) use self::event_loop::NewConnection;
 pub(super) use self::origin::ConnectionOrigin;
 pub use self::tls::{TlsReloader, TlsSettings};
 

@@ -69,7 +69,8 @@ struct CompileCharge {
     lease: Arc<CompileLease>,
 }
 
-/// A thread to compile on, and the charge for its time, which is made when the thread is free again.
+/// A thread to compile on, and the charge for its time, which is made when the thread is free
+/// again.
 pub(in crate::run) struct ChargedCompile {
     permit: CompileThreadPermit,
     // After the permit, whose drop asks the lease for the same time.

@@ -11,8 +11,10 @@ use super::*;
 use crate::bench::BenchDaemon;
 use crate::outcome::{Outcome, RunReport, Stream, Written};
 use crate::refusal::{Reason, Refusal};
+use crate::run::hold::Hold;
 use crate::run::origin::{Origin, RunMethod};
-use crate::run::record::{Hold, Holder};
+use crate::run::record::Holder;
+use crate::run::tenant::Tenant;
 
 const RUNS: usize = 8;
 const BYTES: usize = 20 << 10;
@@ -38,15 +40,30 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
         (runtime, daemon)
     });
     let tenant = daemon.tenant();
-    tenant.registry.clear();
+    clear(&tenant.registry);
     (tenant, turn)
+}
+
+/// Removes all runs, in flight and ended.
+fn clear(registry: &Registry) {
+    let nothing = HistoryLimits {
+        runs: 0,
+        age: Duration::ZERO,
+        bytes: 0,
+    };
+    let mut inner = registry.lock();
+    inner.forget(nothing, Instant::now(), &registry.logs);
+    let live = std::mem::take(&mut inner.live);
+    inner.index.clear();
+    drop(inner);
+    drop(live);
 }
 
 fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
     let origin = Origin {
         method: RunMethod::Run,
         caller: "a test".into(),
-        tenant: Arc::clone(tenant),
+        tenant: Arc::clone(&tenant.name),
     };
     let id = RunId::new(&tenant.registry.instance);
     Run::new(id, origin, Labels::default(), true, key, tenant.new_log())
@@ -169,7 +186,8 @@ impl World {
         let key = key.then(|| self.ids.len().to_string());
         let run = asked(self.tenant, key);
         if held {
-            self.holds.push(run.hold(Holder::Caller));
+            self.holds
+                .push(Hold::new(&self.tenant.registry, &run, Holder::Caller));
         }
         self.ids.push(run.id);
         self.tenant.registry.add(&run);
@@ -186,9 +204,9 @@ impl World {
 
     fn view(&mut self, id: RunId) {
         let registry = &self.tenant.registry;
-        let viewed = registry.view(self.tenant, &id, |run| {
+        let viewed = registry.view(&id, |run| {
             let viewer = run.log.view(0)?;
-            Ok::<_, u64>((run.hold(Holder::Viewer), viewer.next_seq()))
+            Ok::<_, u64>((Hold::new(registry, run, Holder::Viewer), viewer.next_seq()))
         });
         assert_eq!(viewed.is_some(), registry.find(&id).is_some());
         if let Some(Ok((hold, _))) = viewed {
@@ -257,7 +275,7 @@ proptest! {
             prop_assert!(past.whole.as_ref().is_none_or(|run| !run.may_be_packed()));
         }
         drop(inner);
-        registry.clear();
+        clear(registry);
         prop_assert_eq!(tenant.logged(), 0);
     }
 }
@@ -285,8 +303,8 @@ fn what_is_packed_is_read_as_it_was_written() {
     assert!(run.may_be_packed());
     drop(run);
     for _ in 0..3 {
-        let viewed = registry.view(tenant, &id, |run| {
-            let hold = run.hold(Holder::Viewer);
+        let viewed = registry.view(&id, |run| {
+            let hold = Hold::new(registry, run, Holder::Viewer);
             Ok::<_, u64>((hold, run.log.view(0)?, run.record()))
         });
         let (hold, mut viewer, whole) = viewed.unwrap().unwrap();
@@ -305,7 +323,7 @@ fn what_is_packed_is_read_as_it_was_written() {
         drop((viewer, hold));
     }
     // There is no event to begin with beyond the end.
-    let refused = registry.view(tenant, &id, |run| run.log.view(99).map(drop));
+    let refused = registry.view(&id, |run| run.log.view(99).map(drop));
     assert_eq!(refused.unwrap().unwrap_err(), before.next_seq - 1);
     let inner = registry.lock();
     let mut past = inner.ended.after(|_| false);

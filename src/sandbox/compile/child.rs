@@ -15,8 +15,9 @@ use super::artifact::Artifact;
 use super::lanes::CompileLane;
 use super::lease::CompileLease;
 use super::wire::{self, ChildCompileError, ChildHello, ChildSetup, CompileCommand};
-use super::{CompileBudget, CompileError, compile_limit, crashed};
+use super::{CompileBudget, CompileError, crashed};
 use crate::refusal::{Reason, Refusal, printable};
+use crate::sandbox::compile_limit::compile_limit;
 use crate::sandbox::inspection::Inspection;
 use crate::store::{SealedFile, create_sealable};
 

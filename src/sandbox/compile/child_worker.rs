@@ -17,10 +17,9 @@ use super::confine::{self, AddressSpace};
 use super::wire::{
     self, ChildCompileError, ChildHello, ChildSetup, CompileCommand, CompileReply, InspectError,
 };
-use super::{
-    STACK, compatibility_hashes, compile_limit, decode_and_inspect, precompile, with_proposals,
-};
+use super::{STACK, compatibility_hashes, decode_and_inspect, precompile, with_proposals};
 use crate::host_limit::HostLimit;
+use crate::sandbox::compile_limit::compile_limit;
 use crate::sandbox::engine;
 use crate::sandbox::features::ProposalSet;
 use crate::sandbox::inspect::{self, ImportRules};

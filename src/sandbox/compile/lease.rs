@@ -110,8 +110,8 @@ impl CompileLease {
     }
 }
 
-/// What admission grants for one compilation: a slot, and the account that is charged for it. Dropping
-/// it releases the slot and charges the account.
+/// What admission grants for one compilation: a slot, and the account that is charged for it.
+/// Dropping it releases the slot and charges the account.
 pub trait CompileGrant: Send {
     /// Returns the lease, by which the compile thread hears from admission.
     fn lease(&self) -> &Arc<CompileLease>;

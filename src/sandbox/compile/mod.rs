@@ -35,6 +35,7 @@ use self::child::CompileChild;
 use self::child_spawner::ChildSpawner;
 use self::lane_worker::{CompileBackend, LaneWorker};
 use self::wire::{CompileCommand, InspectError};
+use super::compile_limit::compile_limit;
 use super::engine;
 use super::features::ProposalSet;
 use super::inspect::{self, ImportRules};
@@ -149,21 +150,6 @@ impl CompileError {
             ..self
         }
     }
-}
-
-/// Builds the refusal for a module whose compilation takes more than `limit` allows.
-pub(super) fn compile_limit(
-    limit: &str,
-    message: String,
-    allowed: impl std::fmt::Display,
-) -> Refusal {
-    Refusal::new(
-        Reason::CompileLimitExceeded,
-        format!("{message}; allowed is {allowed} ({limit})"),
-    )
-    .at_field("module")
-    .with("limit", limit)
-    .with("allowed", allowed)
 }
 
 /// A module to inspect and, if that is then wanted, to compile.

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use wasmparser::{ElementItems, ElementKind, ElementSectionReader, Parser, Payload};
 
-use super::{CompileBudget, compile_limit};
+use super::CompileBudget;
 use crate::guest_limits::NESTING;
 use crate::refusal::{Refusal, list, quote};
+use crate::sandbox::compile_limit::compile_limit;
 use crate::sandbox::validate::invalid;
 
 /// What a compiler needs for one thing of a kind, measured with wasmtime 48.0.8 on two cores.

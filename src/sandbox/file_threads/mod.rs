@@ -24,7 +24,8 @@ use tokio::sync::oneshot;
 use wasmtime_wasi::runtime::spawn_blocking;
 
 use self::call_limiter::{FileCallId, FileCallLimiter, FileCallTimes, LONG_CALL};
-use super::scheduler::{TenantQueue, ThreadInit, init_guest_thread};
+use super::guest_thread::{ThreadInit, init_guest_thread};
+use super::tenant_queue::TenantQueue;
 use crate::telemetry::catch_host_refusal;
 
 /// The maximum number of threads that make file system calls, over all tenants.

@@ -9,7 +9,7 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::GuestMemory;
 
 use super::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
-use crate::sandbox::imports::{GuestState, memory};
+use crate::sandbox::guest_state::{GuestState, memory};
 
 /// Defines a function on descriptors or paths. For paths, the arguments that hold their lengths are
 /// named, so that a path that is too long is not looked at.

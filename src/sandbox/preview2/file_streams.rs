@@ -18,7 +18,7 @@ use wasmtime_wasi::p2::{
 use wasmtime_wasi::{WasiView, async_trait};
 
 use crate::sandbox::file_threads::FileCalls;
-use crate::sandbox::imports::GuestState;
+use crate::sandbox::guest_state::GuestState;
 use crate::sandbox::stdio::ANY_AMOUNT;
 
 /// The maximum number of bytes of one read or write, which a stream holds for its guest without

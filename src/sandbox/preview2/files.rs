@@ -12,8 +12,8 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use super::file_streams::{self, WriteAt};
 use super::{CallStore, open_with_handle};
 use crate::guest_limits::PATH;
+use crate::sandbox::guest_state::GuestState;
 use crate::sandbox::host_call_pacer::{HostCallPacer, PIECE_BYTES};
-use crate::sandbox::imports::GuestState;
 
 /// The interface whose functions are replaced, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";

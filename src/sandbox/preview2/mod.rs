@@ -17,9 +17,9 @@ use wasmtime_wasi::p2::bindings::random::{insecure, random};
 use wasmtime_wasi::random::WasiRandomView;
 use wasmtime_wasi::{ResourceTableError, WasiView};
 
+use super::guest_state::GuestState;
 use super::host_call_pacer::HostCallPacer;
-use super::imports::GuestState;
-use super::preview1::RANDOM_PIECE;
+use super::wasi::RANDOM_PIECE;
 use crate::guest_limits::RANDOM_LIST;
 
 pub(super) use self::files::bounded_path;

@@ -12,7 +12,7 @@ use wasmtime_wasi::p2::bindings::sockets::{
 use wasmtime_wasi::sockets::WasiSocketsView;
 
 use super::{CallStore, open_with_handle};
-use crate::sandbox::imports::GuestState;
+use crate::sandbox::guest_state::GuestState;
 
 /// The return type of the functions on sockets.
 type SocketCallResult<T> = wasmtime::Result<(Result<T, SocketErrorCode>,)>;

@@ -8,8 +8,8 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, StreamError, StreamResu
 
 use super::CallStore;
 use super::file_streams::ANY_AMOUNT_OF_FILE;
+use crate::sandbox::guest_state::GuestState;
 use crate::sandbox::host_call_pacer::HostCallPacer;
-use crate::sandbox::imports::GuestState;
 use crate::sandbox::stdio::ANY_AMOUNT;
 
 /// The maximum number of bytes that are passed to a stream at once. All of the runtime's own

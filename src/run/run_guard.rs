@@ -1,0 +1,137 @@
+//! The guard of a run that has not ended: it sees to it that the run ends and is told of once, on
+//! every path: refused, ended, failed, or left by its caller before it started.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::shutting_down;
+use super::audit::{self, Capabilities};
+use super::log_lines;
+use super::record::Run;
+use super::registry::Registry;
+use super::snapshot::GrantedLimits;
+use super::tenant::Tenant;
+use crate::event_log::{CapturedOutput, RunEnd};
+use crate::outcome::{CancelCause, RunReport};
+use crate::refusal::{Reason, Refusal};
+use crate::request::Digest;
+use crate::sandbox::StopReason;
+
+/// A guard for a run that has not ended. The run ends, and its log line is written, at the latest
+/// when this is dropped. The line never has content: no arguments, environment, input or output.
+#[derive(Debug)]
+pub(super) struct RunGuard {
+    pub(super) run: Arc<Run>,
+    /// The tenant whose run it is, and whose registry learns of its end.
+    pub(super) tenant: Arc<Tenant>,
+    over: bool,
+}
+
+impl RunGuard {
+    /// Creates the guard of a run that is registered, or will be when it ends.
+    pub(super) fn new(run: Arc<Run>, tenant: Arc<Tenant>) -> Self {
+        Self {
+            run,
+            tenant,
+            over: false,
+        }
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.tenant.registry
+    }
+
+    /// Notes the digest of the run's module.
+    pub(super) fn module(&self, digest: Digest) {
+        self.run.set_digest(digest);
+    }
+
+    /// Notes that the run waits for a slot, and announces the change to watches.
+    pub(super) fn queued(&self) {
+        self.run.set_queued();
+        self.registry().changed(&self.run);
+    }
+
+    /// Notes that the run starts, announces the change to watches, and writes the audit line of its
+    /// admission where `reach` is given.
+    pub(super) fn started(&self, granted: GrantedLimits, reach: Option<&Capabilities>) {
+        if let Some(reach) = reach {
+            audit::admitted(&self.run, &granted, reach);
+        }
+        self.run.start(granted);
+        self.registry().changed(&self.run);
+    }
+
+    /// Ends the run before its first instruction, and returns the refusal with the field names of
+    /// its caller's messages.
+    pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
+        let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
+        log_lines::refused(&self.run, &refusal);
+        audit::refused(&self.run, &refusal);
+        self.finish(Err(refusal.clone()), None);
+        refusal
+    }
+
+    /// Drops this record without an end: the idempotency key already belongs to another run.
+    pub(super) fn forget(mut self) {
+        self.over = true;
+    }
+
+    /// Ends the run, and keeps what was `captured` for its callers.
+    pub(super) fn ended(mut self, result: RunEnd, captured: Option<CapturedOutput>) {
+        self.write(&result);
+        self.finish(result, captured);
+    }
+
+    fn finish(&mut self, end: RunEnd, captured: Option<CapturedOutput>) {
+        self.over = true;
+        self.registry().end(&self.run, end, captured);
+    }
+
+    fn write(&self, result: &RunEnd) {
+        match result {
+            Ok(ended) => {
+                let waited = self.waited(ended);
+                audit::ended(&self.run, ended, waited);
+                log_lines::ended(&self.run, ended, waited);
+            }
+            Err(refusal) => {
+                audit::failed(&self.run, refusal);
+                log_lines::failed(&self.run, refusal);
+            }
+        }
+    }
+
+    fn waited(&self, ended: &RunReport) -> Duration {
+        self.run.age().saturating_sub(ended.duration)
+    }
+}
+
+impl Drop for RunGuard {
+    fn drop(&mut self) {
+        if !self.over {
+            log_lines::left(&self.run);
+            let refusal = never_started(None);
+            audit::refused(&self.run, &refusal);
+            self.finish(Err(refusal), None);
+        }
+    }
+}
+
+/// Returns the refusal of a run that never started because it was asked to end for `reason` or,
+/// where that is `None`, because its caller left.
+pub(super) fn never_started(reason: Option<StopReason>) -> Refusal {
+    let why = match reason {
+        Some(StopReason::Cancelled(CancelCause::Draining)) => return shutting_down(),
+        Some(StopReason::Cancelled(CancelCause::CancelRpc)) => "was cancelled",
+        Some(
+            StopReason::TimedOut
+            | StopReason::Cancelled(CancelCause::CallerGone | CancelCause::ReaderStalled),
+        )
+        | None => "was left by its caller",
+    };
+    Refusal::new(
+        Reason::RunCancelled,
+        format!("the run {why} before its first instruction"),
+    )
+}
