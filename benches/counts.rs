@@ -21,8 +21,8 @@ use bytes::{Bytes, BytesMut};
 use gungraun::{library_benchmark, library_benchmark_group};
 use prost::Message;
 use ringfence::bench::{BenchDaemon, BenchModule};
-use ringfence::outcome::{Outcome, RunReport};
-use ringfence::request::{Digest, RunSpec};
+use ringfence::model::outcome::{Outcome, RunReport};
+use ringfence::model::request::{Digest, RunSpec};
 use ringfence::run::RunHandle;
 use tokio::runtime::Runtime;
 

@@ -29,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput};
 use prost::Message;
 use ringfence::bench::BenchDaemon;
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use tokio::runtime::Runtime;
 
 use self::subject::{Compared, ROUNDS, Subject, median};

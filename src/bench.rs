@@ -13,15 +13,16 @@ use crate::api::{codec, decode, encode, proto};
 use crate::app;
 use crate::config::Overrides;
 use crate::event_log::CapturedOutput;
-use crate::limits::OutputMode;
-use crate::outcome::RunReport;
-use crate::request::{Digest, Labels, RunId, RunSpec};
+use crate::model::limits::OutputMode;
+use crate::model::outcome::RunReport;
+use crate::model::request::{Digest, Labels, RunId, RunSpec};
+use crate::model::tenant_id::TenantId;
 use crate::run::{ModuleMeta, Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
+use crate::sandbox;
 use crate::sandbox::{
-    self, CodeUse, EntryPoint, FileCalls, LoadedModule, MountRoots, Output, PreparedRun,
-    RunContext, Variant,
+    CodeUse, EntryPoint, FileCalls, LoadedModule, MountRoots, Output, PreparedRun, RunContext,
+    Variant,
 };
-use crate::tenant_id::TenantId;
 
 /// How long a guest waits for a slow reader of its output. No bench has one.
 const STALL: Duration = Duration::from_secs(30);

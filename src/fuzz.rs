@@ -19,10 +19,11 @@ use tokio::runtime::Runtime;
 use crate::api;
 use crate::app;
 use crate::auth::{Authenticator, Credentials, JwksLocation, JwtSettings, Settings, StaticTokens};
-use crate::config::{self, Config, Overrides};
-use crate::policy::Policy;
-use crate::refusal::Reason;
-use crate::request::Digest;
+use crate::config;
+use crate::config::{Config, Overrides};
+use crate::model::policy::Policy;
+use crate::model::refusal::Reason;
+use crate::model::request::Digest;
 use crate::store::{ArtifactCache, ArtifactCacheSettings, ArtifactName};
 
 /// A JSON Web Key set with one public key, whose private key nobody has.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 
 /// How long a caller is told to wait: other runs free resources as they end.
 const RETRY: Duration = Duration::from_secs(1);

@@ -9,7 +9,8 @@ use std::fmt;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{self, Config, StoreUrl};
+use crate::config;
+use crate::config::{Config, StoreUrl};
 
 /// The least number of file descriptors with which anything can be served: those of the runtime,
 /// the listeners, and one compilation.

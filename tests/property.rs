@@ -1,9 +1,9 @@
 //! Properties of what stands between the wire and the guest, over arbitrary input.
 
 use proptest::prelude::*;
-use ringfence::limits::{Ceilings, OutputMode, RequestedLimits, StackClass};
-use ringfence::refusal::{list, printable, quote};
-use ringfence::request::{Digest, GuestPath, Labels};
+use ringfence::model::limits::{Ceilings, OutputMode, RequestedLimits, StackClass};
+use ringfence::model::refusal::{list, printable, quote};
+use ringfence::model::request::{Digest, GuestPath, Labels};
 use std::time::Duration;
 
 fn ceilings() -> Ceilings {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use ringfence::api::proto::run_spec::Module;
 use ringfence::api::proto::{RunRequest, RunSpec};
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 
 pub(crate) const HELLO: &str = "Hello from inside the fence.\n";
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringfence::bench::{BenchDaemon, BenchModule};
-use ringfence::outcome::Outcome;
-use ringfence::request::RunSpec;
+use ringfence::model::outcome::Outcome;
+use ringfence::model::request::RunSpec;
 use tokio::runtime::Runtime;
 
 use super::bare::Bare;

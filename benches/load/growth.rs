@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use tokio::task::JoinSet;
 
 use super::ask::{Growth, How};

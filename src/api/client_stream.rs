@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tonic::{Status, Streaming};
 
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 
 /// Why a caller's messages cannot be taken: a handler refused one of them, or the layers that they
 /// came through failed.

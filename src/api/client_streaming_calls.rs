@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 use crate::run::RETRY_IN_FLIGHT;
 
 /// The HTTP/2 window of a stream: the most bytes that a caller may send on one call before they are

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 const NO_HTTP2: &str = "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
      or a proxy that does not pass gRPC on";

@@ -11,7 +11,7 @@ use tonic::codec::{BufferSettings, Codec as TonicCodec, DecodeBuf, Decoder, Enco
 use tonic_prost::ProstCodec;
 
 use super::methods::{ApiMessage, EntryRule};
-use crate::refusal::{Reason, Refusal, quote};
+use crate::model::refusal::{Reason, Refusal, quote};
 use crate::run::MemoryCharge;
 
 /// The most fields and entries of a message. This is more than the ceilings of `policy.max_args`

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use prost_types::Duration as ProtoDuration;
 use tonic::Request;
 
-use super::call_deadline::CallTiming;
+use super::layers::call_deadline::CallTiming;
 use super::proto;
-use crate::limits::{OutputMode, OutputPolicy, RequestedLimits};
-use crate::policy::Policy;
-use crate::refusal::{Refusal, quote};
-use crate::request::{
-    self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
-    WORKING_DIR_FIELD,
+use crate::model::limits::{OutputMode, OutputPolicy, RequestedLimits};
+use crate::model::policy::Policy;
+use crate::model::refusal::{Refusal, quote};
+use crate::model::request;
+use crate::model::request::{
+    Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec, WORKING_DIR_FIELD,
 };
 use crate::run::{MemoryCharge, ModuleMeta, RunState, Selector, not_started};
 

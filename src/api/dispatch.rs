@@ -10,11 +10,11 @@ use tonic::body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::auth::Authentication;
+use super::layers::auth::Authentication;
+use super::layers::request_body::RequestBody;
+use super::layers::request_limits::RequestLimits;
+use super::layers::response_body::ResponseBody;
 use super::listen::Peer;
-use super::request_body::RequestBody;
-use super::request_limits::RequestLimits;
-use super::response_body::ResponseBody;
 use super::run_fast_path::RunFastPath;
 use crate::run::Runner;
 

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::{proto, status};
-use crate::limits::OutputPolicy;
-use crate::module::{Exported, Imported};
-use crate::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
-use crate::request::{Digest, RunId};
+use crate::model::limits::OutputPolicy;
+use crate::model::module::{Exported, Imported};
+use crate::model::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
+use crate::model::request::{Digest, RunId};
 use crate::run::{GrantedLimits, Run, RunRecord, RunState, StoreReceipt, StoredModule};
 
 /// Encodes how a run ended.

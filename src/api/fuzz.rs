@@ -3,13 +3,13 @@
 
 use tonic::{Code, Status};
 
-use super::call_deadline::CallTiming;
 use super::codec::decoded;
+use super::layers::call_deadline::CallTiming;
 use super::{decode, proto};
-use crate::limits::OutputMode;
-use crate::policy::Policy;
-use crate::refusal::Refusal;
-use crate::request::{Digest, RunId};
+use crate::model::limits::OutputMode;
+use crate::model::policy::Policy;
+use crate::model::refusal::Refusal;
+use crate::model::request::{Digest, RunId};
 
 /// Decodes `bytes` as each message that a client sends, and checks that a client can read every
 /// refusal.

@@ -16,7 +16,7 @@ use super::proto::module_service_server::SERVICE_NAME as MODULE_SERVICE;
 use super::proto::run_service_server::SERVICE_NAME as RUN_SERVICE;
 use super::proto::sandbox_service_server::SERVICE_NAME as SANDBOX_SERVICE;
 use super::sandbox::DaemonPhase;
-use crate::refusal::{Reason, Refusal, list, quote};
+use crate::model::refusal::{Reason, Refusal, list, quote};
 
 /// The services whose health is reported. The empty name stands for the daemon as a whole.
 const SERVICES: [&str; 4] = ["", MODULE_SERVICE, RUN_SERVICE, SANDBOX_SERVICE];

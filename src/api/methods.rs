@@ -4,10 +4,10 @@
 //! The build script generates `ApiMethod` from the descriptors, so a method without a row here does
 //! not compile. Neither does a message without a row of `messages!`, since the codec asks for one.
 
-use super::message_cap::MessageCap;
-use super::metered_body::RequestKind;
+use super::layers::message_cap::MessageCap;
+use super::layers::metered_body::RequestKind;
+use super::layers::response_budget::ResponseKind;
 use super::proto;
-use super::response_budget::ResponseKind;
 
 include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 

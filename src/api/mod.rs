@@ -1,8 +1,6 @@
 //! The gRPC edge of the daemon: it decodes requests, calls `run`, and encodes the answers. No wire
 //! type goes further than this module.
 
-mod auth;
-mod call_deadline;
 mod client_stream;
 mod client_streaming_calls;
 mod client_tls;
@@ -12,22 +10,12 @@ mod dispatch;
 pub(crate) mod encode;
 pub(crate) mod fuzz;
 mod health;
-mod http_gate;
 mod interact;
+mod layers;
 mod listen;
-mod log_rate_limiter;
-mod message_cap;
-mod metered_body;
 mod methods;
 mod modules;
 mod reflection;
-mod refusal_log;
-mod request_body;
-mod request_limits;
-mod response_body;
-mod response_budget;
-mod response_data_rate;
-mod response_watchdog;
 mod run_event_stream;
 mod run_fast_path;
 mod runs;
@@ -62,22 +50,22 @@ pub mod health_proto {
     tonic::include_proto!("grpc.health.v1");
 }
 
-pub use auth::Authentication;
-pub use client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
-pub(crate) use client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
-pub use dispatch::CallDispatcher;
-pub use health::HealthApi;
-pub use http_gate::HttpGate;
-pub use listen::{
+pub use self::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
+pub(crate) use self::client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
+pub use self::dispatch::CallDispatcher;
+pub use self::health::HealthApi;
+pub use self::layers::auth::Authentication;
+pub use self::layers::http_gate::HttpGate;
+pub use self::layers::refusal_log::RefusalLog;
+pub use self::layers::request_limits::{RequestLimitSettings, RequestLimits};
+pub use self::layers::response_data_rate::MinResponseDataRate;
+pub use self::layers::response_watchdog::ResponseWatchdog;
+pub use self::listen::{
     Address, BindError, BoundListeners, EventLoops, ListenSettings, TlsReloader, TlsSettings, bind,
     socketpair,
 };
-pub use modules::ModuleApi;
-pub use reflection::add_reflection;
-pub use refusal_log::RefusalLog;
-pub use request_limits::{RequestLimitSettings, RequestLimits};
-pub use response_data_rate::MinResponseDataRate;
-pub use response_watchdog::ResponseWatchdog;
-pub use runs::RunApi;
-pub use sandbox::{DaemonPhase, SandboxApi};
-pub use serve::{KeepAlive, Server, ServerSettings};
+pub use self::modules::ModuleApi;
+pub use self::reflection::add_reflection;
+pub use self::runs::RunApi;
+pub use self::sandbox::{DaemonPhase, SandboxApi};
+pub use self::serve::{KeepAlive, Server, ServerSettings};

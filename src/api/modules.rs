@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::auth::tenant_of;
-use super::client_stream::{self, ClientStreamError, malformed, piece};
+use super::client_stream;
+use super::client_stream::{ClientStreamError, malformed, piece};
 use super::decode::ModulePage;
+use super::layers::auth::tenant_of;
 use super::methods::MAX_UPLOAD_CHUNK;
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
 use super::{decode, encode, proto};
-use crate::request::Digest;
+use crate::model::request::Digest;
 use crate::run::{Runner, StoreReceipt, with_deadline};
 
 /// The implementation of `ModuleService`.

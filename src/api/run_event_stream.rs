@@ -9,14 +9,15 @@ use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::{Response, Status};
 
+use super::layers::response_budget::ReservationExtension;
 use super::proto::stream_event::Event as Wire;
 use super::proto::{Lost, RunError, StdinDemand, StreamEvent};
-use super::response_budget::ReservationExtension;
 use super::start::attach_run_metadata;
 use super::{encode, status};
 use crate::event_log::{Event, EventPayload};
 use crate::run::{Run, RunHandle};
-use crate::sandbox::{self, Input};
+use crate::sandbox;
+use crate::sandbox::Input;
 
 /// The stream of one run's events. If a caller's stream is dropped before its end, the run is
 /// cancelled unless it is detached.

@@ -11,17 +11,18 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Request, Response};
 use tonic::Status;
 
-use super::auth::Authentication;
-use super::call_deadline::CallTiming;
+use super::layers::auth::Authentication;
+use super::layers::call_deadline::CallTiming;
+use super::layers::http_gate;
+use super::layers::request_body::RequestBody;
+use super::layers::request_limits::RequestLimits;
+use super::layers::response_body::ResponseBody;
 use super::listen::Peer;
 use super::methods::ApiMethod;
-use super::request_body::RequestBody;
-use super::request_limits::RequestLimits;
-use super::response_body::ResponseBody;
 use super::start::RunCall;
-use super::{decode, encode, http_gate, proto, status};
+use super::{decode, encode, proto, status};
 use crate::event_log::CapturedOutput;
-use crate::refusal::Refusal;
+use crate::model::refusal::Refusal;
 use crate::run::{RunHandle, RunMethod, Runner};
 
 /// The header that says how messages are compressed, which is not offered.

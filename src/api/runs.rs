@@ -6,12 +6,12 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::auth::tenant_of;
+use super::layers::auth::tenant_of;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
 use super::run_event_stream::RunEventStream;
 use super::{decode, encode, interact, proto};
-use crate::request::RunId;
+use crate::model::request::RunId;
 use crate::run::{CancelReport, RunUpdate, Runner, Watch};
 
 /// The implementation of `RunService`.

@@ -7,14 +7,14 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::auth::tenant_of;
 use super::decode::LoadSource;
+use super::layers::auth::tenant_of;
+use super::layers::request_limits::ChargeExtension;
 use super::proto::sandbox_service_server::SandboxService;
-use super::request_limits::ChargeExtension;
 use super::run_event_stream::RunEventStream;
 use super::start::RunCall;
 use super::{decode, encode, proto};
-use crate::refusal::Refusal;
+use crate::model::refusal::Refusal;
 use crate::run::{QueueLoads, RunMethod, Runner, Tenant};
 use crate::sandbox::WASMTIME_VERSION;
 

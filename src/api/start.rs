@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use tonic::{Request, Response, Status};
 
-use super::auth::tenant_of;
+use super::layers::auth::tenant_of;
+use super::layers::request_limits::ChargeExtension;
 use super::listen::Peer;
-use super::request_limits::ChargeExtension;
 use super::{decode, proto, status};
-use crate::limits::OutputMode;
-use crate::refusal::Refusal;
-use crate::request::{ModuleRef, RunId, RunSpec};
+use crate::model::limits::OutputMode;
+use crate::model::refusal::Refusal;
+use crate::model::request::{ModuleRef, RunId, RunSpec};
 use crate::run::{
     MemoryCharge, Origin, PendingResponse, RefusedRun, RunHandle, RunMethod, Runner, StartRequest,
     Tenant,

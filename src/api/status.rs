@@ -8,8 +8,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::proto::RunError;
-use crate::refusal::{Reason, Refusal};
-use crate::request::RunId;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::RunId;
 
 /// The metadata key of a run's id.
 pub(super) const RUN_ID: HeaderName = HeaderName::from_static("ringfence-run-id");

@@ -16,22 +16,26 @@ use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 use tower_layer::Layer;
 
+use crate::api;
 use crate::api::health_proto::health_server::HealthServer;
 use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    self, Address, Authentication, BoundListeners, CallDispatcher, DaemonPhase, HealthApi,
-    HttpGate, ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits,
-    RunApi, SandboxApi, Server, ServerSettings,
+    Address, Authentication, BoundListeners, CallDispatcher, DaemonPhase, HealthApi, HttpGate,
+    ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi,
+    SandboxApi, Server, ServerSettings,
 };
 use crate::auth::Authenticator;
-use crate::config::{self, Config, KnownNames, Overrides, Problems};
+use crate::config;
+use crate::config::{Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
 use crate::process_limits;
-use crate::run::{self, Runner};
-use crate::sandbox::{self, Sandbox};
+use crate::run;
+use crate::run::Runner;
+use crate::sandbox;
+use crate::sandbox::Sandbox;
 use crate::store::ArtifactCache;
 
 pub use self::drain::DrainReport;

@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
-use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
-use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
+use crate::auth;
+use crate::auth::{CertificateName, JwksLocation, JwtSettings};
+use crate::config;
+use crate::config::{ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
-use crate::limits::{LEFT_TO_OTHERS, WASM_PAGE_BYTES};
-use crate::policy::Policy;
-use crate::run::{self, Capacity, Quota, TenantSettings};
-use crate::sandbox::{self, ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
+use crate::model::limits::{LEFT_TO_OTHERS, WASM_PAGE_BYTES};
+use crate::model::policy::Policy;
+use crate::run;
+use crate::run::{Capacity, Quota, TenantSettings};
+use crate::sandbox;
+use crate::sandbox::{ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
+use crate::store;
 use crate::store::{
-    self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
+    ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
     StoreLocation,
 };
 

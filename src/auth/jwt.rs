@@ -20,7 +20,7 @@ use super::invalid;
 use super::keys::KeySet;
 use super::remote_keys::{RefreshOutcome, RemoteKeys};
 use super::watched_files::{Parsed, WatchedFiles};
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 
 /// How far the clocks of issuer and daemon may differ, in seconds.
 const LEEWAY: u32 = 30;

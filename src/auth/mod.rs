@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 
 pub use self::certificate_name::CertificateName;
 pub use self::jwt::{JwksLocation, JwtSettings};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 use super::watched_files::Parsed;
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// The static tokens, as hashes, each with its tenant.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// The largest file that is read, in bytes.
 const MOST: u64 = 4 << 20;

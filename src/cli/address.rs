@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use super::Failure;
-use crate::refusal::quote;
+use crate::model::refusal::quote;
 
 /// The address that is used when none is given.
 pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:50051";

@@ -26,7 +26,7 @@ use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
 use crate::config::{Overrides, SettingValue};
-use crate::refusal::quote;
+use crate::model::refusal::quote;
 
 /// HTTP/2 flow control window of a stream in bytes; the default halves a stream's rate.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -15,7 +15,7 @@ use super::Failure;
 use super::address::ServerAddress;
 use crate::api::{ClientTls, TrustedAuthorities};
 use crate::config;
-use crate::refusal::quote;
+use crate::model::refusal::quote;
 
 /// The arguments for credentials, for the token and for TLS.
 #[derive(Clone, Debug, Default, Args)]

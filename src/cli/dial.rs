@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::address::ServerAddress;
 use super::greeting::{ByteStream, FRAME_HEADER, Greeting, GreetingRecorder, HandshakeRecorder};
 use crate::api::{ClientTls, ClientTlsStream};
-use crate::refusal::quote;
+use crate::model::refusal::quote;
 
 /// Longest that connecting may take, until the daemon has greeted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -38,7 +38,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::failure::Failure;
 use crate::config::{LogFormat, Overrides, cores};
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 use crate::signals::CaughtSignals;
 use crate::{process_limits, sandbox, telemetry};
 

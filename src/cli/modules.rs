@@ -12,7 +12,7 @@ use super::{Failure, can_be_written, exit, print, print_json, runtime, value_par
 use crate::api::proto::{
     DeleteModuleRequest, GetModuleRequest, ListModulesRequest, ModuleInfo, ModuleKind,
 };
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// The modules that a daemon keeps.
 #[derive(Debug, Args)]

@@ -19,7 +19,7 @@ use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
     CancelRunRequest, GetRunRequest, ListRunsRequest, Outcome, RunInfo, RunState, WatchRunsRequest,
 };
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// List the runs of a daemon, the newest first.
 #[derive(Debug, Args)]

@@ -28,7 +28,7 @@ use crate::api::proto::{
     Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,
 };
 use crate::config::SettingValue;
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// Largest module in bytes that is sent with the run. A larger one is loaded first, which allows
 /// larger messages.

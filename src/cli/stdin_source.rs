@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Failure;
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// The standard input that a guest is given.
 pub(super) enum GuestStdin {

@@ -6,7 +6,7 @@ use clap::Args;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Failure, print, print_to_stderr};
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// Number of random bytes in a token.
 const BYTES: usize = 32;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// How long a command waits before the line appears; most runs have ended by then.
 const PATIENCE: Duration = Duration::from_millis(500);

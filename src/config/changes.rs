@@ -50,7 +50,8 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, Value>)
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{self, KnownNames};
+    use crate::config;
+    use crate::config::KnownNames;
 
     #[test]
     fn the_keys_that_differ_are_named() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::problems::{Checker, KnownNames, Problems, millis, minutes};
 use super::schema::{ArtifactsConfig, Config, HumanDuration, RunsConfig, Size, StoreUrl};
 use super::{auth_check, policy_check, socket_addresses};
-use crate::limits::share_of;
+use crate::model::limits::share_of;
 use crate::store;
 
 /// Checks everything that the types cannot express.

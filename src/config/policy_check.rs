@@ -3,7 +3,7 @@
 
 use super::problems::{Checker, KnownNames, Problem, millis, minutes};
 use super::schema::{Config, Size};
-use crate::limits::{MIN_STACK, StackClass, share_of};
+use crate::model::limits::{MIN_STACK, StackClass, share_of};
 
 /// Upper bound of `policy.max_args` and of `policy.max_env`: each entry takes at least a byte, and
 /// a message may have 400,000 entries.

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::outcome::{RunReport, Stream};
-use crate::refusal::Refusal;
+use crate::model::outcome::{RunReport, Stream};
+use crate::model::refusal::Refusal;
 
 use self::budget::EvictionSlot;
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Sleep;
 
 use super::{EventLog, Inner, OutputBytes, RunEnd, Unacked};
-use crate::outcome::Stream;
+use crate::model::outcome::Stream;
 
 /// How long a viewer leaves an event alone that is still written to. So not every write wakes all
 /// viewers, and the most eager of them does not turn each write into an event of its own.

@@ -8,8 +8,8 @@ use super::origin::{Origin, RunMethod, RunState};
 use super::record::Run;
 use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
 use crate::event_log::{EventLog, PackedOutput, RunEnd};
-use crate::outcome::{Outcome, RunReport, Written};
-use crate::request::{Digest, Labels, RunId};
+use crate::model::outcome::{Outcome, RunReport, Written};
+use crate::model::request::{Digest, Labels, RunId};
 
 /// A run that has ended, as the history keeps it. It is one flat value; only what few runs have,
 /// such as labels and traps, is allocated apart.

@@ -13,8 +13,8 @@ use super::refused_run::RefusedRun;
 use super::registry::Registry;
 use super::with_deadline;
 use crate::event_log::{Event, EventReader, RunEnd};
-use crate::limits::OutputMode;
-use crate::refusal::Refusal;
+use crate::model::limits::OutputMode;
+use crate::model::refusal::Refusal;
 
 /// A hold on a run, and a reader of its events. A run that is not detached ends when the last hold
 /// of a caller is dropped; viewers come and go without any effect on it.

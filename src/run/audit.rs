@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::record::Run;
 use super::snapshot::GrantedLimits;
-use crate::limits::WASM_PAGE_BYTES;
-use crate::outcome::{CancelCause, RunReport};
-use crate::refusal::Refusal;
-use crate::request::RunSpec;
-use crate::telemetry::{self, Unquoted, micros};
+use crate::model::limits::WASM_PAGE_BYTES;
+use crate::model::outcome::{CancelCause, RunReport};
+use crate::model::refusal::Refusal;
+use crate::model::request::RunSpec;
+use crate::telemetry;
+use crate::telemetry::{Unquoted, micros};
 
 /// Writes one audit line of a run: its id, tenant, caller and module, then the given fields.
 macro_rules! audit_run {
@@ -42,7 +43,7 @@ impl Capabilities {
         if !telemetry::is_audited() {
             return None;
         }
-        let mount = |mount: &crate::request::Mount| {
+        let mount = |mount: &crate::model::request::Mount| {
             let access = if mount.read_only { "read" } else { "write" };
             format!("{access}:{}", mount.host.display())
         };

@@ -12,9 +12,9 @@ use super::snapshot::RunRecord;
 use super::tenant::Tenant;
 use super::watch::Watch;
 use super::{Runner, with_deadline};
-use crate::outcome::{CancelCause, Outcome};
-use crate::refusal::{Reason, Refusal};
-use crate::request::RunId;
+use crate::model::outcome::{CancelCause, Outcome};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::RunId;
 
 /// How long a refused viewer is told to wait before it tries again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
 use super::admission::not_started;
-use crate::refusal::Refusal;
+use crate::model::refusal::Refusal;
 
 /// Bounds `work` by its caller's `deadline`; `None` means that there is none. A timer is created
 /// only where the work has to wait.

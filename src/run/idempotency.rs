@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::origin::RunMethod;
 use super::record::Run;
-use crate::refusal::{Reason, Refusal};
-use crate::request::{Digest, RunId};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::{Digest, RunId};
 
 /// How long a caller is told to wait where too many keys are in use.
 const RETRY: Duration = Duration::from_secs(5);

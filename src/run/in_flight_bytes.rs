@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 
 /// How long a refused caller is told to wait before it tries again.
 pub const RETRY_IN_FLIGHT: Duration = Duration::from_millis(500);

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::record::Run;
-use crate::outcome::{CancelCause, RunReport};
-use crate::refusal::Refusal;
-use crate::telemetry::{self, micros};
+use crate::model::outcome::{CancelCause, RunReport};
+use crate::model::refusal::Refusal;
+use crate::telemetry;
+use crate::telemetry::micros;
 
 /// Logs that a run was refused, and why.
 pub(super) fn refused(run: &Run, refusal: &Refusal) {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::in_flight_bytes::{InFlightLimit, reserve_bytes};
 use super::tenant::Tenant;
-use crate::limits::share_of;
-use crate::refusal::Refusal;
+use crate::model::limits::share_of;
+use crate::model::refusal::Refusal;
 
 /// The budget of all requests, as a refusal names it.
 const REQUESTS: InFlightLimit = InFlightLimit {

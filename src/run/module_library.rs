@@ -11,10 +11,11 @@ use bytes::Bytes;
 use super::admission::shutting_down;
 use super::tenant::Tenant;
 use super::{PendingResponse, Permit, Runner, with_deadline};
-use crate::module::ModuleDescription;
-use crate::refusal::{Reason, Refusal};
-use crate::request::{Digest, Labels};
-use crate::sandbox::{self, CodeUse, ModuleSource, Variant};
+use crate::model::module::ModuleDescription;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::{Digest, Labels};
+use crate::sandbox;
+use crate::sandbox::{CodeUse, ModuleSource, Variant};
 use crate::store::{Blob, BlobAssembler, ModuleEntry, NewModule, Pulled, hashed, not_found};
 
 /// The most records that a listing asks the store for at once, and that one page looks at: where

@@ -10,9 +10,9 @@ use super::origin::{Origin, RunState};
 use super::response_reservation::ResponseReservation;
 use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot, weight};
 use crate::event_log::{CapturedOutput, EventLog, RunEnd};
-use crate::outcome::{CancelCause, LiveUsage};
-use crate::refusal::{Reason, Refusal};
-use crate::request::{Digest, Labels, RunId};
+use crate::model::outcome::{CancelCause, LiveUsage};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::{Digest, Labels, RunId};
 use crate::sandbox::{StopReason, StopSignal};
 
 /// A run: its record, its event log, and the means to end it.

@@ -1,7 +1,7 @@
 //! A run that did not start.
 
-use crate::refusal::{Reason, Refusal};
-use crate::request::RunId;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::RunId;
 
 /// A run that did not start, and why.
 #[derive(Debug)]

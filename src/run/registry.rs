@@ -26,7 +26,7 @@ use super::origin::RunState;
 use super::record::{LeftRun, Run};
 use super::snapshot::{RunRecord, weight};
 use crate::event_log::{CapturedOutput, EventLog, EventLogBudget, PackedOutput, RunEnd};
-use crate::request::{Labels, RunId};
+use crate::model::request::{Labels, RunId};
 
 /// The approximate limit of one page of records, in bytes: what a client accepts in one message,
 /// with room to spare.

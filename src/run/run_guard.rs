@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::shutting_down;
-use super::audit::{self, Capabilities};
+use super::audit;
+use super::audit::Capabilities;
 use super::log_lines;
 use super::record::Run;
 use super::registry::Registry;
 use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
 use crate::event_log::{CapturedOutput, RunEnd};
-use crate::outcome::{CancelCause, RunReport};
-use crate::refusal::{Reason, Refusal};
-use crate::request::Digest;
+use crate::model::outcome::{CancelCause, RunReport};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::Digest;
 use crate::sandbox::StopReason;
 
 /// A guard for a run that has not ended. The run ends, and its log line is written, at the latest

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use super::origin::{RunMethod, RunState};
 use crate::event_log::RunEnd;
-use crate::limits::Limits;
-use crate::outcome::{LiveUsage, Stream};
-use crate::request::{Digest, Labels, RunId};
+use crate::model::limits::Limits;
+use crate::model::outcome::{LiveUsage, Stream};
+use crate::model::request::{Digest, Labels, RunId};
 
 /// Rough size in bytes of a run's record in memory, besides its labels, its log and its result.
 const RECORD: usize = 2048;

@@ -17,12 +17,13 @@ use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
 use super::{Runner, with_deadline};
 use crate::event_log::RunEnd;
-use crate::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_BYTES};
-use crate::policy::Grants;
-use crate::refusal::Refusal;
-use crate::request::{Digest, ModuleRef, RunId, RunSpec};
+use crate::model::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_BYTES};
+use crate::model::policy::Grants;
+use crate::model::refusal::Refusal;
+use crate::model::request::{Digest, ModuleRef, RunId, RunSpec};
+use crate::sandbox;
 use crate::sandbox::{
-    self, CodeUse, CompilePermit, CompileRequest, EntryPoint, Input, Inspection, LoadedModule,
+    CodeUse, CompilePermit, CompileRequest, EntryPoint, Input, Inspection, LoadedModule,
     ModuleSource, Output, PreparedRun, RunContext, Variant,
 };
 use crate::store::{ModuleEntry, hashed, not_found};

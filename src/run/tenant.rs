@@ -13,12 +13,12 @@ use super::admission::{Quota, QuotaUsage};
 use super::idempotency::IdempotencyKeys;
 use super::registry::{HistoryLimits, Registry};
 use crate::event_log::{EventLog, EventLogBudget};
-use crate::policy::Policy;
-use crate::refusal::Refusal;
-use crate::request::Digest;
+use crate::model::policy::Policy;
+use crate::model::refusal::Refusal;
+use crate::model::request::Digest;
+use crate::model::tenant_id::TenantId;
 use crate::sandbox::{DescriptorAccount, DescriptorBudget, MountRoots, TenantQueue};
 use crate::store::Store;
-use crate::tenant_id::TenantId;
 
 /// The name of the tenant that the daemon's own runs belong to. No configured tenant can have this
 /// name.

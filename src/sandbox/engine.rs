@@ -3,9 +3,11 @@
 //! them.
 //!
 //! Metering is compiled in, so metered and unmetered code are two artefacts: metered code counts
-//! fuel, unmetered code checks epochs, and neither pays for both ([`super::preempt`]). The size of
-//! the stack is a property of the engine at run time and does not change the artefact: every stack
-//! class deserialises the same one.
+//! fuel, unmetered code checks epochs, and neither pays for both ([`super::guest::preempt`]). The
+//! size of the stack is a property of the engine at run time and does not change the artefact:
+//! every stack class deserialises the same one.
+
+pub(super) mod features;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -19,14 +21,14 @@ use wasmtime::{
     WasmBacktraceDetails, WasmFeatures,
 };
 
-use super::features::ProposalSet;
-use super::guest_state::GuestState;
-use super::imports;
-use super::memory_limiter::POOLED_TABLE_ELEMENTS;
-use super::preempt::EpochCounter;
-use super::stepped_clock::ClockKind;
-use crate::guest_limits::BACKTRACE_FRAMES;
-use crate::limits::StackClass;
+use self::features::ProposalSet;
+use super::guest::guest_state::GuestState;
+use super::guest::imports;
+use super::guest::memory_limiter::POOLED_TABLE_ELEMENTS;
+use super::guest::preempt::EpochCounter;
+use super::guest::stepped_clock::ClockKind;
+use crate::model::guest_limits::BACKTRACE_FRAMES;
+use crate::model::limits::StackClass;
 
 /// Bytes that host calls may need on a guest's stack beyond its own. Overflowing them would abort
 /// the process.

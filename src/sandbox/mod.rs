@@ -8,51 +8,10 @@
 //! Each guest gets a fresh store. It executes on the guest threads, unless it is expected to be
 //! over in a moment. Its store is dropped before its end is reported.
 
-mod artifact_writer;
-mod code_cache;
-mod compile;
-mod compile_limit;
-mod compile_request;
-mod cpu_time;
-mod directory_snapshot;
 mod engine;
-mod entry;
-mod execute;
-mod features;
-mod file_threads;
-mod file_times;
-mod file_types;
-mod footprint;
-mod guest_state;
-mod guest_thread;
-mod handles;
-mod host_call_pacer;
-mod imports;
-mod inline;
-mod inspect;
-mod inspection;
-mod loaded;
-mod memory_limiter;
+mod guest;
 mod modules;
-mod mounts;
-mod preempt;
-mod preempt_hook;
-mod preview1;
-mod preview2;
-mod readdir;
-mod scheduler;
-mod short_run_predictor;
-mod single_flight;
-mod stdin;
-mod stdio;
-mod stepped_clock;
-mod stepped_sleep;
-mod stop;
-mod tenant_queue;
-mod trap;
-mod validate;
-mod wasi;
-mod working_dir;
+mod schedule;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -61,42 +20,45 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use wasmtime::PoolingAllocationConfig;
 
-use self::code_cache::CacheLimits;
-use self::compile::{Compiler, LaneChooser};
+use self::engine::features::ProposalSet;
 use self::engine::{EngineSettings, Engines};
-use self::features::ProposalSet;
-use self::inspect::ImportRules;
-use self::scheduler::GuestScheduler;
-use crate::limits::{StackClass, WASM_PAGE_BYTES};
-use crate::outcome::RunReport;
-use crate::policy::Grants;
-use crate::refusal::Refusal;
-use crate::request::RunSpec;
+use self::modules::code_cache::CacheLimits;
+use self::modules::compile::{Compiler, LaneChooser};
+use self::modules::inspect::ImportRules;
+use self::modules::inspect::import_not_allowed;
+use self::modules::validate::not_enabled;
+use self::schedule::inline::MAX_INLINE_MEMORY;
+use self::schedule::scheduler::GuestScheduler;
+use crate::model::limits::{StackClass, WASM_PAGE_BYTES};
+use crate::model::outcome::RunReport;
+use crate::model::policy::Grants;
+use crate::model::refusal::Refusal;
+use crate::model::request::RunSpec;
 use crate::store::ArtifactCache;
 
-pub use self::code_cache::CodeUse;
-pub use self::compile::{
+pub use self::engine::features::FEATURE_NAMES;
+pub use self::engine::{HOST_STACK_BYTES, Variant};
+pub use self::guest::entry::EntryPoint;
+pub use self::guest::execute::{PreparedRun, RunContext, prepare};
+pub use self::guest::handles::{DescriptorAccount, DescriptorBudget};
+pub use self::guest::imports::HOST_FUNCTION_NAMES;
+pub use self::guest::mounts::MountRoots;
+pub use self::guest::stdin::{Input, MAX_STDIN_CHUNK, StdinDemand};
+pub use self::guest::stdio::Output;
+pub use self::guest::stop::{StopReason, StopSignal};
+pub use self::modules::code_cache::CodeUse;
+pub use self::modules::compile::{
     ArtifactLimit, CompileBudget, CompileGrant, CompileLane, CompileLease, CompilePermit,
     CompileSettings, SUBCOMMAND, SmallLane, serve_as_child,
 };
-pub use self::compile_request::{CompileRequest, ModuleSource};
-pub use self::engine::{HOST_STACK_BYTES, Variant};
-pub use self::entry::EntryPoint;
-pub use self::execute::{PreparedRun, RunContext, prepare};
-pub use self::features::FEATURE_NAMES;
-pub use self::file_threads::FileCalls;
-pub use self::guest_thread::ThreadInit;
-pub use self::handles::{DescriptorAccount, DescriptorBudget};
-pub use self::imports::HOST_FUNCTION_NAMES;
-pub use self::inline::allow_inline_guests;
-pub use self::inspection::Inspection;
-pub use self::loaded::LoadedModule;
+pub use self::modules::compile_request::{CompileRequest, ModuleSource};
+pub use self::modules::inspection::Inspection;
+pub use self::modules::loaded::LoadedModule;
 pub use self::modules::{Inspected, ModuleCache};
-pub use self::mounts::MountRoots;
-pub use self::stdin::{Input, MAX_STDIN_CHUNK, StdinDemand};
-pub use self::stdio::Output;
-pub use self::stop::{StopReason, StopSignal};
-pub use self::tenant_queue::TenantQueue;
+pub use self::schedule::file_threads::FileCalls;
+pub use self::schedule::guest_thread::ThreadInit;
+pub use self::schedule::inline::allow_inline_guests;
+pub use self::schedule::tenant_queue::TenantQueue;
 
 /// The version of wasmtime that this daemon is built with.
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -223,7 +185,7 @@ impl Sandbox {
         let newcomers = known.is_none().then(|| Arc::clone(lane));
         let is_short = known.or_else(|| lane.new_module_predictor.predicts_short()) == Some(true);
         let memory = loaded.inspection.description.memory_minimum_pages;
-        let may_begin_here = is_short && memory * WASM_PAGE_BYTES <= inline::MAX_INLINE_MEMORY;
+        let may_begin_here = is_short && memory * WASM_PAGE_BYTES <= MAX_INLINE_MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
             true => self.scheduler.file_calls(lane),
@@ -260,7 +222,7 @@ impl Sandbox {
 /// `IMPORT_NOT_ALLOWED`, naming the imports.
 pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refusal> {
     if !inspection.imports_wasi.is_empty() && !spec.wasi {
-        return Err(inspect::import_not_allowed(
+        return Err(import_not_allowed(
             &inspection.imports_wasi,
             "granted to a run without WASI (security.enable_wasi)",
         ));
@@ -273,7 +235,7 @@ pub fn check_imports(inspection: &Inspection, spec: &RunSpec) -> Result<(), Refu
     if refused.is_empty() {
         return Ok(());
     }
-    Err(inspect::import_not_allowed(
+    Err(import_not_allowed(
         &refused,
         "named in security.allowed_host_functions",
     ))
@@ -293,7 +255,7 @@ pub fn check_proposals(inspection: &Inspection, grants: &Grants) -> Result<(), R
     if missing.is_empty() {
         return Ok(());
     }
-    Err(validate::not_enabled(&missing))
+    Err(not_enabled(&missing))
 }
 
 /// Refuses a run that asks for host functions, network or mounts which no grant covers.
@@ -306,7 +268,7 @@ pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &MountRoots) -> Resu
         if !HOST_FUNCTION_NAMES.contains(&name.as_str()) {
             let message = format!(
                 "\"{}\" is not offered; there are: {}",
-                crate::refusal::quote(name),
+                crate::model::refusal::quote(name),
                 HOST_FUNCTION_NAMES.join(", ")
             );
             return Err(Refusal::invalid(FIELD, message));

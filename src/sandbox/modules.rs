@@ -5,7 +5,18 @@
 //! goes on when the caller that asked first leaves. A module is identified by its digest, or, for a
 //! tenant that shares no code with others, by an identifier that stands for the digest.
 
+pub(super) mod artifact_writer;
+pub(super) mod code_cache;
+pub(super) mod compile;
+pub(super) mod compile_limit;
+pub(super) mod compile_request;
+pub(super) mod footprint;
+pub(super) mod inspect;
+pub(super) mod inspection;
+pub(super) mod loaded;
 mod restore;
+pub(super) mod single_flight;
+pub(super) mod validate;
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,23 +24,23 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use self::restore::not_mapped;
-use super::artifact_writer::{ArtifactWrite, start_artifact_writer};
-use super::code_cache::{CacheLimits, CodeCache, CodeUse};
-use super::compile::{
+use self::artifact_writer::{ArtifactWrite, start_artifact_writer};
+use self::code_cache::{CacheLimits, CodeCache, CodeUse};
+use self::compile::{
     CompileError, CompileLane, CompileSession, Compiler, LaneChooser, Placement,
     compatibility_hashes, estimate_compile_cost,
 };
-use super::compile_limit::compile_limit;
-use super::compile_request::{CompileRequest, ModuleSource};
+use self::compile_limit::compile_limit;
+use self::compile_request::{CompileRequest, ModuleSource};
+use self::inspection::Inspection;
+use self::loaded::{LoadedModule, kib};
+use self::restore::not_mapped;
+use self::single_flight::SingleFlight;
 use super::engine::{Engines, Variant};
-use super::inspection::Inspection;
-use super::loaded::{LoadedModule, kib};
-use super::single_flight::SingleFlight;
-use crate::refusal::{Reason, Refusal};
-use crate::request::Digest;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::Digest;
+use crate::model::tenant_id::TenantId;
 use crate::store::ArtifactCache;
-use crate::tenant_id::TenantId;
 
 /// Bytes of inspections that are cached apart from the compiled modules, for other variants of the
 /// same module.

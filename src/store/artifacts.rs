@@ -22,7 +22,7 @@ use super::backend::WriteMode;
 use super::directory::{remove_leftovers, tmp_dir, write_atomically};
 use super::private_files::{PrivateFolder, read_key};
 use super::sealed::{SealedFile, create_sealable};
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// The bytes that every artefact file starts with; the digit is the version of the layout.
 const MAGIC: &[u8; 16] = b"ringfence-code-1";

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::blob::Blob;
 use crate::host_limit::HostLimit;
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// The two kinds of object that are kept for each module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,8 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::sealed::create_sealable;
 use crate::host_limit::HostLimit;
-use crate::refusal::{Reason, Refusal};
-use crate::request::{Digest, module_too_large};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::{Digest, module_too_large};
 
 /// A slot for an upload, which an upload holds for as long as it is not entirely in memory.
 /// Dropping it releases the slot.

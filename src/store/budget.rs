@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Settings;
-use crate::limits::share_of;
+use crate::model::limits::share_of;
 
 /// Bytes charged for each module besides its contents and its record: what a file or an entry
 /// costs.

@@ -13,9 +13,9 @@ use super::blob::{Blob, Spool};
 use super::budget::{Amount, BudgetExceeded, EACH, Reservation, Room};
 use super::module_entry::{ModuleEntry, ModuleRecord, is_fresh, now};
 use super::{MAX_RECORD, Store};
-use crate::module::ModuleDescription;
-use crate::refusal::{Reason, Refusal};
-use crate::request::{Digest, Labels};
+use crate::model::module::ModuleDescription;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::{Digest, Labels};
 
 /// How long a load of the same module trusts stored bytes without reading them, after this daemon
 /// wrote or verified them.

@@ -24,7 +24,7 @@ use super::backend::{
 };
 use super::blob::{Blob, is_full};
 use crate::host_limit::HostLimit;
-use crate::request::Digest;
+use crate::model::request::Digest;
 
 /// Mode of the folders: only the daemon's own user sees what is in them.
 const PRIVATE: u32 = 0o700;

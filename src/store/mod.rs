@@ -38,8 +38,8 @@ use self::directory::DirectoryBackend;
 use self::module_entry::{is_fresh, now};
 use self::objects::ObjectStoreBackend;
 use crate::host_limit::HostLimit;
-use crate::refusal::{Reason, Refusal};
-use crate::request::Digest;
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::request::Digest;
 
 pub use self::artifacts::{ArtifactCache, ArtifactCacheSettings, ArtifactName};
 pub use self::blob::{Blob, BlobAssembler, Spool, UploadSlot};

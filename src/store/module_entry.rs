@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::module::ModuleDescription;
-use crate::request::{Digest, Labels};
+use crate::model::module::ModuleDescription;
+use crate::model::request::{Digest, Labels};
 
 /// The record that is stored beside a module's bytes. Fields that later versions add must have a
 /// default, because daemons of several versions read each other's records.

@@ -14,10 +14,11 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, Oci
 use oci_client::{ParseError, Reference, RegistryOperation};
 
 use super::blob::{Blob, BlobAssembler};
-use super::docker_auth::{self, RegistryCredential};
+use super::docker_auth;
+use super::docker_auth::RegistryCredential;
 use crate::config::{lacks_authorities, no_trust_store};
-use crate::refusal::{Reason, Refusal, printable, quote};
-use crate::request::{Digest, module_too_large};
+use crate::model::refusal::{Reason, Refusal, printable, quote};
+use crate::model::request::{Digest, module_too_large};
 
 /// The scheme with which a reference starts.
 const SCHEME: &str = "oci://";

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::Level;
 
-use crate::request::{Digest, RunId};
+use crate::model::request::{Digest, RunId};
 
 /// Initial capacity of a line's buffer, in bytes; most lines take less.
 const USUAL: usize = 640;

@@ -33,7 +33,7 @@ use self::log_queue::{LogQueue, LogQueueGuard};
 use self::run_lines::RunLineSinks;
 pub(crate) use self::run_lines::{AUDIT, audit_line, is_audited, log_line, write_audit, write_log};
 use crate::config::{LogFormat, TelemetryConfig};
-use crate::refusal::printable;
+use crate::model::refusal::printable;
 
 /// Targets of libraries that guests can make log at each call, or clients at each frame. The log
 /// leaves them out unless `telemetry.log_level` names them.

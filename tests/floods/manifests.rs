@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use prost::Message;
 use ringfence::api::proto::{RunRequest, RunSpec};
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use tonic::Request;
 
 use crate::attacker::Attacker;

@@ -235,7 +235,7 @@ async fn the_folder_stays_within_its_budget_and_the_oldest_go_first() {
             .sum();
         assert!(bytes <= 1 << 20, "{bytes}");
     }
-    let last = ringfence::request::Digest::of(padded(39).as_bytes()).hex();
+    let last = ringfence::model::request::Digest::of(padded(39).as_bytes()).hex();
     let is_last = |path: &PathBuf| path.to_str().unwrap().contains(&last);
     while !disk.files(1).await.iter().any(is_last) {
         tokio::task::yield_now().await;

@@ -159,7 +159,7 @@ async fn what_a_run_is_given_and_what_it_writes_is_in_no_log() {
     let dir = TempDir::new().unwrap();
     let audit = dir.path().join("audit.log");
     let tokens = dir.path().join("tokens");
-    let hash = ringfence::request::Digest::of(CANARY.as_bytes());
+    let hash = ringfence::model::request::Digest::of(CANARY.as_bytes());
     std::fs::write(&tokens, format!("default {hash}\n")).unwrap();
     let set = [
         "telemetry.log_level=debug,ringfence=trace,wasmtime_wasi=trace".to_owned(),

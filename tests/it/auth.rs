@@ -529,7 +529,7 @@ async fn a_token_that_is_taken_out_of_the_file_is_refused_from_then_on() {
     let channel = channel(&daemon.addr).await;
     until_judged(&channel, &token("default"), "let in").await;
     let fresh = "another-token-of-the-same";
-    let hash = ringfence::request::Digest::of(fresh.as_bytes());
+    let hash = ringfence::model::request::Digest::of(fresh.as_bytes());
     // What is written halfway is not there.
     std::fs::write(&tokens, "default sha256:12").unwrap();
     until_judged(&channel, &token("default"), "unauthenticated").await;

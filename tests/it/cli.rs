@@ -595,7 +595,7 @@ fn modules_are_uploaded_listed_shown_and_deleted() {
     let file = dir.path().join("large.wat");
     std::fs::write(&file, &large).unwrap();
     let file = file.to_str().unwrap();
-    let digest = ringfence::request::Digest::of(&large).to_string();
+    let digest = ringfence::model::request::Digest::of(&large).to_string();
     // From a file and from standard input; nothing is drawn where no terminal is.
     for (args, stdin) in [
         (&["load", "--label", "size=large", file][..], &b""[..]),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
 use rcgen::SanType;
 use ringfence::config::Overrides;
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;

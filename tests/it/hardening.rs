@@ -249,7 +249,7 @@ async fn a_link_that_leads_out_of_what_is_configured_leads_nowhere() {
     for (mode, follows) in [("auto", false), ("off", true)] {
         let (inside, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let line = |token: &str| {
-            let hash = ringfence::request::Digest::of(token.as_bytes());
+            let hash = ringfence::model::request::Digest::of(token.as_bytes());
             format!("default {hash}\n")
         };
         let tokens = inside.path().join("tokens");

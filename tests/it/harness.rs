@@ -14,7 +14,8 @@ use ringfence::api::proto::{
     LoadModuleResponse, Outcome, Resources, RunInfo, RunRequest, RunResponse, RunResult, RunSpec,
     RunStreamRequest, Security, StreamEvent, load_module_request,
 };
-use ringfence::app::{self, Probe};
+use ringfence::app;
+use ringfence::app::Probe;
 use ringfence::config::Overrides;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

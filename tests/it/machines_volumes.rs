@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ringfence::api::proto::RunRequest;
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use tempfile::TempDir;
 
 use crate::harness::{Ran, by_digest, connect, load};

@@ -75,7 +75,7 @@ async fn an_upload_is_put_together_kept_and_run() {
     // In memory and, past a mebibyte, in a file.
     for size in [MIB - 1, MIB, MIB + 1, 3 * MIB] {
         let module = saying(&format!("{size}"), size);
-        let digest = ringfence::request::Digest::of(&module);
+        let digest = ringfence::model::request::Digest::of(&module);
         let labels = HashMap::from([("size".to_owned(), size.to_string())]);
         let mut frames = vec![frame(Frame::Start(UploadStart {
             name: "said".to_owned(),
@@ -143,7 +143,7 @@ async fn uploads_that_are_none_are_refused() {
         .await
         .is(INVALID, "DIGEST_MISMATCH")
         .with("asked", other)
-        .with("found", ringfence::request::Digest::of(&hello()));
+        .with("found", ringfence::model::request::Digest::of(&hello()));
     for (size, fits) in [(4095, true), (4096, true), (4097, false)] {
         let frames = vec![start(), chunk(saying("x", size))];
         match upload(modules, frames).await {
@@ -242,7 +242,7 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_gives_its_place_back() {
         tokio::task::yield_now().await;
     }
     let kept = all(&mut modules).await;
-    let second = ringfence::request::Digest::of(&saying("second", 0)).to_string();
+    let second = ringfence::model::request::Digest::of(&saying("second", 0)).to_string();
     assert_eq!((kept.len(), &kept[0].digest), (1, &second));
     assert_eq!(files_in(spool.path()), 0);
 }
@@ -478,7 +478,8 @@ async fn the_store_takes_what_its_budget_says_and_evicts_nothing() {
                     .collect();
                 daemon.client.clone().load_module(request).await.unwrap();
             }
-            let digest = ringfence::request::Digest::of(&saying("relabelled", 0)).to_string();
+            let digest =
+                ringfence::model::request::Digest::of(&saying("relabelled", 0)).to_string();
             let delete = DeleteModuleRequest { digest };
             modules.delete_module(delete).await.unwrap();
         }

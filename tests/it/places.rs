@@ -309,7 +309,7 @@ async fn modules_are_pulled_from_registries_that_are_allowed() {
     let daemon =
         Daemon::with(&[("oci.registries", &allowed), ("compile.max_module", "2MiB")]).await;
     let module = saying("pulled", 1500 << 10);
-    let digest = ringfence::request::Digest::of(&module).to_string();
+    let digest = ringfence::model::request::Digest::of(&module).to_string();
     let manifest = registry.push("a/b:v1", &[(&module, WASM)], false).await;
 
     let by_tag = pull(&daemon, &format!("oci://{host}/a/b:v1"))
@@ -378,7 +378,7 @@ async fn modules_are_pulled_from_registries_that_are_allowed() {
     // A blob, and a manifest, that are not what their digests say.
     let victim = saying("victim", 0);
     let manifest = registry.push("victim:v1", &[(&victim, WASM)], false).await;
-    let blob = registry.blob(&ringfence::request::Digest::of(&victim).to_string());
+    let blob = registry.blob(&ringfence::model::request::Digest::of(&victim).to_string());
     std::fs::write(blob, saying("forged", 0)).unwrap();
     refused(&daemon, &format!("oci://{host}/victim:v1"))
         .await

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use serde_json::{Value, json};
 use tonic::Code;
 

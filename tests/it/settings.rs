@@ -913,7 +913,7 @@ fn what_a_client_shows_is_trimmed_and_may_be_empty() {
 fn lines_of_tokens_may_end_as_on_other_systems() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens");
-    let digest = ringfence::request::Digest::of(b"t0ken");
+    let digest = ringfence::model::request::Digest::of(b"t0ken");
     let text = format!("\u{feff}default {digest}\r\n\r\n");
     std::fs::write(&file, text).unwrap();
     let tokens = format!("auth.tokens_file={}", file.display());

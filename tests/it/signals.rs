@@ -6,7 +6,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence::api::proto::{RunRequest, RunStreamRequest, StreamEvent};
-use ringfence::request::Digest;
+use ringfence::model::request::Digest;
 use tempfile::TempDir;
 use tonic::Streaming;
 

@@ -100,7 +100,7 @@ pub(crate) fn token(name: &str) -> String {
 pub(crate) fn tokens_file(dir: &TempDir, names: &[&str]) -> std::path::PathBuf {
     let path = dir.path().join("tokens");
     let line = |name: &&str| {
-        let hash = ringfence::request::Digest::of(token(name).as_bytes());
+        let hash = ringfence::model::request::Digest::of(token(name).as_bytes());
         format!("{name} {hash}  # of a test\n")
     };
     let lines: String = names.iter().map(line).collect();
@@ -309,8 +309,10 @@ async fn no_method_shows_or_touches_what_is_another_tenants() {
         if method.ends_with("LoadModule") || method.ends_with("UploadModule") {
             let mut all = b.modules.clone();
             let request = DeleteModuleRequest {
-                digest: ringfence::request::Digest::of(b"(module (func (export \"shared\")))")
-                    .to_string(),
+                digest: ringfence::model::request::Digest::of(
+                    b"(module (func (export \"shared\")))",
+                )
+                .to_string(),
             };
             all.delete_module(request).await.unwrap();
             let answer = ask(&b, &method, &others).await.unwrap();
@@ -694,7 +696,7 @@ async fn compiled_code_is_shared_unless_it_is_told_not_to() {
             "{share}"
         );
         // What one deletes, the other has.
-        let digest = ringfence::request::Digest::of(wasm).to_string();
+        let digest = ringfence::model::request::Digest::of(wasm).to_string();
         let request = DeleteModuleRequest {
             digest: digest.clone(),
         };

@@ -194,7 +194,7 @@ fn every_key_of_the_configuration_is_explained_where_it_stands() {
 #[test]
 fn every_reason_is_documented() {
     let text = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
-    for reason in ringfence::refusal::Reason::ALL {
+    for reason in ringfence::model::refusal::Reason::ALL {
         assert!(
             text.contains(&format!("`{}`", reason.as_str())),
             "{}",
@@ -209,7 +209,7 @@ fn every_reason_has_a_test() {
     for entry in std::fs::read_dir(root().join("tests/it")).unwrap() {
         tests.push_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
     }
-    for reason in ringfence::refusal::Reason::ALL {
+    for reason in ringfence::model::refusal::Reason::ALL {
         let name = format!("\"{}\"", reason.as_str());
         assert!(tests.contains(&name), "no test expects {name}");
     }
@@ -250,7 +250,7 @@ fn the_document_of_limits_is_the_table_of_limits() {
             | toml::Value::Table(_)) => value.to_string(),
         }
     };
-    let document = ringfence::guest_limits::document(default);
+    let document = ringfence::model::guest_limits::document(default);
     let path = root().join("docs/limits.md");
     if std::env::var_os("WRITE_DOCS").is_some() {
         std::fs::write(&path, &document).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::connection_table::ConnectionLimit;
 use super::origin::ConnectionOrigin;
-use crate::api::log_rate_limiter::LogRateLimiter;
+use crate::api::layers::log_rate_limiter::LogRateLimiter;
 
 /// How often the counters are logged and reset.
 const TELL: Duration = Duration::from_secs(1);

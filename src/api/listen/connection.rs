@@ -20,8 +20,8 @@ use super::origin::ConnectionOrigin;
 use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
 use super::transport::{PeerCertificate, Transport};
 use crate::api::client_streaming_calls::ClientStreamingCalls;
-use crate::api::request_body::UnwantedBodies;
-use crate::refusal::{Reason, Refusal};
+use crate::api::layers::request_body::UnwantedBodies;
+use crate::model::refusal::{Reason, Refusal};
 
 /// Bytes that an HTTP/2 client sends before anything is expected of us, keepalive included: its
 /// preface of 24 bytes and the header of its first frame.

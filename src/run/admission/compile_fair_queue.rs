@@ -12,8 +12,8 @@ use super::compile_schedule::{CompileSchedule, Decision, JobId, ScheduleRules};
 use super::fair_queue::Rejected;
 use super::load::QueueLoad;
 use super::resource_vector::ResourceVector;
+use crate::model::tenant_id::TenantId;
 use crate::sandbox::CompileLease;
-use crate::tenant_id::TenantId;
 
 /// How often a waiter checks whether another compilation has to be preempted for it.
 const PREEMPTION_CHECK_INTERVAL: Duration = Duration::from_millis(100);

@@ -17,8 +17,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::limits::LEFT_TO_OTHERS;
-use crate::tenant_id::{ByTenant, TenantId};
+use crate::model::limits::LEFT_TO_OTHERS;
+use crate::model::tenant_id::{ByTenant, TenantId};
 
 /// The estimated cost of a tenant's compilation before one of its compilations has ended.
 const FIRST_ESTIMATE: Duration = Duration::from_secs(1);

@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use super::load::QueueLoad;
 use super::resource_vector::ResourceVector;
+use crate::model::tenant_id::{ByTenant, TenantId};
 use crate::store::UploadSlot;
-use crate::tenant_id::{ByTenant, TenantId};
 
 /// Virtual time that one grant adds to a line of weight one.
 const GRANT_COST: u64 = 1 << 20;

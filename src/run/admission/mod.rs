@@ -21,9 +21,9 @@ use self::compile_fair_queue::{CompileFairQueue, CompileThreadPermit};
 use self::compile_schedule::ScheduleRules;
 use self::fair_queue::{FairQueue, Rejected};
 use self::resource_vector::ResourceVector;
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
+use crate::model::tenant_id::TenantId;
 use crate::sandbox::CompileLane;
-use crate::tenant_id::TenantId;
 
 pub use self::fair_queue::Permit;
 pub use self::load::QueueLoad;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::compile_fair_queue::CompileThreadPermit;
-use crate::refusal::{Reason, Refusal};
+use crate::model::refusal::{Reason, Refusal};
 use crate::sandbox::{CompileGrant, CompileLease, TenantQueue};
 
 /// The delay after which a refused caller is told to retry, where no better estimate is known.

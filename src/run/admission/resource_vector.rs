@@ -1,6 +1,6 @@
 //! The vector of resources that an admission queue hands out: permits and bytes.
 
-use crate::limits::LEFT_TO_OTHERS;
+use crate::model::limits::LEFT_TO_OTHERS;
 
 /// An amount of permits and of bytes, either of which may run out first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::bench::BenchDaemon;
-use crate::outcome::{Outcome, RunReport, Stream, Written};
-use crate::refusal::{Reason, Refusal};
+use crate::model::outcome::{Outcome, RunReport, Stream, Written};
+use crate::model::refusal::{Reason, Refusal};
 use crate::run::hold::Hold;
 use crate::run::origin::{Origin, RunMethod};
 use crate::run::record::Holder;

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::artifact_writer::ArtifactWrite;
+use super::code_cache::CodeUse;
+use super::compile::Artifact;
+use super::inspection::Inspection;
+use super::loaded::LoadedModule;
 use super::{Inner, LoadedKey};
-use crate::refusal::Refusal;
-use crate::request::Digest;
-use crate::sandbox::artifact_writer::ArtifactWrite;
-use crate::sandbox::code_cache::CodeUse;
-use crate::sandbox::compile::Artifact;
+use crate::model::refusal::Refusal;
+use crate::model::request::Digest;
 use crate::sandbox::engine::Variant;
-use crate::sandbox::inspection::Inspection;
-use crate::sandbox::loaded::LoadedModule;
 use crate::store::{ArtifactCache, ArtifactName};
 
 impl Inner {

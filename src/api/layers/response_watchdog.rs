@@ -1,0 +1,521 @@
+//! Watches over answers on their way out: charges each until its last byte is written, and drops
+//! those that are taken too slowly.
+//!
+//! HTTP/2 asks for the next piece of an answer when it has sent or queued the one before. What it
+//! was handed is out of reach here. So pieces are small, few are handed over at once, and each
+//! reports when it is dropped. Until then a piece counts as not taken, and is charged.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes};
+use http_body::{Body as _, Frame};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use slab::Slab;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::response_budget::{
+    BudgetedBytes, ReservationExtension, ResponseBudget, ResponseCharge, ResponseKind,
+};
+use super::response_data_rate::{DataRateMonitor, MinResponseDataRate};
+use crate::api::{proto, status};
+use crate::event_log::CapturedOutput;
+use crate::model::refusal::{Reason, Refusal};
+use crate::run::{PendingResponse, ResponseReservation, STREAMED_FRAMES, Tenant};
+
+/// The most bytes of a frame that is handed over in one piece: an event and what is around it.
+const LARGE: usize = 128 << 10;
+/// The bytes of the pieces that a larger frame is cut into. HTTP/2 gets the next piece when it
+/// holds less than that. While it waits for the next piece, and not for its caller to make room,
+/// its stream can still be reset.
+const PIECE: usize = 64 << 10;
+/// The most bytes of a stream's frame that need not be written before the next one is made.
+const SMALL: usize = 16 << 10;
+/// How often all answers are checked for being taken too slowly.
+const LOOK: Duration = Duration::from_millis(500);
+/// The bytes of a gRPC message's prefix: a flag and a length.
+const PREFIX: usize = 5;
+/// The number of the field of a `RunResponse` that has the standard output.
+const STDOUT: u32 = 2;
+/// The number of the field of a `RunResponse` that has the standard error.
+const STDERR: u32 = 3;
+
+/// The watchdog over all answers on their way out. Clones share its state.
+#[derive(Clone, Debug)]
+pub struct ResponseWatchdog(Arc<WatchdogShared>);
+
+#[derive(Debug)]
+struct WatchdogShared {
+    pace: MinResponseDataRate,
+    budget: Arc<ResponseBudget>,
+    /// The answers whose bodies HTTP/2 has not dropped.
+    responses: Mutex<Slab<Arc<WatchedResponse>>>,
+}
+
+/// An answer on its way out, which its body and its unwritten pieces share with the watchdog.
+#[derive(Debug)]
+struct WatchedResponse(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    kind: ResponseKind,
+    /// What makes the rest of the answer; `None` once the answer was given up.
+    remaining: Option<RemainingBody>,
+    /// The pieces that are to be handed over next.
+    queue: VecDeque<Bytes>,
+    /// The bytes that were handed over and are not written yet.
+    unwritten_bytes: usize,
+    /// The bytes of the last frame that the body made.
+    last_frame: usize,
+    data_rate: DataRateMonitor,
+    charge: Option<ResponseCharge>,
+    /// The task that waits until fewer bytes are unwritten.
+    waker: Option<Waker>,
+}
+
+/// The source of the rest of an answer.
+#[derive(Debug)]
+enum RemainingBody {
+    /// The body that a service made.
+    Body(Body),
+    /// The trailers that report success.
+    Trailers,
+    /// Nothing, because all of the answer was made.
+    Nothing,
+}
+
+/// The body of an answer as HTTP/2 polls it. Dropping it ends the watch, and releases all that is
+/// charged for bytes that HTTP/2 does not hold.
+pub(in crate::api) struct WatchedBody {
+    watchdog: ResponseWatchdog,
+    /// The key of the answer among those that are watched.
+    key: usize,
+    answer: Arc<WatchedResponse>,
+    /// Makes a drain wait until this body is dropped.
+    _untold: Option<PendingResponse>,
+}
+
+/// A piece that was handed over. HTTP/2 drops it when it has written it; that counts its bytes as
+/// taken, and wakes the task that waits for room.
+struct UnwrittenPiece {
+    bytes: Bytes,
+    answer: Arc<WatchedResponse>,
+}
+
+impl AsRef<[u8]> for UnwrittenPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for UnwrittenPiece {
+    fn drop(&mut self) {
+        let mut state = lock(&self.answer.0);
+        let waker = state.took(self.bytes.len());
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl ResponseWatchdog {
+    /// Creates the watchdog of a daemon, whose answers have to be taken at `pace`. The budget of
+    /// `bytes` is for those that no run's reservation holds.
+    pub(in crate::api) fn new(bytes: u64, pace: MinResponseDataRate) -> Self {
+        Self(Arc::new(WatchdogShared {
+            pace,
+            budget: ResponseBudget::new(bytes),
+            responses: Mutex::default(),
+        }))
+    }
+
+    /// Charges `tenant` in advance for an answer of `kind`.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` if there is no room now; `CAPACITY_EXCEEDED` if there never is.
+    pub(in crate::api) fn reserve(
+        &self,
+        kind: ResponseKind,
+        tenant: Option<Arc<Tenant>>,
+    ) -> Result<BudgetedBytes, Refusal> {
+        self.0.budget.reserve(kind, tenant)
+    }
+
+    /// Charges an answer for what it holds, and watches over it. If there is no room for an answer,
+    /// it becomes a refusal.
+    pub(in crate::api) async fn watch_response(
+        &self,
+        kind: ResponseKind,
+        budgeted: BudgetedBytes,
+        answer: http::Response<Body>,
+    ) -> http::Response<Body> {
+        let (mut head, mut body) = answer.into_parts();
+        let untold = head.extensions.remove::<PendingResponse>();
+        let enclosed = head.extensions.remove::<ReservationExtension>();
+        if body.is_end_stream() {
+            // This is a refusal, all of which is in the headers.
+            return http::Response::from_parts(head, body);
+        }
+        let reservation = enclosed.and_then(|it| it.take());
+        let queue = match kind.is_unary() {
+            true => match whole(&mut body).await {
+                Ok(queue) => queue,
+                Err(status) => return status.into_http(),
+            },
+            false => VecDeque::new(),
+        };
+        match charged(kind, &queue, reservation, || Ok(budgeted)) {
+            Ok(charge) => {
+                let delivery = self.watch(kind, RemainingBody::Body(body), queue, charge, untold);
+                http::Response::from_parts(head, Body::new(delivery))
+            }
+            Err(refusal) => {
+                let mut refused = Status::from(&refusal).into_http();
+                let run_id = head.headers.remove(status::RUN_ID);
+                let run_id = run_id.map(|id| (status::RUN_ID, id));
+                refused.headers_mut().extend(run_id);
+                refused
+            }
+        }
+    }
+
+    /// Creates the body of the answer to a `Run` of `tenant`, with `output` in its message. It is
+    /// charged and watched over like other answers.
+    ///
+    /// # Errors
+    /// If there is no room for the answer, or if it is above 4 GiB.
+    pub(in crate::api) fn watch_run_response(
+        &self,
+        tenant: &Arc<Tenant>,
+        message: &proto::RunResponse,
+        output: CapturedOutput,
+        reservation: Option<ResponseReservation>,
+        untold: Option<PendingResponse>,
+    ) -> Result<WatchedBody, Refusal> {
+        const KIND: ResponseKind = ResponseKind::Run;
+        let queue = with_output(message, output)?;
+        let budgeted = || self.reserve(KIND, Some(Arc::clone(tenant)));
+        let charge = charged(KIND, &queue, reservation, budgeted)?;
+        Ok(self.watch(KIND, RemainingBody::Trailers, queue, charge, untold))
+    }
+
+    /// Creates the body of an answer that is charged, and watches over it from now on.
+    fn watch(
+        &self,
+        kind: ResponseKind,
+        rest: RemainingBody,
+        queue: VecDeque<Bytes>,
+        charge: ResponseCharge,
+        untold: Option<PendingResponse>,
+    ) -> WatchedBody {
+        let mut clock = DataRateMonitor::new(self.0.pace);
+        if !queue.is_empty() {
+            clock.ready(Instant::now());
+        }
+        let answer = Arc::new(WatchedResponse(Mutex::new(State {
+            kind,
+            remaining: Some(rest),
+            queue,
+            unwritten_bytes: 0,
+            last_frame: 0,
+            data_rate: clock,
+            charge: Some(charge),
+            waker: None,
+        })));
+        let key = lock(&self.0.responses).insert(Arc::clone(&answer));
+        WatchedBody {
+            watchdog: self.clone(),
+            key,
+            answer,
+            _untold: untold,
+        }
+    }
+
+    /// Drops answers that are taken too slowly, for as long as it is polled.
+    pub async fn drop_stalled_responses(&self) {
+        loop {
+            tokio::time::sleep(LOOK.min(self.0.pace.grace)).await;
+            let now = Instant::now();
+            let mut gone = Vec::new();
+            for (_, answer) in lock(&self.0.responses).iter() {
+                let mut state = lock(&answer.0);
+                if state.data_rate.is_overdue(now) {
+                    gone.push(state.give_up());
+                    // Nothing of the answer is ready any more.
+                    state.data_rate.took_all();
+                }
+            }
+            if !gone.is_empty() {
+                tracing::warn!(
+                    answers = gone.len(),
+                    "answers were dropped: they were taken too slowly"
+                );
+            }
+            // Done outside the locks, since dropping a body ends its run, and HTTP/2 then resets
+            // the stream.
+            for (rest, waker) in gone {
+                drop(rest);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+/// Charges an answer of `kind` that has `queue` in it: to the run's reservation if there is one of
+/// enough bytes, and to the budget otherwise.
+fn charged(
+    kind: ResponseKind,
+    queue: &VecDeque<Bytes>,
+    reservation: Option<ResponseReservation>,
+    budgeted: impl FnOnce() -> Result<BudgetedBytes, Refusal>,
+) -> Result<ResponseCharge, Refusal> {
+    let bytes = match kind {
+        ResponseKind::Run | ResponseKind::Unary => {
+            queue.iter().map(Bytes::len).sum::<usize>() as u64
+        }
+        ResponseKind::RunStream | ResponseKind::Streaming => STREAMED_FRAMES,
+        ResponseKind::Health => 0,
+    };
+    let mut charge = match reservation.filter(|it| it.bytes() >= bytes) {
+        Some(reservation) => ResponseCharge::Reserved(reservation),
+        None => {
+            let mut budgeted = budgeted()?;
+            budgeted.grow_to(bytes)?;
+            ResponseCharge::Budgeted(budgeted)
+        }
+    };
+    if kind.is_unary() {
+        charge.shrink_to(bytes);
+    }
+    Ok(charge)
+}
+
+/// Reads the one message that `body` makes, and cuts it into pieces if it is large.
+async fn whole(body: &mut Body) -> Result<VecDeque<Bytes>, Status> {
+    let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+    let data = match frame.transpose()?.map(Frame::into_data) {
+        Some(Ok(data)) => data,
+        // An answer has a message, and refusals do not come here.
+        Some(Err(_)) | None => {
+            return Err(Status::from(&Refusal::internal("an answer is empty")));
+        }
+    };
+    if data.len() <= LARGE {
+        return Ok([data].into());
+    }
+    // The pieces are copies, since a slice would keep the whole message for as long as it is
+    // queued.
+    Ok(data.chunks(PIECE).map(Bytes::copy_from_slice).collect())
+}
+
+/// Encodes `message` in its frame, with `output` after its other fields, in the pieces that the
+/// output was captured in.
+fn with_output(
+    message: &proto::RunResponse,
+    output: CapturedOutput,
+) -> Result<VecDeque<Bytes>, Refusal> {
+    const UNCOMPRESSED: u8 = 0;
+    let fields = [(STDOUT, output.stdout), (STDERR, output.stderr)].map(|(field, pieces)| {
+        let bytes = pieces.iter().map(Bytes::len).sum::<usize>();
+        (field, pieces, bytes)
+    });
+    let (mut length, mut room) = (message.encoded_len(), PREFIX);
+    room += length;
+    for (field, pieces, bytes) in &fields {
+        if *bytes > 0 {
+            let head = key_len(*field) + encoded_len_varint(*bytes as u64);
+            length += head + bytes;
+            room += head + if is_short(pieces) { *bytes } else { 0 };
+        }
+    }
+    let length =
+        u32::try_from(length).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
+    let mut queue = VecDeque::new();
+    // This is a `Vec`, because prost writes most bytes one by one, and each is a call into
+    // `BytesMut`.
+    let mut piece = Vec::with_capacity(room);
+    piece.put_u8(UNCOMPRESSED);
+    piece.put_u32(length);
+    message.encode_raw(&mut piece);
+    for (field, pieces, bytes) in fields {
+        if bytes == 0 {
+            continue;
+        }
+        encode_key(field, WireType::LengthDelimited, &mut piece);
+        encode_varint(bytes as u64, &mut piece);
+        if is_short(&pieces) {
+            pieces.iter().for_each(|only| piece.put_slice(only));
+        } else {
+            queue.push_back(Bytes::from(std::mem::take(&mut piece)));
+            queue.extend(pieces);
+        }
+    }
+    if !piece.is_empty() {
+        queue.push_back(Bytes::from(piece));
+    }
+    Ok(queue)
+}
+
+/// Reports whether output is so little that it is copied into the piece with the message.
+fn is_short(output: &[Bytes]) -> bool {
+    matches!(output, [only] if only.len() <= SMALL)
+}
+
+impl RemainingBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self {
+            Self::Body(body) => Pin::new(body).poll_frame(cx),
+            Self::Trailers => {
+                *self = Self::Nothing;
+                let mut trailers = http::HeaderMap::with_capacity(1);
+                trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Self::Nothing => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Body(body) => body.is_end_stream(),
+            Self::Trailers => false,
+            Self::Nothing => true,
+        }
+    }
+}
+
+impl State {
+    /// Records that HTTP/2 has written `bytes`, and returns the task that waited for that.
+    fn took(&mut self, bytes: usize) -> Option<Waker> {
+        self.unwritten_bytes -= bytes;
+        if self.unwritten_bytes == 0 && self.queue.is_empty() {
+            self.data_rate.took_all();
+        } else {
+            self.data_rate.took(bytes, Instant::now());
+        }
+        if self.kind.is_unary()
+            && let Some(charge) = &mut self.charge
+        {
+            charge.release(bytes as u64);
+        }
+        self.waker.take()
+    }
+
+    /// Drops the rest of the answer, and releases its charge but for the bytes that HTTP/2 holds.
+    /// Returns what the caller has to drop and wake once the lock is free.
+    fn give_up(&mut self) -> (Option<RemainingBody>, Option<Waker>) {
+        self.queue.clear();
+        if let Some(charge) = &mut self.charge {
+            charge.release_run_quota();
+            charge.shrink_to(self.unwritten_bytes as u64);
+        }
+        (self.remaining.take(), self.waker.take())
+    }
+
+    /// Reports whether HTTP/2 still holds too much to be given more.
+    fn has_to_wait(&self) -> bool {
+        match self.queue.front() {
+            Some(next) => {
+                self.unwritten_bytes > 0 && self.unwritten_bytes + next.len() > PIECE + SMALL
+            }
+            // The queue is empty, so the body makes the next frame, or the end.
+            None if self.kind.is_unary() => self.unwritten_bytes > SMALL,
+            None => self.unwritten_bytes > 0 && self.unwritten_bytes.max(self.last_frame) > SMALL,
+        }
+    }
+
+    /// Takes the next piece from the queue, if there is one, and counts it as unwritten.
+    fn next_piece(&mut self, answer: &Arc<WatchedResponse>) -> Option<Bytes> {
+        let bytes = self.queue.pop_front()?;
+        self.unwritten_bytes += bytes.len();
+        self.data_rate.ready(Instant::now());
+        if self.kind.is_unary()
+            && self.queue.is_empty()
+            && let Some(charge) = &mut self.charge
+        {
+            charge.release_run_quota();
+        }
+        let answer = Arc::clone(answer);
+        Some(Bytes::from_owner(UnwrittenPiece { bytes, answer }))
+    }
+}
+
+impl http_body::Body for WatchedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut state = lock(&self.answer.0);
+        if state.remaining.is_none() {
+            // The caller never reads this, since HTTP/2 resets the stream. The log has a line about
+            // the drop.
+            let why = "an answer was dropped: it was taken too slowly";
+            let refusal = Refusal::new(Reason::Internal, why);
+            return Poll::Ready(Some(Err(Status::from(&refusal))));
+        }
+        if state.has_to_wait() {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if let Some(piece) = state.next_piece(&self.answer) {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(rest) = &mut state.remaining else {
+            return Poll::Ready(None);
+        };
+        let polled = rest.poll_frame(cx);
+        let Poll::Ready(Some(Ok(frame))) = polled else {
+            return polled;
+        };
+        let data = match frame.into_data() {
+            Ok(data) if !data.is_empty() => data,
+            Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        state.last_frame = data.len();
+        if data.len() > LARGE {
+            // The pieces are copies, as in `whole`.
+            let pieces = data.chunks(PIECE).map(Bytes::copy_from_slice);
+            state.queue.extend(pieces);
+        } else {
+            state.queue.push_back(data);
+        }
+        let piece = state.next_piece(&self.answer);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = lock(&self.answer.0);
+        let rest = state.remaining.as_ref();
+        state.queue.is_empty() && rest.is_some_and(RemainingBody::is_end_stream)
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        lock(&self.watchdog.0.responses).remove(self.key);
+        // The pieces that HTTP/2 holds may stay unwritten for long.
+        let mut state = lock(&self.answer.0);
+        let gone = state.give_up();
+        // From now on nobody can be told that they are taken too slowly.
+        state.data_rate.took_all();
+        drop(state);
+        drop(gone);
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // HTTP/2 does not poll a body again that panicked, but it may still drop it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
