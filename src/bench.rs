@@ -13,11 +13,12 @@ use crate::api::{codec, decode, encode, proto};
 use crate::app;
 use crate::config::Overrides;
 use crate::event_log::CapturedOutput;
+use crate::library::{ModuleLibrary, ModuleMeta};
 use crate::model::limits::OutputMode;
 use crate::model::outcome::RunReport;
 use crate::model::request::{Digest, Labels, RunId, RunSpec};
 use crate::model::tenant_id::TenantId;
-use crate::run::{ModuleMeta, Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
+use crate::run::{Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
 use crate::sandbox;
 use crate::sandbox::{
     CodeUse, EntryPoint, FileCalls, LoadedModule, MountRoots, Output, PreparedRun, RunContext,
@@ -30,6 +31,7 @@ const STALL: Duration = Duration::from_secs(30);
 /// A daemon for benchmarks, which listens nowhere and compiles in process.
 pub struct BenchDaemon {
     runner: Arc<Runner>,
+    library: Arc<ModuleLibrary>,
     tenant: Arc<Tenant>,
     roots: MountRoots,
 }
@@ -60,6 +62,7 @@ impl BenchDaemon {
         let tenant = runner.tenant("default").expect("there is one");
         Self {
             tenant: Arc::clone(tenant),
+            library: app::library(&config, &runner),
             runner,
             roots: MountRoots::default(),
         }
@@ -85,7 +88,7 @@ impl BenchDaemon {
         };
         let digest = Digest::of(&wasm);
         let kept = self
-            .runner
+            .library
             .store_inline(&self.tenant, None, wasm, about)
             .await;
         kept.expect("it is a module");

@@ -10,6 +10,7 @@ use tonic::Request;
 
 use super::layers::call_deadline::CallTiming;
 use super::proto;
+use crate::library::ModuleMeta;
 use crate::model::limits::{OutputMode, OutputPolicy, RequestedLimits};
 use crate::model::policy::Policy;
 use crate::model::refusal::{Refusal, quote};
@@ -17,7 +18,7 @@ use crate::model::request;
 use crate::model::request::{
     Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec, WORKING_DIR_FIELD,
 };
-use crate::run::{MemoryCharge, ModuleMeta, RunState, Selector, not_started};
+use crate::run::{MemoryCharge, RunState, Selector, not_started};
 
 /// Decodes a run's spec and grants its limits.
 ///

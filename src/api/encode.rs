@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::{proto, status};
+use crate::library::{StoreReceipt, StoredModule};
 use crate::model::limits::OutputPolicy;
 use crate::model::module::{Exported, Imported};
 use crate::model::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
 use crate::model::request::{Digest, RunId};
-use crate::run::{GrantedLimits, Run, RunRecord, RunState, StoreReceipt, StoredModule};
+use crate::run::{GrantedLimits, Run, RunRecord, RunState};
 
 /// Encodes how a run ended.
 pub(crate) fn result(run: &Run, ended: &RunReport) -> proto::RunResult {

@@ -1,4 +1,4 @@
-//! Implements `ModuleService`: decodes each request, hands it to the runner, and encodes the
+//! Implements `ModuleService`: decodes each request, hands it to the module library, and encodes the
 //! answer.
 
 use std::sync::Arc;
@@ -13,18 +13,19 @@ use super::methods::MAX_UPLOAD_CHUNK;
 use super::proto::module_service_server::ModuleService;
 use super::proto::upload_module_request::Frame;
 use super::{decode, encode, proto};
+use crate::library::{ModuleLibrary, StoreReceipt};
 use crate::model::request::Digest;
-use crate::run::{Runner, StoreReceipt, with_deadline};
+use crate::run::with_deadline;
 
 /// The implementation of `ModuleService`.
 pub struct ModuleApi {
-    runner: Arc<Runner>,
+    library: Arc<ModuleLibrary>,
 }
 
 impl ModuleApi {
-    /// Creates the service, which hands its requests to `runner`.
-    pub fn new(runner: Arc<Runner>) -> Self {
-        Self { runner }
+    /// Creates the service, which hands its requests to `library`.
+    pub fn new(library: Arc<ModuleLibrary>) -> Self {
+        Self { library }
     }
 
     /// Receives the module of an upload until its caller's deadline, and stores it.
@@ -44,7 +45,7 @@ impl ModuleApi {
             };
             // The upload takes its place only once its start is there, so that connections that say
             // nothing hold none.
-            let mut arriving = self.runner.begin_upload(&tenant)?;
+            let mut arriving = self.library.begin_upload(&tenant)?;
             while let Some(frame) = next(&mut frames).await? {
                 match frame {
                     Frame::Chunk(chunk) => {
@@ -58,8 +59,8 @@ impl ModuleApi {
             Ok((arriving, expected, about))
         };
         let (arriving, expected, about) = with_deadline(deadline, receive).await?;
-        let runner = &self.runner;
-        let taken = runner.store_upload(&tenant, deadline, arriving, expected, about);
+        let library = &self.library;
+        let taken = library.store_upload(&tenant, deadline, arriving, expected, about);
         Ok(taken.await?)
     }
 }
@@ -109,7 +110,9 @@ impl ModuleService for ModuleApi {
             after,
             labels,
         } = page;
-        let listed = self.runner.modules(&tenant, deadline, after, size, &labels);
+        let listed = self
+            .library
+            .modules(&tenant, deadline, after, size, &labels);
         let listed = listed.await;
         let (modules, next) = listed?;
         Ok(Response::new(proto::ListModulesResponse {
@@ -126,7 +129,7 @@ impl ModuleService for ModuleApi {
         let tenant = tenant_of(&request)?;
         let proto::GetModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
-        let kept = self.runner.module(&tenant, deadline, digest).await;
+        let kept = self.library.module(&tenant, deadline, digest).await;
         Ok(Response::new(proto::GetModuleResponse {
             module: Some(encode::module(&kept?)),
         }))
@@ -140,7 +143,7 @@ impl ModuleService for ModuleApi {
         let tenant = tenant_of(&request)?;
         let proto::DeleteModuleRequest { digest } = request.into_inner();
         let digest = self::digest(&digest)?;
-        let deleted = self.runner.delete_module(&tenant, deadline, digest).await;
+        let deleted = self.library.delete_module(&tenant, deadline, digest).await;
         Ok(Response::new(proto::DeleteModuleResponse {
             deleted: deleted?,
         }))

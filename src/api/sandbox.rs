@@ -14,6 +14,7 @@ use super::proto::sandbox_service_server::SandboxService;
 use super::run_event_stream::RunEventStream;
 use super::start::RunCall;
 use super::{decode, encode, proto};
+use crate::library::ModuleLibrary;
 use crate::model::refusal::Refusal;
 use crate::run::{QueueLoads, RunMethod, Runner, Tenant};
 use crate::sandbox::WASMTIME_VERSION;
@@ -32,21 +33,24 @@ pub enum DaemonPhase {
 /// The implementation of `SandboxService`.
 pub struct SandboxApi {
     runner: Arc<Runner>,
+    library: Arc<ModuleLibrary>,
     phase: watch::Receiver<DaemonPhase>,
     started: Instant,
     hardening: String,
 }
 
 impl SandboxApi {
-    /// Creates the service, which hands its requests to `runner`. Health reports `phase`, and
+    /// Creates the service, which hands runs to `runner` and modules to `library`. Health reports `phase`, and
     /// `hardening`, which says what confines the daemon.
     pub fn new(
         runner: Arc<Runner>,
+        library: Arc<ModuleLibrary>,
         phase: watch::Receiver<DaemonPhase>,
         hardening: String,
     ) -> Self {
         Self {
             runner,
+            library,
             phase,
             started: Instant::now(),
             hardening,
@@ -90,13 +94,13 @@ impl SandboxService for SandboxApi {
                 LoadSource::Wasm(wasm) => {
                     let wasm = decode::hold_charge_with(wasm, arrival.charge.as_ref());
                     let taken = self
-                        .runner
+                        .library
                         .store_inline(&tenant, deadline, wasm, about)
                         .await?;
                     Ok((encode::loaded(&taken, None), taken.pending_response))
                 }
                 LoadSource::Oci(reference) => {
-                    let pulled = self.runner.pull(&tenant, deadline, &reference, about);
+                    let pulled = self.library.pull(&tenant, deadline, &reference, about);
                     let (taken, resolved) = pulled.await?;
                     Ok((
                         encode::loaded(&taken, Some(resolved)),

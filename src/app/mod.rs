@@ -31,6 +31,7 @@ use crate::config;
 use crate::config::{Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
+use crate::library::ModuleLibrary;
 use crate::process_limits;
 use crate::run;
 use crate::run::Runner;
@@ -49,6 +50,7 @@ const UNREAD_RESPONSE_STALL_FACTOR: u32 = 3;
 /// A daemon whose listeners are bound but which does not serve yet.
 pub struct App {
     runner: Arc<Runner>,
+    library: Arc<ModuleLibrary>,
     bound: BoundListeners,
     listen: ListenSettings,
     request_limits: RequestLimits,
@@ -123,6 +125,7 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
     let gatekeeper = Authenticator::new(settings::auth_settings(config));
     let gatekeeper = Arc::new(gatekeeper.map_err(AppError)?);
     let runner = runner(config, program)?;
+    let library = library(config, &runner);
     let server = &config.server;
     Ok(App {
         authentication: Authentication::new(
@@ -133,6 +136,7 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
         ),
         authenticator: gatekeeper,
         runner,
+        library,
         bound,
         server_settings: settings::server_settings(config),
         listen: settings::listen_settings(config),
@@ -172,15 +176,20 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
     let sandbox = settings::sandbox_settings(config, pages, program, artifacts);
     let sandbox = Sandbox::start(&sandbox)
         .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
-    let runner = Runner::new(
-        settings::instance(config),
-        sandbox,
-        settings::registries(config),
-        run_settings,
-        tenants,
-    );
+    let runner = Runner::new(settings::instance(config), sandbox, run_settings, tenants);
     Ok(Arc::new(
         runner.map_err(|refusal| AppError(refusal.to_string()))?,
+    ))
+}
+
+/// Builds the library of the modules that are kept for the tenants of `runner`.
+pub(crate) fn library(config: &Config, runner: &Arc<Runner>) -> Arc<ModuleLibrary> {
+    let registries = settings::registries(config);
+    let upload_timeout = config.store.upload_timeout.0;
+    Arc::new(ModuleLibrary::new(
+        Arc::clone(runner),
+        registries,
+        upload_timeout,
     ))
 }
 
@@ -223,7 +232,7 @@ impl App {
         let (phase, phases) = watch::channel(DaemonPhase::Starting);
         let deliveries = self.request_limits.response_watchdog().clone();
         let refusals = self.authentication.refusals();
-        let routes = routes(&self.runner, phases, self.reflection)?;
+        let routes = routes(&self.runner, &self.library, phases, self.reflection)?;
         // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
         // buffered.
         let layered = HttpGate.layer(self.authentication.layer(self.request_limits.layer(routes)));
@@ -306,15 +315,17 @@ async fn serve_beside(
 /// request limits layer enforces one and tonic's would be reported differently.
 fn routes(
     runner: &Arc<Runner>,
+    library: &Arc<ModuleLibrary>,
     phase: watch::Receiver<DaemonPhase>,
     reflection: bool,
 ) -> Result<Routes, AppError> {
     let sandbox = SandboxApi::new(
         Arc::clone(runner),
+        Arc::clone(library),
         phase.clone(),
         hardening::protections_in_force(),
     );
-    let modules = ModuleApi::new(Arc::clone(runner));
+    let modules = ModuleApi::new(Arc::clone(library));
     let runs = RunApi::new(Arc::clone(runner));
     let mut routes = Routes::builder();
     routes

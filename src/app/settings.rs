@@ -212,7 +212,6 @@ pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
         idempotency_window: runs.idempotency_window.0,
         idempotency_keys: runs.idempotency_keys as usize,
         viewers: runs.viewers,
-        upload_timeout: config.store.upload_timeout.0,
     }
 }
 

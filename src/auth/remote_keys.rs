@@ -15,7 +15,7 @@ use reqwest::redirect::Policy;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::keys::KeySet;
-use crate::config::{lacks_authorities, no_trust_store};
+use crate::trust_store::{lacks_authorities, no_trust_store};
 
 /// The least time between two fetches: how soon the keys are fetched again after a failure, or when
 /// a token may be signed by an unknown key.

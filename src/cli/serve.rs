@@ -12,7 +12,7 @@ use crate::config::{Config, LogFormat, Overrides};
 use crate::heap::HeapTrimmer;
 use crate::signals::{CaughtSignals, SignalRequests};
 use crate::telemetry::{AuditTarget, LogGuard};
-use crate::{app, config, hardening, process_limits, telemetry};
+use crate::{app, config, hardening, process_limits, telemetry, trust_store};
 
 /// Start the daemon in the foreground.
 #[derive(Debug, Args)]
@@ -62,7 +62,7 @@ fn start(
     let audit = AuditTarget::open(&config.telemetry).map_err(failed)?;
     let mut besides = hardening::ExtraPaths {
         read: config::credential_files(),
-        trust: config::trust_store(),
+        trust: trust_store::trust_store(),
         write: audit.folders(),
     };
     // The file is read again when a reload is requested.

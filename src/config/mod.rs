@@ -13,12 +13,12 @@ mod explain;
 mod layers;
 mod listeners;
 mod log_format;
+mod policy;
 mod policy_check;
 mod problems;
 mod schema;
 mod threads;
 mod tree;
-mod trust_store;
 mod units;
 mod urls;
 
@@ -35,7 +35,6 @@ pub use self::problems::{KnownNames, Problem, Problems};
 pub use self::schema::*;
 pub use self::threads::cores;
 pub(crate) use self::tree::trimmed;
-pub use self::trust_store::{lacks_authorities, no_trust_store, trust_store};
 pub use toml::Value as SettingValue;
 
 use self::environment::{EnvironmentSettings, SettingOverride};

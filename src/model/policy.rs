@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::limits::Ceilings;
-use crate::config::{Config, MountAccess};
 
 /// The operator's policy for the runs of one tenant.
 #[derive(Clone, Debug)]
@@ -69,63 +68,5 @@ impl NetworkGrant {
         // An IPv4-mapped IPv6 address is judged as the IPv4 address that it reaches.
         self.host.contains(&addr.ip().to_canonical())
             && (self.ports.is_empty() || self.ports.contains(&addr.port()))
-    }
-}
-
-impl From<&Config> for Policy {
-    fn from(config: &Config) -> Self {
-        let (defaults, policy) = (&config.defaults, &config.policy);
-        // The configuration is checked: a stack is at most 16 MiB.
-        let stack = |size: crate::config::Size| u32::try_from(size.0).unwrap_or(u32::MAX);
-        let unless_zero = |n: u64| (n > 0).then_some(n);
-        Self {
-            ceilings: Ceilings {
-                default_memory_pages: defaults.memory_pages,
-                max_memory_pages: policy.max_memory_pages,
-                default_timeout: defaults.timeout.0,
-                max_timeout: policy.max_timeout.0,
-                default_stack: stack(defaults.stack_size),
-                max_stack: stack(policy.max_stack_size),
-                default_output: defaults.output_limit.0,
-                max_output: policy.max_output.0,
-                max_stream_output: unless_zero(policy.max_stream_output.0),
-                default_fuel: defaults.fuel_limit,
-                max_fuel: unless_zero(policy.max_fuel),
-                require_fuel: policy.require_fuel,
-            },
-            wasi: policy.wasi,
-            clock: policy.clock,
-            max_handles: policy.max_handles,
-            max_stdin: policy.max_stdin.0,
-            max_args: policy.max_args.0,
-            max_env: policy.max_env.0,
-            max_module: config.compile.max_module.0,
-            grants: Grants {
-                host_functions: policy.host_functions.clone(),
-                mounts: policy
-                    .mounts
-                    .iter()
-                    .map(|mount| MountGrant {
-                        host: mount.host.clone(),
-                        writable: mount.access == MountAccess::Write,
-                    })
-                    .collect(),
-                features: config
-                    .engine
-                    .features
-                    .iter()
-                    .chain(&policy.features)
-                    .cloned()
-                    .collect(),
-                network: policy
-                    .network
-                    .iter()
-                    .map(|grant| NetworkGrant {
-                        host: grant.host,
-                        ports: grant.ports.clone(),
-                    })
-                    .collect(),
-            },
-        }
     }
 }

@@ -16,7 +16,6 @@ mod in_flight;
 mod in_flight_bytes;
 mod log_lines;
 mod memory_charge;
-mod module_library;
 mod origin;
 mod record;
 mod refused_run;
@@ -42,7 +41,6 @@ use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::Refusal;
 use crate::model::request::{Labels, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{Sandbox, StopReason};
-use crate::store::OciPuller;
 use bytes::Bytes;
 
 pub use self::admission::{
@@ -54,7 +52,6 @@ pub use self::deadline::with_deadline;
 pub use self::in_flight::PendingResponse;
 pub use self::in_flight_bytes::{InFlightLimit, RETRY_IN_FLIGHT, reserve_bytes};
 pub use self::memory_charge::MemoryCharge;
-pub use self::module_library::{ModuleMeta, StoreReceipt, StoredModule, Upload};
 pub use self::origin::{Origin, RunMethod, RunState};
 pub use self::record::Run;
 pub use self::refused_run::RefusedRun;
@@ -89,8 +86,6 @@ pub struct Settings {
     pub idempotency_keys: usize,
     /// The most viewers and watches at once, of all tenants together.
     pub viewers: u32,
-    /// How long a module may take to arrive in pieces.
-    pub upload_timeout: Duration,
 }
 
 /// The entry point to runs and modules. It owns what all runs share: the tenants, the sandbox,
@@ -99,8 +94,6 @@ pub struct Runner {
     instance: String,
     tenants: Tenants,
     sandbox: Sandbox,
-    registries: OciPuller,
-    upload_timeout: Duration,
     admission: Arc<Admission>,
     inflight: Arc<InFlight>,
     stall_timeout: Duration,
@@ -114,7 +107,6 @@ impl Runner {
     pub fn new(
         instance: String,
         sandbox: Sandbox,
-        registries: OciPuller,
         settings: Settings,
         tenants: Vec<TenantSettings>,
     ) -> Result<Self, Refusal> {
@@ -123,8 +115,6 @@ impl Runner {
             tenants: Tenants::new(&instance, tenants, &settings)?,
             instance,
             sandbox,
-            registries,
-            upload_timeout: settings.upload_timeout,
             admission: Arc::new(Admission::new(&settings.capacity, &weights)),
             inflight: InFlight::new(),
             stall_timeout: settings.stall_timeout,
@@ -134,6 +124,24 @@ impl Runner {
     /// Returns the name of this daemon among its replicas.
     pub fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// Acquires the permit of a module that arrives in pieces.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` where there are as many as may be, and `SHUTTING_DOWN`.
+    pub(crate) fn acquire_upload(&self, tenant: &Tenant) -> Result<Permit, Refusal> {
+        self.admission.acquire_upload(tenant.id)
+    }
+
+    /// Reports whether the daemon takes on nothing new any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.admission.is_closed()
+    }
+
+    /// Counts a response that a drain waits for until it is given.
+    pub(crate) fn track_response(&self) -> PendingResponse {
+        self.inflight.track_response()
     }
 
     /// Returns the tenant of that name; `None` where there is none.

@@ -411,7 +411,7 @@ impl Runner {
     /// Builds the request to compile `wasm`. The request waits for the tenant's turn, is refused
     /// where the tenant's quota is used up, and charges the processor time that it takes to the
     /// tenant.
-    pub(super) fn compile_request(
+    pub(crate) fn compile_request(
         &self,
         tenant: &Tenant,
         code_use: CodeUse,

@@ -52,10 +52,10 @@ pub struct Tenant {
     /// Whether it is one of several tenants, and so leaves part of what they share to the others.
     pub shares: bool,
     /// The index of its line in the admission queues.
-    pub(super) id: TenantId,
+    pub(crate) id: TenantId,
     pub(super) quota_usage: Arc<QuotaUsage>,
     pub(super) roots: MountRoots,
-    pub(super) store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) viewers: Arc<Semaphore>,
     /// Its share of the file descriptors that guests may have open.
@@ -75,7 +75,7 @@ impl fmt::Debug for Tenant {
 impl Tenant {
     /// Returns the key under which its compiled code of a module is cached. The key is the tenant's
     /// own where code is not shared.
-    pub(super) fn code_key(&self, digest: Digest) -> Digest {
+    pub(crate) fn code_key(&self, digest: Digest) -> Digest {
         if self.apart {
             return digest.scoped_to(&self.name);
         }
@@ -83,7 +83,7 @@ impl Tenant {
     }
 
     /// Reports whether its compiled code may be another tenant's too.
-    pub(super) fn shares_code(&self) -> bool {
+    pub(crate) fn shares_code(&self) -> bool {
         self.shares && !self.apart
     }
 

@@ -27,8 +27,8 @@ use super::blob::Blob;
 use super::provider_error::{
     Asking, backend_error, cannot_create_only, is_absent, no_object_store,
 };
-use crate::config::{lacks_authorities, no_trust_store};
 use crate::model::request::Digest;
+use crate::trust_store::{lacks_authorities, no_trust_store};
 
 /// Longest that a whole request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(600);

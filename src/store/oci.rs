@@ -16,9 +16,9 @@ use oci_client::{ParseError, Reference, RegistryOperation};
 use super::blob::{Blob, BlobAssembler};
 use super::docker_auth;
 use super::docker_auth::RegistryCredential;
-use crate::config::{lacks_authorities, no_trust_store};
 use crate::model::refusal::{Reason, Refusal, printable, quote};
 use crate::model::request::{Digest, module_too_large};
+use crate::trust_store::{lacks_authorities, no_trust_store};
 
 /// The scheme with which a reference starts.
 const SCHEME: &str = "oci://";

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::admission::shutting_down;
-use super::tenant::Tenant;
-use super::{PendingResponse, Permit, Runner, with_deadline};
 use crate::model::module::ModuleDescription;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, Labels};
+use crate::run::{PendingResponse, Runner, Tenant, shutting_down, with_deadline};
 use crate::sandbox;
+use crate::sandbox::LoadedModule;
 use crate::sandbox::{CodeUse, ModuleSource, Variant};
-use crate::store::{Blob, BlobAssembler, ModuleEntry, NewModule, Pulled, hashed, not_found};
+use crate::store::{
+    Blob, BlobAssembler, ModuleEntry, NewModule, OciPuller, Pulled, hashed, not_found,
+};
 
 /// The most records that a listing asks the store for at once, and that one page looks at: where
 /// few match the selector, the page ends early.
@@ -84,7 +85,25 @@ impl Upload {
     }
 }
 
-impl Runner {
+/// The modules that are kept for tenants: taken in, listed, and deleted.
+pub struct ModuleLibrary {
+    runner: Arc<Runner>,
+    registries: OciPuller,
+    /// The time that an upload in pieces may take.
+    upload_timeout: Duration,
+}
+
+impl ModuleLibrary {
+    /// Creates the library of the tenants of `runner`, which also compiles what is stored. Modules
+    /// are pulled from `registries`.
+    pub fn new(runner: Arc<Runner>, registries: OciPuller, upload_timeout: Duration) -> Self {
+        Self {
+            runner,
+            registries,
+            upload_timeout,
+        }
+    }
+
     /// Begins an upload of a module in pieces.
     ///
     /// # Errors
@@ -98,7 +117,7 @@ impl Runner {
     }
 
     fn assembly(&self, tenant: &Tenant, field: &'static str) -> Result<BlobAssembler, Refusal> {
-        let place: Permit = self.admission.acquire_upload(tenant.id)?;
+        let place = self.runner.acquire_upload(tenant)?;
         let spool = tenant.store.spool();
         Ok(spool.assemble(field, tenant.policy.max_module, place))
     }
@@ -180,8 +199,8 @@ impl Runner {
     ) -> Result<StoreReceipt, Refusal> {
         // The answer is counted before admission is looked at: a drain either waits for this or is
         // seen here.
-        let untold = self.inflight.track_response();
-        if self.admission.is_closed() {
+        let untold = self.runner.track_response();
+        if self.runner.is_closed() {
             return Err(shutting_down());
         }
         let ModuleMeta {
@@ -194,12 +213,6 @@ impl Runner {
         // This tenant may not learn that another tenant has the module already: it is told what its
         // own first load is told.
         let had = !tenant.shares_code() || tenant.store.find(digest).await?.is_some();
-        let code = tenant.code_key(digest);
-        let code_use = CodeUse {
-            tenant: tenant.id,
-            kept: true,
-        };
-        let grants = &tenant.policy.grants;
         let (mut cached, mut compiled_in) = (had, Duration::ZERO);
         let mut description = None;
         for metered in [Some(default), (metered && !default).then_some(true)]
@@ -207,30 +220,11 @@ impl Runner {
             .flatten()
         {
             let variant = Variant { metered, stack };
-            let modules = self.sandbox.modules();
-            let loaded = match modules.get_or_restore(code, variant, code_use).await? {
-                Some(loaded) => {
-                    sandbox::check_proposals(&loaded.inspection, grants)?;
-                    if !had {
-                        compiled_in += loaded.compile_time;
-                    }
-                    loaded
-                }
-                None => {
-                    let wanted =
-                        self.compile_request(tenant, code_use, ModuleSource::Inline(wasm.clone()));
-                    let inspected = modules.inspect(code, wanted.clone()).await?;
-                    sandbox::check_proposals(&inspected.inspection, grants)?;
-                    let (loaded, ready) = modules
-                        .get_or_compile(code, variant, wanted, inspected)
-                        .await?;
-                    if !ready || !had {
-                        cached = false;
-                        compiled_in += loaded.compile_time;
-                    }
-                    loaded
-                }
-            };
+            let (loaded, was_ready) = self.compile(tenant, digest, &wasm, variant).await?;
+            cached &= was_ready;
+            if !was_ready || !had {
+                compiled_in += loaded.compile_time;
+            }
             description.get_or_insert_with(|| loaded.inspection.description.clone());
         }
         let description: ModuleDescription =
@@ -251,6 +245,34 @@ impl Runner {
         })
     }
 
+    /// Compiles one variant of a module, and reports whether it was compiled already.
+    async fn compile(
+        &self,
+        tenant: &Tenant,
+        digest: Digest,
+        wasm: &Blob,
+        variant: Variant,
+    ) -> Result<(Arc<LoadedModule>, bool), Refusal> {
+        let modules = self.runner.sandbox().modules();
+        let grants = &tenant.policy.grants;
+        let code = tenant.code_key(digest);
+        let code_use = CodeUse {
+            tenant: tenant.id,
+            kept: true,
+        };
+        if let Some(loaded) = modules.get_or_restore(code, variant, code_use).await? {
+            sandbox::check_proposals(&loaded.inspection, grants)?;
+            return Ok((loaded, true));
+        }
+        let source = ModuleSource::Inline(wasm.clone());
+        let request = self.runner.compile_request(tenant, code_use, source);
+        let inspected = modules.inspect(code, request.clone()).await?;
+        sandbox::check_proposals(&inspected.inspection, grants)?;
+        modules
+            .get_or_compile(code, variant, request, inspected)
+            .await
+    }
+
     fn kept(&self, tenant: &Tenant, known: impl Into<Arc<ModuleEntry>>) -> StoredModule {
         let known = known.into();
         let cached_in = match tenant.shares_code() {
@@ -258,7 +280,7 @@ impl Runner {
             true => Vec::new(),
             false => {
                 let code = tenant.code_key(known.digest);
-                self.sandbox.modules().cached_in(code)
+                self.runner.sandbox().modules().cached_in(code)
             }
         };
         StoredModule { known, cached_in }
@@ -342,10 +364,13 @@ impl Runner {
             let deleted = tenant.store.delete(digest).await?;
             let code = tenant.code_key(digest);
             if !tenant.shares_code() {
-                self.sandbox.modules().forget(code).await?;
+                self.runner.sandbox().modules().forget(code).await?;
             } else {
                 // The code may be another tenant's too.
-                self.sandbox.modules().demote_to_inline(code, tenant.id);
+                self.runner
+                    .sandbox()
+                    .modules()
+                    .demote_to_inline(code, tenant.id);
             }
             Ok(deleted)
         };
