@@ -4,13 +4,13 @@
 //! A run passes through the modules of this crate in the order below and never turns back:
 //!
 //! 1. [`auth`] decides which tenant calls. [`api`] decodes the request into a
-//! [`model::request::RunSpec`], whose [`limits`](model::limits) the [`policy`](model::policy)
-//! grants.
+//!    [`RunSpec`](model::request::RunSpec), whose [`limits`](model::limits) the
+//!    [`policy`](model::policy) grants.
 //! 2. [`run`] compiles the module if it is not ready, and takes a slot or refuses the run.
 //! 3. [`sandbox`], the only module that knows wasmtime, creates a fresh store and executes the
 //!    guest on its own threads.
-//! 4. The output goes into the run's [`event_log`], followed by the [`outcome`](model::outcome).
-//! The caller, and any viewer, reads both there.
+//! 4. The output goes into the run's [`event_log`], followed by the
+//!    [`outcome`](model::outcome). The caller, and any viewer, reads both there.
 //!
 //! What keeps a guest from its first instruction is a [`refusal`](model::refusal); what it does
 //! from then on is data. `docs/architecture.md` describes this path in full, the invariants, and

@@ -14,11 +14,11 @@ from pathlib import Path
 import yaml
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "ms": 0.001, "s": 1, "m": 60}
-# An async stack has this much room above the guest's own.
+# The headroom of an async stack above the guest's own stack.
 STACK_HEADROOM = 2**20
-# What a run's caller may have yet to read however little room `runs.log_budget` has.
+# The output that a run's caller may have yet to read, however little room `runs.log_budget` has.
 LOG_FLOOR = 2**17
-# Frames of a stream that are on their way to its caller.
+# The frames of a stream on their way to its caller.
 STREAMED_FRAMES = 3 * 2**16
 
 problems = []
@@ -73,15 +73,16 @@ def memory(daemon, settings):
     worst = settings["admission.slots"] * run + sum(amount(settings[key]) for key in budgets)
     worst += settings["compile.concurrency"] * amount(settings["compile.memory"])
     if len(settings["tenants"]) > 1 and settings["compile.mode"] == "child":
-        # One that was stopped for another tenant's keeps its memory.
+        # A compilation that was stopped for another tenant keeps its memory.
         worst += settings["compile.max_preempted"] * amount(settings["compile.memory"])
     if amount(settings["compile.small_module"]):
         worst += amount(settings["compile.small_memory"])
-    # Two modules on their way into the store, one being read by the compile thread, one being checked.
+    # Two modules on their way into the store, one that the compile thread reads, and one being
+    # checked.
     worst += 4 * amount(settings["compile.max_module"])
     limit = amount(daemon["resources"]["limits"]["memory"])
     told = f"{worst / 2**20:.0f} MiB in the worst case, limit {limit / 2**20:.0f} MiB"
-    # A quarter is for the daemon itself.
+    # A quarter is reserved for the daemon itself.
     require(worst <= 0.75 * limit, f"memory: {told}; a quarter has to stay free")
     return told
 

@@ -229,6 +229,10 @@ macro_rules! messages {
         $($(impl ApiMessage for $message {
             const ENTRIES: EntryRule = $rule;
         })+)+
+
+        /// Every message with its rule.
+        #[cfg(test)]
+        const RULES: &[(&str, EntryRule)] = &[$($((stringify!($message), $rule)),+),+];
     };
 }
 
@@ -257,14 +261,40 @@ messages! {
 #[cfg(test)]
 mod tests {
     use prost::Message;
+    use prost_types::FileDescriptorSet;
+    use prost_types::field_descriptor_proto::Label;
 
-    use super::{ApiMethod, Audience, CapRule, Contract, RequestKind, ResponseKind};
+    use super::{
+        ApiMethod, Audience, CapRule, Contract, EntryRule, RULES, RequestKind, ResponseKind,
+    };
+
+    fn descriptors() -> FileDescriptorSet {
+        FileDescriptorSet::decode(crate::api::proto::DESCRIPTORS).unwrap()
+    }
+
+    #[test]
+    fn every_request_with_a_repeated_field_is_counted() {
+        let rule = |name: &str| RULES.iter().find(|(it, _)| it.ends_with(&format!("::{name}")));
+        let mut counted = 0;
+        for file in descriptors().file {
+            for method in file.service.iter().flat_map(|service| &service.method) {
+                let name = method.input_type().rsplit('.').next().unwrap();
+                let message = file.message_type.iter().find(|it| it.name() == name);
+                // A request that another file declares has its fields there, and is rare.
+                let Some(message) = message else { continue };
+                let repeats = message.field.iter().any(|it| it.label() == Label::Repeated);
+                let (_, rule) = rule(name).unwrap();
+                assert!(!repeats || *rule != EntryRule::Uncounted, "{name}");
+                counted += usize::from(repeats);
+            }
+        }
+        assert!(counted >= 3, "{counted}");
+    }
 
     #[test]
     fn the_answers_of_each_method_are_given_as_the_api_declares_them() {
-        let descriptors = prost_types::FileDescriptorSet::decode(crate::api::proto::DESCRIPTORS);
         let mut methods = 0;
-        for file in descriptors.unwrap().file {
+        for file in descriptors().file {
             for service in &file.service {
                 for method in &service.method {
                     let (package, service) = (file.package(), service.name());

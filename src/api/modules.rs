@@ -1,5 +1,5 @@
-//! Implements `ModuleService`: decodes each request, hands it to the module library, and encodes the
-//! answer.
+//! Implements `ModuleService`: decodes each request, hands it to the module library, and encodes
+//! the answer.
 
 use std::sync::Arc;
 

@@ -40,8 +40,8 @@ pub struct SandboxApi {
 }
 
 impl SandboxApi {
-    /// Creates the service, which hands runs to `runner` and modules to `library`. Health reports `phase`, and
-    /// `hardening`, which says what confines the daemon.
+    /// Creates the service, which hands runs to `runner` and modules to `library`. Health reports
+    /// `phase`, and `hardening`, which says what confines the daemon.
     pub fn new(
         runner: Arc<Runner>,
         library: Arc<ModuleLibrary>,
@@ -137,7 +137,7 @@ impl SandboxService for SandboxApi {
             runtime: Some(proto::RuntimeInfo {
                 name: "wasmtime".to_owned(),
                 version: WASMTIME_VERSION.to_owned(),
-                features: features(&tenant_of(&request)),
+                features: features(request.extensions().get::<Arc<Tenant>>()),
             }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.runner.instance().to_owned(),
@@ -160,7 +160,7 @@ impl SandboxService for SandboxApi {
 
 /// Lists what the runtime can do for a caller, in the API's vocabulary. A caller that is not known
 /// is told of no WebAssembly proposals.
-fn features(tenant: &Result<Arc<Tenant>, Refusal>) -> Vec<String> {
+fn features(tenant: Option<&Arc<Tenant>>) -> Vec<String> {
     const ALWAYS: [&str; 8] = [
         "wasi_snapshot_preview1",
         "wasi_unstable",

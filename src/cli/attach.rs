@@ -20,17 +20,17 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest delay between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Print a run's output from its start or from an event on, and follow it to its end.
+/// Print a run's output from its start or from an event, and follow it to its end.
 #[derive(Debug, Args)]
 pub(super) struct AttachCommand {
     /// The id of the run
     run: String,
-    /// The first event wanted; 0 is the start
+    /// The number of the first event to print. 0 is the start
     #[arg(long, value_name = "SEQ", default_value_t = 0)]
     from: u64,
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// How long to try again after the connection broke
+    /// How long to try to reconnect after the connection breaks
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     retry: Duration,
 }

@@ -16,9 +16,9 @@ pub(super) struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum ConfigAction {
-    /// Check the configuration; every error is told at once
+    /// Check the configuration, and report all errors at once
     Check(ConfigArgs),
-    /// Print the configuration that is in force: defaults, file, environment and flags together
+    /// Print the configuration in force, from defaults, file, environment and flags
     Show(ConfigArgs),
 }
 

@@ -46,7 +46,7 @@ pub(super) type DaemonChannel = InterceptedService<Channel, BearerInterceptor>;
 /// The arguments that say which daemon is called, and with which credentials.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DaemonArgs {
-    /// The daemon, at "host:port", "https://host:port" or "unix:/path"
+    /// The address of the daemon: "host:port", "https://host:port" or "unix:/path"
     #[arg(
         long,
         value_name = "ADDR",

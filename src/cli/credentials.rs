@@ -21,16 +21,16 @@ use crate::model::refusal::quote;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Credentials")]
 pub(super) struct ClientCredentials {
-    /// Show the bearer token in this file [env: RINGFENCE_TOKEN_FILE]
+    /// Present the bearer token in this file [env: RINGFENCE_TOKEN_FILE]
     #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     token_file: Option<PathBuf>,
-    /// Encrypt, and trust the authorities in this file (PEM) rather than those of the host; a
-    /// `--server` that begins with "https://" encrypts too, and a unix socket is never encrypted
+    /// Use TLS, and trust the authorities in this file (PEM) instead of those of the host. A
+    /// `--server` that begins with "https://" uses TLS too. A unix socket is never encrypted
     /// [env: RINGFENCE_TLS_CA]
     #[arg(long, value_name = "FILE", value_parser = some_path(), global = true)]
     tls_ca: Option<PathBuf>,
-    /// Encrypt, and expect the daemon's certificate to be for this name rather than for the host in
-    /// `--server`; requests are addressed to it too
+    /// Use TLS, and expect the daemon's certificate to have this name instead of the host in
+    /// `--server`. Requests are addressed to this name too
     #[arg(
         long,
         value_name = "NAME",
@@ -38,10 +38,10 @@ pub(super) struct ClientCredentials {
         global = true
     )]
     tls_server_name: Option<String>,
-    /// Show the certificate in this file (PEM)
+    /// Present the certificate in this file (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key", global = true)]
     tls_cert: Option<PathBuf>,
-    /// The key of the certificate in --tls-cert (PEM)
+    /// The private key of the certificate in --tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert", global = true)]
     tls_key: Option<PathBuf>,
 }

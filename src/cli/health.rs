@@ -18,7 +18,7 @@ pub(super) struct HealthCommand {
     /// How long to wait for an answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Print all that the daemon tells, rather than a line
+    /// Print everything that the daemon reports, instead of one line
     #[arg(long, value_name = "FORMAT")]
     output: Option<HealthOutputFormat>,
 }

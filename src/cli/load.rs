@@ -35,16 +35,16 @@ pub(super) struct LoadCommand {
     module: String,
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// A name for listings; the file's by default
+    /// The name for listings, by default the name of the file
     #[arg(long)]
     name: Option<String>,
-    /// Compile for runs with a fuel limit too
+    /// Also compile for runs with a fuel limit
     #[arg(long)]
     metered: bool,
-    /// Label the module; may be repeated
+    /// Label the module. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
-    /// Print all that the daemon tells, rather than the digest
+    /// Print everything that the daemon reports, instead of the digest
     #[arg(long, value_name = "FORMAT")]
     output: Option<LoadOutputFormat>,
 }

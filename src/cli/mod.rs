@@ -79,64 +79,65 @@ struct Cli {
 enum Command {
     /// Start the daemon
     ///
-    /// SIGTERM and SIGINT drain: it takes no runs any more, waits for those that there are
-    /// (server.drain_grace), and exits 0; a second one ends it at once (143, 130). Where runs
-    /// outlive the grace they are cancelled, and it exits 3. While it starts these signals end it
-    /// with 0. SIGHUP reads tokens, keys and certificates again at once, and says in the log which
-    /// keys of the configuration have changed, which need a restart. SIGQUIT ends it at once (131).
-    /// Other signals mean nothing and are told in the log. A daemon that cannot serve exits 125.
+    /// SIGTERM and SIGINT drain the daemon: it takes no more runs, waits for the runs in flight
+    /// (server.drain_grace), and exits 0. Runs that outlive the grace are cancelled. It exits 3 if
+    /// such a run does not end, or if an answer does not reach its caller. A second SIGTERM or
+    /// SIGINT ends it at once (143 or 130). During the start, these signals end it with 0. SIGHUP
+    /// makes it read tokens, keys and certificates again at once, and log which keys of the
+    /// configuration have changed and need a restart. SIGQUIT ends it at once (131). Other signals
+    /// are only logged. A daemon that cannot serve exits 125.
     Serve(serve::ServeCommand),
-    /// Run a module: on a daemon, or on one of its own that ends with the run
+    /// Run a module on a daemon, or on an embedded one that ends with the run
     ///
     /// The guest's standard output and error go to the matching streams, byte for byte, and its
-    /// exit code is passed on. Codes above 255 exit 255. When the guest did not end by itself, one
-    /// line on standard error says why, and the code is 124 (timed out), 125 (daemon failed), 126
-    /// (refused), 134 (trapped), or 137 (over a limit, or cancelled); it is 141, without a line,
-    /// where nobody reads the output any more, which cancels the run. `--output json` tells these
-    /// from a guest that exited with the same code, and a run that was refused as {"error":
-    /// {"code", "reason", "message", "field", "metadata"}}.
+    /// exit code is passed on. A code above 255 becomes 255. If the guest does not end by itself,
+    /// one line on standard error says why, and the code is 124 (timed out), 125 (daemon failed),
+    /// 126 (refused), 134 (trapped), or 137 (over a limit, or cancelled). If nobody reads the
+    /// output any more, the run is cancelled, and the code is 141, without a line. `--output json`
+    /// distinguishes these from a guest that exited with the same code. It reports a refused run as
+    /// {"error": {"code", "reason", "message", "field", "metadata"}}.
     ///
-    /// Standard input is read when the guest asks for it, so that a guest that does not leaves all
-    /// of it to whoever reads next. What a guest that ends early has left of a file can be read on;
-    /// of a pipe, about as much as it read may be gone. --no-stdin keeps a guest from it.
+    /// Standard input is read only when the guest asks for it, so the next program can read what
+    /// the guest did not. If the guest ends early, the rest of a file is left for the next reader.
+    /// Of a pipe, about as much as the guest read may be lost. --no-stdin gives the guest no input.
     Run(Box<run::RunCommand>),
     /// Load a module into a daemon and print its digest
     Load(load::LoadCommand),
-    /// List, show or delete the modules that a daemon keeps
+    /// List, show or delete the modules that a daemon stores
     Modules(modules::ModulesCommand),
     /// List the runs of a daemon
     Ps(ps::PsCommand),
     /// Print a run's output, and follow it to its end
     ///
-    /// What a run wrote is printed from its start, or from the event that --from says, and then as
-    /// it comes; the exit code is that of `run`. Where the connection breaks, the command attaches
-    /// again after the last event that came.
+    /// Prints the output of a run from its start, or from the event given with --from, and then as
+    /// it arrives. The exit code is the same as that of `run`. If the connection breaks, the
+    /// command attaches again after the last event that arrived.
     Attach(attach::AttachCommand),
-    /// Print all that is known of a run, as JSON
+    /// Print everything that is known about a run, as JSON
     Inspect(ps::InspectCommand),
     /// End runs
     ///
-    /// Prints the id of each that it ended, when that is gone. One that had ended is told on
-    /// standard error, and is no failure.
+    /// Prints the id of each run that it ended, once that run is gone. A run that had already ended
+    /// is reported on standard error, and is not a failure.
     Kill(ps::KillCommand),
-    /// Ask a daemon whether it takes runs; exits 0 when it does
+    /// Ask a daemon whether it takes runs, and exit 0 if it does
     Health(health::HealthCommand),
-    /// Make a bearer token: prints it, and on standard error its line for the daemon's
+    /// Make a bearer token and print it, and on standard error its line for the daemon's
     /// `auth.tokens_file`
     Token(token::TokenCommand),
     /// Check or show the configuration
     Config(config::ConfigCommand),
-    /// Compile one module for the daemon that started this process, and end
+    /// Compile one module for the daemon that started this process
     #[command(name = sandbox::SUBCOMMAND, hide = true)]
     CompileChild,
-    /// Print completions for a shell
+    /// Print the completion script for a shell
     Completions {
-        /// The shell that the completions are for
+        /// The shell for which the script is
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, or write one for each subcommand into a folder
+    /// Print the manual page, or write one for each subcommand to a folder
     Man {
-        /// Write `ringfence.1`, `ringfence-run.1` and so on there
+        /// Write `ringfence.1`, `ringfence-run.1` and so on to this folder
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
@@ -145,10 +146,11 @@ enum Command {
 /// The arguments that say where the configuration comes from.
 #[derive(Clone, Debug, Default, Args)]
 struct ConfigArgs {
-    /// Read this file over the defaults
+    /// Read settings from this file, which override the defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one key over all else, as in `--set policy.max_timeout=60s`; may be repeated
+    /// Set one key, overriding all other sources, as in `--set policy.max_timeout=60s`. May be
+    /// repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     set: Vec<(String, String)>,
 }

@@ -14,7 +14,7 @@ use crate::api::proto::{
 };
 use crate::model::refusal::printable;
 
-/// The modules that a daemon keeps.
+/// List, show or delete the modules that a daemon stores.
 #[derive(Debug, Args)]
 pub(super) struct ModulesCommand {
     #[command(flatten)]
@@ -27,20 +27,20 @@ pub(super) struct ModulesCommand {
 enum ModulesAction {
     /// List the modules of the daemon
     Ls {
-        /// Only those with this label; may be repeated
+        /// List only modules with this label. May be repeated
         #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
         label: Vec<(String, String)>,
-        /// One JSON object a line, rather than a table
+        /// Print one JSON object per line, instead of a table
         #[arg(long, value_name = "FORMAT")]
         output: Option<ModulesOutputFormat>,
     },
-    /// Delete modules; what runs goes on
+    /// Delete modules, while runs that use them continue
     Rm {
         /// The digests of the modules
         #[arg(required = true)]
         digest: Vec<String>,
     },
-    /// Print all that is known of a module, as JSON
+    /// Print everything that is known about a module, as JSON
     Show {
         /// The digest of the module
         digest: String,
@@ -49,7 +49,7 @@ enum ModulesAction {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModulesOutputFormat {
-    /// One JSON object a line
+    /// Print one JSON object per line
     Json,
 }
 

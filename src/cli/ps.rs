@@ -21,47 +21,47 @@ use crate::api::proto::{
 };
 use crate::model::refusal::printable;
 
-/// List the runs of a daemon, the newest first.
+/// List the runs of a daemon, newest first.
 #[derive(Debug, Args)]
 pub(super) struct PsCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// Those that have ended too
+    /// List ended runs too
     #[arg(long, short)]
     all: bool,
-    /// Only those in this state; may be repeated
+    /// List only runs in this state. May be repeated
     #[arg(long, value_name = "STATE", conflicts_with = "all")]
     state: Vec<RunStateFilter>,
-    /// Only those with this label; may be repeated
+    /// List only runs with this label. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
-    /// Go on, and print each that changes
+    /// Keep watching, and print each run that changes
     #[arg(long, short)]
     watch: bool,
-    /// One JSON object a line, rather than a table
+    /// Print one JSON object per line, instead of a table
     #[arg(long, value_name = "FORMAT")]
     output: Option<PsOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PsOutputFormat {
-    /// One JSON object a line
+    /// Print one JSON object per line
     Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum RunStateFilter {
-    /// Its module is found, checked or compiled
+    /// Its module is being found, checked or compiled
     Compiling,
     /// It waits for a slot
     Queued,
-    /// The guest is being executed
+    /// The guest executes now
     Running,
-    /// The run has ended
+    /// It has ended or was refused
     Ended,
 }
 
-/// Print all that is known of a run, as JSON.
+/// Print everything that is known about a run, as JSON.
 #[derive(Debug, Args)]
 pub(super) struct InspectCommand {
     /// The id of the run

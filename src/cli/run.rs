@@ -43,100 +43,101 @@ const ENVELOPE: usize = 64;
 /// itself.
 const COLLECTED: u64 = 1 << 20;
 
-/// Run a module, on a daemon or on one of the command's own.
+/// Run a module on a daemon, or on an embedded one that ends with the run.
 #[derive(Debug, Args)]
 pub(super) struct RunCommand {
-    /// A file (binary or text), "-" for standard input, or the digest of a loaded module,
-    /// "sha256:..."; a file whose name begins with "-" follows "--"
+    /// A file (binary or text), "-" for standard input, or the digest of a loaded module
+    /// ("sha256:..."). Put "--" before a file whose name begins with "-"
     module: OsString,
-    /// The guest's arguments after its name; with --entry, exactly that function's parameters or
-    /// arguments
+    /// The guest's arguments, after its name. With --entry, exactly the parameters or arguments of
+    /// that function
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_parser = value_parsers::text())]
     args: Vec<String>,
-    /// Use the daemon at "host:port", "https://host:port" or "unix:/path" rather than one of this
-    /// command's own
+    /// Use the daemon at "host:port", "https://host:port" or "unix:/path", instead of an embedded
+    /// one
     #[arg(long, value_name = "ADDR", env = "RINGFENCE_SERVER")]
     server: Option<String>,
     #[command(flatten)]
     credentials: ClientCredentials,
-    /// Set an environment variable of the guest; may be repeated
+    /// Set an environment variable of the guest. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     env: Vec<(String, String)>,
-    /// Show the guest a folder of the daemon's machine; may be repeated. GUEST is absolute
+    /// Show a folder of the daemon's machine to the guest, at the absolute path GUEST. May be
+    /// repeated
     #[arg(long, value_name = "HOST:GUEST[:ro]", value_parser = value_parsers::mount())]
     mount: Vec<Mount>,
-    /// Give the guest this file as standard input, "-" for this command's (the default). It is read
-    /// as the guest asks for it
+    /// Give the guest this file as standard input, or "-" for this command's own (the default). It
+    /// is read as the guest asks for it
     #[arg(long, value_name = "FILE")]
     stdin: Option<OsString>,
     /// Give the guest no standard input
     #[arg(long, short, conflicts_with_all = ["stdin", "interactive"])]
     no_stdin: bool,
-    /// Hand this command's standard input to the guest as it comes (the default)
+    /// Pass this command's standard input to the guest as it arrives (the default)
     #[arg(long, short, conflicts_with_all = ["stdin", "no_stream", "output", "idempotency_key"])]
     interactive: bool,
-    /// Print the run's id and leave it going; `attach` reads its output, `kill` ends it. The guest
-    /// has no standard input but what --stdin says, which is read whole before
+    /// Print the run's id, and let the run continue. `attach` reads its output, and `kill` ends it.
+    /// The guest has no standard input, unless --stdin gives one, which is read whole first
     #[arg(long, short, requires = "server", conflicts_with_all = ["interactive", "no_stream", "output"])]
     detach: bool,
-    /// Start no second run where one with this key was started. Standard input is part of what has
-    /// to be the same, and is read whole before; --no-stdin reads none
+    /// Start no second run if one was started with this key. Standard input has to be the same too,
+    /// and is read whole first. --no-stdin reads none
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
-    /// Wall time, as "500ms", "10s", "2m"
+    /// Limit the wall time, as in "500ms", "10s" or "2m"
     #[arg(long, value_parser = value_parsers::duration)]
     timeout: Option<Duration>,
-    /// Linear memory, in pages of 64 KiB
+    /// Limit the linear memory, in pages of 64 KiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     memory_pages: Option<u32>,
-    /// Count fuel, and stop at this much
+    /// Meter the run, and stop it at this much fuel
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     fuel: Option<u64>,
-    /// Call stack, in bytes or as "1MiB"
+    /// Limit the call stack, in bytes or as in "1MiB"
     #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
     stack: Option<u32>,
-    /// Output of each stream, in bytes or as "1MiB"
+    /// Limit each output stream, in bytes or as in "1MiB"
     #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
     output_limit: Option<u32>,
-    /// At the output limit, drop the rest and go on, rather than stop
+    /// At the output limit, drop further output and continue, instead of stopping
     #[arg(long)]
     truncate: bool,
-    /// Call this exported function rather than the module's command
+    /// Call this exported function instead of the module's command
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
-    /// The guest directory that relative paths start from
+    /// The guest directory from which relative paths start
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
-    /// Label the run; may be repeated
+    /// Label the run. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
-    /// Let the guest import a host function, as "ringfence.log"; may be repeated
+    /// Let the guest import a host function, such as "ringfence.log". May be repeated
     #[arg(long, value_name = "NAME")]
     allow_host_function: Vec<String>,
-    /// Provide no WASI to the guest
+    /// Do not provide WASI to the guest
     #[arg(long)]
     no_wasi: bool,
     /// Give the guest a deterministic clock
     #[arg(long)]
     no_clock: bool,
-    /// Let the guest connect to the addresses that the daemon's operator grants; a daemon of this
-    /// command's own grants all
+    /// Let the guest connect to the addresses that the daemon's operator grants. An embedded daemon
+    /// grants all
     #[arg(long)]
     network: bool,
     /// Print output as it is written (the default)
     #[arg(long, overrides_with = "no_stream")]
     stream: bool,
-    /// Print output when the run has ended
+    /// Print output only when the run has ended
     #[arg(long, overrides_with = "stream")]
     no_stream: bool,
-    /// Print everything as one JSON object rather than the guest's output; implies --no-stream
+    /// Print one JSON object instead of the guest's output. Implies --no-stream
     #[arg(long, value_name = "FORMAT")]
     output: Option<RunOutputFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum RunOutputFormat {
-    /// One JSON object: the result, and the output as text, or in base64 where it is none
+    /// One JSON object: the result, and the output as text, or in base64 if it is not text
     Json,
 }
 

@@ -19,7 +19,7 @@ use crate::{app, config, hardening, process_limits, telemetry, trust_store};
 pub(super) struct ServeCommand {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Listen there: "host:port" or "unix:/path"; may be repeated
+    /// Listen at this address, "host:port" or "unix:/path". May be repeated
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
 }

@@ -14,7 +14,7 @@ const BYTES: usize = 32;
 /// Make a bearer token for a tenant.
 #[derive(Debug, Args)]
 pub(super) struct TokenCommand {
-    /// The tenant that it is for
+    /// The tenant for which the token is
     tenant: String,
 }
 

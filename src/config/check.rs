@@ -111,6 +111,12 @@ fn server(c: &mut Checker, config: &Config) {
         millis(100),
         minutes(10),
     );
+    connections(c, config);
+    messages(c, config);
+}
+
+fn connections(c: &mut Checker, config: &Config) {
+    let server = &config.server;
     // Each listener has a share of the connections, which must not be empty.
     let listeners = u32::try_from(config.listen.len()).unwrap_or(u32::MAX);
     c.between(
@@ -140,7 +146,6 @@ fn server(c: &mut Checker, config: &Config) {
             "hosts, without a port",
         );
     }
-    messages(c, config);
 }
 
 fn messages(c: &mut Checker, config: &Config) {

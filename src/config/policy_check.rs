@@ -64,6 +64,24 @@ fn limits(c: &mut Checker, config: &Config) {
         Size(u64::from(MIN_STACK)),
         (policy.max_stack_size, "policy.max_stack_size"),
     );
+    output(c, config);
+    // The lower bound has room for as many mounts as a run may have; the upper bound limits the
+    // memory of a handle table.
+    c.between("policy.max_handles", policy.max_handles, 64, 65_536);
+    c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
+    c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
+    c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);
+    let max_fuel = if policy.max_fuel == 0 {
+        u64::MAX
+    } else {
+        policy.max_fuel
+    };
+    let max_fuel = (max_fuel, "policy.max_fuel");
+    c.up_to("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
+}
+
+fn output(c: &mut Checker, config: &Config) {
+    let (defaults, policy) = (&config.defaults, &config.policy);
     // The bound is on what one answer may carry: two streams, in a message that a client must hold
     // as a whole.
     c.between(
@@ -89,19 +107,6 @@ fn limits(c: &mut Checker, config: &Config) {
         Size(1),
         (policy.max_output, "policy.max_output"),
     );
-    // The lower bound has room for as many mounts as a run may have; the upper bound limits the
-    // memory of a handle table.
-    c.between("policy.max_handles", policy.max_handles, 64, 65_536);
-    c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
-    c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
-    c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);
-    let max_fuel = if policy.max_fuel == 0 {
-        u64::MAX
-    } else {
-        policy.max_fuel
-    };
-    let max_fuel = (max_fuel, "policy.max_fuel");
-    c.up_to("defaults.fuel_limit", defaults.fuel_limit, 1, max_fuel);
 }
 
 fn grants(c: &mut Checker, config: &Config, known: &KnownNames) {

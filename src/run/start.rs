@@ -260,15 +260,8 @@ impl Runner {
             // The run is counted before this look: a drain either waits for it or is seen here.
             return Err(shutting_down());
         }
-        let limits = &spec.limits;
         let run = &pending.run;
-        let output = Arc::new(Output::new(
-            limits.output,
-            limits.output_policy,
-            *delivery,
-            Arc::clone(&run.log),
-            Arc::clone(&run.usage),
-        ));
+        let output = Arc::new(output_of(run, &spec.limits, *delivery));
         let CompiledRun {
             known,
             loaded,
@@ -291,7 +284,7 @@ impl Runner {
         Ok(AdmittedRun {
             granted: GrantedLimits {
                 memory_pages,
-                limits: limits.clone(),
+                limits: spec.limits.clone(),
             },
             delivery: *delivery,
             prepared: sandbox::prepare(loaded, spec, memory_pages, entry, around)?,
@@ -460,6 +453,17 @@ impl Runner {
             }
         }
     }
+}
+
+/// Creates what receives the output of `run`.
+fn output_of(run: &Run, limits: &Limits, delivery: OutputMode) -> Output {
+    Output::new(
+        limits.output,
+        limits.output_policy,
+        delivery,
+        Arc::clone(&run.log),
+        Arc::clone(&run.usage),
+    )
 }
 
 /// Returns the variant of the engine that a run needs: whether it is metered, and its stack class.

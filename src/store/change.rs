@@ -80,15 +80,7 @@ impl Store {
             loaded: now(),
             description,
         };
-        let text: Bytes = serde_json::to_vec(&record)
-            .map_err(Refusal::internal)?
-            .into();
-        if text.len() as u64 > MAX_RECORD {
-            return Err(Refusal::internal(format_args!(
-                "a record of {} bytes",
-                text.len()
-            )));
-        }
+        let text = record_text(&record)?;
         let cost = wasm.len() + text.len() as u64 + EACH;
         let key = |kind| ObjectKey { kind, digest };
         let refused = |fault| self.backend_refusal(fault);
@@ -347,4 +339,14 @@ async fn run_to_completion<T: Send + 'static>(
     )]
     let done = tokio::spawn(change).await;
     done.unwrap_or_else(|error| Err(Refusal::internal(format_args!("keeping a module: {error}"))))
+}
+
+/// Serializes a record, as it is stored.
+fn record_text(record: &ModuleRecord) -> Result<Bytes, Refusal> {
+    let text = serde_json::to_vec(record).map_err(Refusal::internal)?;
+    if text.len() as u64 > MAX_RECORD {
+        let message = format_args!("a record of {} bytes", text.len()).to_string();
+        return Err(Refusal::internal(message));
+    }
+    Ok(text.into())
 }

@@ -90,6 +90,9 @@ pub fn check_variables(
     Err((guilty.map(|(name, _)| name.clone()), why))
 }
 
+/// The options of a client that are set whatever the environment says.
+type ClientOptions<'a> = [(ClientConfigKey, &'a str); 3];
+
 /// Converts the name of a variable to the key that the provider's library has for its setting.
 fn key_of<K: FromStr<Err = Error>>(name: &str) -> Result<K, String> {
     name.to_ascii_lowercase()
@@ -127,60 +130,10 @@ impl ObjectStoreBackend {
             (ClientConfigKey::ReadTimeout, READ),
             (ClientConfigKey::ConnectTimeout, CONNECT),
         ];
-        let store: Arc<dyn ObjectStore> = match url.scheme() {
-            "gs" => {
-                let mut builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
-                for (name, value) in variables {
-                    builder = builder.with_config(key_of(name)?, value);
-                }
-                for (key, value) in options {
-                    builder = builder.with_config(GoogleConfigKey::Client(key), value);
-                }
-                let builder = builder.with_retry(retry);
-                let plain = is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl));
-                build(plain, |key, value| {
-                    let key = GoogleConfigKey::Client(key);
-                    builder.clone().with_config(key, value).build()
-                })?
-            }
-            "az" => {
-                let mut builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
-                for (name, value) in variables {
-                    builder = match name.as_str() {
-                        "IDENTITY_ENDPOINT" => builder.with_msi_endpoint(value),
-                        name => builder.with_config(key_of(name)?, value),
-                    };
-                }
-                for (key, value) in options {
-                    builder = builder.with_config(AzureConfigKey::Client(key), value);
-                }
-                let builder = builder.with_retry(retry);
-                let emulated = builder.get_config_value(&AzureConfigKey::UseEmulator);
-                let plain = is_plain(builder.get_config_value(&AzureConfigKey::Endpoint))
-                    || emulated.is_some_and(|it| it == "true");
-                build(plain, |key, value| {
-                    let key = AzureConfigKey::Client(key);
-                    builder.clone().with_config(key, value).build()
-                })?
-            }
-            _ => {
-                let mut builder = AmazonS3Builder::new().with_url(url.as_str());
-                for (name, value) in variables {
-                    builder = builder.with_config(key_of(name)?, value);
-                }
-                for (key, value) in options {
-                    builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
-                }
-                // A custom endpoint says by its own URL whether it is plain HTTP. Compatible
-                // servers may not support deleting in bulk.
-                let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
-                let builder = builder.with_retry(retry);
-                let plain = is_plain(builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
-                build(plain, |key, value| {
-                    let key = AmazonS3ConfigKey::Client(key);
-                    builder.clone().with_config(key, value).build()
-                })?
-            }
+        let store = match url.scheme() {
+            "gs" => google(url, variables, options, retry)?,
+            "az" => azure(url, variables, options, retry)?,
+            _ => amazon(url, variables, options, retry)?,
         };
         let prefix = Path::from_url_path(url.path().trim_matches('/'));
         let prefix = prefix.map_err(|error| error.to_string())?;
@@ -195,6 +148,80 @@ impl ObjectStoreBackend {
             creates_by_replacing: AtomicBool::new(false),
         })
     }
+}
+
+/// Creates the client of a bucket of Google's.
+fn google(
+    url: &url::Url,
+    variables: &[(String, String)],
+    options: ClientOptions<'_>,
+    retry: RetryConfig,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
+    for (name, value) in variables {
+        builder = builder.with_config(key_of(name)?, value);
+    }
+    for (key, value) in options {
+        builder = builder.with_config(GoogleConfigKey::Client(key), value);
+    }
+    let builder = builder.with_retry(retry);
+    let plain = is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl));
+    build(plain, |key, value| {
+        let key = GoogleConfigKey::Client(key);
+        builder.clone().with_config(key, value).build()
+    })
+}
+
+/// Creates the client of a container of Azure's.
+fn azure(
+    url: &url::Url,
+    variables: &[(String, String)],
+    options: ClientOptions<'_>,
+    retry: RetryConfig,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
+    for (name, value) in variables {
+        builder = match name.as_str() {
+            "IDENTITY_ENDPOINT" => builder.with_msi_endpoint(value),
+            name => builder.with_config(key_of(name)?, value),
+        };
+    }
+    for (key, value) in options {
+        builder = builder.with_config(AzureConfigKey::Client(key), value);
+    }
+    let builder = builder.with_retry(retry);
+    let emulated = builder.get_config_value(&AzureConfigKey::UseEmulator);
+    let plain = is_plain(builder.get_config_value(&AzureConfigKey::Endpoint))
+        || emulated.is_some_and(|it| it == "true");
+    build(plain, |key, value| {
+        let key = AzureConfigKey::Client(key);
+        builder.clone().with_config(key, value).build()
+    })
+}
+
+/// Creates the client of a bucket of S3, or of a server that is compatible with it.
+fn amazon(
+    url: &url::Url,
+    variables: &[(String, String)],
+    options: ClientOptions<'_>,
+    retry: RetryConfig,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder = AmazonS3Builder::new().with_url(url.as_str());
+    for (name, value) in variables {
+        builder = builder.with_config(key_of(name)?, value);
+    }
+    for (key, value) in options {
+        builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
+    }
+    // A custom endpoint says by its own URL whether it is plain HTTP. Compatible
+    // servers may not support deleting in bulk.
+    let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
+    let builder = builder.with_retry(retry);
+    let plain = is_plain(builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    build(plain, |key, value| {
+        let key = AmazonS3ConfigKey::Client(key);
+        builder.clone().with_config(key, value).build()
+    })
 }
 
 fn is_plain(endpoint: Option<String>) -> bool {

@@ -294,8 +294,11 @@ const METHODS: [&str; 8] = [
     "/grpc.health.v1.Health/List",
 ];
 
-/// Methods whose answers, or whose requests, are streams.
-const STREAMS: [&str; 8] = [
+/// Methods whose answers or requests are streams, and those that ask for what has to be there.
+const OTHERS: [&str; 11] = [
+    "/ringfence.v1.RunService/GetRun",
+    "/ringfence.v1.ModuleService/GetModule",
+    "/ringfence.v1.ModuleService/DeleteModule",
     "/ringfence.v1.RunService/Interact",
     "/ringfence.v1.RunService/AttachRun",
     "/ringfence.v1.RunService/WatchRuns",
@@ -307,7 +310,7 @@ const STREAMS: [&str; 8] = [
 ];
 
 fn all_methods() -> impl Iterator<Item = &'static str> {
-    METHODS.into_iter().chain(STREAMS)
+    METHODS.into_iter().chain(OTHERS)
 }
 
 /// A call of a method that it can do something for.

@@ -99,10 +99,9 @@ pub fn prepare(
     entry: EntryPoint,
     ctx: RunContext<'_>,
 ) -> Result<PreparedRun, Refusal> {
-    let clock = if spec.clock {
-        ClockKind::Real
-    } else {
-        ClockKind::Stepped
+    let clock = match spec.clock {
+        true => ClockKind::Real,
+        false => ClockKind::Stepped,
     };
     loaded.pre_instance(clock)?;
     let mut handles = Handles::new(ctx.max_handles, ctx.descriptors);
@@ -118,14 +117,7 @@ pub fn prepare(
         stall_timeout: ctx.stall_timeout,
         detached: spec.detach,
     };
-    let input = match ctx.input {
-        Some(input) => {
-            input.begin_with(spec.stdin.clone());
-            Some(input)
-        }
-        None if spec.stdin.is_empty() => None,
-        None => Some(Arc::new(Input::whole(spec.stdin.clone()))),
-    };
+    let input = guest_input(ctx.input, spec);
     let stepped = (!spec.clock).then(SteppedClock::default);
     let module_name = [ctx.module_name, &loaded.inspection.description.name];
     let args = entry.command_line(&spec.args, module_name);
@@ -148,12 +140,7 @@ pub fn prepare(
         state: GuestState {
             wasi,
             stepped_clock: stepped,
-            // On a 64-bit host, which this is, the byte count of a `u32` number of 64 KiB pages
-            // fits.
-            meter: MemoryLimiter::new(
-                usize::try_from(u64::from(pages) * WASM_PAGE_BYTES).unwrap_or(usize::MAX),
-                Arc::clone(&ctx.usage),
-            ),
+            meter: MemoryLimiter::new(bytes_of(pages), Arc::clone(&ctx.usage)),
             stop: Arc::clone(&ctx.stop),
             input,
             stdout: stream(Stream::Stdout),
@@ -172,6 +159,25 @@ pub fn prepare(
         output: ctx.output,
         usage: ctx.usage,
     })
+}
+
+/// Returns what the guest reads: the live input, which begins with the spec's own, or only that;
+/// `None` where there is neither.
+fn guest_input(live: Option<Arc<Input>>, spec: &RunSpec) -> Option<Arc<Input>> {
+    match live {
+        Some(input) => {
+            input.begin_with(spec.stdin.clone());
+            Some(input)
+        }
+        None if spec.stdin.is_empty() => None,
+        None => Some(Arc::new(Input::whole(spec.stdin.clone()))),
+    }
+}
+
+/// Returns the bytes of so many pages of linear memory.
+fn bytes_of(pages: u32) -> usize {
+    // On a 64-bit host, which this is, the byte count of a `u32` number of 64 KiB pages fits.
+    usize::try_from(u64::from(pages) * WASM_PAGE_BYTES).unwrap_or(usize::MAX)
 }
 
 impl PreparedRun {

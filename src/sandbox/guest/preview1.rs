@@ -13,6 +13,7 @@ use wiggle::{GuestMemory, GuestPtr};
 use super::guest_state::{GuestState, memory};
 use super::handles::HandlesFull;
 use super::host_call_pacer::{HostCallPacer, PIECE_BYTES};
+use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::wasi::RANDOM_PIECE;
 use crate::model::guest_limits::PATH;
@@ -214,19 +215,24 @@ async fn read(
         let start = start.ok_or(wasmtime::Trap::MemoryOutOfBounds)?;
         memory.copy_from_slice(piece.filled(read), GuestPtr::new((start, read)))?;
         done += read;
-        // A file's stream returns less than was asked for at a time. Its end is where it returns
-        // nothing.
-        let more = match is_file {
-            true => read > 0,
-            false => read == want && state.input.as_ref().is_none_or(|input| input.is_ready()),
-        };
-        if !more {
+        let is_full = read == want;
+        if !has_more(state.input.as_deref(), is_file, read, is_full) {
             break;
         }
         pace.checkpoint().await?;
     }
     memory.write(GuestPtr::<u32>::new(out.cast_unsigned()), done)?;
     Ok(SUCCESS)
+}
+
+/// Reports whether a read goes on after a piece of `read` bytes, which filled its buffer if `is_full`.
+fn has_more(input: Option<&Input>, is_file: bool, read: u32, is_full: bool) -> bool {
+    match is_file {
+        // A file's stream returns less than was asked for at a time. Its end is where it returns
+        // nothing.
+        true => read > 0,
+        false => is_full && input.is_none_or(Input::is_ready),
+    }
 }
 
 async fn write(

@@ -19,6 +19,31 @@ pub enum StopReason {
     Cancelled(CancelCause),
 }
 
+impl StopReason {
+    /// Every reason. One that is missing here is lost on its way to the guest.
+    const ALL: [Self; Self::COUNT] = [
+        Self::TimedOut,
+        Self::Cancelled(CancelCause::CallerGone),
+        Self::Cancelled(CancelCause::ReaderStalled),
+        Self::Cancelled(CancelCause::Draining),
+        Self::Cancelled(CancelCause::CancelRpc),
+    ];
+    /// How many reasons there are, which [`Self::code`] counts up to.
+    const COUNT: usize = 5;
+
+    /// Returns the code of the reason, from 1 on. A new reason takes the next one, and its place in
+    /// [`Self::ALL`].
+    const fn code(self) -> u8 {
+        match self {
+            Self::TimedOut => 1,
+            Self::Cancelled(CancelCause::CallerGone) => 2,
+            Self::Cancelled(CancelCause::ReaderStalled) => 3,
+            Self::Cancelled(CancelCause::Draining) => 4,
+            Self::Cancelled(CancelCause::CancelRpc) => 5,
+        }
+    }
+}
+
 /// A run's stop signal. The first reason given stays.
 #[derive(Debug, Default)]
 pub struct StopSignal {
@@ -32,16 +57,9 @@ impl StopSignal {
     /// Asks the run to end, and reports whether this was the first request. A later reason changes
     /// nothing.
     pub fn request(&self, reason: StopReason) -> bool {
-        let code = match reason {
-            StopReason::TimedOut => 1,
-            StopReason::Cancelled(CancelCause::CallerGone) => 2,
-            StopReason::Cancelled(CancelCause::ReaderStalled) => 3,
-            StopReason::Cancelled(CancelCause::Draining) => 4,
-            StopReason::Cancelled(CancelCause::CancelRpc) => 5,
-        };
         let first = self
             .reason
-            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+            .compare_exchange(0, reason.code(), Ordering::AcqRel, Ordering::Acquire);
         if first.is_ok() {
             self.requested.notify_one();
         }
@@ -65,14 +83,8 @@ impl StopSignal {
 
     /// Returns why the run was asked to end, or `None` if it was not.
     pub fn reason(&self) -> Option<StopReason> {
-        match self.reason.load(Ordering::Acquire) {
-            0 => None,
-            1 => Some(StopReason::TimedOut),
-            2 => Some(StopReason::Cancelled(CancelCause::CallerGone)),
-            3 => Some(StopReason::Cancelled(CancelCause::ReaderStalled)),
-            4 => Some(StopReason::Cancelled(CancelCause::Draining)),
-            _ => Some(StopReason::Cancelled(CancelCause::CancelRpc)),
-        }
+        let code = self.reason.load(Ordering::Acquire);
+        StopReason::ALL.into_iter().find(|it| it.code() == code)
     }
 
     /// Waits until the run is asked to end. Only one task may wait, the one that drives the run at
@@ -95,3 +107,22 @@ impl fmt::Display for Stopped {
 }
 
 impl std::error::Error for Stopped {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_stays_and_is_told_as_it_was_given() {
+        for reason in StopReason::ALL {
+            let signal = StopSignal::default();
+            assert_eq!(signal.reason(), None);
+            assert!(signal.request(reason));
+            assert!(!signal.request(StopReason::TimedOut));
+            assert_eq!(signal.reason(), Some(reason));
+        }
+        let mut codes = StopReason::ALL.map(StopReason::code).to_vec();
+        codes.dedup();
+        assert_eq!(codes, [1, 2, 3, 4, 5]);
+    }
+}

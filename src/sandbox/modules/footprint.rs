@@ -306,6 +306,12 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// Builds the refusal of a component whose instances are nested too deep.
+fn too_deep() -> Refusal {
+    let message = "the component's instances are nested too deep".to_owned();
+    compile_limit("nested instances", message, NESTED_INSTANCES.number)
+}
+
 /// The walk through an instantiation: its scopes, and the footprint and steps counted so far.
 #[derive(Default)]
 struct Walk<'a> {
@@ -324,12 +330,7 @@ impl<'a> Walk<'a> {
         depth: u64,
     ) -> Result<IndexedItem<'a>, Refusal> {
         if depth == NESTED_INSTANCES.number {
-            let message = "the component's instances are nested too deep".to_owned();
-            return Err(compile_limit(
-                "nested instances",
-                message,
-                NESTED_INSTANCES.number,
-            ));
+            return Err(too_deep());
         }
         let scope = self.scopes.len();
         self.scopes.push(Scope {
@@ -342,12 +343,9 @@ impl<'a> Walk<'a> {
             let (sort, value) = match definition {
                 Definition::Module(footprint) => (Sort::Module, IndexedItem::Module(*footprint)),
                 Definition::Component(body) => {
-                    let body = Rc::clone(body);
-                    let outer = Some(scope);
-                    (
-                        Sort::Component,
-                        IndexedItem::Component(ComponentClosure { body, outer }),
-                    )
+                    let (body, outer) = (Rc::clone(body), Some(scope));
+                    let closure = ComponentClosure { body, outer };
+                    (Sort::Component, IndexedItem::Component(closure))
                 }
                 Definition::Import(name, sort) => {
                     (*sort, given.get(name).cloned().unwrap_or(IndexedItem::Host))
@@ -360,15 +358,8 @@ impl<'a> Walk<'a> {
                 }
                 Definition::Instance(index, args) => {
                     let args = self.resolved(scope, args)?;
-                    let instance = match self.at(scope, Sort::Component, *index) {
-                        IndexedItem::Component(inner) => {
-                            self.instantiate(&inner, args, depth + 1)?
-                        }
-                        IndexedItem::Module(_) | IndexedItem::Instance(_) | IndexedItem::Host => {
-                            IndexedItem::Host
-                        }
-                    };
-                    (Sort::Instance, instance)
+                    let component = self.at(scope, Sort::Component, *index);
+                    (Sort::Instance, self.instance_of(&component, args, depth)?)
                 }
                 Definition::Bundle(parts) => {
                     let parts = self.resolved(scope, parts)?;
@@ -395,6 +386,21 @@ impl<'a> Walk<'a> {
             self.scopes[scope].space(sort).push(value);
         }
         Ok(IndexedItem::Instance(Rc::new(exports)))
+    }
+
+    /// Instantiates an item, where that is a component. The host's instance is the host's.
+    fn instance_of(
+        &mut self,
+        item: &IndexedItem<'a>,
+        args: HashMap<&'a str, IndexedItem<'a>>,
+        depth: u64,
+    ) -> Result<IndexedItem<'a>, Refusal> {
+        match item {
+            IndexedItem::Component(inner) => self.instantiate(inner, args, depth + 1),
+            IndexedItem::Module(_) | IndexedItem::Instance(_) | IndexedItem::Host => {
+                Ok(IndexedItem::Host)
+            }
+        }
     }
 
     /// Returns the item at an index. The component is valid, so an index that is not there is the

@@ -200,27 +200,36 @@ impl InspectionBuilder {
                     self.exports.push((export.name.name.to_owned(), kind, None));
                 }
             }
-            Payload::CustomSection(custom) => match custom.as_known() {
-                // A name section is free-form: one that cannot be read names nothing.
-                KnownCustom::Name(names) => {
-                    for name in names.into_iter().map_while(Result::ok) {
-                        if let Name::Module { name, .. } = name {
-                            self.name = quote(name);
-                        }
-                    }
-                }
-                KnownCustom::ComponentName(names) => {
-                    for name in names.into_iter().map_while(Result::ok) {
-                        if let ComponentName::Component { name, .. } = name {
-                            self.name = quote(name);
-                        }
-                    }
-                }
-                _ => {}
-            },
+            Payload::CustomSection(custom) => self.read_name(custom.as_known()),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Takes the module's name from its name section. That is free-form: one that cannot be read
+    /// names nothing.
+    fn read_name(&mut self, custom: KnownCustom<'_>) {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "other sections name no module"
+        )]
+        match custom {
+            KnownCustom::Name(names) => {
+                for name in names.into_iter().map_while(Result::ok) {
+                    if let Name::Module { name, .. } = name {
+                        self.name = quote(name);
+                    }
+                }
+            }
+            KnownCustom::ComponentName(names) => {
+                for name in names.into_iter().map_while(Result::ok) {
+                    if let ComponentName::Component { name, .. } = name {
+                        self.name = quote(name);
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     fn import(&mut self, module: &str, name: &str, ty: TypeRef) {

@@ -230,6 +230,11 @@ fn add_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         interface, "[method]descriptor.unlink-file-at", unlink_file_at,
         (), () -> ()
     );
+    add_two_paths(linker)
+}
+
+/// Defines the calls that take two paths.
+fn add_two_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     type LinkPaths = (
         Resource<Descriptor>,
         PathFlags,
@@ -237,6 +242,7 @@ fn add_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         Resource<Descriptor>,
         WasmStr,
     );
+    let mut interface = linker.instance(INTERFACE)?;
     interface.func_wrap_async(
         "[method]descriptor.link-at",
         |mut call: CallStore<'_>, (dir, flags, from, to_dir, to): LinkPaths| {
