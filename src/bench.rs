@@ -21,8 +21,8 @@ use crate::model::tenant_id::TenantId;
 use crate::run::{Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
 use crate::sandbox;
 use crate::sandbox::{
-    CodeUse, EntryPoint, FileCalls, LoadedModule, MountRoots, Output, PreparedRun, RunContext,
-    Variant,
+    CodeUse, EntryPoint, FileCalls, LoadedModule, Lookup, MountRoots, Output, PreparedRun,
+    RunContext, Variant,
 };
 
 /// How long a guest waits for a slow reader of its output. No bench has one.
@@ -101,8 +101,10 @@ impl BenchDaemon {
             tenant: TenantId::Named(0),
             kept: true,
         };
-        let loaded = modules.get_or_restore(digest, variant, code_use).await;
-        let loaded = loaded.expect("it is compiled").expect("it is compiled");
+        let loaded = match modules.look_up(digest, variant, code_use).await {
+            Ok(Lookup::Loaded(loaded)) => loaded,
+            Ok(Lookup::Missing(_)) | Err(_) => unreachable!("it is compiled"),
+        };
         BenchModule { digest, loaded }
     }
 
@@ -179,7 +181,7 @@ impl BenchDaemon {
             .start(Box::new(asked))
             .await
             .expect("nothing refuses it");
-        attached.ended().await;
+        attached.wait_for_end().await;
         attached
     }
 

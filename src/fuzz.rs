@@ -149,7 +149,7 @@ pub fn authorization(bytes: &[u8]) {
             tenants: ["a".to_owned()].into(),
             ..Settings::default()
         };
-        (Authenticator::new(settings).expect("a gatekeeper"), dir)
+        (Authenticator::new(settings).expect("a authenticator"), dir)
     });
     let evidence = Credentials {
         authorization: Some(bytes),

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How often the resident memory is checked.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The most processor time between two checks at which the process counts as quiet.
 const QUIET: Duration = Duration::from_millis(50);
 /// The least growth of resident memory, in bytes, that is worth a trim.
@@ -69,7 +69,7 @@ impl Drop for HeapTrimmer {
 /// of `stopped` is dropped.
 fn keep_trimming(resident: &ResidentMemory, stopped: &Receiver<()>) -> io::Result<()> {
     let mut policy = TrimPolicy::new(resident.bytes()?);
-    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(LOOK) {
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(CHECK_INTERVAL) {
         if policy.should_trim(resident.bytes()?, processor_time()) {
             trim();
             policy.trimmed(resident.bytes()?);

@@ -36,5 +36,6 @@ pub mod run;
 pub mod sandbox;
 pub mod signals;
 pub mod store;
+mod sync;
 pub mod telemetry;
 pub mod trust_store;

@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 
 use super::methods::{ApiMessage, EntryRule};
 use crate::model::refusal::{Reason, Refusal, quote};
-use crate::run::MemoryCharge;
+use crate::run::RequestCharge;
 
 /// The most fields and entries of a message. This is more than the ceilings of `policy.max_args`
 /// and `policy.max_env` let through.
@@ -26,14 +26,14 @@ const MAX_UPLOAD_FIELDS: usize = 128;
 
 tokio::task_local! {
     /// The charge of the request that is being decoded, and the budget that it is part of.
-    pub(super) static DECODING_CHARGE: Option<(MemoryCharge, u64)>;
+    pub(super) static DECODING_CHARGE: Option<(RequestCharge, u64)>;
 }
 
 /// Charges the request that is being decoded for the memory that its entries take beyond their
 /// bytes.
 ///
 /// # Errors
-/// The refusal of [`MemoryCharge::add`].
+/// The refusal of [`RequestCharge::add`].
 pub(super) fn charge_decoding(bytes: usize) -> Result<(), Refusal> {
     let charged = DECODING_CHARGE.try_with(|current| match current {
         Some((charge, budget)) => charge.add(bytes, *budget),

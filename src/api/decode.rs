@@ -18,7 +18,7 @@ use crate::model::request;
 use crate::model::request::{
     Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec, WORKING_DIR_FIELD,
 };
-use crate::run::{MemoryCharge, RunState, Selector, not_started};
+use crate::run::{RequestCharge, RunState, Selector, not_started};
 
 /// Decodes a run's spec and grants its limits.
 ///
@@ -423,25 +423,12 @@ fn grant_capabilities(
         enable_network,
         enable_clock,
     } = security;
-    if enable_wasi == Some(true) && !policy.wasi {
-        return Err(Refusal::denied(
-            "spec.security.enable_wasi",
-            "policy.wasi",
-            "WASI is not granted",
-        ));
-    }
-    if enable_clock == Some(true) && !policy.clock {
-        return Err(Refusal::denied(
-            "spec.security.enable_clock",
-            "policy.clock",
-            "the real clock is not granted",
-        ));
-    }
+    let (wasi, clock) = policy.grant_wasi_and_clock(enable_wasi, enable_clock)?;
     Ok(GrantedCapabilities {
-        wasi: enable_wasi.unwrap_or(policy.wasi),
+        wasi,
         host_functions: allowed_host_functions,
         network: enable_network,
-        clock: enable_clock.unwrap_or(policy.clock),
+        clock,
     })
 }
 
@@ -467,10 +454,10 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
 }
 
 /// Ties a request's charge to `bytes`, so that the charge is held for as long as any of them are.
-pub(super) fn hold_charge_with(bytes: Bytes, charge: Option<&MemoryCharge>) -> Bytes {
+pub(super) fn hold_charge_with(bytes: Bytes, charge: Option<&RequestCharge>) -> Bytes {
     struct ChargedBytes {
         bytes: Bytes,
-        _charge: MemoryCharge,
+        _charge: RequestCharge,
     }
     impl AsRef<[u8]> for ChargedBytes {
         fn as_ref(&self) -> &[u8] {

@@ -27,17 +27,17 @@ pub struct CallDispatcher<S> {
 }
 
 impl<S> CallDispatcher<S> {
-    /// Creates a dispatcher. Its `Run` path uses the same `authentication` and `intake` that are
+    /// Creates a dispatcher. Its `Run` path uses the same `authentication` and `limits` that are
     /// around `layered`.
     pub fn new(
         authentication: Authentication,
-        intake: RequestLimits,
+        limits: RequestLimits,
         runner: Arc<Runner>,
         layered: S,
     ) -> Self {
         let run = RunFastPath {
             authentication,
-            request_limits: intake,
+            request_limits: limits,
             runner,
         };
         Self {

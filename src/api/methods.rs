@@ -274,7 +274,11 @@ mod tests {
 
     #[test]
     fn every_request_with_a_repeated_field_is_counted() {
-        let rule = |name: &str| RULES.iter().find(|(it, _)| it.ends_with(&format!("::{name}")));
+        let rule = |name: &str| {
+            RULES
+                .iter()
+                .find(|(it, _)| it.ends_with(&format!("::{name}")))
+        };
         let mut counted = 0;
         for file in descriptors().file {
             for method in file.service.iter().flat_map(|service| &service.method) {

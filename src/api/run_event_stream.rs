@@ -44,9 +44,9 @@ impl RunEventStream {
         taking: JoinSet<Option<RunError>>,
         input: Option<Arc<Input>>,
     ) -> Response<Self> {
-        let (id, untold) = (attached.run.id, attached.pending_response.clone());
+        let (id, pending_response) = (attached.run.id, attached.pending_response.clone());
         // The reservation goes to the run's caller; a viewer's stream is charged by itself.
-        let reservation = match &untold {
+        let reservation = match &pending_response {
             Some(_) => attached.run.take_answer_reservation(),
             None => None,
         };
@@ -58,7 +58,7 @@ impl RunEventStream {
         response
             .extensions_mut()
             .insert(ReservationExtension::new(reservation));
-        attach_run_metadata(&mut response, &id, untold);
+        attach_run_metadata(&mut response, &id, pending_response);
         response
     }
 }

@@ -112,7 +112,7 @@ impl RunFastPath {
 async fn finished(attached: &RunHandle) -> Result<(proto::RunResponse, CapturedOutput), Status> {
     let run = &attached.run;
     let refused = |refusal: &Refusal| status::for_run(refusal, &run.id);
-    let end = attached.ended().await;
+    let end = attached.wait_for_end().await;
     let ended = (*end).as_ref().map_err(refused)?;
     let captured = run.take_captured().map_err(|refusal| refused(&refusal))?;
     let message = proto::RunResponse {

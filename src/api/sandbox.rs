@@ -110,9 +110,9 @@ impl SandboxService for SandboxApi {
             }
         };
         let loaded: Result<_, Refusal> = loaded.await;
-        let (loaded, untold) = loaded?;
+        let (loaded, pending_response) = loaded?;
         let mut response = Response::new(loaded);
-        response.extensions_mut().insert(untold);
+        response.extensions_mut().insert(pending_response);
         Ok(response)
     }
 

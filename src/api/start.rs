@@ -14,7 +14,7 @@ use crate::model::limits::OutputMode;
 use crate::model::refusal::Refusal;
 use crate::model::request::{ModuleRef, RunId, RunSpec};
 use crate::run::{
-    MemoryCharge, Origin, PendingResponse, RefusedRun, RunHandle, RunMethod, Runner, StartRequest,
+    Origin, PendingResponse, RefusedRun, RequestCharge, RunHandle, RunMethod, Runner, StartRequest,
     Tenant,
 };
 use crate::sandbox::Input;
@@ -25,7 +25,7 @@ pub(super) struct RunCall {
     tenant: Arc<Tenant>,
     origin: Origin,
     deadline: Result<Option<Instant>, Refusal>,
-    charge: Option<MemoryCharge>,
+    charge: Option<RequestCharge>,
 }
 
 impl RunCall {
@@ -52,7 +52,7 @@ impl RunCall {
         method: RunMethod,
         tenant: Arc<Tenant>,
         peer: Option<&Peer>,
-        charge: Option<MemoryCharge>,
+        charge: Option<RequestCharge>,
         deadline: Result<Option<Instant>, Refusal>,
     ) -> Self {
         Self {
@@ -136,15 +136,15 @@ impl RunCall {
     }
 }
 
-/// Adds the run's id to an answer, and `untold`, which makes a drain wait until the answer is
-/// given.
+/// Adds the run's id to an answer, and `pending_response`, which makes a drain wait until the
+/// answer is given.
 pub(super) fn attach_run_metadata<T>(
     response: &mut Response<T>,
     id: &RunId,
-    untold: Option<PendingResponse>,
+    pending_response: Option<PendingResponse>,
 ) {
-    if let Some(untold) = untold {
-        response.extensions_mut().insert(untold);
+    if let Some(pending_response) = pending_response {
+        response.extensions_mut().insert(pending_response);
     }
     status::name_run(response.metadata_mut().as_mut(), id);
 }

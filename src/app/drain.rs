@@ -33,11 +33,11 @@ impl fmt::Display for DrainReport {
         let Self {
             cancelled,
             still_running: left,
-            undelivered: untold,
+            undelivered: pending_response,
         } = self;
         write!(
             f,
-            "the drain left something behind: of {cancelled} runs that were cancelled when the grace was over (server.drain_grace), {left} did not end; {untold} answers did not reach their callers"
+            "the drain left something behind: of {cancelled} runs that were cancelled when the grace was over (server.drain_grace), {left} did not end; {pending_response} answers did not reach their callers"
         )
     }
 }
@@ -58,13 +58,13 @@ pub(super) async fn drain(runner: &Runner, grace: Duration) -> DrainReport {
     );
     runner.cancel_all();
     let ended = tokio::time::timeout(CANCEL_GRACE, runner.wait_until_idle()).await;
-    let (left, untold) = match ended {
+    let (left, pending_response) = match ended {
         Ok(()) => (0, 0),
         Err(_elapsed) => runner.unfinished(),
     };
     DrainReport {
         cancelled,
         still_running: left,
-        undelivered: untold,
+        undelivered: pending_response,
     }
 }

@@ -5,7 +5,6 @@ mod drain;
 mod reload;
 mod settings;
 
-use std::fmt;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,9 +21,9 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    Address, Authentication, BoundListeners, CallDispatcher, DaemonPhase, HealthApi, HttpGate,
-    ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi,
-    SandboxApi, Server, ServerSettings,
+    Address, Authentication, BindError, BoundListeners, CallDispatcher, DaemonPhase, HealthApi,
+    HttpGate, ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits,
+    RunApi, SandboxApi, Server, ServerSettings,
 };
 use crate::auth::Authenticator;
 use crate::config;
@@ -32,6 +31,7 @@ use crate::config::{Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
 use crate::library::ModuleLibrary;
+use crate::model::refusal::Refusal;
 use crate::process_limits;
 use crate::run;
 use crate::run::Runner;
@@ -62,21 +62,36 @@ pub struct App {
     drain_grace: Duration,
 }
 
-/// The error of a daemon that cannot start, or that went down.
-#[derive(Debug)]
-pub struct AppError(String);
-
-impl fmt::Display for AppError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// Why a daemon cannot start, or went down.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener could not be bound.
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    /// A setting cannot be used as it stands, such as a key that cannot be read.
+    #[error("{0}")]
+    Setting(String),
+    /// A part of the daemon does not start, or ended.
+    #[error("{part}: {source}")]
+    Part {
+        /// What failed, as the beginning of a sentence.
+        part: &'static str,
+        /// What caused the failure.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What runs need is not there, such as a directory that may be mounted.
+    #[error(transparent)]
+    Runs(#[from] Refusal),
 }
 
-impl std::error::Error for AppError {}
-
-/// Creates a function that turns a cause into the error "`what`: cause".
-fn failed(what: &str) -> impl Fn(&dyn fmt::Display) -> AppError {
-    move |error| AppError(format!("{what}: {error}"))
+/// Creates a function that turns a cause into the error of `part`.
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    part: &'static str,
+) -> impl FnOnce(E) -> AppError {
+    move |cause| AppError::Part {
+        part,
+        source: cause.into(),
+    }
 }
 
 /// Loads and checks the configuration. The second value holds warnings about what was left out.
@@ -101,12 +116,10 @@ pub(crate) fn known_names() -> KnownNames {
 /// # Errors
 /// Whatever keeps the daemon from serving.
 pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
-    let bound = api::bind(&config.listen, &settings::listen_settings(config))
-        .await
-        .map_err(|error| AppError(error.to_string()))?;
+    let bound = api::bind(&config.listen, &settings::listen_settings(config)).await?;
     let app = compose(config, program, bound)?;
     let checked = app.runner.check_store().await;
-    checked.map_err(|error| failed("the module store cannot be used")(&error))?;
+    checked.map_err(failed("the module store cannot be used"))?;
     Ok(app)
 }
 
@@ -115,26 +128,26 @@ pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
 /// # Errors
 /// Whatever keeps the daemon from serving.
 pub fn build_on_socketpair(config: &Config, program: &Path) -> Result<(App, UnixStream), AppError> {
-    let (bound, client) = api::socketpair().map_err(|error| AppError(error.to_string()))?;
+    let (bound, client) = api::socketpair()?;
     Ok((compose(config, program, bound)?, client))
 }
 
 /// Assembles a daemon from the configuration and its bound listeners.
 fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App, AppError> {
     process_limits::raise();
-    let gatekeeper = Authenticator::new(settings::auth_settings(config));
-    let gatekeeper = Arc::new(gatekeeper.map_err(AppError)?);
+    let authenticator = Authenticator::new(settings::auth_settings(config));
+    let authenticator = Arc::new(authenticator.map_err(AppError::Setting)?);
     let runner = runner(config, program)?;
     let library = library(config, &runner);
     let server = &config.server;
     Ok(App {
         authentication: Authentication::new(
-            Arc::clone(&gatekeeper),
+            Arc::clone(&authenticator),
             Arc::clone(&runner),
             config.auth.open_health,
             server.allowed_authorities.clone(),
         ),
-        authenticator: gatekeeper,
+        authenticator,
         runner,
         library,
         bound,
@@ -166,7 +179,7 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
     let artifacts = settings::artifacts_settings(config)
         .map(|settings| ArtifactCache::open(&settings).map(Arc::new))
         .transpose()
-        .map_err(|error| failed("the folder of compiled modules does not open")(&error))?;
+        .map_err(failed("the folder of compiled modules does not open"))?;
     let pages = tenants.iter().map(|it| it.policy.ceilings.max_memory_pages);
     let pages = pages.max().unwrap_or(config.policy.max_memory_pages);
     let largest = tenants
@@ -175,11 +188,9 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
     let run_settings = settings::run_settings(config, largest.max().unwrap_or(u64::MAX));
     let sandbox = settings::sandbox_settings(config, pages, program, artifacts);
     let sandbox = Sandbox::start(&sandbox)
-        .map_err(|error| failed("the engine does not start")(&format!("{error:#}")))?;
+        .map_err(|error| failed("the engine does not start")(format!("{error:#}")))?;
     let runner = Runner::new(settings::instance(config), sandbox, run_settings, tenants);
-    Ok(Arc::new(
-        runner.map_err(|refusal| AppError(refusal.to_string()))?,
-    ))
+    Ok(Arc::new(runner?))
 }
 
 /// Builds the library of the modules that are kept for the tenants of `runner`.
@@ -242,10 +253,10 @@ impl App {
             tracing::info!(%address, "listening");
         }
         let server = Server::start(&self.server_settings, &calls).map_err(|error| {
-            let told = failed("the threads that serve do not start");
+            let part = "the threads that serve do not start";
             match HostLimit::of(&error) {
-                Some(limit) => told(&limit.sentence()),
-                None => told(&error),
+                Some(limit) => failed(part)(limit.sentence()),
+                None => failed(part)(error),
             }
         })?;
         let accepting = self.bound.accept(&self.listen, server.event_loops());
@@ -260,7 +271,7 @@ impl App {
             runner
                 .warm()
                 .await
-                .map_err(|refusal| failed("the engine does not run")(&refusal))?;
+                .map_err(failed("the engine does not run"))?;
             phase.send_replace(DaemonPhase::Serving);
             tracing::info!("serving");
             shutdown.await;
@@ -334,8 +345,7 @@ fn routes(
         .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
         .add_service(HealthServer::new(HealthApi::new(phase)));
     if reflection {
-        let told = failed("reflection does not start");
-        api::add_reflection(&mut routes).map_err(|error| told(&error))?;
+        api::add_reflection(&mut routes).map_err(failed("reflection does not start"))?;
     }
     Ok(routes.routes().prepare())
 }

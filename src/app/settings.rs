@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::AppError;
+use super::{AppError, failed};
 use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
 use crate::auth;
 use crate::auth::{CertificateName, JwksLocation, JwtSettings};
 use crate::config;
 use crate::config::{ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
-use crate::model::limits::{LEFT_TO_OTHERS, WASM_PAGE_BYTES};
+use crate::model::limits::{OTHERS_DIVISOR, WASM_PAGE_BYTES};
 use crate::model::policy::Policy;
 use crate::run;
 use crate::run::{Capacity, Quota, TenantSettings};
@@ -65,8 +65,7 @@ pub(super) fn tenants(config: &Config) -> Result<Vec<TenantSettings>, AppError> 
                 max_module: config.compile.max_module.0,
                 spool: config.store.spool.clone(),
             };
-            let store = Store::open(&settings)
-                .map_err(|error| AppError(format!("the module store does not open: {error}")))?;
+            let store = Store::open(&settings).map_err(failed("the module store does not open"))?;
             Ok(TenantSettings {
                 name: tenant.name,
                 weight: tenant.weight,
@@ -99,7 +98,7 @@ fn store_location(url: &StoreUrl) -> Result<StoreLocation, AppError> {
         StoreUrl::Objects(url) => StoreLocation::Objects {
             url: url.clone(),
             variables: config::provider_variables(url.scheme())
-                .map_err(|it| AppError(it.to_string()))?,
+                .map_err(|it| AppError::Setting(it.to_string()))?,
         },
     })
 }
@@ -189,7 +188,7 @@ fn capacity(config: &Config, largest: u64) -> Capacity {
 fn most_reserved(slots: u32, largest: u64) -> u64 {
     // If there are several tenants, each may hold seven eighths, and one of the largest runs must
     // fit into that.
-    let one = largest.saturating_add(largest.div_ceil(LEFT_TO_OTHERS - 1) + 1);
+    let one = largest.saturating_add(largest.div_ceil(OTHERS_DIVISOR - 1) + 1);
     largest.saturating_mul(slots.into()).max(one)
 }
 

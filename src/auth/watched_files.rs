@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::model::request::Digest;
+use crate::sync::lock;
 
 /// The largest file that is read, in bytes.
 const MOST: u64 = 4 << 20;
@@ -171,8 +172,7 @@ impl<T> WatchedFiles<T> {
 
     /// Locks the state of the last check.
     fn lock(&self) -> std::sync::MutexGuard<'_, LastLook> {
-        // Nothing panics while the lock is held, so it is never really poisoned.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
@@ -15,6 +15,7 @@ use super::address::ServerAddress;
 use super::greeting::{ByteStream, FRAME_HEADER, Greeting, GreetingRecorder, HandshakeRecorder};
 use crate::api::{ClientTls, ClientTlsStream};
 use crate::model::refusal::quote;
+use crate::sync::lock;
 
 /// Longest that connecting may take, until the daemon has greeted.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -79,7 +80,7 @@ impl Dialer {
             )
         })?;
         let shaken = shaken.map_err(|error| {
-            let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let heard = lock(&heard);
             self.explain_handshake_failure(&heard, &error)
         })?;
         ClientTls::has_http2(&shaken)?;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -11,6 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
 use super::Failure;
+use crate::sync::lock;
 
 /// Number of failures that are remembered; the oldest is dropped first.
 const REMEMBERED: usize = 16;
@@ -41,7 +42,7 @@ impl IncidentCauses {
 
     /// Adds the cause to a failure, where it is an internal failure of the embedded daemon.
     pub(super) fn explain(&self, failure: Failure) -> Failure {
-        let incidents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let incidents = lock(&self.0);
         failure.with_cause(|message| {
             let known = incidents
                 .iter()
@@ -61,7 +62,7 @@ impl Layer<Registry> for IncidentCauses {
         if incident.incident.is_empty() || incident.cause.is_empty() {
             return;
         }
-        let mut incidents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut incidents = lock(&self.0);
         if incidents.len() == REMEMBERED {
             incidents.pop_front();
         }

@@ -7,7 +7,7 @@
 //! much again as the guest has read, so that large input needs few round trips.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as threads};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc as threads};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,7 @@ use super::stdin_source::StdinSource;
 use crate::api::proto::interact_request::Frame;
 use crate::api::proto::{InteractRequest, RunSpec, StdinDemand, StdinEof, TellStdinDemand};
 use crate::sandbox::MAX_STDIN_CHUNK;
+use crate::sync::lock;
 
 /// Most bytes of a file that are read for one demand.
 const AHEAD_OF_FILE: u64 = 1 << 20;
@@ -213,7 +214,6 @@ impl PumpedInput {
     }
 
     fn lock(&self) -> MutexGuard<'_, PumpState> {
-        // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

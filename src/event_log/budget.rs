@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::EventLog;
+use crate::sync::lock;
 
 /// A budget of bytes that all event logs of a tenant share.
 ///
@@ -19,12 +20,12 @@ pub struct EventLogBudget {
     tickets: AtomicU64,
     /// Logs that have output to evict, in the order in which they are evicted.
     evictable: Mutex<BTreeMap<EvictionSlot, Weak<EventLog>>>,
-    history: OnceLock<LetGo>,
+    history: OnceLock<EvictOldest>,
 }
 
 /// Drops the output of the longest ended run that a history keeps; returns false where it keeps
 /// none.
-type LetGo = Box<dyn Fn() -> bool + Send + Sync>;
+type EvictOldest = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl fmt::Debug for EventLogBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,9 +112,6 @@ impl EventLogBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<EvictionSlot, Weak<EventLog>>> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.evictable
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.evictable)
     }
 }

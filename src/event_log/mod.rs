@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::model::outcome::{RunReport, Stream};
 use crate::model::refusal::Refusal;
+use crate::sync::lock;
 
 use self::budget::EvictionSlot;
 
@@ -51,7 +52,7 @@ pub struct EventLog {
     /// Notified each time that the caller reads something, because the guest may wait for that.
     space: Notify,
     /// Notified when the run starts and when it ends.
-    turned: Notify,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +135,7 @@ impl EventLog {
             pool,
             inner: Mutex::new(inner),
             space: Notify::new(),
-            turned: Notify::new(),
+            changed: Notify::new(),
         })
     }
 
@@ -145,23 +146,26 @@ impl EventLog {
         let wakers = inner.take_wakers();
         drop(inner);
         wake(wakers);
-        self.turned.notify_waiters();
+        self.changed.notify_waiters();
+    }
+
+    /// Keeps what was captured of a run that is about to end, for its callers, and charges the
+    /// budget of logs for it. Other output is evicted where that is needed, before anybody learns
+    /// of the end.
+    pub fn keep_captured(&self, captured: CapturedOutput) {
+        self.pool.add(captured.bytes());
+        self.pool.make_room();
+        self.lock().captured = Some(captured);
     }
 
     /// Notes that the run ended `at` and how, once. Nothing is written after it.
-    pub fn finish(&self, at: SystemTime, end: Arc<RunEnd>, captured: Option<CapturedOutput>) {
-        if let Some(captured) = &captured {
-            self.pool.add(captured.bytes());
-            // There is room before anybody learns of the end.
-            self.pool.make_room();
-        }
+    pub fn finish(&self, at: SystemTime, end: Arc<RunEnd>) {
         let mut inner = self.lock();
-        inner.captured = captured;
         inner.end = Some((at, end));
         let wakers = inner.take_wakers();
         drop(inner);
         wake(wakers);
-        self.turned.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// Returns when the run started; `None` where it has not.
@@ -194,12 +198,12 @@ impl EventLog {
 
     async fn turn<T>(&self, has: impl Fn(&Inner) -> Option<T>) -> T {
         loop {
-            let mut turned = std::pin::pin!(self.turned.notified());
-            turned.as_mut().enable();
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
             if let Some(found) = has(&self.lock()) {
                 return found;
             }
-            turned.await;
+            changed.await;
         }
     }
 
@@ -324,8 +328,7 @@ impl EventLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while the lock is held; if something did, the bytes would still be whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
@@ -428,44 +431,4 @@ fn wake(wakers: Vec<Waker>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Builds a log of the smallest capacity that a log may have: a first write of `first` bytes,
-    /// and then writes of `size` bytes.
-    fn written(first: usize, size: usize) -> (Inner, usize) {
-        let mut inner = Inner::default();
-        let mut written = 0;
-        for size in std::iter::once(first).chain(std::iter::repeat_n(size, 1 << 20 >> 10)) {
-            inner.append(Stream::Stdout, &vec![0; size]);
-            inner.trim(inner.held.saturating_sub(FLOOR));
-            written += size;
-        }
-        (inner, written)
-    }
-
-    /// Covers many sizes of the first event, because that decides how the events behind it grow.
-    #[test]
-    fn no_event_takes_more_than_it_may_have_and_half_an_event_is_always_kept() {
-        for first in [1, 7, 1000, 5000, 8191, 8192, 8193, 40_000, CHUNK_BYTES] {
-            for size in [1, 100, 1024, 5000, 8192, 10_000] {
-                let (inner, written) = written(first, size);
-                let costs: Vec<usize> = inner.entries.iter().map(|entry| entry.cost).collect();
-                assert!(
-                    costs.iter().all(|&cost| cost <= CHUNK_BYTES + OVERHEAD),
-                    "{costs:?}"
-                );
-                assert!(inner.held <= FLOOR);
-                let kept: usize = inner
-                    .entries
-                    .iter()
-                    .map(|entry| match &entry.bytes {
-                        OutputBytes::Open(bytes) => bytes.len(),
-                        OutputBytes::Sealed(bytes) => bytes.len(),
-                    })
-                    .sum();
-                assert!(kept >= written.min(31 << 10), "{first}, {size}: {kept}");
-            }
-        }
-    }
-}
+mod tests;

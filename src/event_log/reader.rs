@@ -232,3 +232,6 @@ impl Inner {
         self.full_since = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

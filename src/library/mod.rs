@@ -13,8 +13,7 @@ use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, Labels};
 use crate::run::{PendingResponse, Runner, Tenant, shutting_down, with_deadline};
 use crate::sandbox;
-use crate::sandbox::LoadedModule;
-use crate::sandbox::{CodeUse, ModuleSource, Variant};
+use crate::sandbox::{CodeUse, LoadedModule, Lookup, ModuleSource, Variant};
 use crate::store::{
     Blob, BlobAssembler, ModuleEntry, NewModule, OciPuller, Pulled, hashed, not_found,
 };
@@ -199,7 +198,7 @@ impl ModuleLibrary {
     ) -> Result<StoreReceipt, Refusal> {
         // The answer is counted before admission is looked at: a drain either waits for this or is
         // seen here.
-        let untold = self.runner.track_response();
+        let pending_response = self.runner.track_response();
         if self.runner.is_closed() {
             return Err(shutting_down());
         }
@@ -241,7 +240,7 @@ impl ModuleLibrary {
             kept: self.kept(tenant, known),
             cached,
             compiled_in,
-            pending_response: untold,
+            pending_response,
         })
     }
 
@@ -260,17 +259,18 @@ impl ModuleLibrary {
             tenant: tenant.id,
             kept: true,
         };
-        if let Some(loaded) = modules.get_or_restore(code, variant, code_use).await? {
-            sandbox::check_proposals(&loaded.inspection, grants)?;
-            return Ok((loaded, true));
-        }
+        let missing = match modules.look_up(code, variant, code_use).await? {
+            Lookup::Missing(missing) => missing,
+            Lookup::Loaded(loaded) => {
+                sandbox::check_proposals(&loaded.inspection, grants)?;
+                return Ok((loaded, true));
+            }
+        };
         let source = ModuleSource::Inline(wasm.clone());
         let request = self.runner.compile_request(tenant, code_use, source);
-        let inspected = modules.inspect(code, request.clone()).await?;
-        sandbox::check_proposals(&inspected.inspection, grants)?;
-        modules
-            .get_or_compile(code, variant, request, inspected)
-            .await
+        let inspected = missing.inspect(request).await?;
+        sandbox::check_proposals(inspected.inspection(), grants)?;
+        inspected.compile().await
     }
 
     fn kept(&self, tenant: &Tenant, known: impl Into<Arc<ModuleEntry>>) -> StoredModule {

@@ -1,5 +1,6 @@
 //! The table of every limit that a guest, or its module, can meet: its number, the setting that
-//! changes it, and what is seen at it. `docs/limits.md` is this table, written by `tests/tidy.rs`.
+//! changes it, and what is seen at it. `docs/limits.md` is this table, written by
+//! `tests/tidy/main.rs`.
 //!
 //! A limit that no setting changes is a constant here, and the code that enforces it reads the
 //! number from it.
@@ -426,7 +427,7 @@ impl Topic {
 
 /// Returns the text of `docs/limits.md`. `default` returns the default value of a setting.
 pub fn document(default: impl Fn(&str) -> String) -> String {
-    let mut text = "# Limits\n\nEvery limit that a guest, or its module, can meet: the number by default, the setting that moves it, and what is seen at it. A setting under `policy` is the operator's ceiling, which a tenant may have of its own (`[[tenants]]`); the default next to it is what a run gets that does not ask. Where no setting is named, the number is fixed.\n\nThis page is written from the table that the code uses (`src/guest_limits.rs`), by `WRITE_DOCS=1 cargo test --release --test tidy`.\n".to_owned();
+    let mut text = "# Limits\n\nEvery limit that a guest, or its module, can meet: the number by default, the setting that moves it, and what is seen at it. A setting under `policy` is the operator's ceiling, which a tenant may have of its own (`[[tenants]]`); the default next to it is what a run gets that does not ask. Where no setting is named, the number is fixed.\n\nThis page is written from the table that the code uses (`src/model/guest_limits.rs`), by `WRITE_DOCS=1 cargo test --release --test tidy`.\n".to_owned();
     for topic in Topic::ALL {
         // Writing to a string cannot fail.
         let _ = write!(

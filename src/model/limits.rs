@@ -15,13 +15,13 @@ const MAX_PAGES_KEY: &str = "policy.max_memory_pages";
 
 /// The part of what all tenants share that each leaves to the others, where there are several: one
 /// in so many.
-pub const LEFT_TO_OTHERS: u64 = 8;
+pub const OTHERS_DIVISOR: u64 = 8;
 
 /// Returns how many of `all` bytes one tenant may hold: all of them, or less an eighth where there
 /// are `several` tenants.
 pub const fn share_of(all: u64, several: bool) -> u64 {
     if several {
-        all - all / LEFT_TO_OTHERS
+        all - all / OTHERS_DIVISOR
     } else {
         all
     }

@@ -1,5 +1,5 @@
-//! Runs as plain data: the record of a run at one moment, and the compact form in which the history
-//! keeps a run that has ended.
+//! The compact form in which the history keeps a run that has ended, and how that becomes a whole
+//! run again for somebody who reads its output.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

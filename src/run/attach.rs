@@ -22,11 +22,11 @@ use crate::model::refusal::Refusal;
 pub struct RunHandle {
     /// The run that this handle holds.
     pub run: Arc<Run>,
-    viewer: EventReader,
-    // Declared after the viewer, so that it is dropped after it: the run's output may be packed
+    reader: EventReader,
+    // Declared after the reader, so that it is dropped after it: the run's output may be packed
     // away once the hold is gone.
     _hold: Hold,
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
     /// Counts the answer that the caller has not been given yet, because a drain waits for it; the
     /// answer takes a clone along. `None` for a viewer.
     pub pending_response: Option<PendingResponse>,
@@ -39,36 +39,40 @@ impl RunHandle {
         registry: &Arc<Registry>,
         run: &Arc<Run>,
         delivery: OutputMode,
-        untold: PendingResponse,
+        pending_response: PendingResponse,
     ) -> Self {
-        let viewer = match delivery {
+        let reader = match delivery {
             OutputMode::Captured => run.log.follow(),
             OutputMode::Streamed => run.log.follow_reliably(),
         };
-        Self::caller(registry, run, viewer, untold)
+        Self::caller(registry, run, reader, pending_response)
     }
 
     /// Attaches a further caller with the same idempotency key, for which the guest does not wait.
-    pub(super) fn join(registry: &Arc<Registry>, run: &Arc<Run>, untold: PendingResponse) -> Self {
-        Self::caller(registry, run, run.log.follow(), untold)
+    pub(super) fn join(
+        registry: &Arc<Registry>,
+        run: &Arc<Run>,
+        pending_response: PendingResponse,
+    ) -> Self {
+        Self::caller(registry, run, run.log.follow(), pending_response)
     }
 
     fn caller(
         registry: &Arc<Registry>,
         run: &Arc<Run>,
-        viewer: EventReader,
-        untold: PendingResponse,
+        reader: EventReader,
+        pending_response: PendingResponse,
     ) -> Self {
         Self {
-            viewer,
+            reader,
             _hold: Hold::new(registry, run, Holder::Caller),
-            _place: None,
+            _permit: None,
             run: Arc::clone(run),
-            pending_response: Some(untold),
+            pending_response: Some(pending_response),
         }
     }
 
-    /// Attaches a viewer that reads from event `from` on. `place` is its permit among the tenant's
+    /// Attaches a viewer that reads from event `from` on. `permit` is its permit among the tenant's
     /// viewers.
     ///
     /// # Errors
@@ -78,12 +82,12 @@ impl RunHandle {
         registry: &Arc<Registry>,
         run: &Arc<Run>,
         from: u64,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Self, u64> {
         Ok(Self {
-            viewer: run.log.view(from)?,
+            reader: run.log.view(from)?,
             _hold: Hold::new(registry, run, Holder::Viewer),
-            _place: Some(place),
+            _permit: Some(permit),
             run: Arc::clone(run),
             pending_response: None,
         })
@@ -93,7 +97,10 @@ impl RunHandle {
     ///
     /// # Errors
     /// Returns the refusal where the run does not start, or not in time.
-    pub(super) async fn started(self, deadline: Option<Instant>) -> Result<Self, RefusedRun> {
+    pub(super) async fn wait_for_start(
+        self,
+        deadline: Option<Instant>,
+    ) -> Result<Self, RefusedRun> {
         let begun = async {
             self.run.log.wait_for_start().await;
             Ok::<_, Refusal>(())
@@ -116,16 +123,16 @@ impl RunHandle {
 
     /// Returns the number of the event that comes next.
     pub fn next_seq(&self) -> u64 {
-        self.viewer.next_seq()
+        self.reader.next_seq()
     }
 
     /// Polls for the next event; `None` after the end.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.viewer.poll_next(cx)
+        self.reader.poll_next(cx)
     }
 
     /// Waits until the run has ended, and returns how.
-    pub async fn ended(&self) -> Arc<RunEnd> {
+    pub async fn wait_for_end(&self) -> Arc<RunEnd> {
         self.run.log.wait_for_end().await
     }
 }

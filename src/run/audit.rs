@@ -2,12 +2,9 @@
 //! A line says who ran which module, what was granted and what came of it. It never has arguments,
 //! environment, input or output.
 
-use std::time::Duration;
-
 use super::record::Run;
 use super::snapshot::GrantedLimits;
 use crate::model::limits::WASM_PAGE_BYTES;
-use crate::model::outcome::{CancelCause, RunReport};
 use crate::model::refusal::Refusal;
 use crate::model::request::RunSpec;
 use crate::telemetry;
@@ -92,27 +89,6 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
         waited_us = micros(run.age()),
         reason = refusal.reason().as_str(),
         field = refusal.field(),
-    );
-}
-
-/// Writes the line of the end of an admitted run. `waited` is the time since the run was asked for,
-/// less the time that the guest took.
-pub(super) fn ended(run: &Run, ended: &RunReport, waited: Duration) {
-    audit_run!(
-        run,
-        event = "end",
-        outcome = ended.outcome.as_str(),
-        exit_code = ended.outcome.exit_code(),
-        cause = ended.outcome.cause().map(CancelCause::as_str),
-        trap = ended.trap.as_ref().map(|trap| trap.code),
-        waited_us = micros(waited),
-        duration_us = micros(ended.duration),
-        cpu_us = micros(ended.cpu_time),
-        fuel = ended.fuel_consumed,
-        memory_bytes = ended.memory_used,
-        memory_denied = ended.memory_denied,
-        stdout_bytes = ended.stdout.bytes,
-        stderr_bytes = ended.stderr.bytes,
     );
 }
 

@@ -1,4 +1,5 @@
-//! Holds on a run: by the callers that asked for it, and by those that read its output.
+//! Guards that hold on to a run, for its callers and for those that read its output. Dropping the
+//! last caller's ends a run that is not detached; dropping the last of all packs an ended run away.
 
 use std::sync::Arc;
 

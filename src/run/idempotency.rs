@@ -2,13 +2,14 @@
 //! the run of the first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use super::origin::RunMethod;
 use super::record::Run;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, RunId};
+use crate::sync::lock;
 
 /// How long a caller is told to wait where too many keys are in use.
 const RETRY: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ impl IdempotencyKeys {
         }
     }
 
-    /// Claims the key for `run`, or returns the run that has it already.
+    /// Claims the key for `run` at `now`, or returns the run that has it already.
     ///
     /// # Errors
     /// `IDEMPOTENCY_CONFLICT` where that is a run of another spec; `RUN_NOT_FOUND` where it is not
@@ -62,10 +63,11 @@ impl IdempotencyKeys {
         run: &Arc<Run>,
         key: &str,
         fingerprint: Digest,
+        now: Instant,
     ) -> Result<Option<Arc<Run>>, Refusal> {
         let key = (run.origin.method, key.to_owned());
         let mut inner = self.lock();
-        inner.drop_ended(self.window);
+        inner.drop_ended(self.window, now);
         if let Some(taken) = inner.taken.get(&key) {
             return taken.answer(fingerprint).map(Some);
         }
@@ -79,7 +81,7 @@ impl IdempotencyKeys {
                 .with("limit", "runs.idempotency_keys")
                 .retry_after(RETRY));
         }
-        let end = Instant::now() + self.window;
+        let end = now + self.window;
         let taken = Claim {
             fingerprint,
             id: run.id,
@@ -105,14 +107,13 @@ impl IdempotencyKeys {
         }
     }
 
-    /// Drops the keys whose window is over and whose run has ended.
-    pub(super) fn age(&self) {
-        self.lock().drop_ended(self.window);
+    /// Drops the keys whose window is over at `now` and whose run has ended.
+    pub(super) fn age(&self, now: Instant) {
+        self.lock().drop_ended(self.window, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
@@ -138,8 +139,7 @@ impl Claim {
 }
 
 impl Inner {
-    fn drop_ended(&mut self, window: Duration) {
-        let now = Instant::now();
+    fn drop_ended(&mut self, window: Duration, now: Instant) {
         let mut going = Vec::new();
         while let Some(((end, _), _)) = self.ending.first_key_value()
             && *end <= now
@@ -162,3 +162,6 @@ impl Inner {
         self.ending.extend(going);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,11 +58,11 @@ impl InFlight {
 
     /// Counts an answer as pending until the last clone of the guard is dropped.
     pub(super) fn track_response(self: &Arc<Self>) -> PendingResponse {
-        PendingResponse(Arc::new(self.untold_end()))
+        PendingResponse(Arc::new(self.track_end()))
     }
 
     /// Counts the end of a run as pending until the guard is dropped, once the end was announced.
-    pub(super) fn untold_end(self: &Arc<Self>) -> PendingResponseGuard {
+    pub(super) fn track_end(self: &Arc<Self>) -> PendingResponseGuard {
         self.pending_responses.fetch_add(1, Ordering::SeqCst);
         PendingResponseGuard(Arc::clone(self))
     }
@@ -79,7 +79,7 @@ impl InFlight {
     }
 
     /// Returns the number of answers that their callers have not been given.
-    pub(super) fn untold_count(&self) -> usize {
+    pub(super) fn pending_count(&self) -> usize {
         self.pending_responses.load(Ordering::SeqCst)
     }
 

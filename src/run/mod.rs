@@ -7,23 +7,24 @@ mod admission;
 mod archived;
 mod attach;
 mod audit;
+mod caller_deadline;
 mod control;
-mod deadline;
+mod end_event;
 mod history_ring;
 mod hold;
 mod idempotency;
 mod in_flight;
 mod in_flight_bytes;
+mod lifecycle;
 mod log_lines;
-mod memory_charge;
 mod origin;
 mod record;
 mod refused_run;
 mod registry;
+mod request_charge;
 mod response_reservation;
-mod run_guard;
+mod run_end_guard;
 mod snapshot;
-mod start;
 mod tenant;
 mod watch;
 
@@ -33,7 +34,7 @@ use std::time::Duration;
 
 use self::admission::Admission;
 use self::in_flight::InFlight;
-use self::run_guard::RunGuard;
+use self::run_end_guard::RunEndGuard;
 use self::tenant::Tenants;
 use crate::event_log::RunEnd;
 use crate::model::limits::{OutputMode, RequestedLimits};
@@ -47,18 +48,18 @@ pub use self::admission::{
     Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of_memory, shutting_down,
 };
 pub use self::attach::RunHandle;
+pub use self::caller_deadline::with_deadline;
 pub use self::control::CancelReport;
-pub use self::deadline::with_deadline;
 pub use self::in_flight::PendingResponse;
 pub use self::in_flight_bytes::{InFlightLimit, RETRY_IN_FLIGHT, reserve_bytes};
-pub use self::memory_charge::MemoryCharge;
+pub use self::lifecycle::{StartRequest, largest_reservation};
 pub use self::origin::{Origin, RunMethod, RunState};
 pub use self::record::Run;
 pub use self::refused_run::RefusedRun;
 pub use self::registry::{HistoryLimits, Selector};
+pub use self::request_charge::RequestCharge;
 pub use self::response_reservation::{ResponseReservation, STREAMED_FRAMES};
 pub use self::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
-pub use self::start::{StartRequest, largest_reservation};
 pub use self::tenant::{Tenant, TenantSettings};
 pub use self::watch::{RunUpdate, Watch};
 
@@ -172,7 +173,7 @@ impl Runner {
     ) -> Refusal {
         let log = tenant.new_log();
         let run = Run::new(*id, origin, Labels::default(), false, None, log);
-        RunGuard::new(run, tenant).refused(refusal)
+        RunEndGuard::new(run, tenant).refuse(refusal)
     }
 
     /// Compiles and runs a module that does nothing, so that the first caller does not wait for
@@ -236,7 +237,7 @@ impl Runner {
         // Nothing is left to forget: no caller asked for this run, and the daemon's own tenant has
         // no history.
         match self.start(Box::new(asked)).await {
-            Ok(run) => Ok(run.ended().await),
+            Ok(run) => Ok(run.wait_for_end().await),
             Err(refused) => Err(refused.refusal),
         }
     }
@@ -320,7 +321,7 @@ impl Runner {
 
     /// Returns the number of runs in flight, and of answers that their callers have not been given.
     pub fn unfinished(&self) -> (usize, usize) {
-        (self.inflight.count(), self.inflight.untold_count())
+        (self.inflight.count(), self.inflight.pending_count())
     }
 
     /// Waits until no run is in flight and no answer or end is pending.

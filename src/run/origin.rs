@@ -1,4 +1,4 @@
-//! Who asked for a run and by which method, and the states that a run goes through.
+//! Who asked for a run and by which method, and the states that a run is in.
 
 use std::sync::Arc;
 

@@ -1,8 +1,7 @@
-//! The record of one run from the moment it is asked for, and the guards that hold on to it.
-//! [`RunGuard`] sees to it that every run ends and is logged in one line, on every path: refused,
-//! ended, failed, or left by its caller before it started.
+//! The record of one run, from the moment it is asked for: its facts, its log, who holds it, and
+//! the means to stop it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::admission::{Permit, RunQuotaGuard};
@@ -14,6 +13,7 @@ use crate::model::outcome::{CancelCause, LiveUsage};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, Labels, RunId};
 use crate::sandbox::{StopReason, StopSignal};
+use crate::sync::lock;
 
 /// A run: its record, its event log, and the means to end it.
 #[derive(Debug)]
@@ -317,13 +317,8 @@ impl Run {
 
     /// Notes that the run ended `at` and how, and wakes everybody who waits for the end. Returns
     /// what is left to do where the run has no caller any more.
-    pub(super) fn finish(
-        &self,
-        at: SystemTime,
-        end: Arc<RunEnd>,
-        captured: Option<CapturedOutput>,
-    ) -> Option<LeftRun> {
-        self.log.finish(at, end, captured);
+    pub(super) fn finish(&self, at: SystemTime, end: Arc<RunEnd>) -> Option<LeftRun> {
+        self.log.finish(at, end);
         let mut facts = self.lock();
         facts.over = true;
         (facts.callers == 0).then(|| self.leave(facts))
@@ -352,7 +347,6 @@ impl Run {
     }
 
     fn lock(&self) -> MutexGuard<'_, RunFacts> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.facts)
     }
 }

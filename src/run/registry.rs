@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included, Unbounded};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use slab::Slab;
@@ -25,8 +25,9 @@ use super::idempotency::IdempotencyKeys;
 use super::origin::RunState;
 use super::record::{LeftRun, Run};
 use super::snapshot::{RunRecord, weight};
-use crate::event_log::{CapturedOutput, EventLog, EventLogBudget, PackedOutput, RunEnd};
+use crate::event_log::{EventLog, EventLogBudget, PackedOutput, RunEnd};
 use crate::model::request::{Labels, RunId};
+use crate::sync::lock;
 
 /// The approximate limit of one page of records, in bytes: what a client accepts in one message,
 /// with room to spare.
@@ -212,7 +213,7 @@ impl Registry {
 
     /// Ends a run: moves it into the history, evicts what is then beyond the bounds, and tells
     /// those who watch. Whoever learns of the end finds the run in the history.
-    pub(super) fn end(&self, run: &Arc<Run>, end: RunEnd, captured: Option<CapturedOutput>) {
+    pub(super) fn end(&self, run: &Arc<Run>, end: RunEnd) {
         let started = run.log.started();
         if started.is_none() {
             self.keys.free(run);
@@ -241,7 +242,7 @@ impl Registry {
         }
         inner.forget(self.history, now, &self.logs);
         drop(inner);
-        if let Some(left) = run.finish(at, end, captured) {
+        if let Some(left) = run.finish(at, end) {
             self.settle(run, left);
         }
         self.tell(change);
@@ -301,12 +302,13 @@ impl Registry {
     /// Evicts ended runs and idempotency keys that have grown too old, and releases memory that the
     /// rings do not need.
     pub(super) fn age(&self) {
+        let now = Instant::now();
         let mut inner = self.lock();
-        inner.forget(self.history, Instant::now(), &self.logs);
+        inner.forget(self.history, now, &self.logs);
         inner.ended.shrink();
         inner.refused.shrink();
         drop(inner);
-        self.keys.age();
+        self.keys.age(now);
     }
 
     /// Looks up one run; returns `None` where it is not known.
@@ -462,8 +464,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The part of a run's admission that its answer keeps until the last byte of the answer was handed
-//! on.
+//! The bytes and the quota that a run's response keeps of the run's permit, until the last byte of
+//! the response was handed on.
 
 use super::admission::{Permit, RunQuotaGuard};
 use crate::event_log;
@@ -8,11 +8,11 @@ use crate::event_log;
 /// its way out (one event and what was put together before it), and the buffer of the next frame.
 pub const STREAMED_FRAMES: u64 = 192 << 10;
 /// The most bytes that an answer given whole has besides the output, to say how the run ended.
-pub(super) const WHOLE_REST: u64 = 32 << 10;
+pub(super) const UNARY_REST: u64 = 32 << 10;
 
 /// Bytes that the answer of a stream keeps reserved: its frames, and what its caller may have yet
 /// to read of the log however little room all logs have.
-pub(super) const STREAMED: u64 = STREAMED_FRAMES + event_log::FLOOR as u64;
+pub(super) const STREAMED_BYTES: u64 = STREAMED_FRAMES + event_log::FLOOR as u64;
 
 /// A guard for the part of a run's memory reservation that belongs to its answer, and for the run's
 /// place in its tenant's quota. Both are released when it is dropped.

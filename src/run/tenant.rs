@@ -1,5 +1,5 @@
-//! Tenants: what each may do, and what is its own. Everything of one tenant that another must not
-//! see is reached only through its own [`Tenant`]: runs, idempotency keys, modules and mounts.
+//! A tenant, and everything that belongs to it: its policy, quota, modules, runs, idempotency keys
+//! and mounts. Code that serves one tenant reaches these only through its own [`Tenant`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -50,7 +50,7 @@ pub struct Tenant {
     /// run covers.
     pub answer_bytes: AtomicU64,
     /// Whether it is one of several tenants, and so leaves part of what they share to the others.
-    pub shares: bool,
+    pub has_neighbours: bool,
     /// The index of its line in the admission queues.
     pub(crate) id: TenantId,
     pub(super) quota_usage: Arc<QuotaUsage>,
@@ -84,7 +84,7 @@ impl Tenant {
 
     /// Reports whether its compiled code may be another tenant's too.
     pub(crate) fn shares_code(&self) -> bool {
-        self.shares && !self.apart
+        self.has_neighbours && !self.apart
     }
 
     /// Creates an event log for a new run of the tenant.
@@ -146,7 +146,7 @@ impl Tenants {
                 policy: it.policy,
                 request_bytes: AtomicU64::new(0),
                 answer_bytes: AtomicU64::new(0),
-                shares,
+                has_neighbours: shares,
                 id,
                 quota_usage: QuotaUsage::new(it.quota, TenantQueue::new(it.weight)),
                 roots,

@@ -12,7 +12,7 @@ pub(super) mod features;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use super::guest::preempt::EpochCounter;
 use super::guest::stepped_clock::ClockKind;
 use crate::model::guest_limits::BACKTRACE_FRAMES;
 use crate::model::limits::StackClass;
+use crate::sync::lock;
 
 /// Bytes that host calls may need on a guest's stack beyond its own. Overflowing them would abort
 /// the process.
@@ -319,12 +320,6 @@ fn pool_config(settings: &EngineSettings, proposals: ProposalSet) -> PoolingAllo
             Enabled::No
         });
     pool
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these locks protect is consistent between any two statements, so a poisoned one is safe
-    // to use.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The thread that advances the epochs of all engines while runs are active, and sleeps when none

@@ -45,7 +45,8 @@ pub use self::guest::imports::HOST_FUNCTION_NAMES;
 pub use self::guest::mounts::MountRoots;
 pub use self::guest::stdin::{Input, MAX_STDIN_CHUNK, StdinDemand};
 pub use self::guest::stdio::Output;
-pub use self::guest::stop::{StopReason, StopSignal};
+pub use self::guest::stop_signal::{StopReason, StopSignal};
+pub use self::modules::ModuleCache;
 pub use self::modules::code_cache::CodeUse;
 pub use self::modules::compile::{
     ArtifactLimit, CompileBudget, CompileGrant, CompileLane, CompileLease, CompilePermit,
@@ -54,7 +55,7 @@ pub use self::modules::compile::{
 pub use self::modules::compile_request::{CompileRequest, ModuleSource};
 pub use self::modules::inspection::Inspection;
 pub use self::modules::loaded::LoadedModule;
-pub use self::modules::{Inspected, ModuleCache};
+pub use self::modules::lookup::{InspectedModule, Lookup, MissingModule};
 pub use self::schedule::file_threads::FileCalls;
 pub use self::schedule::guest_thread::ThreadInit;
 pub use self::schedule::inline::allow_inline_guests;
@@ -167,13 +168,13 @@ impl Sandbox {
         &self.modules
     }
 
-    /// Executes a run for the tenant whose queue is `lane`, and calls `ended` when the run has
-    /// ended and its store is dropped. The run executes on the guest threads. If it is expected to
-    /// be over in a moment and those threads have nothing to do, it begins on the calling thread,
-    /// and moves to them at its first epoch or when it waits.
+    /// Executes a run for the tenant whose queue is `tenant_queue`, and calls `ended` when the run
+    /// has ended and its store is dropped. The run executes on the guest threads. If it is expected
+    /// to be over in a moment and those threads have nothing to do, it begins on the calling
+    /// thread, and moves to them at its first epoch or when it waits.
     pub fn spawn(
         &self,
-        lane: &Arc<TenantQueue>,
+        tenant_queue: &Arc<TenantQueue>,
         prepared: PreparedRun,
         ended: impl FnOnce(Result<RunReport, Refusal>) + Send + 'static,
     ) {
@@ -182,13 +183,14 @@ impl Sandbox {
         // If nothing is known about this module yet, the first runs of its tenant's other modules
         // tell what to expect.
         let known = loaded.short_run_predictor.predicts_short();
-        let newcomers = known.is_none().then(|| Arc::clone(lane));
-        let is_short = known.or_else(|| lane.new_module_predictor.predicts_short()) == Some(true);
+        let new_module_queue = known.is_none().then(|| Arc::clone(tenant_queue));
+        let is_short =
+            known.or_else(|| tenant_queue.new_module_predictor.predicts_short()) == Some(true);
         let memory = loaded.inspection.description.memory_minimum_pages;
         let may_begin_here = is_short && memory * WASM_PAGE_BYTES <= MAX_INLINE_MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
-            true => self.scheduler.file_calls(lane),
+            true => self.scheduler.file_calls(tenant_queue),
             false => FileCalls::none(),
         };
         let run = async move {
@@ -198,19 +200,21 @@ impl Sandbox {
                 .unwrap_or_else(|panic| Err(Refusal::internal(panic_message(panic.as_ref()))));
             if let Ok(ended) = &result {
                 noted.short_run_predictor.observe_run(ended.cpu_time);
-                if let Some(lane) = newcomers {
-                    lane.new_module_predictor.observe_run(ended.cpu_time);
+                if let Some(tenant_queue) = new_module_queue {
+                    tenant_queue
+                        .new_module_predictor
+                        .observe_run(ended.cpu_time);
                 }
             }
             drop(active);
             ended(result);
         };
         if !may_begin_here {
-            self.scheduler.spawn(lane, run);
-        } else if let Some(spent) = self.scheduler.spawn_inline(lane, run) {
+            self.scheduler.spawn(tenant_queue, run);
+        } else if let Some(spent) = self.scheduler.spawn_inline(tenant_queue, run) {
             loaded.short_run_predictor.observe_slice(spent);
             if known.is_none() {
-                lane.new_module_predictor.observe_slice(spent);
+                tenant_queue.new_module_predictor.observe_slice(spent);
             }
         }
     }
@@ -256,36 +260,6 @@ pub fn check_proposals(inspection: &Inspection, grants: &Grants) -> Result<(), R
         return Ok(());
     }
     Err(not_enabled(&missing))
-}
-
-/// Refuses a run that asks for host functions, network or mounts which no grant covers.
-///
-/// # Errors
-/// `POLICY_DENIED`, naming the rule; `SPEC_INVALID` for a host function that is not offered at all.
-pub fn check_grants(spec: &RunSpec, grants: &Grants, roots: &MountRoots) -> Result<(), Refusal> {
-    const FIELD: &str = "spec.security.allowed_host_functions";
-    for name in &spec.host_functions {
-        if !HOST_FUNCTION_NAMES.contains(&name.as_str()) {
-            let message = format!(
-                "\"{}\" is not offered; there are: {}",
-                crate::model::refusal::quote(name),
-                HOST_FUNCTION_NAMES.join(", ")
-            );
-            return Err(Refusal::invalid(FIELD, message));
-        }
-        if !grants.host_functions.contains(name) {
-            let message = format!("{name} is not granted");
-            return Err(Refusal::denied(FIELD, "policy.host_functions", message));
-        }
-    }
-    if spec.network && grants.network.is_empty() {
-        return Err(Refusal::denied(
-            "spec.security.enable_network",
-            "policy.network",
-            "no address is granted",
-        ));
-    }
-    spec.mounts.iter().try_for_each(|mount| roots.check(mount))
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

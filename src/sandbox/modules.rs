@@ -14,12 +14,13 @@ pub(super) mod footprint;
 pub(super) mod inspect;
 pub(super) mod inspection;
 pub(super) mod loaded;
+pub(super) mod lookup;
 mod restore;
 pub(super) mod single_flight;
 pub(super) mod validate;
 
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -41,6 +42,7 @@ use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::Digest;
 use crate::model::tenant_id::TenantId;
 use crate::store::ArtifactCache;
+use crate::sync::lock;
 
 /// Bytes of inspections that are cached apart from the compiled modules, for other variants of the
 /// same module.
@@ -84,12 +86,31 @@ struct LoadedKey {
     variant: Variant,
 }
 
+/// The step at which a module was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum RefusedStage {
+    Inspection,
+    /// Compilation of unmetered code.
+    Compilation,
+    /// Compilation of metered code, which is larger.
+    MeteredCompilation,
+}
+
+impl RefusedStage {
+    fn compilation(variant: Variant) -> Self {
+        match variant.metered {
+            true => Self::MeteredCompilation,
+            false => Self::Compilation,
+        }
+    }
+}
+
 /// The result of an inspection. Where the inspection has just been done, its compile session is
 /// still open, and whoever asks first has the module compiled without a second inspection.
 #[derive(Clone)]
-pub struct Inspected {
+struct Inspected {
     /// What the inspection found out about the module.
-    pub inspection: Arc<Inspection>,
+    inspection: Arc<Inspection>,
     open_session: Option<Arc<Mutex<Option<CompileSession>>>>,
 }
 
@@ -123,9 +144,8 @@ struct Inner {
     /// The least that any module counts for in `loaded`, in KiB.
     least_weight: u64,
     inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
-    /// Refusals by digest and by what was refused: `None` is the inspection, `Some(metered)` the
-    /// compilation.
-    refusals: moka::sync::Cache<(Digest, Option<bool>), Refusal>,
+    /// Refusals by digest and by what was refused.
+    refusals: moka::sync::Cache<(Digest, RefusedStage), Refusal>,
 }
 
 impl ModuleCache {
@@ -230,146 +250,6 @@ impl ModuleCache {
             .get(&LoadedKey { digest, variant }, code_use)
     }
 
-    /// Returns the module in `variant` if it need not be compiled, because it is in memory or its
-    /// code is there for another stack class or on disk. From then on the tenant of `code_use` is
-    /// one of its users, for as long as it stays in memory.
-    ///
-    /// # Errors
-    /// The daemon or its host fails; nothing here is the fault of the module.
-    pub async fn get_or_restore(
-        &self,
-        digest: Digest,
-        variant: Variant,
-        code_use: CodeUse,
-    ) -> Result<Option<Arc<LoadedModule>>, Refusal> {
-        let (inner, key) = (&self.inner, LoadedKey { digest, variant });
-        if let Some(loaded) = inner.loaded.get(&key, code_use) {
-            return Ok(Some(loaded));
-        }
-        let on_disk = || inner.on_disk(digest, variant.metered).is_some();
-        if inner.any_stack_class(key, code_use).is_none() && !on_disk() {
-            return Ok(None);
-        }
-        let work = || {
-            let inner = Arc::clone(inner);
-            async move {
-                let _place = inner.reading.acquire().await.map_err(Refusal::internal)?;
-                let reader = Arc::clone(&inner);
-                spawn_blocking(move || reader.restore(key, code_use)).await
-            }
-        };
-        let ready = || inner.loaded.get(&key, code_use).map(Some);
-        let (restored, _) = self.restoring.run(key, ready, work).await?;
-        // The work in flight may be another tenant's, so this tenant's use is noted here.
-        inner.loaded.touch(&key, code_use);
-        Ok(restored)
-    }
-
-    /// Validates a module and reads what it is.
-    ///
-    /// # Errors
-    /// `MODULE_INVALID`, `FEATURE_NOT_ENABLED`, `IMPORT_NOT_ALLOWED`, `COMPILE_LIMIT_EXCEEDED`,
-    /// `QUEUE_FULL`, and those of the store.
-    pub async fn inspect(
-        &self,
-        digest: Digest,
-        request: CompileRequest,
-    ) -> Result<Inspected, Refusal> {
-        let inner = &self.inner;
-        if let Some(refusal) = inner.refusals.get(&(digest, None)) {
-            return Err(refusal);
-        }
-        let key = (digest, request.owner());
-        let work = || {
-            let inner = Arc::clone(inner);
-            async move {
-                // Another tenant may have inspected the module meanwhile, or have failed to.
-                let done = || match inner.refusals.get(&(digest, None)) {
-                    Some(refusal) => Some(Err(refusal)),
-                    None => inner.inspected.get(&digest).map(Ok),
-                };
-                let (inspection, session) = match inner.open(digest, &request, done).await? {
-                    OpenOutcome::Done(inspection) => {
-                        return Ok(Inspected {
-                            inspection,
-                            open_session: None,
-                        });
-                    }
-                    OpenOutcome::Opened(inspection, session) => (inspection, session),
-                };
-                inner.inspected.insert(digest, Arc::clone(&inspection));
-                Ok(Inspected {
-                    inspection,
-                    open_session: Some(Arc::new(Mutex::new(Some(session)))),
-                })
-            }
-        };
-        let ready = || {
-            let inspection = inner.inspected.get(&digest)?;
-            Some(Inspected {
-                inspection,
-                open_session: None,
-            })
-        };
-        let (inspected, _) = self.inspecting.run(key, ready, work).await?;
-        Ok(inspected)
-    }
-
-    /// Returns the module in `variant`, and compiles it first if it is not ready. The second value
-    /// says whether it was ready.
-    ///
-    /// # Errors
-    /// `COMPILATION_FAILED`, `COMPILE_LIMIT_EXCEEDED`, `QUEUE_FULL`, and those of the store.
-    pub async fn get_or_compile(
-        &self,
-        digest: Digest,
-        variant: Variant,
-        request: CompileRequest,
-        inspected: Inspected,
-    ) -> Result<(Arc<LoadedModule>, bool), Refusal> {
-        let (inner, key) = (&self.inner, LoadedKey { digest, variant });
-        if let Some(refusal) = inner.refusals.get(&(digest, Some(variant.metered))) {
-            return Err(refusal);
-        }
-        let code = (digest, variant.metered, request.owner());
-        let code_use = request.code_use;
-        // Where the same work is in flight already, this closure is dropped, and `inspected` with
-        // it: a session that nobody uses would hold a compile thread.
-        let work = || {
-            let inner = Arc::clone(inner);
-            async move {
-                let loaded = Arc::clone(&inner).compile(key, request, inspected).await?;
-                // The code is inserted under the variant that it has: another tenant may have had
-                // it compiled meanwhile, for another stack class.
-                let key = LoadedKey {
-                    variant: loaded.variant,
-                    ..key
-                };
-                inner.insert_loaded(key, &loaded, code_use);
-                Ok(loaded)
-            }
-        };
-        let (loaded, ready) = self
-            .compiling
-            .run(code, || inner.any_stack_class(key, code_use), work)
-            .await?;
-        if loaded.variant == variant {
-            return Ok((loaded, ready));
-        }
-        // It was compiled for another stack class: the same code is mapped once more, for this one.
-        let artifact = loaded.artifact().map_err(not_mapped)?;
-        let inspection = Arc::clone(&loaded.inspection);
-        let mapper = Arc::clone(inner);
-        let loaded = spawn_blocking(move || {
-            let loaded = mapper
-                .map(variant, &artifact, &inspection)
-                .map_err(not_mapped)?;
-            mapper.insert_loaded(key, &loaded, code_use);
-            Ok(loaded)
-        });
-        Ok((loaded.await?, ready))
-    }
-
     /// Notes that a tenant does not keep a module any more. What the tenant still uses of its code
     /// counts as inline use, which comes with its runs.
     pub fn demote_to_inline(&self, digest: Digest, tenant: TenantId) {
@@ -412,7 +292,7 @@ enum OpenOutcome<T> {
 impl Inner {
     /// Returns the refusal of a failed attempt, and remembers it where it says something about the
     /// module itself.
-    fn remember(&self, key: (Digest, Option<bool>), failed: CompileError) -> Refusal {
+    fn remember(&self, key: (Digest, RefusedStage), failed: CompileError) -> Refusal {
         let CompileError {
             refusal,
             is_permanent: for_good,
@@ -468,7 +348,9 @@ impl Inner {
                     self.outgrew(digest, request, placement);
                     placement = Placement::LARGE;
                 }
-                Err(failed) => return Err(self.remember((digest, None), failed)),
+                Err(failed) => {
+                    return Err(self.remember((digest, RefusedStage::Inspection), failed));
+                }
             }
         }
     }
@@ -530,11 +412,11 @@ impl Inner {
             open_session,
         } = inspected;
         let LoadedKey { digest, variant } = key;
-        let mut opened = open_session.and_then(|parked| {
-            // Nothing panics while the lock is held.
-            parked.lock().unwrap_or_else(PoisonError::into_inner).take()
-        });
-        let done = || match self.refusals.get(&(digest, Some(variant.metered))) {
+        let mut opened = open_session.and_then(|parked| lock(&parked).take());
+        let done = || match self
+            .refusals
+            .get(&(digest, RefusedStage::compilation(variant)))
+        {
             Some(refusal) => Some(Err(refusal)),
             None => self.any_stack_class(key, request.code_use).map(Ok),
         };
@@ -559,7 +441,7 @@ impl Inner {
         }
         let compiled = compiled
             .ok_or_else(|| Refusal::internal("the compile thread did not take an order"))?;
-        let failed = |failed| self.remember((digest, Some(variant.metered)), failed);
+        let failed = |failed| self.remember((digest, RefusedStage::compilation(variant)), failed);
         let artifact = Arc::new(compiled.map_err(failed)?);
         let this = Arc::clone(&self);
         spawn_blocking(move || {
@@ -572,7 +454,7 @@ impl Inner {
                 let message = format!("the compiled module takes {asked} of the cache");
                 let refusal = compile_limit("engine.cache_budget", message, allowed);
                 let failed = CompileError::permanent(refusal.with("asked", asked));
-                return Err(this.remember((digest, Some(variant.metered)), failed));
+                return Err(this.remember((digest, RefusedStage::compilation(variant)), failed));
             }
             this.save(digest, variant.metered, artifact, inspection);
             Ok(loaded)

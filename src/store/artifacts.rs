@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use blake3::{Hash, Hasher};
@@ -23,6 +23,7 @@ use super::directory::{remove_leftovers, tmp_dir, write_atomically};
 use super::private_files::{PrivateFolder, read_key};
 use super::sealed::{SealedFile, create_sealable};
 use crate::model::request::Digest;
+use crate::sync::lock;
 
 /// The bytes that every artefact file starts with; the digit is the version of the layout.
 const MAGIC: &[u8; 16] = b"ringfence-code-1";
@@ -345,8 +346,7 @@ impl ArtifactCache {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        // Nothing panics while the lock is held.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.index)
     }
 }
 

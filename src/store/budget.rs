@@ -1,10 +1,11 @@
 //! Accounting of what a store uses of its budget: what was counted in the backend, and what is
 //! reserved for writes in progress. Several stores share one total.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Settings;
 use crate::model::limits::share_of;
+use crate::sync::lock;
 
 /// Bytes charged for each module besides its contents and its record: what a file or an entry
 /// costs.
@@ -197,11 +198,6 @@ impl Budget {
     fn lock(&self) -> MutexGuard<'_, BudgetUsage> {
         lock(&self.used)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while the lock is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reservation {

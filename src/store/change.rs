@@ -341,7 +341,7 @@ async fn run_to_completion<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(Refusal::internal(format_args!("keeping a module: {error}"))))
 }
 
-/// Serializes a record, as it is stored.
+/// Encodes a record as it is stored.
 fn record_text(record: &ModuleRecord) -> Result<Bytes, Refusal> {
     let text = serde_json::to_vec(record).map_err(Refusal::internal)?;
     if text.len() as u64 > MAX_RECORD {

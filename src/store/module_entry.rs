@@ -42,6 +42,11 @@ pub struct ModuleEntry {
 }
 
 impl ModuleEntry {
+    /// Returns the name under which the module was loaded, for people; empty if it has none.
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
     /// Returns when the module was last run or loaded, as far as this daemon knows.
     pub fn last_used(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_micros(self.used.load(Ordering::Relaxed))

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::audit_writer::AuditWriter;
+use crate::sync::lock;
 
 /// The most lines in the queue, including those that are being written. Whoever adds one more
 /// waits.
@@ -141,8 +142,7 @@ impl AuditBacklog {
 
     /// Locks the lines that are not written yet.
     fn lock(&self) -> MutexGuard<'_, WaitingLines> {
-        // Nothing panics while the lock is held, so it is never really poisoned.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

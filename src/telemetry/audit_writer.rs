@@ -5,14 +5,15 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::audit_file::{AuditTarget, append_to, audit_file_error};
+use crate::sync::lock;
 
 /// How often it is checked whether the open file is still the one with that name, and how often
 /// lost lines are logged at most.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon a write is tried again on a stream that somebody made non-blocking and that accepts
 /// nothing.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -70,7 +71,7 @@ impl AuditWriter {
         let Some((path, looked)) = &mut self.named else {
             return;
         };
-        if looked.elapsed() < LOOK {
+        if looked.elapsed() < CHECK_INTERVAL {
             return;
         }
         *looked = Instant::now();
@@ -129,10 +130,7 @@ impl AuditWriter {
     /// Writes all bytes, however long the target accepts nothing. The error says how many were
     /// written.
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
-        let _turn = self
-            .stderr_mutex
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.stderr_mutex);
         let mut at = 0;
         while at < bytes.len() {
             match (&self.file).write(&bytes[at..]) {
@@ -152,7 +150,10 @@ impl AuditWriter {
     /// tell nobody else.
     fn tell_lost(&mut self, error: &io::Error) {
         self.lost += 1;
-        if self.last_reported.is_none_or(|at| at.elapsed() >= LOOK) {
+        if self
+            .last_reported
+            .is_none_or(|at| at.elapsed() >= CHECK_INTERVAL)
+        {
             self.last_reported = Some(Instant::now());
             self.reported = self.lost;
             tracing::error!(%error, lost = self.lost, "lines of the audit are lost");

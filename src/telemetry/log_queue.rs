@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::audit_writer::StderrMutex;
+use crate::sync::lock;
 
 /// How long lines are gathered before they are written: a delay that a reader of the log does not
 /// notice.
@@ -133,7 +134,7 @@ impl LogBacklog {
                 self.changed.notify_all();
                 return;
             }
-            let own = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = lock(turn);
             self.write_out(&mut out, &writing);
             drop(own);
             writing.clear();
@@ -166,8 +167,7 @@ impl LogBacklog {
 
     /// Locks the lines that are not written yet.
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held, so it is never really poisoned.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -13,7 +13,7 @@ const STREAMS: usize = 100_000;
 /// Connections that attack, one after the other: what one leaves behind would be there ten times.
 const CONNECTIONS: usize = 10;
 /// Streams that the daemon resets of its own accord before it ends a connection.
-const LOCAL_RESETS: usize = 64;
+const LOCAL_RESETS: usize = 1024;
 const RUN: &str = "ringfence.v1.SandboxService/Run";
 const RUN_STREAM: &str = "ringfence.v1.SandboxService/RunStream";
 
@@ -21,14 +21,14 @@ const RUN_STREAM: &str = "ringfence.v1.SandboxService/RunStream";
 /// `reason`.
 async fn ends(attack: &str, reason: u32, make: impl Fn(&mut Frames, u32, &[u8])) {
     let target = Target::start().await;
-    flood(attack, &target, reason, &make).await;
+    flood(attack, &target, &[reason], &make).await;
     target.unharmed(attack).await;
 }
 
 async fn flood(
     attack: &str,
     target: &Target,
-    reason: u32,
+    reasons: &[u32],
     make: &impl Fn(&mut Frames, u32, &[u8]),
 ) {
     let block = call(RUN);
@@ -38,7 +38,8 @@ async fn flood(
             .flood(0..STREAMS, |frames, n| make(frames, stream(n), &block))
             .await;
         let tally = attacker.ended().await;
-        assert_eq!(tally.go_away, Some(reason), "{attack}: {tally:?}");
+        let reason = tally.go_away.is_some_and(|it| reasons.contains(&it));
+        assert!(reason, "{attack}: {tally:?}");
     }
 }
 
@@ -58,7 +59,10 @@ async fn calms(attack: &str, reset: u32, make: impl Fn(&mut Frames, u32, &[u8]))
         assert_eq!(told.go_away, expected, "{attack}, {n}: {told:?}");
     }
     attacker.ended().await;
-    flood(attack, &target, code::ENHANCE_YOUR_CALM, &make).await;
+    // At full speed more streams may be open than a connection may have, and what comes on one of
+    // those is a fault of the connection.
+    let reasons = [code::ENHANCE_YOUR_CALM, code::PROTOCOL_ERROR];
+    flood(attack, &target, &reasons, &make).await;
     target.unharmed(attack).await;
 }
 

@@ -887,3 +887,24 @@ async fn answers_to_pings_that_nobody_sent_leave_no_line() {
     let pings = log.iter().filter(|it| it.contains("PING")).count();
     assert_eq!(pings, 0, "{:?}", log.first());
 }
+
+/// Health that anybody may ask for is no failure of the daemon.
+#[tokio::test]
+async fn an_open_health_that_nobody_signs_leaves_no_line() {
+    use ringfence::api::proto::HealthRequest;
+    use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
+    let dir = TempDir::new().unwrap();
+    let daemon = served(&dir, &["auth.open_health=true"]);
+    let address = format!("http://{}", daemon.addr);
+    let mut client = SandboxServiceClient::connect(address).await.unwrap();
+    let health = client.health(HealthRequest {}).await.unwrap();
+    let features = health.into_inner().runtime.unwrap().features;
+    assert!(features.iter().any(|it| it == "fuel"), "{features:?}");
+    assert!(
+        !features.iter().any(|it| it.starts_with("wasm:")),
+        "{features:?}"
+    );
+    let (log, _) = log_of(daemon, Instant::now());
+    let failures = log.iter().filter(|it| it.contains("ERROR")).count();
+    assert_eq!(failures, 0, "{log:#?}");
+}

@@ -41,7 +41,10 @@ fn every_outcome_is_explained_and_tested() {
         let tests = ["tests/it/outcomes.rs", "tests/it/endings.rs"];
         stands_in(&camel, &tests);
         stands_in(&camel, &["src/cli/ending.rs", "src/api/encode.rs"]);
-        stands_in(&format!("\"{}\"", name.to_lowercase()), &["tests/it/log_lines.rs"]);
+        stands_in(
+            &format!("\"{}\"", name.to_lowercase()),
+            &["tests/it/log_lines.rs"],
+        );
     }
     assert!(outcomes >= 8, "{outcomes}");
 }
@@ -49,7 +52,10 @@ fn every_outcome_is_explained_and_tested() {
 #[test]
 fn every_limit_of_a_run_is_asked_for_told_and_tested() {
     let mut limits = 0;
-    for line in block(&read("proto/ringfence/v1/spec.proto"), "message Resources {") {
+    for line in block(
+        &read("proto/ringfence/v1/spec.proto"),
+        "message Resources {",
+    ) {
         let field = line.split(" = ").next().unwrap();
         let Some((_, name)) = field.rsplit_once(' ').filter(|_| line.ends_with(';')) else {
             continue;
@@ -108,7 +114,10 @@ fn every_method_is_among_those_that_the_suites_ask() {
         if service.starts_with("ringfence.") {
             let name = service.rsplit('.').next().unwrap();
             let name = name.trim_end_matches("Service").to_lowercase();
-            stands_in(&format!("proto::{name}_service_server"), &["src/api/health.rs"]);
+            stands_in(
+                &format!("proto::{name}_service_server"),
+                &["src/api/health.rs"],
+            );
         }
     }
 }

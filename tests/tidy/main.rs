@@ -178,7 +178,7 @@ fn the_document_of_limits_is_the_table_of_limits() {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         written == document,
-        "docs/limits.md is not what src/guest_limits.rs says: run `WRITE_DOCS=1 cargo test --release --test tidy`"
+        "docs/limits.md is not what src/model/guest_limits.rs says: run `WRITE_DOCS=1 cargo test --release --test tidy`"
     );
 }
 

@@ -18,7 +18,7 @@ use tonic::Status;
 use super::message_cap::MessageCap;
 use crate::api::client_streaming_calls::{ClientStreamingCallGuard, STREAM_WINDOW};
 use crate::model::refusal::{Reason, Refusal};
-use crate::run::MemoryCharge;
+use crate::run::RequestCharge;
 use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// The most bytes that an upload holds at once, however long it is: what has not been read, a
@@ -114,7 +114,7 @@ pub(in crate::api) struct BodyRules {
 /// A request body that is capped, charged and checked as it is read.
 pub(in crate::api) struct MeteredBody<B> {
     body: B,
-    charge: MemoryCharge,
+    charge: RequestCharge,
     cap: MessageCap,
     budget: u64,
     state: Framing,
@@ -138,7 +138,7 @@ impl<B> MeteredBody<B> {
     pub(in crate::api) fn new(
         body: B,
         rules: BodyRules,
-        charge: MemoryCharge,
+        charge: RequestCharge,
         input: Option<ClientStreamingCallGuard>,
     ) -> Self {
         let BodyRules {
@@ -353,3 +353,6 @@ where
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

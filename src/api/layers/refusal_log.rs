@@ -1,11 +1,12 @@
 //! Logs the calls that were refused before anybody knew whose they are, at a limited rate.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::log_rate_limiter::{LogRateLimiter, SuppressedLines};
 use crate::api::listen::{ConnectionOrigin, Peer};
 use crate::model::refusal::Refusal;
+use crate::sync::lock;
 
 /// How often suppressed lines are reported, which is also the period of the rate limiter.
 const TELL: Duration = Duration::from_secs(1);
@@ -61,7 +62,6 @@ impl RefusalLog {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LogRateLimiter> {
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

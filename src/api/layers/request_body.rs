@@ -1,4 +1,5 @@
-//! The body of a request as it arrives. It is read off its connection even if nobody wants it.
+//! Reads a request's body off its connection even if nobody wants it, so that an early answer costs
+//! the caller none of its other calls.
 //!
 //! If a stream is answered before all of its body is there, dropping the body closes the stream at
 //! once. What the client still sends is then an HTTP/2 error on its side of the connection, and h2

@@ -21,7 +21,7 @@ use super::response_watchdog::ResponseWatchdog;
 use crate::api::codec;
 use crate::api::listen::Peer;
 use crate::api::methods::{ApiMessage, ApiMethod, ConfiguredCaps, Contract};
-use crate::run::{MemoryCharge, Tenant};
+use crate::run::{RequestCharge, Tenant};
 
 /// The settings of the layer.
 #[derive(Clone, Copy, Debug)]
@@ -35,13 +35,13 @@ pub struct RequestLimitSettings {
     pub inflight_request_bytes: u64,
     /// How long the next bytes of a message may take to arrive.
     pub stall_timeout: Duration,
-    /// The most bytes that all answers together may hold outside of their runs' reservations.
+    /// The most bytes that all responses together may hold outside of their runs' reservations.
     pub inflight_response_bytes: u64,
     /// The rate at which a caller has to take an answer.
     pub min_response_rate: MinResponseDataRate,
 }
 
-/// The layer that limits requests, and watches over their answers. Clones share the budgets.
+/// The layer that limits requests, and watches over their responses. Clones share the budgets.
 #[derive(Clone, Debug)]
 pub struct RequestLimits {
     settings: RequestLimitSettings,
@@ -53,7 +53,7 @@ pub struct RequestLimits {
 #[derive(Clone, Debug, Default)]
 pub(in crate::api) struct ChargeExtension {
     /// What the request holds of the budget; `None` if it did not come through the layer.
-    pub(in crate::api) charge: Option<MemoryCharge>,
+    pub(in crate::api) charge: Option<RequestCharge>,
 }
 
 impl ChargeExtension {
@@ -76,14 +76,14 @@ impl RequestLimits {
         }
     }
 
-    /// Returns the watchdog over this layer's answers.
+    /// Returns the watchdog over this layer's responses.
     pub fn response_watchdog(&self) -> &ResponseWatchdog {
         &self.response_watchdog
     }
 
     /// Creates a charge of `tenant` that holds nothing yet.
-    fn new_charge(&self, tenant: Option<Arc<Tenant>>) -> MemoryCharge {
-        MemoryCharge::new(Arc::clone(&self.inflight_bytes), tenant)
+    fn new_charge(&self, tenant: Option<Arc<Tenant>>) -> RequestCharge {
+        RequestCharge::new(Arc::clone(&self.inflight_bytes), tenant)
     }
 
     /// Returns the rules that the body of a request has to keep to.
@@ -110,7 +110,7 @@ impl RequestLimits {
         method: ApiMethod,
         tenant: Arc<Tenant>,
         body: B,
-    ) -> Result<(M, MemoryCharge), Status>
+    ) -> Result<(M, RequestCharge), Status>
     where
         M: ApiMessage,
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -131,16 +131,16 @@ impl<S> Layer<S> for RequestLimits {
     fn layer(&self, inner: S) -> RequestLimitsService<S> {
         RequestLimitsService {
             inner,
-            intake: self.clone(),
+            limits: self.clone(),
         }
     }
 }
 
-/// A service whose requests and answers the layer limits.
+/// A service whose requests and responses the layer limits.
 #[derive(Clone, Debug)]
 pub struct RequestLimitsService<S> {
     inner: S,
-    intake: RequestLimits,
+    limits: RequestLimits,
 }
 
 impl<S> Service<http::Request<Body>> for RequestLimitsService<S>
@@ -158,10 +158,10 @@ where
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
-        let deliveries = self.intake.response_watchdog.clone();
+        let watchdog = self.limits.response_watchdog.clone();
         let contract = Contract::at(request.uri().path());
-        let answers = contract.response;
-        let budgeted = match deliveries.reserve(answers, tenant.clone()) {
+        let response = contract.response;
+        let budgeted = match watchdog.reserve(response, tenant.clone()) {
             Ok(budgeted) => budgeted,
             Err(refusal) => {
                 // Refused before anything is done for the request, which stays unread.
@@ -169,8 +169,8 @@ where
                 return Box::pin(async move { Ok(refused) });
             }
         };
-        let charge = self.intake.new_charge(tenant);
-        let rules = self.intake.rules(&contract);
+        let charge = self.limits.new_charge(tenant);
+        let rules = self.limits.rules(&contract);
         let peer = request.extensions().get::<Peer>();
         let peer = peer.filter(|_| rules.kind.is_client_streaming());
         let input = match peer
@@ -184,7 +184,7 @@ where
             }
         };
         let charge_of_decoding =
-            Some((charge.clone(), self.intake.settings.inflight_request_bytes));
+            Some((charge.clone(), self.limits.settings.inflight_request_bytes));
         request.extensions_mut().insert(ChargeExtension {
             charge: Some(charge.clone()),
         });
@@ -193,7 +193,7 @@ where
         Box::pin(
             codec::DECODING_CHARGE.scope(charge_of_decoding, async move {
                 let answer = answer.await?;
-                Ok(deliveries.watch_response(answers, budgeted, answer).await)
+                Ok(watchdog.watch_response(response, budgeted, answer).await)
             }),
         )
     }

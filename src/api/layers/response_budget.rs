@@ -6,15 +6,16 @@
 //! eighth of the budget.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::model::limits::share_of;
 use crate::model::refusal::{Reason, Refusal};
 use crate::run::{InFlightLimit, ResponseReservation, STREAMED_FRAMES, Tenant, reserve_bytes};
+use crate::sync::lock;
 
 /// The bytes that a unary method is charged before it does anything, so that a short answer to
 /// something that was done is never refused.
-const SHORT: u64 = 4 << 10;
+const UNARY_ADVANCE: u64 = 4 << 10;
 /// The setting that gives the size of the budget.
 const SETTING: &str = "server.inflight_answer_bytes";
 
@@ -47,7 +48,7 @@ impl ResponseKind {
     fn in_advance(self) -> u64 {
         match self {
             Self::Run | Self::RunStream | Self::Health => 0,
-            Self::Unary => SHORT,
+            Self::Unary => UNARY_ADVANCE,
             Self::Streaming => STREAMED_FRAMES,
         }
     }
@@ -112,7 +113,7 @@ impl BudgetedBytes {
             return Ok(());
         };
         let all = self.budget.bytes;
-        let share = share_of(all, tenant.shares);
+        let share = share_of(all, tenant.has_neighbours);
         if bytes > share {
             let message = format!(
                 "the answer of {bytes} bytes is above the {share} that a tenant's answers may hold together ({SETTING}): ask for less at once"
@@ -208,7 +209,6 @@ impl ReservationExtension {
 
     /// Takes the reservation out; a second call returns `None`.
     pub(in crate::api) fn take(&self) -> Option<ResponseReservation> {
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.0).take()
     }
 }

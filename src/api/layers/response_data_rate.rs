@@ -83,6 +83,8 @@ fn bytes_per(bytes: usize, rate: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(30);
@@ -172,5 +174,42 @@ mod tests {
         clock.took(usize::MAX, start);
         assert!(!clock.is_overdue(start + GRACE - NANO));
         assert!(clock.is_overdue(start + GRACE));
+    }
+
+    proptest! {
+        /// Takes bytes at any times, in one piece and in several, and computes in whole nanoseconds
+        /// when the answer is overdue.
+        #[test]
+        fn it_is_known_to_the_nanosecond_when_an_answer_is_overdue(
+            takes in prop::collection::vec((0_u64..40_000_000_000, 0_usize..20_000, 1_usize..5), 0..30),
+        ) {
+            let (mut whole, mut now) = clock();
+            let (mut pieces, _) = clock();
+            whole.ready(now);
+            pieces.ready(now);
+            let mut left = GRACE;
+            for (wait, bytes, count) in takes {
+                let wait = Duration::from_nanos(wait);
+                // To look changes nothing, and to be ready again does not either.
+                prop_assert_eq!(whole.is_overdue(now + wait), wait >= left);
+                pieces.ready(now + wait);
+                now += wait;
+                whole.took(bytes, now);
+                for _ in 0..count {
+                    pieces.took(bytes / count, now);
+                }
+                pieces.took(bytes % count, now);
+                // At a thousand bytes a second, each byte earns a millisecond.
+                let earned = Duration::from_millis(bytes as u64);
+                left = (left.saturating_sub(wait) + earned).min(GRACE);
+                for clock in [&whole, &pieces] {
+                    prop_assert_eq!(clock.is_overdue(now + left), true);
+                    prop_assert_eq!(clock.is_overdue(now), left.is_zero());
+                    if !left.is_zero() {
+                        prop_assert_eq!(clock.is_overdue(now + left - NANO), false);
+                    }
+                }
+            }
+        }
     }
 }

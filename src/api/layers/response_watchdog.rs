@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -27,17 +27,18 @@ use crate::api::{proto, status};
 use crate::event_log::CapturedOutput;
 use crate::model::refusal::{Reason, Refusal};
 use crate::run::{PendingResponse, ResponseReservation, STREAMED_FRAMES, Tenant};
+use crate::sync::lock;
 
 /// The most bytes of a frame that is handed over in one piece: an event and what is around it.
-const LARGE: usize = 128 << 10;
+const MAX_WHOLE_FRAME: usize = 128 << 10;
 /// The bytes of the pieces that a larger frame is cut into. HTTP/2 gets the next piece when it
 /// holds less than that. While it waits for the next piece, and not for its caller to make room,
 /// its stream can still be reset.
 const PIECE: usize = 64 << 10;
 /// The most bytes of a stream's frame that need not be written before the next one is made.
-const SMALL: usize = 16 << 10;
+const MAX_UNWRITTEN_FRAME: usize = 16 << 10;
 /// How often all answers are checked for being taken too slowly.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The bytes of a gRPC message's prefix: a flag and a length.
 const PREFIX: usize = 5;
 /// The number of the field of a `RunResponse` that has the standard output.
@@ -97,7 +98,7 @@ pub(in crate::api) struct WatchedBody {
     key: usize,
     answer: Arc<WatchedResponse>,
     /// Makes a drain wait until this body is dropped.
-    _untold: Option<PendingResponse>,
+    _pending_response: Option<PendingResponse>,
 }
 
 /// A piece that was handed over. HTTP/2 drops it when it has written it; that counts its bytes as
@@ -156,7 +157,7 @@ impl ResponseWatchdog {
         answer: http::Response<Body>,
     ) -> http::Response<Body> {
         let (mut head, mut body) = answer.into_parts();
-        let untold = head.extensions.remove::<PendingResponse>();
+        let pending_response = head.extensions.remove::<PendingResponse>();
         let enclosed = head.extensions.remove::<ReservationExtension>();
         if body.is_end_stream() {
             // This is a refusal, all of which is in the headers.
@@ -172,7 +173,13 @@ impl ResponseWatchdog {
         };
         match charged(kind, &queue, reservation, || Ok(budgeted)) {
             Ok(charge) => {
-                let delivery = self.watch(kind, RemainingBody::Body(body), queue, charge, untold);
+                let delivery = self.watch(
+                    kind,
+                    RemainingBody::Body(body),
+                    queue,
+                    charge,
+                    pending_response,
+                );
                 http::Response::from_parts(head, Body::new(delivery))
             }
             Err(refusal) => {
@@ -196,13 +203,19 @@ impl ResponseWatchdog {
         message: &proto::RunResponse,
         output: CapturedOutput,
         reservation: Option<ResponseReservation>,
-        untold: Option<PendingResponse>,
+        pending_response: Option<PendingResponse>,
     ) -> Result<WatchedBody, Refusal> {
         const KIND: ResponseKind = ResponseKind::Run;
         let queue = with_output(message, output)?;
         let budgeted = || self.reserve(KIND, Some(Arc::clone(tenant)));
         let charge = charged(KIND, &queue, reservation, budgeted)?;
-        Ok(self.watch(KIND, RemainingBody::Trailers, queue, charge, untold))
+        Ok(self.watch(
+            KIND,
+            RemainingBody::Trailers,
+            queue,
+            charge,
+            pending_response,
+        ))
     }
 
     /// Creates the body of an answer that is charged, and watches over it from now on.
@@ -212,7 +225,7 @@ impl ResponseWatchdog {
         rest: RemainingBody,
         queue: VecDeque<Bytes>,
         charge: ResponseCharge,
-        untold: Option<PendingResponse>,
+        pending_response: Option<PendingResponse>,
     ) -> WatchedBody {
         let mut clock = DataRateMonitor::new(self.0.pace);
         if !queue.is_empty() {
@@ -233,14 +246,14 @@ impl ResponseWatchdog {
             watchdog: self.clone(),
             key,
             answer,
-            _untold: untold,
+            _pending_response: pending_response,
         }
     }
 
     /// Drops answers that are taken too slowly, for as long as it is polled.
     pub async fn drop_stalled_responses(&self) {
         loop {
-            tokio::time::sleep(LOOK.min(self.0.pace.grace)).await;
+            tokio::time::sleep(CHECK_INTERVAL.min(self.0.pace.grace)).await;
             let now = Instant::now();
             let mut gone = Vec::new();
             for (_, answer) in lock(&self.0.responses).iter() {
@@ -308,7 +321,7 @@ async fn whole(body: &mut Body) -> Result<VecDeque<Bytes>, Status> {
             return Err(Status::from(&Refusal::internal("an answer is empty")));
         }
     };
-    if data.len() <= LARGE {
+    if data.len() <= MAX_WHOLE_FRAME {
         return Ok([data].into());
     }
     // The pieces are copies, since a slice would keep the whole message for as long as it is
@@ -366,7 +379,7 @@ fn with_output(
 
 /// Reports whether output is so little that it is copied into the piece with the message.
 fn is_short(output: &[Bytes]) -> bool {
-    matches!(output, [only] if only.len() <= SMALL)
+    matches!(output, [only] if only.len() <= MAX_UNWRITTEN_FRAME)
 }
 
 impl RemainingBody {
@@ -424,11 +437,15 @@ impl State {
     fn has_to_wait(&self) -> bool {
         match self.queue.front() {
             Some(next) => {
-                self.unwritten_bytes > 0 && self.unwritten_bytes + next.len() > PIECE + SMALL
+                self.unwritten_bytes > 0
+                    && self.unwritten_bytes + next.len() > PIECE + MAX_UNWRITTEN_FRAME
             }
             // The queue is empty, so the body makes the next frame, or the end.
-            None if self.kind.is_unary() => self.unwritten_bytes > SMALL,
-            None => self.unwritten_bytes > 0 && self.unwritten_bytes.max(self.last_frame) > SMALL,
+            None if self.kind.is_unary() => self.unwritten_bytes > MAX_UNWRITTEN_FRAME,
+            None => {
+                self.unwritten_bytes > 0
+                    && self.unwritten_bytes.max(self.last_frame) > MAX_UNWRITTEN_FRAME
+            }
         }
     }
 
@@ -484,7 +501,7 @@ impl http_body::Body for WatchedBody {
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
         state.last_frame = data.len();
-        if data.len() > LARGE {
+        if data.len() > MAX_WHOLE_FRAME {
             // The pieces are copies, as in `whole`.
             let pieces = data.chunks(PIECE).map(Bytes::copy_from_slice);
             state.queue.extend(pieces);
@@ -513,9 +530,4 @@ impl Drop for WatchedBody {
         drop(state);
         drop(gone);
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // HTTP/2 does not poll a body again that panicked, but it may still drop it.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

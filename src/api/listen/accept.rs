@@ -23,7 +23,7 @@ use super::transport::{ConnectionTimeouts, Transport};
 
 /// How long the accept loop pauses after a failed accept, and how long it waits for the connection
 /// that it closes when no file descriptor is left.
-const REST: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// How long a connection whose TLS handshake failed is still read, so that the TLS alert reaches
 /// its client.
@@ -38,7 +38,7 @@ pub(super) struct Acceptor {
     /// The TLS configuration of a TCP listener. `None` means plaintext; a unix socket never uses
     /// it.
     pub(super) tls: Option<Arc<ServerTls>>,
-    pub(super) patience: ConnectionTimeouts,
+    pub(super) timeouts: ConnectionTimeouts,
     pub(super) event_loops: EventLoops,
 }
 
@@ -54,11 +54,11 @@ impl Acceptor {
         // This spare descriptor is released when no other is left: the client that waits can then
         // be accepted and told so by being closed.
         let mut spare = File::open("/dev/null").ok();
-        let mut shaking = JoinSet::new();
+        let mut handshakes = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept() => accepted,
-                Some(_) = shaking.join_next() => continue,
+                Some(_) = handshakes.join_next() => continue,
             };
             let accepted = match accepted {
                 Ok(accepted) => accepted,
@@ -66,9 +66,9 @@ impl Acceptor {
                     tracing::warn!(%error, "accepting a connection failed");
                     if spare.take().is_some() && is_out_of_descriptors(&error) {
                         // The connection is closed as soon as it has been accepted.
-                        let _ = tokio::time::timeout(REST, self.accept()).await;
+                        let _ = tokio::time::timeout(ACCEPT_RETRY_DELAY, self.accept()).await;
                     } else {
-                        tokio::time::sleep(REST).await;
+                        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     }
                     spare = File::open("/dev/null").ok();
                     continue;
@@ -78,11 +78,11 @@ impl Acceptor {
                 AcceptedStream::Tcp(_, address) => ConnectionOrigin::of(*address),
                 AcceptedStream::Unix(stream) => ConnectionOrigin::of_unix(stream),
             };
-            let Some(place) = self.slots.acquire(origin) else {
+            let Some(slot) = self.slots.acquire(origin) else {
                 continue;
             };
-            if let Some(handshake) = self.assign(accepted, place) {
-                shaking.spawn(handshake);
+            if let Some(handshake) = self.assign(accepted, slot) {
+                handshakes.spawn(handshake);
             }
         }
     }
@@ -107,14 +107,14 @@ impl Acceptor {
                 return None;
             }
         };
-        let patience = self.patience;
+        let timeouts = self.timeouts;
         match (transport, &self.tls) {
             (Transport::Tcp(stream), Some(tls)) => {
                 let tls = Arc::clone(tls);
-                Some(tls_handshake(stream, tls, patience, slot, assignment))
+                Some(tls_handshake(stream, tls, timeouts, slot, assignment))
             }
             (transport, _) => {
-                assignment.hand_over(transport, patience, Some(slot));
+                assignment.hand_over(transport, timeouts, Some(slot));
                 None
             }
         }
@@ -143,17 +143,17 @@ impl Acceptor {
 async fn tls_handshake(
     stream: TcpStream,
     tls: Arc<ServerTls>,
-    patience: ConnectionTimeouts,
+    timeouts: ConnectionTimeouts,
     mut slot: ConnectionSlot,
     assignment: EventLoopAssignment,
 ) {
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(patience.greeting, tls.accept(stream)) => shaken,
+        shaken = tokio::time::timeout(timeouts.greeting, tls.accept(stream)) => shaken,
         () = poll_fn(|cx| slot.poll_revoked(cx)) => return,
     };
     let (error, stream) = match shaken {
         Ok(Ok(stream)) => {
-            assignment.hand_over(Transport::tls(stream, tls), patience, Some(slot));
+            assignment.hand_over(Transport::tls(stream, tls), timeouts, Some(slot));
             return;
         }
         Ok(Err(failure)) => failure,

@@ -1,13 +1,14 @@
 //! Counters of the connections that the daemon closed, logged once a second as totals: a peer that
 //! opens many connections cannot cause a log line for each.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::connection_table::ConnectionLimit;
 use super::origin::ConnectionOrigin;
 use crate::api::layers::log_rate_limiter::LogRateLimiter;
+use crate::sync::lock;
 
 /// How often the counters are logged and reset.
 const TELL: Duration = Duration::from_secs(1);
@@ -144,7 +145,6 @@ impl CloseCounters {
 
     /// Locks the rate limiter of the debug lines.
     fn lines(&self) -> std::sync::MutexGuard<'_, LogRateLimiter> {
-        // Nothing panics while the lock is held, so it is never really poisoned.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lines)
     }
 }

@@ -52,7 +52,7 @@ pub(in crate::api) struct Connection {
     /// `None` for the daemon's own connection, which exists before anything is accepted.
     slot: Option<ConnectionSlot>,
     /// Only for a unix socket, whose clients may send its path as the authority.
-    mender: Option<AuthorityRewriter>,
+    authority_rewriter: Option<AuthorityRewriter>,
     /// Whether the connection lost its slot, or nobody authenticated in time. Nothing is read any
     /// more then, and only what can be written at once is.
     revoked: bool,
@@ -79,14 +79,14 @@ impl Connection {
             slot: place,
             assignment,
         } = new;
-        let mender = match &transport {
+        let authority_rewriter = match &transport {
             Transport::Unix(_) => Some(AuthorityRewriter::new()),
             Transport::Tcp(_) | Transport::Tls(..) => None,
         };
         Self {
             transport,
             _assignment: assignment,
-            mender,
+            authority_rewriter,
             greeting_timer: Some(Box::pin(tokio::time::sleep(patience.greeting))),
             greeting_bytes: 0,
             // A connection without a slot is the daemon's own, and speaks HTTP/2.
@@ -101,8 +101,8 @@ impl Connection {
 
     /// Returns the peer at the other end of the connection.
     pub(in crate::api) fn peer(&self) -> Peer {
-        let standing = self.slot.as_ref().map(ConnectionSlot::auth_state);
-        Peer::of(&self.transport, standing.cloned())
+        let auth_state = self.slot.as_ref().map(ConnectionSlot::auth_state);
+        Peer::of(&self.transport, auth_state.cloned())
     }
 
     /// Reports whether the connection must be closed. If not, the task is woken when it must be.
@@ -118,14 +118,14 @@ impl Connection {
     /// Passes the first bytes to the sniffer, counts a foreign protocol, and answers HTTP/1.
     /// Returns whether the connection is to end because the client speaks HTTP/1.
     fn sniff_protocol(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> bool {
-        let Some(opening) = &mut self.sniffer else {
+        let Some(sniffer) = &mut self.sniffer else {
             return false;
         };
-        let Some(spoken) = opening.hear(bytes) else {
+        let Some(spoken) = sniffer.hear(bytes) else {
             return false;
         };
-        let spoke_already = !opening.holds();
-        self.unsent.append(&mut opening.release());
+        let spoke_already = !sniffer.holds();
+        self.unsent.append(&mut sniffer.release());
         self.sniffer = None;
         if let SniffedProtocol::Foreign(protocol) = spoken {
             if let Some(place) = &self.slot {
@@ -200,7 +200,7 @@ impl Connection {
 pub(in crate::api) struct Peer {
     name: Arc<str>,
     uid: Option<u32>,
-    shown: Option<Arc<PeerCertificate>>,
+    certificate: Option<Arc<PeerCertificate>>,
     origin: ConnectionOrigin,
     auth_state: Option<Arc<ConnectionAuthState>>,
     input_calls: ClientStreamingCalls,
@@ -223,8 +223,8 @@ impl Peer {
 
     /// Records that a call authenticated: from now on the connection keeps its slot.
     pub(in crate::api) fn mark_authenticated(&self) {
-        if let Some(standing) = &self.auth_state {
-            standing.mark_authenticated();
+        if let Some(auth_state) = &self.auth_state {
+            auth_state.mark_authenticated();
         }
     }
 
@@ -259,25 +259,27 @@ impl Peer {
     /// # Errors
     /// `CREDENTIALS_INVALID` if the certificate is no longer valid.
     pub(in crate::api) fn certificate(&self) -> Result<Option<&[String]>, Refusal> {
-        let Some(shown) = &self.shown else {
+        let Some(certificate) = &self.certificate else {
             return Ok(None);
         };
-        if !shown.tls.still_trusts(&shown.certificate) {
+        if !certificate.tls.still_trusts(&certificate.certificate) {
             return Err(Refusal::new(
                 Reason::CredentialsInvalid,
                 "the client certificate is not valid any more",
             ));
         }
-        Ok(Some(&shown.certificate.names))
+        Ok(Some(&certificate.certificate.names))
     }
 
     /// Describes the peer of `transport`; the state is that of the connection's slot, if it has
     /// one.
-    fn of(transport: &Transport, standing: Option<Arc<ConnectionAuthState>>) -> Self {
+    fn of(transport: &Transport, auth_state: Option<Arc<ConnectionAuthState>>) -> Self {
         let tcp = |stream: &TcpStream| stream.peer_addr().map(|addr| addr.to_string());
-        let (name, uid, shown) = match transport {
+        let (name, uid, certificate) = match transport {
             Transport::Tcp(stream) => (tcp(stream), None, None),
-            Transport::Tls(stream, shown) => (tcp(stream.get_ref().0), None, shown.clone()),
+            Transport::Tls(stream, certificate) => {
+                (tcp(stream.get_ref().0), None, certificate.clone())
+            }
             Transport::Unix(stream) => match stream.peer_cred() {
                 Ok(peer) => {
                     let pid = peer.pid().unwrap_or_default();
@@ -287,8 +289,8 @@ impl Peer {
                 Err(error) => (Err(error), None, None),
             },
         };
-        let origin = match (&standing, uid) {
-            (Some(standing), _) => standing.origin(),
+        let origin = match (&auth_state, uid) {
+            (Some(auth_state), _) => auth_state.origin(),
             (None, Some(uid)) => ConnectionOrigin::User(uid),
             (None, None) => ConnectionOrigin::Unknown,
         };
@@ -296,9 +298,9 @@ impl Peer {
             // A connection that is already broken has no peer address.
             name: name.unwrap_or_else(|_| "unknown".to_owned()).into(),
             uid,
-            shown,
+            certificate,
             origin,
-            auth_state: standing,
+            auth_state,
             input_calls: ClientStreamingCalls::default(),
             unwanted_bodies: UnwantedBodies::default(),
         }
@@ -324,16 +326,16 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         let this = &mut *self;
-        if let Some(opening) = &mut this.sniffer
+        if let Some(sniffer) = &mut this.sniffer
             && polled.is_pending()
-            && opening.poll_over(cx).is_ready()
+            && sniffer.poll_over(cx).is_ready()
         {
-            this.unsent.append(&mut opening.release());
+            this.unsent.append(&mut sniffer.release());
             // What the socket does not accept at once is written before anything else.
             let _ = this.send_unsent(cx);
         }
-        if let Some(mender) = &mut self.mender {
-            mender.rewrite(&mut buf.filled_mut()[before..]);
+        if let Some(authority_rewriter) = &mut self.authority_rewriter {
+            authority_rewriter.rewrite(&mut buf.filled_mut()[before..]);
         }
         let Some(silent) = &mut self.greeting_timer else {
             return polled;
@@ -357,11 +359,11 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Some(opening) = &mut this.sniffer {
-            if opening.hold(buf) {
+        if let Some(sniffer) = &mut this.sniffer {
+            if sniffer.hold(buf) {
                 return Poll::Ready(Ok(buf.len()));
             }
-            this.unsent.append(&mut opening.release());
+            this.unsent.append(&mut sniffer.release());
         }
         let polled = match this.send_unsent(cx) {
             Poll::Ready(Ok(())) => on!(this, poll_write(cx, buf)),

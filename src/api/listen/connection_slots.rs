@@ -1,11 +1,11 @@
-//! The connection slots of one listener. They carry out on sockets what [`ConnectionTable`]
-//! decides: who is admitted, who is evicted, and who is closed because no call authenticated in
-//! time.
+//! Ends the connections on which nobody authenticates in time, and those that have to make way for
+//! others. Each connection holds a slot of its listener and is on probation until a call on it has
+//! authenticated; who is admitted and who is evicted is decided by [`ConnectionTable`].
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 use super::close_counters::{CloseCounters, CloseReason, ForeignProtocol};
 use super::connection_table::{ConnectionAdmission, ConnectionId, ConnectionTable, TableLimits};
 use super::origin::ConnectionOrigin;
+use crate::sync::lock;
 
 /// The pool of connection slots of one listener, shared by its accept loops and its connections.
 #[derive(Debug)]
@@ -95,8 +96,7 @@ impl ConnectionSlots {
 
     /// Locks the table together with the eviction channels.
     fn lock(&self) -> MutexGuard<'_, ConnectionSlotsState> {
-        // Nothing panics while the lock is held, so it is never really poisoned.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

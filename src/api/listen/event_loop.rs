@@ -100,14 +100,14 @@ impl EventLoopAssignment {
     pub(super) fn hand_over(
         self,
         transport: Transport,
-        patience: ConnectionTimeouts,
+        timeouts: ConnectionTimeouts,
         slot: Option<ConnectionSlot>,
     ) {
         let new = self.event_loop().new.clone();
         // The connection is closed if nobody serves any more.
         let _ = new.send(NewConnection {
             transport,
-            timeouts: patience,
+            timeouts,
             slot,
             assignment: self,
         });

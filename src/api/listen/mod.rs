@@ -278,7 +278,7 @@ impl BoundListeners {
 
     /// Starts accepting connections for `event_loops`, until the tasks that it returns are dropped.
     pub fn accept(self, settings: &ListenSettings, event_loops: &EventLoops) -> AcceptTasks {
-        let patience = ConnectionTimeouts {
+        let timeouts = ConnectionTimeouts {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
         };
@@ -286,7 +286,7 @@ impl BoundListeners {
         if let Some(stream) = self.paired {
             let assignment = event_loops.assign();
             match assignment.adopt_unix(stream) {
-                Ok(stream) => assignment.hand_over(Transport::Unix(stream), patience, None),
+                Ok(stream) => assignment.hand_over(Transport::Unix(stream), timeouts, None),
                 // The other end sees that the connection is closed.
                 Err(error) => tracing::error!(%error, "the only connection cannot be served"),
             }
@@ -308,7 +308,7 @@ impl BoundListeners {
                     listener,
                     slots: Arc::clone(&places),
                     tls: self.tls.clone(),
-                    patience,
+                    timeouts,
                     event_loops: event_loops.clone(),
                 };
                 tasks.spawn(acceptor.run());

@@ -26,7 +26,7 @@ use x509_parser::prelude::FromDer;
 use crate::auth::{CertificateName, Parsed, WatchedFiles};
 
 /// How often the files are checked for changes.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The most certificates of a client's chain that are kept.
 const MAX_CHAIN: usize = 8;
 /// The most names that are taken from a client's certificate.
@@ -108,7 +108,7 @@ impl ServerTls {
     /// Checks the files for changes once a second, for as long as it is polled.
     pub(super) async fn watch(&self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             self.reload_if_changed();
         }
     }

@@ -3,7 +3,7 @@
 //! that hold a slot on the other.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 use super::compile_schedule::{CompileSchedule, Decision, JobId, ScheduleRules};
 use super::fair_queue::Rejected;
 use super::load::QueueLoad;
-use super::resource_vector::ResourceVector;
+use super::permits_and_bytes::PermitsAndBytes;
 use crate::model::tenant_id::TenantId;
 use crate::sandbox::CompileLease;
+use crate::sync::lock;
 
 /// How often a waiter checks whether another compilation has to be preempted for it.
 const PREEMPTION_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -25,27 +26,27 @@ const LATEST: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct CompileFairQueue {
     rules: ScheduleRules,
-    state: Mutex<GateState>,
+    state: Mutex<CompileQueueState>,
 }
 
 #[derive(Debug)]
-struct GateState {
+struct CompileQueueState {
     schedule: CompileSchedule,
     /// The channels of the compilations that wait to start.
-    waiting: HashMap<JobId, PassSender>,
+    waiting: HashMap<JobId, CompileGrantSender>,
     /// The leases of the compilations that hold a slot, or were stopped.
     leases: HashMap<JobId, Arc<CompileLease>>,
     /// When preemption was last checked for. One check is enough for all that wait.
     looked: Instant,
 }
 
-type PassSender = oneshot::Sender<Result<CompileThreadPermit, Rejected>>;
+type CompileGrantSender = oneshot::Sender<Result<CompileThreadPermit, Rejected>>;
 
 /// The permit to use a compile thread. Dropping it releases the thread's slot and charges the
 /// tenant for the time.
 #[derive(Debug)]
 pub(in crate::run) struct CompileThreadPermit {
-    gate: Arc<CompileFairQueue>,
+    queue: Arc<CompileFairQueue>,
     id: JobId,
     lease: Arc<CompileLease>,
 }
@@ -61,25 +62,25 @@ impl CompileThreadPermit {
 impl Drop for CompileThreadPermit {
     fn drop(&mut self) {
         let took = self.lease.processor_time();
-        let mut state = self.gate.lock();
+        let mut state = self.queue.lock();
         state.leases.remove(&self.id);
         let mut decisions = Vec::new();
         let now = Instant::now();
         state.schedule.end(self.id, took, now, &mut decisions);
-        self.gate.carry_out(state, decisions);
+        self.queue.carry_out(state, decisions);
     }
 }
 
 /// A waiter's position in its line. Dropping it takes the waiter out of the line, if it still
 /// waits.
 struct CompileWaiterGuard<'a> {
-    gate: &'a CompileFairQueue,
+    queue: &'a CompileFairQueue,
     id: JobId,
 }
 
 impl Drop for CompileWaiterGuard<'_> {
     fn drop(&mut self) {
-        let mut state = self.gate.lock();
+        let mut state = self.queue.lock();
         state.waiting.remove(&self.id);
         state.schedule.leave(self.id);
     }
@@ -90,7 +91,7 @@ impl CompileFairQueue {
     pub(super) fn new(rules: ScheduleRules, weights: &[u32]) -> Arc<Self> {
         Arc::new(Self {
             rules,
-            state: Mutex::new(GateState {
+            state: Mutex::new(CompileQueueState {
                 schedule: CompileSchedule::new(rules, weights),
                 waiting: HashMap::new(),
                 leases: HashMap::new(),
@@ -99,7 +100,7 @@ impl CompileFairQueue {
         })
     }
 
-    /// Acquires a compile thread for the tenant of `line`, waiting for at most `patience`. While it
+    /// Acquires a compile thread for `tenant`, waiting for at most `patience`. While it
     /// waits it checks from time to time whether a compilation has to be preempted.
     ///
     /// # Errors
@@ -110,7 +111,7 @@ impl CompileFairQueue {
         patience: Duration,
     ) -> Result<CompileThreadPermit, Rejected> {
         let (id, mut told) = self.arrive(tenant)?;
-        let _place = CompileWaiterGuard { gate: self, id };
+        let _place = CompileWaiterGuard { queue: self, id };
         let now = tokio::time::Instant::now();
         let deadline = now.checked_add(patience);
         loop {
@@ -160,14 +161,14 @@ impl CompileFairQueue {
             return;
         }
         state.looked = now;
-        let GateState {
+        let CompileQueueState {
             schedule, leases, ..
         } = &mut *state;
         for (id, lease) in leases {
             schedule.set_preemptible(*id, lease.is_preemptible());
         }
         let mut decisions = Vec::new();
-        if !stopped.is_some_and(|id| schedule.has_stopped(id, now, &mut decisions)) {
+        if !stopped.is_some_and(|id| schedule.note_stopped(id, now, &mut decisions)) {
             schedule.preempt(now, &mut decisions);
         }
         self.carry_out(state, decisions);
@@ -176,19 +177,23 @@ impl CompileFairQueue {
     /// Carries out `decisions`. Compile threads are told under the lock, so that they are told in
     /// order. Waiters are told after it is released, since a permit whose waiter has left takes the
     /// lock when it is dropped.
-    fn carry_out(self: &Arc<Self>, mut state: MutexGuard<'_, GateState>, decisions: Vec<Decision>) {
+    fn carry_out(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, CompileQueueState>,
+        decisions: Vec<Decision>,
+    ) {
         let mut later = Vec::new();
         for decision in decisions {
             match decision {
                 Decision::Start(id) => {
                     let lease = self.lease(id);
                     state.leases.insert(id, Arc::clone(&lease));
-                    let pass = CompileThreadPermit {
-                        gate: Arc::clone(self),
+                    let permit = CompileThreadPermit {
+                        queue: Arc::clone(self),
                         id,
                         lease,
                     };
-                    later.push((state.waiting.remove(&id), Ok(pass)));
+                    later.push((state.waiting.remove(&id), Ok(permit)));
                 }
                 Decision::TurnAway(id) => {
                     later.push((state.waiting.remove(&id), Err(Rejected::Full)))
@@ -215,17 +220,17 @@ impl CompileFairQueue {
     }
 
     fn lease(self: &Arc<Self>, id: JobId) -> Arc<CompileLease> {
-        let gate: Weak<Self> = Arc::downgrade(self);
+        let queue: Weak<Self> = Arc::downgrade(self);
         CompileLease::new(move || {
-            if let Some(gate) = gate.upgrade() {
-                gate.check_preemption(Some(id));
+            if let Some(queue) = queue.upgrade() {
+                queue.check_preemption(Some(id));
             }
         })
     }
 
     /// Returns the most compilations that may wait to start.
-    pub(super) fn queue(&self) -> u32 {
-        self.rules.queue
+    pub(super) fn max_waiting(&self) -> u32 {
+        self.rules.max_waiting
     }
 
     /// Returns how many compilations hold a slot and how many wait.
@@ -233,10 +238,10 @@ impl CompileFairQueue {
         let state = self.lock();
         QueueLoad {
             held: state.schedule.held(),
-            permits: self.rules.places,
+            permits: self.rules.slots,
             waiting: state.schedule.waiting(),
             bytes: 0,
-            capacity: ResourceVector::places(self.rules.places).bytes,
+            capacity: PermitsAndBytes::places(self.rules.slots).bytes,
         }
     }
 
@@ -246,8 +251,7 @@ impl CompileFairQueue {
         wait.clamp(SOONEST, LATEST)
     }
 
-    fn lock(&self) -> MutexGuard<'_, GateState> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CompileQueueState> {
+        lock(&self.state)
     }
 }

@@ -17,7 +17,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::model::limits::LEFT_TO_OTHERS;
+use crate::model::limits::OTHERS_DIVISOR;
 use crate::model::tenant_id::{ByTenant, TenantId};
 
 /// The estimated cost of a tenant's compilation before one of its compilations has ended.
@@ -32,9 +32,9 @@ pub(super) type JobId = u64;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScheduleRules {
     /// The most compilations that may run at once.
-    pub(super) places: u32,
+    pub(super) slots: u32,
     /// The most compilations that may wait to start. Stopped ones that wait to go on do not count.
-    pub(super) queue: u32,
+    pub(super) max_waiting: u32,
     /// The most compilations that may be stopped at once, besides those that run.
     pub(super) max_stopped: u32,
     /// The shortest slice that a compilation gets before it is preempted, and how far its tenant
@@ -88,7 +88,7 @@ struct TenantCompiles {
     /// first.
     waiting: VecDeque<JobId>,
     /// How many of those in `waiting` have not started yet.
-    fresh: u32,
+    not_started: u32,
 }
 
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl ScheduledJob {
         }
     }
 
-    fn holds_a_place(&self) -> bool {
+    fn holds_a_slot(&self) -> bool {
         match self.phase {
             JobPhase::Running(_) | JobPhase::Stopping(_) => true,
             JobPhase::Waiting | JobPhase::Stopped => false,
@@ -170,17 +170,17 @@ impl CompileSchedule {
             usual: FIRST_ESTIMATE,
             held: 0,
             waiting: VecDeque::new(),
-            fresh: 0,
+            not_started: 0,
         };
         let has_several = weights.len() > 1;
-        let places = u64::from(rules.places);
+        let places = u64::from(rules.slots);
         // At least one slot is left to others, where there are two.
         let left = places
-            .div_ceil(LEFT_TO_OTHERS)
+            .div_ceil(OTHERS_DIVISOR)
             .min(places.saturating_sub(1));
-        let share = u32::try_from(places - left).unwrap_or(rules.places);
+        let share = u32::try_from(places - left).unwrap_or(rules.slots);
         Self {
-            share: if has_several { share } else { rules.places },
+            share: if has_several { share } else { rules.slots },
             has_several,
             rules,
             tenants: ByTenant::new(weights, tenant),
@@ -193,7 +193,7 @@ impl CompileSchedule {
         }
     }
 
-    /// Adds a compilation of the tenant of `line`, which starts at once or waits. Returns `None`
+    /// Adds a compilation of `tenant`, which starts at once or waits. Returns `None`
     /// where it is rejected, since too many wait already.
     pub(super) fn arrive(
         &mut self,
@@ -219,9 +219,9 @@ impl CompileSchedule {
             it.virtual_time = it.virtual_time.max(virtual_now);
         }
         it.waiting.push_back(id);
-        it.fresh += 1;
+        it.not_started += 1;
         self.serve(now, decisions);
-        if self.fresh() > self.rules.queue {
+        if self.not_started() > self.rules.max_waiting {
             match self.tenant_to_evict_from(tenant) {
                 Some(longest) => {
                     let newest = self.tenants[longest].waiting.back().copied();
@@ -249,7 +249,7 @@ impl CompileSchedule {
         }
         let it = &mut self.tenants[job.tenant];
         it.waiting.retain(|other| *other != id);
-        it.fresh -= 1;
+        it.not_started -= 1;
         self.jobs.remove(&id);
     }
 
@@ -271,7 +271,7 @@ impl CompileSchedule {
         let (virtual_now, it) = (self.virtual_now, &mut self.tenants[job.tenant]);
         it.settle(job.charged, cost, virtual_now);
         it.usual = average(it.usual, cost);
-        if job.holds_a_place() {
+        if job.holds_a_slot() {
             it.held -= 1;
             self.held -= 1;
         } else {
@@ -291,7 +291,7 @@ impl CompileSchedule {
 
     /// Takes the slot back from a compilation that was asked to stop and now has. Returns false
     /// where it was not asked.
-    pub(super) fn has_stopped(
+    pub(super) fn note_stopped(
         &mut self,
         id: JobId,
         now: Instant,
@@ -336,7 +336,7 @@ impl CompileSchedule {
         let victims = self.jobs.iter().filter(|(_, job)| {
             job.tenant != next
                 && job.preemptible
-                && job.holds_a_place()
+                && job.holds_a_slot()
                 && job.slice_until(now) >= quantum
                 && self.used(job.tenant, now) > behind + self.tenants[job.tenant].share_of(quantum)
         });
@@ -359,19 +359,19 @@ impl CompileSchedule {
 
     /// Returns how many compilations wait to start or to go on.
     pub(super) fn waiting(&self) -> u32 {
-        self.fresh() + self.stopped
+        self.not_started() + self.stopped
     }
 
     /// Estimates when a compilation that arrives now would start: all that wait go before it, and
     /// as many run at once as there are slots.
     pub(super) fn expected_wait(&self) -> Duration {
-        let before = f64::from(self.waiting() + 1) / f64::from(self.rules.places.max(1));
+        let before = f64::from(self.waiting() + 1) / f64::from(self.rules.slots.max(1));
         self.mean_hold.mul_f64(before)
     }
 
     /// Returns how many compilations wait to start.
-    fn fresh(&self) -> u32 {
-        self.tenants.values().map(|tenant| tenant.fresh).sum()
+    fn not_started(&self) -> u32 {
+        self.tenants.values().map(|tenant| tenant.not_started).sum()
     }
 
     /// Charges tenants for compilations that have by now run longer than they were charged for.
@@ -409,7 +409,7 @@ impl CompileSchedule {
             // The daemon's own work counts as no tenant.
             let limit = match tenant {
                 TenantId::Named(_) => self.share,
-                TenantId::Own => self.rules.places,
+                TenantId::Own => self.rules.slots,
             };
             it.held < limit && (may_start || head.phase == JobPhase::Stopped)
         };
@@ -419,9 +419,9 @@ impl CompileSchedule {
 
     /// Gives the free slots to waiting compilations.
     fn serve(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
-        while self.held < self.rules.places {
+        while self.held < self.rules.slots {
             // Each compilation that was started keeps its memory until it ends.
-            let most = self.rules.places.saturating_add(self.rules.max_stopped);
+            let most = self.rules.slots.saturating_add(self.rules.max_stopped);
             let Some(tenant) = self.next_tenant(self.held + self.stopped < most) else {
                 return;
             };
@@ -439,7 +439,7 @@ impl CompileSchedule {
                 self.stopped -= 1;
                 decisions.push(Decision::Resume(id));
             } else {
-                it.fresh -= 1;
+                it.not_started -= 1;
                 job.charged = it.usual;
                 it.virtual_time = it.virtual_time.saturating_add(it.share_of(it.usual));
                 decisions.push(Decision::Start(id));
@@ -448,13 +448,13 @@ impl CompileSchedule {
         }
     }
 
-    /// Returns the line that loses its newest waiter to the newest one of `line`: the longest by
-    /// weight, if it is longer than `line`.
+    /// Returns the tenant whose line loses its newest waiter to the newest one of `tenant`: the
+    /// longest by weight, if it is longer than that of `tenant`.
     fn tenant_to_evict_from(&self, tenant: TenantId) -> Option<TenantId> {
         // The comparison is crosswise, since lengths are divided by weights.
         let is_longer = |a: TenantId, b: TenantId| {
             let (a, b) = (&self.tenants[a], &self.tenants[b]);
-            u64::from(a.fresh) * b.weight > u64::from(b.fresh) * a.weight
+            u64::from(a.not_started) * b.weight > u64::from(b.not_started) * a.weight
         };
         let longer = self.tenants.ids().filter(|it| is_longer(*it, tenant));
         longer.reduce(|longest, it| if is_longer(it, longest) { it } else { longest })

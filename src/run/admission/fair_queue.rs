@@ -1,4 +1,6 @@
-//! A weighted fair queue, by virtual time, in front of a bounded resource: permits and bytes.
+//! A weighted fair queue by virtual time (start-time fair queueing) in front of a bounded resource:
+//! permits and bytes. What is shared fairly is grants: each costs its tenant one unit divided by
+//! the tenant's weight, whatever its bytes, which only have to fit.
 //!
 //! Each tenant has a line of waiters, served first come, first served. The line with the lowest
 //! virtual time, which is the one whose tenant has been granted least for its weight, is served
@@ -14,15 +16,16 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::load::QueueLoad;
-use super::resource_vector::ResourceVector;
+use super::permits_and_bytes::PermitsAndBytes;
 use crate::model::tenant_id::{ByTenant, TenantId};
 use crate::store::UploadSlot;
+use crate::sync::lock;
 
 /// Virtual time that one grant adds to a line of weight one.
 const GRANT_COST: u64 = 1 << 20;
@@ -43,13 +46,13 @@ const LATE: Duration = Duration::from_secs(30);
 /// A weighted fair queue in front of permits and bytes that all tenants share.
 #[derive(Debug)]
 pub(super) struct FairQueue {
-    capacity: ResourceVector,
+    capacity: PermitsAndBytes,
     /// The most that one tenant may hold; also the largest request that can ever be granted.
-    share: ResourceVector,
+    share: PermitsAndBytes,
     /// The most that a tenant may hold to overtake a head that has been overtaken too often.
-    small_tenant_cap: ResourceVector,
+    small_tenant_cap: PermitsAndBytes,
     /// The most requests that may wait at once, over all tenants.
-    queue: u32,
+    max_waiting: u32,
     /// Whether the queue is closed and grants nothing any more. It is set under the lock.
     closed: AtomicBool,
     state: Mutex<State>,
@@ -57,7 +60,7 @@ pub(super) struct FairQueue {
 
 #[derive(Debug)]
 struct State {
-    held: ResourceVector,
+    held: PermitsAndBytes,
     waiting: u32,
     /// The virtual time of the queue: the highest at which a line has been served so far.
     virtual_now: u64,
@@ -77,9 +80,9 @@ struct State {
 #[derive(Debug)]
 struct TenantWaiters {
     weight: u32,
-    held: ResourceVector,
+    held: PermitsAndBytes,
     /// The most that the tenant may hold.
-    limit: ResourceVector,
+    limit: PermitsAndBytes,
     /// Virtual time of the line: it grows with each grant, by less the greater the weight.
     virtual_time: u64,
     /// The waiters, in the order of their tickets.
@@ -87,24 +90,24 @@ struct TenantWaiters {
     /// How often other lines overtook its head, which did not fit.
     overtaken: u32,
     /// Its key in [`State::eligible`]; `None` where it is not in that set.
-    in_next: Option<u64>,
+    eligible_key: Option<u64>,
     /// Its key in [`State::by_length`]; `None` where it is not in that set.
-    in_longest: Option<u64>,
+    length_key: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
-    ask: ResourceVector,
+    ask: PermitsAndBytes,
     told: GrantSender,
 }
 
 /// What a `FairQueue` has granted: permits and bytes, which are released when this is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    gate: Arc<FairQueue>,
+    queue: Arc<FairQueue>,
     tenant: TenantId,
-    held: ResourceVector,
+    held: PermitsAndBytes,
     since: Instant,
 }
 
@@ -112,7 +115,7 @@ pub struct Permit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
     /// The request can never fit; the value is the most that can be granted.
-    TooMuch(ResourceVector),
+    TooMuch(PermitsAndBytes),
     /// Too many requests wait already.
     Full,
     /// The longest permitted wait is over.
@@ -139,16 +142,16 @@ impl Wakeups {
 }
 
 impl FairQueue {
-    /// Creates a queue in front of `capacity` in which at most `queue` requests wait. There is one
-    /// line for each of `weights`, and for the daemon itself.
-    pub(super) fn new(capacity: ResourceVector, queue: u32, weights: &[u32]) -> Arc<Self> {
+    /// Creates a queue in front of `capacity` in which at most `max_waiting` requests wait. There
+    /// is one line for each of `weights`, and for the daemon itself.
+    pub(super) fn new(capacity: PermitsAndBytes, max_waiting: u32, weights: &[u32]) -> Arc<Self> {
         let share = match weights.len() > 1 {
             true => capacity.share(),
             false => capacity,
         };
         let tenant = |tenant, weight: u32| TenantWaiters {
             weight: weight.max(1),
-            held: ResourceVector::default(),
+            held: PermitsAndBytes::default(),
             limit: match tenant {
                 TenantId::Named(_) => share,
                 TenantId::Own => capacity,
@@ -156,17 +159,17 @@ impl FairQueue {
             virtual_time: 0,
             waiting: VecDeque::new(),
             overtaken: 0,
-            in_next: None,
-            in_longest: None,
+            eligible_key: None,
+            length_key: None,
         };
         Arc::new(Self {
             capacity,
             share,
             small_tenant_cap: capacity.eighth(),
-            queue,
+            max_waiting,
             closed: AtomicBool::new(false),
             state: Mutex::new(State {
-                held: ResourceVector::default(),
+                held: PermitsAndBytes::default(),
                 waiting: 0,
                 virtual_now: 0,
                 tenants: ByTenant::new(weights, tenant),
@@ -178,7 +181,7 @@ impl FairQueue {
         })
     }
 
-    /// Acquires `ask` for the tenant of `line`, at once or after it has waited in its line for at
+    /// Acquires `ask` for `tenant`, at once or after it has waited in its line for at
     /// most `patience`. Where it has to wait, `waits` is called first.
     ///
     /// # Errors
@@ -186,19 +189,19 @@ impl FairQueue {
     pub(super) async fn acquire(
         self: &Arc<Self>,
         tenant: TenantId,
-        ask: ResourceVector,
+        ask: PermitsAndBytes,
         patience: Duration,
         waits: impl FnOnce(),
     ) -> Result<Permit, Rejected> {
         let (ticket, mut told) = match self.arrive(tenant, ask)? {
-            AcquireStep::Through(pass) => return Ok(pass),
+            AcquireStep::Through(permit) => return Ok(permit),
             AcquireStep::InLine(ticket, told) => (ticket, told),
         };
         if let Ok(what) = told.try_recv() {
             return what;
         }
-        let mut place = WaiterGuard {
-            gate: self,
+        let mut waiter_guard = WaiterGuard {
+            queue: self,
             tenant,
             ticket,
             is_told: false,
@@ -206,7 +209,7 @@ impl FairQueue {
         waits();
         match tokio::time::timeout(patience, &mut told).await {
             Ok(Ok(what)) => {
-                place.is_told = true;
+                waiter_guard.is_told = true;
                 what
             }
             Ok(Err(_gone)) => Err(Rejected::Closed),
@@ -222,7 +225,7 @@ impl FairQueue {
     pub(super) fn try_acquire(
         self: &Arc<Self>,
         tenant: TenantId,
-        ask: ResourceVector,
+        ask: PermitsAndBytes,
     ) -> Result<Permit, Rejected> {
         let mut state = self.lock();
         self.check(ask)?;
@@ -259,8 +262,8 @@ impl FairQueue {
     }
 
     /// Returns the most requests that may wait at once.
-    pub(super) fn queue(&self) -> u32 {
-        self.queue
+    pub(super) fn max_waiting(&self) -> u32 {
+        self.max_waiting
     }
 
     /// Returns what is held and how many wait now.
@@ -286,7 +289,7 @@ impl FairQueue {
     fn arrive(
         self: &Arc<Self>,
         tenant: TenantId,
-        ask: ResourceVector,
+        ask: PermitsAndBytes,
     ) -> Result<AcquireStep, Rejected> {
         let mut state = self.lock();
         self.check(ask)?;
@@ -299,7 +302,7 @@ impl FairQueue {
         let ticket = state.tickets;
         state.line_up(tenant, Waiter { ticket, ask, told });
         self.grant_waiters(&mut state, &mut later);
-        if state.waiting > self.queue {
+        if state.waiting > self.max_waiting {
             // One too many waits: the newest of the longest line goes, or this one.
             match state.tenant_to_evict_from(tenant) {
                 Some(longest) => {
@@ -321,22 +324,27 @@ impl FairQueue {
     }
 
     /// Checks that the queue is open and that `ask` can ever fit. The caller holds the lock.
-    fn check(&self, ask: ResourceVector) -> Result<(), Rejected> {
+    fn check(&self, ask: PermitsAndBytes) -> Result<(), Rejected> {
         if self.is_closed() {
             return Err(Rejected::Closed);
         }
-        if !ResourceVector::default().has_room(ask, self.share) {
+        if !PermitsAndBytes::default().has_room(ask, self.share) {
             return Err(Rejected::TooMuch(self.share));
         }
         Ok(())
     }
 
-    fn fits(&self, state: &State, tenant: TenantId, ask: ResourceVector) -> bool {
+    fn fits(&self, state: &State, tenant: TenantId, ask: PermitsAndBytes) -> bool {
         let it = &state.tenants[tenant];
         state.held.has_room(ask, self.capacity) && it.held.has_room(ask, it.limit)
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, tenant: TenantId, ask: ResourceVector) -> Permit {
+    fn grant(
+        self: &Arc<Self>,
+        state: &mut State,
+        tenant: TenantId,
+        ask: PermitsAndBytes,
+    ) -> Permit {
         state.held.add(ask);
         let it = &mut state.tenants[tenant];
         it.held.add(ask);
@@ -349,7 +357,7 @@ impl FairQueue {
         it.virtual_time += GRANT_COST / u64::from(it.weight);
         state.reorder(tenant);
         Permit {
-            gate: Arc::clone(self),
+            queue: Arc::clone(self),
             tenant,
             held: ask,
             since: Instant::now(),
@@ -371,8 +379,8 @@ impl FairQueue {
                 return;
             };
             state.waiting -= 1;
-            let pass = self.grant(state, tenant, waiter.ask);
-            later.0.push((waiter.told, Ok(pass)));
+            let permit = self.grant(state, tenant, waiter.ask);
+            later.0.push((waiter.told, Ok(permit)));
         }
     }
 
@@ -403,8 +411,7 @@ impl FairQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -437,14 +444,14 @@ impl State {
         let head = it.waiting.front();
         // A line is not eligible while only its own tenant can make room for its head.
         let is_next = head.is_some_and(|head| it.held.has_room(head.ask, it.limit));
-        if is_next && it.in_next.is_none() {
+        if is_next && it.eligible_key.is_none() {
             // It cannot catch up on what others were granted meanwhile.
             it.virtual_time = it.virtual_time.max(self.virtual_now);
         }
         let at = is_next.then_some(it.virtual_time);
-        move_to(&mut self.eligible, tenant, &mut it.in_next, at);
+        move_to(&mut self.eligible, tenant, &mut it.eligible_key, at);
         let length = (!it.waiting.is_empty()).then(|| it.length());
-        move_to(&mut self.by_length, tenant, &mut it.in_longest, length);
+        move_to(&mut self.by_length, tenant, &mut it.length_key, length);
         if it.waiting.is_empty() && it.waiting.capacity() > KEPT_WAITERS {
             it.waiting = VecDeque::new();
         }
@@ -478,15 +485,15 @@ impl State {
         Some((newest.told, Err(Rejected::Full)))
     }
 
-    /// Returns the line that loses its newest waiter to the newest one of `line`: the longest by
-    /// weight, if it is longer than `line`.
+    /// Returns the tenant whose line loses its newest waiter to the newest one of `tenant`: the
+    /// longest by weight, if it is longer than that of `tenant`.
     fn tenant_to_evict_from(&self, tenant: TenantId) -> Option<TenantId> {
         let &(length, longest) = self.by_length.last()?;
         (longest != tenant && length > self.tenants[tenant].length()).then_some(longest)
     }
 }
 
-/// Moves `line` from the key `from` to the key `to` in a set; `None` means that it is not in the
+/// Moves `tenant` from the key `from` to the key `to` in a set; `None` means that it is not in the
 /// set.
 fn move_to(
     set: &mut BTreeSet<(u64, TenantId)>,
@@ -514,7 +521,7 @@ enum AcquireStep {
 /// A waiter's position in its line. When this is dropped before an answer has come, the waiter
 /// leaves the line.
 struct WaiterGuard<'a> {
-    gate: &'a Arc<FairQueue>,
+    queue: &'a Arc<FairQueue>,
     tenant: TenantId,
     ticket: u64,
     /// Whether it has been answered, and is in the line no more.
@@ -526,11 +533,11 @@ impl Drop for WaiterGuard<'_> {
         if self.is_told {
             return;
         }
-        let mut state = self.gate.lock();
+        let mut state = self.queue.lock();
         let mut later = Wakeups::default();
         if state.leave(self.tenant, self.ticket) {
             // Those behind it may fit where it did not fit.
-            self.gate.grant_waiters(&mut state, &mut later);
+            self.queue.grant_waiters(&mut state, &mut later);
         }
         drop(state);
         later.tell();
@@ -541,14 +548,14 @@ impl Permit {
     /// Splits off a permit for `bytes`, or for as many as there are, and no slot. The two are
     /// released independently.
     pub(in crate::run) fn split(&mut self, bytes: u64) -> Self {
-        let part = ResourceVector {
+        let part = PermitsAndBytes {
             permits: 0,
             bytes: bytes.min(self.held.bytes),
         };
         // The total that the queue counts as held stays the same.
         self.held.sub(part);
         Self {
-            gate: Arc::clone(&self.gate),
+            queue: Arc::clone(&self.queue),
             tenant: self.tenant,
             held: part,
             since: self.since,
@@ -571,10 +578,10 @@ impl UploadSlot for Permit {}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.held == ResourceVector::default() {
+        if self.held == PermitsAndBytes::default() {
             return;
         }
-        let mut state = self.gate.lock();
+        let mut state = self.queue.lock();
         state.held.sub(self.held);
         state.tenants[self.tenant].held.sub(self.held);
         state.reorder(self.tenant);
@@ -583,7 +590,7 @@ impl Drop for Permit {
             state.mean_hold = (state.mean_hold * (HOLD_EWMA - 1) + held) / HOLD_EWMA;
         }
         let mut later = Wakeups::default();
-        self.gate.grant_waiters(&mut state, &mut later);
+        self.queue.grant_waiters(&mut state, &mut later);
         drop(state);
         later.tell();
     }

@@ -8,8 +8,8 @@ mod compile_schedule;
 mod fair_queue;
 mod load;
 mod memory;
+mod permits_and_bytes;
 mod quota;
-mod resource_vector;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use futures_util::future::{Either, select};
 use self::compile_fair_queue::{CompileFairQueue, CompileThreadPermit};
 use self::compile_schedule::ScheduleRules;
 use self::fair_queue::{FairQueue, Rejected};
-use self::resource_vector::ResourceVector;
+use self::permits_and_bytes::PermitsAndBytes;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::tenant_id::TenantId;
 use crate::sandbox::CompileLane;
@@ -96,15 +96,15 @@ impl Admission {
     /// Creates the queues for tenants of `weights`, and for the daemon itself.
     pub(super) fn new(capacity: &Capacity, weights: &[u32]) -> Self {
         let places =
-            |places: u32, queue| FairQueue::new(ResourceVector::places(places), queue, weights);
-        let slots = ResourceVector {
+            |places: u32, queue| FairQueue::new(PermitsAndBytes::places(places), queue, weights);
+        let slots = PermitsAndBytes {
             permits: capacity.slots,
             bytes: capacity.memory,
         };
-        let compiles = |places, max_stopped| {
+        let compiles = |slots, max_stopped| {
             let rules = ScheduleRules {
-                places,
-                queue: capacity.compile_queue,
+                slots,
+                max_waiting: capacity.compile_queue,
                 max_stopped,
                 quantum: capacity.compile_quantum,
             };
@@ -122,7 +122,7 @@ impl Admission {
         }
     }
 
-    /// Acquires a slot with `bytes` of memory for a run of the tenant of `line`. Where it has to
+    /// Acquires a slot with `bytes` of memory for a run of `tenant`. Where it has to
     /// wait, `waits` is called first; it waits until the caller's `deadline` or for
     /// `admission.max_wait`, whichever is shorter.
     ///
@@ -140,7 +140,7 @@ impl Admission {
         let wait = patience.map_or(self.max_wait, |patience| patience.min(self.max_wait));
         let entered = self
             .runs
-            .acquire(tenant, ResourceVector::one_permit(bytes), wait, waits)
+            .acquire(tenant, PermitsAndBytes::one_permit(bytes), wait, waits)
             .await;
         entered.map_err(|turned| {
             let gives_up = patience.is_some_and(|it| it <= self.max_wait);
@@ -151,7 +151,7 @@ impl Admission {
         })
     }
 
-    /// Acquires a compile thread for the tenant of `line`, and returns the lane of that thread too:
+    /// Acquires a compile thread for `tenant`, and returns the lane of that thread too:
     /// a small module waits in both lanes and takes whichever is free first.
     ///
     /// # Errors
@@ -187,7 +187,7 @@ impl Admission {
     pub(super) fn acquire_upload(&self, tenant: TenantId) -> Result<Permit, Refusal> {
         let entered = self
             .uploads
-            .try_acquire(tenant, ResourceVector::one_permit(0));
+            .try_acquire(tenant, PermitsAndBytes::one_permit(0));
         entered.map_err(|turned| self.refusal(QueueKind::Upload, 0, turned))
     }
 
@@ -199,7 +199,7 @@ impl Admission {
     pub(super) fn acquire_detached_start(&self, tenant: TenantId) -> Result<Permit, Refusal> {
         let entered = self
             .detached_starts
-            .try_acquire(tenant, ResourceVector::one_permit(0));
+            .try_acquire(tenant, PermitsAndBytes::one_permit(0));
         entered.map_err(|turned| self.refusal(QueueKind::DetachedStart, 0, turned))
     }
 
@@ -231,7 +231,7 @@ impl Admission {
                 self.runs.retry_after(),
                 "all slots, or all memory for runs, are taken and too many runs wait already",
                 "admission.queue",
-                self.runs.queue(),
+                self.runs.max_waiting(),
                 self.max_wait,
                 "admission.max_wait",
             ),
@@ -239,7 +239,7 @@ impl Admission {
                 self.compiles.retry_after(),
                 "too many modules wait to be compiled",
                 "compile.queue",
-                self.compiles.queue(),
+                self.compiles.max_waiting(),
                 self.compile_wait,
                 "compile.max_wait",
             ),
@@ -255,7 +255,7 @@ impl Admission {
                 self.detached_starts.retry_after(),
                 "too many runs that go on without their callers wait",
                 "admission.queue",
-                self.runs.queue(),
+                self.runs.max_waiting(),
                 Duration::ZERO,
                 "admission.queue",
             ),
@@ -354,12 +354,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_answer_keeps_of_a_run_holds_bytes_and_no_slot() {
-        let capacity = ResourceVector {
+        let capacity = PermitsAndBytes {
             permits: 1,
             bytes: 100,
         };
         let gate = FairQueue::new(capacity, 8, &[1]);
-        let mut run = gate.try_acquire(A, ResourceVector::one_permit(80)).unwrap();
+        let mut run = gate
+            .try_acquire(A, PermitsAndBytes::one_permit(80))
+            .unwrap();
         let mut answer = run.split(30);
         assert_eq!(
             (held(&gate), run.bytes(), answer.bytes()),
@@ -368,12 +370,12 @@ mod tests {
         drop(run);
         assert_eq!(held(&gate), (0, 30));
         // The next run finds the slot free, and as many bytes as the answer leaves.
-        let enter = |bytes| gate.try_acquire(A, ResourceVector::one_permit(bytes));
+        let enter = |bytes| gate.try_acquire(A, PermitsAndBytes::one_permit(bytes));
         assert_eq!(enter(71).unwrap_err(), Rejected::Full);
         drop(enter(70).unwrap());
         // A waiter is granted as soon as enough of the answer has been taken.
         let patience = Duration::from_secs(600);
-        let mut waits = pin!(gate.acquire(A, ResourceVector::one_permit(90), patience, || ()));
+        let mut waits = pin!(gate.acquire(A, PermitsAndBytes::one_permit(90), patience, || ()));
         assert!(waits.as_mut().now_or_never().is_none());
         answer.release(19);
         assert!(waits.as_mut().now_or_never().is_none());
@@ -391,14 +393,14 @@ mod tests {
     #[test]
     fn no_more_is_split_off_than_there_is() {
         let gate = FairQueue::new(
-            ResourceVector {
+            PermitsAndBytes {
                 permits: 2,
                 bytes: 10,
             },
             0,
             &[1],
         );
-        let mut run = gate.try_acquire(A, ResourceVector::one_permit(4)).unwrap();
+        let mut run = gate.try_acquire(A, PermitsAndBytes::one_permit(4)).unwrap();
         let answer = run.split(5);
         assert_eq!((run.bytes(), answer.bytes()), (0, 4));
         drop(answer);

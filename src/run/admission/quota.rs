@@ -1,17 +1,23 @@
 //! Tenant quotas: runs at once, runs a second (token bucket), processor time a minute (token
 //! bucket) and stored modules. The counters here do not outlive the daemon.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::compile_fair_queue::CompileThreadPermit;
 use crate::model::refusal::{Reason, Refusal};
 use crate::sandbox::{CompileGrant, CompileLease, TenantQueue};
+use crate::sync::lock;
 
 /// The delay after which a refused caller is told to retry, where no better estimate is known.
 const RETRY: Duration = Duration::from_millis(500);
 /// Seconds in a minute, the period over which processor time is counted.
 const MINUTE: f64 = 60.0;
+/// The bounds of the delay that a caller is told for whom a bucket has too few tokens.
+const SOONEST: Duration = Duration::from_millis(1);
+const LATEST: Duration = Duration::from_secs(3600);
+/// The shortest time, in which the least that a bucket can have comes back.
+const TICK: Duration = Duration::from_nanos(1);
 
 /// The quota of a tenant. A field that is `None` sets no limit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,11 +55,17 @@ struct QuotaCounters {
 
 /// A token bucket: tokens come back at a steady rate up to a capacity, and their number may be
 /// negative, which is a debt.
+///
+/// What is missing is kept as the time when the bucket will be full. So a refill changes nothing
+/// and loses nothing to rounding, and it is known to the nanosecond when a token is there.
 #[derive(Debug)]
 struct TokenBucket {
-    capacity: f64,
-    per_second: f64,
-    tokens: f64,
+    /// How long one token takes to come back.
+    per_token: Duration,
+    /// How long it takes until an empty bucket is full.
+    capacity: Duration,
+    full_at: Instant,
+    /// When it was last looked at.
     at: Instant,
 }
 
@@ -107,47 +119,67 @@ impl Drop for RunQuotaGuard {
 }
 
 impl TokenBucket {
-    fn new(per_second: f64, most: f64) -> Self {
+    fn new(per_second: f64, most: f64, now: Instant) -> Self {
+        let per_token = Duration::from_secs_f64(1.0 / per_second);
         Self {
-            capacity: most,
-            per_second,
-            tokens: most,
-            at: Instant::now(),
+            per_token,
+            capacity: per_token.mul_f64(most),
+            full_at: now,
+            at: now,
         }
     }
 
-    /// Adds the tokens that have come back since the last refill, and takes away those `spent`
+    /// Takes away the tokens `spent` since the last refill, and adds those that have come back
     /// meanwhile.
-    fn refill(&mut self, spent: f64) {
-        let now = Instant::now();
-        let since = now.duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.tokens = (self.tokens + since * self.per_second - spent).min(self.capacity);
+    fn refill(&mut self, spent: f64, now: Instant) {
+        self.full_at = self.full_at.max(self.at) + self.per_token.mul_f64(spent);
+        self.at = self.at.max(now);
     }
 
-    /// Returns how long it takes until there are `want` tokens: from a millisecond to an hour.
-    fn wait_for(&self, want: f64) -> Duration {
-        let seconds = ((want - self.tokens) / self.per_second).clamp(0.0, 3600.0);
-        Duration::from_secs_f64(seconds).max(Duration::from_millis(1))
+    /// Takes one token away.
+    fn take_one(&mut self) {
+        self.full_at = self.full_at.max(self.at) + self.per_token;
+    }
+
+    /// Returns how long it takes until one token is there, or nothing where it is.
+    fn wait_for_one(&self) -> Option<Duration> {
+        self.wait_for(self.per_token)
+    }
+
+    /// Returns how long it takes until there is anything at all, or nothing where there is.
+    fn wait_for_any(&self) -> Option<Duration> {
+        self.wait_for(TICK)
+    }
+
+    /// Returns how long it takes until there is what comes back in the time `want`, or nothing
+    /// where that is there.
+    fn wait_for(&self, want: Duration) -> Option<Duration> {
+        let missing = self.full_at.saturating_duration_since(self.at);
+        let wait = (missing + want).saturating_sub(self.capacity);
+        (!wait.is_zero()).then_some(wait)
     }
 }
 
 impl QuotaUsage {
-    /// Creates the counters of a tenant whose guests run in the scheduler queue `lane`.
-    pub(in crate::run) fn new(quota: Quota, lane: Arc<TenantQueue>) -> Arc<Self> {
+    /// Creates the counters of a tenant whose guests run in the scheduler queue `tenant_queue`.
+    pub(in crate::run) fn new(quota: Quota, tenant_queue: Arc<TenantQueue>) -> Arc<Self> {
+        Self::new_at(quota, tenant_queue, Instant::now())
+    }
+
+    fn new_at(quota: Quota, tenant_queue: Arc<TenantQueue>, now: Instant) -> Arc<Self> {
         // A second's worth of runs may come at once, and always at least one.
         let rate = quota.runs_per_second;
         let cpu = quota.cpu_seconds_per_minute;
         Arc::new(Self {
             used: Mutex::new(QuotaCounters {
                 runs: 0,
-                rate: rate.map(|rate| TokenBucket::new(rate, rate.max(1.0))),
-                cpu: cpu.map(|cpu| TokenBucket::new(cpu / MINUTE, cpu)),
-                spent: lane.cpu_time(),
+                rate: rate.map(|rate| TokenBucket::new(rate, rate.max(1.0), now)),
+                cpu: cpu.map(|cpu| TokenBucket::new(cpu / MINUTE, cpu, now)),
+                spent: tenant_queue.cpu_time(),
                 compiled: Duration::ZERO,
             }),
             quota,
-            tenant_queue: lane,
+            tenant_queue,
         })
     }
 
@@ -161,20 +193,25 @@ impl QuotaUsage {
     /// # Errors
     /// `TENANT_QUOTA`, with the delay after which the caller may retry.
     pub(in crate::run) fn count_run(self: &Arc<Self>) -> Result<RunQuotaGuard, Refusal> {
+        self.count_run_at(Instant::now())
+    }
+
+    fn count_run_at(self: &Arc<Self>, now: Instant) -> Result<RunQuotaGuard, Refusal> {
         let mut used = self.lock();
         if let Some(most) = self.quota.runs
             && used.runs >= most
         {
             return Err(over("runs", most, RETRY));
         }
-        self.check_processor_time(&mut used)?;
+        self.check_processor_time(&mut used, now)?;
         if let Some(rate) = &mut used.rate {
-            rate.refill(0.0);
-            if rate.tokens < 1.0 {
+            rate.refill(0.0, now);
+            if let Some(wait) = rate.wait_for_one() {
                 let most = self.quota.runs_per_second.unwrap_or_default();
-                return Err(over("runs_per_second", most, rate.wait_for(1.0)));
+                let wait = wait.clamp(SOONEST, LATEST);
+                return Err(over("runs_per_second", most, wait));
             }
-            rate.tokens -= 1.0;
+            rate.take_one();
         }
         used.runs += 1;
         Ok(RunQuotaGuard(Arc::clone(self)))
@@ -185,28 +222,28 @@ impl QuotaUsage {
     /// # Errors
     /// `TENANT_QUOTA`, with the delay after which the caller may retry.
     pub(in crate::run) fn may_compile(&self) -> Result<(), Refusal> {
-        self.check_processor_time(&mut self.lock())
+        self.check_processor_time(&mut self.lock(), Instant::now())
     }
 
-    fn check_processor_time(&self, used: &mut QuotaCounters) -> Result<(), Refusal> {
+    fn check_processor_time(&self, used: &mut QuotaCounters, now: Instant) -> Result<(), Refusal> {
         let spent = self.tenant_queue.cpu_time();
         let since = spent.saturating_sub(used.spent) + std::mem::take(&mut used.compiled);
         used.spent = spent;
         if let Some(cpu) = &mut used.cpu {
             // Work that is under way when the time is used up goes on; what it then uses becomes a
             // debt.
-            cpu.refill(since.as_secs_f64());
-            if cpu.tokens <= 0.0 {
+            cpu.refill(since.as_secs_f64(), now);
+            if let Some(wait) = cpu.wait_for_any() {
                 let most = self.quota.cpu_seconds_per_minute.unwrap_or_default();
-                return Err(over("cpu_seconds_per_minute", most, cpu.wait_for(0.0)));
+                let wait = wait.clamp(SOONEST, LATEST);
+                return Err(over("cpu_seconds_per_minute", most, wait));
             }
         }
         Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, QuotaCounters> {
-        // Nothing panics while the lock is held, so it is never poisoned.
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.used)
     }
 }
 
@@ -219,3 +256,6 @@ fn over(quota: &'static str, allowed: impl std::fmt::Display, retry: Duration) -
         .with("limit", format_args!("tenants.quota.{quota}"))
         .retry_after(retry)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::run::hold::Hold;
 use crate::run::origin::{Origin, RunMethod};
 use crate::run::record::Holder;
 use crate::run::tenant::Tenant;
+use crate::sync::lock;
 
 const RUNS: usize = 8;
 const BYTES: usize = 20 << 10;
@@ -24,7 +25,7 @@ const BYTES: usize = 20 << 10;
 fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
     static DAEMON: OnceLock<(Runtime, BenchDaemon)> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = lock(&TURN);
     let (_, daemon) = DAEMON.get_or_init(|| {
         let runtime = Runtime::new().unwrap();
         let context = runtime.enter();
@@ -199,7 +200,7 @@ impl World {
             Some(_) => exited(7),
             None => Err(Refusal::new(Reason::QueueFull, "of a test")),
         };
-        self.tenant.registry.end(run, end, None);
+        self.tenant.registry.end(run, end);
     }
 
     fn view(&mut self, id: RunId) {
@@ -298,7 +299,7 @@ fn what_is_packed_is_read_as_it_was_written() {
         run.log.write(Stream::Stderr, piece.as_bytes());
     }
     let id = run.id;
-    registry.end(&run, exited(7), None);
+    registry.end(&run, exited(7));
     let before = registry.find(&id).unwrap().record();
     assert!(run.may_be_packed());
     drop(run);

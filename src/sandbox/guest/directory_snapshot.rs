@@ -18,7 +18,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
 use wasmtime_wasi::p2::{FsError, FsResult};
 
 use super::memory_limiter::MemoryLimiter;
-use super::stop::{StopSignal, Stopped};
+use super::stop_signal::{StopSignal, Stopped};
 use crate::sandbox::schedule::file_threads::FileCalls;
 
 /// The size of the buffer that the kernel fills at once, in bytes. An entry that does not fit
@@ -86,8 +86,8 @@ pub(in crate::sandbox) struct ListedEntry<'a> {
 }
 
 impl DirectorySnapshot {
-    /// Reads all names of `dir`, through a separate descriptor, and charges `meter` for them as
-    /// they arrive.
+    /// Reads all names of `dir`, through a separate descriptor, and charges `memory_limiter` for
+    /// them as they arrive.
     ///
     /// # Errors
     /// Returns `InsufficientMemory` where the run may not hold that many, the error of the file
@@ -95,7 +95,7 @@ impl DirectorySnapshot {
     pub(in crate::sandbox) async fn read(
         dir: Arc<File>,
         files: &FileCalls,
-        meter: &mut MemoryLimiter,
+        memory_limiter: &mut MemoryLimiter,
         stop: &StopSignal,
     ) -> FsResult<Self> {
         let mut listing = Self {
@@ -107,11 +107,11 @@ impl DirectorySnapshot {
             next: 0,
             cursor: SnapshotCursor::default(),
         };
-        let read = listing.read_all(dir, files, meter, stop).await;
+        let read = listing.read_all(dir, files, memory_limiter, stop).await;
         match read {
             Ok(()) => Ok(listing),
             Err(error) => {
-                listing.release(meter);
+                listing.release(memory_limiter);
                 Err(error)
             }
         }
@@ -121,10 +121,10 @@ impl DirectorySnapshot {
         &mut self,
         dir: Arc<File>,
         files: &FileCalls,
-        meter: &mut MemoryLimiter,
+        memory_limiter: &mut MemoryLimiter,
         stop: &StopSignal,
     ) -> FsResult<()> {
-        self.charge(meter, LISTING_OVERHEAD)?;
+        self.charge(memory_limiter, LISTING_OVERHEAD)?;
         let open = move || DirectoryReader::open(&dir).map(DirectoryReader::read);
         let opened = files.blocking(open);
         let (mut reader, mut piece) = opened.await.map_err(io::Error::from)?;
@@ -132,7 +132,7 @@ impl DirectorySnapshot {
         loop {
             let read = piece.map_err(io::Error::from)?;
             let is_last = read.is_last;
-            self.append(read, meter)?;
+            self.append(read, memory_limiter)?;
             if is_last {
                 return Ok(());
             }
@@ -143,11 +143,11 @@ impl DirectorySnapshot {
         }
     }
 
-    fn append(&mut self, piece: SnapshotPiece, meter: &mut MemoryLimiter) -> FsResult<()> {
+    fn append(&mut self, piece: SnapshotPiece, memory_limiter: &mut MemoryLimiter) -> FsResult<()> {
         if piece.entries == 0 {
             return Ok(());
         }
-        self.charge(meter, piece.records.len() + CHUNK_OVERHEAD)?;
+        self.charge(memory_limiter, piece.records.len() + CHUNK_OVERHEAD)?;
         self.chunks.push(SnapshotChunk {
             first: self.entries,
             records: piece.records,
@@ -156,8 +156,8 @@ impl DirectorySnapshot {
         Ok(())
     }
 
-    fn charge(&mut self, meter: &mut MemoryLimiter, bytes: usize) -> FsResult<()> {
-        if !meter.charge(bytes) {
+    fn charge(&mut self, memory_limiter: &mut MemoryLimiter, bytes: usize) -> FsResult<()> {
+        if !memory_limiter.charge(bytes) {
             return Err(ErrorCode::InsufficientMemory.into());
         }
         self.charged += bytes;
@@ -165,8 +165,8 @@ impl DirectorySnapshot {
     }
 
     /// Releases the memory that the listing was charged for.
-    pub(in crate::sandbox) fn release(self, meter: &mut MemoryLimiter) {
-        meter.release(self.charged);
+    pub(in crate::sandbox) fn release(self, memory_limiter: &mut MemoryLimiter) {
+        memory_limiter.release(self.charged);
     }
 
     /// Returns the serial number of the directory itself.
@@ -402,16 +402,21 @@ impl OpenListings {
     }
 
     /// Drops the listing of a descriptor or handle, if there is one.
-    pub(in crate::sandbox) fn close(&mut self, key: u32, meter: &mut MemoryLimiter) {
+    pub(in crate::sandbox) fn close(&mut self, key: u32, memory_limiter: &mut MemoryLimiter) {
         if let Some(listing) = self.listings.remove(&key) {
-            listing.release(meter);
+            listing.release(memory_limiter);
         }
     }
 
     /// Moves a descriptor's listing to another descriptor, whose own listing is dropped.
-    pub(in crate::sandbox) fn renumber(&mut self, from: u32, to: u32, meter: &mut MemoryLimiter) {
+    pub(in crate::sandbox) fn renumber(
+        &mut self,
+        from: u32,
+        to: u32,
+        memory_limiter: &mut MemoryLimiter,
+    ) {
         if from != to {
-            self.close(to, meter);
+            self.close(to, memory_limiter);
             if let Some(listing) = self.listings.remove(&from) {
                 self.listings.insert(to, listing);
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
+use super::classify_end;
 use super::directory_snapshot::OpenListings;
 use super::entry::EntryPoint;
 use super::guest_state::GuestState;
@@ -21,8 +22,7 @@ use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
 use super::stepped_clock::ClockKind;
 use super::stepped_clock::SteppedClock;
-use super::stop::{StopReason, StopSignal};
-use super::trap;
+use super::stop_signal::{StopReason, StopSignal};
 use super::wasi;
 use super::wasi::GuestWasi;
 use super::working_dir;
@@ -140,7 +140,7 @@ pub fn prepare(
         state: GuestState {
             wasi,
             stepped_clock: stepped,
-            meter: MemoryLimiter::new(bytes_of(pages), Arc::clone(&ctx.usage)),
+            memory_limiter: MemoryLimiter::new(bytes_of(pages), Arc::clone(&ctx.usage)),
             stop: Arc::clone(&ctx.stop),
             input,
             stdout: stream(Stream::Stdout),
@@ -208,7 +208,7 @@ impl PreparedRun {
         if let Some(deadline) = deadline {
             stop.set_deadline(deadline);
         }
-        let (mut store, pauses) = create_store(
+        let (mut store, fuel_yields) = create_store(
             self.loaded.engine(),
             self.state,
             PreemptionPolicy {
@@ -222,7 +222,7 @@ impl PreparedRun {
         .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
         let (finished, cpu_time) = {
             let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
-            let mut call = CpuTimed::new(pauses.skipped(call));
+            let mut call = CpuTimed::new(fuel_yields.skipped(call));
             let finished = tokio::select! {
                 biased;
                 result = &mut call => Some(result),
@@ -231,10 +231,10 @@ impl PreparedRun {
             (finished, call.spent() + files.spent())
         };
         let duration = start.elapsed();
-        let denied = store.data().meter.denied();
+        let denied = store.data().memory_limiter.denied();
         if let Some(Err(error)) = &finished
             && !denied
-            && trap::is_host_failure(error)
+            && classify_end::is_host_failure(error)
         {
             return Err(Refusal::of_host("instantiating", error.as_ref()));
         }
@@ -250,7 +250,7 @@ impl PreparedRun {
             fuel_consumed: self
                 .fuel
                 .map(|fuel| fuel.saturating_sub(store.get_fuel().unwrap_or_default())),
-            memory_used: store.data().meter.peak(),
+            memory_used: store.data().memory_limiter.peak(),
             memory_denied: denied,
             values,
             stdin_read,
@@ -265,13 +265,13 @@ impl PreparedRun {
 fn create_store(
     engine: &Engine,
     state: GuestState,
-    turn: PreemptionPolicy,
+    policy: PreemptionPolicy,
 ) -> wasmtime::Result<(Store<GuestState>, FuelYields)> {
     let mut store = Store::new(engine, state);
-    store.limiter(|state| &mut state.meter);
+    store.limiter(|state| &mut state.memory_limiter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
-    let pauses = turn.install(&mut store)?;
-    Ok((store, pauses))
+    let fuel_yields = policy.install(&mut store)?;
+    Ok((store, fuel_yields))
 }
 
 /// Waits until the run is asked to stop or its deadline passes, and then for [`STOP_GRACE`]. A run
@@ -314,7 +314,7 @@ async fn call(
             let instance = pre
                 .instantiate_async(&mut *store)
                 .await
-                .map_err(trap::mark_host_failure)?;
+                .map_err(classify_end::mark_host_failure)?;
             call_core(store, &instance, entry)
                 .await
                 .map(GuestReturn::Values)
@@ -329,7 +329,7 @@ async fn call_component(
     let command = pre
         .instantiate_async(&mut *store)
         .await
-        .map_err(trap::mark_host_failure)?;
+        .map_err(classify_end::mark_host_failure)?;
     let result = command.wasi_cli_run().call_run(store).await?;
     Ok(if result.is_ok() { 0 } else { 1 })
 }
@@ -365,16 +365,20 @@ fn conclude(
     denied: bool,
 ) -> (Outcome, Option<Trap>, Vec<Value>) {
     match finished {
-        Some(Ok(GuestReturn::Values(values))) => (trap::exit_outcome(0, denied), None, values),
-        Some(Ok(GuestReturn::Code(code))) => (trap::exit_outcome(code, denied), None, Vec::new()),
+        Some(Ok(GuestReturn::Values(values))) => {
+            (classify_end::exit_outcome(0, denied), None, values)
+        }
+        Some(Ok(GuestReturn::Code(code))) => {
+            (classify_end::exit_outcome(code, denied), None, Vec::new())
+        }
         Some(Err(error)) => {
-            let (outcome, trap) = trap::classify(&error, stop, denied);
+            let (outcome, trap) = classify_end::classify(&error, stop, denied);
             (outcome, trap, Vec::new())
         }
         // The guest was dropped in a host call, which happens only after a stop request.
         None => {
             let reason = stop.unwrap_or(StopReason::TimedOut);
-            (trap::stop_outcome(reason), None, Vec::new())
+            (classify_end::stop_outcome(reason), None, Vec::new())
         }
     }
 }

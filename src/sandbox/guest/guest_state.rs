@@ -12,7 +12,7 @@ use super::preempt::PreemptionState;
 use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::stepped_clock::SteppedClock;
-use super::stop::StopSignal;
+use super::stop_signal::StopSignal;
 use super::wasi::GuestWasi;
 use crate::event_log::{EventLog, EventLogBudget};
 use crate::model::request::Labels;
@@ -26,7 +26,7 @@ pub struct GuestState {
     /// guest has the real one.
     pub stepped_clock: Option<SteppedClock>,
     /// Limits and counts the guest's memory.
-    pub meter: MemoryLimiter,
+    pub memory_limiter: MemoryLimiter,
     /// Asks the guest to end.
     pub stop: Arc<StopSignal>,
     /// The run's stdin; `None` if it is empty.
@@ -90,7 +90,7 @@ impl GuestState {
         Self {
             wasi: GuestWasi::none(),
             stepped_clock: None,
-            meter: MemoryLimiter::new(0, Arc::default()),
+            memory_limiter: MemoryLimiter::new(0, Arc::default()),
             stop: Arc::clone(&stop),
             input: None,
             stdout: stream(crate::model::outcome::Stream::Stdout),

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::stop::{StopSignal, Stopped};
+use super::stop_signal::{StopSignal, Stopped};
 
 /// The maximum number of bytes in one piece, and of what the host holds for a guest while it moves
 /// one.

@@ -141,3 +141,6 @@ impl ResourceLimiter for MemoryLimiter {
         MEMORIES.size()
     }
 }
+
+#[cfg(test)]
+mod tests;

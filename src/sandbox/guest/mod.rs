@@ -1,5 +1,6 @@
 //! One guest: its store, what it can import, its limits, and how it is stopped.
 
+pub(super) mod classify_end;
 pub(super) mod directory_snapshot;
 pub(super) mod entry;
 pub(super) mod execute;
@@ -20,7 +21,6 @@ pub(super) mod stdin;
 pub(super) mod stdio;
 pub(super) mod stepped_clock;
 pub(super) mod stepped_sleep;
-pub(super) mod stop;
-pub(super) mod trap;
+pub(super) mod stop_signal;
 pub(super) mod wasi;
 pub(super) mod working_dir;

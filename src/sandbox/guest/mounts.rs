@@ -1,5 +1,6 @@
-//! Host directories for guests. A mount is matched against the operator's grants by name, and then
-//! opened beneath the granted root with `openat2`, so that no link leads out of it.
+//! Decides which directories of the host a guest may mount, and opens them. A mount is matched
+//! against the operator's grants by name, and then opened beneath the granted root with `openat2`,
+//! so that no link leads out of it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -94,27 +95,11 @@ impl MountRoots {
         })
     }
 
-    /// Checks `mount` against the grants, by name only: nothing outside them is ever looked at.
-    ///
-    /// # Errors
-    /// Returns `POLICY_DENIED` for a mount that no grant covers. The refusal is the same for
-    /// everything outside.
-    pub fn check(&self, mount: &Mount) -> Result<(), Refusal> {
-        self.covering(mount).map(|_| ())
-    }
-
-    /// Returns the innermost grant that `mount` is under, which determines what is allowed there.
+    /// Returns the innermost granted directory that `mount` is under.
     fn covering(&self, mount: &Mount) -> Result<&MountRoot, Refusal> {
-        let root = self
-            .granted
-            .iter()
-            .filter(|root| mount.host.starts_with(&root.grant.host))
-            .max_by_key(|root| (root.grant.host.as_os_str().len(), root.grant.writable))
-            .ok_or_else(|| outside(mount))?;
-        match root.grant.writable || mount.read_only {
-            true => Ok(root),
-            false => Err(reading_only(mount, "only reading is granted here")),
-        }
+        let grants = self.granted.iter().map(|root| &root.grant);
+        let position = MountGrant::covering(grants, mount)?;
+        Ok(&self.granted[position])
     }
 
     /// Refuses a writable mount of `fd` if that directory is, is inside, or contains a directory of
@@ -128,7 +113,10 @@ impl MountRoots {
         let above = ancestors(fd);
         let grant = above.iter().find_map(|dir| self.grant_of(*dir));
         if grant == Some(false) {
-            return Err(reading_only(mount, "only reading is granted here"));
+            return Err(MountGrant::only_reading(
+                mount,
+                "only reading is granted here",
+            ));
         }
         let holds = |root: &MountRoot| {
             let dirs = ancestors(&root.fd);
@@ -136,7 +124,7 @@ impl MountRoots {
             is_reading && above.first().is_some_and(|dir| dirs.contains(dir))
         };
         match reading.any(holds) {
-            true => Err(reading_only(
+            true => Err(MountGrant::only_reading(
                 mount,
                 "only reading is granted of a directory in it",
             )),
@@ -203,16 +191,6 @@ fn is_empty(dir: &OwnedFd) -> rustix::io::Result<bool> {
         }
     }
     Ok(true)
-}
-
-fn reading_only(mount: &Mount, message: &str) -> Refusal {
-    let field = format!("spec.mounts[{}].read_only", mount.index);
-    Refusal::denied(field, "policy.mounts", message)
-}
-
-fn outside(mount: &Mount) -> Refusal {
-    let field = format!("spec.mounts[{}].host_path", mount.index);
-    Refusal::denied(field, "policy.mounts", "is not granted")
 }
 
 /// Returns the refusal of a run that needs more descriptors for its mounts than are free now.
@@ -300,9 +278,9 @@ fn open_one(roots: &MountRoots, mount: &Mount) -> Result<Preopen, Refusal> {
     let beneath = mount
         .host
         .strip_prefix(&root.grant.host)
-        .map_err(|_| outside(mount))?;
+        .map_err(|_| MountGrant::not_granted(mount))?;
     let fd = open_beneath(&root.fd, beneath, DIRECTORY).map_err(|errno| match errno {
-        Errno::XDEV | Errno::LOOP => outside(mount),
+        Errno::XDEV | Errno::LOOP => MountGrant::not_granted(mount),
         Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => {
             Refusal::invalid(&field, "is not a directory that exists")
         }

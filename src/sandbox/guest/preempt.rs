@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::stop::{StopReason, StopSignal, Stopped};
+use super::stop_signal::{StopReason, StopSignal, Stopped};
 use crate::model::outcome::LiveUsage;
 
 /// How long a run executes at least before it yields for the first time.
@@ -133,13 +133,14 @@ impl PreemptionState {
         self.last_checked_epoch.load(Ordering::Relaxed) == self.policy.epochs.current()
     }
 
-    /// Reports whether the guest yields now. It also updates the fuel count.
+    /// Reports whether the guest yields at `now`. It also updates the fuel count.
     ///
     /// # Errors
     /// Returns [`Stopped`] where the guest has to stop.
-    pub(in crate::sandbox) fn should_yield(
+    pub(in crate::sandbox) fn check(
         &self,
         stop: &StopSignal,
+        now: Instant,
         fuel_left: impl FnOnce() -> u64,
     ) -> Result<bool, Stopped> {
         let PreemptionPolicy {
@@ -151,7 +152,6 @@ impl PreemptionState {
         } = &self.policy;
         self.last_checked_epoch
             .store(epochs.current(), Ordering::Relaxed);
-        let now = Instant::now();
         if deadline.is_some_and(|deadline| now >= deadline) {
             stop.request(StopReason::TimedOut);
         }
@@ -184,3 +184,6 @@ impl PreemptionState {
             .store(self.policy.epochs.current(), Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

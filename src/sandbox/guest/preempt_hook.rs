@@ -7,6 +7,7 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use wasmtime::{AsContextMut, CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline};
 
@@ -22,18 +23,18 @@ impl PreemptionPolicy {
         store: &mut Store<GuestState>,
     ) -> wasmtime::Result<FuelYields> {
         let fuel = self.fuel;
-        let watched = Arc::new(PreemptionState::new(self));
-        store.data_mut().preemption = Some(Arc::clone(&watched));
+        let preemption = Arc::new(PreemptionState::new(self));
+        store.data_mut().preemption = Some(Arc::clone(&preemption));
         store.call_hook_async(PreemptionHook);
         if let Some(fuel) = fuel {
             store.set_fuel(fuel)?;
             store.fuel_async_yield_interval(Some(FUEL_INTERVAL))?;
-            return Ok(FuelYields::new(Some(watched)));
+            return Ok(FuelYields::new(Some(preemption)));
         }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|context| match &context.data().preemption {
-            Some(watched) if should_yield(watched, &context)? => {
-                let turn_of_others = Arc::clone(watched).yield_to_others();
+            Some(preemption) if check_guest(preemption, &context)? => {
+                let turn_of_others = Arc::clone(preemption).yield_to_others();
                 Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn_of_others)))
             }
             Some(_) | None => Ok(UpdateDeadline::Continue(1)),
@@ -45,13 +46,13 @@ impl PreemptionPolicy {
 /// Reports whether a guest yields now, from the stop signal and the fuel of its store.
 ///
 /// # Errors
-/// Returns [`Stopped`](super::stop::Stopped) where the guest has to stop.
-fn should_yield(
-    watched: &PreemptionState,
+/// Returns [`Stopped`](super::stop_signal::Stopped) where the guest has to stop.
+fn check_guest(
+    preemption: &PreemptionState,
     context: &StoreContextMut<'_, GuestState>,
 ) -> wasmtime::Result<bool> {
     let fuel_left = || context.get_fuel().unwrap_or_default();
-    Ok(watched.should_yield(&context.data().stop, fuel_left)?)
+    Ok(preemption.check(&context.data().stop, Instant::now(), fuel_left)?)
 }
 
 /// The return type of the method of wasmtime's `CallHookHandler`, which is an `async_trait`.
@@ -82,28 +83,28 @@ impl CallHookHandler<GuestState> for PreemptionHook {
         'hook: 'looked,
         'store: 'looked,
     {
-        let Some(watched) = &context.data().preemption else {
+        let Some(preemption) = &context.data().preemption else {
             return Box::pin(ReadyOk);
         };
         match event {
-            CallHook::CallingHost => watched.set_host_call_pending(true),
-            CallHook::ReturningFromHost => watched.set_host_call_pending(false),
+            CallHook::CallingHost => preemption.set_host_call_pending(true),
+            CallHook::ReturningFromHost => preemption.set_host_call_pending(false),
             CallHook::CallingWasm | CallHook::ReturningFromWasm => {}
         }
         if !matches!(event, CallHook::ReturningFromHost) {
             return Box::pin(ReadyOk);
         }
         // The guest's memory may have grown, and its next instruction may fill all of it.
-        let leaves = inline::must_leave_thread(context.data().meter.held());
-        if watched.is_checked_in_this_epoch() && !leaves {
+        let leaves = inline::must_leave_thread(context.data().memory_limiter.held());
+        if preemption.is_checked_in_this_epoch() && !leaves {
             return Box::pin(ReadyOk);
         }
-        let watched = Arc::clone(watched);
-        match should_yield(&watched, &context) {
+        let preemption = Arc::clone(preemption);
+        match check_guest(&preemption, &context) {
             Err(error) => Box::pin(ready(Err(error))),
             Ok(false) if !leaves => Box::pin(ReadyOk),
             Ok(_) => Box::pin(async move {
-                watched.yield_to_others().await;
+                preemption.yield_to_others().await;
                 // The guest's own code need not check again before the next epoch.
                 context.as_context_mut().set_epoch_deadline(1);
                 Ok(())

@@ -215,8 +215,7 @@ async fn read(
         let start = start.ok_or(wasmtime::Trap::MemoryOutOfBounds)?;
         memory.copy_from_slice(piece.filled(read), GuestPtr::new((start, read)))?;
         done += read;
-        let is_full = read == want;
-        if !has_more(state.input.as_deref(), is_file, read, is_full) {
+        if !has_more(state.input.as_deref(), is_file, read, read == want) {
             break;
         }
         pace.checkpoint().await?;
@@ -225,7 +224,8 @@ async fn read(
     Ok(SUCCESS)
 }
 
-/// Reports whether a read goes on after a piece of `read` bytes, which filled its buffer if `is_full`.
+/// Reports whether a read goes on after a piece of `read` bytes. The piece filled its buffer if
+/// `is_full`.
 fn has_more(input: Option<&Input>, is_file: bool, read: u32, is_full: bool) -> bool {
     match is_file {
         // A file's stream returns less than was asked for at a time. Its end is where it returns
@@ -456,7 +456,7 @@ async fn fd_close(
         let number = fd.cast_unsigned();
         state.replaced_stdio.add(fd);
         state.handles.close(number);
-        state.listings.close(number, &mut state.meter);
+        state.listings.close(number, &mut state.memory_limiter);
     }
     Ok(errno)
 }
@@ -478,7 +478,7 @@ async fn fd_renumber(
         state.replaced_stdio.add(to);
         let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
         state.handles.renumber(from, to);
-        state.listings.renumber(from, to, &mut state.meter);
+        state.listings.renumber(from, to, &mut state.memory_limiter);
     }
     Ok(errno)
 }

@@ -25,7 +25,7 @@ use super::directory_snapshot::{DirectorySnapshot, ListedEntry, serial_of};
 use super::file_types::FILESYSTEM_INTERFACE;
 use super::guest_state::{GuestState, memory};
 use super::preview2::bounded_path;
-use super::stop::{StopSignal, Stopped};
+use super::stop_signal::{StopSignal, Stopped};
 use super::wasi::WASI_MODULES;
 use crate::sandbox::schedule::file_threads::FileCalls;
 
@@ -89,16 +89,16 @@ async fn listing_of(
 ) -> Result<StoppableSnapshot<'_>, types::Error> {
     let GuestState {
         wasi,
-        meter,
+        memory_limiter,
         stop,
         listings,
         files,
         ..
     } = state;
     if begins || listings.get_mut(fd).is_none() {
-        listings.close(fd, meter);
+        listings.close(fd, memory_limiter);
         let dir = directory_of(wasi.get(), files, stop, fd).await?;
-        let listing = DirectorySnapshot::read(dir, files, meter, stop).await?;
+        let listing = DirectorySnapshot::read(dir, files, memory_limiter, stop).await?;
         listings.keep(fd, listing);
     }
     let listing = listings.get_mut(fd).ok_or(Errno::Badf)?;
@@ -227,9 +227,11 @@ pub(in crate::sandbox) fn add_component(
         ResourceType::host::<ListingStream>(),
         |mut store, rep| {
             let GuestState {
-                listings, meter, ..
+                listings,
+                memory_limiter,
+                ..
             } = store.data_mut();
-            listings.close(rep, meter);
+            listings.close(rep, memory_limiter);
             Ok(())
         },
     )?;
@@ -272,9 +274,12 @@ async fn read_directory(
         Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
     };
     let GuestState {
-        files, meter, stop, ..
+        files,
+        memory_limiter,
+        stop,
+        ..
     } = state;
-    match DirectorySnapshot::read(dir, files, meter, stop).await {
+    match DirectorySnapshot::read(dir, files, memory_limiter, stop).await {
         Ok(listing) => {
             let rep = state.listings.keep_new(listing);
             Ok((Ok(Resource::new_own(rep)),))

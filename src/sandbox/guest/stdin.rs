@@ -3,7 +3,7 @@
 //! (demand).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
 use super::host_call_pacer::PIECE_BYTES;
+use crate::sync::lock;
 
 /// The maximum size, in bytes, of one piece of live input.
 pub const MAX_STDIN_CHUNK: usize = 64 << 10;
@@ -194,8 +195,7 @@ impl Input {
     }
 
     fn lock(&self) -> MutexGuard<'_, InputBuffer> {
-        // Nothing panics while the lock is held.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

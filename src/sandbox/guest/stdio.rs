@@ -3,7 +3,7 @@
 //! unless the run is detached.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,10 +14,11 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::host_call_pacer::HostCallPacer;
-use super::stop::{StopReason, StopSignal};
+use super::stop_signal::{StopReason, StopSignal};
 use crate::event_log::{CHUNK_BYTES, CaptureBuffer, CapturedOutput, EventLog};
 use crate::model::limits::{OutputMode, OutputPolicy};
 use crate::model::outcome::{CancelCause, LiveUsage, Stream, Written};
+use crate::sync::lock;
 
 /// How many bytes a guest is told that it may write in one call whenever there is any room. It is
 /// more than a 32-bit memory can hold in one piece, and the most that `write` of Linux transfers.
@@ -100,6 +101,15 @@ impl Output {
         captured.map(CapturedOutput::new)
     }
 
+    /// Hands the captured output over to the run's log, and returns how many bytes that is; `None`
+    /// if the run's output is not captured.
+    pub fn keep_captured(&self) -> Option<usize> {
+        let captured = self.take_captured()?;
+        let bytes = captured.bytes();
+        self.log.keep_captured(captured);
+        Some(bytes)
+    }
+
     /// Writes `bytes` to the log and the captured output, up to the limit. Bytes over the limit are
     /// dropped, and are an error if the policy is to stop.
     fn write(&self, stream: Stream, bytes: &[u8]) -> Result<(), OutputExceeded> {
@@ -130,8 +140,7 @@ impl Output {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while the lock is held. If something did, the bytes would still be whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
@@ -174,7 +183,8 @@ impl GuestOutput {
     ///
     /// # Errors
     /// Returns [`OutputExceeded`] where the bytes exceed the output limit and the run is to stop
-    /// there, and [`Stopped`](super::stop::Stopped) where the run has to end for another reason.
+    /// there, and [`Stopped`](super::stop_signal::Stopped) where the run has to end for another
+    /// reason.
     pub(in crate::sandbox) async fn write_all(
         &self,
         mut bytes: &[u8],

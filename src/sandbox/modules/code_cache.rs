@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::model::tenant_id::{ByTenant, TenantId};
+use crate::sync::lock;
 
 /// A use of code: which tenant uses it, and whether that tenant keeps the module.
 #[derive(Clone, Copy, Debug)]
@@ -137,8 +138,7 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
     }
 
     fn lock(&self) -> MutexGuard<'_, CodeShares<K, V>> {
-        // Nothing panics while the lock is held.
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shares)
     }
 }
 

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
 use crate::model::refusal::Refusal;
+use crate::sync::lock;
 
 type Work<V> = Shared<BoxFuture<'static, Result<V, Refusal>>>;
 
@@ -96,9 +97,4 @@ impl<K: Eq + Hash, V> Drop for SingleFlightGuard<K, V> {
     fn drop(&mut self) {
         lock(&self.under_way).remove(&self.key);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while the lock is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,6 +19,7 @@ use super::file_threads::{FileCalls, FileThreadPool};
 use super::guest_thread::{ThreadInit, init_guest_thread};
 use super::inline;
 use super::tenant_queue::{Slice, TenantQueue};
+use crate::sync::lock;
 
 /// The number of threads for the runtime's blocking work other than guests' file system calls: such
 /// a thread looks at the files that a core module polls.
@@ -78,7 +79,7 @@ impl GuestScheduler {
         epoch: Duration,
         on_thread: ThreadInit,
     ) -> std::io::Result<Self> {
-        let beside = Builder::new_multi_thread()
+        let io_runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("guest-io")
@@ -88,7 +89,7 @@ impl GuestScheduler {
             .build()?;
         // The blocking thread starts now, while there are threads to be had. From then on it is
         // there for work that finds no other thread.
-        drop(beside.spawn_blocking(|| ()));
+        drop(io_runtime.spawn_blocking(|| ()));
         let shared = Arc::new(SchedulerShared {
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -96,7 +97,7 @@ impl GuestScheduler {
         let threads = Self {
             shared,
             epoch,
-            io_runtime: Some(beside),
+            io_runtime: Some(io_runtime),
             files: FileThreadPool::new(count, on_thread),
         };
         for i in 0..count {
@@ -119,17 +120,17 @@ impl GuestScheduler {
     }
 
     /// Returns the handle by which a run of a tenant makes its file system calls.
-    pub(in crate::sandbox) fn file_calls(&self, lane: &Arc<TenantQueue>) -> FileCalls {
-        self.files.calls(lane)
+    pub(in crate::sandbox) fn file_calls(&self, tenant_queue: &Arc<TenantQueue>) -> FileCalls {
+        self.files.calls(tenant_queue)
     }
 
     /// Queues `run` for the guest threads, as a new run of the tenant.
     pub(in crate::sandbox) fn spawn(
         &self,
-        lane: &Arc<TenantQueue>,
+        tenant_queue: &Arc<TenantQueue>,
         run: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.task(lane, run, true).schedule();
+        self.task(tenant_queue, run, true).schedule();
     }
 
     /// Executes the first slice of `run` on the calling thread and returns how long that took.
@@ -137,19 +138,19 @@ impl GuestScheduler {
     /// queued as in [`Self::spawn`] and the result is `None`.
     pub(in crate::sandbox) fn spawn_inline(
         &self,
-        lane: &Arc<TenantQueue>,
+        tenant_queue: &Arc<TenantQueue>,
         run: impl Future<Output = ()> + Send + 'static,
     ) -> Option<Duration> {
         if !inline::may_run_inline() || !self.shared.lock().has_idle_thread() {
-            self.spawn(lane, run);
+            self.spawn(tenant_queue, run);
             return None;
         }
-        let slice = self.task(lane, run, false);
+        let slice = self.task(tenant_queue, run, false);
         let _beside = self.io_runtime.as_ref().map(Runtime::enter);
         let took = inline::run_inline(|| run_slice(slice));
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        lane.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
-        self.shared.lock().charge_inline(lane, nanos);
+        tenant_queue.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.shared.lock().charge_inline(tenant_queue, nanos);
         inline::note_slice(took, self.epoch);
         Some(took)
     }
@@ -158,15 +159,15 @@ impl GuestScheduler {
     /// first time, it counts as new if `is_new`.
     fn task(
         &self,
-        lane: &Arc<TenantQueue>,
+        tenant_queue: &Arc<TenantQueue>,
         run: impl Future<Output = ()> + Send + 'static,
         is_new: bool,
     ) -> Slice {
-        let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(lane));
+        let (shared, tenant_queue) = (Arc::clone(&self.shared), Arc::clone(tenant_queue));
         let is_new = AtomicBool::new(is_new);
         let schedule = move |slice: Slice| {
             let is_new = is_new.swap(false, Ordering::Relaxed);
-            shared.push(&lane, slice, is_new);
+            shared.push(&tenant_queue, slice, is_new);
         };
         let (slice, task) = async_task::spawn(run, schedule);
         // The task ends by itself: at its own end, at its deadline, or when it is asked to stop.
@@ -177,24 +178,17 @@ impl GuestScheduler {
 
 impl Drop for GuestScheduler {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.closed = true;
-        let left: Vec<ActiveTenant> = state.active.drain(..).collect();
-        state.waiting = 0;
-        drop(state);
+        let left = self.shared.lock().close();
         self.files.close();
         self.shared.wake.notify_all();
-        for ActiveTenant {
-            tenant_queue: lane, ..
-        } in left
-        {
-            let queue = std::mem::take(&mut *lock(&lane.queue));
+        for ActiveTenant { tenant_queue, .. } in left {
+            let queue = std::mem::take(&mut *lock(&tenant_queue.queue));
             // A run that is dropped releases what it holds, which may take other locks.
             drop(queue);
         }
-        if let Some(beside) = self.io_runtime.take() {
+        if let Some(io_runtime) = self.io_runtime.take() {
             // The drop may happen on a runtime's own thread, where waiting is not allowed.
-            beside.shutdown_background();
+            io_runtime.shutdown_background();
         }
     }
 }
@@ -210,26 +204,14 @@ fn run_slice(slice: Slice) {
 }
 
 impl SchedulerShared {
-    fn push(&self, lane: &Arc<TenantQueue>, slice: Slice, is_new: bool) {
+    fn push(&self, tenant_queue: &Arc<TenantQueue>, slice: Slice, is_new: bool) {
         let mut state = self.lock();
         if state.closed {
             drop(state);
             drop(slice);
             return;
         }
-        let (at, now) = (state.activate(lane), state.virtual_now);
-        let it = &mut state.active[at];
-        if it.waiting == 0 {
-            it.virtual_time = it.virtual_time.max(now.saturating_sub(MAX_VIRTUAL_LAG));
-        }
-        it.waiting += 1;
-        let mut queue = lock(&lane.queue);
-        match is_new {
-            true => queue.new.push_back(slice),
-            false => queue.resumed.push_back(slice),
-        }
-        drop(queue);
-        state.waiting += 1;
+        state.push(tenant_queue, slice, is_new);
         let wakes = state.idle > 0;
         drop(state);
         if wakes {
@@ -240,10 +222,10 @@ impl SchedulerShared {
     /// Executes slices until the scheduler is closed. Each guest thread runs this loop.
     fn run_worker(&self) {
         let (mut had, mut timer) = (None, ThreadTimer::start());
-        while let Some((lane, slice)) = self.next_slice(had.take()) {
+        while let Some((tenant_queue, slice)) = self.next_slice(had.take()) {
             let start = Instant::now();
             run_slice(slice);
-            had = Some((lane, timer.count(start.elapsed())));
+            had = Some((tenant_queue, timer.count(start.elapsed())));
         }
     }
 
@@ -255,10 +237,10 @@ impl SchedulerShared {
         had: Option<(Arc<TenantQueue>, Duration)>,
     ) -> Option<(Arc<TenantQueue>, Slice)> {
         let mut state = self.lock();
-        if let Some((lane, took)) = had {
+        if let Some((tenant_queue, took)) = had {
             let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            lane.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
-            state.charge(&lane, nanos);
+            tenant_queue.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
+            state.charge(&tenant_queue, nanos);
         }
         loop {
             if state.closed {
@@ -287,23 +269,24 @@ impl State {
     /// Returns the tenant's index among the active ones, and makes it active if it was not. A
     /// tenant that becomes active resumes at the virtual clock or at its own last virtual time,
     /// whichever is higher: it gets no credit for its absence, and no debt is forgiven.
-    fn activate(&mut self, lane: &Arc<TenantQueue>) -> usize {
+    fn activate(&mut self, tenant_queue: &Arc<TenantQueue>) -> usize {
         let found = self
             .active
             .iter()
-            .position(|it| Arc::ptr_eq(&it.tenant_queue, lane));
+            .position(|it| Arc::ptr_eq(&it.tenant_queue, tenant_queue));
         let found = found.unwrap_or_else(|| {
             self.active.push(ActiveTenant {
-                tenant_queue: Arc::clone(lane),
+                tenant_queue: Arc::clone(tenant_queue),
                 virtual_time: self
                     .virtual_now
-                    .max(lane.idle_virtual_time.load(Ordering::Relaxed)),
+                    .max(tenant_queue.idle_virtual_time.load(Ordering::Relaxed)),
                 waiting: 0,
                 executing: 0,
             });
             self.active.len() - 1
         });
-        self.active[found].virtual_time += lane.pending_virtual_time.swap(0, Ordering::Relaxed);
+        self.active[found].virtual_time +=
+            tenant_queue.pending_virtual_time.swap(0, Ordering::Relaxed);
         found
     }
 
@@ -314,42 +297,69 @@ impl State {
     }
 
     /// Charges a tenant for a slice that was executed inline, on a thread that serves RPCs.
-    fn charge_inline(&mut self, lane: &Arc<TenantQueue>, nanos: u64) {
-        let nanos = nanos / u64::from(lane.weight);
+    fn charge_inline(&mut self, tenant_queue: &Arc<TenantQueue>, nanos: u64) {
+        let nanos = nanos / u64::from(tenant_queue.weight);
         match self
             .active
             .iter_mut()
-            .find(|it| Arc::ptr_eq(&it.tenant_queue, lane))
+            .find(|it| Arc::ptr_eq(&it.tenant_queue, tenant_queue))
         {
             Some(it) => it.virtual_time += nanos,
             None => {
                 let at = self
                     .virtual_now
-                    .max(lane.idle_virtual_time.load(Ordering::Relaxed));
+                    .max(tenant_queue.idle_virtual_time.load(Ordering::Relaxed));
                 // The virtual clock advances as it does when a slice is popped: a tenant that runs
                 // alone owes nobody.
                 self.virtual_now = at;
-                lane.idle_virtual_time.store(at + nanos, Ordering::Relaxed);
+                tenant_queue
+                    .idle_virtual_time
+                    .store(at + nanos, Ordering::Relaxed);
             }
         }
     }
 
-    fn charge(&mut self, lane: &Arc<TenantQueue>, nanos: u64) {
+    fn charge(&mut self, tenant_queue: &Arc<TenantQueue>, nanos: u64) {
         let Some(at) = self
             .active
             .iter()
-            .position(|it| Arc::ptr_eq(&it.tenant_queue, lane))
+            .position(|it| Arc::ptr_eq(&it.tenant_queue, tenant_queue))
         else {
             return;
         };
         let it = &mut self.active[at];
-        it.virtual_time += nanos / u64::from(lane.weight);
+        it.virtual_time += nanos / u64::from(tenant_queue.weight);
         it.executing -= 1;
         if it.waiting == 0 && it.executing == 0 {
-            lane.idle_virtual_time
+            tenant_queue
+                .idle_virtual_time
                 .store(it.virtual_time, Ordering::Relaxed);
             self.active.swap_remove(at);
         }
+    }
+
+    /// Queues a slice of a tenant, of a new run or of one that was preempted.
+    fn push(&mut self, tenant_queue: &Arc<TenantQueue>, slice: Slice, is_new: bool) {
+        let (at, now) = (self.activate(tenant_queue), self.virtual_now);
+        let it = &mut self.active[at];
+        if it.waiting == 0 {
+            it.virtual_time = it.virtual_time.max(now.saturating_sub(MAX_VIRTUAL_LAG));
+        }
+        it.waiting += 1;
+        let mut queue = lock(&tenant_queue.queue);
+        match is_new {
+            true => queue.new.push_back(slice),
+            false => queue.resumed.push_back(slice),
+        }
+        drop(queue);
+        self.waiting += 1;
+    }
+
+    /// Closes the scheduler, and returns the tenants that were active, with what waited.
+    fn close(&mut self) -> Vec<ActiveTenant> {
+        self.closed = true;
+        self.waiting = 0;
+        std::mem::take(&mut self.active)
     }
 
     fn pop_least_served(&mut self) -> Option<(Arc<TenantQueue>, Slice)> {
@@ -367,7 +377,5 @@ impl State {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while the lock is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(test)]
+mod tests;

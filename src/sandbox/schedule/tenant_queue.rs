@@ -60,7 +60,7 @@ impl TenantQueue {
 
     /// Charges the tenant for processor time, in nanoseconds, that was spent for its guests on
     /// other threads than the guest threads.
-    pub(in crate::sandbox) fn charge_off_thread(&self, nanos: u64) {
+    pub(crate) fn charge_off_thread(&self, nanos: u64) {
         self.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
         self.pending_virtual_time
             .fetch_add(nanos / u64::from(self.weight), Ordering::Relaxed);
@@ -88,3 +88,6 @@ impl ReadySlices {
         self.resumed.pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,8 +23,8 @@ struct Desk {
 impl Desk {
     fn new(places: u32, max_stopped: u32, weights: &[u32]) -> Self {
         let rules = ScheduleRules {
-            places,
-            queue: 100,
+            slots: places,
+            max_waiting: 100,
             max_stopped,
             quantum: QUANTUM,
         };
@@ -53,16 +53,16 @@ impl Desk {
                     self.running.retain(|it| *it != id);
                     self.stopped.push(id);
                     let mut more = Vec::new();
-                    assert!(self.schedule.has_stopped(id, self.now, &mut more));
+                    assert!(self.schedule.note_stopped(id, self.now, &mut more));
                     self.tell(more);
                 }
                 Decision::TurnAway(id) => self.turned_away.push(id),
             }
         }
         let rules = self.schedule.rules;
-        assert!(self.running.len() <= rules.places as usize);
+        assert!(self.running.len() <= rules.slots as usize);
         let all = self.running.len() + self.stopped.len();
-        assert!(all <= (rules.places + rules.max_stopped) as usize, "{all}");
+        assert!(all <= (rules.slots + rules.max_stopped) as usize, "{all}");
         assert_eq!(self.running.len(), self.schedule.held as usize);
         assert_eq!(self.stopped.len(), self.schedule.stopped as usize);
     }
@@ -300,7 +300,7 @@ fn several_at_once_are_charged_before_they_end() {
 #[test]
 fn a_full_queue_makes_way_for_the_tenant_with_less_in_it() {
     let mut desk = Desk::new(1, 0, &[1, 1]);
-    desk.schedule.rules.queue = 3;
+    desk.schedule.rules.max_waiting = 3;
     desk.arrive(A);
     let waiting: Vec<JobId> = (0..3).map(|_| desk.arrive(A)).collect();
     let refused = desk.schedule.arrive(A, desk.now, &mut Vec::new());

@@ -24,7 +24,7 @@ impl Scene {
     fn new(places: u32, bytes: u64, queue: u32, weights: &[u32]) -> Self {
         Self {
             gate: FairQueue::new(
-                ResourceVector {
+                PermitsAndBytes {
                     permits: places,
                     bytes,
                 },
@@ -49,7 +49,7 @@ impl Scene {
     fn comes(&mut self, tenant: usize, bytes: u64) -> Option<Rejected> {
         let (gate, id) = (Arc::clone(&self.gate), self.tenant(tenant));
         let enter = async move {
-            gate.acquire(id, ResourceVector::one_permit(bytes), PATIENCE, || ())
+            gate.acquire(id, PermitsAndBytes::one_permit(bytes), PATIENCE, || ())
                 .await
         };
         // It is polled many times within one turn of the test's own task.
@@ -105,14 +105,14 @@ impl Scene {
         let waiting: usize = all().map(|(_, it)| it.waiting.len()).sum();
         assert_eq!(waiting, state.waiting as usize);
         assert_eq!(waiting, self.waiting.len());
-        let mut held = ResourceVector::default();
+        let mut held = PermitsAndBytes::default();
         for (_, pass) in &self.passes {
             held.add(pass.held);
         }
         assert_eq!(state.held, held);
-        assert!(ResourceVector::default().has_room(held, self.gate.capacity));
+        assert!(PermitsAndBytes::default().has_room(held, self.gate.capacity));
         for (_, it) in all() {
-            assert!(ResourceVector::default().has_room(it.held, it.limit));
+            assert!(PermitsAndBytes::default().has_room(it.held, it.limit));
             let tickets: Vec<u64> = it.waiting.iter().map(|it| it.ticket).collect();
             assert!(tickets.is_sorted(), "{tickets:?}");
         }
@@ -280,6 +280,92 @@ async fn a_gate_that_closes_turns_away_all_that_wait() {
     assert_eq!(scene.comes(0, 1), Some(Rejected::Closed));
 }
 
+#[tokio::test]
+async fn a_waiter_that_leaves_takes_no_slot_with_it() {
+    let mut scene = Scene::new(1, 100, 100, &[1, 1, 1]);
+    for tenant in [0, 1, 1, 2] {
+        assert_eq!(scene.comes(tenant, 1), None);
+    }
+    // The first to wait is granted the slot, and leaves before it learns of that.
+    drop(scene.passes.pop());
+    let (tenant, leaves) = scene.waiting.remove(0);
+    assert_eq!(tenant, 1);
+    drop(leaves);
+    let (through, _) = scene.settle();
+    assert_eq!(through.len(), 1);
+    scene.check();
+    // One that leaves with nothing granted to it is passed over, and is charged nothing.
+    let at = 0;
+    let (tenant, leaves) = scene.waiting.remove(at);
+    let before = scene.gate.lock().tenants[scene.tenant(tenant)].virtual_time;
+    drop(leaves);
+    let after = scene.gate.lock().tenants[scene.tenant(tenant)].virtual_time;
+    assert_eq!(before, after);
+    scene.passes.clear();
+    scene.check();
+    assert_eq!(scene.gate.load().held, 0);
+    assert_eq!(scene.comes(0, 1), None);
+    assert_eq!(scene.passes.len(), 1);
+}
+
+/// A queue in which one tenant's head does not fit, because another holds half of the bytes.
+fn with_a_head_that_does_not_fit() -> Scene {
+    let mut scene = Scene::new(80, 80, 100, &[1, 1, 1]);
+    assert_eq!(scene.comes(1, 40), None);
+    assert_eq!(scene.comes(0, 50), None);
+    assert_eq!((scene.passes.len(), scene.waiting.len()), (1, 1));
+    scene
+}
+
+/// Sends requests of a tenant, each of which gives back what it has at once, until one has to wait;
+/// returns how many were granted.
+fn overtakes(scene: &mut Scene, tenant: usize, bytes: u64) -> u32 {
+    let (held, waiting) = (scene.passes.len(), scene.waiting.len());
+    let mut granted = 0;
+    loop {
+        assert_eq!(scene.comes(tenant, bytes), None);
+        if scene.waiting.len() > waiting {
+            return granted;
+        }
+        assert_eq!(scene.passes.len(), held + 1);
+        drop(scene.passes.pop());
+        granted += 1;
+        assert!(granted <= STARVATION_LIMIT * STARVATION_HARD_FACTOR);
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_fit_is_overtaken_as_often_as_allowed_and_no_more() {
+    let mut scene = with_a_head_that_does_not_fit();
+    // The tenant that holds much overtakes it up to the limit.
+    assert_eq!(overtakes(&mut scene, 1, 20), STARVATION_LIMIT);
+    drop(scene.waiting.pop());
+    // One that holds little may go on for longer, but not for ever.
+    let more = STARVATION_LIMIT * (STARVATION_HARD_FACTOR - 1);
+    assert_eq!(overtakes(&mut scene, 2, 1), more);
+    // As soon as it fits, the head is next.
+    drop(scene.passes.pop());
+    assert_eq!(scene.settle().0, [0, 2]);
+    scene.check();
+}
+
+#[tokio::test]
+async fn a_head_that_others_waited_for_pays_one_turn_when_it_leaves() {
+    let mut scene = with_a_head_that_does_not_fit();
+    assert_eq!(overtakes(&mut scene, 1, 20), STARVATION_LIMIT);
+    let (tenant, leaves) = scene.waiting.remove(0);
+    assert_eq!(tenant, 0);
+    let before = scene.gate.lock().tenants[TenantId::Named(0)].virtual_time;
+    drop(leaves);
+    let state = scene.gate.lock();
+    let it = &state.tenants[TenantId::Named(0)];
+    assert_eq!((it.virtual_time, it.overtaken), (before + GRANT_COST, 0));
+    drop(state);
+    // Whoever waited for it goes on.
+    assert_eq!(scene.settle().0, [1]);
+    scene.check();
+}
+
 proptest! {
     #[test]
     fn lines_stand_where_they_belong_and_nobody_waits_for_nothing(
@@ -316,5 +402,36 @@ proptest! {
         scene.passes.clear();
         scene.check();
         prop_assert_eq!(scene.gate.load().held, 0);
+    }
+
+    /// In each line somebody waits all the time.
+    #[test]
+    fn turns_are_by_weight_within_one_turn(
+        weights in proptest::collection::vec(1_u32..9, 2..6),
+        rounds in 1_usize..300,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.unwrap();
+        let _within = runtime.enter();
+        let mut scene = Scene::new(1, 100, 1000, &weights);
+        let mut turns = vec![0_u32; weights.len()];
+        turns[0] = 1;
+        for tenant in (0..weights.len()).chain(0..weights.len()) {
+            prop_assert_eq!(scene.comes(tenant, 1), None);
+        }
+        for _ in 0..rounds {
+            drop(scene.passes.pop());
+            let (granted, _) = scene.settle();
+            prop_assert_eq!(granted.len(), 1);
+            let tenant = granted[0];
+            turns[tenant] += 1;
+            prop_assert_eq!(scene.comes(tenant, 1), None);
+            for (a, weight_a) in weights.iter().enumerate() {
+                for (b, weight_b) in weights.iter().enumerate() {
+                    let ahead = turns[a].saturating_sub(1) * weight_b;
+                    prop_assert!(ahead <= turns[b] * weight_a, "{turns:?} of {weights:?}");
+                }
+            }
+        }
     }
 }

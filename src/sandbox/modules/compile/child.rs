@@ -1,5 +1,5 @@
-//! A compile child as the daemon sees it: a process that is started before it is needed, used once,
-//! and killed when it goes over its budget.
+//! Drives one compile child: a process that is started before it is needed, used once, stopped by
+//! SIGSTOP while another tenant's module is compiled, and killed when it goes over its budget.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -176,10 +176,10 @@ impl CompileChild {
     fn within_budget<T>(
         &mut self,
         lease: &CompileLease,
-        talk: impl FnOnce(&mut DeadlineSocket<'_>) -> io::Result<T>,
+        talk: impl FnOnce(&mut PreemptibleSocket<'_>) -> io::Result<T>,
     ) -> Result<T, CompileError> {
         let start = Instant::now();
-        let mut socket = DeadlineSocket {
+        let mut socket = PreemptibleSocket {
             socket: &self.socket,
             deadline: start + self.wall_time_limit().saturating_sub(self.spent),
             pid: Pid::from_child(&self.process),
@@ -350,7 +350,7 @@ fn processor_time(pid: u32) -> Option<Duration> {
 
 /// A socket to a child that gives up at a deadline. While it waits to read, it stops the child for
 /// another compilation when it has to, and moves the deadline by as much.
-struct DeadlineSocket<'a> {
+struct PreemptibleSocket<'a> {
     socket: &'a UnixStream,
     deadline: Instant,
     pid: Pid,
@@ -359,7 +359,7 @@ struct DeadlineSocket<'a> {
     stopped: Duration,
 }
 
-impl DeadlineSocket<'_> {
+impl PreemptibleSocket<'_> {
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -398,7 +398,7 @@ fn timed(error: io::Error) -> io::Error {
     }
 }
 
-impl Read for DeadlineSocket<'_> {
+impl Read for PreemptibleSocket<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             let look = self.left()?.map(|left| left.min(PREEMPTION_CHECK_INTERVAL));
@@ -413,7 +413,7 @@ impl Read for DeadlineSocket<'_> {
     }
 }
 
-impl io::Write for DeadlineSocket<'_> {
+impl io::Write for PreemptibleSocket<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.socket.set_write_timeout(self.left()?)?;
         self.socket.write(buf).map_err(timed)
@@ -456,7 +456,7 @@ mod tests {
         });
         lease.ask_to_stop();
         let start = Instant::now();
-        let mut socket = DeadlineSocket {
+        let mut socket = PreemptibleSocket {
             socket: &socket,
             deadline: start + LEFT,
             pid: Pid::from_child(&process),

@@ -1,7 +1,7 @@
 //! Starts compile children ahead of need, and checks them before they see a module.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::child::CompileChild;
 use super::lanes::CompileLane;
@@ -9,6 +9,7 @@ use super::wire::ChildSetup;
 use super::{CompileBudget, CompileError, CompileSettings, RETRY, nice};
 use crate::host_limit::HostLimit;
 use crate::model::refusal::{Reason, Refusal};
+use crate::sync::lock;
 
 /// The most threads that one child compiles with.
 const MAX_CHILD_THREADS: usize = 4;
@@ -83,8 +84,7 @@ impl ChildSpawner {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<CompileChild>> {
-        // Nothing panics while the lock is held.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// Starts a child, which makes itself ready.

@@ -2,7 +2,7 @@
 //! it if that is then ordered.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wasmtime::Engine;
@@ -26,6 +26,7 @@ use crate::sandbox::modules::inspection::Inspection;
 use crate::sandbox::panic_message;
 use crate::sandbox::schedule::cpu_time::thread_time;
 use crate::store::Blob;
+use crate::sync::lock;
 
 /// How long a module that was inspected waits for the order to compile it. Whoever asked has the
 /// order at once, or is gone.
@@ -64,7 +65,7 @@ impl LaneWorker {
             if let CompileBackend::Child(spawner) = &self.kind {
                 spawner.replenish();
             }
-            let job = queued.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let job = lock(queued).recv();
             let Ok(job) = job else { return };
             // A panic is a failure of that job. Its caller is told by the sender that is dropped
             // with the job.

@@ -8,12 +8,13 @@
 //! by one budget, rather than by one for each of those modules.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::CompileBudget;
 use crate::model::request::Digest;
 use crate::model::tenant_id::TenantId;
+use crate::sync::lock;
 
 /// How many modules that outgrew the small lane are remembered.
 const REMEMBERED: u64 = 10_000;
@@ -157,10 +158,7 @@ impl LaneChooser {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Distrust>> {
-        // Nothing panics while the lock is held.
-        self.distrusted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.distrusted)
     }
 }
 

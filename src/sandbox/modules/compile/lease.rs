@@ -2,12 +2,13 @@
 //! for another tenant's module and later lets it go on, and the thread reports that it has stopped
 //! and how much processor time it took.
 
+use crate::sync::lock;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often a compilation that has stopped makes admission check whether it may go on.
-const LOOK: Duration = Duration::from_millis(100);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The shared state of one compilation, between admission and the compile thread.
 pub struct CompileLease {
@@ -91,7 +92,9 @@ impl CompileLease {
             (self.stopped)();
             let state = self.lock();
             let stands = |state: &mut LeaseState| state.is_asked_to_stop && !state.has_ended;
-            let waited = self.changed.wait_timeout_while(state, LOOK, stands);
+            let waited = self
+                .changed
+                .wait_timeout_while(state, RECHECK_INTERVAL, stands);
             let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.has_ended || !state.is_asked_to_stop {
                 return;
@@ -105,8 +108,7 @@ impl CompileLease {
     }
 
     fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// The part of all threads that no single tenant may take: one in this many.
-const LEFT_TO_OTHERS: usize = 8;
+const OTHERS_DIVISOR: usize = 8;
 /// Once a tenant's recent call times add up to this, they are halved, so that older ones count
 /// less.
 const RECENT: Duration = Duration::from_secs(1);
@@ -149,7 +149,7 @@ impl<W> FileCallLimiter<W> {
     }
 
     fn has_room(&self, tenant: usize, now: Instant) -> bool {
-        let share = self.threads - self.threads.div_ceil(LEFT_TO_OTHERS);
+        let share = self.threads - self.threads.div_ceil(OTHERS_DIVISOR);
         let calls = &self.tenants[tenant];
         self.running < self.threads
             && calls.running.len() < share

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use wasmtime_wasi::runtime::spawn_blocking;
 use self::call_limiter::{FileCallId, FileCallLimiter, FileCallTimes, LONG_CALL};
 use super::guest_thread::{ThreadInit, init_guest_thread};
 use super::tenant_queue::TenantQueue;
+use crate::sync::lock;
 use crate::telemetry::catch_host_refusal;
 
 /// The maximum number of threads that make file system calls, over all tenants.
@@ -47,21 +48,24 @@ pub(in crate::sandbox) struct FileThreadPool {
 }
 
 struct State {
-    shares: FileCallLimiter<oneshot::Sender<FileCallPermit>>,
-    /// The tenants of `shares`, at the same index as there. There are as many as the config names.
-    lanes: Vec<Arc<TenantQueue>>,
+    limiter: FileCallLimiter<oneshot::Sender<FileCallPermit>>,
+    /// The tenants of `limiter`, at the same index as there. There are as many as the config names.
+    tenant_queues: Vec<Arc<TenantQueue>>,
     /// The threads that make no call, ordered by when they became idle, the latest at the end.
     idle: VecDeque<FileThread>,
     closed: bool,
 }
 
 impl State {
-    /// Returns the index of a tenant in `shares`, and adds the tenant if it is new.
-    fn tenant(&mut self, lane: &Arc<TenantQueue>) -> usize {
-        let known = self.lanes.iter().position(|it| Arc::ptr_eq(it, lane));
+    /// Returns the index of a tenant in `limiter`, and adds the tenant if it is new.
+    fn tenant(&mut self, tenant_queue: &Arc<TenantQueue>) -> usize {
+        let known = self
+            .tenant_queues
+            .iter()
+            .position(|it| Arc::ptr_eq(it, tenant_queue));
         known.unwrap_or_else(|| {
-            self.lanes.push(Arc::clone(lane));
-            self.shares.add_tenant(lane.weight())
+            self.tenant_queues.push(Arc::clone(tenant_queue));
+            self.limiter.add_tenant(tenant_queue.weight())
         })
     }
 }
@@ -73,8 +77,8 @@ impl FileThreadPool {
         Arc::new(Self {
             on_thread,
             state: Mutex::new(State {
-                shares: FileCallLimiter::new(MAX_THREADS, guest_threads),
-                lanes: Vec::new(),
+                limiter: FileCallLimiter::new(MAX_THREADS, guest_threads),
+                tenant_queues: Vec::new(),
                 idle: VecDeque::new(),
                 closed: false,
             }),
@@ -91,10 +95,13 @@ impl FileThreadPool {
     }
 
     /// Creates the handle by which one run of a tenant makes its calls.
-    pub(in crate::sandbox) fn calls(self: &Arc<Self>, lane: &Arc<TenantQueue>) -> FileCalls {
+    pub(in crate::sandbox) fn calls(
+        self: &Arc<Self>,
+        tenant_queue: &Arc<TenantQueue>,
+    ) -> FileCalls {
         FileCalls(Some(Arc::new(FileCaller {
             threads: Arc::clone(self),
-            lane: Arc::clone(lane),
+            tenant_queue: Arc::clone(tenant_queue),
             tenant: OnceLock::new(),
             spent: AtomicU64::new(0),
         })))
@@ -102,7 +109,7 @@ impl FileThreadPool {
 
     /// Starts the waiting calls that have room now.
     fn start_waiting(self: &Arc<Self>) {
-        let started = self.lock().shares.start_waiting(Instant::now());
+        let started = self.lock().limiter.start_waiting(Instant::now());
         for (call, grant) in started {
             // A caller that has left meanwhile returns its permit by dropping it.
             let _ = grant.send(FileCallPermit::new(self, call));
@@ -124,8 +131,7 @@ impl FileThreadPool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -136,7 +142,7 @@ pub struct FileCalls(Option<Arc<FileCaller>>);
 
 struct FileCaller {
     threads: Arc<FileThreadPool>,
-    lane: Arc<TenantQueue>,
+    tenant_queue: Arc<TenantQueue>,
     /// The tenant's index among the calls. It is looked up at the first call, since most runs make
     /// none.
     tenant: OnceLock<usize>,
@@ -198,12 +204,12 @@ impl FileCaller {
         let threads = &self.threads;
         let (_place, mut granted) = {
             let mut state = threads.lock();
-            let tenant = *self.tenant.get_or_init(|| state.tenant(&self.lane));
-            if let Some(call) = state.shares.start(tenant, Instant::now()) {
+            let tenant = *self.tenant.get_or_init(|| state.tenant(&self.tenant_queue));
+            if let Some(call) = state.limiter.start(tenant, Instant::now()) {
                 return FileCallPermit::new(threads, call);
             }
             let (grant, granted) = oneshot::channel();
-            let ticket = state.shares.wait(tenant, grant);
+            let ticket = state.limiter.wait(tenant, grant);
             (
                 FileCallWaiter {
                     threads,
@@ -228,7 +234,7 @@ impl FileCaller {
     fn charge(&self, cpu: Duration) {
         let nanos = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
         self.spent.fetch_add(nanos, Ordering::Relaxed);
-        self.lane.charge_off_thread(nanos);
+        self.tenant_queue.charge_off_thread(nanos);
     }
 }
 
@@ -241,7 +247,7 @@ struct FileCallWaiter<'a> {
 
 impl Drop for FileCallWaiter<'_> {
     fn drop(&mut self) {
-        let left = self.threads.lock().shares.leave(self.tenant, self.ticket);
+        let left = self.threads.lock().limiter.leave(self.tenant, self.ticket);
         drop(left);
     }
 }
@@ -266,7 +272,7 @@ impl FileCallPermit {
 
 impl Drop for FileCallPermit {
     fn drop(&mut self) {
-        self.threads.lock().shares.end(self.call, self.times);
+        self.threads.lock().limiter.end(self.call, self.times);
         self.threads.start_waiting();
     }
 }

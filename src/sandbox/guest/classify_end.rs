@@ -1,5 +1,5 @@
-//! Classifies the error that ended a guest into an outcome and a trap. The causes are checked in a
-//! fixed order, so that none hides behind another.
+//! Decides how a run ended: classifies what the guest returned, or the error that ended it, into an
+//! outcome and a trap. The causes are checked in a fixed order, so that none hides behind another.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use wasmtime::{Error, ThrownException, Trap as Code, WasmBacktrace};
 use wasmtime_wasi::{I32Exit, ResourceTableError};
 
 use super::stdio::OutputExceeded;
-use super::stop::{StopReason, Stopped};
+use super::stop_signal::{StopReason, Stopped};
 use crate::model::outcome::{Frame, Outcome, Trap};
 use crate::model::refusal::quote;
 

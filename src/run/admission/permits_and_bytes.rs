@@ -1,15 +1,15 @@
 //! The vector of resources that an admission queue hands out: permits and bytes.
 
-use crate::model::limits::LEFT_TO_OTHERS;
+use crate::model::limits::OTHERS_DIVISOR;
 
 /// An amount of permits and of bytes, either of which may run out first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct ResourceVector {
+pub(super) struct PermitsAndBytes {
     pub(super) permits: u32,
     pub(super) bytes: u64,
 }
 
-impl ResourceVector {
+impl PermitsAndBytes {
     /// Creates a request for one permit and so many bytes.
     pub(super) fn one_permit(bytes: u64) -> Self {
         Self { permits: 1, bytes }
@@ -43,17 +43,17 @@ impl ResourceVector {
 
     /// Returns an eighth of this, and at least one permit.
     pub(super) fn eighth(self) -> Self {
-        let places = u64::from(self.permits).div_ceil(LEFT_TO_OTHERS);
+        let places = u64::from(self.permits).div_ceil(OTHERS_DIVISOR);
         Self {
             permits: u32::try_from(places).unwrap_or(self.permits),
-            bytes: self.bytes / LEFT_TO_OTHERS,
+            bytes: self.bytes / OTHERS_DIVISOR,
         }
     }
 
     /// Returns the most that one of several tenants may hold: all but an eighth, which is left to
     /// the others. Unlimited bytes stay unlimited.
     pub(super) fn share(self) -> Self {
-        let rest = |all: u64, least: u64| all - all.div_ceil(LEFT_TO_OTHERS).min(all - least);
+        let rest = |all: u64, least: u64| all - all.div_ceil(OTHERS_DIVISOR).min(all - least);
         let places = rest(u64::from(self.permits), 1);
         Self {
             permits: u32::try_from(places).unwrap_or(self.permits),

@@ -1,5 +1,6 @@
-//! Stop requests: why a run must end. A reason is set once; the guest sees it at its next epoch,
-//! and the future that drives the run is notified at once.
+//! Decides when a guest has to stop: when somebody asks for it, or when its deadline has passed.
+//! The first reason stays; the guest sees it at its next check, and the future that drives the run
+//! is woken at once.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -57,9 +58,9 @@ impl StopSignal {
     /// Asks the run to end, and reports whether this was the first request. A later reason changes
     /// nothing.
     pub fn request(&self, reason: StopReason) -> bool {
-        let first = self
-            .reason
-            .compare_exchange(0, reason.code(), Ordering::AcqRel, Ordering::Acquire);
+        let first =
+            self.reason
+                .compare_exchange(0, reason.code(), Ordering::AcqRel, Ordering::Acquire);
         if first.is_ok() {
             self.requested.notify_one();
         }

@@ -18,19 +18,19 @@ const REQUESTS: InFlightLimit = InFlightLimit {
 /// The bytes of a budget that one request holds. They are given back when the last clone is
 /// dropped.
 #[derive(Clone, Debug)]
-pub struct MemoryCharge(Arc<MemoryChargeInner>);
+pub struct RequestCharge(Arc<RequestChargeInner>);
 
 #[derive(Debug)]
-struct MemoryChargeInner {
+struct RequestChargeInner {
     total: Arc<AtomicU64>,
     tenant: Option<Arc<Tenant>>,
     bytes: AtomicU64,
 }
 
-impl MemoryCharge {
+impl RequestCharge {
     /// Creates a charge of nothing yet, which counts towards `total` and its tenant.
     pub fn new(total: Arc<AtomicU64>, tenant: Option<Arc<Tenant>>) -> Self {
-        Self(Arc::new(MemoryChargeInner {
+        Self(Arc::new(RequestChargeInner {
             total,
             tenant,
             bytes: AtomicU64::new(0),
@@ -43,13 +43,13 @@ impl MemoryCharge {
     /// Returns `QUEUE_FULL` where the budget, or the tenant's share of it, has no room.
     pub fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
         let bytes = bytes as u64;
-        let MemoryChargeInner {
+        let RequestChargeInner {
             total,
             tenant,
             bytes: mine,
         } = &*self.0;
         if let Some(tenant) = tenant {
-            let share = share_of(budget, tenant.shares);
+            let share = share_of(budget, tenant.has_neighbours);
             reserve_bytes(&tenant.request_bytes, bytes, share, REQUESTS)?;
         }
         if let Err(refusal) = reserve_bytes(total, bytes, budget, REQUESTS) {
@@ -63,7 +63,7 @@ impl MemoryCharge {
     }
 }
 
-impl Drop for MemoryChargeInner {
+impl Drop for RequestChargeInner {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         self.total.fetch_sub(bytes, Ordering::AcqRel);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::admission::shutting_down;
 use super::audit;
 use super::audit::Capabilities;
+use super::end_event::EndOfRun;
 use super::log_lines;
 use super::record::Run;
 use super::registry::Registry;
 use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
-use crate::event_log::{CapturedOutput, RunEnd};
+use crate::event_log::RunEnd;
 use crate::model::outcome::{CancelCause, RunReport};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::Digest;
@@ -21,14 +22,14 @@ use crate::sandbox::StopReason;
 /// A guard for a run that has not ended. The run ends, and its log line is written, at the latest
 /// when this is dropped. The line never has content: no arguments, environment, input or output.
 #[derive(Debug)]
-pub(super) struct RunGuard {
+pub(super) struct RunEndGuard {
     pub(super) run: Arc<Run>,
     /// The tenant whose run it is, and whose registry learns of its end.
     pub(super) tenant: Arc<Tenant>,
     over: bool,
 }
 
-impl RunGuard {
+impl RunEndGuard {
     /// Creates the guard of a run that is registered, or will be when it ends.
     pub(super) fn new(run: Arc<Run>, tenant: Arc<Tenant>) -> Self {
         Self {
@@ -43,19 +44,19 @@ impl RunGuard {
     }
 
     /// Notes the digest of the run's module.
-    pub(super) fn module(&self, digest: Digest) {
+    pub(super) fn note_module(&self, digest: Digest) {
         self.run.set_digest(digest);
     }
 
     /// Notes that the run waits for a slot, and announces the change to watches.
-    pub(super) fn queued(&self) {
+    pub(super) fn note_queued(&self) {
         self.run.set_queued();
         self.registry().changed(&self.run);
     }
 
     /// Notes that the run starts, announces the change to watches, and writes the audit line of its
     /// admission where `reach` is given.
-    pub(super) fn started(&self, granted: GrantedLimits, reach: Option<&Capabilities>) {
+    pub(super) fn note_started(&self, granted: GrantedLimits, reach: Option<&Capabilities>) {
         if let Some(reach) = reach {
             audit::admitted(&self.run, &granted, reach);
         }
@@ -65,11 +66,11 @@ impl RunGuard {
 
     /// Ends the run before its first instruction, and returns the refusal with the field names of
     /// its caller's messages.
-    pub(super) fn refused(mut self, refusal: Refusal) -> Refusal {
+    pub(super) fn refuse(mut self, refusal: Refusal) -> Refusal {
         let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
         log_lines::refused(&self.run, &refusal);
         audit::refused(&self.run, &refusal);
-        self.finish(Err(refusal.clone()), None);
+        self.finish(Err(refusal.clone()));
         refusal
     }
 
@@ -78,23 +79,23 @@ impl RunGuard {
         self.over = true;
     }
 
-    /// Ends the run, and keeps what was `captured` for its callers.
-    pub(super) fn ended(mut self, result: RunEnd, captured: Option<CapturedOutput>) {
+    /// Ends the run, and writes its line to the log and to the audit.
+    pub(super) fn end(mut self, result: RunEnd) {
         self.write(&result);
-        self.finish(result, captured);
+        self.finish(result);
     }
 
-    fn finish(&mut self, end: RunEnd, captured: Option<CapturedOutput>) {
+    fn finish(&mut self, end: RunEnd) {
         self.over = true;
-        self.registry().end(&self.run, end, captured);
+        self.registry().end(&self.run, end);
     }
 
     fn write(&self, result: &RunEnd) {
         match result {
             Ok(ended) => {
-                let waited = self.waited(ended);
-                audit::ended(&self.run, ended, waited);
-                log_lines::ended(&self.run, ended, waited);
+                let event = EndOfRun::new(&self.run, ended, self.waited(ended));
+                event.audit();
+                event.log();
             }
             Err(refusal) => {
                 audit::failed(&self.run, refusal);
@@ -108,13 +109,13 @@ impl RunGuard {
     }
 }
 
-impl Drop for RunGuard {
+impl Drop for RunEndGuard {
     fn drop(&mut self) {
         if !self.over {
             log_lines::left(&self.run);
             let refusal = never_started(None);
             audit::refused(&self.run, &refusal);
-            self.finish(Err(refusal), None);
+            self.finish(Err(refusal));
         }
     }
 }

@@ -1,4 +1,6 @@
-//! A future that gives its work up when the deadline of its caller passes.
+//! Refuses with `NOT_STARTED` what is not done when the deadline of its caller passes. It applies
+//! to everything before a run's start; from then on the guest is stopped instead
+//! (`sandbox/guest/preempt.rs`).
 
 use std::future::Future;
 use std::pin::Pin;

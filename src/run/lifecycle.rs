@@ -1,4 +1,6 @@
-//! The path of a run to its guest and its end: registered -> compile -> admit -> execute -> ended.
+//! Takes a run from its request to its end: joins it to another by its idempotency key, finds and
+//! compiles its module, acquires its permit, has it executed, and then releases the permit before
+//! anybody learns of the end.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,12 +9,12 @@ use super::admission::{ChargedCompile, Permit, RunQuotaGuard, shutting_down};
 use super::attach::RunHandle;
 use super::audit::Capabilities;
 use super::in_flight::InFlightGuard;
-use super::memory_charge::MemoryCharge;
 use super::origin::Origin;
 use super::record::Run;
 use super::refused_run::RefusedRun;
+use super::request_charge::RequestCharge;
 use super::response_reservation;
-use super::run_guard::{RunGuard, never_started};
+use super::run_end_guard::{RunEndGuard, never_started};
 use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
 use super::{Runner, with_deadline};
@@ -23,8 +25,8 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox;
 use crate::sandbox::{
-    CodeUse, CompilePermit, CompileRequest, EntryPoint, Input, Inspection, LoadedModule,
-    ModuleSource, Output, PreparedRun, RunContext, Variant,
+    CodeUse, CompilePermit, CompileRequest, EntryPoint, HOST_FUNCTION_NAMES, Input, Inspection,
+    LoadedModule, Lookup, ModuleSource, Output, PreparedRun, RunContext, Variant,
 };
 use crate::store::{ModuleEntry, hashed, not_found};
 
@@ -46,13 +48,13 @@ pub struct StartRequest {
     /// When the caller gives up; `None`: never.
     pub deadline: Option<Instant>,
     /// The charge for the request's memory, which is held until the run has started or was refused.
-    pub held_until_started: Option<MemoryCharge>,
+    pub held_until_started: Option<RequestCharge>,
 }
 
 /// The result of claiming an idempotency key.
 enum ClaimResult {
     /// The key belongs to the new run, which is to start.
-    New(RunGuard),
+    New(RunEndGuard),
     /// The key belongs to another run, to which the caller is now attached.
     Same(RunHandle),
 }
@@ -60,7 +62,7 @@ enum ClaimResult {
 /// A run whose module is compiled, and which needs a slot.
 struct CompiledRun {
     /// The store's entry of the module; `None` where the module came inline.
-    known: Option<Arc<ModuleEntry>>,
+    module_entry: Option<Arc<ModuleEntry>>,
     loaded: Arc<LoadedModule>,
     entry: EntryPoint,
     memory_pages: u32,
@@ -74,8 +76,8 @@ struct AdmittedRun {
     output: Arc<Output>,
     permit: Permit,
     flight: InFlightGuard,
-    counted: RunQuotaGuard,
-    reach: Option<Capabilities>,
+    run_quota: RunQuotaGuard,
+    capabilities: Option<Capabilities>,
 }
 
 impl Runner {
@@ -99,15 +101,15 @@ impl Runner {
             log,
         );
         let tenant = &asked.tenant;
-        let mut pending = RunGuard::new(Arc::clone(&run), Arc::clone(tenant));
+        let mut pending = RunEndGuard::new(Arc::clone(&run), Arc::clone(tenant));
         // The caller is attached before anybody else can be attached, and leave.
         let attached = {
             let response = self.inflight.track_response();
             RunHandle::owner(&tenant.registry, &run, asked.delivery, response)
         };
-        let refused = |pending: RunGuard, refusal| RefusedRun {
+        let refused = |pending: RunEndGuard, refusal| RefusedRun {
             id: run.id,
-            refusal: pending.refused(refusal),
+            refusal: pending.refuse(refusal),
         };
         if self.admission.is_closed() {
             return Err(refused(pending, shutting_down()));
@@ -120,8 +122,8 @@ impl Runner {
                 ClaimResult::Same(attached) => return Ok(attached),
             };
         }
-        let counted = match tenant.quota_usage.count_run() {
-            Ok(counted) => counted,
+        let run_quota = match tenant.quota_usage.count_run() {
+            Ok(run_quota) => run_quota,
             Err(refusal) => return Err(refused(pending, refusal)),
         };
         tenant.registry.add(&run);
@@ -130,8 +132,8 @@ impl Runner {
             return Err(refused(pending, shutting_down()));
         }
         if !asked.spec.detach && asked.spec.idempotency_key.is_none() {
-            self.drive_to_start(pending, asked, counted).await;
-            return attached.started(None).await;
+            self.drive_to_start(pending, asked, run_quota).await;
+            return attached.wait_for_start(None).await;
         }
         // The run goes on without its caller, or others may wait for it: a task of its own drives
         // it, so that this caller cannot drop it.
@@ -145,10 +147,10 @@ impl Runner {
             reason = "ends by itself, at the latest when the run is asked to end"
         )]
         tokio::spawn(async move {
-            runner.drive_to_start(pending, asked, counted).await;
+            runner.drive_to_start(pending, asked, run_quota).await;
             drop(place);
         });
-        attached.started(deadline).await
+        attached.wait_for_start(deadline).await
     }
 
     /// Claims an idempotency key for a run, or attaches the caller to the run that has the key
@@ -159,11 +161,11 @@ impl Runner {
         spec: &RunSpec,
         deadline: Option<Instant>,
         run: &Arc<Run>,
-        mut pending: RunGuard,
+        mut pending: RunEndGuard,
     ) -> Result<ClaimResult, RefusedRun> {
-        let refused = |pending: RunGuard, refusal| RefusedRun {
+        let refused = |pending: RunEndGuard, refusal| RefusedRun {
             id: run.id,
-            refusal: pending.refused(refusal),
+            refusal: pending.refuse(refusal),
         };
         let tenant = Arc::clone(&pending.tenant);
         let fingerprint = match with_deadline(deadline, fingerprint(spec)).await {
@@ -171,7 +173,8 @@ impl Runner {
             Err(refusal) => return Err(refused(pending, refusal)),
         };
         loop {
-            let first = match tenant.registry.keys.take(run, key, fingerprint) {
+            let keys = &tenant.registry.keys;
+            let first = match keys.take(run, key, fingerprint, Instant::now()) {
                 Ok(None) => return Ok(ClaimResult::New(pending)),
                 Ok(Some(first)) => first,
                 Err(refusal) => return Err(refused(pending, refusal)),
@@ -179,11 +182,11 @@ impl Runner {
             // This call is not a run of its own, so its record is dropped without an end.
             pending.forget();
             let again = RunHandle::join(&tenant.registry, &first, self.inflight.track_response());
-            match again.started(deadline).await {
+            match again.wait_for_start(deadline).await {
                 Err(refused) if refused.was_left() && first.was_abandoned() => {
                     // The first run was dying when this call came, since its callers had left it.
                     // Its key is free now.
-                    pending = RunGuard::new(Arc::clone(run), Arc::clone(&tenant));
+                    pending = RunEndGuard::new(Arc::clone(run), Arc::clone(&tenant));
                 }
                 attached => return attached.map(ClaimResult::Same),
             }
@@ -193,9 +196,9 @@ impl Runner {
     /// Drives a run until it has started or was refused.
     async fn drive_to_start(
         &self,
-        pending: RunGuard,
+        pending: RunEndGuard,
         asked: Box<StartRequest>,
-        counted: RunQuotaGuard,
+        run_quota: RunQuotaGuard,
     ) {
         let stop = Arc::clone(&pending.run.stop);
         let admitted = match stop.reason() {
@@ -203,7 +206,7 @@ impl Runner {
                 biased;
                 // Polled first: a run is mostly admitted at once, and then nothing need be woken by
                 // a stop.
-                admitted = self.admit(&asked, &pending, counted) => admitted,
+                admitted = self.admit(&asked, &pending, run_quota) => admitted,
                 () = stop.requested() => Err(never_started(stop.reason())),
             },
             reason => Err(never_started(reason)),
@@ -213,10 +216,10 @@ impl Runner {
             (Ok(admitted), reason) => {
                 // The slot is released before the refusal is recorded.
                 drop(admitted);
-                pending.refused(never_started(reason));
+                pending.refuse(never_started(reason));
             }
             (Err(refusal), _) => {
-                pending.refused(refusal);
+                pending.refuse(refusal);
             }
         }
     }
@@ -226,8 +229,8 @@ impl Runner {
     async fn admit(
         &self,
         asked: &StartRequest,
-        pending: &RunGuard,
-        counted: RunQuotaGuard,
+        pending: &RunEndGuard,
+        run_quota: RunQuotaGuard,
     ) -> Result<AdmittedRun, Refusal> {
         let StartRequest {
             spec,
@@ -242,34 +245,32 @@ impl Runner {
         // A detached run outlasts its caller's deadline, and a run with a key may have several
         // callers and ends with the last: neither is bound by this caller's deadline.
         let deadline = deadline.filter(|_| !spec.detach && spec.idempotency_key.is_none());
-        sandbox::check_grants(spec, &tenant.policy.grants, &tenant.roots)?;
+        tenant.policy.authorize(spec, &HOST_FUNCTION_NAMES)?;
         let ready = match self.find_compiled(spec, pending)? {
             Some(ready) => ready,
-            // Boxed, so that the future of a run whose module is in memory does not carry the room
-            // for it.
+            // Boxed: a run whose module is in memory need not carry the room for this future.
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
-        let queued = || pending.queued();
         let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
         let permit = self
             .admission
-            .acquire_run(tenant.id, bytes, deadline, queued);
-        let permit = permit.await?;
+            .acquire_run(tenant.id, bytes, deadline, || pending.note_queued())
+            .await?;
         let flight = self.inflight.track_run();
+        // The run is counted before this look: a drain either waits for it or is seen here.
         if self.admission.is_closed() {
-            // The run is counted before this look: a drain either waits for it or is seen here.
             return Err(shutting_down());
         }
         let run = &pending.run;
         let output = Arc::new(output_of(run, &spec.limits, *delivery));
         let CompiledRun {
-            known,
+            module_entry,
             loaded,
             entry,
             memory_pages,
         } = ready;
-        let around = RunContext {
-            module_name: known.as_ref().map_or("", |known| &known.record.name),
+        let context = RunContext {
+            module_name: module_entry.as_deref().map_or("", ModuleEntry::name),
             grants: &tenant.policy.grants,
             roots: &tenant.roots,
             input: input.clone(),
@@ -287,17 +288,17 @@ impl Runner {
                 limits: spec.limits.clone(),
             },
             delivery: *delivery,
-            prepared: sandbox::prepare(loaded, spec, memory_pages, entry, around)?,
+            prepared: sandbox::prepare(loaded, spec, memory_pages, entry, context)?,
             output,
             permit,
             flight,
-            counted,
-            reach: Capabilities::of(spec),
+            run_quota,
+            capabilities: Capabilities::of(spec),
         })
     }
 
     /// Hands an admitted run to the sandbox to be executed. Nothing can refuse it any more.
-    fn execute(&self, admitted: AdmittedRun, pending: RunGuard) {
+    fn execute(&self, admitted: AdmittedRun, pending: RunEndGuard) {
         let AdmittedRun {
             granted,
             delivery,
@@ -305,34 +306,33 @@ impl Runner {
             output,
             mut permit,
             flight,
-            counted,
-            reach,
+            run_quota,
+            capabilities,
         } = admitted;
-        let lane = Arc::clone(pending.tenant.quota_usage.tenant_queue());
+        let tenant_queue = Arc::clone(pending.tenant.quota_usage.tenant_queue());
         match delivery {
             // The caller may read the output long after the guest has ended.
             OutputMode::Streamed => pending
                 .run
-                .reserve_answer(permit.split(response_reservation::STREAMED)),
+                .reserve_answer(permit.split(response_reservation::STREAMED_BYTES)),
             OutputMode::Captured => {}
         }
-        pending.started(granted, reach.as_ref());
-        let untold = self.inflight.untold_end();
+        pending.note_started(granted, capabilities.as_ref());
+        let pending_response = self.inflight.track_end();
         // The slot, and all reserved bytes but those of the answer, are released before anybody
         // learns of the end.
         let ended = move |result: RunEnd| {
             drop(flight);
-            let captured = output.take_captured();
-            if let Some(captured) = &captured {
-                let bytes = captured.bytes() as u64 + response_reservation::WHOLE_REST;
+            if let Some(captured) = output.keep_captured() {
+                let bytes = captured as u64 + response_reservation::UNARY_REST;
                 pending.run.reserve_answer(permit.split(bytes));
             }
             drop(permit);
-            pending.run.count_until_answered(counted);
-            pending.ended(result, captured);
-            drop(untold);
+            pending.run.count_until_answered(run_quota);
+            pending.end(result);
+            drop(pending_response);
         };
-        self.sandbox.spawn(&lane, prepared, ended);
+        self.sandbox.spawn(&tenant_queue, prepared, ended);
     }
 
     /// Returns the run's module where it is named by digest, its compiled code is in memory, and
@@ -340,14 +340,14 @@ impl Runner {
     fn find_compiled(
         &self,
         spec: &RunSpec,
-        pending: &RunGuard,
+        pending: &RunEndGuard,
     ) -> Result<Option<CompiledRun>, Refusal> {
         let ModuleRef::Loaded(digest) = spec.module else {
             return Ok(None);
         };
-        pending.module(digest);
+        pending.note_module(digest);
         let tenant = &pending.tenant;
-        let Some(known) = tenant.store.find_cached(digest) else {
+        let Some(module_entry) = tenant.store.find_cached(digest) else {
             return Ok(None);
         };
         let (code, code_use) = (tenant.code_key(digest), code_use(spec, tenant));
@@ -355,10 +355,10 @@ impl Runner {
         let Some(loaded) = modules.in_memory(code, variant(spec), code_use) else {
             return Ok(None);
         };
-        known.touch();
+        module_entry.touch();
         let (entry, memory_pages) = resolve_entry(&loaded.inspection, spec, &tenant.policy.grants)?;
         Ok(Some(CompiledRun {
-            known: Some(known),
+            module_entry: Some(module_entry),
             loaded,
             entry,
             memory_pages,
@@ -367,34 +367,31 @@ impl Runner {
 
     /// Finds the module, checks that the run may have what it needs, and compiles it where no
     /// compiled form is at hand.
-    async fn compile(&self, spec: &RunSpec, pending: &RunGuard) -> Result<CompiledRun, Refusal> {
+    async fn compile(&self, spec: &RunSpec, pending: &RunEndGuard) -> Result<CompiledRun, Refusal> {
         let tenant = &pending.tenant;
         let grants = &tenant.policy.grants;
         let variant = variant(spec);
-        let (digest, wasm, known) = self.module_of(spec, pending).await?;
+        let (digest, wasm, module_entry) = self.module_of(spec, pending).await?;
         let code_use = code_use(spec, tenant);
         let code = tenant.code_key(digest);
         let modules = self.sandbox.modules();
-        let ready = modules.get_or_restore(code, variant, code_use).await?;
-        let (loaded, (entry, memory_pages)) = match ready {
-            Some(loaded) => {
+        let (loaded, (entry, memory_pages)) = match modules.look_up(code, variant, code_use).await?
+        {
+            Lookup::Loaded(loaded) => {
                 let settled = resolve_entry(&loaded.inspection, spec, grants)?;
                 (loaded, settled)
             }
-            None => {
-                // The module is inspected first: whatever refuses the run refuses it before
-                // anything is compiled.
-                let wanted = self.compile_request(tenant, code_use, wasm);
-                let inspected = modules.inspect(code, wanted.clone()).await?;
-                let settled = resolve_entry(&inspected.inspection, spec, grants)?;
-                let (loaded, _) = modules
-                    .get_or_compile(code, variant, wanted, inspected)
-                    .await?;
+            Lookup::Missing(missing) => {
+                // Whatever refuses the run does so before anything is compiled.
+                let request = self.compile_request(tenant, code_use, wasm);
+                let inspected = missing.inspect(request).await?;
+                let settled = resolve_entry(inspected.inspection(), spec, grants)?;
+                let (loaded, _) = inspected.compile().await?;
                 (loaded, settled)
             }
         };
         Ok(CompiledRun {
-            known,
+            module_entry,
             loaded,
             entry,
             memory_pages,
@@ -416,10 +413,10 @@ impl Runner {
             let (admission, account) = (Arc::clone(&admission), Arc::clone(&account));
             async move {
                 account.may_compile()?;
-                let (lane, pass) = admission.acquire_compile(id, lane).await?;
+                let (lane, permit) = admission.acquire_compile(id, lane).await?;
                 // Other work of the tenant may have used the quota up while this request waited.
                 account.may_compile()?;
-                let grant = ChargedCompile::new(pass, account);
+                let grant = ChargedCompile::new(permit, account);
                 Ok((lane, CompilePermit::new(grant)))
             }
         })
@@ -430,26 +427,27 @@ impl Runner {
     async fn module_of(
         &self,
         spec: &RunSpec,
-        pending: &RunGuard,
+        pending: &RunEndGuard,
     ) -> Result<(Digest, ModuleSource, Option<Arc<ModuleEntry>>), Refusal> {
         match &spec.module {
             ModuleRef::Inline(wasm) => {
                 let (wasm, digest) = hashed(wasm.clone()).await?;
-                pending.module(digest);
+                pending.note_module(digest);
                 Ok((digest, ModuleSource::Inline(wasm.into()), None))
             }
             ModuleRef::Loaded(digest) => {
-                pending.module(*digest);
+                pending.note_module(*digest);
                 let store = &pending.tenant.store;
-                let known = store.find(*digest).await?;
-                let known = known.ok_or_else(|| not_found(*digest).at_field("spec.digest"))?;
-                known.touch();
+                let module_entry = store.find(*digest).await?;
+                let module_entry =
+                    module_entry.ok_or_else(|| not_found(*digest).at_field("spec.digest"))?;
+                module_entry.touch();
                 let source = ModuleSource::Stored {
                     store: Arc::clone(store),
                     digest: *digest,
-                    size: known.record.size,
+                    size: module_entry.record.size,
                 };
-                Ok((*digest, source, Some(known)))
+                Ok((*digest, source, Some(module_entry)))
             }
         }
     }
@@ -503,7 +501,8 @@ pub fn largest_reservation(ceilings: &Ceilings) -> u64 {
 /// streams.
 fn reservation(memory_pages: u32, stack: StackClass, output: u64) -> u64 {
     let stack = u64::from(stack.bytes()) + sandbox::HOST_STACK_BYTES as u64;
-    let own = u64::from(memory_pages) * WASM_PAGE_BYTES + stack + response_reservation::STREAMED;
+    let own =
+        u64::from(memory_pages) * WASM_PAGE_BYTES + stack + response_reservation::STREAMED_BYTES;
     own.saturating_add(output.saturating_mul(2))
 }
 
