@@ -19,9 +19,8 @@ use crate::model::outcome::RunReport;
 use crate::model::request::{Digest, Labels, RunId, RunSpec};
 use crate::model::tenant_id::TenantId;
 use crate::run::{Origin, RunHandle, RunMethod, Runner, StartRequest, Tenant};
-use crate::sandbox;
 use crate::sandbox::{
-    CodeUse, EntryPoint, FileCalls, LoadedModule, Lookup, MountRoots, Output, PreparedRun,
+    self, CodeUse, EntryPoint, FileCalls, LoadedModule, Lookup, MountRoots, Output, PreparedRun,
     RunContext, Variant,
 };
 

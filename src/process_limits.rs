@@ -9,8 +9,7 @@ use std::fmt;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config;
-use crate::config::{Config, StoreUrl};
+use crate::config::{self, Config, StoreUrl};
 
 /// The least number of file descriptors with which anything can be served: those of the runtime,
 /// the listeners, and one compilation.

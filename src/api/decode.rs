@@ -14,9 +14,9 @@ use crate::library::ModuleMeta;
 use crate::model::limits::{OutputMode, OutputPolicy, RequestedLimits};
 use crate::model::policy::Policy;
 use crate::model::refusal::{Refusal, quote};
-use crate::model::request;
 use crate::model::request::{
-    Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec, WORKING_DIR_FIELD,
+    self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
+    WORKING_DIR_FIELD,
 };
 use crate::run::{RequestCharge, RunState, Selector, not_started};
 

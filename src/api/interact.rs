@@ -5,8 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::client_stream;
-use super::client_stream::{ClientStreamError, malformed, piece};
+use super::client_stream::{self, ClientStreamError, malformed, piece};
 use super::proto::interact_request::Frame;
 use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
 use super::run_event_stream::RunEventStream;

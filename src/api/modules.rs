@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::client_stream;
-use super::client_stream::{ClientStreamError, malformed, piece};
+use super::client_stream::{self, ClientStreamError, malformed, piece};
 use super::decode::ModulePage;
 use super::layers::auth::tenant_of;
 use super::methods::MAX_UPLOAD_CHUNK;

@@ -16,8 +16,7 @@ use super::start::attach_run_metadata;
 use super::{encode, status};
 use crate::event_log::{Event, EventPayload};
 use crate::run::{Run, RunHandle};
-use crate::sandbox;
-use crate::sandbox::Input;
+use crate::sandbox::{self, Input};
 
 /// The stream of one run's events. If a caller's stream is dropped before its end, the run is
 /// cancelled unless it is detached.

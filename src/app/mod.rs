@@ -26,17 +26,14 @@ use crate::api::{
     RunApi, SandboxApi, Server, ServerSettings,
 };
 use crate::auth::Authenticator;
-use crate::config;
-use crate::config::{Config, KnownNames, Overrides, Problems};
+use crate::config::{self, Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
 use crate::library::ModuleLibrary;
 use crate::model::refusal::Refusal;
 use crate::process_limits;
-use crate::run;
-use crate::run::Runner;
-use crate::sandbox;
-use crate::sandbox::Sandbox;
+use crate::run::{self, Runner};
+use crate::sandbox::{self, Sandbox};
 use crate::store::ArtifactCache;
 
 pub use self::drain::DrainReport;

@@ -7,20 +7,15 @@ use std::sync::Arc;
 
 use super::{AppError, failed};
 use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
-use crate::auth;
-use crate::auth::{CertificateName, JwksLocation, JwtSettings};
-use crate::config;
-use crate::config::{ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
+use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
+use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
 use crate::hardening;
 use crate::model::limits::{OTHERS_DIVISOR, WASM_PAGE_BYTES};
 use crate::model::policy::Policy;
-use crate::run;
-use crate::run::{Capacity, Quota, TenantSettings};
-use crate::sandbox;
-use crate::sandbox::{ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
-use crate::store;
+use crate::run::{self, Capacity, Quota, TenantSettings};
+use crate::sandbox::{self, ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
 use crate::store::{
-    ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
+    self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
     StoreLocation,
 };
 

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use super::write_all::write;
 use super::{Failure, exit, print_to_stderr};
-use crate::api::proto;
-use crate::api::proto::{CancelCause, Outcome, Resources, RunResult};
+use crate::api::proto::{self, CancelCause, Outcome, Resources, RunResult};
 use crate::model::limits::WASM_PAGE_BYTES;
 
 /// Prints the values that the entry point returned, and explains the outcome unless the guest

@@ -8,8 +8,7 @@ use bytes::Bytes;
 use super::connect::{SandboxClient, status_failure};
 use super::wait_indicator::sized;
 use super::{Failure, read};
-use crate::api::proto;
-use crate::api::proto::LoadModuleRequest;
+use crate::api::proto::{self, LoadModuleRequest};
 
 /// The module to run: a digest, or the bytes of a file.
 pub(super) enum ModuleArgument {

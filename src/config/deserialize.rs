@@ -7,8 +7,7 @@ use std::fmt;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::tree;
-use super::tree::{Content, Setting, SettingOrigin};
+use super::tree::{self, Content, Setting, SettingOrigin};
 
 /// A setting that could not be read, with the place where it was written.
 #[derive(Debug)]

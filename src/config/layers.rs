@@ -11,8 +11,7 @@ use super::environment::SettingOverride;
 use super::explain;
 use super::problems::{KnownNames, Problem, Problems};
 use super::schema::Config;
-use super::tree;
-use super::tree::{Content, Setting, SettingOrigin};
+use super::tree::{self, Content, Setting, SettingOrigin};
 
 /// Most errors that are reported at once.
 const MAX_PROBLEMS: usize = 64;

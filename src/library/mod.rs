@@ -12,8 +12,7 @@ use crate::model::module::ModuleDescription;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, Labels};
 use crate::run::{PendingResponse, Runner, Tenant, shutting_down, with_deadline};
-use crate::sandbox;
-use crate::sandbox::{CodeUse, LoadedModule, Lookup, ModuleSource, Variant};
+use crate::sandbox::{self, CodeUse, LoadedModule, Lookup, ModuleSource, Variant};
 use crate::store::{
     Blob, BlobAssembler, ModuleEntry, NewModule, OciPuller, Pulled, hashed, not_found,
 };

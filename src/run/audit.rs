@@ -7,8 +7,7 @@ use super::snapshot::GrantedLimits;
 use crate::model::limits::WASM_PAGE_BYTES;
 use crate::model::refusal::Refusal;
 use crate::model::request::RunSpec;
-use crate::telemetry;
-use crate::telemetry::{Unquoted, micros};
+use crate::telemetry::{self, Unquoted, micros};
 
 /// Writes one audit line of a run: its id, tenant, caller and module, then the given fields.
 macro_rules! audit_run {

@@ -23,10 +23,9 @@ use crate::model::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_B
 use crate::model::policy::Grants;
 use crate::model::refusal::Refusal;
 use crate::model::request::{Digest, ModuleRef, RunId, RunSpec};
-use crate::sandbox;
 use crate::sandbox::{
-    CodeUse, CompilePermit, CompileRequest, EntryPoint, HOST_FUNCTION_NAMES, Input, Inspection,
-    LoadedModule, Lookup, ModuleSource, Output, PreparedRun, RunContext, Variant,
+    self, CodeUse, CompilePermit, CompileRequest, EntryPoint, HOST_FUNCTION_NAMES, Input,
+    Inspection, LoadedModule, Lookup, ModuleSource, Output, PreparedRun, RunContext, Variant,
 };
 use crate::store::{ModuleEntry, hashed, not_found};
 

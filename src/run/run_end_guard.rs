@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::shutting_down;
-use super::audit;
-use super::audit::Capabilities;
+use super::audit::{self, Capabilities};
 use super::end_event::EndOfRun;
 use super::log_lines;
 use super::record::Run;

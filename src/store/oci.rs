@@ -14,8 +14,7 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, Oci
 use oci_client::{ParseError, Reference, RegistryOperation};
 
 use super::blob::{Blob, BlobAssembler};
-use super::docker_auth;
-use super::docker_auth::RegistryCredential;
+use super::docker_auth::{self, RegistryCredential};
 use crate::model::refusal::{Reason, Refusal, printable, quote};
 use crate::model::request::{Digest, module_too_large};
 use crate::trust_store::{lacks_authorities, no_trust_store};

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::compile_schedule::{CompileSchedule, Decision, JobId, ScheduleRules};
 use super::fair_queue::Rejected;
-use super::load::QueueLoad;
+use super::load::{MAX_RETRY, MIN_RETRY, QueueLoad};
 use super::permits_and_bytes::PermitsAndBytes;
 use crate::model::tenant_id::TenantId;
 use crate::sandbox::CompileLease;
@@ -18,9 +18,6 @@ use crate::sync::lock;
 
 /// How often a waiter checks whether another compilation has to be preempted for it.
 const PREEMPTION_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Bounds of the delay after which a refused caller is told to retry.
-const SOONEST: Duration = Duration::from_millis(100);
-const LATEST: Duration = Duration::from_secs(30);
 
 /// A weighted fair queue, by compile time, in front of the compile threads of one lane.
 #[derive(Debug)]
@@ -248,7 +245,7 @@ impl CompileFairQueue {
     /// Estimates when a compilation that arrives now would start, from 100 ms to 30 s.
     pub(super) fn retry_after(&self) -> Duration {
         let wait = self.lock().schedule.expected_wait();
-        wait.clamp(SOONEST, LATEST)
+        wait.clamp(MIN_RETRY, MAX_RETRY)
     }
 
     fn lock(&self) -> MutexGuard<'_, CompileQueueState> {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::load::QueueLoad;
+use super::load::{MAX_RETRY, MIN_RETRY, QueueLoad};
 use super::permits_and_bytes::PermitsAndBytes;
 use crate::model::tenant_id::{ByTenant, TenantId};
 use crate::store::UploadSlot;
@@ -39,9 +39,6 @@ const STARVATION_HARD_FACTOR: u32 = 8;
 const HOLD_EWMA: u32 = 8;
 /// Number of waiters for which an empty line keeps its memory allocated.
 const KEPT_WAITERS: usize = 32;
-/// Bounds of the delay after which a refused caller is told to retry.
-const SOON: Duration = Duration::from_millis(100);
-const LATE: Duration = Duration::from_secs(30);
 
 /// A weighted fair queue in front of permits and bytes that all tenants share.
 #[derive(Debug)]
@@ -283,7 +280,7 @@ impl FairQueue {
     pub(super) fn retry_after(&self) -> Duration {
         let state = self.lock();
         let before = f64::from(state.waiting + 1) / f64::from(self.capacity.permits.max(1));
-        state.mean_hold.mul_f64(before).clamp(SOON, LATE)
+        state.mean_hold.mul_f64(before).clamp(MIN_RETRY, MAX_RETRY)
     }
 
     fn arrive(

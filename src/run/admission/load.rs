@@ -1,4 +1,12 @@
-//! The load of an admission queue, as Health reports it.
+//! The load of an admission queue, as Health reports it, and within which bounds a refused caller
+//! is told to retry.
+
+use std::time::Duration;
+
+/// The least that a caller whom a full queue refuses is told to wait.
+pub(super) const MIN_RETRY: Duration = Duration::from_millis(100);
+/// The most that it is told to wait.
+pub(super) const MAX_RETRY: Duration = Duration::from_secs(30);
 
 /// How much of an admission queue's capacity is held, and how many requests wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

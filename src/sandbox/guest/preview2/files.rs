@@ -9,8 +9,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
     MetadataHashValue, NewTimestamp, PathFlags,
 };
 
-use super::file_streams;
-use super::file_streams::WriteAt;
+use super::file_streams::{self, WriteAt};
 use super::{CallStore, open_with_handle};
 use crate::model::guest_limits::PATH;
 use crate::sandbox::guest::guest_state::GuestState;

@@ -13,19 +13,16 @@ use std::time::Instant;
 
 use wasmtime::Engine;
 
-use super::confine;
-use super::confine::AddressSpace;
-use super::wire;
+use super::confine::{self, AddressSpace};
 use super::wire::{
-    ChildCompileError, ChildHello, ChildSetup, CompileCommand, CompileReply, InspectError,
+    self, ChildCompileError, ChildHello, ChildSetup, CompileCommand, CompileReply, InspectError,
 };
 use super::{STACK, compatibility_hashes, decode_and_inspect, precompile, with_proposals};
 use crate::host_limit::HostLimit;
 use crate::sandbox::engine;
 use crate::sandbox::engine::features::ProposalSet;
 use crate::sandbox::modules::compile_limit::compile_limit;
-use crate::sandbox::modules::inspect;
-use crate::sandbox::modules::inspect::ImportRules;
+use crate::sandbox::modules::inspect::{self, ImportRules};
 use crate::sandbox::panic_message;
 
 /// A small module that a child compiles once to warm up.

@@ -20,8 +20,7 @@ use super::{
 };
 use crate::model::refusal::Refusal;
 use crate::sandbox::engine::features::ProposalSet;
-use crate::sandbox::modules::inspect;
-use crate::sandbox::modules::inspect::ImportRules;
+use crate::sandbox::modules::inspect::{self, ImportRules};
 use crate::sandbox::modules::inspection::Inspection;
 use crate::sandbox::panic_message;
 use crate::sandbox::schedule::cpu_time::thread_time;
