@@ -65,7 +65,7 @@ impl From<&Refusal> for Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(refusal.reason().as_str(), DOMAIN, metadata(refusal));
         if let Some(field) = refusal.field() {
-            details.add_bad_request_violation(field, shortened(refusal.message(), MAX_VIOLATION));
+            details.add_bad_request_violation(field, shortened(&refusal.message(), MAX_VIOLATION));
         }
         if let Some(delay) = refusal.retry() {
             details.set_retry_info(Some(delay));
@@ -134,7 +134,7 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
 }
 
 fn message(refusal: &Refusal) -> String {
-    shortened(refusal.message(), MAX_MESSAGE)
+    shortened(&refusal.message(), MAX_MESSAGE)
 }
 
 /// Cuts a text to at most `bytes` bytes, and marks the cut with an ellipsis.

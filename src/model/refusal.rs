@@ -174,8 +174,11 @@ pub struct Refusal(Box<RefusalDetails>);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct RefusalDetails {
     reason: Reason,
+    /// The sentence, without the field where `names_field` is set.
     message: String,
     field: Option<String>,
+    /// Whether the sentence begins with the field.
+    names_field: bool,
     metadata: Vec<(Cow<'static, str>, String)>,
     retry_after: Option<Duration>,
 }
@@ -187,15 +190,22 @@ impl Refusal {
             reason,
             message: message.into(),
             field: None,
+            names_field: false,
             metadata: Vec::new(),
             retry_after: None,
         }))
     }
 
+    /// Creates a refusal for `reason` whose sentence begins with `field`, the field at fault.
+    pub fn of_field(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut refusal = Self::new(reason, message).at_field(field);
+        refusal.0.names_field = true;
+        refusal
+    }
+
     /// Refuses a field that is missing, malformed or contradicts another.
     pub fn invalid(field: impl Into<String>, message: impl fmt::Display) -> Self {
-        let field = field.into();
-        Self::new(Reason::SpecInvalid, format!("{field}: {message}")).at_field(field)
+        Self::of_field(Reason::SpecInvalid, field, message.to_string())
     }
 
     /// Refuses a value above `allowed`, a maximum that holds for everybody and that no setting
@@ -205,14 +215,10 @@ impl Refusal {
         asked: impl fmt::Display,
         allowed: impl fmt::Display,
     ) -> Self {
-        let field = field.into();
-        Self::new(
-            Reason::LimitAboveMaximum,
-            format!("{field}: {asked} is above the maximum of {allowed}"),
-        )
-        .at_field(field)
-        .with("asked", asked)
-        .with("allowed", allowed)
+        let message = format!("{asked} is above the maximum of {allowed}");
+        Self::of_field(Reason::LimitAboveMaximum, field, message)
+            .with("asked", asked)
+            .with("allowed", allowed)
     }
 
     /// Refuses a value above the operator's ceiling, which `setting` sets.
@@ -241,13 +247,8 @@ impl Refusal {
         rule: &'static str,
         message: impl fmt::Display,
     ) -> Self {
-        let field = field.into();
-        Self::new(
-            Reason::PolicyDenied,
-            format!("{field}: {message} (policy rule `{rule}`)"),
-        )
-        .at_field(field)
-        .with("rule", rule)
+        let message = format!("{message} (policy rule `{rule}`)");
+        Self::of_field(Reason::PolicyDenied, field, message).with("rule", rule)
     }
 
     /// Reports a failure of the daemon itself. `cause` goes to the log under a fresh incident id;
@@ -269,23 +270,15 @@ impl Refusal {
         self
     }
 
-    /// Renames the message that the field is in from `old` to `new`, for a method whose message
-    /// holds the same fields under another name.
+    /// Sets the name that the run's spec has in the message of the caller's method, if the field
+    /// at fault is the spec or inside of it.
     #[must_use]
-    pub fn renamed(mut self, old: &str, new: &str) -> Self {
-        let facts = &mut *self.0;
-        let rest = |text: &str| {
-            let rest = text.strip_prefix(old)?;
-            rest.starts_with(['.', ':']).then(|| format!("{new}{rest}"))
-        };
-        if facts.field.as_deref() == Some(old) {
-            facts.field = Some(new.to_owned());
-        }
-        if let Some(field) = facts.field.as_deref().and_then(rest) {
-            facts.field = Some(field);
-        }
-        if let Some(message) = rest(&facts.message) {
-            facts.message = message;
+    pub fn with_spec_named(mut self, name: &str) -> Self {
+        let field = self.0.field.as_deref();
+        if let Some(inside) = field.and_then(|field| field.strip_prefix("spec"))
+            && (inside.is_empty() || inside.starts_with('.'))
+        {
+            self.0.field = Some(format!("{name}{inside}"));
         }
         self
     }
@@ -313,8 +306,11 @@ impl Refusal {
     }
 
     /// Returns the sentence for people.
-    pub fn message(&self) -> &str {
-        &self.0.message
+    pub fn message(&self) -> Cow<'_, str> {
+        match &self.0.field {
+            Some(field) if self.0.names_field => format!("{field}: {}", self.0.message).into(),
+            Some(_) | None => self.0.message.as_str().into(),
+        }
     }
 
     /// Returns the field at fault; `None` where there is none.
@@ -335,7 +331,7 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.0.reason.as_str(), self.0.message)
+        write!(f, "{}: {}", self.0.reason.as_str(), self.message())
     }
 }
 

@@ -121,11 +121,11 @@ impl Claim {
     fn answer(&self, fingerprint: Digest) -> Result<Arc<Run>, Refusal> {
         let id = &self.id;
         if self.fingerprint != fingerprint {
-            let message =
-                format!("spec.idempotency_key: belongs to run {id}, whose spec is another");
-            return Err(Refusal::new(Reason::IdempotencyConflict, message)
-                .at_field("spec.idempotency_key")
-                .with("run_id", id));
+            const FIELD: &str = "spec.idempotency_key";
+            let message = format!("belongs to run {id}, whose spec is another");
+            return Err(
+                Refusal::of_field(Reason::IdempotencyConflict, FIELD, message).with("run_id", id),
+            );
         }
         self.run.upgrade().ok_or_else(|| {
             let message = format!(

@@ -18,27 +18,59 @@ pub struct InFlightLimit {
     pub setting: &'static str,
 }
 
-/// Reserves `bytes` of a `budget` of which `held` bytes are reserved already. The caller subtracts
-/// them from `held` when they are no longer in use.
+/// A count of bytes that are held, and the most that it may reach.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldBytes<'a> {
+    /// The bytes that are held now.
+    pub held: &'a AtomicU64,
+    /// The most that may be held.
+    pub max: u64,
+}
+
+impl HeldBytes<'_> {
+    fn reserve(self, bytes: u64, limit: InFlightLimit) -> Result<(), Refusal> {
+        let Self { held, max } = self;
+        let fits = held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+            held.checked_add(bytes).filter(|held| *held <= max)
+        });
+        let InFlightLimit { of, setting } = limit;
+        fits.map(|_| ()).map_err(|_| {
+            let message = format!(
+                "{bytes} bytes more would be over the {max} that {of} may hold together ({setting})"
+            );
+            Refusal::new(Reason::QueueFull, message)
+                .with("allowed", max)
+                .with("limit", setting)
+                .retry_after(RETRY_IN_FLIGHT)
+        })
+    }
+}
+
+/// Reserves `bytes` of a tenant's share of a budget, if there is one, and of the budget itself.
+/// Where either has no room, neither is changed. [`release_bytes`] gives the bytes back.
 ///
 /// # Errors
-/// `QUEUE_FULL` where the budget has no room for them.
+/// `QUEUE_FULL` where the share or the budget has no room for them.
 pub fn reserve_bytes(
-    held: &AtomicU64,
     bytes: u64,
-    budget: u64,
-    InFlightLimit { of, setting }: InFlightLimit,
+    share: Option<HeldBytes<'_>>,
+    budget: HeldBytes<'_>,
+    limit: InFlightLimit,
 ) -> Result<(), Refusal> {
-    let fits = held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-        held.checked_add(bytes).filter(|held| *held <= budget)
-    });
-    fits.map(|_| ()).map_err(|_| {
-        let message = format!(
-            "{bytes} bytes more would be over the {budget} that {of} may hold together ({setting})"
-        );
-        Refusal::new(Reason::QueueFull, message)
-            .with("allowed", budget)
-            .with("limit", setting)
-            .retry_after(RETRY_IN_FLIGHT)
+    if let Some(share) = share {
+        share.reserve(bytes, limit)?;
+    }
+    budget.reserve(bytes, limit).inspect_err(|_| {
+        if let Some(share) = share {
+            share.held.fetch_sub(bytes, Ordering::AcqRel);
+        }
     })
+}
+
+/// Gives back what [`reserve_bytes`] reserved.
+pub fn release_bytes(bytes: u64, share: Option<&AtomicU64>, budget: &AtomicU64) {
+    budget.fetch_sub(bytes, Ordering::AcqRel);
+    if let Some(share) = share {
+        share.fetch_sub(bytes, Ordering::AcqRel);
+    }
 }

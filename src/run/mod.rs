@@ -51,7 +51,9 @@ pub use self::attach::RunHandle;
 pub use self::caller_deadline::with_deadline;
 pub use self::control::CancelReport;
 pub use self::in_flight::PendingResponse;
-pub use self::in_flight_bytes::{InFlightLimit, RETRY_IN_FLIGHT, reserve_bytes};
+pub use self::in_flight_bytes::{
+    HeldBytes, InFlightLimit, RETRY_IN_FLIGHT, release_bytes, reserve_bytes,
+};
 pub use self::lifecycle::{StartRequest, largest_reservation};
 pub use self::origin::{Origin, RunMethod, RunState};
 pub use self::record::Run;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::in_flight_bytes::{InFlightLimit, reserve_bytes};
+use super::in_flight_bytes::{HeldBytes, InFlightLimit, release_bytes, reserve_bytes};
 use super::tenant::Tenant;
 use crate::model::limits::share_of;
 use crate::model::refusal::Refusal;
@@ -48,16 +48,15 @@ impl RequestCharge {
             tenant,
             bytes: mine,
         } = &*self.0;
-        if let Some(tenant) = tenant {
-            let share = share_of(budget, tenant.has_neighbours);
-            reserve_bytes(&tenant.request_bytes, bytes, share, REQUESTS)?;
-        }
-        if let Err(refusal) = reserve_bytes(total, bytes, budget, REQUESTS) {
-            if let Some(tenant) = tenant {
-                tenant.request_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            }
-            return Err(refusal);
-        }
+        let share = tenant.as_ref().map(|tenant| HeldBytes {
+            held: &tenant.request_bytes,
+            max: share_of(budget, tenant.has_neighbours),
+        });
+        let budget = HeldBytes {
+            held: total,
+            max: budget,
+        };
+        reserve_bytes(bytes, share, budget, REQUESTS)?;
         mine.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
     }
@@ -66,9 +65,7 @@ impl RequestCharge {
 impl Drop for RequestChargeInner {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
-        self.total.fetch_sub(bytes, Ordering::AcqRel);
-        if let Some(tenant) = &self.tenant {
-            tenant.request_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        }
+        let share = self.tenant.as_ref().map(|tenant| &tenant.request_bytes);
+        release_bytes(bytes, share, &self.total);
     }
 }

@@ -66,7 +66,7 @@ impl RunEndGuard {
     /// Ends the run before its first instruction, and returns the refusal with the field names of
     /// its caller's messages.
     pub(super) fn refuse(mut self, refusal: Refusal) -> Refusal {
-        let refusal = refusal.renamed("spec", self.run.origin.method.spec_field());
+        let refusal = refusal.with_spec_named(self.run.origin.method.spec_field());
         log_lines::refused(&self.run, &refusal);
         audit::refused(&self.run, &refusal);
         self.finish(Err(refusal.clone()));

@@ -383,8 +383,13 @@ async fn an_answer_that_nobody_takes_is_let_go_and_not_told_as_whole() {
 
 #[tokio::test]
 async fn a_drain_refuses_at_once_what_still_compiles() {
-    let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
-    // The one compile thread is busy with another module for far longer than a refusal takes.
+    // The one compile thread is busy with another module for far longer than a refusal takes, and
+    // there is no lane of small modules beside it.
+    let set = [
+        ("server.drain_grace", "60s"),
+        ("compile.small_module", "0B"),
+    ];
+    let mut daemon = Daemon::with(&set).await;
     let mut client = daemon.client.clone();
     let request = crate::harness::load(big_module(16_000));
     let busy = tokio::spawn(async move { client.load_module(request).await });

@@ -28,7 +28,7 @@ impl RefusalLog {
             target: "ringfence::auth",
             peer = peer.as_deref(),
             reason = refusal.reason().as_str(),
-            why = refusal.message(),
+            why = &*refusal.message(),
             "call refused"
         );
     }

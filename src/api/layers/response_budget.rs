@@ -5,12 +5,15 @@
 //! it holds at once, however long it is. If there are several tenants, none may hold the last
 //! eighth of the budget.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use crate::model::limits::share_of;
 use crate::model::refusal::{Reason, Refusal};
-use crate::run::{InFlightLimit, ResponseReservation, STREAMED_FRAMES, Tenant, reserve_bytes};
+use crate::run::{
+    HeldBytes, InFlightLimit, ResponseReservation, STREAMED_FRAMES, Tenant, release_bytes,
+    reserve_bytes,
+};
 use crate::sync::lock;
 
 /// The bytes that a unary method is charged before it does anything, so that a short answer to
@@ -127,11 +130,15 @@ impl BudgetedBytes {
             of: "answers that were not taken yet",
             setting: SETTING,
         };
-        reserve_bytes(&tenant.answer_bytes, more, share, ANSWERS)?;
-        if let Err(refusal) = reserve_bytes(&self.budget.held, more, all, ANSWERS) {
-            tenant.answer_bytes.fetch_sub(more, Ordering::AcqRel);
-            return Err(refusal);
-        }
+        let share = HeldBytes {
+            held: &tenant.answer_bytes,
+            max: share,
+        };
+        let budget = HeldBytes {
+            held: &self.budget.held,
+            max: all,
+        };
+        reserve_bytes(more, Some(share), budget, ANSWERS)?;
         self.bytes += more;
         Ok(())
     }
@@ -143,8 +150,7 @@ impl BudgetedBytes {
         if let Some(tenant) = &self.tenant
             && bytes > 0
         {
-            self.budget.held.fetch_sub(bytes, Ordering::AcqRel);
-            tenant.answer_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            release_bytes(bytes, Some(&tenant.answer_bytes), &self.budget.held);
         }
     }
 }
