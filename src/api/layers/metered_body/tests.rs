@@ -170,7 +170,7 @@ proptest! {
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
         kind in prop::sample::select(&KINDS[..]),
     ) {
-        let refused = verdict(kind, &bytes).map(|it| it.message().to_owned());
+        let refused = verdict(kind, &bytes).map(|it| it.message().into_owned());
         let each = bytes.iter().map(|byte| Bytes::copy_from_slice(&[*byte])).collect();
         for pieces in [vec![Bytes::copy_from_slice(&bytes)], cut(&bytes, &cuts), each] {
             let (mut body, _) = metered(pieces, kind, u64::MAX);
