@@ -87,7 +87,6 @@ fn methods(descriptors: &FileDescriptorSet) -> String {
          pub(super) enum ApiMethod {{\n{variants}}}\n\n\
          impl ApiMethod {{\n    \
              /// Every method with its path.\n    \
-             #[cfg(test)]\n    \
              pub(super) const ALL: [(Self, &'static str); {count}] = [\n{all}    ];\n\n    \
              /// Returns the method at a path; `None` where the services have none there.\n    \
              pub(super) fn at(path: &str) -> Option<Self> {{\n        \

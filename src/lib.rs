@@ -30,6 +30,7 @@ pub mod hardening;
 mod heap;
 pub mod host_limit;
 pub mod library;
+pub mod metrics;
 pub mod model;
 pub mod process_limits;
 pub mod run;

@@ -4,16 +4,17 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
 
+use super::call_counters::CallCounters;
 use super::layers::auth::Authentication;
 use super::layers::request_body::RequestBody;
 use super::layers::request_limits::RequestLimits;
-use super::layers::response_body::ResponseBody;
+use super::layers::response_body::{ResponseBody, TimedBody};
 use super::listen::Peer;
 use super::run_fast_path::RunFastPath;
 use crate::run::Runner;
@@ -24,16 +25,18 @@ use crate::run::Runner;
 pub struct CallDispatcher<S> {
     run: Arc<RunFastPath>,
     layered: S,
+    counters: Arc<CallCounters>,
 }
 
 impl<S> CallDispatcher<S> {
     /// Creates a dispatcher. Its `Run` path uses the same `authentication` and `limits` that are
-    /// around `layered`.
+    /// around `layered`. Each call is counted in `counters`.
     pub fn new(
         authentication: Authentication,
         limits: RequestLimits,
         runner: Arc<Runner>,
         layered: S,
+        counters: Arc<CallCounters>,
     ) -> Self {
         let run = RunFastPath {
             authentication,
@@ -43,6 +46,7 @@ impl<S> CallDispatcher<S> {
         Self {
             run: Arc::new(run),
             layered,
+            counters,
         }
     }
 }
@@ -56,17 +60,24 @@ where
         self: Arc<Self>,
         peer: Arc<Peer>,
         mut request: Request<Incoming>,
-    ) -> Result<Response<ResponseBody>, Infallible> {
+    ) -> Result<Response<TimedBody>, Infallible> {
+        let mut timer = self.counters.begin(request.uri().path());
         let unwanted = peer.unwanted_bodies();
         let body = |body| RequestBody::new(body, unwanted);
         if RunFastPath::takes(&request) {
-            return Ok(self.run.answer(&peer, request.map(body)).await);
+            let answer = self.run.answer(&peer, request.map(body)).await;
+            timer.note_end(answer.headers());
+            return Ok(answer.map(|body| TimedBody::new(body, timer)));
         }
         request.extensions_mut().insert(Peer::clone(&peer));
         let service = self.layered.clone();
         // Boxed separately, so that the future of a `Run` has no room set aside for it.
         let answer =
             Box::pin(service.oneshot(request.map(|incoming| Body::new(body(incoming))))).await?;
-        Ok(answer.map(ResponseBody::Layered))
+        match answer.status() {
+            StatusCode::OK => timer.note_end(answer.headers()),
+            _ => timer.note_foreign(),
+        }
+        Ok(answer.map(|body| TimedBody::new(ResponseBody::Layered(body), timer)))
     }
 }

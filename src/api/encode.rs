@@ -27,6 +27,7 @@ fn result_of(
         outcome,
         trap,
         duration,
+        instantiation: _,
         cpu_time,
         fuel_consumed,
         memory_used,

@@ -1,6 +1,7 @@
 //! The gRPC edge of the daemon: it decodes requests, calls `run`, and encodes the answers. No wire
 //! type goes further than this module.
 
+mod call_counters;
 mod client_stream;
 mod client_streaming_calls;
 mod client_tls;
@@ -50,6 +51,7 @@ pub mod health_proto {
     tonic::include_proto!("grpc.health.v1");
 }
 
+pub use self::call_counters::CallCounters;
 pub use self::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub(crate) use self::client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
 pub use self::dispatch::CallDispatcher;
@@ -61,8 +63,8 @@ pub use self::layers::request_limits::{RequestLimitSettings, RequestLimits};
 pub use self::layers::response_data_rate::MinResponseDataRate;
 pub use self::layers::response_watchdog::ResponseWatchdog;
 pub use self::listen::{
-    Address, BindError, BoundListeners, EventLoops, ListenSettings, TlsReloader, TlsSettings, bind,
-    socketpair,
+    Address, BindError, BoundListeners, ConnectionCounters, EventLoops, ListenSettings,
+    TlsReloader, TlsSettings, bind, socketpair,
 };
 pub use self::modules::ModuleApi;
 pub use self::reflection::add_reflection;

@@ -2,6 +2,7 @@
 //! listeners, and serves until it is told to drain. It holds no rules of its own.
 
 mod drain;
+mod metrics;
 mod reload;
 mod settings;
 
@@ -21,9 +22,9 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    Address, Authentication, BindError, BoundListeners, CallDispatcher, DaemonPhase, HealthApi,
-    HttpGate, ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits,
-    RunApi, SandboxApi, Server, ServerSettings,
+    Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher,
+    ConnectionCounters, DaemonPhase, HealthApi, HttpGate, ListenSettings, MinResponseDataRate,
+    ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi, Server, ServerSettings,
 };
 use crate::auth::Authenticator;
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
@@ -54,6 +55,8 @@ pub struct App {
     authenticator: Arc<Authenticator>,
     authentication: Authentication,
     server_settings: ServerSettings,
+    call_counters: Arc<CallCounters>,
+    connection_counters: Arc<ConnectionCounters>,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -149,6 +152,8 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
         library,
         bound,
         server_settings: settings::server_settings(config),
+        call_counters: CallCounters::new(),
+        connection_counters: ConnectionCounters::new(),
         listen: settings::listen_settings(config),
         request_limits: RequestLimits::new(RequestLimitSettings {
             max_message: server.max_message.0,
@@ -245,7 +250,13 @@ impl App {
         // buffered.
         let layered = HttpGate.layer(self.authentication.layer(self.request_limits.layer(routes)));
         let runner = Arc::clone(&self.runner);
-        let calls = CallDispatcher::new(self.authentication, self.request_limits, runner, layered);
+        let calls = CallDispatcher::new(
+            self.authentication,
+            self.request_limits,
+            runner,
+            layered,
+            self.call_counters,
+        );
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
@@ -256,7 +267,11 @@ impl App {
                 None => failed(part)(error),
             }
         })?;
-        let accepting = self.bound.accept(&self.listen, server.event_loops());
+        let accepting = self.bound.accept(
+            &self.listen,
+            server.event_loops(),
+            &self.connection_counters,
+        );
         let (end, ended) = oneshot::channel::<()>();
         let serve = server.serve(async {
             // The sender is dropped or sends: either ends it.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::EventLog;
+use crate::metrics::Count;
 use crate::sync::lock;
 
 /// A budget of bytes that all event logs of a tenant share.
@@ -21,6 +22,8 @@ pub struct EventLogBudget {
     /// Logs that have output to evict, in the order in which they are evicted.
     evictable: Mutex<BTreeMap<EvictionSlot, Weak<EventLog>>>,
     history: OnceLock<EvictOldest>,
+    /// How often output was evicted from a log.
+    evicted: Count,
 }
 
 /// Drops the output of the longest ended run that a history keeps; returns false where it keeps
@@ -50,6 +53,7 @@ impl EventLogBudget {
             tickets: AtomicU64::new(1),
             evictable: Mutex::default(),
             history: OnceLock::new(),
+            evicted: Count::default(),
         })
     }
 
@@ -63,6 +67,11 @@ impl EventLogBudget {
     /// Returns the bytes that all logs hold now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// Returns how often output was evicted from a log to make room.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.get()
     }
 
     /// Reports whether the logs hold more than the budget.
@@ -98,6 +107,7 @@ impl EventLogBudget {
     pub fn make_room(&self) {
         while self.is_over() {
             if self.history.get().is_some_and(|let_go| let_go()) {
+                self.evicted.increment();
                 continue;
             }
             let Some((_, log)) = self.lock().pop_first() else {
@@ -107,6 +117,7 @@ impl EventLogBudget {
             // takes the lock.
             if let Some(log) = log.upgrade() {
                 log.evict();
+                self.evicted.increment();
             }
         }
     }

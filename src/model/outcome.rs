@@ -37,18 +37,35 @@ impl CancelCause {
 }
 
 impl Outcome {
+    /// The names of all outcomes in the log, in the audit and in metrics.
+    pub const NAMES: [&'static str; 8] = [
+        "exited",
+        "trapped",
+        "memory_exceeded",
+        "fuel_exhausted",
+        "stack_overflow",
+        "timed_out",
+        "output_exceeded",
+        "cancelled",
+    ];
+
+    /// Returns the position of the outcome's name in [`Self::NAMES`].
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Exited(_) => 0,
+            Self::Trapped => 1,
+            Self::MemoryExceeded(_) => 2,
+            Self::FuelExhausted => 3,
+            Self::StackOverflow => 4,
+            Self::TimedOut => 5,
+            Self::OutputExceeded => 6,
+            Self::Cancelled(_) => 7,
+        }
+    }
+
     /// Returns the name of the outcome in the log and in the audit.
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Exited(_) => "exited",
-            Self::Trapped => "trapped",
-            Self::MemoryExceeded(_) => "memory_exceeded",
-            Self::FuelExhausted => "fuel_exhausted",
-            Self::StackOverflow => "stack_overflow",
-            Self::TimedOut => "timed_out",
-            Self::OutputExceeded => "output_exceeded",
-            Self::Cancelled(_) => "cancelled",
-        }
+        Self::NAMES[self.index()]
     }
 
     /// Returns why the run was cancelled; `None` where it was not.
@@ -197,6 +214,9 @@ pub struct RunReport {
     pub trap: Option<Trap>,
     /// Wall time from instantiation.
     pub duration: Duration,
+    /// The part of `duration` that instantiating the module took; `None` where that did not end, or
+    /// for a run that comes from the history.
+    pub instantiation: Option<Duration>,
     /// Processor time of the guest, to within 0.2 ms, and of the threads that made its file system
     /// calls.
     pub cpu_time: Duration,

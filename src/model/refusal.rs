@@ -89,7 +89,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason, for tests and documentation.
+    /// Every reason, in the order in which they are declared.
     pub const ALL: [Self; 33] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,

@@ -3,7 +3,7 @@
 //! anybody learns of the end.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admission::{ChargedCompile, Permit, RunQuotaGuard, shutting_down};
 use super::attach::RunHandle;
@@ -251,10 +251,16 @@ impl Runner {
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
         let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
+        let mut queued = None;
         let permit = self
             .admission
-            .acquire_run(tenant.id, bytes, deadline, || pending.note_queued())
+            .acquire_run(tenant.id, bytes, deadline, || {
+                queued = Some(Instant::now());
+                pending.note_queued();
+            })
             .await?;
+        let waited = queued.map_or(Duration::ZERO, |queued| queued.elapsed());
+        tenant.counters.observe_wait(waited);
         let flight = self.inflight.track_run();
         // The run is counted before this look: a drain either waits for it or is seen here.
         if self.admission.is_closed() {
@@ -382,10 +388,12 @@ impl Runner {
             }
             Lookup::Missing(missing) => {
                 // Whatever refuses the run does so before anything is compiled.
+                let asked = Instant::now();
                 let request = self.compile_request(tenant, code_use, wasm);
                 let inspected = missing.inspect(request).await?;
                 let settled = resolve_entry(inspected.inspection(), spec, grants)?;
                 let (loaded, _) = inspected.compile().await?;
+                tenant.counters.observe_compile(asked.elapsed());
                 (loaded, settled)
             }
         };

@@ -17,6 +17,7 @@ mod in_flight;
 mod in_flight_bytes;
 mod lifecycle;
 mod log_lines;
+mod metrics;
 mod origin;
 mod record;
 mod refused_run;

@@ -426,6 +426,11 @@ impl Registry {
         self.news.send_replace(None);
     }
 
+    /// Returns the number of runs in flight.
+    pub(super) fn live_count(&self) -> u64 {
+        self.lock().live.len() as u64
+    }
+
     /// Returns the number of runs in the history, and the bytes that their records take.
     pub(super) fn size(&self) -> (usize, usize) {
         let inner = self.lock();

@@ -86,6 +86,10 @@ impl RunEndGuard {
 
     fn finish(&mut self, end: RunEnd) {
         self.over = true;
+        match &end {
+            Ok(ended) => self.tenant.counters.count_ended(ended),
+            Err(refusal) => self.tenant.counters.count_refused(refusal.reason()),
+        }
         self.registry().end(&self.run, end);
     }
 

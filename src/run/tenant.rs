@@ -13,6 +13,7 @@ use super::admission::{Quota, QuotaUsage};
 use super::idempotency::IdempotencyKeys;
 use super::registry::{HistoryLimits, Registry};
 use crate::event_log::{EventLog, EventLogBudget};
+use crate::metrics::RunCounters;
 use crate::model::policy::Policy;
 use crate::model::refusal::Refusal;
 use crate::model::request::Digest;
@@ -44,6 +45,8 @@ pub struct Tenant {
     pub name: Arc<str>,
     /// The policy: what it may ask for.
     pub policy: Policy,
+    /// What its runs came to since the start.
+    pub(crate) counters: RunCounters,
     /// Bytes of its requests that are in flight.
     pub request_bytes: AtomicU64,
     /// Bytes of its answers that are on their way out, not counting those that the reservation of a
@@ -58,6 +61,8 @@ pub struct Tenant {
     pub(crate) store: Arc<Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) viewers: Arc<Semaphore>,
+    /// The permits that `viewers` has in all.
+    max_viewers: usize,
     /// Its share of the file descriptors that guests may have open.
     pub(crate) descriptors: Arc<DescriptorAccount>,
     logs: Arc<EventLogBudget>,
@@ -90,6 +95,16 @@ impl Tenant {
     /// Creates an event log for a new run of the tenant.
     pub(crate) fn new_log(&self) -> Arc<EventLog> {
         EventLog::new(self.log_bytes, Arc::clone(&self.logs))
+    }
+
+    /// Returns how many calls are attached to its runs, or watch them.
+    pub(super) fn viewer_count(&self) -> u64 {
+        (self.max_viewers - self.viewers.available_permits()) as u64
+    }
+
+    /// Returns how often output was evicted from one of its event logs.
+    pub(super) fn logs_evicted(&self) -> u64 {
+        self.logs.evicted()
     }
 
     /// Returns the bytes that its event logs hold.
@@ -144,6 +159,7 @@ impl Tenants {
             Ok::<_, Refusal>(Arc::new(Tenant {
                 name,
                 policy: it.policy,
+                counters: RunCounters::default(),
                 request_bytes: AtomicU64::new(0),
                 answer_bytes: AtomicU64::new(0),
                 has_neighbours: shares,
@@ -153,6 +169,7 @@ impl Tenants {
                 store: it.store,
                 registry,
                 viewers: Arc::new(Semaphore::new(each(settings.viewers as usize))),
+                max_viewers: each(settings.viewers as usize),
                 descriptors: descriptors.account(shares),
                 logs,
                 log_bytes: settings.log_bytes,

@@ -10,6 +10,7 @@
 
 mod engine;
 mod guest;
+mod metrics;
 mod modules;
 mod schedule;
 
@@ -95,6 +96,7 @@ pub struct Sandbox {
     /// Dropped first: a guest that yields after that is not resumed.
     scheduler: GuestScheduler,
     modules: ModuleCache,
+    pool_slots: u32,
     /// Dropped last: until then, epochs make guests yield.
     engines: Arc<Engines>,
 }
@@ -130,6 +132,7 @@ impl Sandbox {
         let sandbox = Self {
             engines,
             modules,
+            pool_slots: settings.pool_slots,
             scheduler: GuestScheduler::start(
                 settings.guest_threads,
                 settings.epoch_interval,

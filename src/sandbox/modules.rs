@@ -38,6 +38,7 @@ use self::loaded::{LoadedModule, kib};
 use self::restore::not_mapped;
 use self::single_flight::SingleFlight;
 use super::engine::{Engines, Variant};
+use crate::metrics::Count;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::Digest;
 use crate::model::tenant_id::TenantId;
@@ -127,6 +128,14 @@ pub struct ModuleCache {
     inspecting: SingleFlight<(Digest, TenantId), Inspected>,
 }
 
+/// Counts of lookups of modules' code, by where it was found.
+#[derive(Default)]
+struct LookupCounts {
+    memory: Count,
+    disk: Count,
+    nowhere: Count,
+}
+
 struct Inner {
     engines: Arc<Engines>,
     compiler: Compiler,
@@ -144,6 +153,8 @@ struct Inner {
     /// The least that any module counts for in `loaded`, in KiB.
     least_weight: u64,
     inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
+    /// How lookups ended.
+    lookups: LookupCounts,
     /// Refusals by digest and by what was refused.
     refusals: moka::sync::Cache<(Digest, RefusedStage), Refusal>,
 }
@@ -192,6 +203,7 @@ impl ModuleCache {
                 loaded,
                 least_weight,
                 inspected,
+                lookups: LookupCounts::default(),
                 refusals: failed,
             }),
             restoring: SingleFlight::default(),
@@ -209,6 +221,36 @@ impl ModuleCache {
     /// included.
     pub fn compilations(&self) -> u64 {
         self.inner.compiler.compilations()
+    }
+
+    /// Returns how many compile children there are now.
+    pub(in crate::sandbox) fn compile_children(&self) -> u64 {
+        self.inner.compiler.children()
+    }
+
+    /// Returns the cache on disk, where there is one.
+    pub(in crate::sandbox) fn artifacts(&self) -> Option<&ArtifactCache> {
+        self.inner.artifacts.as_deref()
+    }
+
+    /// Returns how many lookups found a module's code in memory, on disk, and nowhere.
+    pub(in crate::sandbox) fn lookups(&self) -> [u64; 3] {
+        let LookupCounts {
+            memory,
+            disk,
+            nowhere,
+        } = &self.inner.lookups;
+        [memory.get(), disk.get(), nowhere.get()]
+    }
+
+    /// Returns how many modules were evicted from memory to make room for others.
+    pub(in crate::sandbox) fn evicted(&self) -> u64 {
+        self.inner.loaded.evicted()
+    }
+
+    /// Returns the most bytes of compiled modules that may be in memory.
+    pub(in crate::sandbox) fn cache_budget(&self) -> u64 {
+        self.inner.loaded.budget() << 10
     }
 
     /// Returns about how many bytes of compiled modules are in memory.
@@ -245,9 +287,12 @@ impl ModuleCache {
         variant: Variant,
         code_use: CodeUse,
     ) -> Option<Arc<LoadedModule>> {
-        self.inner
-            .loaded
-            .get(&LoadedKey { digest, variant }, code_use)
+        let key = LoadedKey { digest, variant };
+        let found = self.inner.loaded.get(&key, code_use);
+        if found.is_some() {
+            self.inner.lookups.memory.increment();
+        }
+        found
     }
 
     /// Notes that a tenant does not keep a module any more. What the tenant still uses of its code

@@ -22,6 +22,7 @@ use super::backend::WriteMode;
 use super::directory::{remove_leftovers, tmp_dir, write_atomically};
 use super::private_files::{PrivateFolder, read_key};
 use super::sealed::{SealedFile, create_sealable};
+use crate::metrics::Count;
 use crate::model::request::Digest;
 use crate::sync::lock;
 
@@ -95,6 +96,8 @@ pub struct ArtifactCache {
     key: [u8; 32],
     index: Mutex<Index>,
     rejected: AtomicU64,
+    /// Files that were evicted since the daemon started.
+    evicted: Count,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +157,7 @@ impl ArtifactCache {
             _folder: folder,
             budget: *budget,
             rejected: AtomicU64::new(0),
+            evicted: Count::default(),
         };
         // The budget may be smaller than it was at the last start.
         artifacts.make_room(0);
@@ -163,6 +167,16 @@ impl ArtifactCache {
     /// Reports whether the index has a file of this name, without checking what is in it.
     pub fn has(&self, name: ArtifactName) -> bool {
         self.index().files.contains_key(&name.file())
+    }
+
+    /// Returns how many files were evicted to make room since the daemon started.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.get()
+    }
+
+    /// Returns the bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.index().bytes
     }
 
     /// Returns how many files were rejected since the daemon started.
@@ -330,7 +344,10 @@ impl ArtifactCache {
                 oldest.map(|(name, _)| name.clone())
             };
             match oldest {
-                Some(name) => self.discard(&name),
+                Some(name) => {
+                    self.discard(&name);
+                    self.evicted.increment();
+                }
                 None => return,
             }
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::audit_file::{AuditTarget, append_to, audit_file_error};
+use crate::metrics::Count;
 use crate::sync::lock;
 
 /// How often it is checked whether the open file is still the one with that name, and how often
@@ -21,6 +22,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// The lock that is held while lines are written to standard error, by the log and by an audit log
 /// that goes to the same place. Neither is then written into the middle of the other's lines.
 pub(super) type StderrMutex = Arc<Mutex<()>>;
+
+/// Lines that this process could not write, since its start.
+pub(super) static LOST: Count = Count::new();
 
 /// The writer of audit lines to one target.
 pub(super) struct AuditWriter {
@@ -150,6 +154,7 @@ impl AuditWriter {
     /// tell nobody else.
     fn tell_lost(&mut self, error: &io::Error) {
         self.lost += 1;
+        LOST.increment();
         if self
             .last_reported
             .is_none_or(|at| at.elapsed() >= CHECK_INTERVAL)

@@ -11,6 +11,7 @@ mod audit_queue;
 mod audit_writer;
 mod line;
 mod log_queue;
+mod metrics;
 mod run_lines;
 
 use std::cell::Cell;
@@ -30,6 +31,7 @@ use self::audit_writer::{AuditWriter, StderrMutex};
 pub(crate) use self::line::{FieldName, FieldValue, LineHead, Unquoted, put_fields};
 pub use self::log_queue::LogFlusher;
 use self::log_queue::{LogQueue, LogQueueGuard};
+pub use self::metrics::LogMetrics;
 use self::run_lines::RunLineSinks;
 pub(crate) use self::run_lines::{AUDIT, audit_line, is_audited, log_line, write_audit, write_log};
 use crate::config::{LogFormat, TelemetryConfig};

@@ -49,6 +49,11 @@ impl RunLineSinks {
     }
 }
 
+/// Returns how many lines of this process's log were dropped.
+pub(super) fn dropped_lines() -> u64 {
+    OF_PROCESS.get().map_or(0, |lines| lines.log.dropped())
+}
+
 /// The cached answer of tracing's filter to one kind of line. The filter is asked at the first
 /// access.
 pub(crate) type LineFilter = LazyLock<bool>;

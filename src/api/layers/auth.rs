@@ -1,6 +1,7 @@
 //! Authenticates each call from its request headers and its connection, before any of its body is
 //! read. The tenant found goes along with the request, as one of its extensions.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,6 +16,7 @@ use super::refusal_log::RefusalLog;
 use crate::api::listen::{Peer, UnauthenticatedCall};
 use crate::api::methods::{Audience, Contract};
 use crate::auth::{Authenticator, Credentials};
+use crate::metrics::{Count, MetricSource, MetricWriter};
 use crate::model::refusal::{Reason, Refusal, quote};
 use crate::run::{Runner, Tenant};
 
@@ -30,6 +32,45 @@ struct Inner {
     /// The hosts that requests may be addressed to. If there are none, any host is allowed.
     authorities: Vec<String>,
     refusals: RefusalLog,
+    /// Calls that were refused, by what the caller presented.
+    failures: [Count; PresentedCredential::ALL.len()],
+}
+
+/// What a caller presented to be authenticated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PresentedCredential {
+    None,
+    Token,
+    Certificate,
+    User,
+}
+
+impl PresentedCredential {
+    const ALL: [Self; 4] = [Self::None, Self::Token, Self::Certificate, Self::User];
+
+    /// Returns the credential of a call, of several the first in the order of [`Self::ALL`] after
+    /// `None`.
+    fn of(head: &http::request::Parts, peer: Option<&Peer>) -> Self {
+        if head.headers.contains_key(AUTHORIZATION) {
+            Self::Token
+        } else if peer.is_some_and(Peer::has_certificate) {
+            Self::Certificate
+        } else if peer.is_some_and(|peer| peer.uid().is_some()) {
+            Self::User
+        } else {
+            Self::None
+        }
+    }
+
+    /// Returns its name in metrics.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Token => "token",
+            Self::Certificate => "certificate",
+            Self::User => "user",
+        }
+    }
 }
 
 /// A call that was let in. Dropping it ends the protection from eviction that the call may have
@@ -58,6 +99,7 @@ impl Authentication {
             open_health,
             authorities: authorities.iter().map(|it| bare(it).to_owned()).collect(),
             refusals: RefusalLog::default(),
+            failures: Default::default(),
         }))
     }
 
@@ -90,9 +132,23 @@ impl Authentication {
             }
             Err(refusal) => {
                 self.0.refusals.refused(peer, &refusal);
+                let presented = PresentedCredential::of(head, peer);
+                self.0.failures[presented as usize].increment();
                 Err(Status::from(&refusal))
             }
         }
+    }
+}
+
+impl MetricSource for Authentication {
+    fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        let failures = PresentedCredential::ALL.into_iter().zip(&self.0.failures);
+        to.counters(
+            "authentication_failures",
+            "Calls that were refused because of who made them, by what the caller presented.",
+            None,
+            failures.map(|(presented, count)| ([("presented", presented.as_str())], count.get())),
+        )
     }
 }
 

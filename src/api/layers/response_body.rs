@@ -1,4 +1,4 @@
-//! The body of an answer, as HTTP/2 takes it.
+//! The body of an answer, as HTTP/2 takes it, with the measurement of its call.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,6 +9,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::response_watchdog::WatchedBody;
+use crate::api::call_counters::CallTimer;
 
 /// The body of an answer, which depends on the path that its call took.
 pub(in crate::api) enum ResponseBody {
@@ -18,7 +19,20 @@ pub(in crate::api) enum ResponseBody {
     Layered(Body),
 }
 
-impl http_body::Body for ResponseBody {
+/// The body of an answer whose call is measured until the body has been taken, or is dropped.
+pub(in crate::api) struct TimedBody {
+    body: ResponseBody,
+    timer: CallTimer,
+}
+
+impl TimedBody {
+    /// Creates the body of a call that `timer` measures.
+    pub(in crate::api) fn new(body: ResponseBody, timer: CallTimer) -> Self {
+        Self { body, timer }
+    }
+}
+
+impl http_body::Body for TimedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -26,23 +40,30 @@ impl http_body::Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.get_mut() {
-            Self::Run(delivery) => Pin::new(delivery).poll_frame(cx),
-            Self::Layered(body) => Pin::new(body).poll_frame(cx),
+        let this = self.get_mut();
+        let polled = match &mut this.body {
+            ResponseBody::Run(delivery) => Pin::new(delivery).poll_frame(cx),
+            ResponseBody::Layered(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            this.timer.note_end(trailers);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Run(delivery) => delivery.is_end_stream(),
-            Self::Layered(body) => body.is_end_stream(),
+        match &self.body {
+            ResponseBody::Run(delivery) => delivery.is_end_stream(),
+            ResponseBody::Layered(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Run(delivery) => delivery.size_hint(),
-            Self::Layered(body) => body.size_hint(),
+        match &self.body {
+            ResponseBody::Run(delivery) => delivery.size_hint(),
+            ResponseBody::Layered(body) => body.size_hint(),
         }
     }
 }

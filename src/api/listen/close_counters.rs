@@ -1,10 +1,11 @@
 //! Counters of the connections that the daemon closed, logged once a second as totals: a peer that
 //! opens many connections cannot cause a log line for each.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::connection_counters::ConnectionCounters;
 use super::connection_table::ConnectionLimit;
 use super::origin::ConnectionOrigin;
 use crate::api::layers::log_rate_limiter::LogRateLimiter;
@@ -41,6 +42,8 @@ pub(super) enum ForeignProtocol {
 #[derive(Debug)]
 pub(super) struct CloseCounters {
     listener: String,
+    /// The same counts over all listeners, since the start.
+    totals: Arc<ConnectionCounters>,
     refused: AtomicU64,
     evicted: AtomicU64,
     overdue: AtomicU64,
@@ -52,10 +55,11 @@ pub(super) struct CloseCounters {
 }
 
 impl CloseCounters {
-    /// Creates the counters of the listener that the log calls `listener`.
-    pub(super) fn new(listener: String) -> Self {
+    /// Creates the counters of the listener that the log calls `listener`. They add to `totals`.
+    pub(super) fn new(listener: String, totals: Arc<ConnectionCounters>) -> Self {
         Self {
             listener,
+            totals,
             refused: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             overdue: AtomicU64::new(0),
@@ -92,7 +96,13 @@ impl CloseCounters {
             }
         };
         count.fetch_add(1, Ordering::Relaxed);
+        self.totals.count_closed(closure);
         self.debug(peer, why);
+    }
+
+    /// Returns the totals over all listeners.
+    pub(super) fn totals(&self) -> &Arc<ConnectionCounters> {
+        &self.totals
     }
 
     /// Logs at debug level why a connection was closed, where the rate limit has room for another

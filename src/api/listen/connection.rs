@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 
 use super::authority::AuthorityRewriter;
 use super::close_counters::ForeignProtocol;
+use super::connection_counters::ConnectionCounters;
 use super::connection_slots::{ConnectionAuthState, ConnectionSlot, UnauthenticatedCall};
 use super::event_loop::{EventLoopAssignment, NewConnection};
 use super::origin::ConnectionOrigin;
@@ -51,6 +52,8 @@ pub(in crate::api) struct Connection {
     write_stall_timer: Option<Pin<Box<Sleep>>>,
     /// `None` for the daemon's own connection, which exists before anything is accepted.
     slot: Option<ConnectionSlot>,
+    /// Where the bytes are counted; `None` for the daemon's own connection.
+    totals: Option<Arc<ConnectionCounters>>,
     /// Only for a unix socket, whose clients may send its path as the authority.
     authority_rewriter: Option<AuthorityRewriter>,
     /// Whether the connection lost its slot, or nobody authenticated in time. Nothing is read any
@@ -94,6 +97,7 @@ impl Connection {
             unsent: Vec::new(),
             write_timeout: patience.writing,
             write_stall_timer: None,
+            totals: place.as_ref().map(|place| Arc::clone(place.totals())),
             slot: place,
             revoked: false,
         }
@@ -169,6 +173,13 @@ impl Connection {
         }
         // With TLS, a write counts as done once it is encrypted, so it still has to be flushed.
         on!(self, poll_flush(cx))
+    }
+
+    /// Counts the bytes that a write has written.
+    fn count_sent(&self, polled: &Poll<io::Result<usize>>) {
+        if let (Some(totals), Poll::Ready(Ok(written))) = (&self.totals, polled) {
+            totals.sent.add(*written as u64);
+        }
     }
 
     /// Turns the result of a write into an error if the connection is revoked, or if the client
@@ -254,6 +265,11 @@ impl Peer {
         self.uid == Some(rustix::process::geteuid().as_raw())
     }
 
+    /// Reports whether the client presented a certificate.
+    pub(in crate::api) fn has_certificate(&self) -> bool {
+        self.certificate.is_some()
+    }
+
     /// Returns the names in the client's certificate, or `None` if it presented none.
     ///
     /// # Errors
@@ -320,6 +336,9 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         let polled = on!(self, poll_read(cx, buf));
+        if let Some(totals) = &self.totals {
+            totals.received.add((buf.filled().len() - before) as u64);
+        }
         if self.sniffer.is_some() && self.sniff_protocol(cx, &buf.filled()[before..]) {
             // To HTTP/2 it looks as if the client had left.
             buf.set_filled(before);
@@ -370,6 +389,7 @@ impl AsyncWrite for Connection {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
         };
+        this.count_sent(&polled);
         this.written(cx, polled)
     }
 
@@ -386,6 +406,7 @@ impl AsyncWrite for Connection {
             return Pin::new(this).poll_write(cx, first);
         }
         let polled = on!(this, poll_write_vectored(cx, bufs));
+        this.count_sent(&polled);
         this.written(cx, polled)
     }
 

@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::close_counters::{CloseCounters, CloseReason, ForeignProtocol};
+use super::connection_counters::ConnectionCounters;
 use super::connection_table::{ConnectionAdmission, ConnectionId, ConnectionTable, TableLimits};
 use super::origin::ConnectionOrigin;
+use crate::metrics::LevelGuard;
 use crate::sync::lock;
 
 /// The pool of connection slots of one listener, shared by its accept loops and its connections.
@@ -37,15 +39,21 @@ struct ConnectionSlotsState {
 }
 
 impl ConnectionSlots {
-    /// Creates the slots of the listener that the log calls `listener`.
-    pub(super) fn new(limits: TableLimits, first_call_timeout: Duration, listener: String) -> Self {
+    /// Creates the slots of the listener that the log calls `listener`. Its connections count
+    /// towards `totals`.
+    pub(super) fn new(
+        limits: TableLimits,
+        first_call_timeout: Duration,
+        listener: String,
+        totals: Arc<ConnectionCounters>,
+    ) -> Self {
         Self {
             state: Mutex::new(ConnectionSlotsState {
                 table: ConnectionTable::new(limits),
                 evictions: HashMap::new(),
             }),
             first_call_timeout,
-            closures: CloseCounters::new(listener),
+            closures: CloseCounters::new(listener, totals),
         }
     }
 
@@ -78,7 +86,10 @@ impl ConnectionSlots {
             let _ = lost.send(());
         }
         let deadline = Instant::now() + self.first_call_timeout;
+        let totals = self.closures.totals();
+        totals.accepted.increment();
         Some(ConnectionSlot {
+            _open: totals.open.enter(),
             auth_state: Arc::new(ConnectionAuthState {
                 slots: Arc::clone(self),
                 id,
@@ -177,6 +188,8 @@ impl Drop for UnauthenticatedCall {
 /// A connection's slot at its listener. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
+    /// Counts the connection among those that are open.
+    _open: LevelGuard,
     auth_state: Arc<ConnectionAuthState>,
     /// `None` once a call has authenticated, or once the connection has been revoked.
     probation: Option<Probation>,
@@ -195,6 +208,11 @@ impl ConnectionSlot {
     /// Returns the state that the calls of this connection share.
     pub(super) fn auth_state(&self) -> &Arc<ConnectionAuthState> {
         &self.auth_state
+    }
+
+    /// Returns the totals that the connection counts towards.
+    pub(super) fn totals(&self) -> &Arc<ConnectionCounters> {
+        self.auth_state.slots.closures.totals()
     }
 
     /// Counts the connection as one that speaks another protocol than its listener.

@@ -6,6 +6,7 @@ mod accept;
 mod authority;
 mod close_counters;
 mod connection;
+mod connection_counters;
 mod connection_slots;
 mod connection_table;
 mod event_loop;
@@ -33,6 +34,7 @@ use self::tls::ServerTls;
 use self::transport::{ConnectionTimeouts, Transport};
 
 pub(super) use self::connection::{Connection, Peer};
+pub use self::connection_counters::ConnectionCounters;
 pub(super) use self::connection_slots::UnauthenticatedCall;
 pub(super) use self::event_loop::EventLoop;
 pub use self::event_loop::EventLoops;
@@ -277,7 +279,13 @@ impl BoundListeners {
     }
 
     /// Starts accepting connections for `event_loops`, until the tasks that it returns are dropped.
-    pub fn accept(self, settings: &ListenSettings, event_loops: &EventLoops) -> AcceptTasks {
+    /// They are counted in `counters`.
+    pub fn accept(
+        self,
+        settings: &ListenSettings,
+        event_loops: &EventLoops,
+        counters: &Arc<ConnectionCounters>,
+    ) -> AcceptTasks {
         let timeouts = ConnectionTimeouts {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
@@ -298,7 +306,12 @@ impl BoundListeners {
                 connections: share,
                 per_peer: settings.max_per_peer,
             };
-            let places = ConnectionSlots::new(limits, settings.first_call_timeout, entry.name);
+            let places = ConnectionSlots::new(
+                limits,
+                settings.first_call_timeout,
+                entry.name,
+                Arc::clone(counters),
+            );
             let places = Arc::new(places);
             all_places.push(Arc::clone(&places));
             let tells = Arc::clone(&places);

@@ -1,6 +1,7 @@
 //! TLS for the TCP listeners. The certificate, its key and the authorities of client certificates
 //! are read again when their files change, and client certificates are verified and named here.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
 use crate::auth::{CertificateName, Parsed, WatchedFiles};
+use crate::metrics::{MetricSource, MetricWriter, Unit};
 
 /// How often the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,6 +61,22 @@ pub(super) struct ServerTls {
 /// A handle to the daemon's TLS files that has them read again on request.
 #[derive(Clone)]
 pub struct TlsReloader(pub(super) Arc<ServerTls>);
+
+impl MetricSource for TlsReloader {
+    fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        let identity = self.0.identity.get();
+        let expires = identity.chain.first().and_then(|certificate| {
+            let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+            u64::try_from(parsed.validity().not_after.timestamp()).ok()
+        });
+        to.gauges(
+            "tls_certificate_not_after_timestamp",
+            "When the daemon's own certificate expires, in seconds since 1970.",
+            Some(&Unit::Seconds),
+            expires.map(|expires| ([], expires)),
+        )
+    }
+}
 
 impl TlsReloader {
     /// Reads the TLS files again now, and uses what they contain if it changed.

@@ -75,6 +75,7 @@ fn exited(code: u32) -> RunEnd {
         outcome: Outcome::Exited(code),
         trap: None,
         duration: Duration::from_millis(1),
+        instantiation: None,
         cpu_time: Duration::ZERO,
         fuel_consumed: None,
         memory_used: 0,

@@ -149,6 +149,7 @@ pub fn prepare(
             listings: OpenListings::default(),
             files: FileCalls::none(),
             preemption: None,
+            instantiated: None,
         },
         has_files,
         fuel: spec.limits.fuel,
@@ -244,6 +245,7 @@ impl PreparedRun {
             outcome,
             trap,
             duration,
+            instantiation: store.data().instantiated.map(|at| at - start),
             cpu_time,
             fuel_consumed: self
                 .fuel
@@ -313,6 +315,7 @@ async fn call(
                 .instantiate_async(&mut *store)
                 .await
                 .map_err(classify_end::mark_host_failure)?;
+            store.data_mut().instantiated = Some(Instant::now());
             call_core(store, &instance, entry)
                 .await
                 .map(GuestReturn::Values)
@@ -328,6 +331,7 @@ async fn call_component(
         .instantiate_async(&mut *store)
         .await
         .map_err(classify_end::mark_host_failure)?;
+    store.data_mut().instantiated = Some(Instant::now());
     let result = command.wasi_cli_run().call_run(store).await?;
     Ok(if result.is_ok() { 0 } else { 1 })
 }

@@ -1,6 +1,7 @@
 //! What the host keeps for one run in its store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use wasmtime::{Caller, Extern, Memory};
 use wasmtime_wasi::{WasiCtxView, WasiView};
@@ -47,6 +48,8 @@ pub struct GuestState {
     pub(in crate::sandbox) files: FileCalls,
     /// The guest's preemption state; `None` until the store has its limits.
     pub(in crate::sandbox) preemption: Option<Arc<PreemptionState>>,
+    /// When the module was instantiated; `None` until it is.
+    pub(in crate::sandbox) instantiated: Option<Instant>,
 }
 
 impl GuestState {
@@ -101,6 +104,7 @@ impl GuestState {
             listings: OpenListings::default(),
             files: FileCalls::none(),
             preemption: None,
+            instantiated: None,
         }
     }
 }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard};
 
+use crate::metrics::Count;
 use crate::model::tenant_id::{ByTenant, TenantId};
 use crate::sync::lock;
 
@@ -44,6 +45,8 @@ const LATELY: u64 = 8;
 pub(in crate::sandbox) struct CodeCache<K, V> {
     budget: u64,
     shares: Mutex<CodeShares<K, V>>,
+    /// Entries that were evicted.
+    evicted: Count,
 }
 
 /// The cache's contents: the entries, and each tenant's share with the order in which it loses
@@ -91,12 +94,18 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
         Self {
             budget,
             shares: Mutex::new(CodeShares::new(budget, weights)),
+            evicted: Count::default(),
         }
     }
 
     /// Returns the most that all entries may weigh together.
     pub(in crate::sandbox) fn budget(&self) -> u64 {
         self.budget
+    }
+
+    /// Returns how many entries were evicted since the cache was created.
+    pub(in crate::sandbox) fn evicted(&self) -> u64 {
+        self.evicted.get()
     }
 
     /// Returns what all entries weigh together now.
@@ -123,6 +132,7 @@ impl<K: Copy + Eq + Hash, V: Clone> CodeCache<K, V> {
     /// room. Evicted code is dropped after the lock is released: unmapping it takes a while.
     pub(in crate::sandbox) fn insert(&self, key: K, value: V, weight: u64, code_use: CodeUse) {
         let gone = self.lock().insert(key, value, weight, code_use);
+        self.evicted.add(gone.len() as u64);
         drop(gone);
     }
 

@@ -88,7 +88,18 @@ impl ModuleCache {
         variant: Variant,
         code_use: CodeUse,
     ) -> Result<Lookup<'_>, Refusal> {
-        let ready = self.get_or_restore(digest, variant, code_use).await?;
+        let ready = match self.in_memory(digest, variant, code_use) {
+            Some(loaded) => Some(loaded),
+            None => {
+                let restored = self.restore(digest, variant, code_use).await?;
+                let lookups = &self.inner.lookups;
+                match restored.is_some() {
+                    true => lookups.disk.increment(),
+                    false => lookups.nowhere.increment(),
+                }
+                restored
+            }
+        };
         Ok(match ready {
             Some(loaded) => Lookup::Loaded(loaded),
             None => Lookup::Missing(MissingModule {
@@ -99,16 +110,18 @@ impl ModuleCache {
         })
     }
 
-    async fn get_or_restore(
+    /// Maps the module in `variant` from the code that there is for another stack class, or on
+    /// disk; returns `None` where there is none.
+    ///
+    /// # Errors
+    /// Those of [`Self::look_up`].
+    async fn restore(
         &self,
         digest: Digest,
         variant: Variant,
         code_use: CodeUse,
     ) -> Result<Option<Arc<LoadedModule>>, Refusal> {
         let (inner, key) = (&self.inner, LoadedKey { digest, variant });
-        if let Some(loaded) = inner.loaded.get(&key, code_use) {
-            return Ok(Some(loaded));
-        }
         let on_disk = || inner.on_disk(digest, variant.metered).is_some();
         if inner.any_stack_class(key, code_use).is_none() && !on_disk() {
             return Ok(None);

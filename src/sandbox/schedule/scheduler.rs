@@ -35,6 +35,8 @@ const MAX_VIRTUAL_LAG: u64 = 20_000_000;
 /// threads for file system calls.
 pub(in crate::sandbox) struct GuestScheduler {
     shared: Arc<SchedulerShared>,
+    /// The number of guest threads.
+    count: usize,
     epoch: Duration,
     /// The runtime for guests' timers and sockets. It is `None` only while the scheduler is
     /// dropped.
@@ -96,6 +98,7 @@ impl GuestScheduler {
         });
         let threads = Self {
             shared,
+            count,
             epoch,
             io_runtime: Some(io_runtime),
             files: FileThreadPool::new(count, on_thread),
@@ -122,6 +125,17 @@ impl GuestScheduler {
     /// Returns the handle by which a run of a tenant makes its file system calls.
     pub(in crate::sandbox) fn file_calls(&self, tenant_queue: &Arc<TenantQueue>) -> FileCalls {
         self.files.calls(tenant_queue)
+    }
+
+    /// Returns how many guest threads execute slices now, how many there are, and how many slices
+    /// wait for them.
+    pub(in crate::sandbox) fn load(&self) -> [usize; 3] {
+        let state = self.shared.lock();
+        [
+            self.count.saturating_sub(state.idle),
+            self.count,
+            state.waiting,
+        ]
     }
 
     /// Queues `run` for the guest threads, as a new run of the tenant.

@@ -16,6 +16,7 @@ use super::lanes::CompileLane;
 use super::lease::CompileLease;
 use super::wire::{self, ChildCompileError, ChildHello, ChildSetup, CompileCommand};
 use super::{CompileBudget, CompileError, crashed};
+use crate::metrics::{Level, LevelGuard};
 use crate::model::refusal::{Reason, Refusal, printable};
 use crate::sandbox::modules::compile_limit::compile_limit;
 use crate::sandbox::modules::inspection::Inspection;
@@ -63,15 +64,18 @@ pub(super) struct CompileChild {
     spent: Duration,
     /// Processor time that was charged to leases so far.
     charged: Duration,
+    /// Counts the child among those that there are.
+    _alive: LevelGuard,
 }
 
 impl CompileChild {
-    /// Starts a child, which makes itself ready without being asked.
+    /// Starts a child, which makes itself ready without being asked. It counts towards `alive`.
     pub(super) fn spawn(
         program: &Path,
         setup: &ChildSetup,
         budget: CompileBudget,
         lane: CompileLane,
+        alive: &Level,
     ) -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         let artifact = create_sealable("ringfence-artifact")?;
@@ -95,6 +99,7 @@ impl CompileChild {
             hello: None,
             spent: Duration::ZERO,
             charged: Duration::ZERO,
+            _alive: alive.enter(),
         };
         wire::send(&mut child.socket, setup)?;
         Ok(child)

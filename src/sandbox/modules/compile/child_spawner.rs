@@ -8,6 +8,7 @@ use super::lanes::CompileLane;
 use super::wire::ChildSetup;
 use super::{CompileBudget, CompileError, CompileSettings, RETRY, nice};
 use crate::host_limit::HostLimit;
+use crate::metrics::Level;
 use crate::model::refusal::{Reason, Refusal};
 use crate::sync::lock;
 
@@ -35,16 +36,19 @@ pub(super) struct ChildSpawner {
     idle: Mutex<Vec<CompileChild>>,
     /// How many children are kept ahead of need.
     stock: usize,
+    /// The number of children of all lanes.
+    alive: Level,
 }
 
 impl ChildSpawner {
     /// Creates a spawner for children that execute `program`, whose artefacts have to be
-    /// `compatible` with the daemon's engines.
+    /// `compatible` with the daemon's engines. They count towards `alive`.
     pub(super) fn new(
         program: &Path,
         settings: &CompileSettings,
         lane: CompileLane,
         compatible: [u64; 2],
+        alive: &Level,
     ) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let budget = settings.budget(lane);
@@ -66,6 +70,7 @@ impl ChildSpawner {
                 CompileLane::Small => 1,
                 CompileLane::Large => settings.concurrency as usize,
             },
+            alive: alive.clone(),
         }
     }
 
@@ -89,7 +94,13 @@ impl ChildSpawner {
 
     /// Starts a child, which makes itself ready.
     fn spawn(&self) -> std::io::Result<CompileChild> {
-        CompileChild::spawn(&self.program, &self.setup, self.budget, self.lane)
+        CompileChild::spawn(
+            &self.program,
+            &self.setup,
+            self.budget,
+            self.lane,
+            &self.alive,
+        )
     }
 
     /// Starts a child and waits until it is ready.

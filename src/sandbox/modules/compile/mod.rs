@@ -22,7 +22,6 @@ mod wire;
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,6 +37,7 @@ use self::wire::{CompileCommand, InspectError};
 use super::compile_limit::compile_limit;
 use super::inspect::{self, ImportRules};
 use super::inspection::Inspection;
+use crate::metrics::{Count, Level};
 use crate::model::refusal::{Reason, Refusal, quote};
 use crate::sandbox::engine;
 use crate::sandbox::engine::features::ProposalSet;
@@ -194,7 +194,9 @@ pub(in crate::sandbox) struct Compiler {
     /// Queue of the small lane, where there is one.
     small: Option<SyncSender<CompileJob>>,
     /// Compilations that were answered, failed ones included.
-    compiled: AtomicU64,
+    compiled: Count,
+    /// The compile children that there are.
+    children: Level,
     /// Where modules are compiled, and what confines the children.
     mode: String,
 }
@@ -210,6 +212,7 @@ impl Compiler {
         rules: ImportRules,
     ) -> wasmtime::Result<Self> {
         let rules = Arc::new(rules);
+        let children = Level::default();
         let compatible = compatibility_hashes(&engines)?;
         let place = |lane| LaneWorker {
             lane,
@@ -220,9 +223,9 @@ impl Compiler {
                     rules: Arc::clone(&rules),
                     max_artifact: settings.artifact.clone(),
                 },
-                Some(program) => {
-                    CompileBackend::Child(ChildSpawner::new(program, settings, lane, compatible))
-                }
+                Some(program) => CompileBackend::Child(ChildSpawner::new(
+                    program, settings, lane, compatible, &children,
+                )),
             },
         };
         let large = place(CompileLane::Large);
@@ -247,7 +250,8 @@ impl Compiler {
         Ok(Self {
             large: Self::threads("compile", threads, settings.queue, large)?,
             small: small.transpose()?,
-            compiled: AtomicU64::new(0),
+            compiled: Count::default(),
+            children,
             mode,
         })
     }
@@ -275,10 +279,15 @@ impl Compiler {
         &self.mode
     }
 
+    /// Returns how many compile children there are now.
+    pub(in crate::sandbox) fn children(&self) -> u64 {
+        self.children.get()
+    }
+
     /// Returns how many compilations were run to their end since the start, those that failed
     /// included.
     pub(in crate::sandbox) fn compilations(&self) -> u64 {
-        self.compiled.load(Ordering::Relaxed)
+        self.compiled.get()
     }
 
     /// Validates `wasm` and reads what it is. The module can then be compiled at once, in the same
@@ -333,7 +342,7 @@ impl Compiler {
     ) -> Option<Result<Artifact, CompileError>> {
         let compiled = session.compile(metered).await;
         if compiled.is_some() {
-            self.compiled.fetch_add(1, Ordering::Relaxed);
+            self.compiled.increment();
         }
         compiled
     }

@@ -1,0 +1,73 @@
+//! The sources of the daemon's metrics, and the metrics of the daemon as a whole.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use super::App;
+use crate::api::DaemonPhase;
+use crate::hardening;
+use crate::metrics::{MetricRegistry, MetricSource, MetricWriter, Unit};
+use crate::sandbox::WASMTIME_VERSION;
+use crate::telemetry::LogMetrics;
+
+/// The daemon as a whole: what it is built of, since when it runs, and in which phase it is.
+struct DaemonMetrics {
+    phase: watch::Receiver<DaemonPhase>,
+    started: SystemTime,
+}
+
+impl MetricSource for DaemonMetrics {
+    fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        to.info(
+            "build",
+            "The versions of the daemon and of its engine, and what confines the daemon.",
+            [
+                ("version", env!("CARGO_PKG_VERSION")),
+                ("wasmtime", WASMTIME_VERSION),
+                ("hardening", &hardening::protections_in_force()),
+            ],
+        )?;
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        to.gauge(
+            "start_timestamp",
+            "When the daemon started, in seconds since 1970.",
+            Some(&Unit::Seconds),
+            started.as_secs(),
+        )?;
+        let phase = *self.phase.borrow();
+        let phases = [
+            ("starting", DaemonPhase::Starting),
+            ("serving", DaemonPhase::Serving),
+            ("draining", DaemonPhase::Draining),
+        ];
+        to.gauges(
+            "phase",
+            "The phase that the daemon is in: 1 for one of starting, serving and draining, 0 for the others.",
+            None,
+            phases.map(|(name, it)| ([("phase", name)], u64::from(it == phase))),
+        )
+    }
+}
+
+impl App {
+    /// Gathers all sources of the daemon's metrics. `phase` tells the phase of its life.
+    pub(super) fn metrics(&self, phase: watch::Receiver<DaemonPhase>) -> MetricRegistry {
+        let mut registry = MetricRegistry::default();
+        registry.add(Arc::new(DaemonMetrics {
+            phase,
+            started: SystemTime::now(),
+        }));
+        registry.add(Arc::clone(&self.runner) as Arc<dyn MetricSource>);
+        registry.add(Arc::clone(&self.call_counters) as Arc<dyn MetricSource>);
+        registry.add(Arc::clone(&self.connection_counters) as Arc<dyn MetricSource>);
+        registry.add(Arc::new(self.authentication.clone()));
+        if let Some(tls) = self.bound.tls_files() {
+            registry.add(Arc::new(tls));
+        }
+        registry.add(Arc::new(LogMetrics));
+        registry
+    }
+}
