@@ -15,8 +15,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::model::refusal::printable;
 
-const NO_HTTP2: &str = "it speaks TLS, but not HTTP/2 in it (ALPN \"h2\"), which gRPC needs: another server listens there, \
-     or a proxy that does not pass gRPC on";
+const NO_HTTP2: &str = "it speaks TLS, but does not offer HTTP/2 (ALPN \"h2\"), which gRPC needs: another server listens there, \
+     or a proxy that does not forward gRPC";
 /// The most names of a certificate that an explanation lists.
 const NAMES: usize = 8;
 
@@ -141,8 +141,8 @@ impl ClientTls {
         } = error
         {
             return format!(
-                "its certificate is for {}, not for \"{}\": --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says which of \
-                 these to expect",
+                "its certificate is for {}, not for \"{}\": give the name to expect with --tls-server-name \
+                 (RINGFENCE_TLS_SERVER_NAME)",
                 presented_names(presented),
                 expected.to_str()
             );
@@ -166,24 +166,26 @@ impl ClientTls {
             CertificateError::UnknownIssuer | CertificateError::BadSignature
         ) {
             return format!(
-                "its certificate is of an authority that is not among the trusted, {trusted}: --tls-ca \
-                 (RINGFENCE_TLS_CA) names a file with the daemon's"
+                "its certificate is from an authority that this command does not trust (it trusts {trusted}): use \
+                 --tls-ca (RINGFENCE_TLS_CA) to name a file with the daemon's authority"
             );
         }
-        format!("its certificate is not taken ({error}); the trusted are {trusted} (--tls-ca)")
+        format!(
+            "its certificate is not accepted ({error}); the trusted authorities are {trusted} (--tls-ca)"
+        )
     }
 
     /// Explains the alert that the daemon sent in reply to this client's handshake.
     fn alerted(&self, alert: AlertDescription) -> String {
         if alert == AlertDescription::CertificateRequired {
-            return "it wants a client certificate: show one with --tls-cert and --tls-key"
+            return "it requires a client certificate: present one with --tls-cert and --tls-key"
                 .to_owned();
         }
         if alert == AlertDescription::NoApplicationProtocol {
             return NO_HTTP2.to_owned();
         }
         if alert == AlertDescription::UnrecognisedName {
-            return "it has no certificate for this name: --tls-server-name (RINGFENCE_TLS_SERVER_NAME) says another"
+            return "it has no certificate for this name: give another name with --tls-server-name (RINGFENCE_TLS_SERVER_NAME)"
                 .to_owned();
         }
         let of_certificate = matches!(
@@ -198,11 +200,11 @@ impl ClientTls {
         );
         if self.shows_certificate && of_certificate {
             return format!(
-                "it does not take the client certificate of --tls-cert ({alert:?}): its authority has to be in \
-                 tls.client_ca there, and it has to be valid now"
+                "it does not accept the client certificate of --tls-cert ({alert:?}): the certificate must be valid now, \
+                 and its authority must be in the daemon's tls.client_ca"
             );
         }
-        format!("it refused TLS as this command speaks it ({alert:?})")
+        format!("it refused the TLS handshake ({alert:?})")
     }
 }
 
@@ -215,8 +217,8 @@ fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), St
             let (added, _) = roots.add_parsable_certificates(found.certs);
             match added {
                 0 => Err(
-                    "this host has no authorities to trust (SSL_CERT_FILE, /etc/ssl/certs): --tls-ca names a file with \
-                     the daemon's"
+                    "this host trusts no certificate authorities (SSL_CERT_FILE, /etc/ssl/certs): use --tls-ca \
+                     (RINGFENCE_TLS_CA) to name a file with the daemon's authority"
                         .to_owned(),
                 ),
                 _ => Ok((roots, "those of this host".to_owned())),
@@ -227,7 +229,7 @@ fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), St
             let (added, _) = roots.add_parsable_certificates(certificates(&flag, pem)?);
             match added {
                 0 => Err(format!(
-                    "{flag} holds no certificate of an authority that can be read"
+                    "{flag} holds no usable certificate of an authority"
                 )),
                 _ => Ok((roots, format!("those in {}", path.display()))),
             }
@@ -241,7 +243,7 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) | Err(_) => Err(format!(
-            "{what} holds no certificate in PEM, or something else too"
+            "{what} holds no certificate in PEM, or a damaged one"
         )),
     }
 }
@@ -259,7 +261,7 @@ fn presented_names(presented: &[String]) -> String {
         names.push(format!("{} more", presented.len() - NAMES));
     }
     match names.is_empty() {
-        true => "no name of a host (it has no alternative names)".to_owned(),
+        true => "no host (it has no subject alternative names)".to_owned(),
         false => names.join(", "),
     }
 }

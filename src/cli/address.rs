@@ -45,7 +45,7 @@ impl ServerAddress {
                 false => format!(" \"{}\"", quote(text)),
             };
             Failure::new(format!(
-                "--server (RINGFENCE_SERVER){shown} {why}; allowed is {ALLOWED}"
+                "--server (RINGFENCE_SERVER){shown} {why}; the allowed forms are {ALLOWED}"
             ))
         })
     }
@@ -101,12 +101,12 @@ fn parse(text: &str) -> Result<ServerAddress, String> {
             "dns" => match rest.split_once('/') {
                 Some(("", name)) => tcp(name, DEFAULT_PORT, None),
                 Some(_) => Err(
-                    "asks a name server of its own, which this client does not; write \"dns:///host:port\""
+                    "names a DNS server, which this client cannot choose; write \"dns:///host:port\""
                         .to_owned(),
                 ),
                 None => Err("names no host; write \"dns:///host:port\"".to_owned()),
             },
-            scheme => Err(format!("has the scheme \"{}\"", quote(scheme))),
+            scheme => Err(format!("has the unknown scheme \"{}\"", quote(scheme))),
         };
     }
     for scheme in ["dns:", "ipv4:", "ipv6:"] {
@@ -148,7 +148,7 @@ fn unix(rest: &str) -> Result<ServerAddress, String> {
     }
     if path.len() > MAX_SOCKET_PATH {
         return Err(format!(
-            "has a path of {} bytes, where a socket's has at most {MAX_SOCKET_PATH}",
+            "has a path of {} bytes, but the path of a socket has at most {MAX_SOCKET_PATH}",
             path.len()
         ));
     }
@@ -173,7 +173,9 @@ fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, Str
         return Err("names no host".to_owned());
     }
     if !host.is_ascii() {
-        return Err("has a host that is not ASCII; write it as DNS does, \"xn--...\"".to_owned());
+        return Err(
+            "has a host that is not ASCII; write it in Punycode, as \"xn--...\"".to_owned(),
+        );
     }
     if host.bytes().all(|b| b.is_ascii_digit()) {
         return Err("has a number where a host belongs".to_owned());
@@ -181,7 +183,10 @@ fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, Str
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let is_v6 = host.contains(':');
     if !is_v6 && !host.bytes().all(plain) {
-        return Err(format!("has \"{}\" as its host", quote(host)));
+        return Err(format!(
+            "has \"{}\" as its host, but a host has only letters, digits, \"-\", \".\" and \"_\"",
+            quote(host)
+        ));
     }
     let port = match port {
         None => default,
@@ -192,7 +197,7 @@ fn tcp(rest: &str, default: u16, tls: Option<bool>) -> Result<ServerAddress, Str
             .filter(|port| *port > 0)
             .ok_or_else(|| {
                 let port = quote(digits);
-                format!("has \"{port}\" as its port, which is a number from 1 to 65535")
+                format!("has \"{port}\" as its port, but a port is a number from 1 to 65535")
             })?,
     };
     Ok(ServerAddress::Tcp {
@@ -215,7 +220,7 @@ fn host_and_port(place: &str) -> Result<(&str, Option<&str>), String> {
             .ok_or_else(|| "has a \"[\" without its \"]\"".to_owned())?;
         if !is_v6(address) {
             return Err(format!(
-                "has \"{}\" in brackets, which is no address of IPv6",
+                "has \"{}\" in brackets, which is not an IPv6 address",
                 quote(address)
             ));
         }
@@ -223,7 +228,10 @@ fn host_and_port(place: &str) -> Result<(&str, Option<&str>), String> {
             "" => Ok((address, None)),
             after => match after.strip_prefix(':') {
                 Some(port) => Ok((address, Some(port))),
-                None => Err(format!("has \"{}\" after \"]\"", quote(after))),
+                None => Err(format!(
+                    "has \"{}\" after \"]\", where only a port can follow",
+                    quote(after)
+                )),
             },
         };
     }
@@ -232,7 +240,7 @@ fn host_and_port(place: &str) -> Result<(&str, Option<&str>), String> {
         Some((_, rest)) if rest.contains(':') => match is_v6(place) {
             true => Ok((place, None)),
             false => Err(
-                "has several colons; an address of IPv6 with a port is written \"[::1]:50051\""
+                "has several colons; an IPv6 address with a port is written \"[::1]:50051\""
                     .to_owned(),
             ),
         },
@@ -299,8 +307,8 @@ mod tests {
             (" \n", "is empty"),
             ("a b:1", "has a blank"),
             ("/run/s", "written \"unix:PATH\""),
-            ("grpc://host:1", "has the scheme \"grpc\""),
-            ("dns://8.8.8.8/host", "a name server of its own"),
+            ("grpc://host:1", "the unknown scheme \"grpc\""),
+            ("dns://8.8.8.8/host", "names a DNS server"),
             ("dns:host:1:2", "several colons"),
             ("host:0", "\"0\" as its port"),
             ("host:65536", "\"65536\" as its port"),
@@ -312,7 +320,7 @@ mod tests {
             ("50051", "a number where a host belongs"),
             ("::1:50051", "\"[::1]:50051\""),
             ("[::1", "without its \"]\""),
-            ("[host]:1", "no address of IPv6"),
+            ("[host]:1", "not an IPv6 address"),
             ("[::1]1", "after \"]\""),
             ("host:1/path", "\"/path\" after its port"),
             ("https://host?x", "\"?x\" after its port"),

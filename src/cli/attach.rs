@@ -12,7 +12,7 @@ use super::connect::{DaemonArgs, connect_runs, status_failure};
 use super::follow::{FollowEnd, follow};
 use super::stdout_reader::stdout_reader_gone;
 use super::wait_indicator::WaitIndicator;
-use super::{Failure, print_to_stderr, runtime};
+use super::{Failure, print_to_stderr, runtime, value_parsers};
 use crate::api::proto::AttachRunRequest;
 
 /// The first delay before another attempt; each attempt that fails doubles it.
@@ -31,7 +31,7 @@ pub(super) struct AttachCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
     /// How long to try to reconnect after the connection breaks
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_parser = value_parsers::duration_or_zero)]
     retry: Duration,
 }
 

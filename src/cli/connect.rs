@@ -122,7 +122,9 @@ pub(super) async fn channel(
         async move {
             match first {
                 Some(stream) => Ok(stream),
-                None if !was_judged => Err(std::io::Error::other("it ended before the first call")),
+                None if !was_judged => Err(std::io::Error::other(
+                    "the connection ended before the first call",
+                )),
                 // The first connection broke, or ended because it had reached its maximum age.
                 None => match dialer.dial().await {
                     Ok((stream, _)) => Ok(TokioIo::new(stream)),
@@ -243,8 +245,8 @@ pub(super) fn status_failure(status: &Status) -> Failure {
     if message.starts_with("grpc-status header missing") {
         // This is tonic's message for an answer that has an HTTP status only.
         return Failure::unreachable(format!(
-            "what answers there speaks HTTP/2, but no gRPC ({message}): another server, or a proxy that does not pass \
-             gRPC on"
+            "the server there speaks HTTP/2 but not gRPC ({message}): it is another server, or a proxy that does not \
+             forward gRPC"
         ));
     }
     if let Some(below) = std::error::Error::source(status) {
@@ -254,8 +256,8 @@ pub(super) fn status_failure(status: &Status) -> Failure {
     }
     if status.code() == Code::Unimplemented {
         return Failure::unreachable(format!(
-            "what answers there speaks gRPC, but does not have this call ({message}): another server, or a daemon of \
-             another version"
+            "the server there speaks gRPC but does not have this method ({message}): it is another server, or a daemon \
+             of another version"
         ));
     }
     Failure::of_status(status)

@@ -76,7 +76,9 @@ impl ClientCredentials {
         let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         let header = is_one.then(|| format!("Bearer {token}").parse().ok());
         let mut header: MetadataValue<Ascii> = header.flatten().ok_or_else(|| {
-            Failure::new(format!("{file} holds no token, which is one word of ASCII"))
+            Failure::new(format!(
+                "{file} holds no token; a token is one word of ASCII"
+            ))
         })?;
         header.set_sensitive(true);
         Ok(BearerInterceptor(Some(header)))
@@ -94,8 +96,8 @@ impl ClientCredentials {
         match ClientTls::may_be_certified(name) {
             true => Ok(Some(name.to_owned())),
             false => Err(Failure::new(format!(
-                "--tls-server-name (RINGFENCE_TLS_SERVER_NAME) is \"{}\"; allowed is a host's name or an address, \
-                 without a port",
+                "--tls-server-name (RINGFENCE_TLS_SERVER_NAME) is \"{}\"; it must be a host name or an IP \
+                 address, without a port",
                 quote(name)
             ))),
         }
@@ -124,8 +126,8 @@ impl ClientCredentials {
             (None, None | Some(false)) => return Ok(None),
             (Some((_, flag)), Some(false)) => {
                 return Err(Failure::new(format!(
-                    "--server (RINGFENCE_SERVER) is plaintext by its \"http://\", while {flag} asks for TLS: write \
-                     \"https://{server}\", or leave the latter out"
+                    "--server (RINGFENCE_SERVER) asks for plaintext by \"http://\", but {flag} asks for TLS: write \
+                     \"https://{server}\", or leave out {flag}"
                 )));
             }
             (_, Some(true)) | (Some(_), None) => {}
@@ -134,7 +136,8 @@ impl ClientCredentials {
         let name = name.unwrap_or_else(|| bare(host).to_owned());
         if !ClientTls::may_be_certified(&name) {
             return Err(Failure::new(format!(
-                "no certificate can be for \"{}\": --tls-server-name says whom it is for",
+                "no certificate can be for the host \"{}\": give the name in the daemon's certificate with \
+                 --tls-server-name (RINGFENCE_TLS_SERVER_NAME)",
                 quote(host)
             )));
         }
@@ -218,7 +221,7 @@ fn named(
 /// Creates a parser for a path that must not be empty.
 fn some_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|path: OsString| match path.is_empty() {
-        true => Err("allowed is a path"),
+        true => Err("the path must not be empty"),
         false => Ok(PathBuf::from(path)),
     })
 }

@@ -75,7 +75,7 @@ impl Dialer {
         let shaken = timeout_at(deadline, tls.connect(stream)).await;
         let shaken = shaken.map_err(|_| {
             format!(
-                "it took the connection and said nothing within {}: it may not speak TLS",
+                "it accepted the connection but sent nothing within {}: it may not speak TLS",
                 humantime::format_duration(CONNECT_TIMEOUT)
             )
         })?;
@@ -92,13 +92,13 @@ impl Dialer {
         let server = &self.server;
         if is_settings(heard) {
             return format!(
-                "it speaks plaintext where this command speaks TLS: write \"http://{server}\" and leave out --tls-ca \
-                 (RINGFENCE_TLS_CA) and the like, or set [tls] at the daemon"
+                "it speaks plaintext, but this command speaks TLS: write \"http://{server}\" and leave out --tls-ca \
+                 (RINGFENCE_TLS_CA) and the other TLS options, or configure [tls] for the daemon"
             );
         }
         if heard.starts_with(b"HTTP/") {
             return format!(
-                "it speaks HTTP/1 in plaintext (\"{}\") where this command speaks TLS: another server listens there",
+                "it speaks HTTP/1 in plaintext (\"{}\"), but this command speaks TLS: another server listens there",
                 first_line(heard)
             );
         }
@@ -133,15 +133,15 @@ impl Dialer {
         let instead = match (&self.server, &self.tls) {
             (ServerAddress::Unix(_), _) => "",
             (ServerAddress::Tcp { .. }, None) => {
-                ", or speaks TLS (\"https://\", --tls-ca), where this command speaks plaintext"
+                ", or speaks TLS (\"https://\", --tls-ca) while this command speaks plaintext"
             }
             (ServerAddress::Tcp { .. }, Some(_)) => {
-                ", or speaks plaintext (\"http://\"), where this command speaks TLS"
+                ", or speaks plaintext (\"http://\") while this command speaks TLS"
             }
         };
         format!(
-            "it closed the connection without a word: it has no place for one more (server.max_connections), is no \
-             daemon{instead}"
+            "it closed the connection without sending anything: it has as many connections as it may \
+             (server.max_connections), or is not a daemon{instead}"
         )
     }
 
@@ -159,19 +159,19 @@ impl Dialer {
         }
         if is_tls(heard) {
             return Err(format!(
-                "it speaks TLS where this command speaks plaintext: write \"https://{server}\", with --tls-ca \
-                 (RINGFENCE_TLS_CA) where its authority is not among this host's"
+                "it speaks TLS, but this command speaks plaintext: write \"https://{server}\", and add --tls-ca \
+                 (RINGFENCE_TLS_CA) if this host does not trust the authority of its certificate"
             ));
         }
         let line = first_line(heard);
         if heard.starts_with(b"HTTP/") {
             return Err(format!(
-                "it speaks HTTP/1 (\"{line}\") and no gRPC: another server listens there, or TLS is wanted \
+                "it speaks HTTP/1 (\"{line}\"), not gRPC: another server listens there, or it expects TLS \
                  (\"https://{server}\")"
             ));
         }
         Err(format!(
-            "it speaks no HTTP/2, and says \"{line}\": another server listens there"
+            "it does not speak HTTP/2, and says \"{line}\": another server listens there"
         ))
     }
 }
@@ -187,7 +187,7 @@ impl PendingGreeting {
             // The connection is gone, and so are its first bytes.
             Ok(Err(_)) => Err(self.dialer.explain_closed()),
             Err(_) => Err(format!(
-                "it took the connection and said nothing within {}: it is no daemon, or hangs",
+                "it accepted the connection but sent nothing within {}: it is not a daemon, or it hangs",
                 humantime::format_duration(CONNECT_TIMEOUT)
             )),
         }
@@ -198,13 +198,13 @@ async fn tcp(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Stri
     let found = timeout_at(deadline, tokio::net::lookup_host((host, port))).await;
     let unknown = |why: &str| {
         format!(
-            "the host \"{host}\" is not found ({why}): is it spelled right, and does DNS know it?"
+            "the host \"{host}\" is not found ({why}): check that it is spelled right and that DNS knows it"
         )
     };
     let found: Vec<_> = match found {
         Ok(Ok(found)) => found.collect(),
         Ok(Err(error)) => return Err(unknown(&error.to_string())),
-        Err(_) => return Err(unknown("nobody answered")),
+        Err(_) => return Err(unknown("DNS did not answer in time")),
     };
     let mut why = unknown("it has no address");
     let mut left = u32::try_from(found.len()).unwrap_or(u32::MAX);
@@ -221,12 +221,13 @@ async fn tcp(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Stri
                 return Ok(stream);
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => format!(
-                "nothing listens at {address} (connection refused): is it running, and is that its address (`listen`)?"
+                "nothing listens at {address} (connection refused): check that the daemon is running and listens there \
+                 (`listen`)"
             ),
             Ok(Err(error)) => format!("{address} cannot be reached: {error}"),
             Err(_) => format!(
-                "nobody answers at {address} within {}: is that its address, and does a firewall or a NetworkPolicy \
-                 let this host through?",
+                "nothing answers at {address} within {}: check that the daemon listens there (`listen`), and that no \
+                 firewall or NetworkPolicy holds this host back",
                 humantime::format_duration(CONNECT_TIMEOUT)
             ),
         };
@@ -242,7 +243,7 @@ async fn unix(path: &Path) -> Result<UnixStream, String> {
     let (kind, there) = (error.kind(), std::fs::metadata(path));
     if kind == io::ErrorKind::NotFound {
         return Err(format!(
-            "there is no such socket: is it running, with \"unix:{}\" in `listen`?",
+            "there is no such socket: check that the daemon is running, with \"unix:{}\" in `listen`",
             path.display()
         ));
     }
@@ -250,26 +251,27 @@ async fn unix(path: &Path) -> Result<UnixStream, String> {
         let uid = rustix::process::geteuid().as_raw();
         let whose = match &there {
             Ok(there) => format!(
-                "its mode is {:04o}, its owner {}:{}",
+                "its mode is {:04o}, and its owner is {}:{}",
                 there.mode() & 0o7777,
                 there.uid(),
                 there.gid()
             ),
-            Err(_) => "a folder above it is closed to it".to_owned(),
+            Err(_) => "a folder above it is closed to the user".to_owned(),
         };
         return Err(format!(
-            "user {uid} may not use this socket ({whose}): who calls has to be in its group, or server.socket_mode has \
-             to let others in"
+            "user {uid} may not use this socket ({whose}): add the user to its group, or let others in with \
+             server.socket_mode"
         ));
     }
     if kind == io::ErrorKind::WouldBlock {
-        return Err("too many wait to be connected already: try again".to_owned());
+        return Err("too many clients are waiting to connect: try again".to_owned());
     }
     if kind == io::ErrorKind::ConnectionRefused {
         let is_socket = there.is_ok_and(|it| it.file_type().is_socket());
         return Err(match is_socket {
-            true => "nobody listens on this socket any more: whoever made it is gone".to_owned(),
-            false => "there is a file that is no socket".to_owned(),
+            true => "nothing listens on this socket any more: check that the daemon is running"
+                .to_owned(),
+            false => "the file there is not a socket".to_owned(),
         });
     }
     Err(error.to_string())

@@ -63,21 +63,21 @@ fn why(result: &RunResult) -> String {
                 format!("{pages} pages ({bytes})")
             });
             format!(
-                "over the memory limit{}{}; --memory-pages (resources.memory_pages) asks for more",
+                "the guest went over the memory limit{}{}; --memory-pages (resources.memory_pages) asks for more",
                 of(pages),
                 trap_of(result)
             )
         }
         Outcome::FuelExhausted => format!(
-            "out of fuel: over the limit{}; --fuel (resources.fuel_limit) asks for more",
+            "the guest ran out of fuel: it went over the limit{}; --fuel (resources.fuel_limit) asks for more",
             of(granted.fuel_limit.map(|fuel| fuel.to_string()))
         ),
         Outcome::StackOverflow => format!(
-            "over the stack limit{}; --stack (resources.stack_size) asks for more",
+            "the guest went over the stack limit{}; --stack (resources.stack_size) asks for more",
             of(granted.stack_size.map(|bytes| size(bytes.into())))
         ),
         Outcome::OutputExceeded => format!(
-            "over the output limit{}; --output-limit (resources.output_limit) asks for more, --truncate (resources.output_policy) drops the rest instead",
+            "the guest went over the output limit{}; --output-limit (resources.output_limit) asks for more, and --truncate (resources.output_policy) drops the rest instead",
             of(granted.output_limit.map(size))
         ),
         Outcome::Trapped | Outcome::Cancelled | Outcome::Exited | Outcome::Unspecified => {
@@ -93,7 +93,7 @@ fn timed_out(result: &RunResult) -> String {
     // what it was granted.
     let whole = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     format!(
-        "timed out after {}; --timeout (spec.timeout) asks for more, within its caller's deadline",
+        "the run timed out after {}; --timeout (spec.timeout) asks for more, up to the deadline of the call",
         humantime::format_duration(whole)
     )
 }
@@ -119,7 +119,9 @@ pub(super) fn briefly(result: &RunResult) -> String {
         Outcome::StackOverflow => "over the stack limit".to_owned(),
         Outcome::OutputExceeded => "over the output limit".to_owned(),
         Outcome::Cancelled => format!("cancelled: {}", cause(result)),
-        Outcome::Exited | Outcome::Unspecified => "the daemon told no outcome".to_owned(),
+        Outcome::Exited | Outcome::Unspecified => {
+            "the daemon did not say how the run ended".to_owned()
+        }
     }
 }
 
@@ -129,7 +131,7 @@ fn cause(result: &RunResult) -> &'static str {
         CancelCause::CallerGone => "the caller went away",
         CancelCause::ReaderStalled => "the reader stalled",
         CancelCause::Draining => "the daemon is ending",
-        CancelCause::Unspecified => "no cause told",
+        CancelCause::Unspecified => "the daemon did not say why",
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn follow(
             Some(Event::Lost(lost)) => {
                 *next = lost.first_seq + lost.count;
                 print_to_stderr(&format!(
-                    "{} events from {} on are not kept any more",
+                    "the daemon no longer keeps {} events, from event {} on",
                     lost.count, lost.first_seq
                 ));
                 continue;

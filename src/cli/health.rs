@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::{DaemonArgs, connect, status_failure};
-use super::{Failure, print, print_json, runtime};
+use super::{Failure, print, print_json, runtime, value_parsers};
 use crate::api::proto::{HealthRequest, HealthResponse, ServingStatus};
 
 /// Ask a daemon whether it takes runs.
@@ -16,7 +16,7 @@ pub(super) struct HealthCommand {
     #[command(flatten)]
     daemon: DaemonArgs,
     /// How long to wait for an answer
-    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "3s", value_parser = value_parsers::duration_or_zero)]
     timeout: Duration,
     /// Print everything that the daemon reports, instead of one line
     #[arg(long, value_name = "FORMAT")]

@@ -130,7 +130,7 @@ async fn remove(at: &DaemonArgs, digests: Vec<String>) -> Result<ExitCode, Failu
         if answer.deleted {
             printed = printed.and(print(format!("{digest}\n").as_bytes()));
         } else {
-            super::print_to_stderr(&format!("no module {digest} is loaded there"));
+            super::print_to_stderr(&format!("the daemon has no module {digest}"));
             code = ExitCode::from(exit::REFUSED);
         }
     }

@@ -28,7 +28,7 @@ fn check_clock(now: SystemTime) -> Result<(), String> {
     match now.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(_) => Ok(()),
         Err(before) => Err(format!(
-            "this host's clock is set to {} s before 1970-01-01T00:00:00Z: set it to the time that it is",
+            "this host's clock is set to {} s before 1970-01-01T00:00:00Z: set it to the current time",
             before.duration().as_secs()
         )),
     }
@@ -50,7 +50,7 @@ fn check_stack(said: Option<&std::ffi::OsStr>) -> Result<(), String> {
     // The standard library ignores a value that is no number.
     match said.to_str().and_then(|it| it.parse::<u64>().ok()) {
         Some(bytes) if !STACKS.contains(&bytes) => Err(format!(
-            "the environment variable RUST_MIN_STACK is {bytes}: allowed is from {} to {}, or none",
+            "the environment variable RUST_MIN_STACK is {bytes}: set it to a number of bytes from {} to {}, or unset it",
             STACKS.start(),
             STACKS.end()
         )),
@@ -85,14 +85,16 @@ pub(super) fn check_threads(count: u64) -> Result<(), String> {
 fn no_thread(error: &io::Error, there: u64, count: u64) -> String {
     let cause = match error.raw_os_error() {
         Some(libc::EAGAIN) => {
-            "more are not allowed to this user (RLIMIT_NPROC, ulimit -u), this cgroup (pids.max) or this host, or there is no memory for their stacks (RLIMIT_AS, ulimit -v)"
+            "allow more to this user (RLIMIT_NPROC, ulimit -u), to this cgroup (pids.max) or on this host, or more memory for their stacks (RLIMIT_AS, ulimit -v)"
         }
         Some(libc::EPERM) => {
-            "something, such as an old seccomp profile of a container, refuses clone3(2) instead of saying that there is none (ENOSYS)"
+            "something refuses clone3(2), such as an old seccomp profile of a container: it must allow the call, or answer ENOSYS"
         }
         Some(_) | None => "the host refuses them",
     };
-    format!("this host gives {there} of the {count} threads that are needed: {error}: {cause}")
+    format!(
+        "this host starts only {there} of the {count} threads that are needed: {error}: {cause}"
+    )
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ impl KillCommand {
                             printed = printed.and(print(format!("{run_id}\n").as_bytes()));
                         } else {
                             let how = end(&answer.run.unwrap_or_default());
-                            print_to_stderr(&format!("{run_id} had ended: {how}"));
+                            print_to_stderr(&format!("the run {run_id} had already ended: {how}"));
                         }
                     }
                     Err(status) => {

@@ -320,7 +320,7 @@ impl RunCommand {
         let hosts = self.mount.iter().map(|mount| mount.host_path.as_str());
         match hosts.into_iter().find(|host| !Path::new(host).is_dir()) {
             Some(host) => Err(Failure::new(format!(
-                "--mount {}: is not a folder that exists here",
+                "--mount {}: there is no such folder on this host",
                 printable(host)
             ))),
             None => Ok(()),

@@ -49,7 +49,7 @@ fn start(
     signals: std::io::Result<CaughtSignals>,
 ) -> Result<ExitCode, ServeError> {
     let no_form = |failure: String| (None, Failure::new(failure));
-    let signals = signals.map_err(|error| no_form(format!("signals cannot be caught: {error}")))?;
+    let signals = signals.map_err(|error| no_form(format!("cannot catch signals: {error}")))?;
     preflight::check().map_err(no_form)?;
     let (config, mut warnings) =
         app::load_config(overrides).map_err(|problems| no_form(problems.to_string()))?;
@@ -104,7 +104,7 @@ fn serve(
 ) -> Result<DrainReport, Failure> {
     let asked = signals
         .watch(log.flush_handle(), hardening::confine_serving_thread)
-        .map_err(|error| Failure::new(format!("signals cannot be watched for: {error}")))?;
+        .map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
     let trimmer = HeapTrimmer::start(hardening::confine_serving_thread);
     if let Err(error) = &trimmer {
         tracing::warn!(%error, "memory that is free is not given back to the system");

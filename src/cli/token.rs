@@ -22,9 +22,13 @@ impl TokenCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
         let mut random = [0; BYTES];
         let filled = getrandom(&mut random[..], GetRandomFlags::empty());
-        let filled = filled.map_err(|error| Failure::new(error.to_string()))?;
+        let filled = filled.map_err(|error| {
+            Failure::new(format!("cannot get random bytes from this host: {error}"))
+        })?;
         if filled != BYTES {
-            return Err(Failure::new("the host has no randomness"));
+            return Err(Failure::new(
+                "cannot get enough random bytes from this host",
+            ));
         }
         let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let token = format!("rf_{digits}");

@@ -26,7 +26,7 @@ pub(super) fn key_value() -> impl TypedValueParser<Value = (String, String)> {
 pub(super) fn split_key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("allowed is KEY=VALUE".to_owned()),
+        _ => Err("it must be KEY=VALUE, and KEY must not be empty".to_owned()),
     }
 }
 
@@ -38,14 +38,13 @@ pub(super) fn mount() -> impl TypedValueParser<Value = Mount> {
 fn utf8(given: OsString) -> Result<String, String> {
     given
         .into_string()
-        .map_err(|given| format!("{given:?} is not UTF-8, and nothing else can be handed on"))
+        .map_err(|given| format!("{given:?} is not UTF-8, and only UTF-8 can be passed on"))
 }
 
 /// Parses a mount. The guest's path is absolute, so that a host path may have colons. The host path
 /// is made absolute here, where the caller's working directory is known.
 fn read_mount(text: &str) -> Result<Mount, String> {
-    const ALLOWED: &str =
-        "allowed is HOST:GUEST or HOST:GUEST:ro, where GUEST is absolute, as in \"data:/data:ro\"";
+    const ALLOWED: &str = "it must be HOST:GUEST or HOST:GUEST:ro, where GUEST is an absolute path, as in \"data:/data:ro\"";
     let (paths, read_only) = match text.strip_suffix(":ro") {
         Some(paths) => (paths, true),
         None => (text, false),
@@ -61,7 +60,8 @@ fn read_mount(text: &str) -> Result<Mount, String> {
     let host = if Path::new(host).is_absolute() {
         host.to_owned()
     } else {
-        let path = std::fs::canonicalize(host).map_err(|error| format!("{host}: {error}"))?;
+        let path =
+            std::fs::canonicalize(host).map_err(|error| format!("cannot find {host}: {error}"))?;
         utf8(path.into_os_string())?
     };
     Ok(Mount {
@@ -73,21 +73,29 @@ fn read_mount(text: &str) -> Result<Mount, String> {
 
 /// Parses a number of bytes, from 1 to less than 4 GiB.
 pub(super) fn size(text: &str) -> Result<u32, String> {
-    let size: bytesize::ByteSize = text.parse()?;
+    const ALLOWED: &str = "it must be a number of bytes, or a size such as \"64KiB\" or \"1MiB\"";
+    // The library's own message names its type.
+    let size: bytesize::ByteSize = text.parse().map_err(|_: String| ALLOWED)?;
     // On the wire, zero stands for the default, which nobody means who writes it.
     match u32::try_from(size.as_u64()) {
         Ok(size) if size > 0 => Ok(size),
-        _ => Err("allowed is from 1 byte to less than 4 GiB".to_owned()),
+        _ => Err("it must be at least 1 byte and less than 4 GiB".to_owned()),
     }
 }
 
 /// Parses a duration, which must be longer than zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("allowed is more than nothing, as \"500ms\"".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; allowed is as \"500ms\", \"10s\", \"2m\"")),
+    match duration_or_zero(text)? {
+        Duration::ZERO => Err("it must be longer than zero, as in \"500ms\"".to_owned()),
+        duration => Ok(duration),
     }
+}
+
+/// Parses a duration that may be zero.
+pub(super) fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| {
+        format!("{error}; write numbers with their units, as in \"500ms\", \"10s\" or \"2m\"")
+    })
 }
 
 #[cfg(test)]

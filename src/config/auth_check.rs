@@ -88,22 +88,24 @@ fn tenants(c: &mut Checker, config: &Config, known: &KnownNames) {
         let key = |key: &str| format!("tenants[{i}].{key}");
         let name = &tenant.name;
         c.require(
-            is_name(name) && names.insert(name.as_str()),
+            is_name(name),
             key("name"),
             name,
-            "1 to 63 of a-z, 0-9 and \"-\", not at its ends, no name twice",
+            "1 to 63 characters of a-z, 0-9 and \"-\", without a \"-\" at either end",
         );
+        let once = names.insert(name.as_str());
+        c.require(once, key("name"), name, "a name that no other tenant has");
         c.between(&key("weight"), tenant.weight, 1, 1000);
         for uid in &tenant.uids {
             let once = uids.insert(*uid);
-            c.require(once, key("uids"), uid, "a user of one tenant only");
+            c.require(once, key("uids"), uid, "a user that no other tenant has");
         }
         for text in &tenant.certificates {
             let key = key("certificates");
             match CertificateName::configured(text) {
                 Ok(names) => {
                     let once = !names.iter().any(|name| certificates.contains(name));
-                    c.require(once, key, text, "a name of one tenant only");
+                    c.require(once, key, text, "a name that no other tenant has");
                     certificates.extend(names);
                 }
                 Err(allowed) => c.require(false, key, format!("{text:?}"), allowed),
@@ -121,14 +123,14 @@ fn tenants(c: &mut Checker, config: &Config, known: &KnownNames) {
         only_default || config.identifies_callers(),
         "tenants",
         tenants.len(),
-        "none, where nothing tells callers apart: auth.tokens_file, auth.jwt, or uids or certificates of tenants",
+        "empty, unless auth.tokens_file, auth.jwt.jwks, or the uids or certificates of a tenant tell callers apart",
     );
     if !certificates.is_empty() {
         c.require(
             config.has_client_ca(),
             "tls.client_ca",
             config.tls.client_ca.display(),
-            "a file, since tenants have certificates",
+            "a file, because tenants have certificates",
         );
     }
 }
@@ -161,13 +163,13 @@ fn tls(c: &mut Checker, config: &Config) {
         both,
         "tls.key",
         tls.key.display(),
-        "a file together with tls.cert, or neither",
+        "set if tls.cert is set, and empty if it is not",
     );
     c.require(
         !config.has_client_ca() || is_set(&tls.cert),
         "tls.client_ca",
         tls.client_ca.display(),
-        "nothing without tls.cert and tls.key",
+        "empty unless tls.cert and tls.key are set",
     );
     let files = [
         ("tls.cert", &tls.cert),
@@ -185,14 +187,14 @@ fn is_file(c: &mut Checker, key: &str, path: &Path, config: &Config) {
         holds,
         key,
         path.display(),
-        "an absolute path to a file that exists, or nothing",
+        "an absolute path to a file that exists, or empty",
     );
     let confined = config.hardening.mode != HardeningMode::Off;
     c.require(
         !confined || !path.parent().is_some_and(is_shared_folder),
         key,
         path.display(),
-        "a file in a folder of its own: it is read again when it changes, and a daemon that is confined ([hardening]) sees the folders that are configured only",
+        "a file in a folder that other programs do not share: a confined daemon ([hardening]) is given the whole folder, so that it can read the file again when it changes",
     );
 }
 
@@ -239,14 +241,14 @@ fn auth(c: &mut Checker, config: &Config) {
             !text.is_empty(),
             key,
             "\"\"",
-            "some text, where auth.jwt.jwks is set",
+            "set, because auth.jwt.jwks is set",
         );
     }
     c.require(
         !jwt.algorithms.is_empty(),
         "auth.jwt.algorithms",
         "[]",
-        JWT_ALGORITHMS.join(", "),
+        format!("a list of one or more of {}", JWT_ALGORITHMS.join(", ")),
     );
     c.all_known("auth.jwt.algorithms", &jwt.algorithms, &JWT_ALGORITHMS);
 }
@@ -267,14 +269,14 @@ fn hardening(c: &mut Checker, config: &Config) {
         user.is_empty() || user_and_group(user).is_some(),
         "hardening.user",
         user,
-        "\"uid:gid\", two numbers from 1 up, or nothing",
+        "\"uid:gid\", with two numbers that are at least 1, or empty",
     );
     for path in &hardening.read {
         c.require(
             path.is_absolute(),
             "hardening.read",
             path.display(),
-            "absolute paths",
+            "an absolute path",
         );
     }
     let off = hardening.mode == HardeningMode::Off;
@@ -282,7 +284,7 @@ fn hardening(c: &mut Checker, config: &Config) {
         !off || user.is_empty(),
         "hardening.user",
         user,
-        "nothing where hardening.mode is \"off\"",
+        "empty, because hardening.mode is \"off\"",
     );
 }
 

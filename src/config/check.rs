@@ -34,7 +34,7 @@ fn listeners(c: &mut Checker, config: &Config) {
         !config.listen.is_empty(),
         "listen",
         "[]",
-        "at least one address",
+        "a list of at least one address",
     );
     for address in &config.listen {
         if let Some(path) = address.strip_prefix("unix:") {
@@ -44,7 +44,7 @@ fn listeners(c: &mut Checker, config: &Config) {
                 holds,
                 "listen",
                 address,
-                format!("{ALLOWED} of at most 99 bytes"),
+                format!("{ALLOWED}, with a path of at most 99 bytes"),
             );
             continue;
         }
@@ -56,7 +56,7 @@ fn listeners(c: &mut Checker, config: &Config) {
                     !open || config.may_listen_publicly(),
                     "listen",
                     address,
-                    "loopback or a unix socket, since nobody is authenticated there: set [auth], or tls.client_ca (server.insecure_listen = true listens all the same)",
+                    "a loopback address or a unix socket, because nothing authenticates the callers of any other: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)",
                 );
             }
         }
@@ -78,7 +78,7 @@ fn server(c: &mut Checker, config: &Config) {
         ok,
         "server.instance",
         &server.instance,
-        "at most 64 of letters, digits, '-', '.', '_'",
+        "at most 64 letters, digits, '-', '.' and '_'",
     );
     c.between("server.threads", server.threads, 0, 1024);
     c.between(
@@ -143,7 +143,7 @@ fn connections(c: &mut Checker, config: &Config) {
             !name.is_empty() && !name.contains(['/', '@']),
             "server.allowed_authorities",
             name,
-            "hosts, without a port",
+            "a host without a port",
         );
     }
 }
@@ -164,7 +164,7 @@ fn messages(c: &mut Checker, config: &Config) {
         share > largest.0,
         "server.inflight_request_bytes",
         server.inflight_request_bytes,
-        format!("more than one message of server.max_message or compile.max_module ({largest}), of which several tenants have seven eighths each"),
+        format!("more than {largest}, the larger of server.max_message and compile.max_module; with several tenants, seven eighths of it must be"),
     );
     // There has to be room for a page of runs, and for a few callers who watch runs.
     let answers = (Size(4 << 20), Size(1 << 40));
@@ -351,14 +351,14 @@ fn oci_credentials(c: &mut Checker, path: &Path) {
         return;
     }
     let holds = path.is_absolute() && path.is_file();
-    const ALLOWED: &str = "an absolute path to a file that exists, or nothing";
+    const ALLOWED: &str = "an absolute path to a file that exists, or empty";
     c.require(holds, KEY, path.display(), ALLOWED);
     // A file that cannot be read here, such as one that only the daemon's own user may read, is
     // checked when it is needed.
     if let Ok(text) = std::fs::read(path)
         && let Err(why) = store::check_credentials(&text)
     {
-        let allowed = format!("a file as Docker's config.json, which this is not: {why}");
+        let allowed = format!("a file in the format of Docker's config.json: {why}");
         c.require(false, KEY, path.display(), allowed);
     }
 }
@@ -374,13 +374,13 @@ fn artifacts(c: &mut Checker, artifacts: &ArtifactsConfig) {
         dir.is_absolute(),
         "artifacts.dir",
         dir.display(),
-        "an absolute path, or nothing",
+        "an absolute path, or empty",
     );
     c.require(
         key.is_absolute() && !key.starts_with(dir),
         "artifacts.key_file",
         key.display(),
-        "an absolute path outside artifacts.dir, where that is set",
+        "an absolute path outside artifacts.dir, because artifacts.dir is set",
     );
 }
 
@@ -390,7 +390,7 @@ fn telemetry(c: &mut Checker, config: &Config) {
         audit.as_os_str().is_empty() || audit.is_absolute(),
         "telemetry.audit_file",
         audit.display(),
-        "an absolute path, or nothing",
+        "an absolute path, or empty",
     );
     let filter = config
         .telemetry
@@ -400,6 +400,6 @@ fn telemetry(c: &mut Checker, config: &Config) {
         filter.is_ok() && !config.telemetry.log_level.trim().is_empty(),
         "telemetry.log_level",
         &config.telemetry.log_level,
-        "error, warn, info, debug, trace or directives such as \"info,ringfence=debug\"",
+        "error, warn, info, debug, trace, or directives such as \"info,ringfence=debug\"",
     );
 }

@@ -74,7 +74,7 @@ impl SettingError {
 impl fmt::Display for SettingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            SettingErrorKind::NotAllowed(allowed) => write!(f, "allowed is {allowed}"),
+            SettingErrorKind::NotAllowed(allowed) => write!(f, "must be {allowed}"),
             SettingErrorKind::NoSuchKey(_) => f.write_str("there is no such key"),
             SettingErrorKind::Other(why) => f.write_str(why),
         }
@@ -167,7 +167,7 @@ impl SettingDeserializer<'_> {
         };
         let was_text = self.0.origin != SettingOrigin::Command;
         if was_text && text.chars().any(char::is_control) {
-            return Err(self.refuse("text without control characters such as line ends"));
+            return Err(self.refuse("text without control characters, such as line ends"));
         }
         Ok(text)
     }

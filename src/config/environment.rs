@@ -104,7 +104,7 @@ pub(super) fn settings() -> EnvironmentSettings {
         }
         if is_service_link(&shown.to_uppercase()) {
             // Kubernetes injects such variables for a Service whose name starts with "ringfence".
-            environment.warnings.push(format!("environment variable {shown} looks like a Kubernetes service link and was skipped (set enableServiceLinks: false)"));
+            environment.warnings.push(format!("the environment variable {shown} looks like a Kubernetes service link, and is ignored (set enableServiceLinks: false in the pod)"));
             continue;
         }
         match text(&shown, &value) {
@@ -158,7 +158,7 @@ pub fn provider_variables(scheme: &str) -> Result<Vec<(String, String)>, Problem
                 origin: None,
                 key: other.to_owned(),
                 value: String::new(),
-                allowed: format!("it is not set, and has to be where {one} is"),
+                allowed: format!("must be set, because {one} is set"),
             });
         }
     }
@@ -180,8 +180,8 @@ pub(super) fn check_provider_variables(url: &url::Url) -> Result<(), Problems> {
             // The library's message may contain the value.
             Some((name, value)) => Problem {
                 allowed: match is_secret(name, value) {
-                    true => "something else".to_owned(),
-                    false => format!("something else: {why}"),
+                    true => "a value that the provider accepts".to_owned(),
+                    false => format!("a value that the provider accepts: {why}"),
                 },
                 ..refused(name, OsStr::new(value), "")
             },
@@ -189,7 +189,7 @@ pub(super) fn check_provider_variables(url: &url::Url) -> Result<(), Problems> {
                 origin: None,
                 key: "store.url".to_owned(),
                 value: url.to_string(),
-                allowed: format!("what its provider takes: {why}"),
+                allowed: format!("a URL that its provider accepts: {why}"),
             },
         }])
     })
@@ -205,7 +205,7 @@ fn unsendable(name: &str, value: &str) -> Option<&'static str> {
         return None;
     }
     if !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-        return Some("printable ASCII: it is sent in headers");
+        return Some("printable ASCII, because it is sent in headers");
     }
     if name.starts_with("AWS_") && name.ends_with("REGION") {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';

@@ -33,12 +33,15 @@ pub(super) fn problem_of(
             match nearest(&key, &keys) {
                 Some(near) if is_variable => {
                     format!(
-                        "there is no such key; {near} is near ({})",
+                        "there is no such key; did you mean {near} ({})?",
                         variable_of(near)
                     )
                 }
-                Some(near) => format!("there is no such key; {near} is near"),
-                None => format!("there is no such key; there are {}", known.join(", ")),
+                Some(near) => format!("there is no such key; did you mean {near}?"),
+                None => format!(
+                    "there is no such key; the known keys are {}",
+                    known.join(", ")
+                ),
             }
         }
     };

@@ -147,6 +147,8 @@ fn read_file(path: &Path) -> Result<String, Problems> {
         let valid = error.utf8_error().valid_up_to();
         let before = error.as_bytes().get(..valid).unwrap_or_default();
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        refused(format!("a TOML file in UTF-8, which line {line} is not"))
+        refused(format!(
+            "a TOML file in UTF-8, but line {line} is not UTF-8"
+        ))
     })
 }

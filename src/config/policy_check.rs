@@ -56,7 +56,7 @@ fn limits(c: &mut Checker, config: &Config) {
         classes.contains(&policy.max_stack_size),
         "policy.max_stack_size",
         policy.max_stack_size,
-        classes.map(|size| size.to_string()).join(", "),
+        format!("one of {}", classes.map(|size| size.to_string()).join(", ")),
     );
     c.up_to(
         "defaults.stack_size",

@@ -38,10 +38,15 @@ impl Problems {
         value: impl fmt::Display,
         allowed: impl fmt::Display,
     ) -> Self {
+        // A value that is left out of a problem is empty, so an empty one is shown in quotes.
+        let value = match value.to_string() {
+            value if value.is_empty() => "\"\"".to_owned(),
+            value => value,
+        };
         Self(vec![Problem {
             origin: None,
             key: key.to_string(),
-            value: value.to_string(),
+            value,
             allowed: allowed.to_string(),
         }])
     }
@@ -63,7 +68,7 @@ impl fmt::Display for Problem {
             (_, "") => write!(f, "{}: {}", plain(key), plain(allowed)),
             (_, _) => write!(
                 f,
-                "{} = {}: allowed is {}",
+                "{} = {}: must be {}",
                 plain(key),
                 plain(value),
                 plain(allowed)
@@ -137,7 +142,7 @@ impl Checker {
     pub(super) fn all_known(&mut self, key: &str, names: &[String], known: &[&str]) {
         for name in names {
             let holds = known.contains(&name.as_str());
-            self.require(holds, key, name, known.join(", "));
+            self.require(holds, key, name, format!("one of {}", known.join(", ")));
         }
     }
 }

@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for StoreUrl {
         const ALLOWED: &str = "\"memory:\", \"file:///folder\", \"s3://bucket/prefix\", \"gs://bucket/prefix\" or \"az://container/prefix\", without credentials";
         let text = String::deserialize(from)?;
         // The text is not shown, because it may hold credentials.
-        Self::parse(&text).ok_or_else(|| de::Error::custom(format!("expected {ALLOWED}")))
+        Self::parse(&text).ok_or_else(|| de::Error::custom(format!("must be {ALLOWED}")))
     }
 }
 

@@ -740,7 +740,7 @@ pub(crate) fn problem(set: &[&str]) -> String {
 fn a_listener_that_others_reach_needs_callers_to_be_told_apart() {
     let dir = TempDir::new().unwrap();
     let open = "listen=[\"0.0.0.0:0\"]";
-    assert!(problem(&[open]).contains("since nobody is authenticated there"));
+    assert!(problem(&[open]).contains("because nothing authenticates the callers"));
     // Encryption alone tells nobody apart.
     let (cert, key) = Authority::new("servers").issue(&["localhost"]);
     let (cert, key) = (write(&dir, "c", &cert), write(&dir, "k", &key));
@@ -748,7 +748,9 @@ fn a_listener_that_others_reach_needs_callers_to_be_told_apart() {
         format!("tls.cert={}", cert.display()),
         format!("tls.key={}", key.display()),
     ];
-    assert!(problem(&[open, &tls[0], &tls[1]]).contains("since nobody is authenticated there"));
+    assert!(
+        problem(&[open, &tls[0], &tls[1]]).contains("because nothing authenticates the callers")
+    );
     let tokens = format!(
         "auth.tokens_file={}",
         tokens_file(&dir, &["default"]).display()
@@ -770,16 +772,16 @@ fn what_makes_no_sense_about_callers_is_told() {
     for (set, told) in [
         (
             &["tenants=[{ name = \"a\" }]"][..],
-            "nothing tells callers apart",
+            "certificates of a tenant tell callers apart",
         ),
         (&["tenants=[{ name = \"A b\" }]"], "tenants[0].name"),
         (
             &["tenants=[{ name = \"a\", uids = [1] }, { name = \"a\", uids = [2] }]"],
-            "no name twice",
+            "tenants[1].name = a: must be a name that no other tenant has",
         ),
         (
             &["tenants=[{ name = \"a\", uids = [1] }, { name = \"b\", uids = [1] }]"],
-            "a user of one tenant only",
+            "a user that no other tenant has",
         ),
         (
             &["tenants=[{ name = \"a\", uids = [1], policy = { max_memory_pages = 70000 } }]"],
@@ -817,7 +819,7 @@ fn what_makes_no_sense_about_callers_is_told() {
             &[
                 "tenants=[{ name = \"a\", certificates = [\"A.test\"] }, { name = \"b\", certificates = [\"dns:a.test\"] }]",
             ],
-            "a name of one tenant only",
+            "a name that no other tenant has",
         ),
         (&["tls.cert=/nonexistent"], "tls.cert"),
         (&["auth.tokens_file=/nonexistent"], "auth.tokens_file"),

@@ -145,7 +145,7 @@ fn every_way_to_end_has_its_code_and_one_line() {
         (
             vec!["--timeout", "200ms", &kit, "spin"],
             124,
-            "timed out after 2",
+            "the run timed out after 2",
         ),
         (vec!["no-such-file"], 125, "cannot read no-such-file"),
         (
@@ -167,17 +167,17 @@ fn every_way_to_end_has_its_code_and_one_line() {
         (
             vec!["--fuel", "10000", &kit, "spin"],
             137,
-            "out of fuel: over the limit of 10000; --fuel (resources.fuel_limit)",
+            "the guest ran out of fuel: it went over the limit of 10000; --fuel (resources.fuel_limit)",
         ),
         (
             vec![deep.to_str().unwrap()],
             137,
-            "over the stack limit of 512.0 KiB; --stack (resources.stack_size)",
+            "the guest went over the stack limit of 512.0 KiB; --stack (resources.stack_size)",
         ),
         (
             vec!["--memory-pages", "100", &kit, "hog", "60"],
             137,
-            "over the memory limit of 100 pages (6.2 MiB)",
+            "the guest went over the memory limit of 100 pages (6.2 MiB)",
         ),
         (
             vec!["--memory-pages", "100", &kit, "hog", "60"],
@@ -187,7 +187,7 @@ fn every_way_to_end_has_its_code_and_one_line() {
         (
             vec!["--output-limit", "99", &kit, "flood", "100"],
             137,
-            "over the output limit of 99 B; --output-limit (resources.output_limit) asks for more, --truncate",
+            "the guest went over the output limit of 99 B; --output-limit (resources.output_limit) asks for more, and --truncate",
         ),
     ] {
         let output = run(&args);
@@ -469,7 +469,7 @@ fn the_embedded_daemon_grants_what_its_own_flags_ask() {
         let host = missing.split(':').next().unwrap();
         assert_eq!(
             text(&output.stderr),
-            format!("ringfence: --mount {host}: is not a folder that exists here\n")
+            format!("ringfence: --mount {host}: there is no such folder on this host\n")
         );
     }
     let output = run(&["--mount", "nonsense", &kit]);
@@ -850,17 +850,17 @@ fn configuration_errors_are_told_all_at_once() {
     assert_eq!(output.status.code(), Some(1));
     let told = text(&output.stderr);
     for line in [
-        "listen = nowhere: allowed is",
-        "listen = unix:relative: allowed is",
-        "engine.epoch_interval = 1h: allowed is from 1ms to 100ms",
-        "engine.features = jit: allowed is gc, function-references",
-        "defaults.timeout = 10m: allowed is from 1ms to 5m",
-        "policy.max_stack_size = 3MiB: allowed is 256KiB, 512KiB",
-        "policy.host_functions = env.exec: allowed is ringfence.log, ringfence.label",
-        "telemetry.log_level = ringfence=loud: allowed is",
-        "policy.mounts[0].host = relative: allowed is",
-        "admission.slots = 0: allowed is from 1 to 10000",
-        "server.instance = a b: allowed is",
+        "listen = nowhere: must be",
+        "listen = unix:relative: must be",
+        "engine.epoch_interval = 1h: must be from 1ms to 100ms",
+        "engine.features = jit: must be one of gc, function-references",
+        "defaults.timeout = 10m: must be from 1ms to 5m",
+        "policy.max_stack_size = 3MiB: must be one of 256KiB, 512KiB",
+        "policy.host_functions = env.exec: must be one of ringfence.log, ringfence.label",
+        "telemetry.log_level = ringfence=loud: must be",
+        "policy.mounts[0].host = relative: must be",
+        "admission.slots = 0: must be from 1 to 10000",
+        "server.instance = a b: must be",
     ] {
         assert!(told.contains(line), "{line} in {told}");
     }

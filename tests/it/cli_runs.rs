@@ -107,7 +107,7 @@ fn a_detached_run_is_listed_attached_to_inspected_and_killed() {
     assert_eq!(
         text(&output.stderr),
         format!(
-            "ringfence: {id} had ended: cancelled: by a call\nringfence: {hello} had ended: exited 7\n"
+            "ringfence: the run {id} had already ended: cancelled: by a call\nringfence: the run {hello} had already ended: exited 7\n"
         )
     );
     let output = told(addr, &["attach", &id]);
@@ -222,7 +222,7 @@ fn attach_goes_on_where_the_connection_broke() {
         3,
         "{complaints}"
     );
-    assert!(!complaints.contains("not kept"), "{complaints}");
+    assert!(!complaints.contains("no longer keeps"), "{complaints}");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn every_spelling_of_an_address_reaches_it_and_what_is_none_is_told() {
         ("", "is empty"),
         ("50051", "a number where a host belongs"),
         ("127.0.0.1:65536", "from 1 to 65535"),
-        ("grpc://127.0.0.1", "has the scheme \"grpc\""),
+        ("grpc://127.0.0.1", "has the unknown scheme \"grpc\""),
         (socket.to_str().unwrap(), "written \"unix:PATH\""),
         ("::1:50051", "\"[::1]:50051\""),
         ("https://a:secret@127.0.0.1", "--token-file"),
@@ -367,7 +367,7 @@ fn plaintext_and_tls_that_meet_each_other_say_so() {
         unreachable(
             &server,
             &[],
-            &["it speaks TLS where this command speaks plaintext", &told],
+            &["it speaks TLS, but this command speaks plaintext", &told],
         );
     }
     // The same for a command that does not only ask for health, and as JSON.
@@ -388,7 +388,7 @@ fn plaintext_and_tls_that_meet_each_other_say_so() {
     let _unix = Served::start(&["--listen", &listen]);
     let plain = Served::start(&[]);
     let told = format!("write \"http://{}\"", plain.addr);
-    let speaks = "it speaks plaintext where this command speaks TLS";
+    let speaks = "it speaks plaintext, but this command speaks TLS";
     unreachable(&plain.addr, &daemon.ca(), &[speaks, &told]);
     let url = format!("https://{}", plain.addr);
     unreachable(&url, &daemon.ca(), &[speaks]);
@@ -417,7 +417,7 @@ fn a_certificate_that_is_not_taken_says_what_to_do() {
             daemon.addr(),
             &[&["--tls-ca", stranger], &named[..]].concat(),
             &[
-                "of an authority that is not among the trusted",
+                "from an authority that this command does not trust",
                 stranger,
                 "RINGFENCE_TLS_CA",
             ],
@@ -474,7 +474,7 @@ fn a_client_certificate_that_is_wanted_or_not_taken_says_so() {
     unreachable(
         daemon.addr(),
         &base,
-        &["wants a client certificate", "--tls-cert and --tls-key"],
+        &["requires a client certificate", "--tls-cert and --tls-key"],
     );
     let shown = |authority: &Authority, name: &str| {
         let (cert, key) = authority.issue(&[name]);
@@ -497,7 +497,7 @@ fn a_client_certificate_that_is_wanted_or_not_taken_says_so() {
     let (code, line) = show(&other, &other_key);
     assert!(
         code == 125
-            && line.contains("does not take the client certificate")
+            && line.contains("does not accept the client certificate")
             && line.contains("tls.client_ca"),
         "{line}"
     );
@@ -575,7 +575,7 @@ fn what_is_no_daemon_is_told_by_what_it_says() {
     unreachable(
         &mail,
         &[],
-        &["speaks no HTTP/2, and says \"220 mail.example ESMTP\""],
+        &["does not speak HTTP/2, and says \"220 mail.example ESMTP\""],
     );
     let short = saying(b"hm");
     unreachable(&short, &[], &["and says \"hm\""]);
@@ -583,7 +583,10 @@ fn what_is_no_daemon_is_told_by_what_it_says() {
     unreachable(
         &closing,
         &[],
-        &["closed the connection without a word", "speaks TLS"],
+        &[
+            "closed the connection without sending anything",
+            "speaks TLS",
+        ],
     );
     let tls = ["--tls-server-name", "a.example"];
     unreachable(
@@ -595,18 +598,21 @@ fn what_is_no_daemon_is_told_by_what_it_says() {
     unreachable(
         &closing,
         &tls,
-        &["closed the connection without a word", "speaks plaintext"],
+        &[
+            "closed the connection without sending anything",
+            "speaks plaintext",
+        ],
     );
     let (code, line) = health(&without_grpc(), &[]);
     assert!(
-        code == 125 && line.contains("speaks HTTP/2, but no gRPC") && line.contains("404"),
+        code == 125 && line.contains("speaks HTTP/2 but not gRPC") && line.contains("404"),
         "{line}"
     );
     // One that begins as it should, and then breaks the rules: an answer to what nobody asked.
     let wrong = saying(b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x8d");
     let (code, line) = health(&wrong, &[]);
     assert!(
-        code == 125 && (line.contains("the connection broke") || line.contains("no gRPC")),
+        code == 125 && (line.contains("the connection broke") || line.contains("not gRPC")),
         "{line}"
     );
     // One that never says anything: `health` has its own patience.
@@ -626,7 +632,10 @@ fn a_place_where_nobody_is_says_so() {
     unreachable(
         "127.0.0.1:1",
         &[],
-        &["nothing listens at 127.0.0.1:1", "is it running"],
+        &[
+            "nothing listens at 127.0.0.1:1",
+            "check that the daemon is running",
+        ],
     );
     unreachable(
         "https://127.0.0.1:1",
@@ -648,12 +657,12 @@ fn a_place_where_nobody_is_says_so() {
         &["there is no such socket", "in `listen`"],
     );
     write(&dir, "file", "");
-    unreachable(&unix("file"), &[], &["there is a file that is no socket"]);
+    unreachable(&unix("file"), &[], &["the file there is not a socket"]);
     drop(UnixListener::bind(path("stale")).unwrap());
     unreachable(
         &unix("stale"),
         &[],
-        &["nobody listens on this socket any more"],
+        &["nothing listens on this socket any more"],
     );
     let long = format!("unix:/{}", "x".repeat(120));
     let (code, line) = health(&long, &[]);
@@ -685,8 +694,9 @@ fn a_socket_of_others_says_whose_it_is() {
     let (code, line) = ask();
     assert!(
         code == 125
-            && line
-                .contains("user 65533 may not use this socket (its mode is 0660, its owner 0:0)")
+            && line.contains(
+                "user 65533 may not use this socket (its mode is 0660, and its owner is 0:0)"
+            )
             && line.contains("server.socket_mode"),
         "{line}"
     );

@@ -267,7 +267,7 @@ fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
     pod.is_probed();
     let told = as_client(&pod, &deployed.addresses[0], &["ps"]);
     assert!(
-        text(&told.stderr).contains("it speaks plaintext where this command speaks TLS"),
+        text(&told.stderr).contains("it speaks plaintext, but this command speaks TLS"),
         "{told:?}"
     );
     drop(deployed);
@@ -278,7 +278,7 @@ fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
     pod.is_probed();
     let told = as_client(&pod, &deployed.addresses[0], &["ps"]);
     assert!(
-        text(&told.stderr).contains("wants a client certificate"),
+        text(&told.stderr).contains("requires a client certificate"),
         "{told:?}"
     );
 }

@@ -328,7 +328,7 @@ fn a_configuration_that_cannot_be_one_is_refused_by_the_name_it_was_given() {
         (
             "/dev/stdin",
             b"listen = [\xff]",
-            "UTF-8, which line 1 is not",
+            "UTF-8, but line 1 is not UTF-8",
         ),
         (
             "/dev/stdin",

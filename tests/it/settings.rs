@@ -361,118 +361,114 @@ const VARIABLES: [(&str, &str, &str); 30] = [
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "many",
-        "admission.slots = many: allowed is a whole number from 0 to 4294967295",
+        "admission.slots = many: must be a whole number from 0 to 4294967295",
     ),
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "-1",
-        "admission.slots = -1: allowed is a whole number",
+        "admission.slots = -1: must be a whole number",
     ),
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "1.5",
-        "admission.slots = 1.5: allowed is a whole number",
+        "admission.slots = 1.5: must be a whole number",
     ),
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "99999999999999999999",
-        "allowed is a whole number",
+        "must be a whole number",
     ),
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "0",
-        "admission.slots = 0: allowed is from 1 to 10000",
+        "admission.slots = 0: must be from 1 to 10000",
     ),
     (
         "RINGFENCE_ADMISSION__MEMORY_SHARE",
         "nan",
-        "admission.memory_share = nan: allowed is a number",
+        "admission.memory_share = nan: must be a number",
     ),
     (
         "RINGFENCE_ADMISSION__MEMORY_SHARE",
         "half",
-        "admission.memory_share = half: allowed is a number",
+        "admission.memory_share = half: must be a number",
     ),
     (
         "RINGFENCE_SERVER__REFLECTION",
         "yes",
-        "server.reflection = yes: allowed is true or false",
+        "server.reflection = yes: must be true or false",
     ),
     (
         "RINGFENCE_SERVER__REFLECTION",
         "1",
-        "server.reflection = 1: allowed is true or false",
+        "server.reflection = 1: must be true or false",
     ),
     (
         "RINGFENCE_SERVER__REFLECTION",
         "True",
-        "server.reflection = True: allowed is true or false",
+        "server.reflection = True: must be true or false",
     ),
     (
         "RINGFENCE_SERVER__DRAIN_GRACE",
         "30",
-        "server.drain_grace = \"30\": allowed is a duration with its unit",
+        "server.drain_grace = \"30\": must be a duration with its unit",
     ),
     (
         "RINGFENCE_SERVER__DRAIN_GRACE",
         "soon",
-        "server.drain_grace = \"soon\": allowed is a duration",
+        "server.drain_grace = \"soon\": must be a duration",
     ),
     (
         "RINGFENCE_SERVER__MAX_MESSAGE",
         "lots",
-        "server.max_message = \"lots\": allowed is a size",
+        "server.max_message = \"lots\": must be a size",
     ),
     (
         "RINGFENCE_SERVER__MAX_MESSAGE",
         "-5",
-        "server.max_message = \"-5\": allowed is a size",
+        "server.max_message = \"-5\": must be a size",
     ),
     (
         "RINGFENCE_SERVER__MAX_MESSAGE",
         "99999999999EiB",
-        "allowed is a size",
+        "must be a size",
     ),
     (
         "RINGFENCE_SERVER__SOCKET_MODE",
         "0888",
-        "server.socket_mode = \"0888\": allowed is octal",
+        "server.socket_mode = \"0888\": must be octal",
     ),
     (
         "RINGFENCE_SERVER__SOCKET_MODE",
         "rw",
-        "server.socket_mode = \"rw\": allowed is octal",
+        "server.socket_mode = \"rw\": must be octal",
     ),
     (
         "RINGFENCE_SERVER__INSTANCE",
         "a\nb",
-        "server.instance = a\\nb: allowed is text without control characters",
+        "server.instance = a\\nb: must be text without control characters",
     ),
     (
         "RINGFENCE_SERVER__INSTANCE",
         "a b",
-        "server.instance = a b: allowed is at most 64",
+        "server.instance = a b: must be at most 64",
     ),
     (
         "RINGFENCE_COMPILE__MODE",
         "thread",
-        "compile.mode = \"thread\": allowed is \"child\" or \"in-process\"",
+        "compile.mode = \"thread\": must be \"child\" or \"in-process\"",
     ),
-    (
-        "RINGFENCE_LISTEN",
-        "nowhere",
-        "listen = nowhere: allowed is",
-    ),
+    ("RINGFENCE_LISTEN", "nowhere", "listen = nowhere: must be"),
     ("RINGFENCE_LISTEN", "[\"127.0.0.1:7\"", "listen"),
     (
         "RINGFENCE_TENANTS",
         "team-a",
-        "tenants[0] = team-a: allowed is a table",
+        "tenants[0] = team-a: must be a table",
     ),
     (
         "RINGFENCE_TENANTS",
         "[{ name = 7 }]",
-        "tenants[0].name = 7: allowed is text, in quotes",
+        "tenants[0].name = 7: must be text, in quotes",
     ),
     (
         "RINGFENCE_TENANTS",
@@ -482,20 +478,20 @@ const VARIABLES: [(&str, &str, &str); 30] = [
     (
         "RINGFENCE_TENANTS",
         "[{ name = \"a\", wieght = 7 }]",
-        "tenants[0].wieght: there is no such key; tenants[0].weight is near",
+        "tenants[0].wieght: there is no such key; did you mean tenants[0].weight?",
     ),
     ("RINGFENCE_TENANTS", "[{ name = \"a\" ]", "tenants"),
     (
         "RINGFENCE_OCI__REGISTRIES",
         "https://ghcr.io",
-        "oci.registries[0] = \"https://ghcr.io\": allowed is \"host\"",
+        "oci.registries[0] = \"https://ghcr.io\": must be \"host\"",
     ),
     (
         "RINGFENCE_STORE__URL",
         "s3://u:s3cret@bucket",
-        "store.url: expected \"memory:\"",
+        "store.url: must be \"memory:\"",
     ),
-    ("RINGFENCE_SERVER", "x", "server = x: allowed is a table"),
+    ("RINGFENCE_SERVER", "x", "server = x: must be a table"),
 ];
 
 #[test]
@@ -540,22 +536,25 @@ fn a_key_that_there_is_not_is_told_with_the_one_that_is_near() {
     for (name, near) in [
         (
             "RINGFENCE_ADMISION__SLOTS",
-            "admission.slots is near (RINGFENCE_ADMISSION__SLOTS)",
+            "did you mean admission.slots (RINGFENCE_ADMISSION__SLOTS)?",
         ),
         (
             "RINGFENCE_ADMISSION__SLOT",
-            "admission.slots is near (RINGFENCE_ADMISSION__SLOTS)",
+            "did you mean admission.slots (RINGFENCE_ADMISSION__SLOTS)?",
         ),
         (
             "RINGFENCE_SERVER_DRAIN_GRACE",
-            "server.drain_grace is near (RINGFENCE_SERVER__DRAIN_GRACE)",
+            "did you mean server.drain_grace (RINGFENCE_SERVER__DRAIN_GRACE)?",
         ),
-        ("RINGFENCE_SERVER__SLOTS", "admission.slots is near"),
+        ("RINGFENCE_SERVER__SLOTS", "did you mean admission.slots?"),
         (
             "RINGFENCE_AUTH__JWT__AUDIENCES",
-            "auth.jwt.audience is near",
+            "did you mean auth.jwt.audience?",
         ),
-        ("RINGFENCE_LISTENER", "listen is near (RINGFENCE_LISTEN)"),
+        (
+            "RINGFENCE_LISTENER",
+            "did you mean listen (RINGFENCE_LISTEN)?",
+        ),
         (
             "RINGFENCE_SOMETHING_QUITE_DIFFERENT",
             "there is no such key",
@@ -576,8 +575,8 @@ fn a_key_that_there_is_not_is_told_with_the_one_that_is_near() {
     refused(
         &given,
         &[
-            "--set admision.slots: admision.slots: there is no such key; admission.slots is near",
-            "--set server.slots: server.slots: there is no such key; admission.slots is near",
+            "--set admision.slots: admision.slots: there is no such key; did you mean admission.slots?",
+            "--set server.slots: server.slots: there is no such key; did you mean admission.slots?",
         ],
     );
 }
@@ -591,7 +590,7 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
         ),
         (
             "[admission]\n\n  slots = \"many\"\n",
-            &["FILE:3:11: admission.slots = \"many\": allowed is a whole number"],
+            &["FILE:3:11: admission.slots = \"many\": must be a whole number"],
         ),
         (
             "[admission]\nslots = 1.5\n",
@@ -599,63 +598,60 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
         ),
         (
             "[admission]\nslots = \"7\"\n",
-            &["FILE:2:9: admission.slots = \"7\": allowed is a whole number"],
+            &["FILE:2:9: admission.slots = \"7\": must be a whole number"],
         ),
         (
             "[server]\ninstance = 7\n",
-            &["FILE:2:12: server.instance = 7: allowed is text, in quotes"],
+            &["FILE:2:12: server.instance = 7: must be text, in quotes"],
         ),
         (
             "[auth.jwt]\naudience = 123\n",
-            &["FILE:2:12: auth.jwt.audience = 123: allowed is text, in quotes"],
+            &["FILE:2:12: auth.jwt.audience = 123: must be text, in quotes"],
         ),
         (
             "[auth.jwt]\naudience = 1979-05-27\n",
-            &["FILE:2:12: auth.jwt.audience = 1979-05-27: allowed is text, in quotes"],
+            &["FILE:2:12: auth.jwt.audience = 1979-05-27: must be text, in quotes"],
         ),
         (
             "[server]\nreflection = \"true\"\n",
-            &["FILE:2:14: server.reflection = \"true\": allowed is true or false"],
+            &["FILE:2:14: server.reflection = \"true\": must be true or false"],
         ),
         (
             "[server]\ndrain_grace = 5\n",
-            &["FILE:2:15: server.drain_grace = 5: allowed is a duration with its unit"],
+            &["FILE:2:15: server.drain_grace = 5: must be a duration with its unit"],
         ),
         (
             "[server]\nsocket_mode = 0o660\n",
-            &["FILE:2:15: server.socket_mode = 432: allowed is octal permissions in quotes"],
+            &["FILE:2:15: server.socket_mode = 432: must be octal permissions in quotes"],
         ),
         (
             "listen = \"127.0.0.1:7\"\n",
-            &["FILE:1:10: listen = \"127.0.0.1:7\": allowed is a list"],
+            &["FILE:1:10: listen = \"127.0.0.1:7\": must be a list"],
         ),
         (
             "listen = [\n  \"127.0.0.1:7\",\n  7,\n]\n",
-            &["FILE:3:3: listen[1] = 7: allowed is text"],
+            &["FILE:3:3: listen[1] = 7: must be text"],
         ),
         (
             "listen = [\n  \"127.0.0.1:7\",\n  \"nowhere\",\n]\n",
-            &["FILE:3:3: listen = nowhere: allowed is"],
+            &["FILE:3:3: listen = nowhere: must be"],
         ),
-        (
-            "server = 7\n",
-            &["FILE:1:10: server = 7: allowed is a table"],
-        ),
+        ("server = 7\n", &["FILE:1:10: server = 7: must be a table"]),
         (
             "server.instance = true\n",
-            &["FILE:1:19: server.instance = true: allowed is text"],
+            &["FILE:1:19: server.instance = true: must be text"],
         ),
         (
             "slots = 7\n",
-            &["FILE:1:9: slots: there is no such key; admission.slots is near"],
+            &["FILE:1:9: slots: there is no such key; did you mean admission.slots?"],
         ),
         (
             "[servr]\ninstance = \"x\"\n",
-            &["FILE:1:2: servr: there is no such key; server is near"],
+            &["FILE:1:2: servr: there is no such key; did you mean server?"],
         ),
         (
             "[server]\nslots = 7\n",
-            &["FILE:2:9: server.slots: there is no such key; admission.slots is near"],
+            &["FILE:2:9: server.slots: there is no such key; did you mean admission.slots?"],
         ),
         (
             "[server]\ninstance = \"a\"\ninstance = \"b\"\n",
@@ -674,25 +670,25 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
         ),
         (
             "[[tenants]]\nname = \"a\"\nuids = [1]\n[[tenants]]\nname = \"b\"\nweight = \"2\"\n",
-            &["FILE:6:10: tenants[1].weight = \"2\": allowed is a whole number"],
+            &["FILE:6:10: tenants[1].weight = \"2\": must be a whole number"],
         ),
         (
             "[[tenants]]\nname = \"a\"\nuids = [1]\npolicy = { max_stdin = \"x\" }\n",
-            &["FILE:4:24: tenants[0].policy.max_stdin = \"x\": allowed is a size"],
+            &["FILE:4:24: tenants[0].policy.max_stdin = \"x\": must be a size"],
         ),
         (
             "[[tenants]]\nname = \"a\"\nuids = [1]\n[tenants.defaults]\ntimout = \"1s\"\n",
             &[
-                "FILE:5:10: tenants[0].defaults.timout: there is no such key; tenants[0].defaults.timeout is near",
+                "FILE:5:10: tenants[0].defaults.timout: there is no such key; did you mean tenants[0].defaults.timeout?",
             ],
         ),
         (
             "[[tenants]]\nname = \"A b\"\nuids = [1]\n",
-            &["FILE:2:8: tenants[0].name = A b: allowed is"],
+            &["FILE:2:8: tenants[0].name = A b: must be"],
         ),
         (
             "[[policy.mounts]]\nhost = \"/\"\naccess = \"execute\"\n",
-            &["FILE:3:10: policy.mounts[0].access = \"execute\": allowed is \"read\" or \"write\""],
+            &["FILE:3:10: policy.mounts[0].access = \"execute\": must be \"read\" or \"write\""],
         ),
         (
             "[[policy.mounts]]\nhost = \"/\"\n",
@@ -701,16 +697,16 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
         (
             "[[policy.network]]\nhost = \"example.org\"\n",
             &[
-                "FILE:2:8: policy.network[0].host = \"example.org\": allowed is an address or a CIDR block",
+                "FILE:2:8: policy.network[0].host = \"example.org\": must be an address or a CIDR block",
             ],
         ),
         (
             "[store]\nurl = \"ftp://u:s3cret@x\"\n",
-            &["FILE:2:7: store.url: expected \"memory:\""],
+            &["FILE:2:7: store.url: must be \"memory:\""],
         ),
         (
             "[tls]\ncert = \"/no/such\\u0000file\"\n",
-            &["FILE:2:8: tls.cert = \"/no/such\\u{0}file\": allowed is text without control"],
+            &["FILE:2:8: tls.cert = \"/no/such\\u{0}file\": must be text without control"],
         ),
         (
             "[server]\ninstance = \"\"\"a\nb\"\"\"\n",
@@ -723,7 +719,7 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
         (
             "[policy]\nmax_timeout = \"1s\"\n",
             &[
-                "defaults.timeout = 30s: allowed is from 1ms to 1s",
+                "defaults.timeout = 30s: must be from 1ms to 1s",
                 "policy.max_timeout is set by FILE:2:15",
             ],
         ),
@@ -778,7 +774,7 @@ fn every_place_is_told_at_once() {
 #[test]
 fn addresses_to_listen_on_are_named_by_their_flag() {
     for (address, part) in [
-        ("nowhere", "--listen nowhere: listen = nowhere: allowed is"),
+        ("nowhere", "--listen nowhere: listen = nowhere: must be"),
         (
             "unix:relative",
             "--listen unix:relative: listen = unix:relative",
@@ -809,7 +805,7 @@ fn a_file_that_cannot_be_read_is_told() {
             "a readable TOML file (No such file",
         ),
         (dir.path(), "a readable TOML file (Is a directory"),
-        (&latin, "UTF-8, which line 2 is not"),
+        (&latin, "UTF-8, but line 2 is not UTF-8"),
         (&large, "at most 4194304 bytes"),
     ] {
         let output = ringfence()
@@ -844,7 +840,7 @@ fn a_variable_that_is_no_text_is_named() {
         is_plain(&told.stderr);
         let part = format!("{name} = ");
         assert!(told.stderr.contains(&part), "{part} in {}", told.stderr);
-        assert!(told.stderr.contains("allowed is UTF-8"));
+        assert!(told.stderr.contains("must be UTF-8"));
     }
     // Another program's variables, and names, may be what they like.
     let output = ringfence()
@@ -980,8 +976,8 @@ fn a_providers_variables_are_trimmed_and_named() {
         ("AWS_ENDPOINT_URL", b"http://a b", "http:// or https://"),
         ("AWS_SKIP_SIGNATURE", b"perhaps", "perhaps"),
         ("AWS_CONDITIONAL_PUT", b"sometimes", "sometimes"),
-        ("AWS_SECRET_ACCESS_KEY", b"", "it is not set"),
-        ("AWS_ACCESS_KEY_ID", b" \n", "it is not set"),
+        ("AWS_SECRET_ACCESS_KEY", b"", "must be set, because AWS_"),
+        ("AWS_ACCESS_KEY_ID", b" \n", "must be set, because AWS_"),
     ] {
         let told = store("s3://modules", &[(name, value)]);
         assert_eq!(told.code, 1, "{name}: {}", told.stderr);
