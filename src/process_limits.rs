@@ -52,8 +52,19 @@ pub struct ProcessLimits {
     pub warnings: Vec<String>,
 }
 
+/// The error of a limit that lets nothing run.
+#[derive(Debug, thiserror::Error)]
+#[error("{limit} is {now}: at least {needed} {what} are needed to run anything")]
+pub struct ProcessLimitError {
+    limit: ProcessLimit,
+    now: u64,
+    needed: u64,
+    /// What is limited, such as "open files".
+    what: &'static str,
+}
+
 /// A resource limit of the process.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct ProcessLimit {
     resource: Resource,
     /// Its name in setrlimit(2); `flag` is its option of the shell's `ulimit`.
@@ -103,11 +114,14 @@ impl ProcessLimit {
     }
 
     /// Checks that the limit is no lower than what is needed to run anything.
-    fn require(self, needed: u64, what: &str) -> Result<(), String> {
+    fn require(self, needed: u64, what: &'static str) -> Result<(), ProcessLimitError> {
         match self.below(needed) {
-            Some(now) => Err(format!(
-                "{self} is {now}: at least {needed} {what} are needed to run anything"
-            )),
+            Some(now) => Err(ProcessLimitError {
+                limit: self,
+                now,
+                needed,
+                what,
+            }),
             None => Ok(()),
         }
     }
@@ -146,7 +160,7 @@ pub fn raise() {
 ///
 /// # Errors
 /// The stack is too small; the error says what the limit is and what is needed.
-pub fn check_stack() -> Result<(), String> {
+pub fn check_stack() -> Result<(), ProcessLimitError> {
     STACK_SIZE.require(SMALLEST_STACK, "bytes of stack")
 }
 
@@ -154,7 +168,7 @@ pub fn check_stack() -> Result<(), String> {
 ///
 /// # Errors
 /// A limit lets nothing run; the error says which, what it is, and what is needed.
-pub fn check(config: &Config) -> Result<ProcessLimits, String> {
+pub fn check(config: &Config) -> Result<ProcessLimits, ProcessLimitError> {
     DESCRIPTORS.require(FEWEST_DESCRIPTORS, "open files")?;
     SPACE.require(LEAST_SPACE, "bytes of address space")?;
     let least = LEAST_DATA + children(config) * COMPILE_STACK;

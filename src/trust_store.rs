@@ -36,17 +36,31 @@ pub fn trust_store() -> Vec<PathBuf> {
     FILES.iter().chain(&FOLDERS).map(PathBuf::from).collect()
 }
 
-/// Explains what a host without any certificate authorities lacks, for error messages.
-pub fn no_trust_store() -> String {
-    let looked: Vec<String> = trust_store()
+/// The error of a host without any certificate authorities. It says where they were looked for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "TLS needs the certificates of authorities, and there are none that can be read: looked for in {} (SSL_CERT_FILE or \
+     SSL_CERT_DIR say where else)",
+    listed(looked_in)
+)]
+pub struct NoTrustStore {
+    looked_in: Vec<PathBuf>,
+}
+
+/// Creates the error of a host without any certificate authorities.
+pub fn no_trust_store() -> NoTrustStore {
+    NoTrustStore {
+        looked_in: trust_store(),
+    }
+}
+
+/// Joins paths for an error message.
+fn listed(paths: &[PathBuf]) -> String {
+    let shown: Vec<String> = paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    format!(
-        "TLS needs the certificates of authorities, and there are none that can be read: looked for in {} (SSL_CERT_FILE \
-         or SSL_CERT_DIR say where else)",
-        looked.join(", ")
-    )
+    shown.join(", ")
 }
 
 /// Reports whether creating a client failed because no certificate authorities were found.

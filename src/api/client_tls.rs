@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::crypto::aws_lc_rs;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -31,6 +31,28 @@ pub(crate) enum TrustedAuthorities {
         /// The path of the file, which explanations name.
         path: PathBuf,
     },
+}
+
+/// What of a client's TLS settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientTlsError {
+    #[error(transparent)]
+    Name(#[from] InvalidDnsNameError),
+    #[error(transparent)]
+    Versions(rustls::Error),
+    #[error("{0} holds no certificate in PEM, or a damaged one")]
+    NotCertificates(String),
+    /// It has no source: the content of a key file is never shown.
+    #[error("--tls-key holds no private key in PEM")]
+    NotAKey,
+    #[error("--tls-key is not the key of --tls-cert, or cannot be used: {0}")]
+    AnotherKey(#[source] rustls::Error),
+    #[error(
+        "this host trusts no certificate authorities (SSL_CERT_FILE, /etc/ssl/certs): use --tls-ca (RINGFENCE_TLS_CA) to name a file with the daemon's authority"
+    )]
+    NoAuthorityOfHost,
+    #[error("{0} holds no usable certificate of an authority")]
+    NoAuthority(String),
 }
 
 /// The TLS configuration of a client that connects to a daemon.
@@ -62,23 +84,21 @@ impl ClientTls {
         name: &str,
         authorities: &TrustedAuthorities,
         shown: Option<(Vec<u8>, Vec<u8>)>,
-    ) -> Result<Self, String> {
-        let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+    ) -> Result<Self, ClientTlsError> {
+        let name = ServerName::try_from(name.to_owned())?;
         let (roots, trusted) = roots(authorities)?;
         let builder = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
             .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
+            .map_err(ClientTlsError::Versions)?
             .with_root_certificates(roots);
         let shows_certificate = shown.is_some();
         let mut config = match shown {
             Some((chain, key)) => {
                 let chain = certificates("--tls-cert", &chain)?;
-                // The content of a key file is never shown, so the error is left out.
-                let key = PrivateKeyDer::from_pem_slice(&key)
-                    .map_err(|_| "--tls-key holds no private key in PEM".to_owned())?;
-                builder.with_client_auth_cert(chain, key).map_err(|error| {
-                    format!("--tls-key is not the key of --tls-cert, or cannot be used: {error}")
-                })?
+                let key =
+                    PrivateKeyDer::from_pem_slice(&key).map_err(|_| ClientTlsError::NotAKey)?;
+                let configured = builder.with_client_auth_cert(chain, key);
+                configured.map_err(ClientTlsError::AnotherKey)?
             }
             None => builder.with_no_client_auth(),
         };
@@ -209,18 +229,14 @@ impl ClientTls {
 }
 
 /// Loads the trusted authorities; the second value says where they come from, for explanations.
-fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), String> {
+fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), ClientTlsError> {
     let mut roots = RootCertStore::empty();
     match authorities {
         TrustedAuthorities::OfHost => {
             let found = rustls_native_certs::load_native_certs();
             let (added, _) = roots.add_parsable_certificates(found.certs);
             match added {
-                0 => Err(
-                    "this host trusts no certificate authorities (SSL_CERT_FILE, /etc/ssl/certs): use --tls-ca \
-                     (RINGFENCE_TLS_CA) to name a file with the daemon's authority"
-                        .to_owned(),
-                ),
+                0 => Err(ClientTlsError::NoAuthorityOfHost),
                 _ => Ok((roots, "those of this host".to_owned())),
             }
         }
@@ -228,9 +244,7 @@ fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), St
             let flag = format!("--tls-ca {}", path.display());
             let (added, _) = roots.add_parsable_certificates(certificates(&flag, pem)?);
             match added {
-                0 => Err(format!(
-                    "{flag} holds no usable certificate of an authority"
-                )),
+                0 => Err(ClientTlsError::NoAuthority(flag)),
                 _ => Ok((roots, format!("those in {}", path.display()))),
             }
         }
@@ -238,13 +252,11 @@ fn roots(authorities: &TrustedAuthorities) -> Result<(RootCertStore, String), St
 }
 
 /// Parses the certificates in `pem`; `what` names their source in the error.
-fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ClientTlsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) | Err(_) => Err(format!(
-            "{what} holds no certificate in PEM, or a damaged one"
-        )),
+        Ok(_) | Err(_) => Err(ClientTlsError::NotCertificates(what.to_owned())),
     }
 }
 

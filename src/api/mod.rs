@@ -64,7 +64,7 @@ pub use self::layers::response_data_rate::MinResponseDataRate;
 pub use self::layers::response_watchdog::ResponseWatchdog;
 pub use self::listen::{
     Address, BindError, BoundListeners, ConnectionCounters, EventLoops, ListenSettings,
-    TlsReloader, TlsSettings, bind, socketpair,
+    ServerTlsError, TlsReloader, TlsSettings, bind, socketpair,
 };
 pub use self::modules::ModuleApi;
 pub use self::reflection::add_reflection;

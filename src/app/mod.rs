@@ -26,7 +26,7 @@ use crate::api::{
     ConnectionCounters, DaemonPhase, HealthApi, HttpGate, ListenSettings, MinResponseDataRate,
     ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi, Server, ServerSettings,
 };
-use crate::auth::Authenticator;
+use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
@@ -62,15 +62,19 @@ pub struct App {
     drain_grace: Duration,
 }
 
-/// Why a daemon cannot start, or went down.
+/// Why a daemon cannot start, or went down. The text of this error, and of each that it is made of,
+/// has all that is shown of its source: whoever prints it does not walk the sources.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// A listener could not be bound.
     #[error(transparent)]
     Listen(#[from] BindError),
-    /// A setting cannot be used as it stands, such as a key that cannot be read.
-    #[error("{0}")]
-    Setting(String),
+    /// Callers cannot be identified, such as by a key that cannot be read.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// A setting cannot be used as it stands.
+    #[error(transparent)]
+    Setting(#[from] Problems),
     /// A part of the daemon does not start, or ended.
     #[error("{part}: {source}")]
     Part {
@@ -135,8 +139,7 @@ pub fn build_on_socketpair(config: &Config, program: &Path) -> Result<(App, Unix
 /// Assembles a daemon from the configuration and its bound listeners.
 fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App, AppError> {
     process_limits::raise();
-    let authenticator = Authenticator::new(settings::auth_settings(config));
-    let authenticator = Arc::new(authenticator.map_err(AppError::Setting)?);
+    let authenticator = Arc::new(Authenticator::new(settings::auth_settings(config))?);
     let runner = runner(config, program)?;
     let library = library(config, &runner);
     let server = &config.server;

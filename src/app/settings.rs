@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::{AppError, failed};
 use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
 use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
-use crate::config::{self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, StoreUrl};
+use crate::config::{
+    self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, Problems, StoreUrl,
+};
 use crate::hardening;
 use crate::model::limits::{OTHERS_DIVISOR, WASM_PAGE_BYTES};
 use crate::model::policy::Policy;
@@ -86,14 +88,13 @@ fn quota(quota: &config::QuotaConfig) -> Quota {
 }
 
 /// Returns where modules are stored, with the provider's environment variables for an object store.
-fn store_location(url: &StoreUrl) -> Result<StoreLocation, AppError> {
+fn store_location(url: &StoreUrl) -> Result<StoreLocation, Problems> {
     Ok(match url {
         StoreUrl::Memory => StoreLocation::Memory,
         StoreUrl::Directory(path) => StoreLocation::Directory(path.clone()),
         StoreUrl::Objects(url) => StoreLocation::Objects {
             url: url.clone(),
-            variables: config::provider_variables(url.scheme())
-                .map_err(|it| AppError::Setting(it.to_string()))?,
+            variables: config::provider_variables(url.scheme())?,
         },
     })
 }

@@ -16,10 +16,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
-use super::invalid;
-use super::keys::KeySet;
+use super::keys::{KeySet, NotAKeySet};
 use super::remote_keys::{RefreshOutcome, RemoteKeys};
 use super::watched_files::{Parsed, WatchedFiles};
+use super::{AuthError, invalid};
 use crate::model::refusal::{Reason, Refusal};
 
 /// How far the clocks of issuer and daemon may differ, in seconds.
@@ -95,17 +95,19 @@ struct Unverified {
 
 impl JwtVerifier {
     /// Creates a verifier, and reads the keys if they are in a file.
-    pub(super) fn new(settings: &JwtSettings) -> Result<Self, String> {
+    pub(super) fn new(settings: &JwtSettings) -> Result<Self, AuthError> {
         let algorithms: Vec<Algorithm> = settings
             .algorithms
             .iter()
             .map(|name| {
-                name.parse()
-                    .map_err(|_| format!("auth.jwt.algorithms: {name}"))
+                name.parse().map_err(|source| AuthError::UnknownAlgorithm {
+                    name: name.clone(),
+                    source,
+                })
             })
             .collect::<Result<_, _>>()?;
         let first = algorithms.first().copied();
-        let mut validation = Validation::new(first.ok_or("auth.jwt.algorithms: none")?);
+        let mut validation = Validation::new(first.ok_or(AuthError::NoAlgorithm)?);
         validation.set_audience(&[&settings.audience]);
         validation.set_issuer(&[&settings.issuer]);
         validation.set_required_spec_claims(&["exp", "aud", "iss"]);
@@ -294,7 +296,7 @@ fn object(part: &str) -> Option<Map<String, Value>> {
 }
 
 /// Parses a key file, and logs how many keys in it are skipped.
-fn keys_of_file(contents: &[u8]) -> Result<Parsed<KeySet>, String> {
+fn keys_of_file(contents: &[u8]) -> Result<Parsed<KeySet>, NotAKeySet> {
     let keys = KeySet::parse(contents)?;
     if keys.skipped() > 0 {
         tracing::warn!(

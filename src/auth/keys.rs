@@ -13,6 +13,11 @@ pub(super) struct KeySet {
     skipped: usize,
 }
 
+/// The error of a text that is no JWK set. It says nothing of the text, which may hold a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("is not a JWK set")]
+pub(super) struct NotAKeySet;
+
 /// A public key that verifies signatures.
 struct PublicKey {
     /// Its key id (`kid`), if it has one.
@@ -28,12 +33,12 @@ impl KeySet {
     ///
     /// # Errors
     /// The text is not a JWK set.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, NotAKeySet> {
         // Some editors put a byte order mark before all text.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let set: Value = serde_json::from_slice(bytes).map_err(|_| "is not a JWK set")?;
+        let set: Value = serde_json::from_slice(bytes).map_err(|_| NotAKeySet)?;
         let Some(Value::Array(keys)) = set.get("keys") else {
-            return Err("is not a JWK set".to_owned());
+            return Err(NotAKeySet);
         };
         let all = keys.len();
         let keys: Vec<PublicKey> = keys.iter().filter_map(PublicKey::parse).collect();

@@ -12,6 +12,7 @@ mod tokens;
 mod watched_files;
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::model::refusal::{Reason, Refusal};
 
 pub use self::certificate_name::CertificateName;
 pub use self::jwt::{JwksLocation, JwtSettings};
+pub use self::remote_keys::{HttpError, RemoteKeysError};
 pub use self::tokens::StaticTokens;
-pub use self::watched_files::{Parsed, WatchedFiles};
+pub use self::watched_files::{Parsed, WatchedFiles, WatchedFilesError};
 
 use self::jwt::JwtVerifier;
 
@@ -46,6 +48,28 @@ pub struct Settings {
     /// The tenant of all callers when callers are not identified at all. `None` means that they
     /// are.
     pub default_tenant: Option<String>,
+}
+
+/// Why callers cannot be identified as the settings say.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// The file of tokens or of keys cannot be used.
+    #[error(transparent)]
+    Files(#[from] WatchedFilesError),
+    /// The keys at a URL cannot be asked for.
+    #[error(transparent)]
+    RemoteKeys(#[from] RemoteKeysError),
+    /// A signature algorithm is not known.
+    #[error("auth.jwt.algorithms: {name}")]
+    UnknownAlgorithm {
+        /// The name that is not known.
+        name: String,
+        /// What the verifier of tokens says.
+        source: jsonwebtoken::errors::Error,
+    },
+    /// No signature algorithm is accepted.
+    #[error("auth.jwt.algorithms: none")]
+    NoAlgorithm,
 }
 
 /// The credentials that a caller presents.
@@ -75,11 +99,11 @@ impl Authenticator {
     ///
     /// # Errors
     /// A file cannot be read, or its contents are not valid.
-    pub fn new(settings: Settings) -> Result<Self, String> {
+    pub fn new(settings: Settings) -> Result<Self, AuthError> {
         let names = settings.tenants.clone();
         let tokens = settings.tokens_file.map(|path| {
             WatchedFiles::revoke_on_error("auth.tokens_file", vec![path], move |contents| {
-                Ok(StaticTokens::parse(&contents[0], &names))
+                Ok::<_, Infallible>(StaticTokens::parse(&contents[0], &names))
             })
         });
         let named = |name: String| Arc::<str>::from(name);

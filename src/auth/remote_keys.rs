@@ -6,7 +6,8 @@
 //! force for a bounded time. Callers can cause at most one fetch in [`MIN_REFRESH_INTERVAL`], and
 //! few of them wait at once.
 
-use std::error::Error as _;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,8 @@ use arc_swap::ArcSwap;
 use reqwest::redirect::Policy;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::keys::KeySet;
-use crate::trust_store::{lacks_authorities, no_trust_store};
+use super::keys::{KeySet, NotAKeySet};
+use crate::trust_store::{NoTrustStore, lacks_authorities, no_trust_store};
 
 /// The least time between two fetches: how soon the keys are fetched again after a failure, or when
 /// a token may be signed by an unknown key.
@@ -80,9 +81,65 @@ pub(super) enum RefreshOutcome {
     Busy,
 }
 
+/// Why the URL's client cannot be created.
+#[derive(Debug, thiserror::Error)]
+#[error("auth.jwt.jwks: {0}")]
+pub enum RemoteKeysError {
+    /// The host has no certificate authorities.
+    NoTrustStore(#[source] NoTrustStore),
+    /// The client cannot be created for another reason.
+    Client(#[source] HttpError),
+}
+
+/// The error of an HTTP client, formatted with its causes but without the URL, which may hold a
+/// secret.
+#[derive(Debug)]
+pub struct HttpError(reqwest::Error);
+
+impl From<reqwest::Error> for HttpError {
+    fn from(error: reqwest::Error) -> Self {
+        Self(error.without_url())
+    }
+}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl Error for HttpError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Why the keys were not fetched.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("the answer is {0}")]
+    Status(reqwest::StatusCode),
+    #[error("the answer is longer than {MOST} bytes")]
+    TooLong,
+    #[error("the answer {0}")]
+    Malformed(#[from] NotAKeySet),
+}
+
 impl RemoteKeys {
     /// Creates the cache, with an HTTP client and without keys. [`Self::watch`] fetches them.
-    pub(super) fn new(url: &str, refresh: Duration, max_stale: Duration) -> Result<Self, String> {
+    pub(super) fn new(
+        url: &str,
+        refresh: Duration,
+        max_stale: Duration,
+    ) -> Result<Self, RemoteKeysError> {
         let mut client = reqwest::Client::builder()
             .timeout(PATIENCE)
             .redirect(Policy::custom(redirected))
@@ -92,13 +149,12 @@ impl RemoteKeys {
             // needed.
             client = client.tls_certs_only(std::iter::empty());
         }
-        let client = client.build().map_err(|error| {
-            let why = match lacks_authorities(&error) {
-                true => no_trust_store(),
-                false => told(error),
-            };
-            format!("auth.jwt.jwks: {why}")
-        })?;
+        let client = client
+            .build()
+            .map_err(|error| match lacks_authorities(&error) {
+                true => RemoteKeysError::NoTrustStore(no_trust_store()),
+                false => RemoteKeysError::Client(error.into()),
+            })?;
         Ok(Self {
             url: url.to_owned(),
             client,
@@ -164,7 +220,7 @@ impl RemoteKeys {
                     self.refresh
                 }
                 Err(error) => {
-                    self.complain(error, &mut told);
+                    self.complain(error.to_string(), &mut told);
                     self.refresh.min(MIN_REFRESH_INTERVAL)
                 }
             };
@@ -225,33 +281,21 @@ impl RemoteKeys {
     }
 
     /// Fetches and parses the key set once.
-    async fn fetch(&self) -> Result<KeySet, String> {
-        let mut answer = self.client.get(&self.url).send().await.map_err(told)?;
+    async fn fetch(&self) -> Result<KeySet, FetchError> {
+        let answer = self.client.get(&self.url).send().await;
+        let mut answer = answer.map_err(HttpError::from)?;
         if !answer.status().is_success() {
-            return Err(format!("the answer is {}", answer.status()));
+            return Err(FetchError::Status(answer.status()));
         }
         let mut bytes = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(told)? {
+        while let Some(piece) = answer.chunk().await.map_err(HttpError::from)? {
             bytes.extend_from_slice(&piece);
             if bytes.len() > MOST {
-                return Err(format!("the answer is longer than {MOST} bytes"));
+                return Err(FetchError::TooLong);
             }
         }
-        KeySet::parse(&bytes).map_err(|error| format!("the answer {error}"))
+        Ok(KeySet::parse(&bytes)?)
     }
-}
-
-/// Formats an error with its causes, but without the URL, which may hold a secret.
-fn told(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Follows redirects within the configured origin, scheme and port included: whoever may answer for

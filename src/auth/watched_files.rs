@@ -1,6 +1,7 @@
 //! Files that are read and parsed again when their contents change. What cannot be parsed either
 //! leaves the last good value in force or revokes it.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ const TOLD_AGAIN: Duration = Duration::from_secs(60);
 const FAULTS_TOLD: usize = 8;
 
 /// A parser of the contents of all files of one set.
-type ParseFiles<T> = dyn Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync;
+type ParseFiles<T> = dyn Fn(&[Vec<u8>]) -> Result<Parsed<T>, FileSetError> + Send + Sync;
 
 /// The outcome of parsing: the value, and the faults that did not prevent one.
 #[derive(Debug)]
@@ -38,6 +39,35 @@ impl<T> From<T> for Parsed<T> {
             faults: Vec::new(),
         }
     }
+}
+
+/// Why a set of files cannot be used at the start, with what the files are for. It holds nothing of
+/// what is in them.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct WatchedFilesError {
+    what: &'static str,
+    source: FileSetError,
+}
+
+/// Why files cannot be read or parsed.
+#[derive(Debug, thiserror::Error)]
+enum FileSetError {
+    #[error("{}: {source}{}", path.display(), link_end.as_deref().map(denied).unwrap_or_default())]
+    Unreadable {
+        path: PathBuf,
+        source: io::Error,
+        /// Where the path leads to, if it is a symbolic link and access to it is denied.
+        link_end: Option<PathBuf>,
+    },
+    #[error("{}: it is larger than {MOST} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// What the parser of these files says.
+    #[error(transparent)]
+    Malformed(Box<dyn Error + Send + Sync>),
+    /// Faults that would not prevent a value, but do at the start.
+    #[error("{}", listed(.0))]
+    Faults(Vec<String>),
 }
 
 /// A value parsed from a set of files, kept up to date as they change.
@@ -69,12 +99,12 @@ impl<T> WatchedFiles<T> {
     /// # Errors
     /// A file cannot be read, or anything in it cannot be parsed; the error does not contain what
     /// they hold.
-    pub fn keep_last_good(
+    pub fn keep_last_good<E: Into<Box<dyn Error + Send + Sync>>>(
         what: &'static str,
         paths: Vec<PathBuf>,
-        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync + 'static,
-    ) -> Result<Self, String> {
-        Self::open(what, paths, Box::new(meaning), None)
+        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, E> + Send + Sync + 'static,
+    ) -> Result<Self, WatchedFilesError> {
+        Self::open(what, paths, boxed(meaning), None)
     }
 
     /// Reads `paths`, which the log calls `what`. After that, what the files no longer say is no
@@ -83,15 +113,15 @@ impl<T> WatchedFiles<T> {
     ///
     /// # Errors
     /// As [`Self::keep_last_good`].
-    pub fn revoke_on_error(
+    pub fn revoke_on_error<E: Into<Box<dyn Error + Send + Sync>>>(
         what: &'static str,
         paths: Vec<PathBuf>,
-        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, String> + Send + Sync + 'static,
-    ) -> Result<Self, String>
+        meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, E> + Send + Sync + 'static,
+    ) -> Result<Self, WatchedFilesError>
     where
         T: Default,
     {
-        Self::open(what, paths, Box::new(meaning), Some(T::default))
+        Self::open(what, paths, boxed(meaning), Some(T::default))
     }
 
     /// Reads the files for the first time, when every fault is an error.
@@ -100,12 +130,12 @@ impl<T> WatchedFiles<T> {
         paths: Vec<PathBuf>,
         meaning: Box<ParseFiles<T>>,
         otherwise: Option<fn() -> T>,
-    ) -> Result<Self, String> {
-        let named = |error: String| format!("{what}: {error}");
+    ) -> Result<Self, WatchedFilesError> {
+        let named = |source| WatchedFilesError { what, source };
         let contents = read(&paths).map_err(named)?;
         let Parsed { value, faults } = meaning(&contents).map_err(named)?;
         if !faults.is_empty() {
-            return Err(named(listed(&faults)));
+            return Err(named(FileSetError::Faults(faults)));
         }
         Ok(Self {
             what,
@@ -131,7 +161,7 @@ impl<T> WatchedFiles<T> {
         let contents = read(&self.paths);
         let seen = match &contents {
             Ok(contents) => digest(contents),
-            Err(error) => Digest::of(error.as_bytes()),
+            Err(error) => Digest::of(error.to_string().as_bytes()),
         };
         let mut last = self.lock();
         if seen == last.seen {
@@ -176,6 +206,15 @@ impl<T> WatchedFiles<T> {
     }
 }
 
+/// Wraps a parser so that its errors become those of the files.
+fn boxed<T, E: Into<Box<dyn Error + Send + Sync>>>(
+    meaning: impl Fn(&[Vec<u8>]) -> Result<Parsed<T>, E> + Send + Sync + 'static,
+) -> Box<ParseFiles<T>> {
+    Box::new(move |contents| {
+        meaning(contents).map_err(|error| FileSetError::Malformed(error.into()))
+    })
+}
+
 /// Joins the faults for a message, and counts those that are not spelt out.
 fn listed(faults: &[String]) -> String {
     let mut told = faults[..faults.len().min(FAULTS_TOLD)].join("; ");
@@ -186,39 +225,37 @@ fn listed(faults: &[String]) -> String {
 }
 
 /// Reads all files whole, and refuses one that is too large.
-fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
+fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FileSetError> {
     let one = |path: &PathBuf| {
+        let unreadable = |source: io::Error| {
+            let is_denied = source.kind() == io::ErrorKind::PermissionDenied;
+            let real = is_denied.then(|| path.canonicalize().ok()).flatten();
+            FileSetError::Unreadable {
+                path: path.clone(),
+                source,
+                link_end: real.filter(|real| real != path),
+            }
+        };
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        let file = File::open(path).map_err(unreadable)?;
         file.take(MOST + 1)
             .read_to_end(&mut bytes)
-            .map_err(|error| unreadable(path, &error))?;
+            .map_err(unreadable)?;
         if bytes.len() as u64 > MOST {
-            return Err(format!(
-                "{}: it is larger than {MOST} bytes",
-                path.display()
-            ));
+            return Err(FileSetError::TooLarge(path.clone()));
         }
         Ok(bytes)
     };
     paths.iter().map(one).collect()
 }
 
-/// Describes why a file cannot be read. If access to a symbolic link is denied, it also says where
-/// the link leads now.
-fn unreadable(path: &Path, error: &io::Error) -> String {
-    let told = format!("{}: {error}", path.display());
-    if error.kind() != io::ErrorKind::PermissionDenied {
-        return told;
-    }
-    match path.canonicalize() {
-        Ok(real) if real != path => format!(
-            "{told}: it leads to {}, which its permissions keep from this daemon, or [hardening] does (hardening.read lets in \
-             more than the folders on the way there at the start)",
-            real.display()
-        ),
-        Ok(_) | Err(_) => told,
-    }
+/// Explains why access to a symbolic link may be denied that leads to `real` now.
+fn denied(real: &Path) -> String {
+    format!(
+        ": it leads to {}, which its permissions keep from this daemon, or [hardening] does (hardening.read lets in \
+         more than the folders on the way there at the start)",
+        real.display()
+    )
 }
 
 /// Returns one digest of the contents of all files.

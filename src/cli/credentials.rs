@@ -153,7 +153,8 @@ impl ClientCredentials {
             (_, _) => None,
         };
         let tls = ClientTls::new(&name, &authorities, shown);
-        tls.map(Some).map_err(Failure::new)
+        tls.map(Some)
+            .map_err(|error| Failure::new(error.to_string()))
     }
 }
 

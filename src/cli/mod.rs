@@ -179,7 +179,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         } else {
             LogFormat::Text
         };
-        telemetry::print_error(form, &why);
+        telemetry::print_error(form, &why.to_string());
         return ExitCode::from(exit::FAILED);
     }
     let cli = match parse(&argv) {

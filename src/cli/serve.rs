@@ -1,6 +1,7 @@
 //! The command `ringfence serve`, which starts the daemon.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -54,12 +55,12 @@ fn start(
     let (config, mut warnings) =
         app::load_config(overrides).map_err(|problems| no_form(problems.to_string()))?;
     let format = config.telemetry.log_format;
-    let failed = |message: String| (Some(format), Failure::new(message));
+    let failed = |error: &dyn Display| (Some(format), Failure::new(error.to_string()));
     if format == LogFormat::Json {
         telemetry::print_panics_as_json();
     }
-    let limits = process_limits::check(&config).map_err(failed)?;
-    let audit = AuditTarget::open(&config.telemetry).map_err(failed)?;
+    let limits = process_limits::check(&config).map_err(|it| failed(&it))?;
+    let audit = AuditTarget::open(&config.telemetry).map_err(|it| failed(&it))?;
     let mut besides = hardening::ExtraPaths {
         read: config::credential_files(),
         trust: trust_store::trust_store(),
@@ -70,9 +71,9 @@ fn start(
     let file = file.and_then(|file| std::path::absolute(file).ok());
     besides.read.extend(file);
     // Confinement has to be applied before any other thread exists.
-    let missing = hardening::apply(&config, &besides).map_err(failed)?;
-    preflight::check_threads(process_limits::threads(&config)).map_err(failed)?;
-    let log = telemetry::start(&config.telemetry, audit).map_err(failed)?;
+    let missing = hardening::apply(&config, &besides).map_err(|it| failed(&it))?;
+    preflight::check_threads(process_limits::threads(&config)).map_err(|it| failed(&it))?;
+    let log = telemetry::start(&config.telemetry, audit).map_err(|it| failed(&it))?;
     warnings.extend(limits.warnings);
     for warning in warnings {
         tracing::warn!("{warning}");

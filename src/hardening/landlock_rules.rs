@@ -12,8 +12,8 @@ use landlock::{
 };
 use rustix::process::geteuid;
 
-use super::ExtraPaths;
 use super::real_paths::{ResolvedPath, resolve_links};
+use super::{ExtraPaths, WallError};
 use crate::config::{Config, MountAccess, StoreUrl, is_shared_folder, listens_by_name};
 
 /// The Landlock ABI that is requested. A kernel with an older one enforces what it can.
@@ -58,12 +58,11 @@ pub(super) fn restrict(
     config: &Config,
     besides: &ExtraPaths,
     unreachable: &mut Vec<String>,
-) -> Result<&'static str, String> {
-    match rules(config, besides, unreachable) {
-        Ok(RulesetStatus::FullyEnforced) => Ok("landlock"),
-        Ok(RulesetStatus::PartiallyEnforced) => Ok("landlock-partial"),
-        Ok(RulesetStatus::NotEnforced) => Err("the kernel has no Landlock".to_owned()),
-        Err(error) => Err(error.to_string()),
+) -> Result<&'static str, WallError> {
+    match rules(config, besides, unreachable)? {
+        RulesetStatus::FullyEnforced => Ok("landlock"),
+        RulesetStatus::PartiallyEnforced => Ok("landlock-partial"),
+        RulesetStatus::NotEnforced => Err(WallError::NoLandlock),
     }
 }
 

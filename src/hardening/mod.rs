@@ -13,8 +13,12 @@ mod user;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use landlock::RulesetError;
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::CapabilitySets;
 
+use self::seccomp::SeccompError;
 use crate::config::{Config, HardeningMode};
 
 /// The protections that are in force; empty until [`apply`] has succeeded, or if hardening is off.
@@ -47,13 +51,49 @@ pub struct ExtraPaths {
     pub write: Vec<PathBuf>,
 }
 
+/// Why the daemon cannot be confined as the configuration requires.
+#[derive(Debug, thiserror::Error)]
+pub enum HardeningError {
+    /// The configured user cannot be assumed.
+    #[error("hardening.user = {user}: {source}")]
+    User {
+        /// The user and the group, as they are configured.
+        user: String,
+        /// What the kernel says.
+        source: Errno,
+    },
+    /// All protections are required, and some are missing.
+    #[error("hardening.mode is \"require\", and this host or user lacks: {}", walls.join("; "))]
+    Missing {
+        /// The protections that are missing, each with the reason.
+        walls: Vec<String>,
+    },
+}
+
+/// Why a protection is not in force.
+#[derive(Debug, thiserror::Error)]
+enum WallError {
+    #[error("started as root without hardening.user")]
+    RootWithoutUser,
+    #[error(transparent)]
+    Kernel(#[from] Errno),
+    #[error("some stay: {0:?}")]
+    CapabilitiesStay(CapabilitySets),
+    #[error("the kernel has no Landlock")]
+    NoLandlock,
+    #[error(transparent)]
+    Landlock(#[from] RulesetError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+}
+
 /// Confines this process as `config` says, except for the paths in `besides`, and returns what
 /// could not be confined.
 ///
 /// # Errors
 /// All protections are required and some are missing; the error says which. Or the configured user
 /// could not be assumed.
-pub fn apply(config: &Config, besides: &ExtraPaths) -> Result<HardeningGaps, String> {
+pub fn apply(config: &Config, besides: &ExtraPaths) -> Result<HardeningGaps, HardeningError> {
     let mode = config.hardening.mode;
     if mode == HardeningMode::Off {
         return Ok(HardeningGaps::default());
@@ -64,7 +104,7 @@ pub fn apply(config: &Config, besides: &ExtraPaths) -> Result<HardeningGaps, Str
         mut paths,
     } = HardeningGaps::default();
     let mut wall =
-        |state: &mut State, name: &'static str, done: Result<&'static str, String>| match done {
+        |state: &mut State, name: &'static str, done: Result<&'static str, WallError>| match done {
             Ok(done) => state.walls.push(done),
             Err(why) => walls.push(format!("{name}: {why}")),
         };
@@ -83,18 +123,14 @@ pub fn apply(config: &Config, besides: &ExtraPaths) -> Result<HardeningGaps, Str
     wall(&mut state, "capabilities", user::no_capabilities());
     let restricted = landlock_rules::restrict(config, besides, &mut paths);
     wall(&mut state, "landlock", restricted);
-    match seccomp::filters() {
-        Ok(filters) => {
-            state.walls.push("seccomp");
-            state.seccomp = Some(filters);
-        }
-        Err(why) => walls.push(format!("seccomp: {why}")),
-    }
+    let filters = seccomp::filters().map_err(WallError::from);
+    let filtered = filters.map(|filters| {
+        state.seccomp = Some(filters);
+        "seccomp"
+    });
+    wall(&mut state, "seccomp", filtered);
     if mode == HardeningMode::Require && !walls.is_empty() {
-        let told = walls.join("; ");
-        return Err(format!(
-            "hardening.mode is \"require\", and this host or user lacks: {told}"
-        ));
+        return Err(HardeningError::Missing { walls });
     }
     // A process calls this once.
     let _ = STATE.set(state);

@@ -2,6 +2,7 @@
 //! allows the system calls that its threads make; any other fails as if the kernel did not have it
 //! (ENOSYS).
 
+use std::io;
 use std::sync::Arc;
 
 use seccompiler::{
@@ -16,14 +17,30 @@ pub(super) struct Filters {
     pub(super) guests: Filter,
 }
 
+/// Why threads cannot be confined by seccomp.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SeccompError {
+    #[error(transparent)]
+    Build(#[from] seccompiler::BackendError),
+    #[error(transparent)]
+    Apply(#[from] seccompiler::Error),
+    #[error("it is tried on a thread, of which there is none: {0}")]
+    NoThread(#[source] io::Error),
+    #[error("a thread panicked")]
+    Panic,
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[error("this architecture is not known")]
+    UnknownArchitecture,
+}
+
 /// A compiled seccomp filter.
 #[derive(Clone, Debug)]
 pub(super) struct Filter(Arc<BpfProgram>);
 
 impl Filter {
     /// Applies the filter to the calling thread, for good.
-    pub(super) fn apply(&self) -> Result<(), String> {
-        seccompiler::apply_filter(&self.0).map_err(|error| error.to_string())
+    pub(super) fn apply(&self) -> Result<(), seccompiler::Error> {
+        seccompiler::apply_filter(&self.0)
     }
 }
 
@@ -35,7 +52,7 @@ pub(super) fn is_confined() -> bool {
 
 /// Builds both filters, and tries each on a thread of its own so that the calling thread stays
 /// unconfined.
-pub(super) fn filters() -> Result<Filters, String> {
+pub(super) fn filters() -> Result<Filters, SeccompError> {
     let filters = Filters {
         serving: filter(&[SHARED, SERVING])?,
         guests: filter(&[SHARED])?,
@@ -44,9 +61,8 @@ pub(super) fn filters() -> Result<Filters, String> {
         let filter = filter.clone();
         let tried = std::thread::Builder::new()
             .spawn(move || filter.apply())
-            .map_err(|error| format!("it is tried on a thread, of which there is none: {error}"))?;
-        let told = |_| "a thread panicked".to_owned();
-        tried.join().map_err(told)??;
+            .map_err(SeccompError::NoThread)?;
+        tried.join().map_err(|_| SeccompError::Panic)??;
     }
     Ok(filters)
 }
@@ -193,17 +209,14 @@ const OLDER: &[libc::c_long] = &[
 const OLDER: &[libc::c_long] = &[];
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
+fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, SeccompError> {
     #[cfg(target_arch = "x86_64")]
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
     #[cfg(target_arch = "aarch64")]
     const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
-    let told = |error: seccompiler::BackendError| error.to_string();
     let only = |argument, operator, value| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value);
-        condition
-            .and_then(|it| SeccompRule::new(vec![it]))
-            .map_err(told)
+        condition.and_then(|it| SeccompRule::new(vec![it]))
     };
     let own = u64::from(
         rustix::process::getpid()
@@ -240,8 +253,8 @@ fn filter(lists: &[&[libc::c_long]]) -> Result<Filter, String> {
         .chain([(libc::SYS_socket, families)])
         .collect();
     let denied = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCH).map_err(told)?;
-    Ok(Filter(Arc::new(filter.try_into().map_err(told)?)))
+    let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCH)?;
+    Ok(Filter(Arc::new(filter.try_into()?)))
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -250,6 +263,6 @@ const SHARED: &[libc::c_long] = &[];
 const SERVING: &[libc::c_long] = &[];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn filter(_lists: &[&[libc::c_long]]) -> Result<Filter, String> {
-    Err("this architecture is not known".to_owned())
+fn filter(_lists: &[&[libc::c_long]]) -> Result<Filter, SeccompError> {
+    Err(SeccompError::UnknownArchitecture)
 }

@@ -43,6 +43,7 @@ use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::Refusal;
 use crate::model::request::{Labels, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{Sandbox, StopReason};
+use crate::store::StoreError;
 use bytes::Bytes;
 
 pub use self::admission::{
@@ -250,7 +251,7 @@ impl Runner {
     ///
     /// # Errors
     /// Says what the operator has to see to.
-    pub async fn check_store(&self) -> Result<(), String> {
+    pub async fn check_store(&self) -> Result<(), StoreError> {
         match self.tenants.named().next() {
             Some(tenant) => tenant.store.check().await,
             None => Ok(()),

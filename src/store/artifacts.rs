@@ -130,20 +130,46 @@ impl From<io::Error> for ArtifactReadError {
     }
 }
 
+/// Why the artefact cache does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactCacheError {
+    /// The folder cannot be used, or others can write it.
+    #[error("artifacts.dir: {}: {source}", path.display())]
+    Folder {
+        /// The folder of the artefacts.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The key cannot be used, or others can write it.
+    #[error("artifacts.key_file: {}: {source}", path.display())]
+    Key {
+        /// The file of the key.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
 impl ArtifactCache {
     /// Opens the cache, and creates the folder and the key where they are missing.
     ///
     /// # Errors
     /// Fails where either cannot be used, or where others can write it.
-    pub fn open(settings: &ArtifactCacheSettings) -> Result<Self, String> {
+    pub fn open(settings: &ArtifactCacheSettings) -> Result<Self, ArtifactCacheError> {
         let ArtifactCacheSettings {
             dir,
             budget,
             key_file,
         } = settings;
-        let at_dir = |error: io::Error| format!("artifacts.dir: {}: {error}", dir.display());
-        let at_key =
-            |error: io::Error| format!("artifacts.key_file: {}: {error}", key_file.display());
+        let at_dir = |source| ArtifactCacheError::Folder {
+            path: dir.clone(),
+            source,
+        };
+        let at_key = |source| ArtifactCacheError::Key {
+            path: key_file.clone(),
+            source,
+        };
         let folder = PrivateFolder::open(dir).map_err(at_dir)?;
         let own = folder.path();
         let mut make = DirBuilder::new();

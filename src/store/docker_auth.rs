@@ -56,6 +56,59 @@ pub(super) struct RegistryCredential {
     pub(super) missing: Option<String>,
 }
 
+/// What is wrong with a file of credentials. It holds nothing secret, and no source, since the
+/// messages of parsers may quote the text.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DockerConfigError {
+    /// The file is something other than JSON.
+    #[error("it is no Docker configuration: line 1 begins no object of JSON")]
+    NoObject,
+    /// The file is malformed at this place.
+    #[error("it is no Docker configuration: line {line}, column {column}")]
+    Malformed {
+        /// The line, counted from 1.
+        line: usize,
+        /// The column of the line.
+        column: usize,
+    },
+    /// The credentials of one registry cannot be used.
+    #[error("auths.\"{key}\": {source}")]
+    Entry {
+        /// The key of the registry in `auths`.
+        key: String,
+        /// What is wrong with them.
+        source: DockerAuthError,
+    },
+}
+
+/// What is wrong with the credentials of one registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DockerAuthError {
+    /// The bearer token cannot be sent.
+    #[error("its registrytoken is not one word of ASCII")]
+    TokenNotAWord,
+    /// There is only a refresh token.
+    #[error(
+        "it has an identitytoken, which is not taken here: give a user and a password, or a token in its place, as auth or as username and password"
+    )]
+    IdentityToken,
+    /// The user has no password.
+    #[error("its auth has no password")]
+    NoPassword,
+    /// A user or a password is missing.
+    #[error("it has one of username and password only")]
+    OnlyOne,
+    /// The user and the password cannot be decoded.
+    #[error("its auth is not base64")]
+    NotBase64,
+    /// The decoded user and password are binary.
+    #[error("its auth is not text")]
+    NotText,
+    /// What was decoded is something else.
+    #[error("its auth is not user:password in base64")]
+    NotUserAndPassword,
+}
+
 /// Returns anonymous access, with the reason why there are no credentials.
 pub(super) fn nothing(missing: impl Into<String>) -> RegistryCredential {
     RegistryCredential {
@@ -73,7 +126,7 @@ pub(super) fn find(
     text: &[u8],
     registry: &str,
     repository: &str,
-) -> Result<RegistryCredential, String> {
+) -> Result<RegistryCredential, DockerConfigError> {
     let DockerConfig {
         auths,
         creds_store,
@@ -89,7 +142,7 @@ pub(super) fn find(
     fitting.sort_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));
     for (_, key, login) in &fitting {
         let auth = login.as_ref().map_or(Ok(None), |it| it.auth());
-        match auth.map_err(|why| format!("auths.\"{key}\": {why}"))? {
+        match auth.map_err(|source| entry_error(key, source))? {
             Some(auth) => {
                 return Ok(RegistryCredential {
                     auth,
@@ -119,27 +172,31 @@ pub(super) fn find(
 ///
 /// # Errors
 /// Returns what is wrong, without anything secret.
-pub fn check_credentials(text: &[u8]) -> Result<(), String> {
+pub fn check_credentials(text: &[u8]) -> Result<(), DockerConfigError> {
     for (key, login) in parse(text)?.auths.unwrap_or_default() {
         let auth = login.map_or(Ok(None), |it| it.auth());
-        auth.map_err(|why| format!("auths.\"{key}\": {why}"))?;
+        auth.map_err(|source| entry_error(&key, source))?;
     }
     Ok(())
 }
 
-fn parse(text: &[u8]) -> Result<DockerConfig, String> {
+fn entry_error(key: &str, source: DockerAuthError) -> DockerConfigError {
+    let key = key.to_owned();
+    DockerConfigError::Entry { key, source }
+}
+
+fn parse(text: &[u8]) -> Result<DockerConfig, DockerConfigError> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     if text.trim_ascii().is_empty() {
         // The file looks like this before anybody has logged in.
         return Ok(DockerConfig::default());
     }
     if !text.trim_ascii_start().starts_with(b"{") {
-        return Err("it is no Docker configuration: line 1 begins no object of JSON".to_owned());
+        return Err(DockerConfigError::NoObject);
     }
-    serde_json::from_slice(text).map_err(|error| {
-        // The message of serde may quote the text, which holds secrets.
-        let (line, column) = (error.line(), error.column());
-        format!("it is no Docker configuration: line {line}, column {column}")
+    serde_json::from_slice(text).map_err(|error| DockerConfigError::Malformed {
+        line: error.line(),
+        column: error.column(),
     })
 }
 
@@ -184,7 +241,7 @@ fn covers(key: &str, registry: &str, repository: &str) -> Option<usize> {
 
 impl DockerAuthEntry {
     /// Returns the credentials of this entry; `None` where it is empty.
-    fn auth(&self) -> Result<Option<RegistryAuth>, String> {
+    fn auth(&self) -> Result<Option<RegistryAuth>, DockerAuthError> {
         let said = |text: &Option<String>| {
             let text = text.as_deref().unwrap_or_default();
             let text = text.trim_matches(['\n', '\r']).to_owned();
@@ -194,7 +251,7 @@ impl DockerAuthEntry {
             let plain = token.bytes().all(|byte| byte.is_ascii_graphic());
             return match plain {
                 true => Ok(Some(RegistryAuth::Bearer(token))),
-                false => Err("its registrytoken is not one word of ASCII".to_owned()),
+                false => Err(DockerAuthError::TokenNotAWord),
             };
         }
         if let (Some(username), Some(password)) = (said(&self.username), said(&self.password)) {
@@ -208,12 +265,10 @@ impl DockerAuthEntry {
             Some((username, password)) if !password.is_empty() => {
                 Ok(Some(RegistryAuth::Basic(username, password)))
             }
-            _ if said(&self.identity_token).is_some() => Err(
-                "it has an identitytoken, which is not taken here: give a user and a password, or a token in its place, as auth or as username and password".to_owned(),
-            ),
-            Some(_) => Err("its auth has no password".to_owned()),
+            _ if said(&self.identity_token).is_some() => Err(DockerAuthError::IdentityToken),
+            Some(_) => Err(DockerAuthError::NoPassword),
             None if said(&self.username).is_some() || said(&self.password).is_some() => {
-                Err("it has one of username and password only".to_owned())
+                Err(DockerAuthError::OnlyOne)
             }
             None => Ok(None),
         }
@@ -222,7 +277,7 @@ impl DockerAuthEntry {
 
 /// Decodes "user:password" from base64, with or without padding and whatever lines it was broken
 /// into.
-fn user_and_password(text: &str) -> Result<(String, String), String> {
+fn user_and_password(text: &str) -> Result<(String, String), DockerAuthError> {
     const UNPADDED: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::RequireNone)
         .with_decode_allow_trailing_bits(true);
@@ -230,14 +285,14 @@ fn user_and_password(text: &str) -> Result<(String, String), String> {
     let text = text.trim_end_matches('=');
     let decode = |alphabet| GeneralPurpose::new(alphabet, UNPADDED).decode(text);
     let bytes = decode(&STANDARD).or_else(|_| decode(&URL_SAFE));
-    let bytes = bytes.map_err(|_| "its auth is not base64".to_owned())?;
-    let decoded = String::from_utf8(bytes).map_err(|_| "its auth is not text".to_owned())?;
+    let bytes = bytes.map_err(|_| DockerAuthError::NotBase64)?;
+    let decoded = String::from_utf8(bytes).map_err(|_| DockerAuthError::NotText)?;
     // `echo user:password | base64` leaves a newline at the end, and Docker's own files have NULs
     // there.
     let decoded = decoded.trim_end_matches(['\n', '\r', '\0']);
     let (username, password) = decoded
         .split_once(':')
-        .ok_or("its auth is not user:password in base64")?;
+        .ok_or(DockerAuthError::NotUserAndPassword)?;
     Ok((username.to_owned(), password.to_owned()))
 }
 
@@ -366,9 +421,10 @@ mod tests {
             ("{\"registrytoken\": \"a\\nb\"}", "one word"),
         ] {
             let file = format!("{{\"auths\": {{\"r.io\": {login}}}}}");
-            let told = find(file.as_bytes(), "r.io", "a").err().unwrap();
+            let error = find(file.as_bytes(), "r.io", "a").err().unwrap();
+            let told = error.to_string();
             assert!(told.contains(why) && told.contains("r.io"), "{told}");
-            assert_eq!(check_credentials(file.as_bytes()), Err(told));
+            assert_eq!(check_credentials(file.as_bytes()), Err(error));
         }
     }
 
@@ -400,6 +456,7 @@ mod tests {
         assert_eq!(missing(" \n", "r.io"), missing("{}", "r.io"));
         for broken in ["no json s3cret", "[]", "{\"auths\": 3}", "{\"auths\""] {
             let told = check_credentials(broken.as_bytes()).unwrap_err();
+            let told = told.to_string();
             assert!(
                 told.contains("line") && !told.contains("s3cret"),
                 "{broken}: {told}"

@@ -22,6 +22,7 @@ mod private_files;
 mod provider_error;
 mod sealed;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,12 +42,12 @@ use crate::host_limit::HostLimit;
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::Digest;
 
-pub use self::artifacts::{ArtifactCache, ArtifactCacheSettings, ArtifactName};
+pub use self::artifacts::{ArtifactCache, ArtifactCacheError, ArtifactCacheSettings, ArtifactName};
 pub use self::blob::{Blob, BlobAssembler, Spool, UploadSlot};
 pub use self::change::NewModule;
-pub use self::docker_auth::check_credentials;
+pub use self::docker_auth::{DockerAuthError, DockerConfigError, check_credentials};
 pub use self::module_entry::{ModuleEntry, ModuleRecord};
-pub use self::objects::{accepts_variable, check_variables};
+pub use self::objects::{ObjectStoreError, accepts_variable, check_variables};
 pub use self::oci::{OciPuller, OciRegistry, Pulled};
 pub use self::sealed::{SealedFile, create_sealable};
 
@@ -110,6 +111,30 @@ pub struct Settings {
     pub spool: PathBuf,
 }
 
+/// Why a store cannot be used as `store.url` says.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder cannot be written.
+    #[error("store.url: {}: {source}", path.display())]
+    Directory {
+        /// The folder of the store.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The client of the object store cannot be created.
+    #[error("store.url: {0}")]
+    Objects(#[from] ObjectStoreError),
+    /// The storage refuses this daemon for good.
+    #[error("store.url ({store}): {why}")]
+    Refused {
+        /// The kind of storage, such as "s3:".
+        store: &'static str,
+        /// What the operator has to fix.
+        why: String,
+    },
+}
+
 /// A store of modules by digest, within a budget of bytes. Its records are cached in memory with
 /// least recently used eviction.
 pub struct Store {
@@ -142,7 +167,7 @@ impl Store {
     /// # Errors
     /// Fails where the folder cannot be written, or where the provider does not accept the URL or
     /// the credentials. Whether an object store answers is found out when it is needed.
-    pub fn open(settings: &Settings) -> Result<Arc<Self>, String> {
+    pub fn open(settings: &Settings) -> Result<Arc<Self>, StoreError> {
         let spool = Spool {
             dir: settings.spool.clone(),
             key: "store.spool",
@@ -154,8 +179,11 @@ impl Store {
                     .tenant
                     .iter()
                     .fold(root.clone(), |root, tenant| root.join(TENANTS).join(tenant));
-                let directory = DirectoryBackend::open(root)
-                    .map_err(|error| format!("store.url: {}: {error}", root.display()))?;
+                let directory =
+                    DirectoryBackend::open(root).map_err(|source| StoreError::Directory {
+                        path: root.clone(),
+                        source,
+                    })?;
                 let spool = Spool {
                     dir: directory::tmp_dir(root),
                     key: "store.url",
@@ -169,8 +197,7 @@ impl Store {
                     let path = format!("{path}/{TENANTS}/{tenant}");
                     url.set_path(&path);
                 }
-                let objects = ObjectStoreBackend::at(&url, variables);
-                let objects = objects.map_err(|error| format!("store.url: {error}"))?;
+                let objects = ObjectStoreBackend::at(&url, variables)?;
                 let name = match url.scheme() {
                     "gs" => "gs:",
                     "az" => "az:",
@@ -207,7 +234,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns what the operator has to fix before the storage is of any use.
-    pub async fn check(&self) -> Result<(), String> {
+    pub async fn check(&self) -> Result<(), StoreError> {
         match self.backend.check().await {
             Ok(()) => Ok(()),
             Err(BackendError::Refused {
@@ -220,7 +247,10 @@ impl Store {
                     store = self.name,
                     "the module store refuses this daemon"
                 );
-                Err(format!("store.url ({}): {why}", self.name))
+                Err(StoreError::Refused {
+                    store: self.name,
+                    why,
+                })
             }
             Err(BackendError::Refused { why, text, .. }) => {
                 tracing::warn!(

@@ -28,7 +28,7 @@ use super::provider_error::{
     Asking, backend_error, cannot_create_only, is_absent, no_object_store,
 };
 use crate::model::request::Digest;
-use crate::trust_store::{lacks_authorities, no_trust_store};
+use crate::trust_store::{NoTrustStore, lacks_authorities, no_trust_store};
 
 /// Longest that a whole request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(600);
@@ -54,6 +54,18 @@ pub(super) struct ObjectStoreBackend {
     creates_by_replacing: AtomicBool,
 }
 
+/// Why the client of an object store cannot be created.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum ObjectStoreError {
+    /// The provider does not accept the URL, a variable or the credentials.
+    Provider(#[from] Error),
+    /// The path of the URL names no folder of objects.
+    Prefix(#[from] object_store::path::Error),
+    /// The host has no certificate authorities.
+    NoTrustStore(#[from] NoTrustStore),
+}
+
 /// Reports whether the provider of object stores with URLs of `scheme` accepts the variable `name`.
 pub fn accepts_variable(scheme: &str, name: &str) -> bool {
     let key = name.to_ascii_lowercase();
@@ -77,7 +89,7 @@ pub fn accepts_variable(scheme: &str, name: &str) -> bool {
 pub fn check_variables(
     url: &url::Url,
     variables: &[(String, String)],
-) -> Result<(), (Option<String>, String)> {
+) -> Result<(), (Option<String>, ObjectStoreError)> {
     let Err(why) = ObjectStoreBackend::at(url, variables) else {
         return Ok(());
     };
@@ -94,10 +106,8 @@ pub fn check_variables(
 type ClientOptions<'a> = [(ClientConfigKey, &'a str); 3];
 
 /// Converts the name of a variable to the key that the provider's library has for its setting.
-fn key_of<K: FromStr<Err = Error>>(name: &str) -> Result<K, String> {
-    name.to_ascii_lowercase()
-        .parse()
-        .map_err(|error: Error| error.to_string())
+fn key_of<K: FromStr<Err = Error>>(name: &str) -> Result<K, Error> {
+    name.to_ascii_lowercase().parse()
 }
 
 impl ObjectStoreBackend {
@@ -116,7 +126,10 @@ impl ObjectStoreBackend {
     /// # Errors
     /// Fails where the provider does not accept the URL or the credentials, or where it uses TLS
     /// and this host has no trusted certificate authorities.
-    pub(super) fn at(url: &url::Url, variables: &[(String, String)]) -> Result<Self, String> {
+    pub(super) fn at(
+        url: &url::Url,
+        variables: &[(String, String)],
+    ) -> Result<Self, ObjectStoreError> {
         let retry = RetryConfig {
             max_retries: RETRIES,
             retry_timeout: RETRYING,
@@ -135,8 +148,7 @@ impl ObjectStoreBackend {
             "az" => azure(url, variables, options, retry)?,
             _ => amazon(url, variables, options, retry)?,
         };
-        let prefix = Path::from_url_path(url.path().trim_matches('/'));
-        let prefix = prefix.map_err(|error| error.to_string())?;
+        let prefix = Path::from_url_path(url.path().trim_matches('/'))?;
         let store = if prefix.as_ref().is_empty() {
             store
         } else {
@@ -156,7 +168,7 @@ fn google(
     variables: &[(String, String)],
     options: ClientOptions<'_>,
     retry: RetryConfig,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
     let mut builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
     for (name, value) in variables {
         builder = builder.with_config(key_of(name)?, value);
@@ -178,7 +190,7 @@ fn azure(
     variables: &[(String, String)],
     options: ClientOptions<'_>,
     retry: RetryConfig,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
     let mut builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
     for (name, value) in variables {
         builder = match name.as_str() {
@@ -205,7 +217,7 @@ fn amazon(
     variables: &[(String, String)],
     options: ClientOptions<'_>,
     retry: RetryConfig,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
     let mut builder = AmazonS3Builder::new().with_url(url.as_str());
     for (name, value) in variables {
         builder = builder.with_config(key_of(name)?, value);
@@ -234,7 +246,7 @@ fn is_plain(endpoint: Option<String>) -> bool {
 fn build<T: ObjectStore>(
     plain: bool,
     with: impl Fn(ClientConfigKey, &str) -> Result<T, Error>,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
     let key = ClientConfigKey::NoSystemCertificates;
     let built = match with(key, "false") {
         Err(error) if lacks_authorities(&error) => match plain {
@@ -245,14 +257,11 @@ fn build<T: ObjectStore>(
                 );
                 with(key, "true")
             }
-            false => return Err(no_trust_store()),
+            false => return Err(no_trust_store().into()),
         },
         built => built,
     };
-    match built {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(error) => Err(error.to_string()),
-    }
+    Ok(Arc::new(built?))
 }
 
 fn path(key: ObjectKey) -> Path {

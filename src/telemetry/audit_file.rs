@@ -35,17 +35,34 @@ pub enum AuditTarget {
     Stream(File),
 }
 
+/// Why the target of the audit log cannot be opened, or cannot be written to.
+#[derive(Debug, thiserror::Error)]
+#[error("telemetry.audit_file: {}: {source}", path.display())]
+pub struct AuditFileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl AuditFileError {
+    pub(super) fn new(path: &Path, source: io::Error) -> Self {
+        Self {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
 impl AuditTarget {
     /// Determines what `telemetry.audit_file` names, and opens it if it is a stream.
     ///
     /// # Errors
     /// It cannot be opened, or is nothing that lines can be written to; the error names the path.
-    pub fn open(telemetry: &TelemetryConfig) -> Result<Self, String> {
+    pub fn open(telemetry: &TelemetryConfig) -> Result<Self, AuditFileError> {
         let path = &telemetry.audit_file;
         if path.as_os_str().is_empty() {
             return Ok(Self::None);
         }
-        Self::of(path).map_err(|error| audit_file_error(path, &error))
+        Self::of(path).map_err(|source| AuditFileError::new(path, source))
     }
 
     /// Determines what kind of target `path` is, and opens a stream.
@@ -98,11 +115,6 @@ impl AuditTarget {
             .filter_map(|it| it.parent().map(Path::to_owned));
         folders.collect()
     }
-}
-
-/// Formats an error with the configuration key and the path.
-pub(super) fn audit_file_error(path: &Path, error: &io::Error) -> String {
-    format!("telemetry.audit_file: {}: {error}", path.display())
 }
 
 /// Opens a regular file for appending, and creates it if it does not exist.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::audit_file::{AuditTarget, append_to, audit_file_error};
+use super::audit_file::{AuditFileError, AuditTarget, append_to};
 use crate::metrics::Count;
 use crate::sync::lock;
 
@@ -45,11 +45,15 @@ pub(super) struct AuditWriter {
 impl AuditWriter {
     /// Opens the target if it is not open yet; `None` if there is no audit log. `turn` is the lock
     /// of standard error.
-    pub(super) fn open(target: AuditTarget, turn: &StderrMutex) -> Result<Option<Self>, String> {
+    pub(super) fn open(
+        target: AuditTarget,
+        turn: &StderrMutex,
+    ) -> Result<Option<Self>, AuditFileError> {
         let (file, named) = match target {
             AuditTarget::None => return Ok(None),
             AuditTarget::File(path) => {
-                let file = append_to(&path).map_err(|error| audit_file_error(&path, &error))?;
+                let file = append_to(&path);
+                let file = file.map_err(|source| AuditFileError::new(&path, source))?;
                 (file, Some((path, Instant::now())))
             }
             AuditTarget::Stream(file) => (file, None),

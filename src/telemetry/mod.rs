@@ -15,17 +15,18 @@ mod metrics;
 mod run_lines;
 
 use std::cell::Cell;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-pub use self::audit_file::AuditTarget;
+pub use self::audit_file::{AuditFileError, AuditTarget};
 use self::audit_queue::{AuditQueue, AuditQueueGuard};
 use self::audit_writer::{AuditWriter, StderrMutex};
 pub(crate) use self::line::{FieldName, FieldValue, LineHead, Unquoted, put_fields};
@@ -59,16 +60,31 @@ pub struct LogGuard {
     lines: LogQueue,
 }
 
+/// Why the log or the audit log cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// A directive of `telemetry.log_level` is invalid.
+    #[error("telemetry.log_level: {0}")]
+    LogLevel(#[source] ParseError),
+    /// The audit file cannot be opened.
+    #[error(transparent)]
+    AuditFile(#[from] AuditFileError),
+    /// The host refuses a thread that writes lines.
+    #[error(transparent)]
+    Thread(io::Error),
+    /// Another log was started before.
+    #[error(transparent)]
+    AlreadyStarted(#[from] TryInitError),
+}
+
 /// Starts the log of this process and directs panics to it. `audit` is the target of the audit log.
 ///
 /// # Errors
 /// A directive of `telemetry.log_level` is invalid, which the check of the configuration has seen
 /// already; or the audit file cannot be opened, or the host refuses a thread.
-pub fn start(telemetry: &TelemetryConfig, audit: AuditTarget) -> Result<LogGuard, String> {
-    let mut filter: Targets = telemetry
-        .log_level
-        .parse()
-        .map_err(|error| format!("telemetry.log_level: {error}"))?;
+pub fn start(telemetry: &TelemetryConfig, audit: AuditTarget) -> Result<LogGuard, TelemetryError> {
+    let filter = telemetry.log_level.parse::<Targets>();
+    let mut filter = filter.map_err(TelemetryError::LogLevel)?;
     // The audit log has a target of its own.
     for quiet in [AUDIT].into_iter().chain(CHATTY) {
         if !telemetry.log_level.contains(quiet) {
@@ -78,15 +94,15 @@ pub fn start(telemetry: &TelemetryConfig, audit: AuditTarget) -> Result<LogGuard
     let turn = StderrMutex::default();
     let writer = AuditWriter::open(audit, &turn)?;
     let audit = writer.map(AuditQueue::start).transpose();
-    let (audit, audit_end) = audit.map_err(|error| error.to_string())?.unzip();
-    let (lines, last) =
-        LogQueue::start(std::io::stderr(), turn).map_err(|error| error.to_string())?;
+    let (audit, audit_end) = audit.map_err(TelemetryError::Thread)?.unzip();
+    let started = LogQueue::start(io::stderr(), turn);
+    let (lines, last) = started.map_err(TelemetryError::Thread)?;
     let log = match telemetry.log_format {
         LogFormat::Text => layer(lines.clone()).with_ansi(false).boxed(),
         LogFormat::Json => layer(lines.clone()).json().boxed(),
     };
     let registry = tracing_subscriber::registry().with(log.with_filter(filter));
-    registry.try_init().map_err(|error| error.to_string())?;
+    registry.try_init()?;
     RunLineSinks::start(telemetry.log_format, lines.clone(), audit);
     std::panic::set_hook(Box::new(log_panic));
     Ok(LogGuard {
@@ -103,7 +119,7 @@ pub fn print_error(format: LogFormat, message: &str) {
         LogFormat::Text => {
             use std::io::Write;
             // A caller that does not read it still has the exit code.
-            let _ = writeln!(std::io::stderr(), "ringfence: {message}");
+            let _ = writeln!(io::stderr(), "ringfence: {message}");
         }
         LogFormat::Json => with_json(|| tracing::error!("{message}")),
     }
@@ -116,7 +132,7 @@ pub fn print_panics_as_json() {
 
 /// Logs through a temporary subscriber that writes JSON to standard error.
 fn with_json(told: impl FnOnce()) {
-    let subscriber = tracing_subscriber::registry().with(layer(std::io::stderr).json());
+    let subscriber = tracing_subscriber::registry().with(layer(io::stderr).json());
     tracing::subscriber::with_default(subscriber, told);
 }
 

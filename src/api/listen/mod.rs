@@ -40,7 +40,7 @@ pub(super) use self::event_loop::EventLoop;
 pub use self::event_loop::EventLoops;
 pub(super) use self::event_loop::NewConnection;
 pub(super) use self::origin::ConnectionOrigin;
-pub use self::tls::{TlsReloader, TlsSettings};
+pub use self::tls::{ServerTlsError, TlsReloader, TlsSettings};
 
 /// The settings by which connections are accepted.
 #[derive(Clone, Debug)]
@@ -81,30 +81,21 @@ impl fmt::Display for Address {
     }
 }
 
-/// The error of an address that cannot be listened on.
-#[derive(Debug)]
-pub struct BindError {
-    address: String,
-    source: io::Error,
+/// Why the daemon cannot listen as it is configured to.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Address {
+        /// The address, as it is configured.
+        address: String,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// The TLS settings cannot be used.
+    #[error("cannot listen on TCP with TLS: {0}")]
+    Tls(#[from] ServerTlsError),
 }
-
-impl BindError {
-    /// Creates the error of TLS settings that cannot be used.
-    fn tls(error: String) -> Self {
-        Self {
-            address: "TCP with TLS".to_owned(),
-            source: io::Error::other(error),
-        }
-    }
-}
-
-impl fmt::Display for BindError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.address, self.source)
-    }
-}
-
-impl std::error::Error for BindError {}
 
 /// A listening socket of either kind.
 enum Listener {
@@ -145,11 +136,11 @@ pub async fn bind(
         entries: Vec::new(),
         addresses: Vec::new(),
         paired: None,
-        tls: tls.map_err(BindError::tls)?,
+        tls: tls?,
         sockets: SocketFiles::default(),
     };
     for address in addresses {
-        let failed = |source| BindError {
+        let failed = |source| BindError::Address {
             address: address.clone(),
             source,
         };
@@ -189,7 +180,7 @@ pub async fn bind(
 /// # Errors
 /// The host has no file descriptor left.
 pub fn socketpair() -> Result<(BoundListeners, UnixStream), BindError> {
-    let (ours, theirs) = UnixStream::pair().map_err(|source| BindError {
+    let (ours, theirs) = UnixStream::pair().map_err(|source| BindError::Address {
         address: "a socket pair".to_owned(),
         source,
     })?;

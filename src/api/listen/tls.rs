@@ -14,17 +14,17 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
-use crate::auth::{CertificateName, Parsed, WatchedFiles};
+use crate::auth::{CertificateName, Parsed, WatchedFiles, WatchedFilesError};
 use crate::metrics::{MetricSource, MetricWriter, Unit};
 
 /// How often the files are checked for changes.
@@ -85,6 +85,34 @@ impl TlsReloader {
     }
 }
 
+/// Why TLS cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum ServerTlsError {
+    /// The files of certificates and keys cannot be used.
+    Files(#[from] WatchedFilesError),
+    /// The TLS library accepts no configuration made of them.
+    Config(#[from] rustls::Error),
+}
+
+/// What is wrong with the contents of certificate and key files.
+#[derive(Debug, thiserror::Error)]
+enum TlsFileError {
+    #[error("a file is missing")]
+    Missing,
+    #[error("tls.cert has something else than certificates in PEM, or none")]
+    NotCertificates,
+    /// It has no source: the contents of a key file must not reach an error message.
+    #[error("tls.key is not a private key in PEM")]
+    NotAKey,
+    #[error("tls.key is not the key of tls.cert")]
+    AnotherKey(#[source] rustls::Error),
+    #[error("has no certificates in PEM")]
+    NoAuthorities,
+    #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
+}
+
 /// The daemon's own certificate chain and private key.
 struct ServerIdentity {
     chain: Vec<CertificateDer<'static>>,
@@ -105,7 +133,7 @@ pub(super) struct ClientCertificate {
 
 impl ServerTls {
     /// Reads the certificate, the key and the authorities, and builds the configuration from them.
-    pub(super) fn open(settings: &TlsSettings) -> Result<Arc<Self>, String> {
+    pub(super) fn open(settings: &TlsSettings) -> Result<Arc<Self>, ServerTlsError> {
         let own = vec![settings.cert.clone(), settings.key.clone()];
         let identity = WatchedFiles::keep_last_good("[tls]", own, identity)?;
         let require = settings.require;
@@ -153,7 +181,7 @@ impl ServerTls {
         }
         match config(&self.identity.get(), verifier) {
             Ok(config) => self.config.store(Arc::new(config)),
-            Err(error) => tracing::error!(error, "[tls] stays as it was"),
+            Err(error) => tracing::error!(error = error.to_string(), "[tls] stays as it was"),
         }
     }
 
@@ -253,28 +281,24 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Parses the certificate chain and the key, and checks that they belong together.
-fn identity(contents: &[Vec<u8>]) -> Result<Parsed<ServerIdentity>, String> {
+fn identity(contents: &[Vec<u8>]) -> Result<Parsed<ServerIdentity>, TlsFileError> {
     let [cert, key] = contents else {
-        return Err("a file is missing".to_owned());
+        return Err(TlsFileError::Missing);
     };
     let (chain, faults) = certificates(cert);
     if chain.is_empty() || faults > 0 {
-        return Err("tls.cert has something else than certificates in PEM, or none".to_owned());
+        return Err(TlsFileError::NotCertificates);
     }
-    // The contents of a key file must not reach an error message.
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| "tls.key is not a private key in PEM".to_owned())?;
-    let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
-        .map_err(|_| "tls.key is not the key of tls.cert".to_owned())?;
-    certified
-        .keys_match()
-        .map_err(|_| "tls.key is not the key of tls.cert".to_owned())?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsFileError::NotAKey)?;
+    CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+        .and_then(|certified| certified.keys_match())
+        .map_err(TlsFileError::AnotherKey)?;
     Ok(ServerIdentity { chain, key }.into())
 }
 
 /// Builds the verifier from the authorities in a file. Each certificate stands for itself: a
 /// malformed one does not invalidate the others.
-fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, String> {
+fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, TlsFileError> {
     let (found, malformed) = certificates(pem);
     let mut roots = RootCertStore::empty();
     let mut faults = Vec::new();
@@ -287,14 +311,14 @@ fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, S
         }
     }
     if roots.is_empty() {
-        return Err("has no certificates in PEM".to_owned());
+        return Err(TlsFileError::NoAuthorities);
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
     let builder = match require {
         true => builder,
         false => builder.allow_unauthenticated(),
     };
-    let verifier = builder.build().map_err(|error| error.to_string())?;
+    let verifier = builder.build()?;
     Ok(Parsed {
         value: ClientAuthorities(Some(verifier)),
         faults,
@@ -305,17 +329,14 @@ fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, S
 fn config(
     identity: &ServerIdentity,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-) -> Result<ServerConfig, String> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+) -> Result<ServerConfig, rustls::Error> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(|error| error.to_string())?;
+    let mut config = builder.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
