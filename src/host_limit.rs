@@ -61,6 +61,19 @@ impl HostLimit {
         Self::of_errno(Errno::from_raw_os_error(number))
     }
 
+    /// Replaces the standard library's words for an errno ("Too many open files (os error 24)") in
+    /// `text` by a sentence about the limit that it stands for, if it stands for one.
+    pub fn spell_out(text: &str) -> String {
+        let spelt = Self::of_words(text).and_then(|limit| {
+            let (_, after) = text.rsplit_once("(os error ")?;
+            let number = after.split(')').next()?.parse().ok()?;
+            let words = io::Error::from_raw_os_error(number).to_string();
+            let (before, after) = text.rsplit_once(&words)?;
+            Some(format!("{before}{}{after}", limit.sentence()))
+        });
+        spelt.unwrap_or_else(|| text.to_owned())
+    }
+
     /// Returns the limit that this errno stands for; `None` for any other error.
     pub fn of_errno(errno: Errno) -> Option<Self> {
         Some(match errno {
@@ -153,6 +166,11 @@ mod tests {
         let words = io::Error::from_raw_os_error(libc::EAGAIN).to_string();
         assert_eq!(HostLimit::of_words(&words), Some(HostLimit::Tasks));
         assert_eq!(HostLimit::of_words("something else"), None);
+        let spelt = HostLimit::spell_out(&format!("a thread: {words}; and more"));
+        let sentence = HostLimit::Tasks.sentence();
+        assert_eq!(spelt, format!("a thread: {sentence}; and more"));
+        let other = io::Error::from_raw_os_error(libc::EIO).to_string();
+        assert_eq!(HostLimit::spell_out(&other), other);
         let other = io::Error::from_raw_os_error(libc::EIO);
         assert_eq!(HostLimit::of(&other), None);
     }

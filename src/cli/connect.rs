@@ -26,6 +26,7 @@ use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
 use crate::app;
 use crate::config::{Overrides, SettingValue};
+use crate::host_limit::HostLimit;
 use crate::model::refusal::quote;
 
 /// HTTP/2 flow control window of a stream in bytes; the default halves a stream's rate.
@@ -198,7 +199,7 @@ impl EmbeddedDaemon {
         let (config, _) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
         let (app, socket) = app::build_on_socketpair(&config, Path::new(PROGRAM))
-            .map_err(|error| Failure::new(error.to_string()))?;
+            .map_err(|error| Failure::new(HostLimit::spell_out(&error.to_string())))?;
         let (stop, stopped) = oneshot::channel();
         #[expect(
             clippy::disallowed_methods,
@@ -229,7 +230,9 @@ impl EmbeddedDaemon {
     pub(super) async fn end(self) -> Result<(), Failure> {
         drop(self.stop);
         match self.served.await {
-            Ok(served) => served.map_err(|error| Failure::new(error.to_string())),
+            Ok(served) => {
+                served.map_err(|error| Failure::new(HostLimit::spell_out(&error.to_string())))
+            }
             Err(error) => Err(Failure::new(format!("the embedded daemon failed: {error}"))),
         }
     }

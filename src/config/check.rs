@@ -16,6 +16,7 @@ pub(super) fn check(config: &Config, known: &KnownNames) -> Result<(), Problems>
     let mut c = Checker::default();
     listeners(&mut c, config);
     server(&mut c, config);
+    admin(&mut c, config);
     engine(&mut c, config, known);
     modules(&mut c, config);
     policy_check::check(&mut c, config, known);
@@ -29,38 +30,76 @@ pub(super) fn check(config: &Config, known: &KnownNames) -> Result<(), Problems>
 }
 
 fn listeners(c: &mut Checker, config: &Config) {
-    const ALLOWED: &str = "\"host:port\" or \"unix:/absolute/path\"";
     c.require(
         !config.listen.is_empty(),
         "listen",
         "[]",
         "a list of at least one address",
     );
-    for address in &config.listen {
-        if let Some(path) = address.strip_prefix("unix:") {
-            // The field `sun_path` holds 108 bytes, including its terminator.
-            let holds = path.starts_with('/') && path.len() > 1 && path.len() < 100;
-            c.require(
-                holds,
-                "listen",
-                address,
-                format!("{ALLOWED}, with a path of at most 99 bytes"),
-            );
-            continue;
-        }
-        match socket_addresses(address) {
-            Err(error) => c.require(false, "listen", address, format!("{ALLOWED} ({error})")),
-            Ok(addrs) => {
-                let open = addrs.iter().any(|addr| !is_loopback(addr.ip()));
-                c.require(
-                    !open || config.may_listen_publicly(),
-                    "listen",
-                    address,
-                    "a loopback address or a unix socket, because nothing authenticates the callers of any other: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)",
-                );
-            }
+    for (key, addresses) in [
+        ("listen", &config.listen),
+        ("admin.listen", &config.admin.listen),
+    ] {
+        for address in addresses {
+            listener(c, config, key, address);
         }
     }
+}
+
+fn listener(c: &mut Checker, config: &Config, key: &str, address: &str) {
+    const ALLOWED: &str = "\"host:port\" or \"unix:/absolute/path\"";
+    if let Some(path) = address.strip_prefix("unix:") {
+        // The field `sun_path` holds 108 bytes, including its terminator.
+        let holds = path.starts_with('/') && path.len() > 1 && path.len() < 100;
+        c.require(
+            holds,
+            key,
+            address,
+            format!("{ALLOWED}, with a path of at most 99 bytes"),
+        );
+        return;
+    }
+    match socket_addresses(address) {
+        Err(error) => c.require(false, key, address, format!("{ALLOWED} ({error})")),
+        Ok(addrs) => {
+            let open = addrs.iter().any(|addr| !is_loopback(addr.ip()));
+            c.require(
+                !open || config.may_listen_publicly(),
+                key,
+                address,
+                "a loopback address or a unix socket, because nothing authenticates the callers of any other: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)",
+            );
+        }
+    }
+}
+
+fn admin(c: &mut Checker, config: &Config) {
+    let admin = &config.admin;
+    for name in &admin.allowed_hosts {
+        c.require(
+            is_host(name),
+            "admin.allowed_hosts",
+            name,
+            "a host without a port",
+        );
+    }
+    for origin in &admin.cors_origins {
+        c.require(
+            is_origin(origin),
+            "admin.cors_origins",
+            origin,
+            "a scheme and a host, and a port if it is not the scheme's own, such as \"https://ops.example.com\"",
+        );
+    }
+}
+
+fn is_host(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '@'])
+}
+
+/// Reports whether a text is an origin, spelt as browsers spell it.
+fn is_origin(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text)
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
@@ -140,7 +179,7 @@ fn connections(c: &mut Checker, config: &Config) {
     }
     for name in &server.allowed_authorities {
         c.require(
-            !name.is_empty() && !name.contains(['/', '@']),
+            is_host(name),
             "server.allowed_authorities",
             name,
             "a host without a port",

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
+use super::schema::Config;
+
 /// Resolves "host:port" to all its addresses, in the resolver's order. "localhost" is the loopback
 /// of both families, whatever a hosts file says, because programs differ in which of them they try.
 ///
@@ -41,11 +43,18 @@ fn local_port(address: &str) -> Option<u16> {
     port.parse().ok()
 }
 
-/// Reports whether one of `listen` is a host name with port 0, which stands for any free port.
-pub(crate) fn listens_by_name(listen: &[String]) -> bool {
-    listen.iter().any(|address| {
-        !address.starts_with("unix:")
-            && address.ends_with(":0")
-            && address.parse::<SocketAddr>().is_err()
-    })
+/// Reports whether an address to listen on is a host name with port 0, which stands for any free
+/// port.
+pub(crate) fn listens_by_name(address: &str) -> bool {
+    !address.starts_with("unix:")
+        && address.ends_with(":0")
+        && address.parse::<SocketAddr>().is_err()
+}
+
+impl Config {
+    /// Returns the addresses of all listeners, for gRPC and for the admin listener.
+    pub(crate) fn all_listeners(&self) -> impl Iterator<Item = &str> {
+        let all = self.listen.iter().chain(&self.admin.listen);
+        all.map(String::as_str)
+    }
 }

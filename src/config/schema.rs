@@ -53,6 +53,7 @@ pub struct Config {
     pub listen: Vec<String>,
     pub tenants: Vec<TenantConfig>,
     pub server: ServerConfig,
+    pub admin: AdminConfig,
     pub engine: EngineConfig,
     pub defaults: DefaultsConfig,
     pub policy: PolicyConfig,
@@ -92,6 +93,27 @@ pub struct ServerConfig {
     pub keepalive_timeout: HumanDuration,
     pub allowed_authorities: Vec<String>,
     pub insecure_listen: bool,
+}
+
+/// The `[admin]` table: metrics and probes over HTTP.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct AdminConfig {
+    pub listen: Vec<String>,
+    pub open: Vec<OpenPath>,
+    pub allowed_hosts: Vec<String>,
+    pub cors_origins: Vec<String>,
+}
+
+/// The choices of `admin.open`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub enum OpenPath {
+    Livez,
+    Readyz,
+    Metrics,
 }
 
 /// The `[engine]` table: guest threads, instance pool and code cache.

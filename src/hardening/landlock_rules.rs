@@ -78,7 +78,7 @@ fn rules(
         .handle_access(AccessFs::from_all(LANDLOCK_ABI))?;
     // If a name has several addresses and no port, the kernel chooses a port for the first and the
     // others use the same. Nobody knows that port yet, so binding is not restricted.
-    if !listens_by_name(&config.listen) {
+    if !config.all_listeners().any(listens_by_name) {
         ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
     }
     if !connects {
@@ -232,7 +232,7 @@ impl LandlockRules {
         if jwks.is_absolute() {
             self.allow_replaceable_file(jwks)?;
         }
-        for address in &config.listen {
+        for address in config.all_listeners() {
             if let Some(socket) = address.strip_prefix("unix:")
                 && let Some(folder) = Path::new(socket).parent()
             {
@@ -266,7 +266,7 @@ impl LandlockRules {
 
     /// Allows binding to the configured TCP ports, and to any free port if guests may connect.
     fn allow_ports(&mut self, config: &Config) -> Result<(), RulesetError> {
-        let tcp = config.listen.iter().filter(|it| !it.starts_with("unix:"));
+        let tcp = config.all_listeners().filter(|it| !it.starts_with("unix:"));
         let ports = tcp.filter_map(|it| it.rsplit_once(':')?.1.parse::<u16>().ok());
         // A guest's socket is bound to any free port before it connects.
         let any = needs_tcp_connect(config).then_some(0);
