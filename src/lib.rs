@@ -16,6 +16,7 @@
 //! from then on is data. `docs/architecture.md` describes this path in full, the invariants, and
 //! what is deliberately absent.
 
+pub mod admin;
 pub mod api;
 pub mod app;
 pub mod auth;

@@ -24,6 +24,7 @@ mod sandbox;
 mod serve;
 mod start;
 mod status;
+mod web_server;
 
 /// The generated API, `ringfence.v1`.
 #[expect(
@@ -63,11 +64,12 @@ pub use self::layers::request_limits::{RequestLimitSettings, RequestLimits};
 pub use self::layers::response_data_rate::MinResponseDataRate;
 pub use self::layers::response_watchdog::ResponseWatchdog;
 pub use self::listen::{
-    Address, BindError, BoundListeners, ConnectionCounters, EventLoops, ListenSettings,
-    ServerTlsError, TlsReloader, TlsSettings, bind, socketpair,
+    Address, BindError, BoundListeners, ConnectionCounters, ConnectionTotals, EventLoops,
+    ListenSettings, Protocols, ServerTlsError, TlsReloader, TlsSettings, bind, socketpair,
 };
 pub use self::modules::ModuleApi;
 pub use self::reflection::add_reflection;
 pub use self::runs::RunApi;
 pub use self::sandbox::{DaemonPhase, SandboxApi};
 pub use self::serve::{KeepAlive, Server, ServerSettings};
+pub use self::web_server::{LocalAddress, WebServerSettings, serve_web};

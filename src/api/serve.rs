@@ -36,7 +36,7 @@ use super::listen::{Connection, EventLoop, EventLoops, NewConnection};
 
 /// The most streams that a connection may have open at once. This and the limits below are explicit
 /// because h2's own defaults let one connection hold hundreds of megabytes.
-const MAX_STREAMS: u32 = 100;
+pub(super) const MAX_STREAMS: u32 = 100;
 /// The most streams that the client has reset and that were not accepted yet. With more, the
 /// connection is closed.
 const MAX_PENDING_RESETS: usize = 20;
@@ -51,7 +51,7 @@ const _: () =
 /// The most bytes of a call's headers that are looked at. This is more than the gate lets through,
 /// so that the gate can say what is wrong. Larger headers get HTTP's 431, and those over four times
 /// this end the connection.
-const MAX_HEADER_LIST: u32 = 32 << 10;
+pub(super) const MAX_HEADER_LIST: u32 = 32 << 10;
 
 /// HTTP/2 keepalive: how often an idle connection is pinged, and how long the reply may take before
 /// the connection is closed.
@@ -209,7 +209,7 @@ fn http2_builder(keep_alive: KeepAlive) -> http2::Builder<CallExecutor> {
 /// another runtime. What they spawn belongs to that runtime, and so do the timers, sockets and
 /// blocking work that they ask for.
 #[derive(Clone)]
-struct CallExecutor(Handle);
+pub(super) struct CallExecutor(pub(super) Handle);
 
 impl<F> Executor<F> for CallExecutor
 where
@@ -227,10 +227,10 @@ where
 
 pin_project! {
     /// A call that is a task of one runtime and is polled in the context of another.
-    struct InContext<F> {
+    pub(super) struct InContext<F> {
         #[pin]
-        call: F,
-        beside: Handle,
+        pub(super) call: F,
+        pub(super) beside: Handle,
     }
 }
 

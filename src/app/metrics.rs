@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 use super::App;
+use crate::admin::{AdminServerGuard, AdminSources};
 use crate::api::DaemonPhase;
 use crate::hardening;
 use crate::metrics::{MetricRegistry, MetricSource, MetricWriter, Unit};
@@ -53,8 +54,24 @@ impl MetricSource for DaemonMetrics {
 }
 
 impl App {
+    /// Starts the admin listener, where there is one, until the guard that is returned is dropped.
+    pub(super) fn serve_admin(
+        &mut self,
+        phase: &watch::Receiver<DaemonPhase>,
+    ) -> Option<AdminServerGuard> {
+        let admin = self.admin.take()?;
+        Some(admin.serve(AdminSources {
+            metrics: self.metrics(phase.clone()),
+            authentication: self.authentication.clone(),
+            runner: Arc::clone(&self.runner),
+            phase: phase.clone(),
+            config: Arc::clone(&self.config),
+            connections: Arc::clone(&self.connection_totals.admin),
+        }))
+    }
+
     /// Gathers all sources of the daemon's metrics. `phase` tells the phase of its life.
-    pub(super) fn metrics(&self, phase: watch::Receiver<DaemonPhase>) -> MetricRegistry {
+    fn metrics(&self, phase: watch::Receiver<DaemonPhase>) -> MetricRegistry {
         let mut registry = MetricRegistry::default();
         registry.add(Arc::new(DaemonMetrics {
             phase,
@@ -62,7 +79,7 @@ impl App {
         }));
         registry.add(Arc::clone(&self.runner) as Arc<dyn MetricSource>);
         registry.add(Arc::clone(&self.call_counters) as Arc<dyn MetricSource>);
-        registry.add(Arc::clone(&self.connection_counters) as Arc<dyn MetricSource>);
+        registry.add(Arc::new(self.connection_totals.clone()));
         registry.add(Arc::new(self.authentication.clone()));
         if let Some(tls) = self.bound.tls_files() {
             registry.add(Arc::new(tls));

@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 use tower_layer::Layer;
 
+use crate::admin::{AdminError, AdminListener};
 use crate::api;
 use crate::api::health_proto::health_server::HealthServer;
 use crate::api::proto::module_service_server::ModuleServiceServer;
@@ -23,8 +24,9 @@ use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher,
-    ConnectionCounters, DaemonPhase, HealthApi, HttpGate, ListenSettings, MinResponseDataRate,
-    ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi, Server, ServerSettings,
+    ConnectionCounters, ConnectionTotals, DaemonPhase, HealthApi, HttpGate, ListenSettings,
+    MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi,
+    Server, ServerSettings,
 };
 use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
@@ -56,7 +58,9 @@ pub struct App {
     authentication: Authentication,
     server_settings: ServerSettings,
     call_counters: Arc<CallCounters>,
-    connection_counters: Arc<ConnectionCounters>,
+    connection_totals: ConnectionTotals,
+    config: Arc<Config>,
+    admin: Option<AdminListener>,
     reflection: bool,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -69,6 +73,9 @@ pub enum AppError {
     /// A listener could not be bound.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// The admin listener does not start.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Callers cannot be identified, such as by a key that cannot be read.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -121,7 +128,10 @@ pub(crate) fn known_names() -> KnownNames {
 /// Whatever keeps the daemon from serving.
 pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     let bound = api::bind(&config.listen, &settings::listen_settings(config)).await?;
-    let app = compose(config, program, bound)?;
+    let mut app = compose(config, program, bound)?;
+    if !config.admin.listen.is_empty() {
+        app.admin = Some(AdminListener::bind(settings::admin_settings(config)).await?);
+    }
     let checked = app.runner.check_store().await;
     checked.map_err(failed("the module store cannot be used"))?;
     Ok(app)
@@ -156,7 +166,12 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
         bound,
         server_settings: settings::server_settings(config),
         call_counters: CallCounters::new(),
-        connection_counters: ConnectionCounters::new(),
+        connection_totals: ConnectionTotals {
+            grpc: ConnectionCounters::new(),
+            admin: ConnectionCounters::new(),
+        },
+        config: Arc::new(config.clone()),
+        admin: None,
         listen: settings::listen_settings(config),
         request_limits: RequestLimits::new(RequestLimitSettings {
             max_message: server.max_message.0,
@@ -215,6 +230,11 @@ impl App {
         self.bound.addresses()
     }
 
+    /// Returns the addresses of the admin listener, with the actual ports.
+    pub fn admin_addrs(&self) -> &[Address] {
+        self.admin.as_ref().map_or(&[], AdminListener::addrs)
+    }
+
     /// Returns a view of the daemon's internals for tests.
     pub fn probe(&self) -> Probe {
         Probe(Arc::clone(&self.runner))
@@ -222,9 +242,10 @@ impl App {
 
     /// Returns a handle that has the daemon's files read again on request.
     pub fn reloader(&self) -> Reloader {
+        let admin = self.admin.as_ref().and_then(AdminListener::tls_files);
         Reloader {
             authenticator: Arc::clone(&self.authenticator),
-            tls: self.bound.tls_files(),
+            tls: self.bound.tls_files().into_iter().chain(admin).collect(),
         }
     }
 
@@ -242,10 +263,11 @@ impl App {
     /// # Errors
     /// The daemon cannot run anything, or its serving threads cannot be started.
     pub async fn serve_and_drain(
-        self,
+        mut self,
         shutdown: impl Future<Output = ()>,
     ) -> Result<DrainReport, AppError> {
         let (phase, phases) = watch::channel(DaemonPhase::Starting);
+        let admin = self.serve_admin(&phases);
         let deliveries = self.request_limits.response_watchdog().clone();
         let refusals = self.authentication.refusals();
         let routes = routes(&self.runner, &self.library, phases, self.reflection)?;
@@ -273,7 +295,7 @@ impl App {
         let accepting = self.bound.accept(
             &self.listen,
             server.event_loops(),
-            &self.connection_counters,
+            &self.connection_totals.grpc,
         );
         let (end, ended) = oneshot::channel::<()>();
         let serve = server.serve(async {
@@ -308,6 +330,7 @@ impl App {
             () = refusals.report_periodically() => Ok(DrainReport::default()),
         };
         drop(accepting);
+        drop(admin);
         refusals.report();
         if let Ok(drained) = &result
             && !drained.is_clean()

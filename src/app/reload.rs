@@ -12,7 +12,7 @@ use crate::config::{Config, Overrides};
 #[derive(Clone)]
 pub struct Reloader {
     pub(super) authenticator: Arc<Authenticator>,
-    pub(super) tls: Option<TlsReloader>,
+    pub(super) tls: Vec<TlsReloader>,
 }
 
 impl Reloader {
@@ -22,7 +22,7 @@ impl Reloader {
     pub async fn reload(&self, config: &Config, overrides: &Overrides) {
         tracing::info!("reading files again: tokens, keys, certificates");
         self.authenticator.reload_if_changed();
-        if let Some(tls) = &self.tls {
+        for tls in &self.tls {
             tls.reload_if_changed();
         }
         let overrides = overrides.clone();

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{AppError, failed};
-use crate::api::{KeepAlive, ListenSettings, ServerSettings, TlsSettings};
+use crate::admin::AdminSettings;
+use crate::api::{
+    KeepAlive, ListenSettings, Protocols, ServerSettings, TlsSettings, WebServerSettings,
+};
 use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
 use crate::config::{
     self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, Problems, StoreUrl,
@@ -20,6 +23,7 @@ use crate::store::{
     self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
     StoreLocation,
 };
+use tokio::runtime::Handle;
 
 /// Bytes of memory for the records of modules, shared evenly by all tenants.
 const RECORDS: u64 = 32 << 20;
@@ -221,6 +225,30 @@ pub(super) fn listen_settings(config: &Config) -> ListenSettings {
         handshake_timeout: config.server.handshake_timeout.0,
         // A client that answers no keepalive ping is given the same time.
         write_timeout: config.server.keepalive_interval.0 + config.server.keepalive_timeout.0,
+        protocols: Protocols::Http2,
+    }
+}
+
+/// Returns the settings of the admin listener. It has to be called in the context of the daemon's
+/// runtime.
+pub(super) fn admin_settings(config: &Config) -> AdminSettings {
+    let admin = &config.admin;
+    AdminSettings {
+        listen: admin.listen.clone(),
+        server: WebServerSettings {
+            listen: ListenSettings {
+                protocols: Protocols::Http1AndHttp2,
+                max_connections: admin.max_connections,
+                max_per_peer: admin.max_connections,
+                ..listen_settings(config)
+            },
+            keep_alive: server_settings(config).keep_alive,
+            beside: Handle::current(),
+        },
+        open: admin.open.clone(),
+        allowed_hosts: admin.allowed_hosts.clone(),
+        cors_origins: admin.cors_origins.clone(),
+        thread_init: hardening::confine_serving_thread,
     }
 }
 

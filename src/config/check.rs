@@ -75,6 +75,14 @@ fn listener(c: &mut Checker, config: &Config, key: &str, address: &str) {
 
 fn admin(c: &mut Checker, config: &Config) {
     let admin = &config.admin;
+    // Each address has a share of the connections, which must not be empty.
+    let addresses = u32::try_from(admin.listen.len()).unwrap_or(u32::MAX);
+    c.between(
+        "admin.max_connections",
+        admin.max_connections,
+        addresses.clamp(1, 10_000),
+        10_000,
+    );
     for name in &admin.allowed_hosts {
         c.require(
             is_host(name),

@@ -17,6 +17,7 @@ mod policy;
 mod policy_check;
 mod problems;
 mod schema;
+mod shown;
 mod threads;
 mod tree;
 mod units;

@@ -36,6 +36,8 @@ pub(crate) struct Daemon {
     pub addr: String,
     /// Of all its listeners.
     pub addrs: Vec<String>,
+    /// Of its admin listener; empty where it has none.
+    pub admin: String,
     pub probe: Probe,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), app::AppError>>,
@@ -68,6 +70,7 @@ impl Daemon {
             .expect("the daemon builds");
         let addrs: Vec<_> = app.addrs().iter().map(ToString::to_string).collect();
         let addr = addrs[0].clone();
+        let admin = app.admin_addrs().first().map(ToString::to_string);
         let probe = app.probe();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve_until(async {
@@ -79,6 +82,7 @@ impl Daemon {
             client,
             addr,
             addrs,
+            admin: admin.unwrap_or_default(),
             probe,
             stop: Some(stop),
             served,

@@ -33,6 +33,7 @@ mod harness;
 mod process;
 mod scripted;
 
+mod admin;
 mod answers;
 mod artifacts;
 mod attach;

@@ -374,7 +374,7 @@ fn flatten(tree: &syn::UseTree, before: &mut Vec<String>, leaves: &mut Vec<Vec<S
 
 /// The rooms of `src`, each with those that it may use. A room may only name rooms
 /// further down, and `sync` is everybody's.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 25] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -412,6 +412,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
     (
         "app",
         &[
+            "admin",
             "api",
             "library",
             "run",
@@ -422,9 +423,12 @@ const ROOMS: [(&str, &[&str]); 23] = [
             "auth",
             "store",
             "host_limit",
+            "metrics",
+            "telemetry",
             "model",
         ],
     ),
+    ("admin", &["api", "run", "config", "metrics", "model"]),
     (
         "api",
         &[
@@ -434,29 +438,45 @@ const ROOMS: [(&str, &[&str]); 23] = [
             "config",
             "auth",
             "event_log",
+            "metrics",
             "model",
         ],
     ),
     ("library", &["run", "sandbox", "store", "model"]),
     (
         "run",
-        &["sandbox", "telemetry", "store", "event_log", "model"],
+        &[
+            "sandbox",
+            "telemetry",
+            "store",
+            "event_log",
+            "metrics",
+            "model",
+        ],
     ),
     (
         "sandbox",
-        &["telemetry", "store", "event_log", "host_limit", "model"],
+        &[
+            "telemetry",
+            "store",
+            "event_log",
+            "host_limit",
+            "metrics",
+            "model",
+        ],
     ),
     ("signals", &["telemetry"]),
     ("hardening", &["config"]),
     ("process_limits", &["config"]),
-    ("telemetry", &["config", "model"]),
+    ("telemetry", &["config", "metrics", "model"]),
     ("config", &["auth", "store", "model"]),
     ("auth", &["trust_store", "model"]),
-    ("store", &["host_limit", "trust_store", "model"]),
-    ("event_log", &["model"]),
+    ("store", &["host_limit", "trust_store", "metrics", "model"]),
+    ("event_log", &["metrics", "model"]),
     ("host_limit", &["model"]),
     ("heap", &[]),
     ("trust_store", &[]),
+    ("metrics", &["model"]),
     ("model", &[]),
     ("sync", &[]),
     ("lib", &[]),

@@ -131,12 +131,41 @@ impl Authentication {
                 })
             }
             Err(refusal) => {
-                self.0.refusals.refused(peer, &refusal);
-                let presented = PresentedCredential::of(head, peer);
-                self.0.failures[presented as usize].increment();
+                self.count_refused(head, peer, &refusal);
                 Err(Status::from(&refusal))
             }
         }
+    }
+}
+
+impl Authentication {
+    /// Authenticates a request of the admin listener from its headers and its connection. Which
+    /// host it is addressed to has been checked already.
+    ///
+    /// # Errors
+    /// `CREDENTIALS_INVALID`, `FORBIDDEN` and `RUNTIME_UNAVAILABLE`. The refusal has been logged.
+    pub async fn authenticate_http(
+        &self,
+        head: &http::request::Parts,
+    ) -> Result<Arc<Tenant>, Refusal> {
+        let peer = head.extensions.get::<Peer>();
+        let call = peer.and_then(Peer::begin_call);
+        let tenant = self.0.authenticate(head, peer).await;
+        match &tenant {
+            Ok(_) => {
+                peer.map(Peer::mark_authenticated);
+            }
+            Err(refusal) => self.count_refused(head, peer, refusal),
+        }
+        drop(call);
+        tenant
+    }
+
+    /// Logs and counts a request that is refused because of who made it.
+    fn count_refused(&self, head: &http::request::Parts, peer: Option<&Peer>, refusal: &Refusal) {
+        self.0.refusals.refused(peer, refusal);
+        let presented = PresentedCredential::of(head, peer);
+        self.0.failures[presented as usize].increment();
     }
 }
 

@@ -19,7 +19,7 @@ use super::connection_slots::{ConnectionSlot, ConnectionSlots};
 use super::event_loop::{EventLoopAssignment, EventLoops};
 use super::origin::ConnectionOrigin;
 use super::tls::ServerTls;
-use super::transport::{ConnectionTimeouts, Transport};
+use super::transport::{ConnectionRules, Transport};
 
 /// How long the accept loop pauses after a failed accept, and how long it waits for the connection
 /// that it closes when no file descriptor is left.
@@ -38,7 +38,7 @@ pub(super) struct Acceptor {
     /// The TLS configuration of a TCP listener. `None` means plaintext; a unix socket never uses
     /// it.
     pub(super) tls: Option<Arc<ServerTls>>,
-    pub(super) timeouts: ConnectionTimeouts,
+    pub(super) rules: ConnectionRules,
     pub(super) event_loops: EventLoops,
 }
 
@@ -107,14 +107,14 @@ impl Acceptor {
                 return None;
             }
         };
-        let timeouts = self.timeouts;
+        let rules = self.rules;
         match (transport, &self.tls) {
             (Transport::Tcp(stream), Some(tls)) => {
                 let tls = Arc::clone(tls);
-                Some(tls_handshake(stream, tls, timeouts, slot, assignment))
+                Some(tls_handshake(stream, tls, rules, slot, assignment))
             }
             (transport, _) => {
-                assignment.hand_over(transport, timeouts, Some(slot));
+                assignment.hand_over(transport, rules, Some(slot));
                 None
             }
         }
@@ -143,17 +143,17 @@ impl Acceptor {
 async fn tls_handshake(
     stream: TcpStream,
     tls: Arc<ServerTls>,
-    timeouts: ConnectionTimeouts,
+    rules: ConnectionRules,
     mut slot: ConnectionSlot,
     assignment: EventLoopAssignment,
 ) {
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(timeouts.greeting, tls.accept(stream)) => shaken,
+        shaken = tokio::time::timeout(rules.greeting, tls.accept(stream)) => shaken,
         () = poll_fn(|cx| slot.poll_revoked(cx)) => return,
     };
     let (error, stream) = match shaken {
         Ok(Ok(stream)) => {
-            assignment.hand_over(Transport::tls(stream, tls), timeouts, Some(slot));
+            assignment.hand_over(Transport::tls(stream, tls), rules, Some(slot));
             return;
         }
         Ok(Err(failure)) => failure,

@@ -3,6 +3,7 @@
 //! accepts no data, or is evicted.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -19,7 +20,7 @@ use super::connection_slots::{ConnectionAuthState, ConnectionSlot, Unauthenticat
 use super::event_loop::{EventLoopAssignment, NewConnection};
 use super::origin::ConnectionOrigin;
 use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
-use super::transport::{PeerCertificate, Transport};
+use super::transport::{PeerCertificate, Protocols, Transport};
 use crate::api::client_streaming_calls::ClientStreamingCalls;
 use crate::api::layers::request_body::UnwantedBodies;
 use crate::model::refusal::{Reason, Refusal};
@@ -39,8 +40,8 @@ pub(in crate::api) struct Connection {
     /// Closes the connection if the client's first bytes do not come in time; `None` once they
     /// have.
     greeting_timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes that were read while `greeting_timer` was running.
-    greeting_bytes: usize,
+    /// Bytes that are yet to come before `greeting_timer` is stopped.
+    greeting_left: usize,
     /// Detects the client's protocol; `None` once that is known.
     sniffer: Option<Box<ProtocolSniffer>>,
     /// What the sniffer held back and was not written yet.
@@ -78,24 +79,26 @@ impl Connection {
     pub(in crate::api) fn new(new: NewConnection) -> Self {
         let NewConnection {
             transport,
-            timeouts: patience,
+            rules,
             slot: place,
             assignment,
         } = new;
+        let is_http2 = rules.protocols == Protocols::Http2;
         let authority_rewriter = match &transport {
-            Transport::Unix(_) => Some(AuthorityRewriter::new()),
-            Transport::Tcp(_) | Transport::Tls(..) => None,
+            Transport::Unix(_) if is_http2 => Some(AuthorityRewriter::new()),
+            Transport::Unix(_) | Transport::Tcp(_) | Transport::Tls(..) => None,
         };
         Self {
             transport,
             _assignment: assignment,
             authority_rewriter,
-            greeting_timer: Some(Box::pin(tokio::time::sleep(patience.greeting))),
-            greeting_bytes: 0,
+            greeting_timer: Some(Box::pin(tokio::time::sleep(rules.greeting))),
+            // An HTTP/1 request may be shorter than the greeting of HTTP/2: its first byte counts.
+            greeting_left: if is_http2 { GREETING } else { 1 },
             // A connection without a slot is the daemon's own, and speaks HTTP/2.
-            sniffer: place.as_ref().map(|_| Box::default()),
+            sniffer: place.as_ref().filter(|_| is_http2).map(|_| Box::default()),
             unsent: Vec::new(),
-            write_timeout: patience.writing,
+            write_timeout: rules.writing,
             write_stall_timer: None,
             totals: place.as_ref().map(|place| Arc::clone(place.totals())),
             slot: place,
@@ -107,6 +110,17 @@ impl Connection {
     pub(in crate::api) fn peer(&self) -> Peer {
         let auth_state = self.slot.as_ref().map(ConnectionSlot::auth_state);
         Peer::of(&self.transport, auth_state.cloned())
+    }
+
+    /// Returns the address of this host that the connection was made to; `None` for a unix socket,
+    /// and for a connection that is already broken.
+    pub(in crate::api) fn local_ip(&self) -> Option<IpAddr> {
+        let local = match &self.transport {
+            Transport::Tcp(stream) => stream.local_addr(),
+            Transport::Tls(stream, _) => stream.get_ref().0.local_addr(),
+            Transport::Unix(_) => return None,
+        };
+        local.ok().map(|address| address.ip().to_canonical())
     }
 
     /// Reports whether the connection must be closed. If not, the task is woken when it must be.
@@ -363,8 +377,9 @@ impl AsyncRead for Connection {
             ready!(silent.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        self.greeting_bytes += buf.filled().len() - before;
-        if self.greeting_bytes >= GREETING {
+        let came = buf.filled().len() - before;
+        self.greeting_left = self.greeting_left.saturating_sub(came);
+        if self.greeting_left == 0 {
             self.greeting_timer = None;
         }
         polled

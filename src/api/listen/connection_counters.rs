@@ -42,39 +42,62 @@ impl ConnectionCounters {
     }
 }
 
-impl MetricSource for ConnectionCounters {
+/// The counters of the gRPC listeners' connections, and of those of the admin listener.
+#[derive(Clone, Debug)]
+pub struct ConnectionTotals {
+    /// The connections of the gRPC listeners.
+    pub grpc: Arc<ConnectionCounters>,
+    /// The connections of the admin listener.
+    pub admin: Arc<ConnectionCounters>,
+}
+
+impl MetricSource for ConnectionTotals {
     fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
-        to.counter(
+        let listeners = [("grpc", &self.grpc), ("admin", &self.admin)];
+        to.counters(
             "connections_accepted",
-            "Connections that got a slot of server.max_connections.",
-            self.accepted.get(),
-        )?;
-        to.gauge(
-            "connections",
-            "Connections that are open now.",
+            "Connections that got a slot of their listener, by listener.",
             None,
-            self.open.get(),
+            listeners.map(|(listener, it)| ([("listener", listener)], it.accepted.get())),
         )?;
-        let closed = [
-            ("refused", &self.refused),
-            ("evicted", &self.evicted),
-            ("overdue", &self.overdue),
-            ("plaintext", &self.plaintext),
-            ("tls", &self.tls),
-            ("http1", &self.http1),
-        ];
+        to.gauges(
+            "connections",
+            "Connections that are open now, by listener.",
+            None,
+            listeners.map(|(listener, it)| ([("listener", listener)], it.open.get())),
+        )?;
+        let closed = listeners.into_iter().flat_map(|(listener, it)| {
+            let reasons = [
+                ("refused", &it.refused),
+                ("evicted", &it.evicted),
+                ("overdue", &it.overdue),
+                ("plaintext", &it.plaintext),
+                ("tls", &it.tls),
+                ("http1", &it.http1),
+            ];
+            reasons.map(|(reason, count)| {
+                let labels = [("listener", listener), ("reason", reason)];
+                (labels, count.get())
+            })
+        });
         to.counters(
             "connections_closed",
-            "Connections that the daemon refused or closed, by reason.",
+            "Connections that the daemon refused or closed, by listener and by reason.",
             None,
-            closed.map(|(reason, count)| ([("reason", reason)], count.get())),
+            closed,
         )?;
-        let bytes = [("received", &self.received), ("sent", &self.sent)];
+        let bytes = listeners.into_iter().flat_map(|(listener, it)| {
+            let directions = [("received", &it.received), ("sent", &it.sent)];
+            directions.map(|(direction, count)| {
+                let labels = [("listener", listener), ("direction", direction)];
+                (labels, count.get())
+            })
+        });
         to.counters(
             "network",
             "Bytes that connections received and sent, without those of TLS.",
             Some(&Unit::Bytes),
-            bytes.map(|(direction, count)| ([("direction", direction)], count.get())),
+            bytes,
         )
     }
 }

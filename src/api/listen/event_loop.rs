@@ -13,12 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::connection_slots::ConnectionSlot;
-use super::transport::{ConnectionTimeouts, Transport};
+use super::transport::{ConnectionRules, Transport};
 
 /// A connection that was accepted, on its way to the event loop that will serve it.
 pub(in crate::api) struct NewConnection {
     pub(super) transport: Transport,
-    pub(super) timeouts: ConnectionTimeouts,
+    pub(super) rules: ConnectionRules,
     /// `None` for the daemon's own connection, which exists before anything is accepted.
     pub(super) slot: Option<ConnectionSlot>,
     pub(super) assignment: EventLoopAssignment,
@@ -100,14 +100,14 @@ impl EventLoopAssignment {
     pub(super) fn hand_over(
         self,
         transport: Transport,
-        timeouts: ConnectionTimeouts,
+        rules: ConnectionRules,
         slot: Option<ConnectionSlot>,
     ) {
         let new = self.event_loop().new.clone();
         // The connection is closed if nobody serves any more.
         let _ = new.send(NewConnection {
             transport,
-            timeouts,
+            rules,
             slot,
             assignment: self,
         });

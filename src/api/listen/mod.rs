@@ -31,10 +31,11 @@ use self::accept::Acceptor;
 use self::connection_slots::ConnectionSlots;
 use self::connection_table::TableLimits;
 use self::tls::ServerTls;
-use self::transport::{ConnectionTimeouts, Transport};
+pub use self::transport::Protocols;
+use self::transport::{ConnectionRules, Transport};
 
 pub(super) use self::connection::{Connection, Peer};
-pub use self::connection_counters::ConnectionCounters;
+pub use self::connection_counters::{ConnectionCounters, ConnectionTotals};
 pub(super) use self::connection_slots::UnauthenticatedCall;
 pub(super) use self::event_loop::EventLoop;
 pub use self::event_loop::EventLoops;
@@ -61,6 +62,8 @@ pub struct ListenSettings {
     pub handshake_timeout: Duration,
     /// How long a client may accept nothing of what is written to it.
     pub write_timeout: Duration,
+    /// What the connections speak.
+    pub protocols: Protocols,
 }
 
 /// The address that a listener is bound to.
@@ -131,7 +134,11 @@ pub async fn bind(
     addresses: &[String],
     settings: &ListenSettings,
 ) -> Result<BoundListeners, BindError> {
-    let tls = settings.tls.as_ref().map(ServerTls::open).transpose();
+    let tls = settings
+        .tls
+        .as_ref()
+        .map(|tls| ServerTls::open(tls, settings.protocols))
+        .transpose();
     let mut bound = BoundListeners {
         entries: Vec::new(),
         addresses: Vec::new(),
@@ -277,15 +284,16 @@ impl BoundListeners {
         event_loops: &EventLoops,
         counters: &Arc<ConnectionCounters>,
     ) -> AcceptTasks {
-        let timeouts = ConnectionTimeouts {
+        let rules = ConnectionRules {
             greeting: settings.handshake_timeout,
             writing: settings.write_timeout,
+            protocols: settings.protocols,
         };
         let mut tasks = JoinSet::new();
         if let Some(stream) = self.paired {
             let assignment = event_loops.assign();
             match assignment.adopt_unix(stream) {
-                Ok(stream) => assignment.hand_over(Transport::Unix(stream), timeouts, None),
+                Ok(stream) => assignment.hand_over(Transport::Unix(stream), rules, None),
                 // The other end sees that the connection is closed.
                 Err(error) => tracing::error!(%error, "the only connection cannot be served"),
             }
@@ -312,7 +320,7 @@ impl BoundListeners {
                     listener,
                     slots: Arc::clone(&places),
                     tls: self.tls.clone(),
-                    timeouts,
+                    rules,
                     event_loops: event_loops.clone(),
                 };
                 tasks.spawn(acceptor.run());

@@ -24,6 +24,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
+use super::transport::Protocols;
 use crate::auth::{CertificateName, Parsed, WatchedFiles, WatchedFilesError};
 use crate::metrics::{MetricSource, MetricWriter, Unit};
 
@@ -54,6 +55,8 @@ pub(super) struct ServerTls {
     /// The authorities of client certificates. They are watched apart from the rest: an authority
     /// that was taken out is no longer trusted, whatever is wrong with our own certificate.
     authorities: Option<WatchedFiles<ClientAuthorities>>,
+    /// What is offered to clients.
+    protocols: Protocols,
     /// The configuration for handshakes, built from both when either changes.
     config: ArcSwap<ServerConfig>,
 }
@@ -133,7 +136,10 @@ pub(super) struct ClientCertificate {
 
 impl ServerTls {
     /// Reads the certificate, the key and the authorities, and builds the configuration from them.
-    pub(super) fn open(settings: &TlsSettings) -> Result<Arc<Self>, ServerTlsError> {
+    pub(super) fn open(
+        settings: &TlsSettings,
+        protocols: Protocols,
+    ) -> Result<Arc<Self>, ServerTlsError> {
         let own = vec![settings.cert.clone(), settings.key.clone()];
         let identity = WatchedFiles::keep_last_good("[tls]", own, identity)?;
         let require = settings.require;
@@ -143,10 +149,11 @@ impl ServerTls {
         });
         let authorities = authorities.transpose()?;
         let verifier = authorities.as_ref().and_then(|it| it.get().0.clone());
-        let config = config(&identity.get(), verifier)?;
+        let config = config(&identity.get(), verifier, protocols)?;
         Ok(Arc::new(Self {
             identity,
             authorities,
+            protocols,
             config: ArcSwap::from_pointee(config),
         }))
     }
@@ -179,7 +186,7 @@ impl ServerTls {
             // with the previous one, and what clients present is refused at each call.
             return;
         }
-        match config(&self.identity.get(), verifier) {
+        match config(&self.identity.get(), verifier, self.protocols) {
             Ok(config) => self.config.store(Arc::new(config)),
             Err(error) => tracing::error!(error = error.to_string(), "[tls] stays as it was"),
         }
@@ -325,10 +332,11 @@ fn authorities(pem: &[u8], require: bool) -> Result<Parsed<ClientAuthorities>, T
     })
 }
 
-/// Builds the TLS configuration, which offers HTTP/2 as the only protocol (ALPN).
+/// Builds the TLS configuration, which offers `protocols` (ALPN).
 fn config(
     identity: &ServerIdentity,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    protocols: Protocols,
 ) -> Result<ServerConfig, rustls::Error> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
@@ -337,7 +345,10 @@ fn config(
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = match protocols {
+        Protocols::Http2 => vec![b"h2".to_vec()],
+        Protocols::Http1AndHttp2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
     Ok(config)
 }
 

@@ -1,4 +1,4 @@
-//! The byte stream of a connection, and how long it may make no progress.
+//! The byte stream of a connection, what it may speak, and how long it may make no progress.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,12 +40,23 @@ impl Transport {
     }
 }
 
-/// How long a connection may make no progress before it is closed.
+/// The protocols that the connections of a listener may speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocols {
+    /// HTTP/2, which gRPC is spoken in. Clients of other protocols are told what they met.
+    Http2,
+    /// HTTP/1.1 and HTTP/2.
+    Http1AndHttp2,
+}
+
+/// What a connection may speak, and how long it may make no progress before it is closed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionTimeouts {
+pub(super) struct ConnectionRules {
     /// From its acceptance to the end of the TLS handshake, and from there to the client's first
-    /// bytes of HTTP/2.
+    /// bytes of HTTP.
     pub(super) greeting: Duration,
     /// How long the client may accept none of what is being written to it.
     pub(super) writing: Duration,
+    /// What the connection may speak.
+    pub(super) protocols: Protocols,
 }

@@ -1,0 +1,148 @@
+//! The paths of the admin listener.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::routing::get;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use tokio::runtime::Handle;
+
+use super::AdminSources;
+use super::readiness::Readiness;
+use super::service::plain;
+use crate::config::{Config, OpenPath};
+use crate::metrics::{CONTENT_TYPE as METRICS, MetricRegistry};
+use crate::run::Tenant;
+
+/// Reports whether everybody may read a path.
+pub(super) fn is_open(path: &str, open: &[OpenPath]) -> bool {
+    let path = match path {
+        "/livez" => OpenPath::Livez,
+        "/readyz" => OpenPath::Readyz,
+        "/metrics" => OpenPath::Metrics,
+        _ => return false,
+    };
+    open.contains(&path)
+}
+
+/// What the paths answer from.
+pub(super) struct Routes {
+    metrics: MetricRegistry,
+    readiness: Readiness,
+    config: Arc<Config>,
+}
+
+impl Routes {
+    /// Creates the routes, which answer from `sources`.
+    pub(super) fn new(sources: AdminSources, beside: &Handle) -> Self {
+        Self {
+            metrics: sources.metrics,
+            readiness: Readiness::new(sources.phase, sources.runner, beside.clone()),
+            config: sources.config,
+        }
+    }
+
+    /// Builds the router of all paths.
+    pub(super) fn router(self) -> Router {
+        Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .route("/debug/config", get(config))
+            .fallback(nothing)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(Arc::new(self))
+    }
+}
+
+/// Answers that the process answers.
+async fn livez() -> Response<Body> {
+    plain(StatusCode::OK, "ok")
+}
+
+/// Answers whether the daemon can take runs, with a line for each check.
+async fn readyz(State(routes): State<Arc<Routes>>) -> Response<Body> {
+    let mut text = String::new();
+    let mut is_ready = true;
+    for check in routes.readiness.checks().await {
+        // Writing to a string does not fail.
+        let _ = match check.failure {
+            None => writeln!(text, "[+] {}: ok", check.name),
+            Some(why) => writeln!(text, "[-] {}: {why}", check.name),
+        };
+        is_ready &= check.failure.is_none();
+    }
+    match is_ready {
+        true => plain(StatusCode::OK, &format!("{text}ready")),
+        false => plain(StatusCode::SERVICE_UNAVAILABLE, &format!("{text}not ready")),
+    }
+}
+
+/// Answers with all metrics, in the format that the client prefers. A caller that had to say who it
+/// is gets the series of its own tenant.
+async fn metrics(State(routes): State<Arc<Routes>>, request: Request) -> Response<Body> {
+    let accepted = request.headers().get(ACCEPT);
+    let accepted = accepted.and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let is_openmetrics = accepted.contains("application/openmetrics-text");
+    let tenant = request.extensions().get::<Arc<Tenant>>();
+    let tenant = tenant.map(|tenant| &*tenant.name);
+    match routes.metrics.encode(is_openmetrics, tenant) {
+        Ok(text) => {
+            let [openmetrics, older] = METRICS;
+            let kind = if is_openmetrics { openmetrics } else { older };
+            let mut answer = Response::new(Body::from(text));
+            let kind = HeaderValue::from_static(kind);
+            answer.headers_mut().insert(CONTENT_TYPE, kind);
+            answer
+        }
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be written");
+            plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the metrics cannot be written",
+            )
+        }
+    }
+}
+
+/// Answers with the settings in force, as TOML: all of them where there is one tenant, and else
+/// those of the caller's own tenant.
+async fn config(State(routes): State<Arc<Routes>>, request: Request) -> Response<Body> {
+    let tenant = request.extensions().get::<Arc<Tenant>>();
+    let name = tenant.map_or("", |tenant| &*tenant.name);
+    match routes.config.shown_to(name) {
+        Ok(text) => {
+            let mut answer = plain(StatusCode::OK, text.trim_end());
+            let toml = HeaderValue::from_static("application/toml; charset=utf-8");
+            answer.headers_mut().insert(CONTENT_TYPE, toml);
+            answer
+        }
+        Err(error) => {
+            tracing::error!(%error, "the settings cannot be shown");
+            plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the settings cannot be shown",
+            )
+        }
+    }
+}
+
+/// Answers a path that there is not.
+async fn nothing() -> Response<Body> {
+    plain(
+        StatusCode::NOT_FOUND,
+        "there is nothing at this path; there are /livez, /readyz, /metrics and /debug/config",
+    )
+}
+
+/// Answers a method that the path does not take.
+async fn wrong_method() -> Response<Body> {
+    plain(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path is only read, with GET or HEAD",
+    )
+}

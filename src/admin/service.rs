@@ -1,0 +1,180 @@
+//! The gate in front of every path of the admin listener, and the headers of every answer.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::runtime::Handle;
+use tower::ServiceExt;
+use tower_service::Service;
+
+use super::AdminSources;
+use super::origin_guard::{OriginGuard, RequestOrigin};
+use super::routes::{self, Routes};
+use crate::api::Authentication;
+use crate::config::OpenPath;
+use crate::model::refusal::{Reason, Refusal};
+
+/// The headers of every answer: it is not guessed what it is, shown in a frame, stored, or read by
+/// pages of other origins.
+const ALWAYS: [(HeaderName, HeaderValue); 5] = [
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+];
+/// The methods that pages of an allowed origin may use.
+const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
+/// The headers that pages of an allowed origin may send.
+const CORS_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, content-type, grpc-timeout, x-grpc-web, x-user-agent");
+/// The headers of answers that pages of an allowed origin may read.
+const CORS_EXPOSED: HeaderValue = HeaderValue::from_static(
+    "grpc-status, grpc-message, grpc-status-details-bin, ringfence-run-id",
+);
+/// How long, in seconds, a browser may remember what it was allowed.
+const CORS_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
+
+/// The service that answers the requests of the admin listener.
+#[derive(Clone)]
+pub(super) struct AdminService(Arc<Inner>);
+
+struct Inner {
+    guard: OriginGuard,
+    open: Vec<OpenPath>,
+    authentication: Authentication,
+    router: Router,
+}
+
+impl AdminService {
+    /// Creates the service, which answers from `sources`. Work that belongs to the daemon is done
+    /// on `beside`.
+    pub(super) fn new(
+        guard: OriginGuard,
+        open: Vec<OpenPath>,
+        sources: AdminSources,
+        beside: &Handle,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            guard,
+            open,
+            authentication: sources.authentication.clone(),
+            router: Routes::new(sources, beside).router(),
+        }))
+    }
+}
+
+impl Inner {
+    /// Answers a request, once it is known that it may be made.
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let origin = match self.guard.check(&request) {
+            Ok(origin) => origin,
+            Err(why) => return plain(StatusCode::FORBIDDEN, &why),
+        };
+        let mut answer = match &origin {
+            RequestOrigin::Preflight(_) => preflight(),
+            RequestOrigin::Own | RequestOrigin::Allowed(_) => self.admit(request).await,
+        };
+        if let RequestOrigin::Allowed(origin) | RequestOrigin::Preflight(origin) = origin {
+            let headers = answer.headers_mut();
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, CORS_EXPOSED);
+            headers.append(VARY, HeaderValue::from(ORIGIN));
+        }
+        answer
+    }
+
+    /// Answers a request that is addressed to this host, once its caller is known where that is
+    /// needed.
+    async fn admit(&self, request: Request<Incoming>) -> Response<Body> {
+        let (mut head, body) = request.into_parts();
+        if !routes::is_open(head.uri.path(), &self.open) {
+            match self.authentication.authenticate_http(&head).await {
+                Ok(tenant) => {
+                    head.extensions.insert(tenant);
+                }
+                Err(refusal) => return refused(&refusal),
+            }
+        }
+        let request = Request::from_parts(head, Body::new(body));
+        // A router cannot fail.
+        let answered = self.router.clone().oneshot(request).await;
+        answered.unwrap_or_else(|never: Infallible| match never {})
+    }
+}
+
+/// Creates the answer to a page that asks whether it may make a request.
+fn preflight() -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    let headers = answer.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS);
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS);
+    headers.insert(ACCESS_CONTROL_MAX_AGE, CORS_MAX_AGE);
+    answer
+}
+
+/// Creates the answer to a caller that is not let in.
+fn refused(refusal: &Refusal) -> Response<Body> {
+    let (status, asks) = match refusal.reason() {
+        Reason::CredentialsInvalid => (StatusCode::UNAUTHORIZED, true),
+        Reason::Forbidden => (StatusCode::FORBIDDEN, false),
+        Reason::RuntimeUnavailable => (StatusCode::SERVICE_UNAVAILABLE, false),
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "authentication gives no other reason than a failure of the daemon"
+        )]
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, false),
+    };
+    let mut answer = plain(status, &refusal.message());
+    if asks {
+        let bearer = HeaderValue::from_static("Bearer");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+    }
+    answer
+}
+
+/// Creates an answer of one line of text.
+pub(super) fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    let mut answer = Response::new(Body::from(format!("{text}\n")));
+    *answer.status_mut() = status;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, text);
+    answer
+}
+
+impl Service<Request<Incoming>> for AdminService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            let mut answer = inner.answer(request).await;
+            answer.headers_mut().extend(ALWAYS);
+            Ok(answer)
+        })
+    }
+}
