@@ -1,4 +1,5 @@
-//! The admin listener: probes, metrics and the settings in force, over plain HTTP.
+//! The admin listener: probes, metrics and the settings in force over plain HTTP, and the services
+//! of the API by gRPC-Web.
 //!
 //! It runs on a thread of its own, so that it answers while the gRPC side is busy, and until the
 //! very end of a drain. Every request passes the same gate ([`service`]): it has to be addressed to
@@ -10,11 +11,15 @@ mod readiness;
 mod routes;
 mod service;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use tokio::runtime::{self, Handle};
 use tokio::sync::watch;
+use tonic::body::Body;
 
 use self::origin_guard::OriginGuard;
 use self::service::AdminService;
@@ -37,6 +42,8 @@ pub struct AdminSettings {
     pub server: WebServerSettings,
     /// The paths that need no credential.
     pub open: Vec<OpenPath>,
+    /// Whether other hosts can read nothing but the open paths, since nobody is authenticated.
+    pub is_open_only: bool,
     /// The hosts that requests may be addressed to, besides this host's own addresses.
     pub allowed_hosts: Vec<String>,
     /// The origins of web pages that may read answers.
@@ -59,6 +66,11 @@ pub enum AdminError {
     Gone,
 }
 
+/// The server of gRPC-Web calls, whichever layers it has.
+pub type GrpcWebHandler = Arc<
+    dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync,
+>;
+
 /// What the admin listener tells of the daemon.
 pub struct AdminSources {
     /// The sources of metrics.
@@ -73,6 +85,8 @@ pub struct AdminSources {
     pub config: Arc<Config>,
     /// The counters of the listener's connections.
     pub connections: Arc<ConnectionCounters>,
+    /// Answers the calls of gRPC-Web.
+    pub grpc_web: GrpcWebHandler,
 }
 
 /// The admin listener, bound to its addresses. Dropping it ends its thread.
@@ -120,11 +134,14 @@ impl AdminListener {
             ending,
         } = self;
         for address in bound.addresses() {
-            tracing::info!(%address, "the admin listener listens");
+            tracing::info!(admin = %address, "the admin listener listens");
         }
         let connections = Arc::clone(&sources.connections);
-        let guard = OriginGuard::new(settings.allowed_hosts, settings.cors_origins);
-        let service = AdminService::new(guard, settings.open, sources, &settings.server.beside);
+        let guard = OriginGuard::new(
+            settings.allowed_hosts.clone(),
+            settings.cors_origins.clone(),
+        );
+        let service = AdminService::new(guard, &settings, sources);
         let is_ending = ending.subscribe();
         // The task ends with the guard, or with its runtime.
         runtime.spawn(serve_web(

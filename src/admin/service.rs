@@ -14,14 +14,13 @@ use http::header::{
 };
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::runtime::Handle;
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::AdminSources;
 use super::origin_guard::{OriginGuard, RequestOrigin};
 use super::routes::{self, Routes};
-use crate::api::Authentication;
+use super::{AdminSettings, AdminSources, GrpcWebHandler};
+use crate::api::{Authentication, LocalAddress, is_grpc_web};
 use crate::config::OpenPath;
 use crate::model::refusal::{Reason, Refusal};
 
@@ -59,24 +58,23 @@ pub(super) struct AdminService(Arc<Inner>);
 struct Inner {
     guard: OriginGuard,
     open: Vec<OpenPath>,
+    /// Whether other hosts can read nothing but the open paths.
+    is_open_only: bool,
     authentication: Authentication,
     router: Router,
+    grpc_web: GrpcWebHandler,
 }
 
 impl AdminService {
-    /// Creates the service, which answers from `sources`. Work that belongs to the daemon is done
-    /// on `beside`.
-    pub(super) fn new(
-        guard: OriginGuard,
-        open: Vec<OpenPath>,
-        sources: AdminSources,
-        beside: &Handle,
-    ) -> Self {
+    /// Creates the service, which answers from `sources`.
+    pub(super) fn new(guard: OriginGuard, settings: &AdminSettings, sources: AdminSources) -> Self {
         Self(Arc::new(Inner {
             guard,
-            open,
+            open: settings.open.clone(),
+            is_open_only: settings.is_open_only,
             authentication: sources.authentication.clone(),
-            router: Routes::new(sources, beside).router(),
+            grpc_web: Arc::clone(&sources.grpc_web),
+            router: Routes::new(sources, &settings.server.beside).router(),
         }))
     }
 }
@@ -104,8 +102,17 @@ impl Inner {
     /// Answers a request that is addressed to this host, once its caller is known where that is
     /// needed.
     async fn admit(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_open = routes::is_open(request.uri().path(), &self.open);
+        if self.is_open_only && !is_open && is_of_another_host(&request) {
+            const WHY: &str = "other hosts may read the paths in admin.open only, because nothing authenticates callers: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)";
+            return plain(StatusCode::FORBIDDEN, WHY);
+        }
+        if is_grpc_web(&request) {
+            // The call says by itself who makes it, and is refused in its own words.
+            return (self.grpc_web)(request).await.map(Body::new);
+        }
         let (mut head, body) = request.into_parts();
-        if !routes::is_open(head.uri.path(), &self.open) {
+        if !is_open {
             match self.authentication.authenticate_http(&head).await {
                 Ok(tenant) => {
                     head.extensions.insert(tenant);
@@ -117,6 +124,16 @@ impl Inner {
         // A router cannot fail.
         let answered = self.router.clone().oneshot(request).await;
         answered.unwrap_or_else(|never: Infallible| match never {})
+    }
+}
+
+/// Reports whether a request came by an address of this host that other hosts can reach.
+fn is_of_another_host(request: &Request<Incoming>) -> bool {
+    let local = request.extensions().get::<LocalAddress>();
+    match local {
+        Some(LocalAddress(Some(ip))) => !ip.is_loopback(),
+        Some(LocalAddress(None)) => false,
+        None => true,
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::call_counters::CallCounters;
+use super::call_counters::{CallCounters, CallTimer};
 use super::layers::auth::Authentication;
 use super::layers::request_body::RequestBody;
 use super::layers::request_limits::RequestLimits;
@@ -61,23 +61,42 @@ where
         peer: Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Result<Response<TimedBody>, Infallible> {
-        let mut timer = self.counters.begin(request.uri().path());
+        let timer = self.counters.begin(request.uri().path());
         let unwanted = peer.unwanted_bodies();
         let body = |body| RequestBody::new(body, unwanted);
         if RunFastPath::takes(&request) {
             let answer = self.run.answer(&peer, request.map(body)).await;
-            timer.note_end(answer.headers());
-            return Ok(answer.map(|body| TimedBody::new(body, timer)));
+            return Ok(timed(answer, timer));
         }
         request.extensions_mut().insert(Peer::clone(&peer));
-        let service = self.layered.clone();
         // Boxed separately, so that the future of a `Run` has no room set aside for it.
-        let answer =
-            Box::pin(service.oneshot(request.map(|incoming| Body::new(body(incoming))))).await?;
-        match answer.status() {
-            StatusCode::OK => timer.note_end(answer.headers()),
-            _ => timer.note_foreign(),
-        }
-        Ok(answer.map(|body| TimedBody::new(ResponseBody::Layered(body), timer)))
+        let answer = Box::pin(self.layered(request.map(|incoming| Body::new(body(incoming)))));
+        Ok(timed(answer.await, timer))
     }
+
+    /// Answers a call that was translated from gRPC-Web.
+    pub(super) async fn answer_web(&self, peer: &Peer, request: Request<Body>) -> Response<Body> {
+        let timer = self.counters.begin(request.uri().path());
+        let answer = match RunFastPath::takes(&request) {
+            true => self.run.answer(peer, request).await,
+            false => self.layered(request).await,
+        };
+        timed(answer, timer).map(Body::new)
+    }
+
+    /// Answers a call of any method but `Run`.
+    async fn layered(&self, request: Request<Body>) -> Response<ResponseBody> {
+        let answered = self.layered.clone().oneshot(request).await;
+        let answer = answered.unwrap_or_else(|never| match never {});
+        answer.map(ResponseBody::Layered)
+    }
+}
+
+/// Notes how a call was answered, and measures it until its answer has been taken.
+fn timed(answer: Response<ResponseBody>, mut timer: CallTimer) -> Response<TimedBody> {
+    match answer.status() {
+        StatusCode::OK => timer.note_end(answer.headers()),
+        _ => timer.note_foreign(),
+    }
+    answer.map(|body| TimedBody::new(body, timer))
 }

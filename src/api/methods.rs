@@ -85,6 +85,15 @@ pub(super) enum DeadlineRule {
     Method,
 }
 
+/// Whether a method changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It answers a question.
+    Reads,
+    /// It starts, ends, stores or deletes something.
+    Changes,
+}
+
 /// The properties of one method that the layers around it act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Contract {
@@ -98,6 +107,8 @@ pub(super) struct Contract {
     pub(super) deadline: DeadlineRule,
     /// Who may make the call.
     pub(super) audience: Audience,
+    /// Whether the call changes anything.
+    pub(super) effect: Effect,
 }
 
 impl Contract {
@@ -109,6 +120,7 @@ impl Contract {
         response: ResponseKind::Unary,
         deadline: DeadlineRule::Gate,
         audience: Audience::Tenant,
+        effect: Effect::Changes,
     };
 
     /// The contract of a question about health, whose answer nobody is charged for.
@@ -117,12 +129,14 @@ impl Contract {
         cap: CapRule::Fixed(MAX_HEALTH, ""),
         response: ResponseKind::Health,
         audience: Audience::Probe,
+        effect: Effect::Reads,
         ..Self::PLAIN
     };
 
     /// The contract of a question about runs.
     const QUESTION: Self = Self {
         cap: CapRule::Fixed(MAX_QUESTION, ""),
+        effect: Effect::Reads,
         ..Self::PLAIN
     };
 
@@ -137,6 +151,7 @@ impl Contract {
         request: RequestKind::Foreign,
         cap: CapRule::Fixed(MAX_FOREIGN, ""),
         response: ResponseKind::Streaming,
+        effect: Effect::Reads,
         ..Self::PLAIN
     };
 
@@ -185,6 +200,7 @@ impl ApiMethod {
             },
             Self::RunCancelRun => Contract {
                 deadline: DeadlineRule::Method,
+                effect: Effect::Changes,
                 ..Contract::QUESTION
             },
             Self::RunGetRun | Self::RunListRuns => Contract::QUESTION,
@@ -193,9 +209,11 @@ impl ApiMethod {
                 cap: CapRule::Fixed(MAX_UPLOAD_MESSAGE, "a chunk has 1 MiB"),
                 ..Contract::LIBRARY
             },
-            Self::ModuleListModules | Self::ModuleGetModule | Self::ModuleDeleteModule => {
-                Contract::LIBRARY
-            }
+            Self::ModuleListModules | Self::ModuleGetModule => Contract {
+                effect: Effect::Reads,
+                ..Contract::LIBRARY
+            },
+            Self::ModuleDeleteModule => Contract::LIBRARY,
             Self::SandboxHealth | Self::HealthCheck | Self::HealthList | Self::HealthWatch => {
                 Contract::HEALTH
             }

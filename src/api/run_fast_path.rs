@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Request, Response};
 use tonic::Status;
@@ -14,7 +15,6 @@ use tonic::Status;
 use super::layers::auth::Authentication;
 use super::layers::call_deadline::CallTiming;
 use super::layers::http_gate;
-use super::layers::request_body::RequestBody;
 use super::layers::request_limits::RequestLimits;
 use super::layers::response_body::ResponseBody;
 use super::listen::Peer;
@@ -48,21 +48,23 @@ impl RunFastPath {
     }
 
     /// Answers a call of `Run`; a failure becomes a refusal.
-    pub(super) async fn answer(
-        &self,
-        peer: &Peer,
-        request: Request<RequestBody>,
-    ) -> Response<ResponseBody> {
+    pub(super) async fn answer<B>(&self, peer: &Peer, request: Request<B>) -> Response<ResponseBody>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         let answered = self.run(peer, request).await;
         answered.unwrap_or_else(|status| status.into_http().map(ResponseBody::Layered))
     }
 
     /// Executes the run of a call, and returns the answer.
-    async fn run(
+    async fn run<B>(
         &self,
         peer: &Peer,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, Status> {
+        request: Request<B>,
+    ) -> Result<Response<ResponseBody>, Status>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         let (head, body) = request.into_parts();
         let arrived = CallTiming::now(&head.headers);
         let admitted = self

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 use super::App;
-use crate::admin::{AdminServerGuard, AdminSources};
+use crate::admin::{AdminServerGuard, AdminSources, GrpcWebHandler};
 use crate::api::DaemonPhase;
 use crate::hardening;
 use crate::metrics::{MetricRegistry, MetricSource, MetricWriter, Unit};
@@ -58,6 +58,7 @@ impl App {
     pub(super) fn serve_admin(
         &mut self,
         phase: &watch::Receiver<DaemonPhase>,
+        grpc_web: GrpcWebHandler,
     ) -> Option<AdminServerGuard> {
         let admin = self.admin.take()?;
         Some(admin.serve(AdminSources {
@@ -67,6 +68,7 @@ impl App {
             phase: phase.clone(),
             config: Arc::clone(&self.config),
             connections: Arc::clone(&self.connection_totals.admin),
+            grpc_web,
         }))
     }
 

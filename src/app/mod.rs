@@ -8,6 +8,7 @@ mod settings;
 
 use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +25,9 @@ use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher,
-    ConnectionCounters, ConnectionTotals, DaemonPhase, HealthApi, HttpGate, ListenSettings,
-    MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi,
-    Server, ServerSettings,
+    ConnectionCounters, ConnectionTotals, DaemonPhase, GrpcWeb, HealthApi, HttpGate,
+    ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi,
+    SandboxApi, Server, ServerSettings,
 };
 use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
@@ -267,21 +268,24 @@ impl App {
         shutdown: impl Future<Output = ()>,
     ) -> Result<DrainReport, AppError> {
         let (phase, phases) = watch::channel(DaemonPhase::Starting);
-        let admin = self.serve_admin(&phases);
         let deliveries = self.request_limits.response_watchdog().clone();
         let refusals = self.authentication.refusals();
-        let routes = routes(&self.runner, &self.library, phases, self.reflection)?;
+        let routes = routes(&self.runner, &self.library, phases.clone(), self.reflection)?;
         // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
         // buffered.
         let layered = HttpGate.layer(self.authentication.layer(self.request_limits.layer(routes)));
-        let runner = Arc::clone(&self.runner);
         let calls = CallDispatcher::new(
-            self.authentication,
-            self.request_limits,
-            runner,
+            self.authentication.clone(),
+            self.request_limits.clone(),
+            Arc::clone(&self.runner),
             layered,
-            self.call_counters,
+            Arc::clone(&self.call_counters),
         );
+        let grpc_web = GrpcWeb::new(calls.clone(), self.config.admin.read_only);
+        let answer_web = move |request| -> Pin<Box<dyn Future<Output = _> + Send>> {
+            Box::pin(grpc_web.clone().answer(request))
+        };
+        let admin = self.serve_admin(&phases, Arc::new(answer_web));
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }

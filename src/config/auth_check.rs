@@ -66,8 +66,8 @@ impl Config {
         !self.tls.client_ca.as_os_str().is_empty()
     }
 
-    /// Reports whether a TCP listener may accept connections from other hosts.
-    pub(super) fn may_listen_publicly(&self) -> bool {
+    /// Reports whether a TCP listener may accept calls from other hosts.
+    pub fn may_listen_publicly(&self) -> bool {
         self.authenticates_tcp() || self.server.insecure_listen
     }
 }

@@ -36,17 +36,16 @@ fn listeners(c: &mut Checker, config: &Config) {
         "[]",
         "a list of at least one address",
     );
-    for (key, addresses) in [
-        ("listen", &config.listen),
-        ("admin.listen", &config.admin.listen),
-    ] {
-        for address in addresses {
-            listener(c, config, key, address);
-        }
+    for address in &config.listen {
+        listener(c, "listen", address, config.may_listen_publicly());
+    }
+    // Where nobody is authenticated, others can read there what is open, and nothing else.
+    for address in &config.admin.listen {
+        listener(c, "admin.listen", address, true);
     }
 }
 
-fn listener(c: &mut Checker, config: &Config, key: &str, address: &str) {
+fn listener(c: &mut Checker, key: &str, address: &str, may_be_public: bool) {
     const ALLOWED: &str = "\"host:port\" or \"unix:/absolute/path\"";
     if let Some(path) = address.strip_prefix("unix:") {
         // The field `sun_path` holds 108 bytes, including its terminator.
@@ -64,7 +63,7 @@ fn listener(c: &mut Checker, config: &Config, key: &str, address: &str) {
         Ok(addrs) => {
             let open = addrs.iter().any(|addr| !is_loopback(addr.ip()));
             c.require(
-                !open || config.may_listen_publicly(),
+                !open || may_be_public,
                 key,
                 address,
                 "a loopback address or a unix socket, because nothing authenticates the callers of any other: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)",

@@ -104,6 +104,7 @@ pub struct AdminConfig {
     pub open: Vec<OpenPath>,
     pub allowed_hosts: Vec<String>,
     pub cors_origins: Vec<String>,
+    pub read_only: bool,
     pub max_connections: u32,
 }
 

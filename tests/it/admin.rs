@@ -398,6 +398,43 @@ async fn whoever_is_nobody_sees_what_is_open_and_a_tenant_its_own() {
 }
 
 #[tokio::test]
+async fn other_hosts_read_what_is_open_where_nobody_is_authenticated() {
+    let set = [("admin.listen", "[\"0.0.0.0:0\"]")];
+    let daemon = Daemon::with(&set).await;
+    let port = daemon.admin.rsplit_once(':').unwrap().1;
+    // An address of this host that is not its loopback, as another host would use it.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let reachable = probe
+        .connect("192.0.2.1:9")
+        .and_then(|()| probe.local_addr());
+    let Ok(own) = reachable else {
+        eprintln!("\n*** SKIPPED: this host has no address but its loopback\n");
+        return;
+    };
+    let others = format!("{}:{port}", own.ip());
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(ask(&others, "GET", path, &[]).await.status, 200, "{path}");
+    }
+    for path in ["/debug/config", "/nothing/here"] {
+        let answer = ask(&others, "GET", path, &[]).await;
+        assert_eq!(answer.status, 403, "{path}");
+        assert!(answer.body.contains("admin.open"), "{answer:?}");
+    }
+    let web = [("content-type", "application/grpc-web+proto")];
+    let run = "/ringfence.v1.SandboxService/Run";
+    assert_eq!(ask(&others, "POST", run, &web).await.status, 403);
+    // From this host, who calls is the one tenant, as on the gRPC listeners.
+    let own = format!("127.0.0.1:{port}");
+    assert_eq!(ask(&own, "GET", "/debug/config", &[]).await.status, 200);
+    // Where the operator says so, others may call, as on the gRPC listeners.
+    let daemon = Daemon::with(&[set[0], ("server.insecure_listen", "true")]).await;
+    let port = daemon.admin.rsplit_once(':').unwrap().1;
+    let others = others.rsplit_once(':').unwrap().0;
+    let answer = ask(&format!("{others}:{port}"), "GET", "/debug/config", &[]).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
 async fn the_settings_in_force_are_shown_where_there_is_one_tenant() {
     let daemon = Daemon::with(&[ADMIN, ("admission.queue", "17")]).await;
     let shown: toml::Table = get(&daemon, "/debug/config").await.body.parse().unwrap();

@@ -8,14 +8,14 @@ use crate::guests;
 use crate::harness::Daemon;
 
 /// Runs a command to its end beside the daemon.
-async fn output(mut command: Command) -> Output {
+pub(crate) async fn output(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().expect("it starts"))
         .await
         .unwrap()
 }
 
 #[track_caller]
-fn succeeded(output: &Output, what: &str) -> String {
+pub(crate) fn succeeded(output: &Output, what: &str) -> String {
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -112,7 +112,7 @@ async fn python_grpcio_talks_to_it_over_tcp_and_a_unix_socket() {
 }
 
 /// Installs packages of npm into a folder of `.cache`, unless they are there.
-async fn npm(folder: &str, made: &str, packages: &[&str]) -> Option<PathBuf> {
+pub(crate) async fn npm(folder: &str, made: &str, packages: &[&str]) -> Option<PathBuf> {
     let prefix = guests::root().join(".cache").join(folder);
     let made = prefix.join("node_modules").join(made);
     if made.exists() {
@@ -153,6 +153,33 @@ async fn grpc_js_shows_why_it_is_refused() {
         node.env("NODE_PATH", there.parent().unwrap());
         drive(node, "generic.js", &[&daemon.addr]).await;
     }
+}
+
+#[tokio::test]
+async fn connect_calls_by_grpc_web_over_both_versions_of_http() {
+    let packages = [
+        "@connectrpc/connect@2.3.0",
+        "@connectrpc/connect-web@2.3.0",
+        "@connectrpc/connect-node@2.3.0",
+        "@bufbuild/protobuf@2.17.0",
+    ];
+    let Some(there) = npm("connect", "@connectrpc/connect-web", &packages).await else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let descriptors = file("descriptors.bin", ringfence::api::proto::DESCRIPTORS);
+    let kit = file("kit.wasm", &guests::kit());
+    let daemon = Daemon::with(&[("admin.listen", "[\"127.0.0.1:0\"]")]).await;
+    let mut node = Command::new("node");
+    node.env("NODE_PATH", there.parent().unwrap().parent().unwrap());
+    let url = format!("http://{}", daemon.admin);
+    let args = [&url, descriptors.to_str().unwrap(), kit.to_str().unwrap()];
+    drive(node, "web.js", &args).await;
 }
 
 /// grpcurl, in `.cache/grpcurl`.

@@ -28,6 +28,7 @@ mod bombs;
     reason = "of the frames that attackers write, some are of use here"
 )]
 mod frames;
+mod grpc_web;
 mod guests;
 mod harness;
 mod process;
@@ -79,6 +80,7 @@ mod machines_volumes;
 mod manners;
 mod metered;
 mod modules;
+mod monitoring;
 mod objects;
 mod outcomes;
 mod places;

@@ -3,7 +3,7 @@
 //! accepts no data, or is evicted.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -112,15 +112,16 @@ impl Connection {
         Peer::of(&self.transport, auth_state.cloned())
     }
 
-    /// Returns the address of this host that the connection was made to; `None` for a unix socket,
-    /// and for a connection that is already broken.
+    /// Returns the address of this host that the connection was made to, which is unspecified for
+    /// one that is already broken; `None` for a unix socket.
     pub(in crate::api) fn local_ip(&self) -> Option<IpAddr> {
         let local = match &self.transport {
             Transport::Tcp(stream) => stream.local_addr(),
             Transport::Tls(stream, _) => stream.get_ref().0.local_addr(),
             Transport::Unix(_) => return None,
         };
-        local.ok().map(|address| address.ip().to_canonical())
+        let unknown = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+        Some(local.map_or(unknown, |address| address.ip().to_canonical()))
     }
 
     /// Reports whether the connection must be closed. If not, the task is woken when it must be.

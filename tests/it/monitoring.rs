@@ -1,0 +1,263 @@
+//! What operators watch the daemon with: Prometheus, its rules and its dashboards, by the programs that read them; and
+//! that nothing of a caller's gets there.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::admin::{ask, value};
+use crate::guests;
+use crate::harness::{Daemon, PATIENCE, SpecExt, kit};
+use crate::interop::{npm, output, succeeded};
+use crate::process::{Served, interruptible};
+
+const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
+
+fn deploy(file: &str) -> String {
+    let path = guests::root().join("deploy").join(file);
+    path.to_str().unwrap().to_owned()
+}
+
+/// Whether Prometheus is on this machine; says so loudly where it is not.
+fn has_prometheus() -> bool {
+    let there = Command::new("promtool").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("\n*** SKIPPED: there is no Prometheus on this machine (Debian: prometheus)\n");
+    }
+    there
+}
+
+async fn metrics(daemon: &Daemon) -> String {
+    ask(&daemon.admin, "GET", "/metrics", &[]).await.body
+}
+
+#[tokio::test]
+async fn promtool_finds_no_fault_with_metrics_and_rules() {
+    if !has_prometheus() {
+        return;
+    }
+    let daemon = Daemon::with(&[ADMIN]).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("metrics");
+    std::fs::write(&path, metrics(&daemon).await).unwrap();
+    let mut check = Command::new("promtool");
+    check.args(["check", "metrics"]);
+    check.stdin(std::fs::File::open(path).unwrap());
+    let checked = output(check).await;
+    succeeded(&checked, "promtool check metrics");
+    assert_eq!(String::from_utf8_lossy(&checked.stderr), "");
+    let rules = deploy("prometheus/rules.yaml");
+    let tests = deploy("prometheus/rules_test.yaml");
+    for args in [["check", "rules", &rules], ["test", "rules", &tests]] {
+        let mut tool = Command::new("promtool");
+        tool.args(args);
+        succeeded(&output(tool).await, "promtool");
+    }
+}
+
+/// The names of series that the metrics of a daemon may have, whether or not there are any yet.
+fn series(metrics: &str) -> BTreeSet<String> {
+    let types = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    let names = types.flat_map(|line| {
+        let (name, kind) = line.split_once(' ').unwrap();
+        match kind {
+            "histogram" => ["_bucket", "_sum", "_count"]
+                .map(|part| format!("{name}{part}"))
+                .to_vec(),
+            _ => vec![name.to_owned()],
+        }
+    });
+    names.collect()
+}
+
+#[tokio::test]
+async fn rules_and_panels_select_metrics_that_there_are() {
+    let packages = [
+        "@prometheus-io/lezer-promql@0.315.0",
+        "@lezer/common@1.5.5",
+        "@lezer/highlight@1.2.5",
+        "@lezer/lr@1.4.12",
+        "yaml@2.9.1",
+    ];
+    let Some(there) = npm("promql", "@prometheus-io/lezer-promql", &packages).await else {
+        return;
+    };
+    let mut node = Command::new("node");
+    node.env("NODE_PATH", there.parent().unwrap().parent().unwrap())
+        .arg(guests::root().join("tests/interop/promql.js"))
+        .arg(deploy("prometheus/rules.yaml"))
+        .arg(deploy("grafana/ringfence.json"));
+    let told = succeeded(&output(node).await, "promql.js");
+    let page = std::fs::read_to_string(guests::root().join("docs/metrics.md")).unwrap();
+    let daemon = Daemon::with(&[ADMIN]).await;
+    let mut there = series(&metrics(&daemon).await);
+    // It is there with TLS only, which a test of the listener has.
+    there.insert("ringfence_tls_certificate_not_after_timestamp_seconds".to_owned());
+    let rules = std::fs::read_to_string(deploy("prometheus/rules.yaml")).unwrap();
+    let recorded = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- record: "));
+    there.extend(recorded.map(str::to_owned));
+    let mut count = 0;
+    for line in told.lines().filter(|line| line.starts_with('{')) {
+        let selected: Value = serde_json::from_str(line).unwrap();
+        let metric = selected["metric"].as_str().unwrap();
+        assert!(there.contains(metric), "{metric} is no metric");
+        count += 1;
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|part| metric.strip_suffix(part))
+            .unwrap_or(metric);
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{family}` |")));
+        for label in selected["labels"].as_array().unwrap() {
+            let label = label.as_str().unwrap();
+            let known = ["job", "instance"].contains(&label)
+                || row.is_some_and(|row| row.contains(&format!("`{label}`")));
+            assert!(known, "{metric} has no label {label}");
+        }
+    }
+    assert!(count > 50, "{told}");
+}
+
+/// A port that is free, for a program that cannot choose one by itself.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A process that ends with its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn prometheus_scrapes_a_loaded_daemon() {
+    if !has_prometheus() {
+        return;
+    }
+    let daemon = Daemon::with(&[ADMIN]).await;
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("prometheus.yaml");
+    let (admin, rules) = (&daemon.admin, deploy("prometheus/rules.yaml"));
+    std::fs::write(
+        &config,
+        format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{rules}]\nscrape_configs: \
+             [{{job_name: ringfence, static_configs: [{{targets: ['{admin}']}}]}}]\n"
+        ),
+    )
+    .unwrap();
+    let port = free_port();
+    let at = format!("127.0.0.1:{port}");
+    let server = interruptible("prometheus")
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            folder.path().join("data").display()
+        ))
+        .arg(format!("--web.listen-address={at}"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _server = Ended(server);
+    let http = reqwest::Client::new();
+    let query = async |query: &str| -> Option<f64> {
+        let asked = http
+            .get(format!("http://{at}/api/v1/query"))
+            .query(&[("query", query)]);
+        let told: Value = asked.send().await.ok()?.json().await.ok()?;
+        told["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    };
+    let begun = Instant::now();
+    let mut runs = 0.0;
+    // It runs guests all the while.
+    while query("sum(ringfence_runs_total{job=\"ringfence\",outcome=\"exited\"})").await
+        < Some(50.0)
+    {
+        assert!(begun.elapsed() < PATIENCE, "it is not scraped");
+        for _ in 0..20 {
+            daemon.ran(kit(&["hello"])).await.exited(0);
+            runs += 1.0;
+        }
+    }
+    assert!(query("sum(ringfence_runs_total)").await <= Some(runs));
+    assert_eq!(query("up{job=\"ringfence\"}").await, Some(1.0));
+    let rate = "sum(rate(ringfence_run_seconds_count[1m]))";
+    while query(rate).await.is_none_or(|rate| rate <= 0.0) {
+        assert!(begun.elapsed() < PATIENCE, "there is no rate");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let p99 = query("histogram_quantile(0.99, sum by (le) (ringfence_run_seconds_bucket))").await;
+    assert!(p99.is_some_and(|p99| p99 > 0.0 && p99 < 60.0), "{p99:?}");
+}
+
+#[tokio::test]
+async fn a_thousand_canaries_are_in_no_metric_no_page_and_no_line() {
+    const CANARIES: usize = 1000;
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("admin");
+    let listen = format!("admin.listen=[\"unix:{}\"]", socket.display());
+    let level = ["--set", "telemetry.log_level=debug"];
+    let mut served = Served::start(&["--set", &listen, level[0], level[1]]);
+    let log = served.drain_log();
+    let client = crate::harness::connect(&served.addr).await;
+    let canary =
+        |i: usize, kind: &str| format!("canary-{kind}-{i}-{:08x}", i * 2_654_435_761 % 0xffff_ffff);
+    for i in 0..CANARIES / 5 {
+        let mut spec = kit(&["echo", &canary(i, "arg")]).label("canary", &canary(i, "label"));
+        spec.env.push(format!("CANARY={}", canary(i, "env")));
+        spec.stdin = canary(i, "stdin-and-output").into();
+        let request = ringfence::api::proto::RunRequest { spec: Some(spec) };
+        let answer = client.clone().run(request).await.unwrap().into_inner();
+        assert_eq!(answer.stdout, canary(i, "stdin-and-output"));
+        // And what is refused, with a name that is not taken.
+        let mut refused = kit(&["hello"]);
+        refused.entry_point = canary(i, "entry");
+        let request = ringfence::api::proto::RunRequest {
+            spec: Some(refused),
+        };
+        client.clone().run(request).await.unwrap_err();
+    }
+    let at = format!("unix:{}", socket.display());
+    let mut seen = String::new();
+    for (path, accept) in [
+        ("/metrics", "text/plain"),
+        ("/metrics", "application/openmetrics-text"),
+        ("/debug/config", "*/*"),
+        ("/readyz", "*/*"),
+        ("/livez", "*/*"),
+    ] {
+        let answer = ask(&at, "GET", path, &[("host", "x"), ("accept", accept)]).await;
+        assert_eq!(answer.status, 200, "{path}");
+        seen.push_str(&answer.body);
+    }
+    let ended = "ringfence_runs_total{tenant=\"default\",outcome=\"exited\"}";
+    assert_eq!(value(&seen, ended), (CANARIES / 5) as f64);
+    served.signal("-TERM");
+    served.child.wait().unwrap();
+    let log = log.join().unwrap();
+    assert!(log.contains("run ended"), "{log}");
+    for (what, text) in [("the log", &log), ("the admin listener", &seen)] {
+        let found = text.lines().find(|line| {
+            ["arg", "label", "env", "stdin"]
+                .iter()
+                .any(|kind| line.contains(&format!("canary-{kind}")))
+        });
+        assert_eq!(found, None, "in {what}");
+    }
+    let found = seen.lines().find(|line| line.contains("canary"));
+    assert_eq!(found, None);
+}
