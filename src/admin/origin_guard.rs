@@ -1,9 +1,9 @@
 //! Decides whether a request may have come from a browser, and which web page may have made it.
 //!
-//! A browser sends requests on behalf of any page that it shows, with whatever lets its user in: the
-//! network that it is in, and its client certificate. So a request has to be addressed to a name of
-//! this host (a page can make a name of its own resolve to this host: DNS rebinding), and a page
-//! that made it has to be of this host too, or of an origin that the operator allows.
+//! A browser sends requests on behalf of any page that it shows, with whatever lets its user in:
+//! the network that it is in, and its client certificate. So a request has to be addressed to a
+//! name of this host (a page can make a name of its own resolve to this host: DNS rebinding), and a
+//! page that made it has to be of this host too, or of an origin that the operator allows.
 
 use std::net::IpAddr;
 
@@ -105,8 +105,8 @@ impl OriginGuard {
     }
 }
 
-/// Returns the one host that a request is addressed to: that of HTTP/2's `:authority`, or that of the
-/// header `Host`. If both are there, they have to be the same.
+/// Returns the one host that a request is addressed to: that of HTTP/2's `:authority`, or that of
+/// the header `Host`. If both are there, they have to be the same.
 fn authority<B>(request: &Request<B>) -> Result<Authority, String> {
     let header = single(request.headers(), HOST.as_str())?;
     let malformed = || "the header Host is malformed".to_owned();

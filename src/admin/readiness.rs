@@ -52,7 +52,7 @@ impl Readiness {
         }
     }
 
-    /// Runs all checks.
+    /// Checks the phase and the store, and returns each check with its result.
     pub async fn checks(&self) -> [ReadinessCheck; 3] {
         let phase = *self.phase.borrow();
         let failed = |fails: bool, why| fails.then_some(why);

@@ -32,8 +32,8 @@ const MAX_HTTP1_HEAD: usize = 16 << 10;
 /// connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The address of this host that a request's connection was made to; `None` for a unix socket. It is
-/// an extension of each request.
+/// The address of this host that a request's connection was made to; `None` for a unix socket. It
+/// is an extension of each request.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalAddress(pub Option<IpAddr>);
 
@@ -42,7 +42,7 @@ pub struct LocalAddress(pub Option<IpAddr>);
 pub struct WebServerSettings {
     /// How connections are accepted.
     pub listen: ListenSettings,
-    /// HTTP/2's keepalive.
+    /// How it is found out that an HTTP/2 client is gone.
     pub keep_alive: KeepAlive,
     /// The runtime in whose context requests are answered: what they spawn belongs to it.
     pub beside: Handle,

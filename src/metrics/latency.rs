@@ -39,7 +39,7 @@ pub struct LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Adds one duration.
+    /// Adds one duration to its bucket and to the sum.
     pub fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_US.partition_point(|bound| bound * 1_000 < nanos);

@@ -43,7 +43,7 @@ pub struct MetricRegistry {
 }
 
 impl MetricRegistry {
-    /// Adds a source.
+    /// Adds a source, which is written after those that are there.
     pub fn add(&mut self, source: Arc<dyn MetricSource>) {
         self.sources.push(source);
     }
