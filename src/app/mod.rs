@@ -160,6 +160,7 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
             Arc::clone(&runner),
             config.auth.open_health,
             server.allowed_authorities.clone(),
+            config.requires_certificate(),
         ),
         authenticator,
         runner,

@@ -58,8 +58,12 @@ impl Config {
 
     /// Reports whether nobody can call a TCP listener without a credential.
     fn authenticates_tcp(&self) -> bool {
-        let requires = self.tls.client_auth == super::ClientAuth::Require;
-        self.identifies_callers() || (self.has_client_ca() && requires)
+        self.identifies_callers() || self.requires_certificate()
+    }
+
+    /// Reports whether callers over TCP have to present a client certificate.
+    pub fn requires_certificate(&self) -> bool {
+        self.has_client_ca() && self.tls.client_auth == super::ClientAuth::Require
     }
 
     fn has_client_ca(&self) -> bool {

@@ -435,6 +435,69 @@ async fn other_hosts_read_what_is_open_where_nobody_is_authenticated() {
 }
 
 #[tokio::test]
+async fn a_listener_with_tls_is_probed_without_a_certificate_and_tells_nobody_more() {
+    let folder = TempDir::new().unwrap();
+    let authority = crate::auth::Authority::new("a");
+    let (cert, key) = authority.issue(&["localhost"]);
+    let (client_cert, client_key) = authority.issue(&["client"]);
+    let file = |name: &str, text: &str| write(&folder, name, text).display().to_string();
+    let (cert, key) = (file("cert.pem", &cert), file("key.pem", &key));
+    let ca = file("ca.pem", &authority.pem());
+    let socket = format!("unix:{}", folder.path().join("grpc").display());
+    let set = [
+        ADMIN,
+        ("tls.cert", cert.as_str()),
+        ("tls.key", key.as_str()),
+        ("tls.client_ca", ca.as_str()),
+    ];
+    let daemon = Daemon::listening(&socket, &set).await;
+    let url = |path: &str| format!("https://{}{path}", daemon.admin);
+    let root = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let client = || {
+        reqwest::Client::builder()
+            .tls_certs_only([root.clone()])
+            .tls_danger_accept_invalid_hostnames(true)
+    };
+    let probe = client().build().unwrap();
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let answer = probe.get(url(path)).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    let refused = probe.get(url("/debug/config")).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    let identity = format!("{client_cert}{client_key}");
+    let identity = reqwest::Identity::from_pem(identity.as_bytes()).unwrap();
+    let known = client().identity(identity).build().unwrap();
+    let answer = known.get(url("/debug/config")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let metrics = probe
+        .get(url("/metrics"))
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let expires = value(
+        &metrics,
+        "ringfence_tls_certificate_not_after_timestamp_seconds",
+    );
+    assert!(expires > 1_700_000_000.0, "{metrics}");
+    // A call by gRPC-Web needs a certificate as much as one of gRPC does.
+    let run = url("/ringfence.v1.SandboxService/Run");
+    let call = |client: &reqwest::Client| {
+        let request = client
+            .post(&run)
+            .header("content-type", "application/grpc-web");
+        request.body(vec![0; 5]).send()
+    };
+    let refused = call(&probe).await.unwrap();
+    assert_eq!(refused.headers()["grpc-status"], "16");
+    let told = call(&known).await.unwrap();
+    assert_eq!(told.headers()["grpc-status"], "3", "it has no spec");
+}
+
+#[tokio::test]
 async fn the_settings_in_force_are_shown_where_there_is_one_tenant() {
     let daemon = Daemon::with(&[ADMIN, ("admission.queue", "17")]).await;
     let shown: toml::Table = get(&daemon, "/debug/config").await.body.parse().unwrap();

@@ -178,7 +178,8 @@ async fn prometheus_scrapes_a_loaded_daemon() {
         let asked = http
             .get(format!("http://{at}/api/v1/query"))
             .query(&[("query", query)]);
-        let told: Value = asked.send().await.ok()?.json().await.ok()?;
+        let told = asked.send().await.ok()?.text().await.ok()?;
+        let told: Value = serde_json::from_str(&told).ok()?;
         told["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     };
     let begun = Instant::now();

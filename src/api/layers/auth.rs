@@ -31,6 +31,9 @@ struct Inner {
     open_health: bool,
     /// The hosts that requests may be addressed to. If there are none, any host is allowed.
     authorities: Vec<String>,
+    /// Whether callers over TCP have to present a certificate, which the handshakes of the admin
+    /// listener do not ask for.
+    requires_certificate: bool,
     refusals: RefusalLog,
     /// Calls that were refused, by what the caller presented.
     failures: [Count; PresentedCredential::ALL.len()],
@@ -86,18 +89,21 @@ pub(in crate::api) struct AuthenticatedCall {
 impl Authentication {
     /// Creates the layer. It lets in callers that `authenticator` knows as a tenant of `runner`,
     /// and everybody who asks for health if `open_health` is set. Requests have to be addressed to
-    /// one of `authorities`, or to any host if there are none.
+    /// one of `authorities`, or to any host if there are none. With `requires_certificate`, callers
+    /// over TCP have to present one.
     pub fn new(
         authenticator: Arc<Authenticator>,
         runner: Arc<Runner>,
         open_health: bool,
         authorities: Vec<String>,
+        requires_certificate: bool,
     ) -> Self {
         Self(Arc::new(Inner {
             authenticator,
             runner,
             open_health,
             authorities: authorities.iter().map(|it| bare(it).to_owned()).collect(),
+            requires_certificate,
             refusals: RefusalLog::default(),
             failures: Default::default(),
         }))
@@ -221,6 +227,14 @@ impl Inner {
             return Err(Refusal::new(
                 Reason::CredentialsInvalid,
                 "there is more than one authorization header",
+            ));
+        }
+        if self.requires_certificate
+            && peer.is_some_and(|peer| peer.uid().is_none() && !peer.has_certificate())
+        {
+            return Err(Refusal::new(
+                Reason::CredentialsInvalid,
+                "the caller has to present a client certificate (tls.client_auth)",
             ));
         }
         let evidence = Credentials {

@@ -142,7 +142,8 @@ impl ServerTls {
     ) -> Result<Arc<Self>, ServerTlsError> {
         let own = vec![settings.cert.clone(), settings.key.clone()];
         let identity = WatchedFiles::keep_last_good("[tls]", own, identity)?;
-        let require = settings.require;
+        // A probe of the admin listener has no certificate. Who calls is asked of each request.
+        let require = settings.require && protocols == Protocols::Http2;
         let authorities = settings.client_ca.clone().map(|path| {
             let meaning = move |contents: &[Vec<u8>]| authorities(&contents[0], require);
             WatchedFiles::revoke_on_error("tls.client_ca", vec![path], meaning)
