@@ -250,6 +250,27 @@ pub(super) fn run_page(message: proto::ListRunsRequest) -> Result<RunPage, Refus
     })
 }
 
+/// Decodes which runs are to be ended, and whether that is a dry run.
+///
+/// # Errors
+/// Those of [`selector`]; `SPEC_INVALID` also for no labels at all, and for a state of runs that
+/// have ended.
+pub(super) fn cancel_runs(message: proto::CancelRunsRequest) -> Result<(Selector, bool), Refusal> {
+    let proto::CancelRunsRequest {
+        labels,
+        states,
+        dry_run,
+    } = message;
+    if labels.is_empty() {
+        return Err(Refusal::invalid(
+            "labels",
+            "is empty; at least one label is needed, so that an empty selector does not end every run",
+        ));
+    }
+    let selector = selector_within(StateScope::InFlight, states, labels)?;
+    Ok((selector, dry_run))
+}
+
 /// Decodes which runs are asked for, by their state and labels.
 ///
 /// # Errors
@@ -258,27 +279,54 @@ pub(super) fn selector(
     states: Vec<i32>,
     labels: HashMap<String, String>,
 ) -> Result<Selector, Refusal> {
+    selector_within(StateScope::All, states, labels)
+}
+
+/// The states that a selector may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StateScope {
+    /// Every state of a run.
+    All,
+    /// The states of runs that have not ended.
+    InFlight,
+}
+
+impl StateScope {
+    /// Decodes the state at `index` of the selector's states.
+    fn state(self, index: usize, state: i32) -> Result<RunState, Refusal> {
+        let why = match proto::RunState::try_from(state) {
+            Ok(proto::RunState::Compiling) => return Ok(RunState::Compiling),
+            Ok(proto::RunState::Queued) => return Ok(RunState::Queued),
+            Ok(proto::RunState::Running) => return Ok(RunState::Running),
+            Ok(proto::RunState::Ended) if self == Self::All => return Ok(RunState::Ended),
+            Ok(proto::RunState::Ended) => "is the state of runs that have ended",
+            Ok(proto::RunState::Unspecified) | Err(_) => "is unknown",
+        };
+        let ended = match self {
+            Self::All => ", ENDED (4)",
+            Self::InFlight => "",
+        };
+        Err(Refusal::invalid(
+            format!("states[{index}]"),
+            format!("{state} {why}; allowed are: COMPILING (1), QUEUED (2), RUNNING (3){ended}"),
+        ))
+    }
+}
+
+fn selector_within(
+    scope: StateScope,
+    states: Vec<i32>,
+    labels: HashMap<String, String>,
+) -> Result<Selector, Refusal> {
     const STATES: usize = 4;
     if states.len() > STATES {
         return Err(Refusal::above("states", states.len(), STATES));
     }
-    let state = |(i, state): (usize, i32)| match proto::RunState::try_from(state) {
-        Ok(proto::RunState::Compiling) => Ok(RunState::Compiling),
-        Ok(proto::RunState::Queued) => Ok(RunState::Queued),
-        Ok(proto::RunState::Running) => Ok(RunState::Running),
-        Ok(proto::RunState::Ended) => Ok(RunState::Ended),
-        Ok(proto::RunState::Unspecified) | Err(_) => Err(Refusal::invalid(
-            format!("states[{i}]"),
-            format!(
-                "{state} is unknown; allowed are: COMPILING (1), QUEUED (2), RUNNING (3), ENDED (4)"
-            ),
-        )),
-    };
     Ok(Selector {
         states: states
             .into_iter()
             .enumerate()
-            .map(state)
+            .map(|(index, state)| scope.state(index, state))
             .collect::<Result<_, _>>()?,
         labels: Labels::new("labels", labels)?,
     })

@@ -10,7 +10,7 @@ use crate::model::limits::OutputPolicy;
 use crate::model::module::{Exported, Imported};
 use crate::model::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
 use crate::model::request::{Digest, RunId};
-use crate::run::{GrantedLimits, Run, RunRecord, RunState};
+use crate::run::{BulkCancelReport, CancelledRun, GrantedLimits, Run, RunRecord, RunState};
 
 /// Encodes how a run ended.
 pub(crate) fn result(run: &Run, ended: &RunReport) -> proto::RunResult {
@@ -107,6 +107,23 @@ pub(super) fn listed_run(record: &RunRecord) -> proto::RunInfo {
         }
     }
     info
+}
+
+/// Encodes what became of the runs that a selector matched.
+pub(super) fn cancelled_runs(report: &BulkCancelReport) -> proto::CancelRunsResponse {
+    let BulkCancelReport { runs, unfinished } = report;
+    let run = |run: &CancelledRun| {
+        let CancelledRun { id, found, by_this } = run;
+        proto::CancelledRun {
+            run_id: id.to_string(),
+            found: state(*found).into(),
+            cancelled: *by_this,
+        }
+    };
+    proto::CancelRunsResponse {
+        runs: runs.iter().map(run).collect(),
+        unfinished: u32::try_from(*unfinished).unwrap_or(u32::MAX),
+    }
 }
 
 /// Encodes what a run has used so far, or used until its end; `None` if it has not started.
@@ -358,5 +375,33 @@ fn value(value: Value) -> proto::Value {
             Value::F32(v) => Wire::F32(v),
             Value::F64(v) => Wire::F64(v),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::run::MAX_MATCHED;
+
+    #[test]
+    fn the_longest_list_of_ended_runs_fits_into_an_answer() {
+        /// Seven eighths of the least that `server.inflight_answer_bytes` may be, and less than
+        /// clients take by default.
+        const SHARE: usize = (4 << 20) / 8 * 7;
+        let run = CancelledRun {
+            id: RunId::new(&"i".repeat(64)),
+            found: RunState::Running,
+            by_this: true,
+        };
+        let report = BulkCancelReport {
+            runs: vec![run; MAX_MATCHED],
+            unfinished: usize::MAX,
+        };
+        let answer = cancelled_runs(&report);
+        assert_eq!(answer.unfinished, u32::MAX);
+        let bytes = answer.encoded_len();
+        assert!(bytes > MAX_MATCHED * 100 && bytes < SHARE / 2, "{bytes}");
     }
 }

@@ -26,6 +26,7 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
         let proto::WatchRunsRequest { states, labels } = message;
         decode::selector(states, labels).map(drop)
     }));
+    judge(decoded(bytes).and_then(|message| decode::cancel_runs(message).map(drop)));
     judge(decoded(bytes).and_then(|message| {
         let proto::UploadModuleRequest { frame } = message;
         match frame {

@@ -198,7 +198,7 @@ impl ApiMethod {
                 response: ResponseKind::Streaming,
                 ..Contract::QUESTION
             },
-            Self::RunCancelRun => Contract {
+            Self::RunCancelRun | Self::RunCancelRuns => Contract {
                 deadline: DeadlineRule::Method,
                 effect: Effect::Changes,
                 ..Contract::QUESTION
@@ -260,7 +260,7 @@ messages! {
         proto::RunRequest, proto::RunStreamRequest, proto::InteractRequest;
     EntryRule::Charged(&[]) =>
         proto::LoadModuleRequest, proto::ListModulesRequest, proto::ListRunsRequest,
-        proto::WatchRunsRequest;
+        proto::WatchRunsRequest, proto::CancelRunsRequest;
     EntryRule::Few(&[1]) => proto::UploadModuleRequest;
     // Requests without a repeated field.
     EntryRule::Uncounted =>
@@ -272,7 +272,7 @@ messages! {
         proto::RunResponse, proto::StreamEvent, proto::LoadModuleResponse, proto::HealthResponse,
         proto::UploadModuleResponse, proto::ListModulesResponse, proto::GetModuleResponse,
         proto::DeleteModuleResponse, proto::ListRunsResponse, proto::WatchRunsResponse,
-        proto::GetRunResponse, proto::CancelRunResponse,
+        proto::GetRunResponse, proto::CancelRunResponse, proto::CancelRunsResponse,
         super::health_proto::HealthCheckResponse, super::health_proto::HealthListResponse;
 }
 

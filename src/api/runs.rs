@@ -112,6 +112,22 @@ impl RunService for RunApi {
         }))
     }
 
+    async fn cancel_runs(
+        &self,
+        request: Request<proto::CancelRunsRequest>,
+    ) -> Result<Response<proto::CancelRunsResponse>, Status> {
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
+        let (selector, dry_run) = decode::cancel_runs(request.into_inner())?;
+        let matched = self.runner.match_in_flight(&tenant, &selector);
+        let report = if dry_run {
+            matched.report()
+        } else {
+            matched.cancel(deadline).await
+        };
+        Ok(Response::new(encode::cancelled_runs(&report)))
+    }
+
     async fn attach_run(
         &self,
         request: Request<proto::AttachRunRequest>,

@@ -100,7 +100,7 @@ impl Outcome {
 /// Who ended a run from outside, or why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelCause {
-    /// A `CancelRun` call, or a `cancel` of Interact.
+    /// A `CancelRun` or `CancelRuns` call, or a `cancel` of Interact.
     CancelRpc,
     /// Its caller went away.
     CallerGone,

@@ -12,6 +12,7 @@ use super::snapshot::RunRecord;
 use super::tenant::Tenant;
 use super::watch::Watch;
 use super::{Runner, with_deadline};
+use crate::event_log::RunEnd;
 use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::RunId;
@@ -123,15 +124,21 @@ impl Runner {
         let found = run.state();
         let first = run.cancel();
         let ended = async { Ok::<_, Refusal>(run.log.wait_for_end().await) };
-        let by_this = match &*with_deadline(deadline, ended).await? {
-            Ok(ended) => ended.outcome == Outcome::Cancelled(CancelCause::CancelRpc),
-            Err(refusal) => refusal.reason() == Reason::RunCancelled,
-        };
+        let by_this = was_cancelled(&*with_deadline(deadline, ended).await?);
         Ok(CancelReport {
             found,
             by_this: found != RunState::Ended && first && by_this,
             run: run.record(),
         })
+    }
+}
+
+/// Reports whether a run ended because somebody called for it, as far as its end tells. A run that
+/// never started may as well have been left by its caller.
+pub(super) fn was_cancelled(end: &RunEnd) -> bool {
+    match end {
+        Ok(ended) => ended.outcome == Outcome::Cancelled(CancelCause::CancelRpc),
+        Err(refusal) => refusal.reason() == Reason::RunCancelled,
     }
 }
 

@@ -7,6 +7,7 @@ mod admission;
 mod archived;
 mod attach;
 mod audit;
+mod bulk_cancel;
 mod caller_deadline;
 mod control;
 mod end_event;
@@ -50,6 +51,7 @@ pub use self::admission::{
     Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of_memory, shutting_down,
 };
 pub use self::attach::RunHandle;
+pub use self::bulk_cancel::{BulkCancelReport, CancelledRun, MAX_MATCHED, MatchedRuns};
 pub use self::caller_deadline::with_deadline;
 pub use self::control::CancelReport;
 pub use self::in_flight::PendingResponse;

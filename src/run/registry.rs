@@ -145,8 +145,13 @@ pub struct Selector {
 
 impl Selector {
     pub(super) fn has_labels_of(&self, run: &FoundRun) -> bool {
-        let (mut labels, of) = (self.labels.iter(), run.labels());
-        labels.all(|(key, value)| of.get(key) == Some(value))
+        self.is_among(run.labels())
+    }
+
+    /// Reports whether a run with `labels` has all that are asked for.
+    pub(super) fn is_among(&self, labels: &Labels) -> bool {
+        let mut asked = self.labels.iter();
+        asked.all(|(key, value)| labels.get(key) == Some(value))
     }
 
     pub(super) fn takes(&self, state: RunState) -> bool {

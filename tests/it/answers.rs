@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use ringfence::api::proto::{
-    AttachRunRequest, GetModuleRequest, HealthRequest, ListModulesRequest, ListRunsRequest,
-    RunRequest, RunResponse, RunSpec, RunStreamRequest, WatchRunsRequest,
+    AttachRunRequest, CancelRunsRequest, GetModuleRequest, HealthRequest, ListModulesRequest,
+    ListRunsRequest, RunRequest, RunResponse, RunSpec, RunStreamRequest, WatchRunsRequest,
 };
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -454,6 +454,49 @@ async fn listings_of_runs_that_nobody_takes_are_charged() {
         ListRunsRequest::default()
     })
     .await;
+}
+
+/// The runs that a call ends, or would end, have a part of what listings have.
+#[tokio::test]
+async fn lists_of_runs_that_were_ended_are_charged_until_they_are_taken() {
+    const RUNS: u64 = 60;
+    const ANSWERS: u64 = 10;
+    // What an answer has of a run whose id is as long as may be.
+    const EACH: u64 = 100;
+    let instance = "i".repeat(64);
+    let settings = [("admission.slots", "60"), ("server.instance", &*instance)];
+    let daemon = Daemon::with(&settings).await;
+    let digest = daemon.loaded(kit_bytes()).await;
+    for _ in 0..RUNS {
+        let sleeps = flood(&digest, 100).args(&["kit", "sleep", "3600000"]);
+        let sleeps = sleeps.timeout(PATIENCE).label("all", "yes").detach();
+        let mut stream = daemon.stream(sleeps).await.unwrap();
+        stream.message().await.unwrap();
+    }
+    until(&daemon, || daemon.probe.answer_bytes() == 0).await;
+    let channel = deaf(&daemon.addr, 0).await;
+    let request = |dry_run| CancelRunsRequest {
+        labels: [("all".to_owned(), "yes".to_owned())].into(),
+        dry_run,
+        ..CancelRunsRequest::default()
+    };
+    let method = "RunService/CancelRuns";
+    let mut unread = Vec::new();
+    for _ in 1..ANSWERS {
+        let answer = call(channel.clone(), None, method, &request(true)).await;
+        unread.push(answer.unwrap());
+    }
+    unread.push(
+        call(channel.clone(), None, method, &request(false))
+            .await
+            .unwrap(),
+    );
+    until_idle(&daemon).await;
+    let held = daemon.probe.answer_bytes();
+    assert!(held > ANSWERS * RUNS * EACH, "{held}");
+    assert!(held < 2 * ANSWERS * RUNS * EACH, "{held}");
+    drop((unread, channel));
+    until(&daemon, || daemon.probe.answer_bytes() == 0).await;
 }
 
 #[tokio::test]

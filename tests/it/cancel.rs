@@ -148,7 +148,7 @@ fn never_started(answer: &CancelRunResponse) {
 }
 
 /// A module that takes a while to compile.
-fn slow_module() -> String {
+pub(crate) fn slow_module() -> String {
     let mut wat = String::from("(module (func (export \"_start\"))");
     for i in 0..16_000 {
         let statement = format!("(local.set 0 (i32.mul (local.get 0) (i32.const {i})))");

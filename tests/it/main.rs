@@ -42,6 +42,7 @@ mod audit;
 mod auth;
 mod bad_input;
 mod cancel;
+mod cancel_runs;
 mod cli;
 mod cli_input;
 mod cli_pipes;

@@ -13,7 +13,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use ringfence::api::health_proto::health_client::HealthClient as OurHealthClient;
 use ringfence::api::health_proto::{HealthListRequest, health_check_response};
-use ringfence::api::proto::{ListRunsRequest, Outcome, RunRequest, RunResponse, RunSpec};
+use ringfence::api::proto::run_info::End;
+use ringfence::api::proto::{
+    CancelCause, CancelRunsRequest, CancelRunsResponse, ListRunsRequest, Outcome, RunRequest,
+    RunResponse, RunSpec, RunState,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_stream::StreamExt;
@@ -295,7 +299,7 @@ const METHODS: [&str; 8] = [
 ];
 
 /// Methods whose answers or requests are streams, and those that ask for what has to be there.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
     "/ringfence.v1.RunService/GetRun",
     "/ringfence.v1.ModuleService/GetModule",
     "/ringfence.v1.ModuleService/DeleteModule",
@@ -303,6 +307,7 @@ const OTHERS: [&str; 11] = [
     "/ringfence.v1.RunService/AttachRun",
     "/ringfence.v1.RunService/WatchRuns",
     "/ringfence.v1.RunService/CancelRun",
+    "/ringfence.v1.RunService/CancelRuns",
     "/ringfence.v1.ModuleService/UploadModule",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -365,6 +370,53 @@ async fn a_short_deadline_ends_in_what_the_api_documents() {
         for path in METHODS {
             let request = with(any_call(path), &[("grpc-timeout", timeout)]);
             assert_eq!(raw.send(request).await.grpc().code(), Code::Ok, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_short_deadline_of_a_call_that_ends_runs_counts_those_that_have_not_ended() {
+    const RUNS: usize = 30;
+    let daemon = Daemon::start().await;
+    let digest = daemon.loaded(crate::guests::kit()).await;
+    let mut raw = Raw::connect(&daemon.addr).await;
+    let ended = |run: &ringfence::api::proto::RunInfo| run.state() == RunState::Ended;
+    // From what ends nothing in time to what ends all of them.
+    for timeout in ["1m", "3m", "5m", "10m", "30m", "100m", "60S"] {
+        let mut started = Vec::new();
+        for _ in 0..RUNS {
+            let spin = by_digest(&digest).args(&["kit", "spin"]).detach();
+            let mut stream = daemon.stream(spin.label("timeout", timeout)).await.unwrap();
+            started.push(stream.message().await.unwrap().unwrap().run_id);
+        }
+        let request = CancelRunsRequest {
+            labels: [("timeout".to_owned(), timeout.to_owned())].into(),
+            ..CancelRunsRequest::default()
+        };
+        let path = "/ringfence.v1.RunService/CancelRuns";
+        let within = with(call(path, &request), &[("grpc-timeout", timeout)]);
+        let answer = raw.send(within).await;
+        if answer.grpc().code() != Code::Ok {
+            // The machine was so busy that the time had passed when the call was looked at: nothing
+            // has been asked to end.
+            answer.refused().is(Code::DeadlineExceeded, "NOT_STARTED");
+            assert_ne!(timeout, "60S");
+            assert_eq!(raw.send(call(path, &request)).await.grpc().code(), Code::Ok);
+            continue;
+        }
+        let answer = CancelRunsResponse::decode(&answer.body[5..]).unwrap();
+        assert_eq!(answer.runs.len() + answer.unfinished as usize, RUNS);
+        assert!(timeout != "60S" || answer.unfinished == 0);
+        for run in &answer.runs {
+            assert!(run.cancelled && ended(&daemon.get(&run.run_id).await));
+        }
+        // The others have been asked to end all the same.
+        for id in &started {
+            let run = daemon.until_run(id, ended).await;
+            let Some(End::Result(result)) = run.end else {
+                panic!("{run:?}")
+            };
+            assert_eq!(result.cancel_cause(), CancelCause::CancelRpc);
         }
     }
 }

@@ -9,10 +9,10 @@ use ringfence::api::proto::module_service_client::ModuleServiceClient;
 use ringfence::api::proto::run_service_client::RunServiceClient;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::{
-    AttachRunRequest, CancelRunRequest, DeleteModuleRequest, GetModuleRequest, GetRunRequest,
-    HealthRequest, InteractRequest, ListModulesRequest, ListRunsRequest, LoadModuleResponse,
-    RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest, StreamEvent, WatchRunsRequest,
-    interact_request, upload_module_request, watch_runs_response,
+    AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
+    GetRunRequest, HealthRequest, InteractRequest, ListModulesRequest, ListRunsRequest,
+    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest, StreamEvent,
+    WatchRunsRequest, interact_request, upload_module_request, watch_runs_response,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -252,6 +252,14 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
                 .await?
                 .into_inner(),
         ),
+        // The run of "a" has this label.
+        "RunService/CancelRuns" => {
+            let request = CancelRunsRequest {
+                labels: [("of".to_owned(), "anybody".to_owned())].into(),
+                ..CancelRunsRequest::default()
+            };
+            told(&runs.cancel_runs(request).await?.into_inner())
+        }
         "RunService/AttachRun" => {
             let request = AttachRunRequest {
                 run_id,
@@ -290,7 +298,7 @@ fn plain(answer: &Result<String, Status>, target: &Target) -> String {
 async fn no_method_shows_or_touches_what_is_another_tenants() {
     let (daemon, a, b, _dir) = two("", "", &[]).await;
     let digest = a.loaded(kit_bytes()).await;
-    let (run, mut stream) = a.stream(spin(&digest)).await;
+    let (run, mut stream) = a.stream(spin(&digest).label("of", "anybody")).await;
     stream.message().await.unwrap();
     let (others, nobodys) = (
         Target {
