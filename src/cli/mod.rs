@@ -13,6 +13,7 @@ mod greeting;
 mod health;
 mod incident_causes;
 mod interrupt;
+mod kill;
 mod load;
 mod module_argument;
 mod modules;
@@ -50,6 +51,8 @@ const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(15);
 /// Exit codes that say how a run ended when the guest's own code does not. They follow `timeout(1)`
 /// and the shells.
 pub mod exit {
+    /// The person who was asked did not agree, and nothing was done.
+    pub const DECLINED: u8 = 1;
     /// The daemon drained, but left runs that did not end, or answers that did not reach their
     /// callers.
     pub const RUNS_LEFT: u8 = 3;
@@ -119,7 +122,11 @@ enum Command {
     ///
     /// Prints the id of each run that it ended, once that run is gone. A run that had already ended
     /// is reported on standard error, and is not a failure.
-    Kill(ps::KillCommand),
+    ///
+    /// With --label, it ends all runs in flight that have the labels, also those that begin while
+    /// it asks. On a terminal it first shows what it would end, and asks; if the answer is no, it
+    /// ends nothing and exits 1. Anywhere else it ends runs by label only with --yes.
+    Kill(kill::KillCommand),
     /// Ask a daemon whether it takes runs, and exit 0 if it does
     Health(health::HealthCommand),
     /// Make a bearer token and print it, and on standard error its line for the daemon's
@@ -258,10 +265,10 @@ impl Command {
             Self::Modules(command) => command.prints_json(),
             Self::Ps(command) => command.prints_json(),
             Self::Health(command) => command.prints_json(),
+            Self::Kill(command) => command.prints_json(),
             Self::Inspect(_) => true,
             Self::Serve(_)
             | Self::Attach(_)
-            | Self::Kill(_)
             | Self::CompileChild
             | Self::Token(_)
             | Self::Config(_)

@@ -1,5 +1,4 @@
-//! The commands `ringfence ps`, `ringfence inspect` and `ringfence kill`, which list, show and end
-//! runs.
+//! The commands `ringfence ps` and `ringfence inspect`, which list and show runs.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -13,11 +12,11 @@ use super::connect::{DaemonArgs, connect_runs, status_failure};
 use super::ending::{briefly, resources_json, result_json};
 use super::failure::run_error_json;
 use super::stdout_reader::stdout_reader_gone;
-use super::{Failure, can_be_written, print, print_json, print_to_stderr, runtime, value_parsers};
+use super::{Failure, can_be_written, print, print_json, runtime, value_parsers};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
-    CancelRunRequest, GetRunRequest, ListRunsRequest, Outcome, RunInfo, RunState, WatchRunsRequest,
+    GetRunRequest, ListRunsRequest, Outcome, RunInfo, RunState, WatchRunsRequest,
 };
 use crate::model::refusal::printable;
 
@@ -66,16 +65,6 @@ enum RunStateFilter {
 pub(super) struct InspectCommand {
     /// The id of the run
     run: String,
-    #[command(flatten)]
-    daemon: DaemonArgs,
-}
-
-/// End runs, and wait until they are gone.
-#[derive(Debug, Args)]
-pub(super) struct KillCommand {
-    /// The ids of the runs
-    #[arg(required = true)]
-    run: Vec<String>,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -198,39 +187,6 @@ impl InspectCommand {
     }
 }
 
-impl KillCommand {
-    pub(super) fn execute(self) -> Result<ExitCode, Failure> {
-        runtime()?.block_on(async {
-            let mut client = connect_runs(&self.daemon).await?;
-            let mut code = ExitCode::SUCCESS;
-            // The other runs are to be ended even if nobody reads what is printed about one.
-            let mut printed = Ok(code);
-            for run_id in self.run {
-                let request = CancelRunRequest {
-                    run_id: run_id.clone(),
-                };
-                match client.cancel_run(request).await {
-                    Ok(answer) => {
-                        let answer = answer.into_inner();
-                        if answer.cancelled {
-                            printed = printed.and(print(format!("{run_id}\n").as_bytes()));
-                        } else {
-                            let how = end(&answer.run.unwrap_or_default());
-                            print_to_stderr(&format!("the run {run_id} had already ended: {how}"));
-                        }
-                    }
-                    Err(status) => {
-                        let failure = status_failure(&status);
-                        print_to_stderr(&failure.message);
-                        code = ExitCode::from(failure.code);
-                    }
-                }
-            }
-            printed.map(|_| code)
-        })
-    }
-}
-
 const HEAD: &str = "RUN                                            STATE      ASKED     TOOK      MEMORY    OUTPUT    END                    LABELS";
 
 fn row(run: &RunInfo) -> String {
@@ -250,7 +206,7 @@ fn row(run: &RunInfo) -> String {
         row,
         "{:<46} {:<10} {:<9} {:<9} {:<9} {:<9} {:<22} {}",
         printable(&run.run_id),
-        state(run),
+        state_name(run.state()),
         asked
             .map(|ago| format!("{} ago", rough(ago)))
             .unwrap_or_default(),
@@ -275,8 +231,9 @@ fn rough(duration: Duration) -> String {
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-fn state(run: &RunInfo) -> &'static str {
-    match run.state() {
+/// Returns the word by which commands name a state.
+pub(super) fn state_name(state: RunState) -> &'static str {
+    match state {
         RunState::Compiling => "compiling",
         RunState::Queued => "queued",
         RunState::Running => "running",
@@ -286,7 +243,7 @@ fn state(run: &RunInfo) -> &'static str {
 }
 
 /// Describes how a run ended in a few words; the text is empty while the run goes on.
-fn end(run: &RunInfo) -> String {
+pub(super) fn end(run: &RunInfo) -> String {
     match &run.end {
         None => String::new(),
         Some(End::Error(error)) => printable(&error.reason),
@@ -308,7 +265,7 @@ fn run_info_json(run: &RunInfo) -> Value {
     };
     let mut report = json!({
         "run_id": run.run_id,
-        "state": state(run),
+        "state": state_name(run.state()),
         "module_digest": run.module_digest,
         "labels": run.labels,
         "method": run.method,

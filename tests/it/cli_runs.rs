@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::cli::kit;
 use crate::process::{Served, ringfence};
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
@@ -24,12 +24,12 @@ fn asks(addr: &str, args: &[&str]) -> Command {
     command
 }
 
-fn told(addr: &str, args: &[&str]) -> Output {
+pub(crate) fn told(addr: &str, args: &[&str]) -> Output {
     asks(addr, args).output().unwrap()
 }
 
 /// Starts a detached run of the kit, and returns its id.
-fn detached(addr: &str, args: &[&str]) -> String {
+pub(crate) fn detached(addr: &str, args: &[&str]) -> String {
     let kit = kit();
     let output = told(addr, &[&["run", "--detach"], args].concat());
     assert_eq!(
@@ -40,7 +40,7 @@ fn detached(addr: &str, args: &[&str]) -> String {
     text(&output.stdout).trim_end().to_owned()
 }
 
-fn lines(output: &Output) -> Vec<Value> {
+pub(crate) fn lines(output: &Output) -> Vec<Value> {
     let lines = text(&output.stdout).lines();
     lines
         .map(|line| serde_json::from_str(line).unwrap())
@@ -303,7 +303,7 @@ fn a_key_starts_one_run() {
 }
 
 /// What a command says on a terminal, its standard output aside, which goes to `out`.
-fn on_a_terminal(args: &[&str], out: &std::path::Path) -> Command {
+pub(crate) fn on_a_terminal(args: &[&str], out: &std::path::Path) -> Command {
     let ringfence = ringfence();
     let program = ringfence.get_program().to_str().unwrap();
     let words = args.iter().map(|arg| format!(" '{arg}'"));
@@ -490,7 +490,7 @@ fn a_terminal_that_is_attached_to_a_run_that_waits_is_told_so() {
 }
 
 /// What a terminal says until it has said `what`.
-fn told_until(terminal: &mut impl Read, what: &str) -> String {
+pub(crate) fn told_until(terminal: &mut impl Read, what: &str) -> String {
     let mut said = String::new();
     while !said.contains(what) {
         let mut piece = [0; 512];

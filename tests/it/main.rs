@@ -45,6 +45,7 @@ mod cancel;
 mod cancel_runs;
 mod cli;
 mod cli_input;
+mod cli_kill;
 mod cli_pipes;
 mod cli_runs;
 mod cli_values;
