@@ -7,6 +7,7 @@
 //! calls unless its path is open to everybody.
 
 mod origin_guard;
+mod plain_text;
 mod readiness;
 mod routes;
 mod service;

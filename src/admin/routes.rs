@@ -12,8 +12,8 @@ use http::{HeaderValue, Response, StatusCode};
 use tokio::runtime::Handle;
 
 use super::AdminSources;
+use super::plain_text::plain;
 use super::readiness::Readiness;
-use super::service::plain;
 use crate::config::{Config, OpenPath};
 use crate::metrics::{CONTENT_TYPE as METRICS, MetricRegistry};
 use crate::run::Tenant;

@@ -10,7 +10,7 @@ use axum::body::Body;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -18,6 +18,7 @@ use tower::ServiceExt;
 use tower_service::Service;
 
 use super::origin_guard::{OriginGuard, RequestOrigin};
+use super::plain_text::plain;
 use super::routes::{self, Routes};
 use super::{AdminSettings, AdminSources, GrpcWebHandler};
 use crate::api::{Authentication, LocalAddress, is_grpc_web};
@@ -165,15 +166,6 @@ fn refused(refusal: &Refusal) -> Response<Body> {
         let bearer = HeaderValue::from_static("Bearer");
         answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
     }
-    answer
-}
-
-/// Creates an answer of one line of text.
-pub(super) fn plain(status: StatusCode, text: &str) -> Response<Body> {
-    let mut answer = Response::new(Body::from(format!("{text}\n")));
-    *answer.status_mut() = status;
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(CONTENT_TYPE, text);
     answer
 }
 

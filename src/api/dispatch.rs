@@ -19,6 +19,29 @@ use super::listen::Peer;
 use super::run_fast_path::RunFastPath;
 use crate::run::Runner;
 
+/// A service that answers calls, with the layers around it.
+pub trait CallService:
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> CallService for S where
+    S: Service<
+            Request<Body>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// A dispatcher that answers a `Run` on its own path, and any other call with a service that has
 /// layers around it.
 #[derive(Clone)]
@@ -53,7 +76,7 @@ impl<S> CallDispatcher<S> {
 
 impl<S> CallDispatcher<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+    S: CallService,
 {
     /// Answers a call from `peer`. A request body that nobody reads is drained if it is short.
     pub(super) async fn answer(

@@ -18,7 +18,7 @@ use tower::ServiceExt;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::dispatch::CallDispatcher;
+use super::dispatch::{CallDispatcher, CallService};
 use super::layers::auth::HostChecked;
 use super::listen::Peer;
 use super::methods::{Contract, Effect};
@@ -47,9 +47,7 @@ pub fn is_grpc_web<B>(request: &Request<B>) -> bool {
 
 impl<S> GrpcWeb<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    S: CallService,
 {
     /// Creates a server that hands its calls to `calls`. With `is_read_only`, calls that change
     /// something are refused.
@@ -76,9 +74,7 @@ where
 
 impl<S> Service<Request<Body>> for WebCalls<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    S: CallService,
 {
     type Response = Response<WebResponseBody>;
     type Error = Infallible;

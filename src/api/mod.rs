@@ -56,7 +56,7 @@ pub mod health_proto {
 pub use self::call_counters::CallCounters;
 pub use self::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub(crate) use self::client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
-pub use self::dispatch::CallDispatcher;
+pub use self::dispatch::{CallDispatcher, CallService};
 pub use self::grpc_web::{GrpcWeb, is_grpc_web};
 pub use self::health::HealthApi;
 pub use self::layers::auth::Authentication;

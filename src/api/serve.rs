@@ -31,7 +31,7 @@ use tonic::body::Body;
 use tower_service::Service;
 
 use super::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
-use super::dispatch::CallDispatcher;
+use super::dispatch::{CallDispatcher, CallService};
 use super::listen::{Connection, EventLoop, EventLoops, NewConnection};
 
 /// The most streams that a connection may have open at once. This and the limits below are explicit
@@ -92,9 +92,7 @@ impl Server {
     /// If the host refuses a thread or its descriptors.
     pub fn start<S>(settings: &ServerSettings, calls: &CallDispatcher<S>) -> io::Result<Self>
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-        S: Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
+        S: CallService,
     {
         let (ending, is_ending) = watch::channel(false);
         let http2 = http2_builder(settings.keep_alive);
@@ -163,9 +161,7 @@ async fn serve<S>(
     calls: Arc<CallDispatcher<S>>,
     mut ending: watch::Receiver<bool>,
 ) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    S: CallService,
 {
     let mut served = JoinSet::new();
     loop {
@@ -252,9 +248,7 @@ async fn serve_one<S>(
     calls: Arc<CallDispatcher<S>>,
     mut ending: watch::Receiver<bool>,
 ) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    S: CallService,
 {
     let peer = Arc::new(connection.peer());
     let service = service_fn(move |request| {

@@ -1,14 +1,15 @@
 //! The sources of the daemon's metrics, and the metrics of the daemon as a whole.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 use super::App;
-use crate::admin::{AdminServerGuard, AdminSources, GrpcWebHandler};
-use crate::api::DaemonPhase;
+use crate::admin::{AdminServerGuard, AdminSources};
+use crate::api::{CallDispatcher, CallService, DaemonPhase, GrpcWeb};
 use crate::hardening;
 use crate::metrics::{MetricRegistry, MetricSource, MetricWriter, Unit};
 use crate::sandbox::WASMTIME_VERSION;
@@ -58,9 +59,13 @@ impl App {
     pub(super) fn serve_admin(
         &mut self,
         phase: &watch::Receiver<DaemonPhase>,
-        grpc_web: GrpcWebHandler,
+        calls: &CallDispatcher<impl CallService>,
     ) -> Option<AdminServerGuard> {
         let admin = self.admin.take()?;
+        let grpc_web = GrpcWeb::new(calls.clone(), self.config.admin.read_only);
+        let answer = move |request| -> Pin<Box<dyn Future<Output = _> + Send>> {
+            Box::pin(grpc_web.clone().answer(request))
+        };
         Some(admin.serve(AdminSources {
             metrics: self.metrics(phase.clone()),
             authentication: self.authentication.clone(),
@@ -68,7 +73,7 @@ impl App {
             phase: phase.clone(),
             config: Arc::clone(&self.config),
             connections: Arc::clone(&self.connection_totals.admin),
-            grpc_web,
+            grpc_web: Arc::new(answer),
         }))
     }
 

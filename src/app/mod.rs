@@ -8,7 +8,6 @@ mod settings;
 
 use std::future::Future;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
-    Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher,
+    Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher, CallService,
     ConnectionCounters, ConnectionTotals, DaemonPhase, GrpcWeb, HealthApi, HttpGate,
     ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi,
     SandboxApi, Server, ServerSettings,
@@ -259,6 +258,25 @@ impl App {
         self.serve_and_drain(shutdown).await.map(drop)
     }
 
+    /// Builds the dispatcher of all calls, with what each call passes on its way in and out.
+    fn dispatcher(
+        &self,
+        phase: &watch::Receiver<DaemonPhase>,
+    ) -> Result<CallDispatcher<impl CallService>, AppError> {
+        let routes = routes(&self.runner, &self.library, phase.clone(), self.reflection)?;
+        let (authentication, limits) = (&self.authentication, &self.request_limits);
+        // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
+        // buffered.
+        let layered = HttpGate.layer(authentication.layer(limits.layer(routes)));
+        Ok(CallDispatcher::new(
+            authentication.clone(),
+            limits.clone(),
+            Arc::clone(&self.runner),
+            layered,
+            Arc::clone(&self.call_counters),
+        ))
+    }
+
     /// Serves until `shutdown` completes, and then drains: runs in flight may finish within the
     /// grace period, and are then cancelled. `shutdown` is polled only once the daemon serves.
     ///
@@ -271,26 +289,13 @@ impl App {
         let (phase, phases) = watch::channel(DaemonPhase::Starting);
         let deliveries = self.request_limits.response_watchdog().clone();
         let refusals = self.authentication.refusals();
-        let routes = routes(&self.runner, &self.library, phases.clone(), self.reflection)?;
-        // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
-        // buffered.
-        let layered = HttpGate.layer(self.authentication.layer(self.request_limits.layer(routes)));
-        let calls = CallDispatcher::new(
-            self.authentication.clone(),
-            self.request_limits.clone(),
-            Arc::clone(&self.runner),
-            layered,
-            Arc::clone(&self.call_counters),
-        );
-        let grpc_web = GrpcWeb::new(calls.clone(), self.config.admin.read_only);
-        let answer_web = move |request| -> Pin<Box<dyn Future<Output = _> + Send>> {
-            Box::pin(grpc_web.clone().answer(request))
-        };
-        let admin = self.serve_admin(&phases, Arc::new(answer_web));
+        let calls = self.dispatcher(&phases)?;
+        let admin = self.serve_admin(&phases, &calls);
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
-        let server = Server::start(&self.server_settings, &calls).map_err(|error| {
+        let server = Server::start(&self.server_settings, &calls);
+        let server = server.map_err(|error| {
             let part = "the threads that serve do not start";
             match HostLimit::of(&error) {
                 Some(limit) => failed(part)(limit.sentence()),

@@ -139,7 +139,7 @@ impl KillCommand {
             return print(format!("{run_id}\n").as_bytes());
         }
         let how = end(&answer.run.unwrap_or_default());
-        print_to_stderr(&format!("{run_id} had ended: {how}"));
+        print_to_stderr(&format!("the run {run_id} had already ended: {how}"));
         Ok(ExitCode::SUCCESS)
     }
 

@@ -251,16 +251,7 @@ impl Runner {
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
         let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
-        let mut queued = None;
-        let permit = self
-            .admission
-            .acquire_run(tenant.id, bytes, deadline, || {
-                queued = Some(Instant::now());
-                pending.note_queued();
-            })
-            .await?;
-        let waited = queued.map_or(Duration::ZERO, |queued| queued.elapsed());
-        tenant.counters.observe_wait(waited);
+        let permit = self.acquire_permit(pending, bytes, deadline).await?;
         let flight = self.inflight.track_run();
         // The run is counted before this look: a drain either waits for it or is seen here.
         if self.admission.is_closed() {
@@ -300,6 +291,28 @@ impl Runner {
             run_quota,
             capabilities: Capabilities::of(spec),
         })
+    }
+
+    /// Acquires the slot of a run and its `bytes` of memory, and measures how long that takes.
+    async fn acquire_permit(
+        &self,
+        pending: &RunEndGuard,
+        bytes: u64,
+        deadline: Option<Instant>,
+    ) -> Result<Permit, Refusal> {
+        let tenant = &pending.tenant;
+        let mut queued = None;
+        let waits = || {
+            queued = Some(Instant::now());
+            pending.note_queued();
+        };
+        let permit = self
+            .admission
+            .acquire_run(tenant.id, bytes, deadline, waits);
+        let permit = permit.await?;
+        let waited = queued.map_or(Duration::ZERO, |queued| queued.elapsed());
+        tenant.counters.observe_wait(waited);
+        Ok(permit)
     }
 
     /// Hands an admitted run to the sandbox to be executed. Nothing can refuse it any more.

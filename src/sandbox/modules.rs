@@ -153,7 +153,7 @@ struct Inner {
     /// The least that any module counts for in `loaded`, in KiB.
     least_weight: u64,
     inspected: moka::sync::Cache<Digest, Arc<Inspection>>,
-    /// How lookups ended.
+    /// How often lookups found code, and where.
     lookups: LookupCounts,
     /// Refusals by digest and by what was refused.
     refusals: moka::sync::Cache<(Digest, RefusedStage), Refusal>,

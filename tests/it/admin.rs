@@ -130,8 +130,8 @@ async fn a_daemon_is_alive_ready_and_draining() {
 async fn a_store_that_cannot_be_reached_makes_it_not_ready() {
     let data = TempDir::new().unwrap();
     let store = data.path().join("modules");
-    let url = store.to_str().unwrap();
-    let daemon = Daemon::with(&[ADMIN, ("store.url", url)]).await;
+    let url = format!("file://{}", store.display());
+    let daemon = Daemon::with(&[ADMIN, ("store.url", &url)]).await;
     assert_eq!(get(&daemon, "/readyz").await.status, 200);
     std::fs::remove_dir_all(&store).unwrap();
     std::fs::write(&store, "no folder").unwrap();
@@ -150,7 +150,7 @@ async fn a_store_that_cannot_be_reached_makes_it_not_ready() {
             .contains("[-] store: the module store cannot be reached")
     );
     assert!(
-        !unready.body.contains(url),
+        !unready.body.contains(store.to_str().unwrap()),
         "a path is nobody's business: {unready:?}"
     );
 }

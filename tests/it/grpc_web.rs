@@ -123,6 +123,9 @@ async fn post(addr: &str, path: &str, kind: &str, body: &[u8], more: &[(&str, &s
         }
         body = decoded;
     }
+    if told.status != 200 {
+        return told;
+    }
     let mut rest = body.as_slice();
     while let [flag, a, b, c, d, after @ ..] = rest {
         let size = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
@@ -316,6 +319,10 @@ async fn a_listener_that_only_answers_questions_changes_nothing() {
     let kind = "application/grpc-web+proto";
     let mut refused = Vec::new();
     for method in crate::tenants::methods() {
+        // It has no end of its own.
+        if method.contains("/Watch") {
+            continue;
+        }
         let path = format!("/ringfence.v1.{method}");
         // An empty message, whatever the method takes.
         let answer = post(&daemon.admin, &path, kind, &[0; 5], &[]).await;
@@ -327,6 +334,7 @@ async fn a_listener_that_only_answers_questions_changes_nothing() {
         "ModuleService/DeleteModule",
         "ModuleService/UploadModule",
         "RunService/CancelRun",
+        "RunService/CancelRuns",
         "RunService/Interact",
         "SandboxService/LoadModule",
         "SandboxService/Run",

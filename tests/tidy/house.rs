@@ -388,6 +388,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
             "telemetry",
             "config",
             "heap",
+            "host_limit",
             "trust_store",
             "model",
         ],

@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::Listener;
-use super::close_counters::ForeignProtocol;
+use super::close_reason::ForeignProtocol;
 use super::connection_slots::{ConnectionSlot, ConnectionSlots};
 use super::event_loop::{EventLoopAssignment, EventLoops};
 use super::origin::ConnectionOrigin;

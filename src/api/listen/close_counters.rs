@@ -5,38 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::close_reason::{CloseReason, ForeignProtocol};
 use super::connection_counters::ConnectionCounters;
-use super::connection_table::ConnectionLimit;
 use super::origin::ConnectionOrigin;
 use crate::api::layers::log_rate_limiter::LogRateLimiter;
 use crate::sync::lock;
 
 /// How often the counters are logged and reset.
 const TELL: Duration = Duration::from_secs(1);
-
-/// Why the daemon closed a connection, or refused it.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum CloseReason {
-    /// No slot was free, and no other connection could be evicted for it.
-    Refused(ConnectionLimit),
-    /// No call had authenticated on it yet, and it was evicted for a newer connection.
-    Evicted,
-    /// No call authenticated on it within `server.first_call_timeout`.
-    Overdue,
-    /// Its client spoke another protocol than the listener does.
-    Foreign(ForeignProtocol),
-}
-
-/// A protocol that a client speaks although its listener does not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ForeignProtocol {
-    /// Something other than TLS, on a listener that requires TLS.
-    Plaintext,
-    /// TLS, on a listener that does not use it.
-    Tls,
-    /// HTTP/1, where gRPC needs HTTP/2.
-    Http1,
-}
 
 /// The counters of one listener, by reason, since they were last logged.
 #[derive(Debug)]

@@ -14,13 +14,14 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::authority::AuthorityRewriter;
-use super::close_counters::ForeignProtocol;
+use super::close_reason::ForeignProtocol;
 use super::connection_counters::ConnectionCounters;
 use super::connection_slots::{ConnectionAuthState, ConnectionSlot, UnauthenticatedCall};
 use super::event_loop::{EventLoopAssignment, NewConnection};
 use super::origin::ConnectionOrigin;
 use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
-use super::transport::{PeerCertificate, Protocols, Transport};
+use super::protocols::Protocols;
+use super::transport::{PeerCertificate, Transport};
 use crate::api::client_streaming_calls::ClientStreamingCalls;
 use crate::api::layers::request_body::UnwantedBodies;
 use crate::model::refusal::{Reason, Refusal};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::close_counters::{CloseReason, ForeignProtocol};
+use super::close_reason::{CloseReason, ForeignProtocol};
 use crate::metrics::{Count, Level, MetricSource, MetricWriter, Unit};
 
 /// Totals over all listeners. The counters of a listener's closed connections

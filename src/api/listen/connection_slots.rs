@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-use super::close_counters::{CloseCounters, CloseReason, ForeignProtocol};
+use super::close_counters::CloseCounters;
+use super::close_reason::{CloseReason, ForeignProtocol};
 use super::connection_counters::ConnectionCounters;
 use super::connection_table::{ConnectionAdmission, ConnectionId, ConnectionTable, TableLimits};
 use super::origin::ConnectionOrigin;

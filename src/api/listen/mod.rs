@@ -5,6 +5,7 @@
 mod accept;
 mod authority;
 mod close_counters;
+mod close_reason;
 mod connection;
 mod connection_counters;
 mod connection_slots;
@@ -12,6 +13,7 @@ mod connection_table;
 mod event_loop;
 mod origin;
 mod protocol_sniffer;
+mod protocols;
 mod tcp;
 mod tls;
 mod transport;
@@ -30,8 +32,8 @@ use tokio::task::JoinSet;
 use self::accept::Acceptor;
 use self::connection_slots::ConnectionSlots;
 use self::connection_table::TableLimits;
+pub use self::protocols::Protocols;
 use self::tls::ServerTls;
-pub use self::transport::Protocols;
 use self::transport::{ConnectionRules, Transport};
 
 pub(super) use self::connection::{Connection, Peer};

@@ -24,7 +24,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
-use super::transport::Protocols;
+use super::protocols::Protocols;
 use crate::auth::{CertificateName, Parsed, WatchedFiles, WatchedFilesError};
 use crate::metrics::{MetricSource, MetricWriter, Unit};
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::protocols::Protocols;
 use super::tls::{ClientCertificate, ServerTls};
 
 /// The byte stream that a connection runs on.
@@ -38,15 +39,6 @@ impl Transport {
         let shown = certificate.map(|certificate| Arc::new(PeerCertificate { certificate, tls }));
         Self::Tls(Box::new(stream), shown)
     }
-}
-
-/// The protocols that the connections of a listener may speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocols {
-    /// HTTP/2, which gRPC is spoken in. Clients of other protocols are told what they met.
-    Http2,
-    /// HTTP/1.1 and HTTP/2.
-    Http1AndHttp2,
 }
 
 /// What a connection may speak, and how long it may make no progress before it is closed.
