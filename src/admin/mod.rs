@@ -10,6 +10,7 @@ mod origin_guard;
 mod plain_text;
 mod readiness;
 mod routes;
+mod scrapes;
 mod service;
 
 use std::pin::Pin;
@@ -62,9 +63,6 @@ pub enum AdminError {
     /// An address cannot be listened on.
     #[error("the admin listener: {0}")]
     Bind(#[from] BindError),
-    /// The listener's thread ended before it was bound.
-    #[error("the thread of the admin listener ended")]
-    Gone,
 }
 
 /// The server of gRPC-Web calls, whichever layers it has.
@@ -99,17 +97,16 @@ pub struct AdminListener {
 }
 
 impl AdminListener {
-    /// Starts the thread of the listener and binds its sockets, which belong to that thread.
+    /// Binds the sockets of the listener and starts its thread, which they are handed to.
     ///
     /// # Errors
     /// An address cannot be listened on, or the host refuses a thread.
     pub async fn bind(settings: AdminSettings) -> Result<Self, AdminError> {
+        let bound = bind(&settings.listen, &settings.server.listen).await?;
         let (ending, is_ending) = watch::channel(false);
         let runtime = start_thread(is_ending, settings.thread_init)?;
-        let (listen, accepting) = (settings.listen.clone(), settings.server.listen.clone());
-        let bound = runtime.spawn(async move { bind(&listen, &accepting).await });
         Ok(Self {
-            bound: bound.await.map_err(|_| AdminError::Gone)??,
+            bound: bound.adopted_by(&runtime)?,
             settings,
             runtime,
             ending,

@@ -7,15 +7,16 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::routing::get;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use tokio::runtime::Handle;
 
 use super::AdminSources;
 use super::plain_text::plain;
 use super::readiness::Readiness;
+use super::scrapes::{ScrapeError, Scrapes};
 use crate::config::{Config, OpenPath};
-use crate::metrics::{CONTENT_TYPE as METRICS, MetricRegistry};
+use crate::metrics::CONTENT_TYPE as METRICS;
 use crate::run::Tenant;
 
 /// Reports whether everybody may read a path.
@@ -31,7 +32,7 @@ pub(super) fn is_open(path: &str, open: &[OpenPath]) -> bool {
 
 /// What the paths answer from.
 pub(super) struct Routes {
-    metrics: MetricRegistry,
+    scrapes: Scrapes,
     readiness: Readiness,
     config: Arc<Config>,
 }
@@ -40,7 +41,7 @@ impl Routes {
     /// Creates the routes, which answer from `sources`.
     pub(super) fn new(sources: AdminSources, beside: &Handle) -> Self {
         Self {
-            metrics: sources.metrics,
+            scrapes: Scrapes::new(sources.metrics),
             readiness: Readiness::new(sources.phase, sources.runner, beside.clone()),
             config: sources.config,
         }
@@ -88,9 +89,11 @@ async fn metrics(State(routes): State<Arc<Routes>>, request: Request) -> Respons
     let accepted = request.headers().get(ACCEPT);
     let accepted = accepted.and_then(|it| it.to_str().ok()).unwrap_or_default();
     let is_openmetrics = accepted.contains("application/openmetrics-text");
-    let tenant = request.extensions().get::<Arc<Tenant>>();
-    let tenant = tenant.map(|tenant| &*tenant.name);
-    match routes.metrics.encode(is_openmetrics, tenant) {
+    let text = match request.extensions().get::<Arc<Tenant>>() {
+        Some(tenant) => routes.scrapes.of_tenant(is_openmetrics, &tenant.name),
+        None => routes.scrapes.all(is_openmetrics),
+    };
+    match text {
         Ok(text) => {
             let [openmetrics, older] = METRICS;
             let kind = if is_openmetrics { openmetrics } else { older };
@@ -99,7 +102,14 @@ async fn metrics(State(routes): State<Arc<Routes>>, request: Request) -> Respons
             answer.headers_mut().insert(CONTENT_TYPE, kind);
             answer
         }
-        Err(error) => {
+        Err(ScrapeError::TooMany) => {
+            const WHY: &str = "too many readers of metrics have not taken them yet";
+            let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, WHY);
+            let second = HeaderValue::from_static("1");
+            answer.headers_mut().insert(RETRY_AFTER, second);
+            answer
+        }
+        Err(ScrapeError::Failed(error)) => {
             tracing::error!(%error, "the metrics cannot be written");
             plain(
                 StatusCode::INTERNAL_SERVER_ERROR,

@@ -39,13 +39,13 @@ use super::listen::{Connection, EventLoop, EventLoops, NewConnection};
 pub(super) const MAX_STREAMS: u32 = 100;
 /// The most streams that the client has reset and that were not accepted yet. With more, the
 /// connection is closed.
-const MAX_PENDING_RESETS: usize = 20;
+pub(super) const MAX_PENDING_RESETS: usize = 20;
 /// The most frames of the client that were answered by resetting their stream. With more, the
 /// connection is closed.
 ///
 /// An honest client may come close to this: one whose calls are all refused at once learns of it
 /// only after it has sent all that the connection's window takes, in frames of 16 KiB.
-const MAX_LOCAL_RESETS: usize = 1024;
+pub(super) const MAX_LOCAL_RESETS: usize = 1024;
 const _: () =
     assert!(MAX_LOCAL_RESETS > CONNECTION_WINDOW as usize / (16 << 10) + MAX_STREAMS as usize);
 /// The most bytes of a call's headers that are looked at. This is more than the gate lets through,

@@ -24,7 +24,10 @@ use super::listen::{
     BoundListeners, Connection, ConnectionCounters, EventLoop, EventLoops, ListenSettings,
     NewConnection,
 };
-use super::serve::{CallExecutor, InContext, KeepAlive, MAX_HEADER_LIST, MAX_STREAMS};
+use super::serve::{
+    CallExecutor, InContext, KeepAlive, MAX_HEADER_LIST, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
+    MAX_STREAMS,
+};
 
 /// The most bytes of the head of an HTTP/1 request that are buffered.
 const MAX_HTTP1_HEAD: usize = 16 << 10;
@@ -89,6 +92,8 @@ fn http_builder(settings: &WebServerSettings) -> auto::Builder<CallExecutor> {
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .max_header_list_size(MAX_HEADER_LIST)
         .keep_alive_interval(settings.keep_alive.interval)
         .keep_alive_timeout(settings.keep_alive.timeout);

@@ -162,7 +162,13 @@ async fn all_of_it_works_under_all_of_it() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let socket = format!("unix:{}", at("socket"));
+    let admin_port = crate::monitoring::free_port();
+    let admin = [
+        format!("127.0.0.1:{admin_port}"),
+        format!("unix:{}", at("admin")),
+    ];
     let set = [
+        format!("admin.listen={admin:?}"),
         "hardening.mode=require".to_owned(),
         "hardening.user=65534:65534".to_owned(),
         format!("store.url=file://{}", at("store")),
@@ -192,6 +198,12 @@ async fn all_of_it_works_under_all_of_it() {
         "65534\t65534\t65534\t65534"
     );
     do_everything(&daemon, data.path(), outside.path()).await;
+    for addr in &admin {
+        for path in ["/livez", "/readyz", "/metrics", "/debug/config"] {
+            let answer = crate::admin::ask(addr, "GET", path, &[("host", "localhost")]).await;
+            assert_eq!(answer.status, 200, "{addr} {path}: {answer:?}");
+        }
+    }
     // A socket to where it is granted.
     let mut client = connect(&daemon.addr).await;
     let accepting = tokio::spawn(async move { listener.accept().await.is_ok() });

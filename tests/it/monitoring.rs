@@ -128,7 +128,7 @@ async fn rules_and_panels_select_metrics_that_there_are() {
 }
 
 /// A port that is free, for a program that cannot choose one by itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use self::accept::Acceptor;
@@ -106,6 +107,16 @@ pub enum BindError {
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+impl Listener {
+    /// Registers the socket with the reactor of the runtime that this is called in.
+    fn adopt(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(TcpListener::from_std(listener.into_std()?)?),
+            Self::Unix(listener) => Self::Unix(UnixListener::from_std(listener.into_std()?)?),
+        })
+    }
 }
 
 /// The listening sockets that one configured address resulted in.
@@ -271,6 +282,21 @@ impl BoundListeners {
     /// Returns the addresses that are bound.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// Hands the sockets to `runtime`, which accepts their connections from then on. They are bound
+    /// by a thread that may do that, and served by one that may not.
+    ///
+    /// # Errors
+    /// The host refuses to register a socket.
+    pub fn adopted_by(mut self, runtime: &Handle) -> io::Result<Self> {
+        let _context = runtime.enter();
+        for entry in &mut self.entries {
+            let listeners = std::mem::take(&mut entry.listeners).into_iter();
+            let adopted: io::Result<_> = listeners.map(Listener::adopt).collect();
+            entry.listeners = adopted?;
+        }
+        Ok(self)
     }
 
     /// Returns what reads the TLS files again, or `None` without TLS.
