@@ -20,6 +20,8 @@ STACK_HEADROOM = 2**20
 LOG_FLOOR = 2**17
 # The frames of a stream on their way to its caller.
 STREAMED_FRAMES = 3 * 2**16
+# The input that calls send to a run.
+LIVE_INPUT = 2**17
 
 problems = []
 
@@ -65,7 +67,7 @@ def drain(pod, daemon, settings):
 
 def memory(daemon, settings):
     run = settings["policy.max_memory_pages"] * 2**16 + amount(settings["policy.max_stack_size"]) + STACK_HEADROOM
-    run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR + STREAMED_FRAMES
+    run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR + STREAMED_FRAMES + LIVE_INPUT
     budgets = ["server.inflight_request_bytes", "server.inflight_answer_bytes", "engine.cache_budget", "runs.log_budget"]
     budgets.append("runs.history_bytes")
     if settings["store.url"] == "memory:":

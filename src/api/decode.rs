@@ -19,6 +19,7 @@ use crate::model::request::{
     WORKING_DIR_FIELD,
 };
 use crate::run::{RequestCharge, RunState, Selector, not_started};
+use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// Decodes a run's spec and grants its limits.
 ///
@@ -37,6 +38,7 @@ pub(crate) fn spec(
         args,
         env,
         stdin,
+        open_stdin,
         working_dir,
         mounts,
         resources,
@@ -61,6 +63,7 @@ pub(crate) fn spec(
         args: request::args("spec.args", args, policy.max_args)?,
         env: request::env("spec.env", &env, policy.max_env)?,
         stdin: request::stdin("spec.stdin", stdin, policy.max_stdin)?,
+        open_stdin,
         working_dir: match working_dir.as_str() {
             "" => None,
             dir => Some(GuestPath::parse(WORKING_DIR_FIELD, dir)?),
@@ -101,6 +104,41 @@ pub(super) fn interactive(spec: &RunSpec) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Input that is sent to a run in a call of its own.
+pub(super) struct SentInput {
+    /// The run that reads it.
+    pub(super) run: RunId,
+    /// How many bytes were sent to the run before these.
+    pub(super) offset: u64,
+    /// The bytes themselves, at most [`MAX_STDIN_CHUNK`].
+    pub(super) data: Bytes,
+    /// Whether the input ends after them.
+    pub(super) eof: bool,
+}
+
+/// Decodes input that is sent to a run.
+///
+/// # Errors
+/// `SPEC_INVALID` for an id that is none; `LIMIT_ABOVE_MAXIMUM` for too many bytes.
+pub(super) fn sent_input(message: proto::SendInputRequest) -> Result<SentInput, Refusal> {
+    let proto::SendInputRequest {
+        run_id,
+        offset,
+        data,
+        eof,
+    } = message;
+    let run = RunId::parse("run_id", &run_id)?;
+    if data.len() > MAX_STDIN_CHUNK {
+        return Err(Refusal::above("data", data.len(), MAX_STDIN_CHUNK));
+    }
+    Ok(SentInput {
+        run,
+        offset,
+        data,
+        eof,
+    })
 }
 
 /// The source of a module that is to be stored.
@@ -480,8 +518,8 @@ fn grant_capabilities(
     })
 }
 
-/// Refuses environment variables, input, mounts and a working directory for a run without WASI:
-/// nobody could hand them to the guest.
+/// Refuses environment variables, input, open input, mounts and a working directory for a run
+/// without WASI: nobody could hand them to the guest.
 fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
     if spec.wasi {
         return Ok(());
@@ -489,6 +527,7 @@ fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
     let given = [
         ("spec.env", !spec.env.is_empty()),
         ("spec.stdin", !spec.stdin.is_empty()),
+        ("spec.open_stdin", spec.open_stdin),
         ("spec.mounts", !spec.mounts.is_empty()),
         (WORKING_DIR_FIELD, spec.working_dir.is_some()),
     ];

@@ -11,6 +11,7 @@ use crate::model::module::{Exported, Imported};
 use crate::model::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
 use crate::model::request::{Digest, RunId};
 use crate::run::{BulkCancelReport, CancelledRun, GrantedLimits, Run, RunRecord, RunState};
+use crate::sandbox::AcceptedInput;
 
 /// Encodes how a run ended.
 pub(crate) fn result(run: &Run, ended: &RunReport) -> proto::RunResult {
@@ -186,6 +187,20 @@ pub(super) fn started(run: &Run) -> proto::RunStarted {
     proto::RunStarted {
         module_digest: digest(run.digest()),
         granted: run.granted().as_ref().map(granted),
+    }
+}
+
+/// Encodes what became of input that was sent to a run.
+pub(super) fn accepted_input(input: AcceptedInput) -> proto::SendInputResponse {
+    let AcceptedInput {
+        accepted,
+        next_offset,
+        closed,
+    } = input;
+    proto::SendInputResponse {
+        accepted,
+        next_offset,
+        closed,
     }
 }
 

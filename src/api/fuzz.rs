@@ -44,6 +44,7 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
         let proto::GetRunRequest { run_id } = message;
         RunId::parse("run_id", &run_id).map(drop)
     }));
+    judge(decoded(bytes).and_then(|message| decode::sent_input(message).map(drop)));
     if let Ok(value) = http::HeaderValue::try_from(bytes) {
         let mut headers = http::HeaderMap::new();
         headers.insert("grpc-timeout", value);

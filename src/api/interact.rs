@@ -11,6 +11,7 @@ use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
 use super::run_event_stream::RunEventStream;
 use super::start::RunCall;
 use super::status;
+use crate::model::refusal::Refusal;
 use crate::run::{Run, RunMethod, Runner, with_deadline};
 use crate::sandbox::{Input, MAX_STDIN_CHUNK};
 
@@ -38,15 +39,16 @@ pub(super) async fn interact(
     // Created before the run can start, because its caller may leave before that.
     let taken = CloseInputGuard {
         input: Arc::clone(&input),
-        detached: spec.detach,
+        closes: spec.detach && !spec.open_stdin,
     };
+    let stays_open = spec.open_stdin;
     let attached = call
         .start(runner, Some(spec), Some(Arc::clone(&input)))
         .await?;
     let mut taking = JoinSet::new();
     let run = Arc::clone(&attached.run);
     taking.spawn(async move {
-        match forward_input(&mut frames, &taken.input, &run).await {
+        match forward_input(&mut frames, &taken.input, &run, stays_open).await {
             Ok(()) => None,
             Err(ClientStreamError::Refused(refusal)) => Some(status::run_error(&refusal)),
             Err(ClientStreamError::Broken(status)) => Some(status::run_error_of_status(&status)),
@@ -56,16 +58,16 @@ pub(super) async fn interact(
 }
 
 /// A guard that is held while somebody takes the caller's messages. Dropping it closes the input of
-/// a detached run, which outlives its caller. Any other run ends for its actual cause, not for an
-/// end of file that nobody sent.
+/// a detached run, which outlives its caller, unless the run's input is open to other writers. Any
+/// other run ends for its actual cause, not for an end of file that nobody sent.
 struct CloseInputGuard {
     input: Arc<Input>,
-    detached: bool,
+    closes: bool,
 }
 
 impl Drop for CloseInputGuard {
     fn drop(&mut self) {
-        if self.detached {
+        if self.closes {
             self.input.close();
         }
     }
@@ -85,11 +87,12 @@ async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, Clien
 }
 
 /// Forwards the caller's messages to the run until there are no more, which closes the guest's
-/// input.
+/// input unless it `stays_open` for other writers.
 async fn forward_input(
     frames: &mut Streaming<InteractRequest>,
     input: &Input,
     run: &Run,
+    stays_open: bool,
 ) -> Result<(), ClientStreamError> {
     let mut open = true;
     let mut ahead = None;
@@ -99,7 +102,9 @@ async fn forward_input(
             None => next(frames).await?,
         };
         let Some(frame) = frame else {
-            input.close();
+            if !stays_open {
+                input.close();
+            }
             return Ok(());
         };
         match frame {
@@ -113,7 +118,10 @@ async fn forward_input(
                 while ahead.is_none() {
                     tokio::select! {
                         biased;
-                        () = &mut push => break,
+                        pushed = &mut push => {
+                            pushed.map_err(Refusal::from)?;
+                            break;
+                        }
                         frame = next(frames) => match frame? {
                             Some(Frame::Cancel(Cancel {})) => {
                                 run.cancel();
@@ -123,7 +131,7 @@ async fn forward_input(
                     }
                 }
                 if ahead.is_some() {
-                    push.await;
+                    push.await.map_err(Refusal::from)?;
                 }
             }
             Frame::StdinEof(StdinEof {}) => {

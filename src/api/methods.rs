@@ -5,7 +5,7 @@
 //! not compile. Neither does a message without a row of `messages!`, since the codec asks for one.
 
 use super::layers::message_cap::MessageCap;
-use super::layers::metered_body::RequestKind;
+use super::layers::metered_body::{INPUT_MESSAGE, RequestKind};
 use super::layers::response_budget::ResponseKind;
 use super::proto;
 
@@ -204,6 +204,10 @@ impl ApiMethod {
                 ..Contract::QUESTION
             },
             Self::RunGetRun | Self::RunListRuns => Contract::QUESTION,
+            Self::RunSendInput => Contract {
+                cap: CapRule::Fixed(INPUT_MESSAGE, "a piece of input has 64 KiB"),
+                ..Contract::PLAIN
+            },
             Self::ModuleUploadModule => Contract {
                 request: RequestKind::Upload,
                 cap: CapRule::Fixed(MAX_UPLOAD_MESSAGE, "a chunk has 1 MiB"),
@@ -266,6 +270,7 @@ messages! {
     EntryRule::Uncounted =>
         proto::HealthRequest, proto::GetModuleRequest, proto::DeleteModuleRequest,
         proto::GetRunRequest, proto::CancelRunRequest, proto::AttachRunRequest,
+        proto::SendInputRequest,
         super::health_proto::HealthCheckRequest, super::health_proto::HealthListRequest;
     // Responses, which a client decodes.
     EntryRule::Uncounted =>
@@ -273,6 +278,7 @@ messages! {
         proto::UploadModuleResponse, proto::ListModulesResponse, proto::GetModuleResponse,
         proto::DeleteModuleResponse, proto::ListRunsResponse, proto::WatchRunsResponse,
         proto::GetRunResponse, proto::CancelRunResponse, proto::CancelRunsResponse,
+        proto::SendInputResponse,
         super::health_proto::HealthCheckResponse, super::health_proto::HealthListResponse;
 }
 

@@ -128,6 +128,17 @@ impl RunService for RunApi {
         Ok(Response::new(encode::cancelled_runs(&report)))
     }
 
+    async fn send_input(
+        &self,
+        request: Request<proto::SendInputRequest>,
+    ) -> Result<Response<proto::SendInputResponse>, Status> {
+        let tenant = tenant_of(&request)?;
+        let sent = decode::sent_input(request.into_inner())?;
+        let piece = (sent.offset, &*sent.data, sent.eof);
+        let accepted = self.runner.send_input(&tenant, &sent.run, piece)?;
+        Ok(Response::new(encode::accepted_input(accepted)))
+    }
+
     async fn attach_run(
         &self,
         request: Request<proto::AttachRunRequest>,

@@ -77,7 +77,8 @@ impl RunCall {
         self.deadline.clone()
     }
 
-    /// Starts the run. Its guest reads `input`, if there is any.
+    /// Starts the run. Its guest reads `input`, if there is any, or live input of its own where the
+    /// spec leaves the input open.
     ///
     /// # Errors
     /// Whatever keeps the run from its first instruction.
@@ -91,6 +92,7 @@ impl RunCall {
             Ok(decoded) => decoded,
             Err(refusal) => return Err(self.record_refusal(runner, refusal)),
         };
+        let input = input.or_else(|| spec.open_stdin.then(Arc::default));
         let asked = StartRequest {
             delivery: self.delivery(),
             id: self.id,

@@ -38,7 +38,9 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::MemoryBelowModuleMinimum
         | Reason::FeatureNotEnabled
         | Reason::CapacityExceeded
-        | Reason::RunElsewhere => Code::FailedPrecondition,
+        | Reason::RunElsewhere
+        | Reason::RunEnded
+        | Reason::InputClosed => Code::FailedPrecondition,
         Reason::ImportNotAllowed | Reason::PolicyDenied | Reason::Forbidden => {
             Code::PermissionDenied
         }
@@ -48,10 +50,13 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::WaitExpired
         | Reason::TenantQuota
         | Reason::MessageTooLarge
+        | Reason::InputFull
         | Reason::StoreFull => Code::ResourceExhausted,
         Reason::NotStarted => Code::DeadlineExceeded,
         Reason::RunCancelled => Code::Cancelled,
         Reason::IdempotencyConflict => Code::AlreadyExists,
+        Reason::InputGap => Code::OutOfRange,
+        Reason::InputConflict => Code::Aborted,
         Reason::ShuttingDown | Reason::StoreUnavailable | Reason::RuntimeUnavailable => {
             Code::Unavailable
         }

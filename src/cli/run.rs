@@ -77,9 +77,14 @@ pub(super) struct RunCommand {
     #[arg(long, short, conflicts_with_all = ["stdin", "no_stream", "output", "idempotency_key"])]
     interactive: bool,
     /// Print the run's id, and let the run continue. `attach` reads its output, and `kill` ends it.
-    /// The guest has no standard input, unless --stdin gives one, which is read whole first
+    /// The guest has no standard input, unless --stdin gives one, which is read whole first, or
+    /// --open-stdin lets others send it
     #[arg(long, short, requires = "server", conflicts_with_all = ["interactive", "no_stream", "output"])]
     detach: bool,
+    /// Leave the guest's standard input open, so that `send` can send it, and end it. The guest
+    /// gets none from this command, unless --stdin gives one, which is read whole first
+    #[arg(long, requires = "server", conflicts_with = "interactive")]
+    open_stdin: bool,
     /// Start no second run if one was started with this key. Standard input has to be the same too,
     /// and is read whole first. --no-stdin reads none
     #[arg(long, value_name = "KEY", requires = "server")]
@@ -292,6 +297,7 @@ impl RunCommand {
                 .map(|(k, v)| format!("{k}={v}"))
                 .collect(),
             stdin: Bytes::new(),
+            open_stdin: self.open_stdin,
             working_dir: self.workdir.unwrap_or_default(),
             mounts: self.mount,
             resources: Some(Resources {
@@ -327,12 +333,12 @@ impl RunCommand {
         }
     }
 
-    /// Chooses the guest's standard input. It has to be read whole if there is an idempotency key
-    /// or if the run outlives this command. A detached run gets this command's standard input only
-    /// on request, because nobody wants a loop's input to go to each run that it starts in the
-    /// background.
+    /// Chooses the guest's standard input. It has to be read whole if there is an idempotency key,
+    /// if the run outlives this command, or if others send the rest. A detached run gets this
+    /// command's standard input only on request, because nobody wants a loop's input to go to each
+    /// run that it starts in the background.
     fn guest_stdin(&self) -> Result<GuestStdin, Failure> {
-        let is_whole = self.detach || self.idempotency_key.is_some();
+        let is_whole = self.detach || self.open_stdin || self.idempotency_key.is_some();
         let from_module = self.module == "-";
         let source = match &self.stdin {
             _ if self.no_stdin => None,
@@ -344,7 +350,7 @@ impl RunCommand {
             }
             Some(_) => StdinSource::standard()?,
             // Nobody is there to read it.
-            None if self.detach || from_module || self.no_wasi => None,
+            None if self.detach || self.open_stdin || from_module || self.no_wasi => None,
             None => StdinSource::standard()?,
         };
         match source {

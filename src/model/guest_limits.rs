@@ -90,6 +90,38 @@ impl Row {
     }
 }
 
+/// The most bytes of one piece of live input: of a message of an interaction, and of one call that
+/// sends input.
+pub const INPUT_PIECE: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "bytes of one piece of live input: `stdin` of a message of `Interact`, `data` of a `SendInput`",
+    64 << 10,
+    "`LIMIT_ABOVE_MAXIMUM`",
+);
+/// How many bytes of live input may wait for the guest before no more are taken.
+pub const INPUT_WAITING: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "live input that waits for the guest; nothing that `SendInput` sends fits before the run has its slot",
+    64 << 10,
+    "`SendInput` takes what fits and says how much that was, and where nothing fits it is `INPUT_FULL`, to be tried again; `Interact` reads one message ahead, and a piece that begins under the limit is taken whole",
+);
+/// How many of the bytes of live input that were sent last are kept, so that a call that is
+/// repeated can be told from one that conflicts.
+pub const INPUT_KEPT: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "live input that is kept to be compared with what is sent for the same place again",
+    64 << 10,
+    "what differs from it is `INPUT_CONFLICT`; what is sent for a place before it is taken for a repetition, unseen",
+);
+/// The most bytes that a run holds of its live input. A run with `open_stdin`, and a detached one
+/// of an interaction, reserves them.
+pub const INPUT_HELD: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "live input that the daemon holds of one run, whether it waits or is kept",
+    INPUT_WAITING.number + INPUT_PIECE.number,
+    "no guest or caller meets it: the two limits above bound it. A run with `open_stdin`, and a detached one of `Interact`, reserves as much with its memory",
+);
+
 const AT_LOAD: &str = "the module is refused when it is loaded, or run: `LIMIT_ABOVE_MAXIMUM`";
 const COMPILE: &str = "`COMPILE_LIMIT_EXCEEDED`, whose `limit` names the setting";
 
@@ -190,7 +222,7 @@ const fn ceiling(
 }
 
 /// Every limit in the order of the table, by topic.
-pub const GUEST_LIMITS: [Row; 45] = [
+pub const GUEST_LIMITS: [Row; 49] = [
     setting(
         Topic::Module,
         "bytes of a module, as received",
@@ -314,6 +346,10 @@ pub const GUEST_LIMITS: [Row; 45] = [
         "policy.max_stdin",
         "`LIMIT_ABOVE_MAXIMUM`",
     ),
+    INPUT_PIECE.row,
+    INPUT_WAITING.row,
+    INPUT_KEPT.row,
+    INPUT_HELD.row,
     Row::new(
         Topic::Streams,
         "one read of a file or of stdin by a core module",

@@ -80,6 +80,16 @@ pub enum Reason {
     RunElsewhere,
     /// The run was cancelled before its first instruction.
     RunCancelled,
+    /// The run has ended, so nothing can be given to it any more.
+    RunEnded,
+    /// Input was sent for a place beyond what has been sent so far.
+    InputGap,
+    /// Input was sent for a place where other input was sent before.
+    InputConflict,
+    /// The run's input is closed, or never was open.
+    InputClosed,
+    /// The guest has not read enough of its input for more to fit.
+    InputFull,
     /// The idempotency key belongs to a run of another spec.
     IdempotencyConflict,
     /// The daemon is ending.
@@ -90,7 +100,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which they are declared.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 38] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -121,6 +131,11 @@ impl Reason {
         Self::RunNotFound,
         Self::RunElsewhere,
         Self::RunCancelled,
+        Self::RunEnded,
+        Self::InputGap,
+        Self::InputConflict,
+        Self::InputClosed,
+        Self::InputFull,
         Self::IdempotencyConflict,
         Self::ShuttingDown,
         Self::Internal,
@@ -159,6 +174,11 @@ impl Reason {
             Self::RunNotFound => "RUN_NOT_FOUND",
             Self::RunElsewhere => "RUN_ELSEWHERE",
             Self::RunCancelled => "RUN_CANCELLED",
+            Self::RunEnded => "RUN_ENDED",
+            Self::InputGap => "INPUT_GAP",
+            Self::InputConflict => "INPUT_CONFLICT",
+            Self::InputClosed => "INPUT_CLOSED",
+            Self::InputFull => "INPUT_FULL",
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Internal => "INTERNAL",

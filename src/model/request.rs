@@ -56,6 +56,8 @@ pub struct RunSpec {
     pub env: Vec<(String, String)>,
     /// Standard input that is sent with the request.
     pub stdin: Bytes,
+    /// Whether more input may follow it, until somebody ends the input.
+    pub open_stdin: bool,
     /// The guest directory that relative paths start from; `None`: "/".
     pub working_dir: Option<GuestPath>,
     /// The host directories that the guest sees.
@@ -88,6 +90,7 @@ impl RunSpec {
             args,
             env,
             stdin,
+            open_stdin,
             working_dir,
             mounts,
             limits,
@@ -106,7 +109,7 @@ impl RunSpec {
             (
                 (entry_point, args, env, working_dir, mounts, limits),
                 (wasi, host_functions, network, clock, labels, detach),
-                (digest, Digest::of(stdin)),
+                (digest, Digest::of(stdin), open_stdin),
             )
         );
         Digest::of(told.as_bytes())

@@ -1,4 +1,4 @@
-//! Operations on existing runs from outside: find, list, watch, attach and cancel.
+//! Operations on existing runs from outside: find, list, watch, attach, cancel and send input.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::event_log::RunEnd;
 use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::RunId;
+use crate::sandbox::AcceptedInput;
 
 /// How long a refused viewer is told to wait before it tries again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -101,6 +102,30 @@ impl Runner {
         viewed.ok_or_else(|| not_found(id))?
     }
 
+    /// Sends input to a run, for the place `offset` of what is sent to it, and returns at once with
+    /// how much of it fitted. If all of `data` was taken, `eof` closes the input.
+    ///
+    /// # Errors
+    /// Those of [`Self::find`]; `RUN_ENDED`; `INPUT_CLOSED`, `INPUT_GAP`, `INPUT_CONFLICT` or
+    /// `INPUT_FULL` where the input takes nothing.
+    pub fn send_input(
+        &self,
+        tenant: &Tenant,
+        id: &RunId,
+        (offset, data, eof): (u64, &[u8], bool),
+    ) -> Result<AcceptedInput, Refusal> {
+        let run = match self.look_up(tenant, id)? {
+            FoundRun::Live(run) => run,
+            FoundRun::Ended(_) => return Err(run_ended(id)),
+        };
+        match run.live_input() {
+            Some(input) => Ok(input.send(offset, data, eof)?),
+            // The run is over before it lets go of its input.
+            None if run.state() == RunState::Ended => Err(run_ended(id)),
+            None => Err(never_open(id)),
+        }
+    }
+
     /// Cancels a run, and waits until it has ended.
     ///
     /// # Errors
@@ -140,6 +165,20 @@ pub(super) fn was_cancelled(end: &RunEnd) -> bool {
         Ok(ended) => ended.outcome == Outcome::Cancelled(CancelCause::CancelRpc),
         Err(refusal) => refusal.reason() == Reason::RunCancelled,
     }
+}
+
+/// Builds the refusal of input for a run that has ended.
+fn run_ended(id: &RunId) -> Refusal {
+    let message = format!("the run {id} has ended, and reads no more input");
+    Refusal::new(Reason::RunEnded, message).with("run_id", id)
+}
+
+/// Builds the refusal of input for a run that has no input but that of its spec.
+fn never_open(id: &RunId) -> Refusal {
+    let message = format!(
+        "the input of the run {id} was never open: it was started without spec.open_stdin, and not by Interact"
+    );
+    Refusal::new(Reason::InputClosed, message).with("run_id", id)
 }
 
 fn not_found(id: &RunId) -> Refusal {

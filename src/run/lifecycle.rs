@@ -25,7 +25,8 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
     self, CodeUse, CompilePermit, CompileRequest, EntryPoint, HOST_FUNCTION_NAMES, Input,
-    Inspection, LoadedModule, Lookup, ModuleSource, Output, PreparedRun, RunContext, Variant,
+    Inspection, LoadedModule, Lookup, MAX_LIVE_INPUT, ModuleSource, Output, PreparedRun,
+    RunContext, Variant,
 };
 use crate::store::{ModuleEntry, hashed, not_found};
 
@@ -98,6 +99,7 @@ impl Runner {
             spec.detach,
             spec.idempotency_key.clone(),
             log,
+            asked.input.clone(),
         );
         let tenant = &asked.tenant;
         let mut pending = RunEndGuard::new(Arc::clone(&run), Arc::clone(tenant));
@@ -250,7 +252,8 @@ impl Runner {
             // Boxed: a run whose module is in memory need not carry the room for this future.
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
-        let bytes = reserved(&spec.limits, ready.memory_pages, *delivery);
+        let has_live_input = input.is_some();
+        let bytes = reserved(spec, ready.memory_pages, *delivery, has_live_input);
         let permit = self.acquire_permit(pending, bytes, deadline).await?;
         let flight = self.inflight.track_run();
         // The run is counted before this look: a drain either waits for it or is seen here.
@@ -502,19 +505,26 @@ fn code_use(spec: &RunSpec, tenant: &Tenant) -> CodeUse {
 }
 
 /// Returns how many bytes a run reserves: for its memories, its stack, the output kept of it while
-/// it goes on, and its answer.
-fn reserved(limits: &Limits, memory_pages: u32, delivery: OutputMode) -> u64 {
+/// it goes on, its answer, and the live input that others may send or that outlives its caller.
+/// What an interaction sends is charged to its request, for as long as its caller is there.
+fn reserved(spec: &RunSpec, memory_pages: u32, delivery: OutputMode, has_live_input: bool) -> u64 {
+    let limits = &spec.limits;
     let output = match delivery {
         OutputMode::Captured => limits.output.unwrap_or_default(),
         OutputMode::Streamed => 0,
     };
-    reservation(memory_pages, limits.stack, output)
+    let input = match has_live_input && (spec.open_stdin || spec.detach) {
+        true => MAX_LIVE_INPUT,
+        false => 0,
+    };
+    reservation(memory_pages, limits.stack, output).saturating_add(input)
 }
 
 /// Returns the most bytes that a run within `ceilings` reserves.
 pub fn largest_reservation(ceilings: &Ceilings) -> u64 {
     let stack = StackClass::at_least(ceilings.max_stack).unwrap_or(StackClass::M16);
-    reservation(ceilings.max_memory_pages, stack, ceilings.max_output)
+    let largest = reservation(ceilings.max_memory_pages, stack, ceilings.max_output);
+    largest.saturating_add(MAX_LIVE_INPUT)
 }
 
 /// Sums up the reservation of a run in bytes, with `output` bytes for each of its two output

@@ -178,7 +178,7 @@ impl Runner {
         refusal: Refusal,
     ) -> Refusal {
         let log = tenant.new_log();
-        let run = Run::new(*id, origin, Labels::default(), false, None, log);
+        let run = Run::new(*id, origin, Labels::default(), false, None, log, None);
         RunEndGuard::new(run, tenant).refuse(refusal)
     }
 
@@ -213,6 +213,7 @@ impl Runner {
             args: Vec::new(),
             env: Vec::new(),
             stdin: Bytes::new(),
+            open_stdin: false,
             working_dir: None,
             mounts: Vec::new(),
             limits: policy

@@ -12,7 +12,7 @@ use crate::event_log::{CapturedOutput, EventLog, RunEnd};
 use crate::model::outcome::{CancelCause, LiveUsage};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::{Digest, Labels, RunId};
-use crate::sandbox::{StopReason, StopSignal};
+use crate::sandbox::{Input, StopReason, StopSignal};
 use crate::sync::lock;
 
 /// A run: its record, its event log, and the means to end it.
@@ -48,6 +48,8 @@ struct RunFacts {
     callers: usize,
     viewers: usize,
     over: bool,
+    /// What writers append to while the run goes on; `None` where its input was never open.
+    input: Option<Arc<Input>>,
     answer: ResponseParts,
 }
 
@@ -86,7 +88,8 @@ impl RunFacts {
 }
 
 impl Run {
-    /// Creates the record of a run that was just asked for.
+    /// Creates the record of a run that was just asked for. `input` is its stdin where others may
+    /// write to it while it goes on.
     pub(super) fn new(
         id: RunId,
         origin: Origin,
@@ -94,7 +97,12 @@ impl Run {
         detached: bool,
         key: Option<String>,
         log: Arc<EventLog>,
+        input: Option<Arc<Input>>,
     ) -> Arc<Self> {
+        let facts = RunFacts {
+            input,
+            ..RunFacts::default()
+        };
         Arc::new(Self {
             id,
             origin,
@@ -106,7 +114,7 @@ impl Run {
             usage: Arc::default(),
             stop: Arc::default(),
             clock: Instant::now(),
-            facts: Mutex::default(),
+            facts: Mutex::new(facts),
         })
     }
 
@@ -201,6 +209,12 @@ impl Run {
     /// Returns the limits that the run was granted; `None` until it has started.
     pub fn granted(&self) -> Option<GrantedLimits> {
         self.lock().granted.clone()
+    }
+
+    /// Returns the run's stdin where it is open to writers; `None` where it never was, or the run
+    /// has ended.
+    pub(super) fn live_input(&self) -> Option<Arc<Input>> {
+        self.lock().input.clone()
     }
 
     /// Returns the wall time since the run was asked for.
@@ -321,7 +335,10 @@ impl Run {
         self.log.finish(at, end);
         let mut facts = self.lock();
         facts.over = true;
-        (facts.callers == 0).then(|| self.leave(facts))
+        let input = facts.input.take();
+        let left = (facts.callers == 0).then(|| self.leave(facts));
+        drop(input);
+        left
     }
 
     /// Takes out what the run kept for its callers, now that it has ended and none of them is left.

@@ -24,8 +24,9 @@ use crate::sandbox::MAX_STDIN_CHUNK;
 /// The most bytes that an upload holds at once, however long it is: what has not been read, a
 /// message that is arriving, one that is being handled, and what is put together in memory.
 const UPLOAD_HOLDS: usize = (3 << 20) + STREAM_WINDOW as usize;
-/// The most bytes of a message of an interaction after its first one.
-const INTERACT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
+/// The most bytes of a message that has a piece of input: of an interaction after its first one,
+/// and of a call that sends input.
+pub(in crate::api) const INPUT_MESSAGE: u64 = MAX_STDIN_CHUNK as u64 + 1024;
 /// The most bytes that an interaction holds at once after its first message: what has not been
 /// read, a message that is arriving, one that waits, and what the guest has yet to read.
 const INTERACT_HOLDS: usize = 4 * MAX_STDIN_CHUNK + STREAM_WINDOW as usize;
@@ -220,7 +221,7 @@ impl<B> MeteredBody<B> {
         }
         // What the later messages may hold is charged now, before the run starts.
         let hint = "a piece of standard input has 64 KiB";
-        self.cap = MessageCap::fixed(INTERACT_MESSAGE, hint);
+        self.cap = MessageCap::fixed(INPUT_MESSAGE, hint);
         self.charge.add(INTERACT_HOLDS, self.budget)
     }
 

@@ -19,7 +19,15 @@ fn run_by(method: RunMethod, key: &str) -> Arc<Run> {
     };
     let log = EventLog::new(0, EventLogBudget::new(0));
     let id = RunId::new("here");
-    Run::new(id, origin, Labels::default(), true, Some(key.into()), log)
+    Run::new(
+        id,
+        origin,
+        Labels::default(),
+        true,
+        Some(key.into()),
+        log,
+        None,
+    )
 }
 
 fn run(key: &str) -> Arc<Run> {

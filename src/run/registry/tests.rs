@@ -67,7 +67,8 @@ fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
         tenant: Arc::clone(&tenant.name),
     };
     let id = RunId::new(&tenant.registry.instance);
-    Run::new(id, origin, Labels::default(), true, key, tenant.new_log())
+    let log = tenant.new_log();
+    Run::new(id, origin, Labels::default(), true, key, log, None)
 }
 
 fn exited(code: u32) -> RunEnd {

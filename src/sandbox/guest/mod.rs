@@ -10,6 +10,7 @@ pub(super) mod guest_state;
 pub(super) mod handles;
 pub(super) mod host_call_pacer;
 pub(super) mod imports;
+pub(super) mod input_buffer;
 pub(super) mod memory_limiter;
 pub(super) mod mounts;
 pub(super) mod preempt;

@@ -1,8 +1,8 @@
-//! A run's stdin: the guest reads the spec's input and then, if the caller still writes, a small
-//! pipe with backpressure on the caller. It also tells the caller when the guest waits for input
-//! (demand).
+//! A run's stdin: the guest reads the spec's input and then, if somebody still writes, a small
+//! pipe with backpressure on the writers. A caller that interacts waits for room, and a call of
+//! SendInput is told how much fitted; both append through one [`InputBuffer`]. The input also tells
+//! the caller when the guest waits for input (demand).
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -14,36 +14,31 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream};
 use wasmtime_wasi::p2::{InputStream, Pollable, StreamError, StreamResult};
 
 use super::host_call_pacer::PIECE_BYTES;
+use super::input_buffer::{AcceptedInput, InputBuffer, InputRejection};
+use crate::model::guest_limits::{INPUT_HELD, INPUT_PIECE};
 use crate::sync::lock;
 
 /// The maximum size, in bytes, of one piece of live input.
-pub const MAX_STDIN_CHUNK: usize = 64 << 10;
+pub const MAX_STDIN_CHUNK: usize = INPUT_PIECE.size();
+/// The most bytes that a run holds of its live input.
+pub const MAX_LIVE_INPUT: u64 = INPUT_HELD.number;
 /// The maximum number of bytes that one read of the host returns to the guest: the answer is a
 /// copy.
 const READ_BYTES: usize = PIECE_BYTES;
-/// While this many bytes wait for the guest, no more are taken from the caller.
-const HIGH_WATER_MARK: usize = 64 << 10;
 
-/// The stdin of a run, shared by the guest, which reads it, and the caller, which writes it.
+/// The stdin of a run, shared by the guest, which reads it, and those who write it.
 #[derive(Debug, Default)]
 pub struct Input {
-    inner: Mutex<InputBuffer>,
+    inner: Mutex<Inner>,
     /// Notified when there is something to read, or no more will come.
     readable: Notify,
-    /// Notified when the guest has read something.
+    /// Notified when the guest has read something, or no more may be written.
     drained: Notify,
 }
 
 #[derive(Debug, Default)]
-struct InputBuffer {
-    /// The spec's input, which the guest reads first.
-    initial: Bytes,
-    /// The bytes that the caller has sent. They are copies, since a piece as it arrived is a slice
-    /// of a message that may be far larger.
-    live: VecDeque<u8>,
-    closed: bool,
-    /// The number of bytes that the guest has read.
-    read: u64,
+struct Inner {
+    buffer: InputBuffer,
     demand: DemandState,
     /// Whether the caller asked to be told of the demand.
     tells: bool,
@@ -71,11 +66,7 @@ pub struct StdinDemand {
     pub wanted: u32,
 }
 
-impl InputBuffer {
-    fn is_empty(&self) -> bool {
-        self.initial.is_empty() && self.live.is_empty()
-    }
-
+impl Inner {
     /// Wakes the caller's task if there is a demand to tell it of.
     fn wake_caller(&mut self) {
         if self.tells
@@ -90,10 +81,9 @@ impl InputBuffer {
 impl Input {
     /// Creates an input that is complete: `bytes` and then end of file.
     pub(in crate::sandbox) fn whole(bytes: Bytes) -> Self {
-        let inner = Mutex::new(InputBuffer {
-            initial: bytes,
-            closed: true,
-            ..InputBuffer::default()
+        let inner = Mutex::new(Inner {
+            buffer: InputBuffer::whole(bytes),
+            ..Inner::default()
         });
         Self {
             inner,
@@ -104,97 +94,125 @@ impl Input {
 
     /// Reports whether a read would return without waiting, at end of file too.
     pub(in crate::sandbox) fn is_ready(&self) -> bool {
-        let waiting = self.lock();
-        !waiting.is_empty() || waiting.closed
+        let Inner { buffer, .. } = &*self.lock();
+        !buffer.is_empty() || buffer.is_closed()
     }
 
     /// Appends `bytes` to the input, once the guest has read enough of what waits there. This is
-    /// the backpressure on the caller.
-    pub async fn push(&self, bytes: &[u8]) {
+    /// the backpressure on a caller that interacts.
+    ///
+    /// # Errors
+    /// [`InputRejection::Closed`] where the input was closed before that.
+    pub async fn push(&self, bytes: &[u8]) -> Result<(), InputRejection> {
         loop {
-            let mut went = std::pin::pin!(self.drained.notified());
-            went.as_mut().enable();
-            let waiting = self.lock().live.len();
-            if waiting < HIGH_WATER_MARK {
-                break;
+            let mut drained = std::pin::pin!(self.drained.notified());
+            drained.as_mut().enable();
+            if self.write(|buffer| buffer.push(bytes))? {
+                return Ok(());
             }
-            went.await;
+            drained.await;
         }
-        let mut waiting = self.lock();
-        waiting.live.extend(bytes);
-        waiting.demand = DemandState::None;
-        drop(waiting);
-        self.readable.notify_waiters();
+    }
+
+    /// Takes at once what fits of `data`, which a writer sends for the place `offset`. Bytes that
+    /// were sent before are skipped. If all of `data` was taken, `eof` closes the input.
+    ///
+    /// # Errors
+    /// Why nothing was taken; the input is then as it was.
+    pub fn send(
+        &self,
+        offset: u64,
+        data: &[u8],
+        eof: bool,
+    ) -> Result<AcceptedInput, InputRejection> {
+        self.write(|buffer| buffer.accept(offset, data, eof))
+    }
+
+    /// Ends the input: the guest sees end of file after what is there.
+    pub fn close(&self) {
+        self.write(InputBuffer::close);
+    }
+
+    /// Changes what the guest has to read, and wakes those who wait for that.
+    fn write<T>(&self, change: impl FnOnce(&mut InputBuffer) -> T) -> T {
+        let mut inner = self.lock();
+        let changed = change(&mut inner.buffer);
+        let is_closed = inner.buffer.is_closed();
+        let is_ready = is_closed || !inner.buffer.is_empty();
+        if is_ready {
+            inner.demand = DemandState::None;
+        }
+        drop(inner);
+        if is_ready {
+            self.readable.notify_waiters();
+        }
+        if is_closed {
+            // Whoever waits for room need not wait any longer.
+            self.drained.notify_waiters();
+        }
+        changed
     }
 
     /// Returns the number of bytes that the guest has read.
     pub(in crate::sandbox) fn read_bytes(&self) -> u64 {
-        self.lock().read
+        self.lock().buffer.read_bytes()
     }
 
     /// Lets the caller be told from now on when the guest waits for input.
     pub fn tell_demand(&self) {
-        let mut waiting = self.lock();
-        waiting.tells = true;
-        waiting.wake_caller();
+        let mut inner = self.lock();
+        inner.tells = true;
+        inner.wake_caller();
     }
 
     /// Reports whether the guest waits for input and the caller, which asked for that, was not told
     /// yet. If not, the task of `cx` is woken when it is so.
     pub fn poll_demand(&self, cx: &mut Context<'_>) -> bool {
-        let mut waiting = self.lock();
-        if waiting.tells && matches!(waiting.demand, DemandState::Untold(_)) {
+        let mut inner = self.lock();
+        if inner.tells && matches!(inner.demand, DemandState::Untold(_)) {
             return true;
         }
-        if !(waiting.caller.as_ref()).is_some_and(|caller| caller.will_wake(cx.waker())) {
-            waiting.caller = Some(cx.waker().clone());
+        if !(inner.caller.as_ref()).is_some_and(|caller| caller.will_wake(cx.waker())) {
+            inner.caller = Some(cx.waker().clone());
         }
         false
     }
 
     /// Takes the guest's demand that the caller was not told of, so that it is told once.
     pub fn take_demand(&self) -> Option<StdinDemand> {
-        let mut waiting = self.lock();
-        let DemandState::Untold(wanted) = waiting.demand else {
+        let mut inner = self.lock();
+        let DemandState::Untold(wanted) = inner.demand else {
             return None;
         };
-        waiting.demand = DemandState::Told;
+        inner.demand = DemandState::Told;
         Some(StdinDemand {
-            read: waiting.read,
+            read: inner.buffer.read_bytes(),
             wanted,
         })
     }
 
     /// Records that the guest asks for at most `size` bytes, if it has to wait for them.
     fn want(&self, size: usize) {
-        let mut waiting = self.lock();
-        if !waiting.is_empty() || waiting.closed {
+        let mut inner = self.lock();
+        if !inner.buffer.is_empty() || inner.buffer.is_closed() {
             return;
         }
         let size = u32::try_from(size.clamp(1, MAX_STDIN_CHUNK)).unwrap_or(1);
-        waiting.demand = match waiting.demand {
+        inner.demand = match inner.demand {
             DemandState::None => DemandState::Untold(size),
             DemandState::Untold(wanted) => DemandState::Untold(wanted.max(size)),
             DemandState::Told => DemandState::Told,
         };
-        waiting.wake_caller();
+        inner.wake_caller();
     }
 
-    /// Sets the spec's input, which the guest reads before anything else.
+    /// Sets the spec's input, which the guest reads before anything else, once the run has its
+    /// slot.
     pub(in crate::sandbox) fn begin_with(&self, bytes: Bytes) {
-        self.lock().initial = bytes;
+        self.lock().buffer.begin_with(bytes);
     }
 
-    /// Ends the input: the guest sees end of file after what is there.
-    pub fn close(&self) {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        waiting.demand = DemandState::None;
-        drop(waiting);
-        self.readable.notify_waiters();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, InputBuffer> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
     }
 }
@@ -238,28 +256,21 @@ impl Pollable for GuestInput {
 impl InputStream for GuestInput {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
         let size = size.min(READ_BYTES);
-        let mut waiting = self.0.lock();
-        if waiting.is_empty() {
-            if waiting.closed {
+        let mut inner = self.0.lock();
+        if inner.buffer.is_empty() {
+            if inner.buffer.is_closed() {
                 return Err(StreamError::Closed);
             }
-            drop(waiting);
+            drop(inner);
             if size > 0 {
                 self.0.want(size);
             }
             return Ok(Bytes::new());
         }
-        if !waiting.initial.is_empty() {
-            let size = size.min(waiting.initial.len());
-            waiting.read += size as u64;
-            return Ok(waiting.initial.split_to(size));
-        }
-        let size = size.min(waiting.live.len());
-        let read: Vec<u8> = waiting.live.drain(..size).collect();
-        waiting.read += size as u64;
-        drop(waiting);
+        let read = inner.buffer.take(size);
+        drop(inner);
         self.0.drained.notify_waiters();
-        Ok(read.into())
+        Ok(read)
     }
 
     /// Reads as the trait's provided method does, but first records how much the guest asks for.
@@ -311,7 +322,7 @@ mod tests {
 
     fn push(input: &Input, bytes: &[u8]) {
         let runtime = Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(input.push(bytes));
+        assert_eq!(runtime.block_on(input.push(bytes)), Ok(()));
     }
 
     #[test]
@@ -358,6 +369,55 @@ mod tests {
         assert!(matches!(guest(&input).read(3), Err(StreamError::Closed)));
         assert!(!demands(&input));
         assert_eq!(input.read_bytes(), 3);
+    }
+
+    #[test]
+    fn input_that_is_sent_meets_a_demand_as_input_of_an_interaction_does() {
+        let input = Arc::new(Input::default());
+        input.tell_demand();
+        input.begin_with(Bytes::new());
+        assert!(guest(&input).read(3).is_ok_and(|it| it.is_empty()));
+        assert!(demands(&input));
+        // A question changes nothing.
+        let asked = input.send(0, b"", false);
+        assert_eq!(asked.map(|it| it.next_offset), Ok(0));
+        assert!(demands(&input));
+        assert_eq!(input.send(0, b"ab", false).map(|it| it.accepted), Ok(2));
+        assert!(!demands(&input));
+        push(&input, b"c");
+        assert!(guest(&input).read(3).is_ok_and(|it| it == "abc"));
+        assert_eq!(input.send(3, b"", true).map(|it| it.closed), Ok(true));
+        assert!(matches!(guest(&input).read(3), Err(StreamError::Closed)));
+        assert!(!demands(&input));
+    }
+
+    #[test]
+    fn a_guest_that_waits_is_woken_and_so_is_a_caller_that_waits_for_room() {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let input = Arc::new(Input::default());
+            input.begin_with(Bytes::new());
+            let mut reads = guest(&input);
+            let (read, sent) = tokio::join!(reads.blocking_read(9), async {
+                input.send(0, b"abc", false)
+            });
+            assert!(read.is_ok_and(|it| it == "abc"));
+            assert_eq!(sent.map(|it| it.accepted), Ok(3));
+            let full = vec![0; MAX_STDIN_CHUNK];
+            assert_eq!(input.push(&full).await, Ok(()));
+            // Another writer closes the input while this one waits for room.
+            let (pushed, closed) = tokio::join!(biased; input.push(b"more"), async {
+                let end = MAX_STDIN_CHUNK as u64 + 3;
+                input.send(end, b"", true)
+            });
+            assert_eq!(
+                pushed,
+                Err(InputRejection::Closed(
+                    closed.map_or(0, |it| it.next_offset)
+                ))
+            );
+            assert_eq!(closed.map(|it| it.closed), Ok(true));
+        });
     }
 
     #[test]

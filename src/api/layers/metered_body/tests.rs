@@ -126,7 +126,7 @@ fn verdict(kind: RequestKind, bytes: &[u8]) -> Option<Refusal> {
         rest = after;
         if kind == RequestKind::Interact {
             let hint = "a piece of standard input has 64 KiB";
-            cap = MessageCap::fixed(INTERACT_MESSAGE, hint);
+            cap = MessageCap::fixed(INPUT_MESSAGE, hint);
         }
     }
     Some(malformed("the request ends in the middle of a message"))
@@ -255,7 +255,7 @@ fn a_message_may_have_as_many_bytes_as_the_cap_and_not_one_more() {
 
 #[test]
 fn after_its_first_message_an_interaction_has_another_cap() {
-    let most = usize::try_from(INTERACT_MESSAGE).unwrap();
+    let most = usize::try_from(INPUT_MESSAGE).unwrap();
     for (size, fits) in [(most - 1, true), (most, true), (most + 1, false)] {
         let pieces = vec![whole(1).into(), whole(size).into(), whole(size).into()];
         let (mut body, _) = metered(pieces, RequestKind::Interact, u64::MAX);
