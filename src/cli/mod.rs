@@ -20,6 +20,7 @@ mod modules;
 mod preflight;
 mod ps;
 mod run;
+mod send;
 mod serve;
 mod stdin_pump;
 mod stdin_source;
@@ -118,6 +119,13 @@ enum Command {
     Attach(attach::AttachCommand),
     /// Print everything that is known about a run, as JSON
     Inspect(ps::InspectCommand),
+    /// Send standard input to a run
+    ///
+    /// The input of the run has to be open: `run --open-stdin` leaves it so. Sends this command's
+    /// standard input as it comes, waits while the guest does not read it, and prints how many
+    /// bytes were sent to the run in all. Several may send one after the other. If two send
+    /// different input for one place, one of them is refused.
+    Send(send::SendCommand),
     /// End runs
     ///
     /// Prints the id of each run that it ended, once that run is gone. A run that had already ended
@@ -210,6 +218,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ps(command) => command.execute(),
         Command::Attach(command) => command.execute(),
         Command::Inspect(command) => command.execute(),
+        Command::Send(command) => command.execute(),
         Command::Kill(command) => command.execute(),
         Command::CompileChild => sandbox::serve_as_child()
             .map(|()| ExitCode::SUCCESS)
@@ -269,6 +278,7 @@ impl Command {
             Self::Inspect(_) => true,
             Self::Serve(_)
             | Self::Attach(_)
+            | Self::Send(_)
             | Self::CompileChild
             | Self::Token(_)
             | Self::Config(_)
