@@ -336,6 +336,7 @@ async fn a_listener_that_only_answers_questions_changes_nothing() {
         "RunService/CancelRun",
         "RunService/CancelRuns",
         "RunService/Interact",
+        "RunService/SendInput",
         "SandboxService/LoadModule",
         "SandboxService/Run",
         "SandboxService/RunStream",

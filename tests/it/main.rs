@@ -92,6 +92,7 @@ mod protos;
 mod registries;
 mod returned_memory;
 mod runs;
+mod send_input;
 mod settings;
 mod shapes;
 mod signals;

@@ -299,7 +299,7 @@ const METHODS: [&str; 8] = [
 ];
 
 /// Methods whose answers or requests are streams, and those that ask for what has to be there.
-const OTHERS: [&str; 12] = [
+const OTHERS: [&str; 13] = [
     "/ringfence.v1.RunService/GetRun",
     "/ringfence.v1.ModuleService/GetModule",
     "/ringfence.v1.ModuleService/DeleteModule",
@@ -308,6 +308,7 @@ const OTHERS: [&str; 12] = [
     "/ringfence.v1.RunService/WatchRuns",
     "/ringfence.v1.RunService/CancelRun",
     "/ringfence.v1.RunService/CancelRuns",
+    "/ringfence.v1.RunService/SendInput",
     "/ringfence.v1.ModuleService/UploadModule",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -11,7 +11,8 @@ use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::{
     AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
     GetRunRequest, HealthRequest, InteractRequest, ListModulesRequest, ListRunsRequest,
-    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest, StreamEvent,
+    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest, SendInputRequest,
+    StreamEvent,
     WatchRunsRequest, interact_request, upload_module_request, watch_runs_response,
 };
 use tempfile::TempDir;
@@ -259,6 +260,14 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
                 ..CancelRunsRequest::default()
             };
             told(&runs.cancel_runs(request).await?.into_inner())
+        }
+        "RunService/SendInput" => {
+            let request = SendInputRequest {
+                run_id,
+                data: "x".into(),
+                ..SendInputRequest::default()
+            };
+            told(&runs.send_input(request).await?.into_inner())
         }
         "RunService/AttachRun" => {
             let request = AttachRunRequest {
