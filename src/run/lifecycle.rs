@@ -252,8 +252,7 @@ impl Runner {
             // Boxed: a run whose module is in memory need not carry the room for this future.
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
-        let has_live_input = input.is_some();
-        let bytes = reserved(spec, ready.memory_pages, *delivery, has_live_input);
+        let bytes = reserved(asked, ready.memory_pages);
         let permit = self.acquire_permit(pending, bytes, deadline).await?;
         let flight = self.inflight.track_run();
         // The run is counted before this look: a drain either waits for it or is seen here.
@@ -507,13 +506,19 @@ fn code_use(spec: &RunSpec, tenant: &Tenant) -> CodeUse {
 /// Returns how many bytes a run reserves: for its memories, its stack, the output kept of it while
 /// it goes on, its answer, and the live input that others may send or that outlives its caller.
 /// What an interaction sends is charged to its request, for as long as its caller is there.
-fn reserved(spec: &RunSpec, memory_pages: u32, delivery: OutputMode, has_live_input: bool) -> u64 {
+fn reserved(asked: &StartRequest, memory_pages: u32) -> u64 {
+    let StartRequest {
+        spec,
+        delivery,
+        input,
+        ..
+    } = asked;
     let limits = &spec.limits;
     let output = match delivery {
         OutputMode::Captured => limits.output.unwrap_or_default(),
         OutputMode::Streamed => 0,
     };
-    let input = match has_live_input && (spec.open_stdin || spec.detach) {
+    let input = match input.is_some() && (spec.open_stdin || spec.detach) {
         true => MAX_LIVE_INPUT,
         false => 0,
     };

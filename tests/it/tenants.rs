@@ -11,9 +11,9 @@ use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::{
     AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
     GetRunRequest, HealthRequest, InteractRequest, ListModulesRequest, ListRunsRequest,
-    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest, SendInputRequest,
-    StreamEvent,
-    WatchRunsRequest, interact_request, upload_module_request, watch_runs_response,
+    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest,
+    SendInputRequest, StreamEvent, WatchRunsRequest, interact_request, upload_module_request,
+    watch_runs_response,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
