@@ -151,15 +151,17 @@ fn preflight() -> Response<Body> {
 
 /// Creates the answer to a caller that is not let in.
 fn refused(refusal: &Refusal) -> Response<Body> {
-    let (status, asks) = match refusal.reason() {
-        Reason::CredentialsInvalid => (StatusCode::UNAUTHORIZED, true),
-        Reason::Forbidden => (StatusCode::FORBIDDEN, false),
-        Reason::RuntimeUnavailable => (StatusCode::SERVICE_UNAVAILABLE, false),
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "authentication gives no other reason than a failure of the daemon"
-        )]
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, false),
+    let reason = refusal.reason();
+    let asks = reason == Reason::CredentialsInvalid;
+    let status = if asks {
+        StatusCode::UNAUTHORIZED
+    } else if reason == Reason::Forbidden {
+        StatusCode::FORBIDDEN
+    } else if reason == Reason::RuntimeUnavailable {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        // Authentication has no other reason but a failure of the daemon.
+        StatusCode::INTERNAL_SERVER_ERROR
     };
     let mut answer = plain(status, &refusal.message());
     if asks {

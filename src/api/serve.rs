@@ -10,7 +10,6 @@
 //! tonic's own server would put a layer around everything, which answers a short `grpc-timeout`
 //! with a bare `CANCELLED`.
 
-use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use http::{Request, Response};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -27,8 +25,6 @@ use pin_project_lite::pin_project;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tonic::body::Body;
-use tower_service::Service;
 
 use super::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 use super::dispatch::{CallDispatcher, CallService};

@@ -24,9 +24,9 @@ use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher, CallService,
-    ConnectionCounters, ConnectionTotals, DaemonPhase, GrpcWeb, HealthApi, HttpGate,
-    ListenSettings, MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi,
-    SandboxApi, Server, ServerSettings,
+    ConnectionCounters, ConnectionTotals, DaemonPhase, HealthApi, HttpGate, ListenSettings,
+    MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi,
+    Server, ServerSettings,
 };
 use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};

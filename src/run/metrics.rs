@@ -10,6 +10,9 @@ use crate::metrics::{LatencySnapshot, MetricSource, MetricWriter, RunSample, Uni
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Reason;
 
+/// A function that reads one figure of a sample.
+type SampleField = fn(&RunSample) -> u64;
+
 impl MetricSource for Runner {
     fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
         let mut samples: Vec<(&Arc<Tenant>, RunSample)> = self
@@ -117,7 +120,7 @@ fn write_usage(to: &mut MetricWriter<'_>, samples: &[(&Arc<Tenant>, RunSample)])
         None,
         each(|it| it.fuel),
     )?;
-    let streams: [(&str, fn(&RunSample) -> u64); 3] = [
+    let streams: [(&str, SampleField); 3] = [
         ("stdin", |it| it.stdin_bytes),
         ("stdout", |it| it.stdout_bytes),
         ("stderr", |it| it.stderr_bytes),

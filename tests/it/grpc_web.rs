@@ -64,7 +64,7 @@ fn pairs(text: &str) -> Vec<(String, String)> {
 fn frame(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     let mut frame = vec![0];
-    frame.extend((bytes.len() as u32).to_be_bytes());
+    frame.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
     frame.extend(bytes);
     frame
 }
