@@ -200,7 +200,11 @@ fn shown(limit: ProcessLimit) -> String {
 
 /// Warns if the open files may run out.
 fn descriptors(config: &Config) -> Option<String> {
-    let connections = u64::from(config.server.max_connections);
+    let admin = match config.admin.listen.is_empty() {
+        true => 0,
+        false => u64::from(config.admin.max_connections),
+    };
+    let connections = u64::from(config.server.max_connections) + admin;
     let compiling = DESCRIPTORS_A_CHILD * children(config);
     let own = connections + u64::from(config.store.uploads) + compiling + OWN_DESCRIPTORS;
     let runs = u64::from(config.admission.slots) * DESCRIPTORS_A_RUN;
@@ -288,5 +292,6 @@ fn children(config: &Config) -> u64 {
 /// Returns about how many threads a daemon has from its start on.
 pub fn threads(config: &Config) -> u64 {
     let own = config::cores() + config.serving_threads() + config.guest_threads();
-    own as u64 + children(config) + OTHER_THREADS
+    let admin = u64::from(!config.admin.listen.is_empty());
+    own as u64 + children(config) + admin + OTHER_THREADS
 }
