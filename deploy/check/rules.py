@@ -1,9 +1,10 @@
 """Checks what a schema cannot: that a rendered kustomization and the ringfence.toml inside it agree.
 
-usage: rules.py RENDERED.yaml DEFAULTS.toml OUT
+usage: rules.py RENDERED.yaml DEFAULTS.toml POD_ADDRESS OUT
 
-Writes OUT/ringfence.toml, OUT/args and OUT/probe-N (one argument a line) and OUT/env (NAME=value a line), so that the
-caller runs what is deployed; and OUT/client-args and OUT/client-env where there is an example client.
+Writes OUT/ringfence.toml, OUT/args (one argument a line), OUT/env (NAME=value a line) and OUT/probe-N (the URL at
+POD_ADDRESS, and the timeout in seconds), so that the caller runs and asks what is deployed; OUT/socket where the daemon
+listens on a unix socket; and OUT/client-args and OUT/client-env where there is an example client.
 """
 
 import re
@@ -22,6 +23,9 @@ LOG_FLOOR = 2**17
 STREAMED_FRAMES = 3 * 2**16
 # The input that calls send to a run.
 LIVE_INPUT = 2**17
+# The path that each probe asks for.
+PROBES = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+POD_MONITOR = Path(__file__).parents[1] / "prometheus/podmonitor.yaml"
 
 problems = []
 
@@ -56,13 +60,10 @@ def restricted(pod, container):
     require(own.get("capabilities") == {"drop": ["ALL"]}, f"{name}: capabilities")
 
 
-def drain(pod, daemon, settings):
+def drain(pod, settings):
     longest = amount(settings["server.drain_delay"]) + amount(settings["server.drain_grace"]) + 2
     grace = pod.get("terminationGracePeriodSeconds", 30)
     require(grace > longest, f"terminationGracePeriodSeconds {grace} kills a drain, which may take {longest} s")
-    live = daemon["livenessProbe"]
-    patience = live["periodSeconds"] * live["failureThreshold"]
-    require(patience > longest, f"livenessProbe kills after {patience} s, a drain may take {longest} s")
 
 
 def memory(daemon, settings):
@@ -89,9 +90,16 @@ def memory(daemon, settings):
     return told
 
 
-def variables(container):
-    """What stands in the manifest itself; what a Secret holds is its maker's."""
-    return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+def variables(container, address):
+    """What stands in the manifest itself, with the pod's address where it says so; what a Secret holds is its maker's."""
+    values = {}
+    for each in container.get("env", []):
+        if each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") == "status.podIP":
+            values[each["name"]] = address
+        elif "value" in each:
+            # A variable sees those that stand before it.
+            values[each["name"]] = re.sub(r"\$\((\w+)\)", lambda name: values.get(name[1], name[0]), each["value"])
+    return values
 
 
 def from_environment(env):
@@ -116,16 +124,63 @@ def has_file(pod, path, what):
     require(str(Path(path).parent) in secrets(pod), f"{what}: {path} is of no Secret that is mounted")
 
 
-def socket(pod, daemon, probe, settings):
-    """The probes ask a unix socket that the daemon listens on, in a folder that it can write to."""
-    server = probe[probe.index("--server") + 1]
-    require(server.startswith("unix:/"), f"the probes ask {server}: [tls] and [auth] would be in their way")
-    require(server in settings["listen"], f"the daemon does not listen on {server}, which the probes ask")
-    folder = str(Path(server.removeprefix("unix:")).parent)
+def socket(pod, daemon, address):
+    """A unix socket is in a folder that the daemon can write to."""
+    folder = str(Path(address.removeprefix("unix:")).parent)
     mounts = [each for each in daemon["volumeMounts"] if each["mountPath"] == folder]
     empty = {each["name"] for each in pod["volumes"] if "emptyDir" in each}
     good = mounts and mounts[0]["name"] in empty and not mounts[0].get("readOnly")
     require(good, f"{folder}, where the socket is, is no emptyDir that the daemon can write to")
+
+
+def scheme_of(settings):
+    """The scheme that the admin listener speaks."""
+    return "HTTPS" if settings["tls.cert"] else "HTTP"
+
+
+def admin_port(daemon):
+    ports = [each["containerPort"] for each in daemon.get("ports", []) if each.get("name") == "admin"]
+    require(len(ports) == 1, "the daemon's container has no port named admin")
+    return ports[0] if ports else None
+
+
+def probes(daemon, settings, address):
+    """The probes ask the admin listener for what it shows everybody, at the pod's address as a kubelet does."""
+    port, scheme = admin_port(daemon), scheme_of(settings)
+    # A variable holds one address, and the file a list.
+    listen = settings["admin.listen"] if isinstance(settings["admin.listen"], list) else [settings["admin.listen"]]
+    hosts = [host for host, _, listened in (each.rpartition(":") for each in listen) if listened == str(port)]
+    require({address, "0.0.0.0", "[::]"} & set(hosts), f"the admin listener is not at port {port} of the pod: {listen}")
+    certificates = settings["tls.client_ca"] and settings["tls.client_auth"] == "require"
+    if not (settings["auth.tokens_file"] or settings["auth.jwt.jwks"] or certificates):
+        require(hosts == [address], f"any container of the pod can run code, by loopback at the admin listener: {listen}")
+    urls = []
+    for kind, path in PROBES.items():
+        get = daemon[kind].get("httpGet")
+        # No `host`, and no header of that name: the pod's own address is the one that the listener answers to.
+        wanted = {"path": path, "port": "admin", "scheme": scheme}
+        require(get == wanted, f"{kind} asks {get}, not {wanted}")
+        require(path.removeprefix("/") in settings["admin.open"], f"{kind}: admin.open does not have {path}")
+        urls.append((f"{scheme.lower()}://{address}:{port}{path}", daemon[kind]["timeoutSeconds"]))
+    return urls
+
+
+def watched(policy, deployment, daemon, settings):
+    """Prometheus is let in, to the admin listener alone, and its PodMonitor fits."""
+    port = admin_port(daemon)
+    rules = [rule for rule in policy["spec"]["ingress"] if port in [each["port"] for each in rule["ports"]]]
+    selectors = [each.get("namespaceSelector", {}) for rule in rules for each in rule["from"]]
+    named = all("kubernetes.io/metadata.name" in each.get("matchLabels", {}) for each in selectors)
+    only = len(rules) == 1 and len(rules[0]["ports"]) == 1 and selectors and named
+    require(only, f"NetworkPolicy: port {port} is not for the namespace of Prometheus alone")
+    monitor = yaml.safe_load(POD_MONITOR.read_text())["spec"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    require(monitor["selector"]["matchLabels"].items() <= labels.items(), "the PodMonitor selects other pods")
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    asked = (endpoint["port"], endpoint["path"], endpoint["scheme"].upper())
+    wanted = ("admin", "/metrics", scheme_of(settings))
+    require(asked == wanted, f"the PodMonitor asks {asked}, not {wanted}")
+    require("metrics" in settings["admin.open"], "the PodMonitor shows no credential, and admin.open does not have metrics")
 
 
 def store(policy, daemon):
@@ -151,7 +206,7 @@ def client(objects, deployment, out):
     wanted = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
     require(wanted.items() <= labels.items(), f"client: NetworkPolicy wants the labels {wanted}")
     require(not policy["podSelector"]["matchLabels"].items() <= labels.items(), "client: it counts as one of the fleet")
-    env = variables(app)
+    env = variables(app, "")
     port = service["spec"]["ports"][0]["port"]
     dialled = f"https://{service['metadata']['name']}:{port}"
     require(env.get("RINGFENCE_SERVER") == dialled, f"client: it dials {env.get('RINGFENCE_SERVER')}, not {dialled}")
@@ -164,7 +219,7 @@ def client(objects, deployment, out):
     Path(out, "client-env").write_text("".join(f"{key}={value}\n" for key, value in env.items()))
 
 
-def main(rendered, defaults, out):
+def main(rendered, defaults, address, out):
     every = list(yaml.safe_load_all(Path(rendered).read_text()))
     objects = {each["kind"]: each for each in every if each["kind"] != "Deployment"}
     deployments = {each["metadata"]["name"]: each for each in every if each["kind"] == "Deployment"}
@@ -179,7 +234,7 @@ def main(rendered, defaults, out):
         sys.exit(f"  ringfence.toml: {error}")
     containers = pod.get("initContainers", []) + pod["containers"]
     daemon = next(each for each in containers if each["name"] == "ringfence")
-    env = variables(daemon)
+    env = variables(daemon, address)
     settings = default | own | from_environment(env)
 
     for key, value in own.items():
@@ -194,18 +249,20 @@ def main(rendered, defaults, out):
             has_file(pod, settings[key], key)
     if objects.get("NetworkPolicy"):
         store(objects["NetworkPolicy"], daemon)
+        watched(objects["NetworkPolicy"], deployment, daemon, settings)
     if example:
         client(objects, example, out)
-    drain(pod, daemon, settings)
+    drain(pod, settings)
     told = memory(daemon, settings)
-    probes = [daemon[kind]["exec"]["command"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")]
-    for probe in probes:
-        socket(pod, daemon, probe, settings)
+    for number, (url, timeout) in enumerate(probes(daemon, settings, address)):
+        Path(out, f"probe-{number}").write_text(f"{url}\n{timeout}\n")
+    for each in settings["listen"]:
+        if each.startswith("unix:"):
+            socket(pod, daemon, each)
+            Path(out, "socket").write_text(each)
 
     Path(out, "ringfence.toml").write_text(toml)
     Path(out, "args").write_text("\n".join(daemon["args"]))
-    for number, probe in enumerate(probes):
-        Path(out, f"probe-{number}").write_text("\n".join(probe))
     Path(out, "env").write_text("".join(f"{key}={value}\n" for key, value in env.items()))
     print(f"  rules hold: {told}" if not problems else "\n".join(f"  {each}" for each in problems))
     return 1 if problems else 0

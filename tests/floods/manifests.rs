@@ -160,7 +160,7 @@ impl Manifest {
         }
     }
 
-    /// Its daemon in `cgroup`, with nothing of its own but an address, a file of tokens in `dir`, and `set`.
+    /// Its daemon in `cgroup`, with nothing of its own but addresses, a file of tokens in `dir`, and `set`.
     pub(crate) fn serve(&self, cgroup: &Cgroup, dir: &Path, set: &[String]) -> Served {
         let settings = guests::root().join("deploy").join(self.name);
         let tokens = dir.join("tokens");
@@ -183,6 +183,8 @@ impl Manifest {
         let mut args = vec![
             "--config".to_owned(),
             settings.join("ringfence.toml").display().to_string(),
+            "--set".to_owned(),
+            "admin.listen=[\"127.0.0.1:0\"]".to_owned(),
         ];
         if self.tokens {
             args.push("--set".to_owned());

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::auth::Authority;
 use crate::guests;
+use crate::harness::PATIENCE;
 use crate::process::ringfence;
 use crate::tenants::token;
 
@@ -48,6 +49,8 @@ impl Pod {
         text.replace("/run/ringfence", &format!("{root}/run/ringfence"))
             .replace("/etc/ringfence", &format!("{root}/etc/ringfence"))
             .replace("0.0.0.0:50051", "127.0.0.1:0")
+            .replace("0.0.0.0:50052", "127.0.0.1:0")
+            .replace("$(POD_IP):50052", "127.0.0.1:0")
     }
 
     fn path(&self, path: &str) -> String {
@@ -82,18 +85,38 @@ impl Pod {
         self.secret("etc/ringfence-client", &[("token", &token("default"))]);
     }
 
-    /// The commands of the three probes.
-    fn probes(&self) -> Vec<Vec<String>> {
-        let lines = self.manifest.lines();
-        let commands = lines.filter_map(|it| it.trim().strip_prefix("command: ["));
-        let probes: Vec<_> = commands
-            .map(|it| {
-                let words = it.trim_end_matches(']').split(", ");
-                words.map(|it| it.trim_matches('"').to_owned()).collect()
-            })
-            .collect();
-        assert_eq!(probes.len(), 3, "{}", self.manifest);
-        probes
+    /// The three probes, as a kubelet reads them: the scheme and the path of each.
+    fn probes(&self) -> Vec<(String, &'static str)> {
+        let (_, ports) = self.manifest.split_once("ports:\n").unwrap();
+        let (ports, _) = ports.split_once("Probe:").unwrap();
+        assert!(ports.contains("- name: admin\n              containerPort: 50052\n"));
+        let kinds = [
+            ("startupProbe", "/readyz"),
+            ("readinessProbe", "/readyz"),
+            ("livenessProbe", "/livez"),
+        ];
+        let probes = kinds.map(|(kind, path)| {
+            let (_, probe) = self
+                .manifest
+                .split_once(&format!("{kind}:\n            httpGet:\n"))
+                .unwrap();
+            let (probe, _) = probe.split_once("periodSeconds").unwrap();
+            let of = |key: &str| {
+                let line = probe.lines().find_map(|it| it.trim().strip_prefix(key));
+                line.unwrap().to_owned()
+            };
+            assert_eq!((of("port: "), of("path: ")), ("admin".into(), path.into()));
+            (of("scheme: ").to_lowercase(), path)
+        });
+        probes.to_vec()
+    }
+
+    /// Changes the scheme of the probes, as an operator does who turns TLS on or off.
+    fn with_scheme(mut self, now: &str, then: &str) -> Self {
+        let line = |scheme| format!("scheme: {scheme}\n");
+        assert_eq!(self.manifest.matches(&line(now)).count(), 3);
+        self.manifest = self.manifest.replace(&line(now), &line(then));
+        self
     }
 
     /// Starts the daemon as the manifest does, with what else is in its environment.
@@ -114,32 +137,34 @@ impl Pod {
             .spawn()
             .unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let (mut addresses, mut line) = (Vec::new(), String::new());
+        let (mut addresses, mut admin, mut line) = (Vec::new(), Vec::new(), String::new());
         while !line.contains("\"serving\"") {
             line.clear();
             assert!(log.read_line(&mut line).unwrap() > 0, "it ended");
-            if let Some((_, told)) = line.split_once("\"address\":\"") {
-                addresses.push(told.split('"').next().unwrap().to_owned());
+            for (key, all) in [("address", &mut addresses), ("admin", &mut admin)] {
+                if let Some((_, told)) = line.split_once(&format!("\"{key}\":\"")) {
+                    all.push(told.split('"').next().unwrap().to_owned());
+                }
             }
         }
+        assert_eq!(admin.len(), 1, "{admin:?}");
         Deployed {
             child,
             _log: log,
             addresses,
+            admin: admin.remove(0),
         }
     }
 
-    /// All three probes succeed, by the very commands that the kubelet executes.
-    #[track_caller]
-    fn is_probed(&self) {
-        for probe in self.probes() {
-            assert_eq!(probe[0], "/usr/bin/ringfence");
-            let output = ringfence().args(&probe[1..]).output().unwrap();
-            let said = text(&output.stdout);
-            assert!(
-                output.status.success() && said.starts_with("serving"),
-                "{probe:?}: {output:?}"
-            );
+    /// All three probes succeed, asked as a kubelet asks.
+    async fn is_probed(&self, deployed: &Deployed) {
+        for (scheme, path) in self.probes() {
+            let (status, said) = deployed.ask(&scheme, path).await;
+            let good = match path {
+                "/readyz" => said.ends_with("\nready\n"),
+                _ => said == "ok\n",
+            };
+            assert!(good && status == 200, "{path}: {status}: {said}");
         }
     }
 }
@@ -164,6 +189,23 @@ struct Deployed {
     child: Child,
     _log: BufReader<ChildStderr>,
     addresses: Vec<String>,
+    admin: String,
+}
+
+impl Deployed {
+    /// The answer of the admin listener to a kubelet: it has no credential, and does not verify the certificate.
+    async fn ask(&self, scheme: &str, path: &str) -> (u16, String) {
+        let client = reqwest::Client::builder()
+            .tls_danger_accept_invalid_certs(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(PATIENCE)
+            .build()
+            .unwrap();
+        let url = format!("{scheme}://{}{path}", self.admin);
+        let answer = client.get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
 }
 
 impl Drop for Deployed {
@@ -173,13 +215,27 @@ impl Drop for Deployed {
     }
 }
 
-#[test]
-fn the_sidecar_is_probed_with_tls_tokens_and_users_or_without() {
+#[tokio::test]
+async fn the_sidecar_is_probed_with_tls_tokens_and_users_or_without() {
     let pod = Pod::new("sidecar");
     pod.secrets();
+    let server = format!("unix:{}", pod.path("run/ringfence/ringfence.sock"));
+    // The health check of the image, whatever is asked of callers.
+    let is_healthy = || {
+        let output = ringfence()
+            .args(["health", "--server", &server])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success() && text(&output.stdout).starts_with("serving"),
+            "{output:?}"
+        );
+    };
     let deployed = pod.start(&[]);
-    pod.is_probed();
+    pod.is_probed(&deployed).await;
+    is_healthy();
     drop(deployed);
+    let pod = pod.with_scheme("HTTP", "HTTPS");
     let (cert, key) = (
         pod.path("etc/ringfence-tls/tls.crt"),
         pod.path("etc/ringfence-tls/tls.key"),
@@ -189,7 +245,8 @@ fn the_sidecar_is_probed_with_tls_tokens_and_users_or_without() {
         ("RINGFENCE_TLS__KEY", &key),
     ];
     let deployed = pod.start(&tls);
-    pod.is_probed();
+    pod.is_probed(&deployed).await;
+    is_healthy();
     drop(deployed);
     let tokens = pod.path("etc/ringfence-tokens/tokens");
     let authority = pod.path("etc/ringfence-tls/ca.crt");
@@ -204,10 +261,11 @@ fn the_sidecar_is_probed_with_tls_tokens_and_users_or_without() {
             ),
         ],
     ];
-    let _deployed = pod.start(&all.concat());
-    pod.is_probed();
-    // Nothing but health: the probe's user is no tenant.
-    let server = pod.probes()[0].last().unwrap().clone();
+    let deployed = pod.start(&all.concat());
+    pod.is_probed(&deployed).await;
+    assert_eq!(deployed.ask("https", "/debug/config").await.0, 401);
+    is_healthy();
+    // Nothing but health: the user who asks is no tenant.
     let output = ringfence()
         .args(["ps", "--server", &server])
         .output()
@@ -227,13 +285,14 @@ fn as_client(pod: &Pod, port: &str, args: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-#[test]
-fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
+#[tokio::test]
+async fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
     let pod = Pod::new("fleet");
     pod.secrets();
     let memory = ("RINGFENCE_STORE__URL", "memory:");
     let deployed = pod.start(&[memory]);
-    pod.is_probed();
+    pod.is_probed(&deployed).await;
+    assert_eq!(deployed.ask("https", "/debug/config").await.0, 401);
     let port = deployed.addresses[0].clone();
     let hello = as_client(&pod, &port, &["run", "examples/hello.wat"]);
     assert_eq!(
@@ -257,28 +316,29 @@ fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
     );
     drop(deployed);
 
+    // And with client certificates, of which the probes have none.
+    let authority = pod.path("etc/ringfence-tls/ca.crt");
+    let deployed = pod.start(&[memory, ("RINGFENCE_TLS__CLIENT_CA", &authority)]);
+    pod.is_probed(&deployed).await;
+    let told = as_client(&pod, &deployed.addresses[0], &["ps"]);
+    assert!(
+        text(&told.stderr).contains("requires a client certificate"),
+        "{told:?}"
+    );
+    drop(deployed);
+
     // As it was before there was a certificate.
+    let pod = pod.with_scheme("HTTPS", "HTTP");
     let plain = [
         memory,
         ("RINGFENCE_TLS__CERT", ""),
         ("RINGFENCE_TLS__KEY", ""),
     ];
     let deployed = pod.start(&plain);
-    pod.is_probed();
+    pod.is_probed(&deployed).await;
     let told = as_client(&pod, &deployed.addresses[0], &["ps"]);
     assert!(
         text(&told.stderr).contains("it speaks plaintext, but this command speaks TLS"),
-        "{told:?}"
-    );
-    drop(deployed);
-
-    // And with client certificates, of which the probes have none.
-    let authority = pod.path("etc/ringfence-tls/ca.crt");
-    let deployed = pod.start(&[memory, ("RINGFENCE_TLS__CLIENT_CA", &authority)]);
-    pod.is_probed();
-    let told = as_client(&pod, &deployed.addresses[0], &["ps"]);
-    assert!(
-        text(&told.stderr).contains("requires a client certificate"),
         "{told:?}"
     );
 }
@@ -311,13 +371,13 @@ async fn the_fleet_keeps_its_modules_over_a_rollout_in_its_store() {
     let pod = Pod::new("fleet");
     pod.secrets();
     let before = pod.start(&store);
-    pod.is_probed();
+    pod.is_probed(&before).await;
     let loaded = as_client(&pod, &before.addresses[0], &["load", "examples/hello.wat"]);
     let digest = text(&loaded.stdout).trim().to_owned();
     assert!(digest.starts_with("sha256:"), "{loaded:?}");
     drop(before);
     let after = pod.start(&store);
-    pod.is_probed();
+    pod.is_probed(&after).await;
     let ran = as_client(&pod, &after.addresses[0], &["run", &digest]);
     assert_eq!(
         text(&ran.stdout),
