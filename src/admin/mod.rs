@@ -44,8 +44,9 @@ pub struct AdminSettings {
     pub server: WebServerSettings,
     /// The paths that need no credential.
     pub open: Vec<OpenPath>,
-    /// Whether other hosts can read nothing but the open paths, since nobody is authenticated.
-    pub is_open_only: bool,
+    /// Whether callers have to be authenticated on a listener that other hosts can reach. If nobody
+    /// is, such a listener has nothing but the open paths.
+    pub is_authenticated: bool,
     /// The hosts that requests may be addressed to, besides this host's own addresses.
     pub allowed_hosts: Vec<String>,
     /// The origins of web pages that may read answers.
@@ -135,11 +136,17 @@ impl AdminListener {
             tracing::info!(admin = %address, "the admin listener listens");
         }
         let connections = Arc::clone(&sources.connections);
+        // A caller by loopback may be in another container of the same pod.
+        let is_public = |address: &Address| match address {
+            Address::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            Address::Unix(_) => false,
+        };
+        let is_open_only = !settings.is_authenticated && bound.addresses().iter().any(is_public);
         let guard = OriginGuard::new(
             settings.allowed_hosts.clone(),
             settings.cors_origins.clone(),
         );
-        let service = AdminService::new(guard, &settings, sources);
+        let service = AdminService::new(guard, &settings, is_open_only, sources);
         let is_ending = ending.subscribe();
         // The task ends with the guard, or with its runtime.
         runtime.spawn(serve_web(

@@ -59,7 +59,7 @@ pub(super) struct AdminService(Arc<Inner>);
 struct Inner {
     guard: OriginGuard,
     open: Vec<OpenPath>,
-    /// Whether other hosts can read nothing but the open paths.
+    /// Whether those who come by TCP can read nothing but the open paths.
     is_open_only: bool,
     authentication: Authentication,
     router: Router,
@@ -67,12 +67,18 @@ struct Inner {
 }
 
 impl AdminService {
-    /// Creates the service, which answers from `sources`.
-    pub(super) fn new(guard: OriginGuard, settings: &AdminSettings, sources: AdminSources) -> Self {
+    /// Creates the service, which answers from `sources`. With `is_open_only`, whoever comes by TCP
+    /// can read the open paths and nothing else.
+    pub(super) fn new(
+        guard: OriginGuard,
+        settings: &AdminSettings,
+        is_open_only: bool,
+        sources: AdminSources,
+    ) -> Self {
         Self(Arc::new(Inner {
             guard,
             open: settings.open.clone(),
-            is_open_only: settings.is_open_only,
+            is_open_only,
             authentication: sources.authentication.clone(),
             grpc_web: Arc::clone(&sources.grpc_web),
             router: Routes::new(sources, &settings.server.beside).router(),
@@ -104,8 +110,8 @@ impl Inner {
     /// needed.
     async fn admit(&self, request: Request<Incoming>) -> Response<Body> {
         let is_open = routes::is_open(request.uri().path(), &self.open);
-        if self.is_open_only && !is_open && is_of_another_host(&request) {
-            const WHY: &str = "other hosts may read the paths in admin.open only, because nothing authenticates callers: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)";
+        if self.is_open_only && !is_open && is_tcp(&request) {
+            const WHY: &str = "only the paths in admin.open can be read here, because other hosts reach this listener and nothing authenticates callers: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)";
             return plain(StatusCode::FORBIDDEN, WHY);
         }
         if is_grpc_web(&request) {
@@ -128,14 +134,10 @@ impl Inner {
     }
 }
 
-/// Reports whether a request came by an address of this host that other hosts can reach.
-fn is_of_another_host(request: &Request<Incoming>) -> bool {
+/// Reports whether a request came by TCP, rather than by a unix socket.
+fn is_tcp(request: &Request<Incoming>) -> bool {
     let local = request.extensions().get::<LocalAddress>();
-    match local {
-        Some(LocalAddress(Some(ip))) => !ip.is_loopback(),
-        Some(LocalAddress(None)) => false,
-        None => true,
-    }
+    local.is_none_or(|LocalAddress(ip)| ip.is_some())
 }
 
 /// Creates the answer to a page that asks whether it may make a request.

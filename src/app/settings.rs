@@ -246,7 +246,7 @@ pub(super) fn admin_settings(config: &Config) -> AdminSettings {
             beside: Handle::current(),
         },
         open: admin.open.clone(),
-        is_open_only: !config.may_listen_publicly(),
+        is_authenticated: config.may_listen_publicly(),
         allowed_hosts: admin.allowed_hosts.clone(),
         cors_origins: admin.cors_origins.clone(),
         thread_init: hardening::confine_serving_thread,

@@ -194,9 +194,15 @@ mod tests {
             prop_assert_eq!(snapshot.count(), micros.len() as u64);
             let sum: u64 = micros.iter().sum();
             prop_assert!((snapshot.sum_seconds() - sum as f64 / 1e6).abs() < 1e-3);
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a part of a small count"
+            )]
             let rank = (quantile * micros.len() as f64).ceil() as usize;
             let exact = micros[rank.max(1) - 1].min(300_000_000);
-            let estimate = snapshot.quantile(quantile).unwrap().as_micros() as u64;
+            let estimate = snapshot.quantile(quantile).unwrap().as_micros();
+            let estimate = u64::try_from(estimate).unwrap();
             // Both are in the same bucket.
             let bucket = |micros: u64| BOUNDS_US.partition_point(|bound| *bound < micros);
             prop_assert!(bucket(exact).abs_diff(bucket(estimate)) <= 1, "{exact} {estimate}");

@@ -142,7 +142,15 @@ mod tests {
             tenant: "a tenant".into(),
         };
         let log = EventLog::new(0, EventLogBudget::new(0));
-        Run::new(RunId::new("here"), origin, labels(of), true, None, log)
+        Run::new(
+            RunId::new("here"),
+            origin,
+            labels(of),
+            true,
+            None,
+            log,
+            None,
+        )
     }
 
     fn selector(of: &[(&str, &str)], states: &[RunState]) -> Selector {
@@ -157,6 +165,7 @@ mod tests {
             outcome,
             trap: None,
             duration: Duration::ZERO,
+            instantiation: None,
             cpu_time: Duration::ZERO,
             fuel_consumed: None,
             memory_used: 0,

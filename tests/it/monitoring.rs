@@ -97,6 +97,8 @@ async fn rules_and_panels_select_metrics_that_there_are() {
     let page = std::fs::read_to_string(guests::root().join("docs/metrics.md")).unwrap();
     let daemon = Daemon::with(&[ADMIN]).await;
     let mut there = series(&metrics(&daemon).await);
+    // Prometheus' own.
+    there.insert("up".to_owned());
     // It is there with TLS only, which a test of the listener has.
     there.insert("ringfence_tls_certificate_not_after_timestamp_seconds".to_owned());
     let rules = std::fs::read_to_string(deploy("prometheus/rules.yaml")).unwrap();
