@@ -81,8 +81,8 @@ impl Readiness {
         }
         let runner = Arc::clone(&self.runner);
         let asked = self.beside.spawn(async move {
-            let checked = tokio::time::timeout(STORE_PATIENCE, runner.check_store()).await;
-            matches!(checked, Ok(Ok(())))
+            let asked = tokio::time::timeout(STORE_PATIENCE, runner.is_store_reachable());
+            asked.await.unwrap_or(false)
         });
         let reachable = asked.await.unwrap_or(false);
         *known = Some((Instant::now(), reachable));

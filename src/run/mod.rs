@@ -261,6 +261,14 @@ impl Runner {
         }
     }
 
+    /// Reports whether the place where modules are stored answers now, which all tenants share.
+    pub async fn is_store_reachable(&self) -> bool {
+        match self.tenants.named().next() {
+            Some(tenant) => tenant.store.is_reachable().await,
+            None => true,
+        }
+    }
+
     /// Maintains the module stores, and forgets what has grown too old, for as long as it is
     /// polled.
     pub async fn run_maintenance(&self) {

@@ -174,6 +174,14 @@ fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 impl Backend for DirectoryBackend {
+    fn check(&self) -> BackendFuture<'_, ()> {
+        self.work(|paths| {
+            ObjectKind::ALL
+                .into_iter()
+                .try_for_each(|kind| fs::read_dir(paths.root.join(kind.folder())).map(drop))
+        })
+    }
+
     fn put(&self, key: ObjectKey, blob: Blob, mode: WriteMode) -> BackendFuture<'_, PutOutcome> {
         self.work(move |paths| {
             let to = paths.of(key);

@@ -229,6 +229,11 @@ impl Store {
         }))
     }
 
+    /// Reports whether the storage answers now.
+    pub async fn is_reachable(&self) -> bool {
+        self.backend.check().await.is_ok()
+    }
+
     /// Checks whether the storage can be used. Storage that is only unreachable at the moment is
     /// logged and is no error.
     ///

@@ -136,11 +136,13 @@ async fn a_store_that_cannot_be_reached_makes_it_not_ready() {
     std::fs::remove_dir_all(&store).unwrap();
     std::fs::write(&store, "no folder").unwrap();
     // The last answer of the store is used for a few seconds.
+    let begun = std::time::Instant::now();
     let unready = loop {
         let answer = get(&daemon, "/readyz").await;
         if answer.status != 200 {
             break answer;
         }
+        assert!(begun.elapsed() < PATIENCE, "it stays ready");
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert_eq!(unready.status, 503);
