@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use prost_build::Config;
 use prost_types::FileDescriptorSet;
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 10] = [
     "grpc/health/v1/health.proto",
     "ringfence/v1/event.proto",
     "ringfence/v1/module.proto",
@@ -16,6 +16,7 @@ const PROTOS: [&str; 9] = [
     "ringfence/v1/run_service.proto",
     "ringfence/v1/sandbox_service.proto",
     "ringfence/v1/spec.proto",
+    "ringfence/v1/stats_service.proto",
 ];
 
 #[expect(

@@ -27,6 +27,11 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
         decode::selector(states, labels).map(drop)
     }));
     judge(decoded(bytes).and_then(|message| decode::cancel_runs(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode::stats_watch(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| {
+        let proto::GetStatsRequest { history } = message;
+        decode::stats_history(history).map(drop)
+    }));
     judge(decoded(bytes).and_then(|message| {
         let proto::UploadModuleRequest { frame } = message;
         match frame {

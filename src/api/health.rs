@@ -15,11 +15,18 @@ use super::health_proto::{
 use super::proto::module_service_server::SERVICE_NAME as MODULE_SERVICE;
 use super::proto::run_service_server::SERVICE_NAME as RUN_SERVICE;
 use super::proto::sandbox_service_server::SERVICE_NAME as SANDBOX_SERVICE;
+use super::proto::stats_service_server::SERVICE_NAME as STATS_SERVICE;
 use super::sandbox::DaemonPhase;
 use crate::model::refusal::{Reason, Refusal, list, quote};
 
 /// The services whose health is reported. The empty name stands for the daemon as a whole.
-const SERVICES: [&str; 4] = ["", MODULE_SERVICE, RUN_SERVICE, SANDBOX_SERVICE];
+const SERVICES: [&str; 5] = [
+    "",
+    MODULE_SERVICE,
+    RUN_SERVICE,
+    SANDBOX_SERVICE,
+    STATS_SERVICE,
+];
 
 /// The health service, which answers from the daemon's phase.
 pub struct HealthApi {

@@ -17,7 +17,8 @@ pub(super) const MAX_UPLOAD_CHUNK: usize = 1 << 20;
 const LOAD_SLACK: u64 = 64 << 10;
 /// The most bytes of a message of an upload, which carries one chunk.
 const MAX_UPLOAD_MESSAGE: u64 = MAX_UPLOAD_CHUNK as u64 + LOAD_SLACK;
-/// The most bytes of a question about runs, whose selector has at most 32 labels of 256 bytes.
+/// The most bytes of a question about runs, whose selector has at most 32 labels of 256 bytes, or
+/// about their figures.
 const MAX_QUESTION: u64 = 64 << 10;
 /// The most bytes of the first message of an interaction. A larger module has to be loaded before.
 const MAX_INTERACT_START: u64 = 1 << 20;
@@ -133,7 +134,7 @@ impl Contract {
         ..Self::PLAIN
     };
 
-    /// The contract of a question about runs.
+    /// The contract of a question about runs or their figures.
     const QUESTION: Self = Self {
         cap: CapRule::Fixed(MAX_QUESTION, ""),
         effect: Effect::Reads,
@@ -194,7 +195,7 @@ impl ApiMethod {
                 deadline: DeadlineRule::Method,
                 ..Contract::PLAIN
             },
-            Self::RunAttachRun | Self::RunWatchRuns => Contract {
+            Self::RunAttachRun | Self::RunWatchRuns | Self::StatsWatchStats => Contract {
                 response: ResponseKind::Streaming,
                 ..Contract::QUESTION
             },
@@ -203,7 +204,7 @@ impl ApiMethod {
                 effect: Effect::Changes,
                 ..Contract::QUESTION
             },
-            Self::RunGetRun | Self::RunListRuns => Contract::QUESTION,
+            Self::RunGetRun | Self::RunListRuns | Self::StatsGetStats => Contract::QUESTION,
             Self::RunSendInput => Contract {
                 cap: CapRule::Fixed(INPUT_MESSAGE, "a piece of input has 64 KiB"),
                 ..Contract::PLAIN
@@ -271,6 +272,7 @@ messages! {
         proto::HealthRequest, proto::GetModuleRequest, proto::DeleteModuleRequest,
         proto::GetRunRequest, proto::CancelRunRequest, proto::AttachRunRequest,
         proto::SendInputRequest,
+        proto::GetStatsRequest, proto::WatchStatsRequest,
         super::health_proto::HealthCheckRequest, super::health_proto::HealthListRequest;
     // Responses, which a client decodes.
     EntryRule::Uncounted =>
@@ -279,6 +281,7 @@ messages! {
         proto::DeleteModuleResponse, proto::ListRunsResponse, proto::WatchRunsResponse,
         proto::GetRunResponse, proto::CancelRunResponse, proto::CancelRunsResponse,
         proto::SendInputResponse,
+        proto::GetStatsResponse, proto::WatchStatsResponse,
         super::health_proto::HealthCheckResponse, super::health_proto::HealthListResponse;
 }
 

@@ -30,6 +30,17 @@ pub enum DaemonPhase {
     Draining,
 }
 
+impl DaemonPhase {
+    /// Returns what the API calls the phase.
+    pub(super) fn status(self) -> proto::ServingStatus {
+        match self {
+            Self::Starting => proto::ServingStatus::NotServing,
+            Self::Serving => proto::ServingStatus::Serving,
+            Self::Draining => proto::ServingStatus::Draining,
+        }
+    }
+}
+
 /// The implementation of `SandboxService`.
 pub struct SandboxApi {
     runner: Arc<Runner>,
@@ -127,11 +138,7 @@ impl SandboxService for SandboxApi {
             uploads,
         } = loads;
         let sandbox = self.runner.sandbox();
-        let status = match *self.phase.borrow() {
-            DaemonPhase::Starting => proto::ServingStatus::NotServing,
-            DaemonPhase::Serving => proto::ServingStatus::Serving,
-            DaemonPhase::Draining => proto::ServingStatus::Draining,
-        };
+        let status = self.phase.borrow().status();
         Ok(Response::new(proto::HealthResponse {
             status: status.into(),
             runtime: Some(proto::RuntimeInfo {

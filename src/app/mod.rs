@@ -22,11 +22,12 @@ use crate::api::health_proto::health_server::HealthServer;
 use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
+use crate::api::proto::stats_service_server::StatsServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher, CallService,
     ConnectionCounters, ConnectionTotals, DaemonPhase, HealthApi, HttpGate, ListenSettings,
     MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi,
-    Server, ServerSettings,
+    Server, ServerSettings, StatsApi,
 };
 use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
@@ -386,11 +387,13 @@ fn routes(
     );
     let modules = ModuleApi::new(Arc::clone(library));
     let runs = RunApi::new(Arc::clone(runner));
+    let stats = StatsApi::new(Arc::clone(runner), phase.clone());
     let mut routes = Routes::builder();
     routes
         .add_service(SandboxServiceServer::new(sandbox).max_decoding_message_size(usize::MAX))
         .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
         .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
+        .add_service(StatsServiceServer::new(stats).max_decoding_message_size(usize::MAX))
         .add_service(HealthServer::new(HealthApi::new(phase)));
     if reflection {
         api::add_reflection(&mut routes).map_err(failed("reflection does not start"))?;

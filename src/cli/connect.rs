@@ -24,6 +24,7 @@ use super::{Failure, PROGRAM};
 use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
+use crate::api::proto::stats_service_client::StatsServiceClient;
 use crate::app;
 use crate::config::{Overrides, SettingValue};
 use crate::host_limit::HostLimit;
@@ -81,6 +82,14 @@ pub(super) async fn connect_runs(
     channel(&daemon.server, &daemon.credentials)
         .await
         .map(runs_client)
+}
+
+/// Connects to the service of figures of `daemon`.
+pub(super) async fn connect_stats(
+    daemon: &DaemonArgs,
+) -> Result<StatsServiceClient<DaemonChannel>, Failure> {
+    let channel = channel(&daemon.server, &daemon.credentials).await?;
+    Ok(StatsServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
 /// Connects to the module service of `daemon`.

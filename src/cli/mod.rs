@@ -22,10 +22,13 @@ mod ps;
 mod run;
 mod send;
 mod serve;
+mod stats_json;
+mod stats_text;
 mod stdin_pump;
 mod stdin_source;
 mod stdout_reader;
 mod token;
+mod top;
 mod value_parsers;
 mod wait_indicator;
 mod write_all;
@@ -135,6 +138,13 @@ enum Command {
     /// it asks. On a terminal it first shows what it would end, and asks; if the answer is no, it
     /// ends nothing and exits 1. Anywhere else it ends runs by label only with --yes.
     Kill(kill::KillCommand),
+    /// Show what the runs of a daemon come to, again and again
+    ///
+    /// Shows how busy the daemon is, how many runs there are, how they ended, how long they waited
+    /// and took, and a curve of the last ten minutes. Where tenants are configured, the runs are
+    /// those of the caller's tenant. On a terminal, the figures are drawn over those before. Where
+    /// standard output is none, each report is a block of plain text, after an empty line.
+    Top(top::TopCommand),
     /// Ask a daemon whether it takes runs, and exit 0 if it does
     Health(health::HealthCommand),
     /// Make a bearer token and print it, and on standard error its line for the daemon's
@@ -223,6 +233,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CompileChild => sandbox::serve_as_child()
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::new(error.to_string())),
+        Command::Top(command) => command.execute(),
         Command::Health(command) => command.execute(),
         Command::Token(command) => command.execute(),
         Command::Config(command) => command.execute(),
@@ -273,6 +284,7 @@ impl Command {
             Self::Load(command) => command.prints_json(),
             Self::Modules(command) => command.prints_json(),
             Self::Ps(command) => command.prints_json(),
+            Self::Top(command) => command.prints_json(),
             Self::Health(command) => command.prints_json(),
             Self::Kill(command) => command.prints_json(),
             Self::Inspect(_) => true,

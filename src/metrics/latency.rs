@@ -30,6 +30,8 @@ const BOUNDS_US: [u64; 20] = [
 ];
 /// The number of buckets.
 const BUCKETS: usize = BOUNDS_US.len() + 1;
+/// The numbers that a snapshot consists of: its buckets and its sum.
+pub(super) const SNAPSHOT_NUMBERS: usize = BUCKETS + 1;
 
 /// A histogram of durations. Several threads add to it at once.
 #[derive(Debug, Default)]
@@ -72,6 +74,11 @@ impl LatencySnapshot {
         self.buckets.iter().sum()
     }
 
+    /// Returns the sum of the durations, to the nanosecond.
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum_ns)
+    }
+
     /// Returns the sum of the durations, in seconds.
     #[expect(
         clippy::cast_precision_loss,
@@ -79,6 +86,20 @@ impl LatencySnapshot {
     )]
     pub fn sum_seconds(&self) -> f64 {
         self.sum_ns as f64 / 1e9
+    }
+
+    /// Copies the numbers of the snapshot to `to`: the buckets, then the sum.
+    pub(super) fn copy_numbers(&self, to: &mut [u64; SNAPSHOT_NUMBERS]) {
+        to[..BUCKETS].copy_from_slice(&self.buckets);
+        to[BUCKETS] = self.sum_ns;
+    }
+
+    /// Creates the snapshot that consists of `numbers`, in the order of [`Self::copy_numbers`].
+    pub(super) fn of_numbers(numbers: &[u64; SNAPSHOT_NUMBERS]) -> Self {
+        let mut snapshot = Self::default();
+        snapshot.buckets.copy_from_slice(&numbers[..BUCKETS]);
+        snapshot.sum_ns = numbers[BUCKETS];
+        snapshot
     }
 
     /// Adds the durations of another snapshot.

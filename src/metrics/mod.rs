@@ -8,10 +8,16 @@
 mod latency;
 mod registry;
 mod run_counters;
+mod run_history;
+mod run_tally;
+mod tick_log;
 
 pub use self::latency::{LatencyHistogram, LatencySnapshot};
 pub use self::registry::{CONTENT_TYPE, MetricRegistry, MetricSource, MetricWriter, Unit};
 pub use self::run_counters::{RunCounters, RunSample};
+pub use self::run_history::{RunHistory, RunInterval};
+pub use self::run_tally::RunTally;
+pub use self::tick_log::{Tick, TickLog};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

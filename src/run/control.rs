@@ -189,7 +189,7 @@ fn not_found(id: &RunId) -> Refusal {
 }
 
 /// Takes a permit for one more viewer or watch of a tenant.
-fn viewer(tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
+pub(super) fn viewer(tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(&tenant.viewers)
         .try_acquire_owned()
         .map_err(|_| {

@@ -27,6 +27,8 @@ mod request_charge;
 mod response_reservation;
 mod run_end_guard;
 mod snapshot;
+mod stats;
+mod stats_watch;
 mod tenant;
 mod watch;
 
@@ -37,6 +39,7 @@ use std::time::Duration;
 use self::admission::Admission;
 use self::in_flight::InFlight;
 use self::run_end_guard::RunEndGuard;
+use self::stats::StatsClock;
 use self::tenant::Tenants;
 use crate::event_log::RunEnd;
 use crate::model::limits::{OutputMode, RequestedLimits};
@@ -66,6 +69,10 @@ pub use self::registry::{HistoryLimits, Selector};
 pub use self::request_charge::RequestCharge;
 pub use self::response_reservation::{ResponseReservation, STREAMED_FRAMES};
 pub use self::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
+pub use self::stats::{
+    LatencyFigures, LiveRuns, STATS_HISTORY, SampleFigures, SpanFigures, StatsHistory, StatsReport,
+};
+pub use self::stats_watch::StatsWatch;
 pub use self::tenant::{Tenant, TenantSettings};
 pub use self::watch::{RunUpdate, Watch};
 
@@ -103,6 +110,7 @@ pub struct Runner {
     sandbox: Sandbox,
     admission: Arc<Admission>,
     inflight: Arc<InFlight>,
+    stats: StatsClock,
     stall_timeout: Duration,
 }
 
@@ -124,6 +132,7 @@ impl Runner {
             sandbox,
             admission: Arc::new(Admission::new(&settings.capacity, &weights)),
             inflight: InFlight::new(),
+            stats: StatsClock::start(),
             stall_timeout: settings.stall_timeout,
         })
     }
@@ -269,8 +278,8 @@ impl Runner {
         }
     }
 
-    /// Maintains the module stores, and forgets what has grown too old, for as long as it is
-    /// polled.
+    /// Maintains the module stores, forgets what has grown too old, and samples the figures of all
+    /// tenants, for as long as it is polled.
     pub async fn run_maintenance(&self) {
         let age = async {
             loop {
@@ -284,7 +293,8 @@ impl Runner {
             .tenants
             .named()
             .map(|tenant| tenant.store.run_maintenance());
-        tokio::join!(futures_util::future::join_all(stores), age);
+        let stores = futures_util::future::join_all(stores);
+        tokio::join!(stores, age, self.sample_periodically());
     }
 
     /// Returns the bytes of all logs, the number of runs in the history, and the bytes of their
@@ -332,6 +342,7 @@ impl Runner {
         for tenant in self.tenants.all() {
             tenant.registry.close();
         }
+        self.stats.ended.send_replace(true);
     }
 
     /// Returns the number of runs in flight, and of answers that their callers have not been given.

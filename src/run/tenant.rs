@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
 
@@ -13,7 +13,7 @@ use super::admission::{Quota, QuotaUsage};
 use super::idempotency::IdempotencyKeys;
 use super::registry::{HistoryLimits, Registry};
 use crate::event_log::{EventLog, EventLogBudget};
-use crate::metrics::RunCounters;
+use crate::metrics::{RunCounters, RunHistory};
 use crate::model::policy::Policy;
 use crate::model::refusal::Refusal;
 use crate::model::request::Digest;
@@ -47,6 +47,8 @@ pub struct Tenant {
     pub policy: Policy,
     /// What its runs came to since the start.
     pub(crate) counters: RunCounters,
+    /// What its runs came to in the last hour.
+    pub(super) history: Mutex<RunHistory>,
     /// Bytes of its requests that are in flight.
     pub request_bytes: AtomicU64,
     /// Bytes of its answers that are on their way out, not counting those that the reservation of a
@@ -160,6 +162,7 @@ impl Tenants {
                 name,
                 policy: it.policy,
                 counters: RunCounters::default(),
+                history: Mutex::new(RunHistory::one_of(count)),
                 request_bytes: AtomicU64::new(0),
                 answer_bytes: AtomicU64::new(0),
                 has_neighbours: shares,

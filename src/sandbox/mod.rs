@@ -167,6 +167,12 @@ impl Sandbox {
         self.engines.pooled_instances()
     }
 
+    /// Returns how many guest threads execute a guest now, and how many there are.
+    pub fn guest_threads(&self) -> [u32; 2] {
+        let [busy, threads, _waiting] = self.scheduler.load();
+        [busy, threads].map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
     /// Returns the cache of compiled modules.
     pub fn modules(&self) -> &ModuleCache {
         &self.modules

@@ -249,7 +249,7 @@ impl ModuleCache {
     }
 
     /// Returns the most bytes of compiled modules that may be in memory.
-    pub(in crate::sandbox) fn cache_budget(&self) -> u64 {
+    pub fn cache_budget(&self) -> u64 {
         self.inner.loaded.budget() << 10
     }
 

@@ -8,6 +8,7 @@ use prost::Message;
 use ringfence::api::proto::{
     AttachRunRequest, CancelRunsRequest, GetModuleRequest, HealthRequest, ListModulesRequest,
     ListRunsRequest, RunRequest, RunResponse, RunSpec, RunStreamRequest, WatchRunsRequest,
+    WatchStatsRequest,
 };
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -409,6 +410,14 @@ async fn are_charged<M: Message>(
 async fn watches_that_nobody_takes_are_charged() {
     are_charged("RunService/WatchRuns", async |_| {
         WatchRunsRequest::default()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn figures_that_nobody_takes_are_charged() {
+    are_charged("StatsService/WatchStats", async |_| {
+        WatchStatsRequest::default()
     })
     .await;
 }

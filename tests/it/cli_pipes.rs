@@ -52,7 +52,7 @@ fn printing(served: &Served) -> Vec<Vec<String>> {
         &["run", "--output", "json", "nowhere.wasm"],
         &["token", "somebody"],
     ];
-    let daemons: [&[&str]; 11] = [
+    let daemons: [&[&str]; 14] = [
         &["ps", "--all"],
         &["ps", "--watch"],
         &["ps", "--all", "--output", "json"],
@@ -62,6 +62,9 @@ fn printing(served: &Served) -> Vec<Vec<String>> {
         &["load", "--output", "json", &kit],
         &["inspect", &id],
         &["attach", &id],
+        &["top"],
+        &["top", "--once"],
+        &["top", "--output", "json"],
         &["health"],
         &["health", "--output", "json"],
     ];
@@ -135,7 +138,11 @@ fn what_watches_ends_with_its_reader_though_nothing_happens() {
         .output()
         .unwrap();
     let id = text(&spins.stdout).trim_end();
-    for args in [&["ps", "--watch"][..], &["attach", id]] {
+    for args in [
+        &["ps", "--watch"][..],
+        &["attach", id],
+        &["top", "--interval", "1m"],
+    ] {
         let mut child = ringfence()
             .args(args)
             .args(["--server", &served.addr])

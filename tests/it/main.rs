@@ -97,6 +97,7 @@ mod settings;
 mod shapes;
 mod signals;
 mod spec;
+mod stats;
 mod streams;
 mod tenants;
 mod wire;

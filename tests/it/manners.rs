@@ -287,25 +287,27 @@ async fn http_1_is_hung_up_on_and_nothing_runs() {
 }
 
 /// Methods of every service.
-const METHODS: [&str; 8] = [
+const METHODS: [&str; 9] = [
     RUN,
     "/ringfence.v1.SandboxService/RunStream",
     "/ringfence.v1.SandboxService/LoadModule",
     "/ringfence.v1.SandboxService/Health",
     "/ringfence.v1.RunService/ListRuns",
     "/ringfence.v1.ModuleService/ListModules",
+    "/ringfence.v1.StatsService/GetStats",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/List",
 ];
 
 /// Methods whose answers or requests are streams, and those that ask for what has to be there.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 14] = [
     "/ringfence.v1.RunService/GetRun",
     "/ringfence.v1.ModuleService/GetModule",
     "/ringfence.v1.ModuleService/DeleteModule",
     "/ringfence.v1.RunService/Interact",
     "/ringfence.v1.RunService/AttachRun",
     "/ringfence.v1.RunService/WatchRuns",
+    "/ringfence.v1.StatsService/WatchStats",
     "/ringfence.v1.RunService/CancelRun",
     "/ringfence.v1.RunService/CancelRuns",
     "/ringfence.v1.RunService/SendInput",
@@ -570,7 +572,12 @@ async fn health_lists_every_service_and_says_who_may_ask() {
         .into_inner();
     let mut names: Vec<_> = listed.statuses.keys().map(String::as_str).collect();
     names.sort_unstable();
-    let services = ["ModuleService", "RunService", "SandboxService"];
+    let services = [
+        "ModuleService",
+        "RunService",
+        "SandboxService",
+        "StatsService",
+    ];
     let services = services.map(|it| format!("ringfence.v1.{it}"));
     let expected: Vec<_> = [""]
         .into_iter()

@@ -8,12 +8,13 @@ use prost::Message;
 use ringfence::api::proto::module_service_client::ModuleServiceClient;
 use ringfence::api::proto::run_service_client::RunServiceClient;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
+use ringfence::api::proto::stats_service_client::StatsServiceClient;
 use ringfence::api::proto::{
     AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
-    GetRunRequest, HealthRequest, InteractRequest, ListModulesRequest, ListRunsRequest,
-    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest,
-    SendInputRequest, StreamEvent, WatchRunsRequest, interact_request, upload_module_request,
-    watch_runs_response,
+    GetRunRequest, GetStatsRequest, HealthRequest, InteractRequest, ListModulesRequest,
+    ListRunsRequest, LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState,
+    RunStreamRequest, SendInputRequest, Stats, StreamEvent, WatchRunsRequest, WatchStatsRequest,
+    interact_request, upload_module_request, watch_runs_response,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -49,6 +50,7 @@ pub(crate) struct Tenant {
     pub(crate) sandbox: SandboxServiceClient<Link>,
     pub(crate) runs: RunServiceClient<Link>,
     pub(crate) modules: ModuleServiceClient<Link>,
+    pub(crate) stats: StatsServiceClient<Link>,
 }
 
 impl Tenant {
@@ -59,6 +61,7 @@ impl Tenant {
             sandbox: SandboxServiceClient::new(link()).max_decoding_message_size(usize::MAX),
             runs: RunServiceClient::new(link()),
             modules: ModuleServiceClient::new(link()),
+            stats: StatsServiceClient::new(link()),
         }
     }
 
@@ -283,8 +286,27 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
             let mut stream = runs.interact(frames).await?.into_inner();
             told(&stream.message().await?)
         }
+        "StatsService/GetStats" => {
+            let request = GetStatsRequest::default();
+            let answer = tenant.stats.clone().get_stats(request).await?.into_inner();
+            runs_told(&answer.stats.unwrap())
+        }
+        "StatsService/WatchStats" => {
+            let request = WatchStatsRequest::default();
+            let answer = tenant.stats.clone().watch_stats(request).await?;
+            let told = answer.into_inner().message().await?.unwrap();
+            runs_told(&told.stats.unwrap())
+        }
         new => panic!("{new} is new: say here what it must not show of another tenant"),
     })
+}
+
+/// The runs that the figures tell of, of which "b" has had none that ended by itself.
+fn runs_told(stats: &Stats) -> String {
+    let [compiling, queued] = [stats.runs_compiling, stats.runs_queued];
+    let live = compiling + queued + stats.runs_running;
+    assert_eq!((live, &stats.outcomes[..]), (0, &[][..]));
+    format!("refused: {:?}", stats.refusals)
 }
 
 /// What two answers have in common when they are about different things that are equally not there.
