@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::codec::decoded;
 use super::layers::call_deadline::CallTiming;
-use super::{decode, proto};
+use super::{decode, decode_stats, proto};
 use crate::model::limits::OutputMode;
 use crate::model::policy::Policy;
 use crate::model::refusal::Refusal;
@@ -27,10 +27,10 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
         decode::selector(states, labels).map(drop)
     }));
     judge(decoded(bytes).and_then(|message| decode::cancel_runs(message).map(drop)));
-    judge(decoded(bytes).and_then(|message| decode::stats_watch(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode_stats::stats_watch(message).map(drop)));
     judge(decoded(bytes).and_then(|message| {
         let proto::GetStatsRequest { history } = message;
-        decode::stats_history(history).map(drop)
+        decode_stats::stats_history(history).map(drop)
     }));
     judge(decoded(bytes).and_then(|message| {
         let proto::UploadModuleRequest { frame } = message;

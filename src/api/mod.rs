@@ -7,6 +7,7 @@ mod client_streaming_calls;
 mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
+mod decode_stats;
 mod dispatch;
 pub(crate) mod encode;
 mod encode_stats;

@@ -7,11 +7,12 @@ use futures_util::{Stream, stream};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::decode_stats::{stats_history, stats_watch};
 use super::encode_stats::{daemon_load, stats};
 use super::layers::auth::tenant_of;
+use super::proto;
 use super::proto::stats_service_server::StatsService;
 use super::sandbox::DaemonPhase;
-use super::{decode, proto};
 use crate::run::{Runner, StatsReport, StatsWatch};
 
 /// The implementation of `StatsService`.
@@ -71,7 +72,7 @@ impl StatsService for StatsApi {
     ) -> Result<Response<proto::GetStatsResponse>, Status> {
         let tenant = tenant_of(&request)?;
         let proto::GetStatsRequest { history } = request.into_inner();
-        let history = decode::stats_history(history)?;
+        let history = stats_history(history)?;
         let report = self.source.runner.stats(&tenant, history);
         let stats = Some(self.source.encode(&report));
         Ok(Response::new(proto::GetStatsResponse { stats }))
@@ -82,7 +83,7 @@ impl StatsService for StatsApi {
         request: Request<proto::WatchStatsRequest>,
     ) -> Result<Response<StatsStream>, Status> {
         let tenant = tenant_of(&request)?;
-        let (interval, history) = decode::stats_watch(request.into_inner())?;
+        let (interval, history) = stats_watch(request.into_inner())?;
         let runner = &self.source.runner;
         let watch = runner.watch_stats(&tenant, interval, history)?;
         Ok(Response::new(Box::pin(told(self.source.clone(), watch))))

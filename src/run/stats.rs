@@ -200,7 +200,7 @@ impl Runner {
         }
     }
 
-    /// Samples every tenant from now on, for as long as it is polled.
+    /// Takes samples of every tenant from now on, for as long as it is polled.
     pub(super) async fn sample_periodically(&self) {
         loop {
             tokio::time::sleep(SAMPLE_INTERVAL).await;

@@ -62,6 +62,7 @@ pub(crate) const VERBS: &[&str] = &[
     "Determines",
     "Divides",
     "Does",
+    "Draws",
     "Drives",
     "Drops",
     "Duplicates",
