@@ -31,8 +31,9 @@ async fn client(daemon: &Daemon) -> StatsServiceClient<Channel> {
 }
 
 async fn stats(daemon: &Daemon, history: Option<ProtoDuration>) -> Stats {
-    let answer = client(daemon).await.get_stats(GetStatsRequest { history });
-    answer.await.unwrap().into_inner().stats.unwrap()
+    let mut client = client(daemon).await;
+    let answer = client.get_stats(GetStatsRequest { history }).await;
+    answer.unwrap().into_inner().stats.unwrap()
 }
 
 async fn watch(daemon: &Daemon, history: Option<ProtoDuration>) -> Streaming<WatchStatsResponse> {
