@@ -51,6 +51,17 @@ async fn next(watch: &mut Streaming<WatchStatsResponse>) -> Stats {
     message.stats.unwrap()
 }
 
+/// Waits until a watch tells of so many runs, after as many messages as were made before the last of them ended.
+async fn until_told(watch: &mut Streaming<WatchStatsResponse>, runs: u64) -> Stats {
+    loop {
+        let stats = next(watch).await;
+        match of(&stats, Outcome::Exited) {
+            told if told == runs => return stats,
+            told => assert!(told < runs, "{told} of {runs}"),
+        }
+    }
+}
+
 fn of(stats: &Stats, outcome: Outcome) -> u64 {
     let mut counts = stats.outcomes.iter();
     counts
@@ -425,8 +436,7 @@ async fn a_watch_tells_the_figures_in_each_interval_and_ends_with_the_daemon() {
     assert!(before.outcomes.is_empty());
     for runs in 1..=3 {
         daemon.ran(kit(&["hello"])).await.exited(0);
-        let stats = next(&mut told).await;
-        assert_eq!(of(&stats, Outcome::Exited), runs);
+        let stats = until_told(&mut told, runs).await;
         assert!(stats.history.is_empty());
         let between = at(&stats).duration_since(at(&before)).unwrap();
         assert!(between >= Duration::from_millis(900), "{between:?}");
@@ -461,8 +471,7 @@ async fn a_slow_reader_gets_the_newest_figures_and_no_backlog() {
     let mut last = next(&mut prompt).await;
     for runs in 1..=RUNS {
         daemon.ran(kit(&["hello"])).await.exited(0);
-        last = next(&mut prompt).await;
-        assert_eq!(of(&last, Outcome::Exited), runs);
+        last = until_told(&mut prompt, runs).await;
     }
     // One was on its way already, and one was made as soon as that had begun to be sent.
     let first = next(&mut slow).await;
