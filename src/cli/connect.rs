@@ -221,15 +221,23 @@ impl EmbeddedDaemon {
         // The name is never looked up, because the only connection exists already.
         let endpoint = windows(Endpoint::from_static("http://embedded"));
         let mut socket = Some(TokioIo::new(socket));
-        let channel = endpoint
-            .connect_with_connector(service_fn(move |_| {
-                let socket = socket.take().ok_or(std::io::ErrorKind::NotConnected);
-                async move { socket.map_err(std::io::Error::from) }
-            }))
-            .await
-            .map_err(|error| Failure::new(format!("the embedded daemon is gone: {error}")))?;
+        let connected = endpoint.connect_with_connector(service_fn(move |_| {
+            let socket = socket.take().ok_or(std::io::ErrorKind::NotConnected);
+            async move { socket.map_err(std::io::Error::from) }
+        }));
+        let connected = connected.await;
+        let daemon = Self { stop, served };
+        let channel = match connected {
+            Ok(channel) => channel,
+            Err(error) => {
+                // A daemon that could not start says why.
+                daemon.end().await?;
+                let message = format!("the embedded daemon is gone: {error}");
+                return Err(Failure::new(message));
+            }
+        };
         let link = InterceptedService::new(channel, BearerInterceptor::default());
-        Ok((Self { stop, served }, link))
+        Ok((daemon, link))
     }
 
     /// Stops the daemon and waits until it has ended.
