@@ -242,7 +242,7 @@ async fn grpcurl_shows_why_it_is_refused_and_all_that_is_served() {
         }
         let health = call(&["grpc.health.v1.Health/List"]).await;
         let health = succeeded(&health, "grpcurl Health/List");
-        assert_eq!(health.matches("\"SERVING\"").count(), 4, "{health}");
+        assert_eq!(health.matches("\"SERVING\"").count(), 5, "{health}");
         let data = r#"{"spec": {"wasm": "AA==", "resources": {"memory_pages": 70000}}}"#;
         let refused = call(&["-d", data, "ringfence.v1.SandboxService/Run"]).await;
         assert!(!refused.status.success());
