@@ -31,7 +31,8 @@ pub(super) fn problem_of(
             };
             let is_variable = matches!(unread.origin, Some(SettingOrigin::Variable(_)));
             match nearest(&key, &keys) {
-                Some(near) if is_variable => {
+                // A part of a list has no variable of its own.
+                Some(near) if is_variable && !near.contains('[') => {
                     format!(
                         "there is no such key; did you mean {near} ({})?",
                         variable_of(near)

@@ -546,10 +546,13 @@ fn a_key_that_there_is_not_is_told_with_the_one_that_is_near() {
             "RINGFENCE_SERVER_DRAIN_GRACE",
             "did you mean server.drain_grace (RINGFENCE_SERVER__DRAIN_GRACE)?",
         ),
-        ("RINGFENCE_SERVER__SLOTS", "did you mean admission.slots?"),
+        (
+            "RINGFENCE_SERVER__SLOTS",
+            "did you mean admission.slots (RINGFENCE_ADMISSION__SLOTS)?",
+        ),
         (
             "RINGFENCE_AUTH__JWT__AUDIENCES",
-            "did you mean auth.jwt.audience?",
+            "did you mean auth.jwt.audience (RINGFENCE_AUTH__JWT__AUDIENCE)?",
         ),
         (
             "RINGFENCE_LISTENER",
