@@ -350,9 +350,9 @@ async fn a_tenant_sees_its_own_runs_only() {
         cpu_time: Some(ProtoDuration::default()),
         daemon: others.daemon.clone(),
         history: others.history.clone(),
-        since_start: others.since_start.clone(),
-        last_minute: others.last_minute.clone(),
-        last_five_minutes: others.last_five_minutes.clone(),
+        since_start: others.since_start,
+        last_minute: others.last_minute,
+        last_five_minutes: others.last_five_minutes,
         ..Stats::default()
     };
     assert_eq!(others, nothing);
