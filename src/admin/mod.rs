@@ -2,8 +2,8 @@
 //! of the API by gRPC-Web.
 //!
 //! It runs on a thread of its own, so that it answers while the gRPC side is busy, and until the
-//! very end of a drain. Every request passes the same gate ([`service`]): it has to be addressed to
-//! this host, must not come from a web page of another origin ([`origin_guard`]), and says who
+//! very end of a drain. Every request passes the same gate (`service`): it has to be addressed to
+//! this host, must not come from a web page of another origin (`origin_guard`), and says who
 //! calls unless its path is open to everybody.
 
 mod origin_guard;

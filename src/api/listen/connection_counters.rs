@@ -7,7 +7,7 @@ use super::close_reason::{CloseReason, ForeignProtocol};
 use crate::metrics::{Count, Level, MetricSource, MetricWriter, Unit};
 
 /// Totals over all listeners. The counters of a listener's closed connections
-/// ([`super::close_counters`]) are those since its last line in the log.
+/// (`close_counters`) are those since its last line in the log.
 #[derive(Debug, Default)]
 pub struct ConnectionCounters {
     pub(super) accepted: Count,
