@@ -56,18 +56,14 @@ impl HostLimit {
     /// Returns the limit that another process reached, from its message in the standard library's
     /// words ("os error").
     pub fn of_words(words: &str) -> Option<Self> {
-        let (_, after) = words.rsplit_once("(os error ")?;
-        let number = after.split(')').next()?.parse().ok()?;
-        Self::of_errno(Errno::from_raw_os_error(number))
+        Self::of_errno(Errno::from_raw_os_error(os_error(words)?))
     }
 
     /// Replaces the standard library's words for an errno ("Too many open files (os error 24)") in
     /// `text` by a sentence about the limit that it stands for, if it stands for one.
     pub fn spell_out(text: &str) -> String {
         let spelt = Self::of_words(text).and_then(|limit| {
-            let (_, after) = text.rsplit_once("(os error ")?;
-            let number = after.split(')').next()?.parse().ok()?;
-            let words = io::Error::from_raw_os_error(number).to_string();
+            let words = io::Error::from_raw_os_error(os_error(text)?).to_string();
             let (before, after) = text.rsplit_once(&words)?;
             Some(format!("{before}{}{after}", limit.sentence()))
         });
@@ -140,6 +136,12 @@ impl Refusal {
             None => Self::internal(format_args!("{work}: {}", chain(error))),
         }
     }
+}
+
+/// Returns the number of the errno in the standard library's words ("os error"), the last of them.
+fn os_error(words: &str) -> Option<i32> {
+    let (_, after) = words.rsplit_once("(os error ")?;
+    after.split(')').next()?.parse().ok()
 }
 
 /// Formats an error with its causes.

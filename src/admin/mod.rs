@@ -33,8 +33,6 @@ use crate::config::{Config, OpenPath};
 use crate::metrics::MetricRegistry;
 use crate::run::Runner;
 
-pub use self::readiness::Readiness;
-
 /// The settings of the admin listener.
 #[derive(Clone, Debug)]
 pub struct AdminSettings {

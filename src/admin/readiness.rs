@@ -18,15 +18,15 @@ const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One check, and whether it passed.
 #[derive(Clone, Copy, Debug)]
-pub struct ReadinessCheck {
+pub(super) struct ReadinessCheck {
     /// The name of the check.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// Why it failed; `None` where it passed.
-    pub failure: Option<&'static str>,
+    pub(super) failure: Option<&'static str>,
 }
 
 /// The checks by which a daemon is ready.
-pub struct Readiness {
+pub(super) struct Readiness {
     phase: watch::Receiver<DaemonPhase>,
     runner: Arc<Runner>,
     /// The runtime that talks to the store.
@@ -43,7 +43,11 @@ impl fmt::Debug for Readiness {
 
 impl Readiness {
     /// Creates the checks of the daemon that `runner` belongs to. Its store is asked on `beside`.
-    pub fn new(phase: watch::Receiver<DaemonPhase>, runner: Arc<Runner>, beside: Handle) -> Self {
+    pub(super) fn new(
+        phase: watch::Receiver<DaemonPhase>,
+        runner: Arc<Runner>,
+        beside: Handle,
+    ) -> Self {
         Self {
             phase,
             runner,
@@ -53,7 +57,7 @@ impl Readiness {
     }
 
     /// Checks the phase and the store, and returns each check with its result.
-    pub async fn checks(&self) -> [ReadinessCheck; 3] {
+    pub(super) async fn checks(&self) -> [ReadinessCheck; 3] {
         let phase = *self.phase.borrow();
         let failed = |fails: bool, why| fails.then_some(why);
         let check = |name, failure| ReadinessCheck { name, failure };

@@ -64,9 +64,8 @@ impl CallCounters {
         })
     }
 
-    /// Begins a call of the method at `path`.
-    pub(super) fn begin(self: &Arc<Self>, path: &str) -> CallTimer {
-        let method = ApiMethod::at(path);
+    /// Begins a call of `method`, which is `None` for a path of no method.
+    pub(super) fn begin(self: &Arc<Self>, method: Option<ApiMethod>) -> CallTimer {
         CallTimer {
             method: method.map_or(METHODS - 1, |method| method as usize),
             begun: Instant::now(),
@@ -193,9 +192,9 @@ mod tests {
         let counters = CallCounters::new();
         let run = ApiMethod::SandboxRun as usize;
         let count = |code: Code| counters.methods[run].by_code[code as usize].get();
-        drop(counters.begin("/ringfence.v1.SandboxService/Run"));
+        drop(counters.begin(Some(ApiMethod::SandboxRun)));
         assert_eq!(count(Code::Cancelled), 1, "its client left");
-        let mut call = counters.begin("/ringfence.v1.SandboxService/Run");
+        let mut call = counters.begin(Some(ApiMethod::SandboxRun));
         assert_eq!(counters.in_flight.get(), 1);
         let refusal = Refusal::new(Reason::QueueFull, "there is no room");
         let answer = Status::from(refusal).into_http::<tonic::body::Body>();
@@ -205,7 +204,7 @@ mod tests {
         assert_eq!(counters.refused[Reason::QueueFull as usize].get(), 1);
         assert_eq!(counters.in_flight.get(), 0);
         assert_eq!(counters.methods[run].latency.snapshot().count(), 2);
-        drop(counters.begin("/a/name/of/a/caller"));
+        drop(counters.begin(ApiMethod::at("/a/name/of/a/caller")));
         assert_eq!(counters.methods[METHODS - 1].latency.snapshot().count(), 1);
     }
 }

@@ -16,6 +16,7 @@ use super::layers::request_body::RequestBody;
 use super::layers::request_limits::RequestLimits;
 use super::layers::response_body::{ResponseBody, TimedBody};
 use super::listen::Peer;
+use super::methods::ApiMethod;
 use super::run_fast_path::RunFastPath;
 use crate::run::Runner;
 
@@ -84,10 +85,11 @@ where
         peer: Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Result<Response<TimedBody>, Infallible> {
-        let timer = self.counters.begin(request.uri().path());
+        let method = ApiMethod::at(request.uri().path());
+        let timer = self.counters.begin(method);
         let unwanted = peer.unwanted_bodies();
         let body = |body| RequestBody::new(body, unwanted);
-        if RunFastPath::takes(&request) {
+        if RunFastPath::takes(method, &request) {
             let answer = self.run.answer(&peer, request.map(body)).await;
             return Ok(timed(answer, timer));
         }
@@ -99,8 +101,9 @@ where
 
     /// Answers a call that was translated from gRPC-Web.
     pub(super) async fn answer_web(&self, peer: &Peer, request: Request<Body>) -> Response<Body> {
-        let timer = self.counters.begin(request.uri().path());
-        let answer = match RunFastPath::takes(&request) {
+        let method = ApiMethod::at(request.uri().path());
+        let timer = self.counters.begin(method);
+        let answer = match RunFastPath::takes(method, &request) {
             true => self.run.answer(peer, request).await,
             false => self.layered(request).await,
         };

@@ -38,11 +38,11 @@ pub(super) struct RunFastPath {
 }
 
 impl RunFastPath {
-    /// Reports whether a request is a call of `Run` that this path can take. A request whose
-    /// headers are wrong is left to the layers, which refuse it.
-    pub(super) fn takes<B>(request: &Request<B>) -> bool {
+    /// Reports whether a request of `method` is a call of `Run` that this path can take. A request
+    /// whose headers are wrong is left to the layers, which refuse it.
+    pub(super) fn takes<B>(method: Option<ApiMethod>, request: &Request<B>) -> bool {
         let encoding = request.headers().get(ENCODING);
-        ApiMethod::at(request.uri().path()) == Some(ApiMethod::SandboxRun)
+        method == Some(ApiMethod::SandboxRun)
             && encoding.is_none_or(|it| it == "identity")
             && http_gate::is_call(request)
     }

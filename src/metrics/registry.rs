@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -91,6 +91,17 @@ impl Collector for Scrape {
         self.sources
             .iter()
             .try_for_each(|source| source.write_metrics(&mut writer))
+    }
+}
+
+impl EncodeMetric for LatencySnapshot {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let (sum, count) = (self.sum_seconds(), self.count());
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &self.buckets(), None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 
@@ -193,24 +204,8 @@ impl MetricWriter<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([(&'static str, &'v str); N], LatencySnapshot)>,
     ) -> fmt::Result {
-        let mut encoder = self.encoder.encode_descriptor(
-            name,
-            help,
-            Some(&Unit::Seconds),
-            MetricType::Histogram,
-        )?;
-        for (labels, value) in values {
-            let (sum, count) = (value.sum_seconds(), value.count());
-            let buckets = value.buckets();
-            let encoded = match N {
-                0 => encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None),
-                _ => encoder
-                    .encode_family(&labels)?
-                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None),
-            };
-            encoded?;
-        }
-        Ok(())
+        let (unit, kind) = (Some(&Unit::Seconds), MetricType::Histogram);
+        self.family(name, help, unit, kind, values.into_iter())
     }
 
     /// Writes facts that do not change, as labels.

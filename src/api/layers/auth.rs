@@ -142,9 +142,7 @@ impl Authentication {
             }
         }
     }
-}
 
-impl Authentication {
     /// Authenticates a request of the admin listener from its headers and its connection. Which
     /// host it is addressed to has been checked already.
     ///

@@ -20,12 +20,8 @@ pub(super) struct CloseCounters {
     listener: String,
     /// The same counts over all listeners, since the start.
     totals: Arc<ConnectionCounters>,
-    refused: AtomicU64,
-    evicted: AtomicU64,
-    overdue: AtomicU64,
-    plaintext: AtomicU64,
-    tls: AtomicU64,
-    http1: AtomicU64,
+    /// Counts in the order of [`CloseReason::NAMES`].
+    counts: [AtomicU64; CloseReason::NAMES.len()],
     /// Limits the debug lines that a peer without a credential can cause.
     lines: Mutex<LogRateLimiter>,
 }
@@ -36,12 +32,7 @@ impl CloseCounters {
         Self {
             listener,
             totals,
-            refused: AtomicU64::new(0),
-            evicted: AtomicU64::new(0),
-            overdue: AtomicU64::new(0),
-            plaintext: AtomicU64::new(0),
-            tls: AtomicU64::new(0),
-            http1: AtomicU64::new(0),
+            counts: Default::default(),
             lines: Mutex::new(LogRateLimiter::default()),
         }
     }
@@ -49,29 +40,23 @@ impl CloseCounters {
     /// Counts a closed connection of `peer`, and logs it at debug level where the rate limit
     /// allows.
     pub(super) fn count(&self, closure: CloseReason, peer: ConnectionOrigin) {
-        let (count, why) = match closure {
-            CloseReason::Refused(reached) => (&self.refused, reached.as_str()),
-            CloseReason::Evicted => (
-                &self.evicted,
-                "it made way for another, having had no call that authenticates",
-            ),
-            CloseReason::Overdue => (
-                &self.overdue,
-                "no call authenticated within server.first_call_timeout",
-            ),
-            CloseReason::Foreign(ForeignProtocol::Plaintext) => (
-                &self.plaintext,
-                "it spoke plaintext to a listener with TLS ([tls])",
-            ),
-            CloseReason::Foreign(ForeignProtocol::Tls) => (
-                &self.tls,
-                "it spoke TLS to a listener without ([tls], or a unix socket)",
-            ),
+        let why = match closure {
+            CloseReason::Refused(reached) => reached.as_str(),
+            CloseReason::Evicted => {
+                "it made way for another, having had no call that authenticates"
+            }
+            CloseReason::Overdue => "no call authenticated within server.first_call_timeout",
+            CloseReason::Foreign(ForeignProtocol::Plaintext) => {
+                "it spoke plaintext to a listener with TLS ([tls])"
+            }
+            CloseReason::Foreign(ForeignProtocol::Tls) => {
+                "it spoke TLS to a listener without ([tls], or a unix socket)"
+            }
             CloseReason::Foreign(ForeignProtocol::Http1) => {
-                (&self.http1, "it spoke HTTP/1, where gRPC wants HTTP/2")
+                "it spoke HTTP/1, where gRPC wants HTTP/2"
             }
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        self.counts[closure.index()].fetch_add(1, Ordering::Relaxed);
         self.totals.count_closed(closure);
         self.debug(peer, why);
     }
@@ -102,8 +87,9 @@ impl CloseCounters {
     pub(super) fn report(&self) {
         // The number of suppressed debug lines is not needed: the counters cover those connections.
         let _ = self.lines().roll();
-        let counts = [&self.refused, &self.evicted, &self.overdue];
-        let [refused, evicted, overdue] = counts.map(|it| it.swap(0, Ordering::Relaxed));
+        let counts = self.counts.each_ref();
+        let [refused, evicted, overdue, plaintext, tls, http1] =
+            counts.map(|it| it.swap(0, Ordering::Relaxed));
         if refused + evicted + overdue > 0 {
             tracing::warn!(
                 listener = self.listener,
@@ -115,8 +101,6 @@ impl CloseCounters {
                  none had within server.first_call_timeout"
             );
         }
-        let counts = [&self.plaintext, &self.tls, &self.http1];
-        let [plaintext, tls, http1] = counts.map(|it| it.swap(0, Ordering::Relaxed));
         if plaintext + tls + http1 > 0 {
             tracing::info!(
                 listener = self.listener,

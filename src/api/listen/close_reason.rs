@@ -15,6 +15,24 @@ pub(super) enum CloseReason {
     Foreign(ForeignProtocol),
 }
 
+impl CloseReason {
+    /// The names of all kinds of reasons in metrics.
+    pub(super) const NAMES: [&'static str; 6] =
+        ["refused", "evicted", "overdue", "plaintext", "tls", "http1"];
+
+    /// Returns the position of the reason's name in [`Self::NAMES`].
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Refused(_) => 0,
+            Self::Evicted => 1,
+            Self::Overdue => 2,
+            Self::Foreign(ForeignProtocol::Plaintext) => 3,
+            Self::Foreign(ForeignProtocol::Tls) => 4,
+            Self::Foreign(ForeignProtocol::Http1) => 5,
+        }
+    }
+}
+
 /// A protocol that a client speaks although its listener does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ForeignProtocol {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::close_reason::{CloseReason, ForeignProtocol};
+use super::close_reason::CloseReason;
 use crate::metrics::{Count, Level, MetricSource, MetricWriter, Unit};
 
 /// Totals over all listeners. The counters of a listener's closed connections
@@ -14,12 +14,8 @@ pub struct ConnectionCounters {
     pub(super) open: Level,
     pub(super) received: Count,
     pub(super) sent: Count,
-    refused: Count,
-    evicted: Count,
-    overdue: Count,
-    plaintext: Count,
-    tls: Count,
-    http1: Count,
+    /// Connections that were closed, in the order of [`CloseReason::NAMES`].
+    closed: [Count; CloseReason::NAMES.len()],
 }
 
 impl ConnectionCounters {
@@ -30,15 +26,7 @@ impl ConnectionCounters {
 
     /// Counts a connection that the daemon closed, or refused.
     pub(super) fn count_closed(&self, reason: CloseReason) {
-        let count = match reason {
-            CloseReason::Refused(_) => &self.refused,
-            CloseReason::Evicted => &self.evicted,
-            CloseReason::Overdue => &self.overdue,
-            CloseReason::Foreign(ForeignProtocol::Plaintext) => &self.plaintext,
-            CloseReason::Foreign(ForeignProtocol::Tls) => &self.tls,
-            CloseReason::Foreign(ForeignProtocol::Http1) => &self.http1,
-        };
-        count.increment();
+        self.closed[reason.index()].increment();
     }
 }
 
@@ -67,15 +55,8 @@ impl MetricSource for ConnectionTotals {
             listeners.map(|(listener, it)| ([("listener", listener)], it.open.get())),
         )?;
         let closed = listeners.into_iter().flat_map(|(listener, it)| {
-            let reasons = [
-                ("refused", &it.refused),
-                ("evicted", &it.evicted),
-                ("overdue", &it.overdue),
-                ("plaintext", &it.plaintext),
-                ("tls", &it.tls),
-                ("http1", &it.http1),
-            ];
-            reasons.map(|(reason, count)| {
+            let reasons = CloseReason::NAMES.into_iter().zip(&it.closed);
+            reasons.map(move |(reason, count)| {
                 let labels = [("listener", listener), ("reason", reason)];
                 (labels, count.get())
             })
