@@ -37,7 +37,15 @@ const MESSAGES: usize = 2;
 pub(super) struct StdinPump {
     demands: threads::Sender<StdinDemand>,
     taken: Arc<PumpedInput>,
-    broken: Option<oneshot::Receiver<io::Error>>,
+    broken: Option<oneshot::Receiver<BrokenInput>>,
+}
+
+/// What the feeding thread leaves when it cannot read its source.
+struct BrokenInput {
+    error: io::Error,
+    /// Keeps the messages open until the failure is told: their end would be the end of the input
+    /// to the guest, which could then end well before this command has said what is wrong.
+    _messages: mpsc::Sender<InteractRequest>,
 }
 
 /// The source of the input, and how much has been taken from it.
@@ -91,8 +99,9 @@ impl StdinPump {
                     Ok(FeedState::Open) => {}
                     Ok(FeedState::Ended) => break,
                     Err(error) => {
-                        let _ = tell_broken.send(error);
-                        break;
+                        let _messages = say;
+                        let _ = tell_broken.send(BrokenInput { error, _messages });
+                        return;
                     }
                 }
             }
@@ -127,9 +136,9 @@ impl StdinPump {
         let (broken, taken) = (self.broken.take(), Arc::clone(&self.taken));
         async move {
             if let Some(broken) = broken
-                && let Ok(error) = broken.await
+                && let Ok(broken) = broken.await
             {
-                return taken.source.unreadable(&error);
+                return taken.source.unreadable(&broken.error);
             }
             std::future::pending().await
         }
