@@ -1,0 +1,37 @@
+// Bundles the tests of a folder and runs them: `test.mjs` those of test/, `test.mjs browser` those of test/browser.
+// Further arguments select files by a part of their name; `--name PATTERN` selects tests.
+
+import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import esbuild from 'esbuild';
+
+const web = path.dirname(import.meta.dirname);
+const args = process.argv.slice(2);
+const isBrowser = args[0] === 'browser';
+if (isBrowser) args.shift();
+const at = args.indexOf('--name');
+const pattern = at < 0 ? [] : ['--test-name-pattern', args.splice(at, 2)[1]];
+const folder = path.join(web, 'test', isBrowser ? 'browser' : '');
+const names = fs.readdirSync(folder).filter((it) => it.endsWith('.test.ts'));
+const chosen = names.filter((name) => args.length === 0 || args.some((part) => name.includes(part)));
+if (chosen.length === 0) throw new Error(`no test of ${folder} has a name with ${args.join(' or ')}`);
+const out = path.join(web, 'node_modules/.cache', isBrowser ? 'browser-tests' : 'tests');
+fs.rmSync(out, { recursive: true, force: true });
+await esbuild.build({
+  absWorkingDir: web,
+  entryPoints: chosen.map((name) => path.join(folder, name)),
+  outdir: out,
+  outExtension: { '.js': '.mjs' },
+  bundle: true,
+  packages: 'external',
+  platform: 'node',
+  format: 'esm',
+  target: 'node20',
+  sourcemap: 'inline',
+  logLevel: 'warning',
+});
+const files = chosen.map((name) => path.join(out, name.replace(/\.ts$/, '.mjs')));
+// One file after the other: browsers and daemons are heavy.
+const flags = ['--enable-source-maps', '--test', ...(isBrowser ? ['--test-concurrency=1'] : []), ...pattern];
+process.exit(spawnSync(process.execPath, [...flags, ...files], { stdio: 'inherit', cwd: web }).status ?? 1);

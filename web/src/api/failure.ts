@@ -1,0 +1,47 @@
+// What the daemon says when it refuses a call, for people and for code.
+
+import { durationMs } from '@bufbuild/protobuf/wkt';
+import { Code, ConnectError } from '@connectrpc/connect';
+
+import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from '../gen/google/rpc/error_details_pb.js';
+
+/** A call that failed. */
+export interface Failure {
+  readonly code: Code;
+  /** The stable reason, such as `QUEUE_FULL`; empty where none was given, as by a broken connection. */
+  readonly reason: string;
+  readonly message: string;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** The fields at fault. */
+  readonly fields: readonly string[];
+  /** How long to wait before the next try; `undefined` where a try does not help. */
+  readonly retryAfterMs: number | undefined;
+}
+
+/** Tells what a call failed by. */
+export function failureOf(error: unknown): Failure {
+  const failed = ConnectError.from(error);
+  const [info] = failed.findDetails(ErrorInfoSchema);
+  const [retry] = failed.findDetails(RetryInfoSchema);
+  const [request] = failed.findDetails(BadRequestSchema);
+  return {
+    code: failed.code,
+    reason: info?.reason ?? '',
+    message: failed.rawMessage,
+    metadata: info?.metadata ?? {},
+    fields: (request?.fieldViolations ?? []).map((it) => it.field),
+    retryAfterMs: retry?.retryDelay === undefined ? undefined : durationMs(retry.retryDelay),
+  };
+}
+
+/** Tells whether a call ended because its caller ended it. */
+export function isAborted(error: unknown): boolean {
+  return ConnectError.from(error).code === Code.Canceled;
+}
+
+/** Tells whether a failure is one of the connection or of a busy daemon, so that the same call may succeed later. */
+export function isTransient(failure: Failure): boolean {
+  if (failure.retryAfterMs !== undefined) return true;
+  // A connection that breaks off is told in several ways, none of which has a reason.
+  return failure.reason === '' && [Code.Unavailable, Code.Unknown, Code.Aborted, Code.Internal].includes(failure.code);
+}

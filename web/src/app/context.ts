@@ -1,0 +1,11 @@
+// What every page of the application is given.
+
+import type { Daemon } from '../api/client.js';
+import type { SettingsStore } from './settings.js';
+
+export interface PageContext {
+  readonly daemon: Daemon;
+  readonly settings: SettingsStore;
+  /** Whether calls that change something are answered here: where not, their controls are not shown. */
+  readonly mayChange: boolean;
+}

@@ -1,0 +1,58 @@
+// The list of keys.
+
+import { css, html, LitElement } from 'lit';
+import { customElement, query } from 'lit/decorators.js';
+
+import { allShortcuts } from '../ui/shortcuts.js';
+import { controls } from '../ui/styles.js';
+
+@customElement('rf-shortcut-list')
+export class ShortcutList extends LitElement {
+  static override styles = [
+    controls,
+    css`
+      dialog {
+        color: var(--ink);
+        background: var(--ground);
+        border: 1px solid var(--line);
+        border-radius: var(--radius);
+        min-width: min(22rem, 90vw);
+      }
+      dl {
+        display: grid;
+        grid-template-columns: auto 1fr;
+        gap: var(--space-2) var(--space-4);
+      }
+      dd {
+        margin: 0;
+      }
+      kbd {
+        font-family: var(--mono);
+        background: var(--ground-3);
+        border-radius: 3px;
+        padding: 0.05rem 0.35rem;
+      }
+    `,
+  ];
+
+  @query('dialog') private dialog!: HTMLDialogElement;
+
+  protected override firstUpdated(): void {
+    this.dialog.showModal();
+  }
+
+  override render() {
+    return html`
+      <dialog aria-labelledby="title" @close=${() => this.dispatchEvent(new Event('close'))}>
+        <h2 id="title">Keys</h2>
+        <dl>
+          ${allShortcuts().map(
+            ({ keys, says }) => html`<dt>${keys.split(' ').map((key) => html`<kbd>${key}</kbd> `)}</dt>
+              <dd>${says}</dd>`,
+          )}
+        </dl>
+        <form method="dialog"><button>Close</button></form>
+      </dialog>
+    `;
+  }
+}

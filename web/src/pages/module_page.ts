@@ -1,0 +1,18 @@
+import { html, LitElement } from 'lit';
+import { customElement, property } from 'lit/decorators.js';
+
+import type { PageContext } from '../app/context.js';
+import type { Route } from '../app/route.js';
+import { controls } from '../ui/styles.js';
+
+@customElement('rf-module-page')
+export class ModulePage extends LitElement {
+  static override styles = controls;
+
+  @property({ attribute: false }) context!: PageContext;
+  @property({ attribute: false }) route!: Extract<Route, { page: 'module' }>;
+
+  override render() {
+    return html`<p>module</p>`;
+  }
+}
