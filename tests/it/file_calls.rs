@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::guests::{file_calls, file_calls_component};
-use crate::harness::{Daemon, Ran, SpecExt, by_digest, connect, load, spec};
+use crate::harness::{Daemon, Ran, Refused, SpecExt, by_digest, connect, load, spec};
 use crate::process::Served;
 
 /// Times that keep a processor busy for a few tenths of a second.
@@ -156,21 +156,35 @@ async fn what_is_written_is_there_without_a_flush() {
 
 #[tokio::test]
 async fn a_quota_of_processor_time_counts_file_calls() {
-    for guest in both() {
+    // A component asks for a hash of each entry.
+    for (guest, lists) in both().into_iter().zip(["400", "20"]) {
         for (how, path, times) in KINDS {
+            let times = if how == "list" { lists } else { times };
             let dir = folder();
             let grant = grant(dir.path());
             let daemon = Daemon::with(&[
                 ("policy.mounts", grant.as_str()),
                 (
                     "tenants",
-                    r#"[{ name = "default", quota = { cpu_seconds_per_minute = 0.05 } }]"#,
+                    r#"[{ name = "default", quota = { cpu_seconds_per_minute = 0.4 } }]"#,
                 ),
             ])
             .await;
+            // The quota pays for compiling too, which takes a few tenths of a second on a machine
+            // that is busy otherwise. What the guest itself takes of these runs is not much.
             let run = calls(guest.clone(), dir.path(), [how, path, times]);
             daemon.ran(run.clone()).await.exited(0);
-            let refused = daemon.refused(run).await;
+            let mut refused = None;
+            for _ in 0..5 {
+                match daemon.run(run.clone()).await {
+                    Ok(answer) => drop(Ran::new(answer).exited(0)),
+                    Err(status) => {
+                        refused = Some(Refused::new(&status));
+                        break;
+                    }
+                }
+            }
+            let refused = refused.unwrap_or_else(|| panic!("{how}: no run is refused"));
             assert!(
                 refused
                     .is(Code::ResourceExhausted, "TENANT_QUOTA")
