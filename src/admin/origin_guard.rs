@@ -16,6 +16,12 @@ use crate::model::refusal::quote;
 
 /// The header by which a browser says how a page is related to the host that it asks.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
+/// The header by which a browser says whether it asks for a page to go to.
+const SEC_FETCH_MODE: &str = "sec-fetch-mode";
+/// The header by which a browser says what it uses the answer as.
+const SEC_FETCH_DEST: &str = "sec-fetch-dest";
+/// The one path that a link on a page of another origin may lead to.
+const LINKED_PATH: &str = "/";
 
 /// The hosts and the origins that requests may name.
 #[derive(Debug)]
@@ -27,7 +33,7 @@ pub(super) struct OriginGuard {
 /// What the guard found out about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RequestOrigin {
-    /// No page of another origin made it.
+    /// No page of another origin made it, or none that learns anything of the answer.
     Own,
     /// A page of this origin made it, which the operator allows.
     Allowed(HeaderValue),
@@ -62,7 +68,7 @@ impl OriginGuard {
         let Some(origin) = single(headers, ORIGIN.as_str())? else {
             let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
             return match site {
-                Some(b"cross-site" | b"same-site") => {
+                Some(b"cross-site" | b"same-site") if !follows_link(request) => {
                     Err("a web page of another origin may not ask (admin.cors_origins)".to_owned())
                 }
                 Some(_) | None => Ok(RequestOrigin::Own),
@@ -103,6 +109,17 @@ impl OriginGuard {
                 .iter()
                 .any(|it| it.trim_matches(['[', ']']).eq_ignore_ascii_case(bare))
     }
+}
+
+/// Reports whether a request is that of a browser whose user follows a link to the page, such as in
+/// a chat or a ticket. The page takes the place of the one with the link, which can neither read
+/// nor frame it.
+fn follows_link<B>(request: &Request<B>) -> bool {
+    let says = |name, what: &str| request.headers().get(name).is_some_and(|it| it == what);
+    request.method() == Method::GET
+        && request.uri().path() == LINKED_PATH
+        && says(SEC_FETCH_MODE, "navigate")
+        && says(SEC_FETCH_DEST, "document")
 }
 
 /// Returns the one host that a request is addressed to: that of HTTP/2's `:authority`, or that of
@@ -151,11 +168,16 @@ mod tests {
     }
 
     fn check(method: Method, headers: &[(&str, &str)]) -> Result<RequestOrigin, String> {
+        check_at("/metrics", method, headers)
+    }
+
+    fn check_at(
+        path: &str,
+        method: Method,
+        headers: &[(&str, &str)],
+    ) -> Result<RequestOrigin, String> {
         let local = LocalAddress(Some(IpAddr::from(Ipv4Addr::new(10, 0, 0, 5))));
-        let mut request = Request::builder()
-            .method(method)
-            .uri("/metrics")
-            .extension(local);
+        let mut request = Request::builder().method(method).uri(path).extension(local);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -229,5 +251,47 @@ mod tests {
         let site = |site| get(&[("host", "localhost"), ("sec-fetch-site", site)]);
         assert!(site("cross-site").is_err() && site("same-site").is_err());
         assert!(site("none").is_ok() && site("same-origin").is_ok());
+    }
+
+    #[test]
+    fn a_link_on_any_page_leads_to_the_page_and_nowhere_else() {
+        let follow = |path, method, site, mode, dest| {
+            let headers = [
+                ("host", "localhost:9090"),
+                ("sec-fetch-site", site),
+                ("sec-fetch-mode", mode),
+                ("sec-fetch-dest", dest),
+            ];
+            check_at(path, method, &headers)
+        };
+        for site in ["cross-site", "same-site"] {
+            let link = |path, method| follow(path, method, site, "navigate", "document");
+            assert_eq!(link("/", Method::GET), Ok(RequestOrigin::Own));
+            assert_eq!(link("/?from=chat", Method::GET), Ok(RequestOrigin::Own));
+            assert!(link("/", Method::HEAD).is_err() && link("/", Method::POST).is_err());
+            for path in ["/page.js", "/debug/config", "/metrics", "//", "/.", "/x/"] {
+                assert!(link(path, Method::GET).is_err(), "{path}");
+            }
+            for (mode, dest) in [
+                ("navigate", "iframe"),
+                ("navigate", "object"),
+                ("no-cors", "document"),
+                ("cors", "empty"),
+                ("websocket", "document"),
+            ] {
+                let asked = follow("/", Method::GET, site, mode, dest);
+                assert!(asked.is_err(), "{mode} {dest}");
+            }
+        }
+        // A form says its origin, and a host is checked whatever a browser says.
+        let link = [
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "document"),
+        ];
+        let with = |more| check_at("/", Method::GET, &[&link[..], more].concat());
+        assert!(with(&[("host", "localhost"), ("origin", "https://evil.example")]).is_err());
+        assert!(with(&[("host", "evil.example")]).is_err());
+        assert!(with(&[("host", "localhost")]).is_ok());
     }
 }
