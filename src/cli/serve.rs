@@ -23,6 +23,10 @@ pub(super) struct ServeCommand {
     /// Listen at this address, "host:port" or "unix:/path". May be repeated
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
+    /// Open the admin listener at this address: metrics, probes, and what browsers use. May be
+    /// repeated
+    #[arg(long, value_name = "ADDR")]
+    admin_listen: Vec<String>,
 }
 
 impl ServeCommand {
@@ -31,6 +35,7 @@ impl ServeCommand {
     pub(super) fn execute(self, signals: std::io::Result<CaughtSignals>) -> ExitCode {
         let mut overrides = self.config.overrides();
         overrides.listen = self.listen;
+        overrides.admin_listen = self.admin_listen;
         let format = config::log_format_before_load(&overrides);
         if format == LogFormat::Json {
             telemetry::print_panics_as_json();

@@ -22,6 +22,10 @@ const PATHS: [&str; 4] = ["_FILE", "_PATH", "CREDENTIALS", "SERVICE_ACCOUNT"];
 /// Parts of the names of a provider's variables that hold URLs.
 const URLS: [&str; 4] = ["ENDPOINT", "FULL_URI", "_PROXY_URL", "AUTHORITY_HOST"];
 
+/// The keys whose lists of addresses have a flag of their own, which is repeated for each address.
+pub(super) const LISTEN_FLAGS: [(&str, &str); 2] =
+    [("listen", "--listen"), ("admin.listen", "--admin-listen")];
+
 /// A setting from a variable or a flag, which overrides the configuration file.
 #[derive(Debug)]
 pub(super) struct SettingOverride {
@@ -32,11 +36,14 @@ pub(super) struct SettingOverride {
 }
 
 impl SettingOverride {
-    /// Reports whether this setting was written at `written`. All addresses given by `--listen` are
-    /// parts of one setting.
+    /// Reports whether this setting was written at `written`. All addresses given by one of
+    /// [`LISTEN_FLAGS`] are parts of one setting.
     pub(super) fn has_origin(&self, written: &SettingOrigin) -> bool {
-        let is_listen = |it: &SettingOrigin| matches!(it, SettingOrigin::Flag(name) if name.starts_with("--listen "));
-        self.origin == *written || (is_listen(&self.origin) && is_listen(written))
+        let is_of = |flag: &str, it: &SettingOrigin| matches!(it, SettingOrigin::Flag(name) if name.split(' ').next() == Some(flag));
+        self.origin == *written
+            || LISTEN_FLAGS
+                .iter()
+                .any(|(_, flag)| is_of(flag, &self.origin) && is_of(flag, written))
     }
 }
 

@@ -38,7 +38,7 @@ pub use self::threads::cores;
 pub(crate) use self::tree::trimmed;
 pub use toml::Value as SettingValue;
 
-use self::environment::{EnvironmentSettings, SettingOverride};
+use self::environment::{EnvironmentSettings, LISTEN_FLAGS, SettingOverride};
 use self::layers::ConfigLayers;
 use self::tree::{Content, Setting, SettingOrigin};
 
@@ -60,6 +60,8 @@ pub struct Overrides {
     pub values: Vec<(String, SettingValue)>,
     /// Addresses to listen on, which override all other sources; empty for no override.
     pub listen: Vec<String>,
+    /// Addresses of the admin listener, which override all other sources; empty for no override.
+    pub admin_listen: Vec<String>,
     /// Whether settings are read from environment variables.
     pub environment: bool,
 }
@@ -82,16 +84,22 @@ impl Overrides {
             content: Setting::from(value.clone()).content,
             origin: SettingOrigin::Command,
         }));
-        if !self.listen.is_empty() {
-            let written = |address: &str| SettingOrigin::Flag(format!("--listen {address}").into());
-            let addresses = self.listen.iter().map(|address| Setting {
+        for ((key, flag), addresses) in LISTEN_FLAGS
+            .into_iter()
+            .zip([&self.listen, &self.admin_listen])
+        {
+            if addresses.is_empty() {
+                continue;
+            }
+            let written = |told: &str| SettingOrigin::Flag(format!("{flag} {told}").into());
+            let parts = addresses.iter().map(|address| Setting {
                 content: untyped(address),
                 origin: written(address),
             });
             flags.push(SettingOverride {
-                key: "listen".to_owned(),
-                content: Content::List(addresses.collect()),
-                origin: written(&self.listen.join(" --listen ")),
+                key: key.to_owned(),
+                content: Content::List(parts.collect()),
+                origin: written(&addresses.join(&format!(" {flag} "))),
             });
         }
         flags

@@ -776,23 +776,45 @@ fn every_place_is_told_at_once() {
 
 #[test]
 fn addresses_to_listen_on_are_named_by_their_flag() {
-    for (address, part) in [
-        ("nowhere", "--listen nowhere: listen = nowhere: must be"),
+    for (flag, address, part) in [
         (
+            "--listen",
+            "nowhere",
+            "--listen nowhere: listen = nowhere: must be",
+        ),
+        (
+            "--listen",
             "unix:relative",
             "--listen unix:relative: listen = unix:relative",
         ),
-        ("a\"b", "--listen a\"b: listen = a\"b"),
+        ("--listen", "a\"b", "--listen a\"b: listen = a\"b"),
+        (
+            "--admin-listen",
+            "nowhere",
+            "--admin-listen nowhere: admin.listen = nowhere: must be",
+        ),
+        (
+            "--admin-listen",
+            "unix:relative",
+            "--admin-listen unix:relative: admin.listen = unix:relative",
+        ),
     ] {
-        let output = ringfence()
-            .args(["serve", "--listen", address])
-            .output()
-            .unwrap();
+        let output = ringfence().args(["serve", flag, address]).output().unwrap();
         let told = told(&output, String::new());
         assert_eq!(told.code, 125);
         is_plain(&told.stderr);
         assert!(told.stderr.contains(part), "{part} in {}", told.stderr);
     }
+    // Of several, each that is wrong is told.
+    let output = ringfence()
+        .args(["serve", "--admin-listen", "127.0.0.1:0"])
+        .args(["--admin-listen", "here", "--listen", "there"])
+        .output()
+        .unwrap();
+    let told = told(&output, String::new()).stderr;
+    assert!(told.contains("--admin-listen here: admin.listen = here"));
+    assert!(told.contains("--listen there: listen = there"), "{told}");
+    assert!(!told.contains("admin.listen = 127.0.0.1:0"), "{told}");
 }
 
 #[test]
