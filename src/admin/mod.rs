@@ -1,5 +1,5 @@
-//! The admin listener: probes, metrics and the settings in force over plain HTTP, and the services
-//! of the API by gRPC-Web.
+//! The admin listener: probes, metrics and the settings in force over plain HTTP, and for browsers a
+//! page and the services of the API by gRPC-Web.
 //!
 //! It runs on a thread of its own, so that it answers while the gRPC side is busy, and until the
 //! very end of a drain. Every request passes the same gate (`service`): it has to be addressed to
@@ -7,6 +7,7 @@
 //! calls unless its path is open to everybody.
 
 mod origin_guard;
+mod page;
 mod plain_text;
 mod readiness;
 mod routes;
@@ -42,6 +43,8 @@ pub struct AdminSettings {
     pub server: WebServerSettings,
     /// The paths that need no credential.
     pub open: Vec<OpenPath>,
+    /// Whether the page for browsers is served.
+    pub has_page: bool,
     /// Whether callers have to be authenticated on a listener that other hosts can reach. If nobody
     /// is, such a listener has nothing but the open paths.
     pub is_authenticated: bool,
@@ -130,9 +133,6 @@ impl AdminListener {
             runtime,
             ending,
         } = self;
-        for address in bound.addresses() {
-            tracing::info!(admin = %address, "the admin listener listens");
-        }
         let connections = Arc::clone(&sources.connections);
         // A caller by loopback may be in another container of the same pod.
         let is_public = |address: &Address| match address {
@@ -140,6 +140,14 @@ impl AdminListener {
             Address::Unix(_) => false,
         };
         let is_open_only = !settings.is_authenticated && bound.addresses().iter().any(is_public);
+        let is_page_served = settings.has_page && !is_open_only;
+        let is_tls = bound.tls_files().is_some();
+        for address in bound.addresses() {
+            tracing::info!(admin = %address, "the admin listener listens");
+            if is_page_served && let Some(url) = page::url(address, is_tls) {
+                tracing::info!(page = %url, "runs can be watched in a browser");
+            }
+        }
         let guard = OriginGuard::new(
             settings.allowed_hosts.clone(),
             settings.cors_origins.clone(),

@@ -12,6 +12,7 @@ use http::{HeaderValue, Response, StatusCode};
 use tokio::runtime::Handle;
 
 use super::AdminSources;
+use super::page;
 use super::plain_text::plain;
 use super::readiness::Readiness;
 use super::scrapes::{ScrapeError, Scrapes};
@@ -35,21 +36,29 @@ pub(super) struct Routes {
     scrapes: Scrapes,
     readiness: Readiness,
     config: Arc<Config>,
+    has_page: bool,
 }
 
 impl Routes {
-    /// Creates the routes, which answer from `sources`.
-    pub(super) fn new(sources: AdminSources, beside: &Handle) -> Self {
+    /// Creates the routes, which answer from `sources`. With `has_page`, those of the page are among
+    /// them.
+    pub(super) fn new(sources: AdminSources, beside: &Handle, has_page: bool) -> Self {
         Self {
             scrapes: Scrapes::new(sources.metrics),
             readiness: Readiness::new(sources.phase, sources.runner, beside.clone()),
             config: sources.config,
+            has_page,
         }
     }
 
     /// Builds the router of all paths.
     pub(super) fn router(self) -> Router {
-        Router::new()
+        let router = Router::new();
+        let router = match self.has_page {
+            true => page::add_routes(router),
+            false => router,
+        };
+        router
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
@@ -141,12 +150,16 @@ async fn config(State(routes): State<Arc<Routes>>, request: Request) -> Response
     }
 }
 
-/// Answers a path that there is not.
-async fn nothing() -> Response<Body> {
-    plain(
-        StatusCode::NOT_FOUND,
-        "there is nothing at this path; there are /livez, /readyz, /metrics and /debug/config",
-    )
+/// Answers a path that there is not with those that there are.
+async fn nothing(State(routes): State<Arc<Routes>>) -> Response<Body> {
+    const PATHS: &str = "/livez, /readyz, /metrics and /debug/config";
+    let page = if routes.has_page {
+        "/ (a page for browsers), "
+    } else {
+        ""
+    };
+    let text = format!("there is nothing at this path; there are {page}{PATHS}");
+    plain(StatusCode::NOT_FOUND, &text)
 }
 
 /// Answers a method that the path does not take.

@@ -9,8 +9,9 @@ use axum::Router;
 use axum::body::Body;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
-    ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -18,6 +19,7 @@ use tower::ServiceExt;
 use tower_service::Service;
 
 use super::origin_guard::{OriginGuard, RequestOrigin};
+use super::page;
 use super::plain_text::plain;
 use super::routes::{self, Routes};
 use super::{AdminSettings, AdminSources, GrpcWebHandler};
@@ -25,8 +27,9 @@ use crate::api::{Authentication, LocalAddress, is_grpc_web};
 use crate::config::OpenPath;
 use crate::model::refusal::{Reason, Refusal};
 
-/// The headers of every answer: it is not guessed what it is, shown in a frame, stored, or read by
-/// pages of other origins.
+/// The headers of every answer that does not set them itself, as those of the page do: it is not
+/// guessed what the answer is, nor is it shown in a frame, stored, or read by pages of other
+/// origins.
 const ALWAYS: [(HeaderName, HeaderValue); 5] = [
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
@@ -61,6 +64,7 @@ struct Inner {
     open: Vec<OpenPath>,
     /// Whether those who come by TCP can read nothing but the open paths.
     is_open_only: bool,
+    has_page: bool,
     authentication: Authentication,
     router: Router,
     grpc_web: GrpcWebHandler,
@@ -79,9 +83,10 @@ impl AdminService {
             guard,
             open: settings.open.clone(),
             is_open_only,
+            has_page: settings.has_page,
             authentication: sources.authentication.clone(),
             grpc_web: Arc::clone(&sources.grpc_web),
-            router: Routes::new(sources, &settings.server.beside).router(),
+            router: Routes::new(sources, &settings.server.beside, settings.has_page).router(),
         }))
     }
 }
@@ -109,7 +114,12 @@ impl Inner {
     /// Answers a request that is addressed to this host, once its caller is known where that is
     /// needed.
     async fn admit(&self, request: Request<Incoming>) -> Response<Body> {
-        let is_open = routes::is_open(request.uri().path(), &self.open);
+        let path = request.uri().path();
+        let is_open = routes::is_open(path, &self.open);
+        // The page's files hold no data, and its user cannot show a credential before it is there.
+        // Where all that it would ask for is refused, it is refused too: a reason helps more than a
+        // page does that asks for a token which nobody can have.
+        let is_page = self.has_page && page::has_file(path);
         if self.is_open_only && !is_open && is_tcp(&request) {
             const WHY: &str = "only the paths in admin.open can be read here, because other hosts reach this listener and nothing authenticates callers: configure [auth] or tls.client_ca (server.insecure_listen = true allows it without either)";
             return plain(StatusCode::FORBIDDEN, WHY);
@@ -119,7 +129,7 @@ impl Inner {
             return (self.grpc_web)(request).await.map(Body::new);
         }
         let (mut head, body) = request.into_parts();
-        if !is_open {
+        if !is_open && !is_page {
             match self.authentication.authenticate_http(&head).await {
                 Ok(tenant) => {
                     head.extensions.insert(tenant);
@@ -186,7 +196,15 @@ impl Service<Request<Incoming>> for AdminService {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
             let mut answer = inner.answer(request).await;
-            answer.headers_mut().extend(ALWAYS);
+            let is_empty = answer.status() == StatusCode::NOT_MODIFIED;
+            let headers = answer.headers_mut();
+            for (name, value) in ALWAYS {
+                headers.entry(name).or_insert(value);
+            }
+            if is_empty {
+                // The router counts the bytes that it sends, and not those that the client has.
+                headers.remove(CONTENT_LENGTH);
+            }
             Ok(answer)
         })
     }

@@ -246,6 +246,7 @@ pub(super) fn admin_settings(config: &Config) -> AdminSettings {
             beside: Handle::current(),
         },
         open: admin.open.clone(),
+        has_page: admin.page,
         is_authenticated: config.may_listen_publicly(),
         allowed_hosts: admin.allowed_hosts.clone(),
         cors_origins: admin.cors_origins.clone(),

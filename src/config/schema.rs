@@ -95,13 +95,14 @@ pub struct ServerConfig {
     pub insecure_listen: bool,
 }
 
-/// The `[admin]` table: metrics and probes over HTTP.
+/// The `[admin]` table: metrics and probes over HTTP, and the page for browsers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
 pub struct AdminConfig {
     pub listen: Vec<String>,
     pub open: Vec<OpenPath>,
+    pub page: bool,
     pub allowed_hosts: Vec<String>,
     pub cors_origins: Vec<String>,
     pub read_only: bool,

@@ -9,10 +9,11 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::auth::write;
 use crate::harness::{Daemon, PATIENCE, kit};
+use crate::page::FILES;
 use crate::tenants::{token, two};
 
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
-/// Every path of the listener, and one that there is not.
+/// Every path of the listener but those of its page, and one that there is not.
 const PATHS: [&str; 6] = [
     "/livez",
     "/readyz",
@@ -29,24 +30,31 @@ const METHODS: [&str; 8] = [
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub status: u16,
+    /// With the values of a header that is there more than once in one.
     pub headers: BTreeMap<String, String>,
     pub body: String,
+    pub bytes: Vec<u8>,
 }
 
 impl Answer {
-    fn of(text: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(text);
-        let (head, body) = text.split_once("\r\n\r\n").expect("an answer has a head");
+    fn of(answer: &[u8]) -> Self {
+        let end = answer.windows(4).position(|it| it == b"\r\n\r\n");
+        let (head, bytes) = answer.split_at(end.expect("an answer has a head") + 4);
+        let head = std::str::from_utf8(head).unwrap().trim_end();
         let mut lines = head.lines();
         let status = lines.next().unwrap().split(' ').nth(1).unwrap();
-        let headers = lines.map(|line| {
+        let mut headers: BTreeMap<String, String> = BTreeMap::new();
+        for line in lines {
             let (name, value) = line.split_once(": ").unwrap();
-            (name.to_lowercase(), value.to_owned())
-        });
+            let known = headers.entry(name.to_lowercase()).or_default();
+            let comma = if known.is_empty() { "" } else { ", " };
+            known.push_str(&format!("{comma}{value}"));
+        }
         Self {
             status: status.parse().unwrap(),
-            headers: headers.collect(),
-            body: body.to_owned(),
+            headers,
+            body: String::from_utf8_lossy(bytes).into_owned(),
+            bytes: bytes.to_owned(),
         }
     }
 }
@@ -81,6 +89,11 @@ pub(crate) async fn ask(addr: &str, method: &str, path: &str, headers: &[(&str, 
         .unwrap()
         .unwrap();
     Answer::of(&answer)
+}
+
+/// Every path of the listener, and one that there is not.
+fn every_path() -> impl Iterator<Item = &'static str> {
+    PATHS.into_iter().chain(FILES.map(|file| file.path))
 }
 
 async fn get(daemon: &Daemon, path: &str) -> Answer {
@@ -304,7 +317,7 @@ async fn a_request_that_a_web_page_may_have_made_is_refused_on_every_path() {
     let daemon = Daemon::with(&[ADMIN, ("admin.cors_origins", "https://ops.example.com")]).await;
     let own = format!("http://{}", daemon.admin);
     let own = own.as_str();
-    for path in PATHS {
+    for path in every_path() {
         for method in METHODS {
             for foreign in [
                 &[("host", "evil.example")][..],
@@ -313,6 +326,11 @@ async fn a_request_that_a_web_page_may_have_made_is_refused_on_every_path() {
                 &[("origin", "null")],
                 &[("origin", "http://localhost:1")],
                 &[("sec-fetch-site", "cross-site")],
+                &[
+                    ("sec-fetch-site", "same-site"),
+                    ("sec-fetch-mode", "navigate"),
+                    ("sec-fetch-dest", "iframe"),
+                ],
                 &[
                     ("origin", "https://evil.example"),
                     ("access-control-request-method", "POST"),
@@ -388,6 +406,17 @@ async fn whoever_is_nobody_sees_what_is_open_and_a_tenant_its_own() {
             assert_eq!(as_query.status, 401, "a credential is a header");
         }
     }
+    // The page's files are open to everybody, to read.
+    for path in FILES.map(|file| file.path) {
+        for method in METHODS {
+            let answer = ask(&daemon.admin, method, path, &[]).await;
+            let expected = match method {
+                "GET" | "HEAD" => 200,
+                _ => 405,
+            };
+            assert_eq!(answer.status, expected, "{method} {path}");
+        }
+    }
     for tenant in [&alpha, &beta] {
         tenant.ran(kit(&["hello"])).await.exited(0);
     }
@@ -426,7 +455,8 @@ async fn other_hosts_read_what_is_open_where_nobody_is_authenticated() {
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(ask(&others, "GET", path, &[]).await.status, 200, "{path}");
     }
-    for path in ["/debug/config", "/nothing/here"] {
+    let closed = ["/debug/config", "/nothing/here"].into_iter();
+    for path in closed.chain(FILES.map(|file| file.path)) {
         let answer = ask(&others, "GET", path, &[]).await;
         assert_eq!(answer.status, 403, "{path}");
         assert!(answer.body.contains("admin.open"), "{answer:?}");
@@ -441,8 +471,10 @@ async fn other_hosts_read_what_is_open_where_nobody_is_authenticated() {
     let daemon = Daemon::with(&[set[0], ("server.insecure_listen", "true")]).await;
     let port = daemon.admin.rsplit_once(':').unwrap().1;
     let others = others.rsplit_once(':').unwrap().0;
-    let answer = ask(&format!("{others}:{port}"), "GET", "/debug/config", &[]).await;
-    assert_eq!(answer.status, 200);
+    for path in ["/debug/config", "/", "/page.js"] {
+        let answer = ask(&format!("{others}:{port}"), "GET", path, &[]).await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
 }
 
 #[tokio::test]

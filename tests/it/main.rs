@@ -85,6 +85,7 @@ mod modules;
 mod monitoring;
 mod objects;
 mod outcomes;
+mod page;
 mod places;
 mod process_limits;
 mod processor_time;
