@@ -16,8 +16,9 @@ const folder = path.join(web, 'test', isBrowser ? 'browser' : '');
 const names = fs.readdirSync(folder).filter((it) => it.endsWith('.test.ts'));
 const chosen = names.filter((name) => args.length === 0 || args.some((part) => name.includes(part)));
 if (chosen.length === 0) throw new Error(`no test of ${folder} has a name with ${args.join(' or ')}`);
-const out = path.join(web, 'node_modules/.cache', isBrowser ? 'browser-tests' : 'tests');
-fs.rmSync(out, { recursive: true, force: true });
+// Several may be run at once, each in a folder of its own.
+const out = path.join(web, 'node_modules/.cache', `tests-${process.pid}`);
+process.on('exit', () => fs.rmSync(out, { recursive: true, force: true }));
 await esbuild.build({
   absWorkingDir: web,
   entryPoints: chosen.map((name) => path.join(folder, name)),
