@@ -24,14 +24,18 @@ export class Daemon extends EventTarget {
   constructor(readonly base: string, token = new TokenStore()) {
     super();
     this.token = token;
-    const transport = this.#transport();
+    // The daemon is asked by this page alone: nothing that a browser would add of itself is wanted.
+    const transport = this.transport((input, init) =>
+      fetch(input, { ...init, credentials: 'omit', cache: 'no-store', redirect: 'error' }),
+    );
     this.sandbox = createClient(SandboxService, transport);
     this.runs = createClient(RunService, transport);
     this.modules = createClient(ModuleService, transport);
     this.stats = createClient(StatsService, transport);
   }
 
-  #transport(): Transport {
+  /** Creates what calls the daemon as whoever is signed in, and sends its requests by `send`. */
+  transport(send: typeof fetch): Transport {
     const authorize: Interceptor = (next) => async (request) => {
       const sent = this.token.value;
       if (sent !== '') request.header.set('authorization', `Bearer ${sent}`);
@@ -49,8 +53,7 @@ export class Daemon extends EventTarget {
       baseUrl: this.base.replace(/\/$/, ''),
       useBinaryFormat: true,
       interceptors: [authorize],
-      // The daemon is asked by this page alone: nothing that a browser would add of itself is wanted.
-      fetch: (input, init) => fetch(input, { ...init, credentials: 'omit', cache: 'no-store', redirect: 'error' }),
+      fetch: send,
     });
   }
 }
