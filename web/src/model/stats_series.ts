@@ -1,0 +1,127 @@
+// The last hour of the daemon's figures, put together from the messages of any number of streams.
+
+import { durationMs, timestampMs } from '@bufbuild/protobuf/wkt';
+
+import { Outcome } from '../gen/ringfence/v1/result_pb.js';
+import type { LatencySummary, Stats, StatsSample } from '../gen/ringfence/v1/stats_service_pb.js';
+
+/** How far back charts go, which is how long the daemon keeps samples. */
+export const HOUR_MS = 3_600_000;
+/** Samples follow each other at least this closely, or something is missing between them. */
+const SLACK_MS = 2_000;
+
+/** Outcomes in the order in which charts stack them. */
+export const OUTCOMES: readonly Outcome[] = [
+  Outcome.EXITED,
+  Outcome.TRAPPED,
+  Outcome.TIMED_OUT,
+  Outcome.MEMORY_EXCEEDED,
+  Outcome.FUEL_EXHAUSTED,
+  Outcome.STACK_OVERFLOW,
+  Outcome.OUTPUT_EXCEEDED,
+  Outcome.CANCELLED,
+];
+
+/** A figure at each time, or nothing where there is none. */
+export type Column = ReadonlyArray<number | null>;
+
+/** Columns of equal length. Times are seconds, as charts take them. */
+export interface StatsColumns {
+  readonly times: readonly number[];
+  /** Runs that ended, in the order of `OUTCOMES`. */
+  readonly outcomes: readonly Column[];
+  readonly refused: Column;
+  readonly running: Column;
+  readonly queued: Column;
+  readonly waitHalf: Column;
+  readonly waitMost: Column;
+  readonly runHalf: Column;
+  readonly runMost: Column;
+  readonly memory: Column;
+}
+
+/** The samples of the last hour, and the newest figures. */
+export class StatsSeries {
+  #samples: StatsSample[] = [];
+  #latest: Stats | undefined;
+
+  /** The newest figures. */
+  get latest(): Stats | undefined {
+    return this.#latest;
+  }
+
+  get samples(): readonly StatsSample[] {
+    return this.#samples;
+  }
+
+  /** Returns how much of the past is missing, in milliseconds, at a time of the daemon's clock. */
+  missing(now: number): number {
+    const last = this.#samples.at(-1);
+    if (last === undefined) return HOUR_MS;
+    // A sample that comes twice is taken once.
+    return Math.min(HOUR_MS, Math.max(0, now - timeOf(last)) + 2 * 10_000);
+  }
+
+  /** Takes a message, and tells whether it had samples that were not known. */
+  take(stats: Stats): boolean {
+    this.#latest = stats;
+    const end = stats.time === undefined ? 0 : timestampMs(stats.time);
+    const known = new Set(this.#samples.map(timeOf));
+    const added = stats.history.filter((it) => !known.has(timeOf(it)));
+    const all = added.length === 0 ? this.#samples : [...this.#samples, ...added].sort((a, b) => timeOf(a) - timeOf(b));
+    this.#samples = all.filter((it) => timeOf(it) > end - HOUR_MS);
+    return added.length > 0;
+  }
+
+  /** Lays the samples out for charts, with a gap where the daemon has none. */
+  columns(): StatsColumns {
+    const rows = withGaps(this.#samples);
+    const column = (figure: (sample: StatsSample) => number | null): Column =>
+      rows.map(({ sample }) => (sample === undefined ? null : figure(sample)));
+    return {
+      times: rows.map(({ time }) => time / 1_000),
+      outcomes: OUTCOMES.map((outcome) => column((it) => runsOf(it, outcome))),
+      refused: column((it) => Number(it.refused)),
+      running: column((it) => Math.max(0, it.runsInFlight - it.runsQueued)),
+      queued: column((it) => it.runsQueued),
+      waitHalf: column((it) => quantile(it.wait, 'p50')),
+      waitMost: column((it) => quantile(it.wait, 'p99')),
+      runHalf: column((it) => quantile(it.run, 'p50')),
+      runMost: column((it) => quantile(it.run, 'p99')),
+      memory: column((it) => Number(it.memoryReserved)),
+    };
+  }
+}
+
+/** Adds columns up, so that each stands on those before it: the last is the sum of all. */
+export function stack(columns: readonly Column[]): Column[] {
+  let below: Column | undefined;
+  return columns.map((column) => {
+    below = column.map((value, index) => (value === null ? null : value + (below?.[index] ?? 0)));
+    return below;
+  });
+}
+
+/** Returns a quantile in milliseconds; `null` where there were no durations. */
+export function quantile(summary: LatencySummary | undefined, which: 'p50' | 'p90' | 'p99'): number | null {
+  const duration = summary?.[which];
+  return duration === undefined ? null : durationMs(duration);
+}
+
+function withGaps(samples: readonly StatsSample[]): Array<{ time: number; sample: StatsSample | undefined }> {
+  return samples.flatMap((sample, index) => {
+    const time = timeOf(sample);
+    const before = samples[index - 1];
+    const start = time - (sample.span === undefined ? 0 : durationMs(sample.span));
+    if (before === undefined || start - timeOf(before) <= SLACK_MS) return [{ time, sample }];
+    return [{ time: (timeOf(before) + start) / 2, sample: undefined }, { time, sample }];
+  });
+}
+
+function runsOf(sample: StatsSample, outcome: Outcome): number {
+  return Number(sample.outcomes.find((it) => it.outcome === outcome)?.runs ?? 0n);
+}
+
+function timeOf(sample: StatsSample): number {
+  return sample.time === undefined ? 0 : timestampMs(sample.time);
+}
