@@ -39,9 +39,14 @@ export function isAborted(error: unknown): boolean {
   return ConnectError.from(error).code === Code.Canceled;
 }
 
+/** Without a reason, these say that somebody between here and the daemon refuses, or that it is no such daemon. */
+const REFUSALS = [Code.Canceled, Code.PermissionDenied, Code.Unauthenticated, Code.Unimplemented];
+
 /** Tells whether a failure is one of the connection or of a busy daemon, so that the same call may succeed later. */
 export function isTransient(failure: Failure): boolean {
   if (failure.retryAfterMs !== undefined) return true;
-  // A connection that breaks off is told in several ways, none of which has a reason.
-  return failure.reason === '' && [Code.Unavailable, Code.Unknown, Code.Aborted, Code.Internal].includes(failure.code);
+  // The daemon that ends may be started again, or another one takes its place.
+  if (failure.reason === 'SHUTTING_DOWN') return true;
+  // A connection that breaks off is told in several ways, and what the daemon itself refuses has a reason.
+  return failure.reason === '' && !REFUSALS.includes(failure.code);
 }

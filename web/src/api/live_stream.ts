@@ -38,9 +38,10 @@ export class LiveStream<T> {
   /** Wakes the wait for the next try. */
   #wake: () => void = () => {};
 
+  /** Creates a stream that begins to open as soon as its creator has returned. */
   constructor(options: LiveStreamOptions<T>) {
     this.#options = options;
-    void this.#keepOpen();
+    queueMicrotask(() => void this.#keepOpen());
   }
 
   get state(): StreamState {
@@ -75,7 +76,7 @@ export class LiveStream<T> {
         wait = FIRST_WAIT_MS;
       });
       if (stopped.aborted || ended === 'ended') break;
-      if (ended === 'hidden') continue;
+      if (ended === 'again') continue;
       if (!isTransient(ended)) {
         this.#change({ kind: 'failed', failure: ended });
         return;
@@ -88,51 +89,80 @@ export class LiveStream<T> {
     if (!stopped.aborted) this.#change({ kind: 'ended' });
   }
 
-  /** Opens the stream and follows it to its end, to a failure, or until the tab is hidden. */
-  async #once(opened: () => void): Promise<'ended' | 'hidden' | Failure> {
+  /** Opens the stream and follows it to its end, to a failure, or until it is to be opened again. */
+  async #once(opened: () => void): Promise<'ended' | 'again' | Failure> {
+    const { slots, open } = this.#options;
     const attempt = new AbortController();
     const signal = AbortSignal.any([this.#stop.signal, attempt.signal]);
+    const listening = { signal: attempt.signal };
+    let openedAt = Infinity;
     const hide = () => {
       if (document.visibilityState === 'hidden') attempt.abort();
     };
-    document.addEventListener('visibilitychange', hide);
+    const reopen = () => {
+      if (openedAt < slots.distrustedUntil) attempt.abort();
+    };
+    document.addEventListener('visibilitychange', hide, listening);
+    slots.addEventListener('reopen', reopen, listening);
     let release: (() => void) | undefined;
     try {
       this.#change({ kind: 'connecting' });
-      release = await this.#options.slots.acquire(signal);
+      release = await slots.acquire(signal);
+      // As long as nobody answers, it cannot be trusted.
+      openedAt = -Infinity;
       const live = () => {
         if (this.#state.kind === 'live') return;
+        openedAt = performance.now();
         opened();
         this.#change({ kind: 'live' });
       };
-      for await (const message of this.#options.open(signal, live)) {
+      for await (const message of open(signal, live)) {
+        // What was on its way when the stream was stopped is nobody's.
+        if (signal.aborted) break;
         live();
-        if (this.#options.take(message)) return 'ended';
+        if (this.#take(message)) return 'ended';
       }
       // Each stream ends with a message that says so, or breaks off.
-      return failureOf(new Error('the connection broke off'));
+      return attempt.signal.aborted ? 'again' : failureOf(new Error('the connection broke off'));
     } catch (error) {
-      return attempt.signal.aborted ? 'hidden' : failureOf(error);
+      if (error instanceof TakeError) {
+        this.#change({ kind: 'failed', failure: failureOf(error.cause) });
+        throw error.cause;
+      }
+      return attempt.signal.aborted ? 'again' : failureOf(error);
     } finally {
       attempt.abort();
       release?.();
-      document.removeEventListener('visibilitychange', hide);
+    }
+  }
+
+  /** Hands a message on. An error there is none of the connection, which would be opened again and again. */
+  #take(message: T): boolean {
+    try {
+      return this.#options.take(message);
+    } catch (error) {
+      throw new TakeError('a message was not taken', { cause: error });
     }
   }
 
   async #sleep(ms: number): Promise<void> {
     const awake = new AbortController();
     const { signal } = awake;
-    const timer = setTimeout(() => awake.abort(), ms);
+    const wake = () => awake.abort();
+    const timer = setTimeout(wake, ms);
     await new Promise<void>((resolve) => {
-      this.#wake = () => awake.abort();
+      this.#wake = wake;
       signal.addEventListener('abort', () => resolve(), { once: true });
-      this.#stop.signal.addEventListener('abort', this.#wake, { signal });
-      window.addEventListener('online', this.#wake, { signal });
+      this.#stop.signal.addEventListener('abort', wake, { signal });
+      this.#options.slots.addEventListener('reopen', wake, { signal });
+      window.addEventListener('online', wake, { signal });
+      document.addEventListener('visibilitychange', wake, { signal });
     });
     clearTimeout(timer);
   }
 }
+
+class TakeError extends Error {}
 
 /** Waits until the tab is shown, or the signal aborts. */
 async function shown(signal: AbortSignal): Promise<void> {

@@ -4,13 +4,29 @@
 /** The most live streams of a page. */
 export const MAX_STREAMS = 2;
 
-/** A counting semaphore whose waiters are served in their order. */
-export class StreamSlots {
+/** A counting semaphore whose waiters are served in their order. Fires `reopen` for the streams that have its slots. */
+export class StreamSlots extends EventTarget {
   #free: number;
   #waiters: Array<() => void> = [];
+  #distrustedUntil = -Infinity;
 
   constructor(slots = MAX_STREAMS) {
+    super();
     this.#free = slots;
+  }
+
+  /**
+   * Asks all streams that were opened before a time of `performance.now()` to be opened again: their connections may
+   * be gone without anybody having been told, as after sleep.
+   */
+  reopen(openedBefore: number): void {
+    this.#distrustedUntil = openedBefore;
+    this.dispatchEvent(new Event('reopen'));
+  }
+
+  /** The time before which an opened stream is not to be trusted, for those who hear `reopen`. */
+  get distrustedUntil(): number {
+    return this.#distrustedUntil;
   }
 
   /** How many wait for a slot. */

@@ -39,7 +39,7 @@ export function parseRoute(hash: string): Route {
   const [path = '', query = ''] = splitOnce(hash.replace(/^#/, ''), '?');
   const params = new URLSearchParams(query);
   const parts = path.split('/').filter((it) => it !== '').map(decode);
-  const labels = new Map(params.getAll('label').map((it) => splitOnce(it, '=')));
+  const labels = new Map(params.getAll('label').map(parseLabel));
   const [page = 'runs', item] = parts;
   if (parts.length > 2) return { page: 'unknown', path };
   if (page === 'runs' && item === undefined) {
@@ -60,6 +60,24 @@ export function parseRoute(hash: string): Route {
   return { page: 'unknown', path };
 }
 
+/** Returns what is the same for routes of one place, of which a filter or a line may be another. */
+export function placeOf(route: Route): string {
+  switch (route.page) {
+    case 'run':
+      return `run ${route.id}`;
+    case 'module':
+      return `module ${route.digest}`;
+    case 'start':
+      return `start ${route.digest} ${route.from}`;
+    case 'runs':
+    case 'together':
+    case 'modules':
+    case 'overview':
+    case 'unknown':
+      return route.page;
+  }
+}
+
 /** Writes a route as what stands behind the `#`, with the `#`. */
 export function formatRoute(route: Route): string {
   const params = new URLSearchParams();
@@ -72,7 +90,7 @@ export function formatRoute(route: Route): string {
       path = 'runs';
       add('text', route.text);
       for (const state of route.states) add('state', state);
-      for (const [key, value] of route.labels) add('label', `${key}=${value}`);
+      for (const label of route.labels) add('label', formatLabel(label));
       break;
     case 'run':
       path = `runs/${encodeURIComponent(route.id)}`;
@@ -80,7 +98,7 @@ export function formatRoute(route: Route): string {
       break;
     case 'together':
       path = 'together';
-      for (const [key, value] of route.labels) add('label', `${key}=${value}`);
+      for (const label of route.labels) add('label', formatLabel(label));
       for (const id of route.ids) add('run', id);
       if (route.layout === 'columns') add('layout', route.layout);
       break;
@@ -116,6 +134,16 @@ export function parsePosition(text: string): LogPosition | undefined {
 /** Writes a place as `SEQ.OFFSET`. */
 export function formatPosition(at: LogPosition): string {
   return `${at.seq}.${at.offset}`;
+}
+
+/** Writes a label as `KEY=VALUE`. A key may have any character, so an `=` in it is written in another way. */
+function formatLabel([key, value]: readonly [string, string]): string {
+  return `${key.replace(/[%=]/g, encodeURIComponent)}=${value}`;
+}
+
+function parseLabel(text: string): [string, string] {
+  const [key, value] = splitOnce(text, '=');
+  return [decode(key), value];
 }
 
 function splitOnce(text: string, separator: string): [string, string] {

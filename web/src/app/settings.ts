@@ -1,8 +1,10 @@
 // Choices of the reader, which this browser remembers.
 
+export const THEMES = ['system', 'light', 'dark'] as const;
+
 /** What is remembered, with what holds until something is chosen. */
 const DEFAULTS = {
-  theme: 'system' as 'system' | 'light' | 'dark',
+  theme: 'system' as (typeof THEMES)[number],
   timestamps: false,
   wrap: true,
   lineNumbers: true,
@@ -46,8 +48,8 @@ function read(): Partial<Settings> {
     const stored: unknown = JSON.parse(localStorage.getItem(KEY) ?? '{}');
     if (typeof stored !== 'object' || stored === null) return {};
     const entries = Object.entries(stored).filter(([name, value]) => {
-      if (name === 'theme') return value === 'system' || value === 'light' || value === 'dark';
-      return name in DEFAULTS && typeof value === 'boolean';
+      if (name === 'theme') return THEMES.some((it) => it === value);
+      return Object.hasOwn(DEFAULTS, name) && typeof value === 'boolean';
     });
     return Object.fromEntries(entries) as Partial<Settings>;
   } catch {

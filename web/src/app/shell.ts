@@ -1,20 +1,25 @@
 // The frame around every page: where one can go, how the daemon is, and who asks.
 
-import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, state } from 'lit/decorators.js';
+import { Code } from '@connectrpc/connect';
+import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
+import { customElement, query, state } from 'lit/decorators.js';
+import { keyed } from 'lit/directives/keyed.js';
 
 import { mayChange } from '../api/access.js';
 import { Daemon, pageBase } from '../api/client.js';
-import { type Failure, failureOf, isAborted } from '../api/failure.js';
-import { type HealthResponse, ServingStatus } from '../gen/ringfence/v1/sandbox_service_pb.js';
+import { failureOf } from '../api/failure.js';
+import { ServingStatus } from '../gen/ringfence/v1/sandbox_service_pb.js';
+import { printable } from '../model/printable.js';
 import { addShortcuts } from '../ui/shortcuts.js';
 import { controls } from '../ui/styles.js';
 import type { PageContext } from './context.js';
+import { HealthWatch } from './health_watch.js';
 import { navigate } from './navigate.js';
-import { formatRoute, HOME, parseRoute, type Route } from './route.js';
-import { SettingsStore } from './settings.js';
-
-const HEALTH_EVERY_MS = 10_000;
+import { formatRoute, HOME, parseRoute, placeOf, type Route } from './route.js';
+import { SettingsStore, THEMES } from './settings.js';
+import { shellStyles } from './shell_styles.js';
+import type { SignInAttempt } from './sign_in.js';
+import { nameOf, titleOf } from './titles.js';
 
 /** The places that the navigation leads to. */
 const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: readonly Route['page'][] }> = [
@@ -23,78 +28,29 @@ const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: re
   { name: 'Overview', key: 'o', route: { page: 'overview' }, pages: ['overview'] },
 ];
 
+const THEME_NAMES = { system: 'Theme of the system', light: 'Light theme', dark: 'Dark theme' };
+
 @customElement('ringfence-page')
 export class Shell extends LitElement {
-  static override styles = [
-    controls,
-    css`
-      :host {
-        display: grid;
-        grid-template-rows: auto minmax(0, 1fr);
-        height: 100dvh;
-      }
-      header {
-        display: flex;
-        flex-wrap: wrap;
-        align-items: center;
-        gap: var(--space-2) var(--space-4);
-        padding: var(--space-2) var(--space-4);
-        background: var(--ground-2);
-        border-block-end: 1px solid var(--line);
-      }
-      .brand {
-        font-weight: 700;
-      }
-      nav {
-        display: flex;
-        gap: var(--space-1);
-      }
-      nav a {
-        padding: 0.25rem 0.6rem;
-        border-radius: var(--radius);
-        color: var(--ink);
-        text-decoration: none;
-      }
-      nav a:hover {
-        background: var(--ground-3);
-      }
-      nav a[aria-current='page'] {
-        background: var(--ground-3);
-        box-shadow: inset 0 -2px var(--accent);
-      }
-      .rest {
-        margin-inline-start: auto;
-        display: flex;
-        flex-wrap: wrap;
-        align-items: center;
-        gap: var(--space-2) var(--space-3);
-      }
-      main {
-        min-height: 0;
-        overflow: auto;
-      }
-      main:focus {
-        outline: none;
-      }
-      .notice {
-        padding: var(--space-2) var(--space-4);
-        background: var(--ground-3);
-        border-block-end: 1px solid var(--line);
-      }
-    `,
-  ];
+  static override styles = [controls, shellStyles];
 
   @state() private route = parseRoute(location.hash);
-  @state() private health: HealthResponse | undefined;
-  @state() private failure: Failure | undefined;
+  /** Whether the daemon wants to know first who asks, so that the form for that stands in the page's place. */
   @state() private isRefused = false;
-  @state() private mayChange = true;
+  @state() private refusal = '';
   @state() private areShortcutsShown = false;
+  @state() private context: PageContext;
+  @query('main') private main!: HTMLElement;
   readonly #daemon = new Daemon(pageBase());
   readonly #settings = new SettingsStore();
-  #context: PageContext = { daemon: this.#daemon, settings: this.#settings, mayChange: true };
+  #watch: HealthWatch | undefined;
   #gone = new AbortController();
   #removeShortcuts = () => {};
+
+  constructor() {
+    super();
+    this.context = { daemon: this.#daemon, settings: this.#settings, mayChange: true };
+  }
 
   override connectedCallback(): void {
     super.connectedCallback();
@@ -103,13 +59,18 @@ export class Shell extends LitElement {
     window.addEventListener('hashchange', this.#moved, { signal });
     this.#settings.addEventListener('change', this.#applyTheme, { signal });
     this.#applyTheme();
-    this.#daemon.addEventListener('unauthenticated', () => (this.isRefused = true), { signal });
-    this.#daemon.token.addEventListener('change', this.#signedIn, { signal });
+    this.#daemon.addEventListener('unauthenticated', this.#refused, { signal });
+    this.#watch = new HealthWatch({
+      daemon: this.#daemon,
+      signal,
+      changed: () => this.requestUpdate(),
+      // It may have been started again with other settings.
+      recovered: () => void this.#askAccess(signal),
+    });
     this.#removeShortcuts = addShortcuts([
       ...PLACES.map(({ name, key, route }) => ({ keys: `g ${key}`, says: `Go to ${name}`, run: () => navigate(route) })),
       { keys: '?', says: 'Show the keys', run: () => (this.areShortcutsShown = true) },
     ]);
-    void this.#watchHealth(signal);
     void this.#askAccess(signal);
   }
 
@@ -120,68 +81,94 @@ export class Shell extends LitElement {
   }
 
   readonly #moved = () => {
-    const from = this.route;
+    const from = placeOf(this.route);
     this.route = parseRoute(location.hash);
-    if (from.page === this.route.page) return;
+    if (from === placeOf(this.route)) return;
     // Whoever reads by ear or goes by keys is at the new page's beginning.
-    void this.updateComplete.then(() => this.renderRoot.querySelector('main')?.focus());
+    void this.updateComplete.then(() => this.#toMain());
   };
+
+  #toMain(): void {
+    this.main.scrollTop = 0;
+    this.main.focus();
+  }
 
   readonly #applyTheme = () => {
     document.documentElement.dataset['theme'] = this.#settings.get('theme');
     this.requestUpdate();
   };
 
-  readonly #signedIn = () => {
-    this.isRefused = false;
-    void this.#ask(this.#gone.signal);
-    void this.#askAccess(this.#gone.signal);
+  readonly #refused = () => {
+    if (this.isRefused) return;
+    this.isRefused = true;
+    this.refusal = this.#daemon.token.value === '' ? '' : 'The daemon does not accept the token of this tab any more.';
   };
 
   async #askAccess(signal: AbortSignal): Promise<void> {
-    this.mayChange = await mayChange(this.#daemon, signal);
-    this.#context = { ...this.#context, mayChange: this.mayChange };
-    this.requestUpdate();
+    const answer = await mayChange(this.#daemon, signal);
+    // The pages are not rendered anew where nothing has changed.
+    if (answer === undefined || answer === this.context.mayChange) return;
+    this.context = { ...this.context, mayChange: answer };
   }
 
-  async #watchHealth(signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      if (document.visibilityState === 'visible' && !this.isRefused) await this.#ask(signal);
-      await new Promise((resolve) => setTimeout(resolve, HEALTH_EVERY_MS));
-    }
-  }
-
-  async #ask(signal: AbortSignal): Promise<void> {
+  /** Asks what every known caller may ask, since the daemon may tell its health to anybody. */
+  async #isKnown(): Promise<true | string> {
     try {
-      this.health = await this.#daemon.sandbox.health({}, { signal, timeoutMs: HEALTH_EVERY_MS });
-      this.failure = undefined;
+      await this.#daemon.runs.listRuns({ pageSize: 1 }, { signal: this.#gone.signal });
+      return true;
     } catch (error) {
-      if (!isAborted(error)) this.failure = failureOf(error);
+      const failure = failureOf(error);
+      if (failure.code === Code.Unauthenticated) return `The daemon does not accept this token: ${failure.message}.`;
+      // It says so to somebody whom it knows.
+      return failure.reason !== '' || `The daemon does not answer: ${failure.message}.`;
     }
   }
 
-  protected override updated(): void {
-    document.title = titleOf(this.route);
+  readonly #signIn: SignInAttempt = async (token, keep) => {
+    this.#daemon.token.set(token, keep);
+    const known = await this.#isKnown();
+    if (known !== true) {
+      this.#daemon.token.set('', false);
+      return known;
+    }
+    this.isRefused = false;
+    void this.#askAccess(this.#gone.signal);
+    void this.updateComplete.then(() => this.#toMain());
+    return undefined;
+  };
+
+  readonly #signOut = async () => {
+    this.isRefused = true;
+    this.refusal = '';
+    this.#daemon.token.set('', false);
+    // It may answer to everybody, also to those without a token.
+    if ((await this.#isKnown()) === true) this.isRefused = false;
+  };
+
+  protected override updated(changed: PropertyValues): void {
+    if (changed.has('route')) document.title = titleOf(this.route);
   }
 
   override render() {
-    const isHere = (pages: readonly Route['page'][]) => (pages.includes(this.route.page) ? 'page' : nothing);
     return html`
       <header>
+        <button class="skip" @click=${() => this.#toMain()}>Skip to the page</button>
         <span class="brand">Ringfence</span>
-        <nav aria-label="Pages">
-          ${PLACES.map(
-            ({ name, route, pages }) =>
-              html`<a href=${formatRoute(route)} aria-current=${isHere(pages)}>${name}</a>`,
-          )}
-        </nav>
-        <div class="rest">${this.#daemonState()} ${this.#themeChoice()} ${this.#signOut()}</div>
-      </header>
-      <main tabindex="-1" aria-label=${titleOf(this.route)}>
-        ${this.mayChange
+        <nav aria-label="Pages">${PLACES.map((place) => this.#link(place))}</nav>
+        <div class="rest">
+          <span class="state" role="status">${this.#daemonState()}</span>
+          ${this.#themeChoice()}
+          <button aria-label="Show the keys" @click=${() => (this.areShortcutsShown = true)}>?</button>
+          ${this.#daemon.token.value === '' ? nothing : html`<button @click=${this.#signOut}>Sign out</button>`}
+        </div>
+        ${this.context.mayChange
           ? nothing
           : html`<p class="notice">This page only shows: the daemon's listener is read-only (admin.read_only).</p>`}
-        ${this.isRefused ? html`<rf-sign-in .token=${this.#daemon.token}></rf-sign-in>` : this.#page()}
+      </header>
+      <main tabindex="-1" aria-label=${nameOf(this.route) || 'No page'}>
+        ${this.isRefused
+          ? html`<rf-sign-in .attempt=${this.#signIn} .refusal=${this.refusal}></rf-sign-in>`
+          : keyed(placeOf(this.route), this.#page())}
       </main>
       <rf-toasts></rf-toasts>
       ${this.areShortcutsShown
@@ -190,9 +177,13 @@ export class Shell extends LitElement {
     `;
   }
 
+  #link({ name, route, pages }: (typeof PLACES)[number]): TemplateResult {
+    const isHere = pages.includes(this.route.page);
+    return html`<a href=${formatRoute(route)} aria-current=${isHere ? 'page' : nothing}>${name}</a>`;
+  }
+
   #page(): TemplateResult {
-    const { route } = this;
-    const context = this.#context;
+    const { route, context } = this;
     switch (route.page) {
       case 'runs':
         return html`<rf-runs-page .context=${context} .route=${route}></rf-runs-page>`;
@@ -209,65 +200,45 @@ export class Shell extends LitElement {
       case 'overview':
         return html`<rf-overview-page .context=${context} .route=${route}></rf-overview-page>`;
       case 'unknown':
-        return html`<p class="notice">There is no page at ${route.path}. <a href=${formatRoute(HOME)}>Runs</a></p>`;
+        return html`<div class="unknown">
+          <h1>There is no such page</h1>
+          <p>Nothing is at <span class="mono">${printable(route.path)}</span>.</p>
+          <p><a href=${formatRoute(HOME)}>Show the runs</a></p>
+        </div>`;
     }
   }
 
-  #daemonState(): TemplateResult {
-    if (this.failure !== undefined && !this.isRefused) {
-      return html`<span class="bad" role="status">The daemon does not answer: ${this.failure.message}</span>`;
+  #daemonState(): TemplateResult | typeof nothing {
+    const { health, failure } = this.#watch ?? {};
+    const says = (kind: string, text: string) =>
+      html`<span class=${kind} aria-hidden="true">●</span> <span>${text}</span>`;
+    if (failure !== undefined) {
+      // What a browser says of a broken connection (`Failed to fetch`) helps nobody.
+      if (failure.reason === '') return says('bad', 'The daemon does not answer. It is asked again every second.');
+      return says('bad', printable(`The daemon refuses to say how it is: ${failure.message}`));
     }
-    if (this.health === undefined) return html``;
-    const { status, instance, version } = this.health;
-    const [kind, says] =
-      status === ServingStatus.SERVING
-        ? ['good', 'serving']
-        : status === ServingStatus.DRAINING
-          ? ['warn', 'draining: it takes no new runs soon, and ends']
-          : ['bad', 'not ready'];
-    return html`<span title="Version ${version}"><span class=${kind}>●</span> ${instance} is ${says}</span>`;
+    if (health === undefined) return nothing;
+    const name = printable(health.instance);
+    switch (health.status) {
+      case ServingStatus.SERVING:
+        return says('good', `${name} is serving`);
+      case ServingStatus.DRAINING:
+        return says('warn', `${name} is draining: it ends once its runs have ended`);
+      case ServingStatus.NOT_SERVING:
+      case ServingStatus.UNSPECIFIED:
+        return says('bad', `${name} is not ready`);
+    }
   }
 
   #themeChoice(): TemplateResult {
     const chosen = this.#settings.get('theme');
     const choose = (event: Event) => {
       const { value } = event.target as HTMLSelectElement;
-      if (value === 'system' || value === 'light' || value === 'dark') this.#settings.set('theme', value);
+      const theme = THEMES.find((it) => it === value);
+      if (theme !== undefined) this.#settings.set('theme', theme);
     };
-    return html`<select aria-label="Theme" .value=${chosen} @change=${choose}>
-      ${(['system', 'light', 'dark'] as const).map(
-        (it) => html`<option value=${it} ?selected=${it === chosen}>${it}</option>`,
-      )}
+    return html`<select aria-label="Theme" @change=${choose}>
+      ${THEMES.map((it) => html`<option value=${it} .selected=${it === chosen}>${THEME_NAMES[it]}</option>`)}
     </select>`;
-  }
-
-  #signOut(): TemplateResult | typeof nothing {
-    if (this.#daemon.token.value === '') return nothing;
-    const leave = () => {
-      this.#daemon.token.set('', false);
-      this.isRefused = true;
-    };
-    return html`<button @click=${leave}>Sign out</button>`;
-  }
-}
-
-function titleOf(route: Route): string {
-  switch (route.page) {
-    case 'runs':
-      return 'Runs · Ringfence';
-    case 'run':
-      return `Run ${route.id.slice(0, 13)} · Ringfence`;
-    case 'together':
-      return 'Runs together · Ringfence';
-    case 'modules':
-      return 'Modules · Ringfence';
-    case 'module':
-      return 'Module · Ringfence';
-    case 'start':
-      return 'Start a run · Ringfence';
-    case 'overview':
-      return 'Overview · Ringfence';
-    case 'unknown':
-      return 'Ringfence';
   }
 }

@@ -16,7 +16,12 @@ export class ShortcutList extends LitElement {
         background: var(--ground);
         border: 1px solid var(--line);
         border-radius: var(--radius);
+        padding: var(--space-4);
         min-width: min(22rem, 90vw);
+        max-height: calc(100dvh - 2rem);
+      }
+      dialog::backdrop {
+        background: rgb(0 0 0 / 45%);
       }
       dl {
         display: grid;
@@ -47,7 +52,7 @@ export class ShortcutList extends LitElement {
         <h2 id="title">Keys</h2>
         <dl>
           ${allShortcuts().map(
-            ({ keys, says }) => html`<dt>${keys.split(' ').map((key) => html`<kbd>${key}</kbd> `)}</dt>
+            ({ keys, says }) => html`<dt>${keys.split(' ').map((key) => html`<kbd>${nameOfKey(key)}</kbd> `)}</dt>
               <dd>${says}</dd>`,
           )}
         </dl>
@@ -55,4 +60,17 @@ export class ShortcutList extends LitElement {
       </dialog>
     `;
   }
+}
+
+const KEY_NAMES = new Map([
+  ['ArrowUp', '↑'],
+  ['ArrowDown', '↓'],
+  ['ArrowLeft', '←'],
+  ['ArrowRight', '→'],
+  ['Escape', 'Esc'],
+]);
+
+/** Capitals are typed with another key, which the cap of the key does not tell. */
+function nameOfKey(key: string): string {
+  return KEY_NAMES.get(key) ?? (/^[A-Z]$/.test(key) ? `Shift+${key}` : key);
 }
