@@ -151,7 +151,8 @@ function splitOnce(text: string, separator: string): [string, string] {
   return at < 0 ? [text, ''] : [text.slice(0, at), text.slice(at + separator.length)];
 }
 
-function decode(part: string): string {
+/** Decodes what a browser encoded; what is no escape stands for itself. */
+export function decode(part: string): string {
   try {
     return decodeURIComponent(part);
   } catch {

@@ -15,7 +15,7 @@ import { controls } from '../ui/styles.js';
 import type { PageContext } from './context.js';
 import { HealthWatch } from './health_watch.js';
 import { navigate } from './navigate.js';
-import { formatRoute, HOME, parseRoute, placeOf, type Route } from './route.js';
+import { decode, formatRoute, HOME, parseRoute, placeOf, type Route } from './route.js';
 import { SettingsStore, THEMES } from './settings.js';
 import { shellStyles } from './shell_styles.js';
 import type { SignInAttempt } from './sign_in.js';
@@ -202,7 +202,7 @@ export class Shell extends LitElement {
       case 'unknown':
         return html`<div class="unknown">
           <h1>There is no such page</h1>
-          <p>Nothing is at <span class="mono">${printable(route.path)}</span>.</p>
+          <p>Nothing is at <span class="mono">${printable(decode(route.path))}</span>.</p>
           <p><a href=${formatRoute(HOME)}>Show the runs</a></p>
         </div>`;
     }

@@ -11,6 +11,8 @@ export class TestProxy {
   readonly open = new Map<string, number>();
   /** All requests so far, by the same. */
   readonly seen = new Map<string, number>();
+  /** Requests for what is not under the prefix. */
+  misses = 0;
   /** The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once. */
   mostStreams = 0;
   readonly #server: http.Server;
@@ -64,6 +66,7 @@ export class TestProxy {
   #pass(request: http.IncomingMessage, response: http.ServerResponse): void {
     const url = request.url ?? '/';
     if (!url.startsWith(`${this.prefix}/`)) {
+      this.misses += 1;
       response.writeHead(404).end();
       return;
     }
