@@ -28,6 +28,8 @@ export type Column = ReadonlyArray<number | null>;
 /** Columns of equal length. Times are seconds, as charts take them. */
 export interface StatsColumns {
   readonly times: readonly number[];
+  /** Whether a time is that of a sample. The others are the edges of what the daemon has no samples of. */
+  readonly isSample: readonly boolean[];
   /** Runs that ended, in the order of `OUTCOMES`. */
   readonly outcomes: readonly Column[];
   readonly refused: Column;
@@ -66,29 +68,35 @@ export class StatsSeries {
   take(stats: Stats): boolean {
     this.#latest = stats;
     const end = stats.time === undefined ? 0 : timestampMs(stats.time);
-    const known = new Set(this.#samples.map(timeOf));
-    const added = stats.history.filter((it) => !known.has(timeOf(it)));
-    const all = added.length === 0 ? this.#samples : [...this.#samples, ...added].sort((a, b) => timeOf(a) - timeOf(b));
-    this.#samples = all.filter((it) => timeOf(it) > end - HOUR_MS);
-    return added.length > 0;
+    const byTime = new Map(this.#samples.map((it) => [timeOf(it), it]));
+    const known = byTime.size;
+    for (const sample of stats.history) byTime.set(timeOf(sample), sample);
+    const isNew = byTime.size > known;
+    if (isNew) this.#samples = [...byTime.values()].sort((a, b) => timeOf(a) - timeOf(b));
+    this.#samples = this.#samples.filter((it) => timeOf(it) > end - HOUR_MS);
+    return isNew;
   }
 
   /** Lays the samples out for charts, with a gap where the daemon has none. */
   columns(): StatsColumns {
     const rows = withGaps(this.#samples);
-    const column = (figure: (sample: StatsSample) => number | null): Column =>
-      rows.map(({ sample }) => (sample === undefined ? null : figure(sample)));
+    const column = (edge: number | null, figure: (sample: StatsSample) => number | null): Column =>
+      rows.map(({ sample }) => (sample === 'edge' ? edge : sample === 'gap' ? null : figure(sample)));
+    // What happened in an interval is drawn as an area over all of it, which begins at its edge.
+    const area = (figure: (sample: StatsSample) => number) => column(0, figure);
+    const line = (figure: (sample: StatsSample) => number | null) => column(null, figure);
     return {
       times: rows.map(({ time }) => time / 1_000),
-      outcomes: OUTCOMES.map((outcome) => column((it) => runsOf(it, outcome))),
-      refused: column((it) => Number(it.refused)),
-      running: column((it) => Math.max(0, it.runsInFlight - it.runsQueued)),
-      queued: column((it) => it.runsQueued),
-      waitHalf: column((it) => quantile(it.wait, 'p50')),
-      waitMost: column((it) => quantile(it.wait, 'p99')),
-      runHalf: column((it) => quantile(it.run, 'p50')),
-      runMost: column((it) => quantile(it.run, 'p99')),
-      memory: column((it) => Number(it.memoryReserved)),
+      isSample: rows.map(({ sample }) => typeof sample !== 'string'),
+      outcomes: OUTCOMES.map((outcome) => area((it) => runsOf(it, outcome))),
+      refused: area((it) => Number(it.refused)),
+      running: line((it) => Math.max(0, it.runsInFlight - it.runsQueued)),
+      queued: line((it) => it.runsQueued),
+      waitHalf: line((it) => quantile(it.wait, 'p50')),
+      waitMost: line((it) => quantile(it.wait, 'p99')),
+      runHalf: line((it) => quantile(it.run, 'p50')),
+      runMost: line((it) => quantile(it.run, 'p99')),
+      memory: area((it) => Number(it.memoryReserved)),
     };
   }
 }
@@ -108,13 +116,22 @@ export function quantile(summary: LatencySummary | undefined, which: 'p50' | 'p9
   return duration === undefined ? null : durationMs(duration);
 }
 
-function withGaps(samples: readonly StatsSample[]): Array<{ time: number; sample: StatsSample | undefined }> {
-  return samples.flatMap((sample, index) => {
+interface Row {
+  readonly time: number;
+  readonly sample: StatsSample | 'gap' | 'edge';
+}
+
+/** Puts the edge of its interval before a sample that follows no other, and a gap before that. */
+function withGaps(samples: readonly StatsSample[]): Row[] {
+  return samples.flatMap((sample, index): Row[] => {
     const time = timeOf(sample);
+    const row = { time, sample };
     const before = samples[index - 1];
     const start = time - (sample.span === undefined ? 0 : durationMs(sample.span));
-    if (before === undefined || start - timeOf(before) <= SLACK_MS) return [{ time, sample }];
-    return [{ time: (timeOf(before) + start) / 2, sample: undefined }, { time, sample }];
+    const edge = { time: start, sample: 'edge' } as const;
+    if (before === undefined) return [edge, row];
+    if (start - timeOf(before) <= SLACK_MS) return [row];
+    return [{ time: (timeOf(before) + start) / 2, sample: 'gap' }, edge, row];
   });
 }
 

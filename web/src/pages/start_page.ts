@@ -6,7 +6,7 @@ import { customElement, property, query, state } from 'lit/decorators.js';
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
 import { startRun } from '../api/start_run.js';
 import type { PageContext } from '../app/context.js';
-import { navigate, replaceRoute } from '../app/navigate.js';
+import { navigate } from '../app/navigate.js';
 import { formatRoute, type Route } from '../app/route.js';
 import type { ModuleInfo } from '../gen/ringfence/v1/module_pb.js';
 import { formatBytes, shortDigest } from '../model/format.js';
@@ -94,6 +94,8 @@ export class StartPage extends LitElement {
   #starting = new AbortController();
   /** Stands for one start: a second try of the same form, after a broken connection, starts no second run. */
   #key = newKey();
+  /** Of the module that was asked for. */
+  #digest = '';
 
   override disconnectedCallback(): void {
     this.#loading.abort();
@@ -103,18 +105,19 @@ export class StartPage extends LitElement {
 
   protected override willUpdate(changed: PropertyValues<this>): void {
     if (!changed.has('route')) return;
-    const before = changed.get('route');
-    const isNewRun = before === undefined || before.from !== this.route.from;
-    if (isNewRun || before.digest !== this.route.digest) void this.#load(isNewRun && this.route.from !== '');
+    const { from, digest } = this.route;
+    const isNewRun = changed.get('route')?.from !== from && from !== '';
+    if (isNewRun || digest !== this.#digest) void this.#load(digest, isNewRun);
   }
 
-  async #load(fill: boolean): Promise<void> {
+  async #load(asked: string, fill: boolean): Promise<void> {
     this.#loading.abort();
     this.#loading = new AbortController();
     const { signal } = this.#loading;
     this.loadFailure = undefined;
     this.module = undefined;
-    let { digest } = this.route;
+    this.#digest = asked;
+    let digest = asked;
     try {
       if (fill) digest = (await this.#fill(signal)) || digest;
       if (digest === '') return;
@@ -171,20 +174,23 @@ export class StartPage extends LitElement {
 
   #chosen(): TemplateResult {
     const { module } = this;
-    const go = (digest: string) => replaceRoute({ page: 'start', digest, from: this.route.from });
+    // It is the same place for whoever reads it, who is not to be taken to its beginning.
+    const choose = (digest: string) => {
+      history.replaceState(history.state, '', formatRoute({ page: 'start', digest, from: this.route.from }));
+      void this.#load(digest, false);
+    };
     if (module === undefined) {
       const error = this.errors.get('module');
       return html`
         ${error === undefined ? nothing : html`<p class="bad">${error}</p>`}
         <rf-module-chooser
           .daemon=${this.context.daemon}
-          @choose=${(event: CustomEvent<string>) => go(event.detail)}
+          @choose=${(event: CustomEvent<string>) => choose(event.detail)}
         ></rf-module-chooser>
       `;
     }
     const other = async () => {
       this.module = undefined;
-      go('');
       await this.updateComplete;
       this.chooser?.focus();
     };
