@@ -49,7 +49,8 @@ export class ModuleNames extends EventTarget {
   /** Finds out the names of modules that were not listed. */
   want(digests: Iterable<string>): void {
     for (const digest of digests) {
-      if (digest === '' || this.#names.has(digest) || this.#asked.has(digest) || this.#asked.size >= MOST_ASKED) continue;
+      if (digest === '' || this.#names.has(digest) || this.#asked.has(digest) || this.#asked.size >= MOST_ASKED)
+        continue;
       this.#asked.add(digest);
       this.#waiting.push(digest);
     }

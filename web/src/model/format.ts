@@ -26,7 +26,11 @@ export function formatCount(count: number | bigint): string {
 /** Shows a large number with three digits and a word, such as `1.23 million`, where the exact one says no more. */
 export function formatRoughCount(count: number | bigint): string {
   const value = Number(count);
-  for (const [size, word] of [[1e12, 'trillion'], [1e9, 'billion'], [1e6, 'million']] as const) {
+  for (const [size, word] of [
+    [1e12, 'trillion'],
+    [1e9, 'billion'],
+    [1e6, 'million'],
+  ] as const) {
     if (value >= size) return `${threeDigits(Math.floor((value / size) * 100) / 100)} ${word}`;
   }
   return formatCount(count);
@@ -45,11 +49,7 @@ export function formatDuration(milliseconds: number): string {
   if (ms < 10 * SECOND) return `${Math.floor(Math.max(ms, SECOND) / 10) / 100} s`;
   if (ms < MINUTE) return `${Math.floor(ms / 100) / 10} s`;
   const [large, small, size, part] =
-    ms < HOUR
-      ? ['min', 's', MINUTE, SECOND]
-      : ms < DAY
-        ? ['h', 'min', HOUR, MINUTE]
-        : (['d', 'h', DAY, HOUR] as const);
+    ms < HOUR ? ['min', 's', MINUTE, SECOND] : ms < DAY ? ['h', 'min', HOUR, MINUTE] : (['d', 'h', DAY, HOUR] as const);
   const rest = Math.floor((ms % Number(size)) / Number(part));
   return `${formatCount(Math.floor(ms / Number(size)))} ${large} ${String(rest).padStart(2, '0')} ${small}`;
 }

@@ -36,7 +36,8 @@ export function killResult({ cancelled, alone, unfinished, failures }: KillCount
   const parts: string[] = [];
   if (cancelled > 0) parts.push(`${plural(cancelled, 'run')} ended.`);
   if (alone > 0) parts.push(`${plural(alone, 'run')} ended without that.`);
-  if (unfinished > 0) parts.push(`${plural(unfinished, 'run')} ${unfinished === 1 ? 'is' : 'are'} still ending or still there.`);
+  if (unfinished > 0)
+    parts.push(`${plural(unfinished, 'run')} ${unfinished === 1 ? 'is' : 'are'} still ending or still there.`);
   if (failures.length > 0) parts.push(`${plural(failures.length, 'call')} failed: ${failures[0]}`);
   return parts.length === 0 ? 'No run was there to end.' : parts.join(' ');
 }

@@ -23,6 +23,16 @@ export function printableLines(text: string): string {
   return text.replaceAll('\r\n', '\n').replace(HIDDEN, (it) => (it === '\n' || it === '\t' ? it : show(it)));
 }
 
+/** Tells whether text has anything that [`printable`] would show otherwise. */
+export function hasHidden(text: string): boolean {
+  return text.search(HIDDEN) >= 0;
+}
+
+/** Replaces each hidden character of a text. */
+export function replaceHidden(text: string, replace: (character: string) => string): string {
+  return text.replace(HIDDEN, replace);
+}
+
 function show(character: string): string {
   const code = character.codePointAt(0) ?? 0;
   if (code < 0x20) return String.fromCharCode(0x2400 + code);

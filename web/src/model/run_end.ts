@@ -106,14 +106,23 @@ function resultInBrief(result: RunResult): Phrase {
       return { tone: code === 0 ? 'good' : 'bad', text: `Exited with ${code}` };
     }
     case Outcome.TRAPPED:
-      return { tone: 'bad', text: `Trapped: ${printable(trap?.message || trap?.code || 'the daemon does not say why')}` };
+      return {
+        tone: 'bad',
+        text: `Trapped: ${printable(trap?.message || trap?.code || 'the daemon does not say why')}`,
+      };
     case Outcome.MEMORY_EXCEEDED: {
       const pages = granted?.memoryPages;
-      return { tone: 'bad', text: `Over the memory limit${of(bytes(pages === undefined ? undefined : pages * PAGE_BYTES))}` };
+      return {
+        tone: 'bad',
+        text: `Over the memory limit${of(bytes(pages === undefined ? undefined : pages * PAGE_BYTES))}`,
+      };
     }
     case Outcome.FUEL_EXHAUSTED: {
       const fuel = granted?.fuelLimit;
-      return { tone: 'bad', text: `Out of fuel${fuel === undefined ? '' : `, of which it had ${formatRoughCount(fuel)}`}` };
+      return {
+        tone: 'bad',
+        text: `Out of fuel${fuel === undefined ? '' : `, of which it had ${formatRoughCount(fuel)}`}`,
+      };
     }
     case Outcome.STACK_OVERFLOW:
       return { tone: 'bad', text: `Over the stack limit${of(bytes(granted?.stackSize))}` };

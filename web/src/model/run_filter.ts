@@ -28,7 +28,10 @@ export function runStates(states: readonly StateFilter[]): RunState[] {
 
 /** Creates the test whether a run is selected. `nameOf` returns the name of a module. */
 export function matcher(filter: RunFilter, nameOf: (digest: string) => string): (run: RunInfo) => boolean {
-  const words = filter.text.toLowerCase().split(/\s+/).filter((it) => it !== '');
+  const words = filter.text
+    .toLowerCase()
+    .split(/\s+/)
+    .filter((it) => it !== '');
   const states = new Set(runStates(filter.states));
   const labels = [...filter.labels];
   return (run) => {

@@ -1,12 +1,12 @@
 // When a run was asked for, started and ended, by the clock of this browser: that of the daemon may be another.
 
-import { type Duration, durationMs, timestampMs } from '@bufbuild/protobuf/wkt';
+import { type Duration, timestampMs } from '@bufbuild/protobuf/wkt';
 
 import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 
-/** Returns a duration in milliseconds. */
+/** Returns a duration in milliseconds, with their fractions: short runs take microseconds. */
 export function durationOf(duration: Duration | undefined): number | undefined {
-  return duration === undefined ? undefined : durationMs(duration);
+  return duration === undefined ? undefined : Number(duration.seconds) * 1_000 + duration.nanos / 1e6;
 }
 
 /** Returns how far the daemon's clock is ahead of this one, by what it tells of a run that executes now. */

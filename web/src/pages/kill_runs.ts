@@ -32,7 +32,12 @@ export async function killEach(daemon: Daemon, runs: readonly RunInfo[], nameOf:
 }
 
 /** Ends all runs that a filter selects: by one call where the daemon can select them, else those of `shown`. */
-export async function killMatching(daemon: Daemon, filter: RunFilter, shown: readonly RunInfo[], nameOf: NameOf): Promise<void> {
+export async function killMatching(
+  daemon: Daemon,
+  filter: RunFilter,
+  shown: readonly RunInfo[],
+  nameOf: NameOf,
+): Promise<void> {
   const states = runStates(filter.states.filter((it) => it !== 'ended'));
   const isNone = filter.states.length > 0 && states.length === 0;
   if (!isOfLabels(filter) || isNone) {

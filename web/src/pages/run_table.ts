@@ -4,7 +4,7 @@ import { css, html, nothing, type TemplateResult } from 'lit';
 import { customElement, property } from 'lit/decorators.js';
 
 import { formatRoute } from '../app/route.js';
-import type { RunInfo } from '../gen/ringfence/v1/run_pb.js';
+import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 import { formatBytes, formatDuration, formatRoughCount, shortDigest, shortRunId } from '../model/format.js';
 import { printable } from '../model/printable.js';
 import { askedAt, isLive, standing, stateName, type Tone } from '../model/run_end.js';
@@ -15,7 +15,20 @@ import { VirtualRows } from '../ui/virtual_rows.js';
 /** Labels of a run that a row shows. */
 const MOST_LABELS = 4;
 
-const COLUMNS = ['', 'State', 'Module', 'Run', 'Labels', 'Asked', 'Elapsed', 'Memory', 'Fuel', 'Output', 'End', ''] as const;
+const COLUMNS = [
+  '',
+  'State',
+  'Module',
+  'Run',
+  'Labels',
+  'Asked',
+  'Elapsed',
+  'Memory',
+  'Fuel',
+  'Output',
+  'End',
+  '',
+] as const;
 
 /** What the table tells of by events whose `detail` it is. */
 export interface RunTableEvents {
@@ -36,7 +49,7 @@ export class RunTable extends VirtualRows<RunInfo> {
           2rem 6.5rem minmax(7rem, 1.1fr) 6.5rem minmax(6rem, 1fr) 5.5rem 6.5rem 5.5rem 7rem 5.5rem
           minmax(9rem, 1.5fr) 4rem;
         align-items: center;
-        gap: 0 var(--space-2);
+        gap: 0 var(--space-3);
         padding-inline: var(--space-3);
       }
       .head [role='row'] {
@@ -97,12 +110,13 @@ export class RunTable extends VirtualRows<RunInfo> {
         }
       }
       .narrow [role='row'] {
-        grid-template-columns: 1.75rem 5.5rem minmax(0, 1fr) auto 3.5rem;
+        grid-template-columns: 1.75rem 5.5rem minmax(0, 1fr) auto auto;
         grid-template-areas: 'choose state module elapsed kill' 'choose end end memory kill';
         padding-inline: var(--space-2);
         align-content: center;
       }
-      .narrow .labels,
+      .narrow .labels:not(.instead),
+      .narrow .end:empty,
       .narrow .asked,
       .narrow .run,
       .narrow .fuel,
@@ -124,7 +138,8 @@ export class RunTable extends VirtualRows<RunInfo> {
       .narrow .memory {
         grid-area: memory;
       }
-      .narrow .end {
+      .narrow .end,
+      .narrow .labels {
         grid-area: end;
       }
       .narrow .kill {
@@ -173,7 +188,20 @@ export class RunTable extends VirtualRows<RunInfo> {
   }
 
   protected override renderHead(): TemplateResult {
-    const classes = ['choose', 'state', 'module', 'run', 'labels', 'asked', 'elapsed', 'memory', 'fuel', 'output', 'end', 'kill'];
+    const classes = [
+      'choose',
+      'state',
+      'module',
+      'run',
+      'labels',
+      'asked',
+      'elapsed',
+      'memory',
+      'fuel',
+      'output',
+      'end',
+      'kill',
+    ];
     return html`${COLUMNS.map((name, index) => {
       const isNumber = index >= 6 && index <= 9;
       const hidden = index === 0 ? 'Chosen' : index === 11 ? 'Kill' : '';
@@ -186,8 +214,11 @@ export class RunTable extends VirtualRows<RunInfo> {
   protected override renderRow(run: RunInfo): TemplateResult {
     const { usage } = run;
     const how = standing(run);
+    // Its state says all. On a narrow page, its labels take the place of its end.
+    const isRunning = run.state === RunState.RUNNING;
     const id = shortRunId(run.runId);
-    const name = this.nameOf(run.moduleDigest) || shortDigest(run.moduleDigest) || 'not known yet';
+    const name =
+      this.nameOf(run.moduleDigest) || shortDigest(run.moduleDigest) || (isLive(run) ? 'not known yet' : 'not known');
     const href = formatRoute({ page: 'run', id: run.runId, at: undefined });
     return html`
       <span role="gridcell" class="choose">
@@ -204,7 +235,7 @@ export class RunTable extends VirtualRows<RunInfo> {
       >
       <span role="gridcell" class="module"><a href=${href} tabindex="-1">${name}</a></span>
       <span role="gridcell" class="run mono"><a href=${href} tabindex="-1">${id}</a></span>
-      <span role="gridcell" class="labels">${this.#labels(run)}</span>
+      <span role="gridcell" class=${isRunning ? 'labels instead' : 'labels'}>${this.#labels(run)}</span>
       <span role="gridcell" class="asked dim">${clockTime(askedAt(run))}</span>
       <span role="gridcell" class="elapsed number">${this.#elapsed(run)}</span>
       <span role="gridcell" class="memory number">${usage === undefined ? '' : formatBytes(usage.memoryUsed)}</span>
@@ -214,13 +245,15 @@ export class RunTable extends VirtualRows<RunInfo> {
       <span role="gridcell" class="output number"
         >${usage === undefined ? '' : formatBytes(usage.stdoutBytes + usage.stderrBytes)}</span
       >
-      <span role="gridcell" class="end ${how.tone}">${how.text}</span>
+      <span role="gridcell" class="end ${how.tone}">${isRunning ? '' : how.text}</span>
       <span role="gridcell" class="kill">
-        ${this.mayChange && isLive(run)
-          ? html`<button class="danger" tabindex="-1" @click=${() => this.#tell('kill-run', run)}>
+        ${
+          this.mayChange && isLive(run)
+            ? html`<button class="danger" tabindex="-1" @click=${() => this.#tell('kill-run', run)}>
               Kill<span class="visually-hidden"> run ${id}</span>
             </button>`
-          : nothing}
+            : nothing
+        }
       </span>
     `;
   }

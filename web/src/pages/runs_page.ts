@@ -110,7 +110,11 @@ export class RunsPage extends LitElement {
     this.#removeShortcuts = addShortcuts([
       { keys: '/', says: 'Filter runs by words', run: () => this.filters.focusSearch() },
       { keys: 'p', says: 'Pause the table of runs, or go on', run: () => this.#togglePause() },
-      { keys: 't', says: 'Go to the table of runs, where k kills, Space chooses and Enter opens', run: () => this.table.focus() },
+      {
+        keys: 't',
+        says: 'Go to the table of runs, where k kills, Space chooses and Enter opens',
+        run: () => this.table.focus(),
+      },
     ]);
     if (this.hasUpdated) this.#begin();
   }
@@ -307,27 +311,29 @@ export class RunsPage extends LitElement {
     const isLiveShown = count > 0 || this.route.labels.size > 0 || this.runs.some(isLive);
     return html`
       <button aria-pressed=${this.hold !== undefined} @click=${() => this.#togglePause()}>Pause</button>
-      ${count > 0
-        ? html`<button @click=${() => (this.chosen = new Set())}>Choose none</button>`
-        : nothing}
-      ${isTogether
-        ? html`<button @click=${this.#together}>
+      ${count > 0 ? html`<button @click=${() => (this.chosen = new Set())}>Choose none</button>` : nothing}
+      ${
+        isTogether
+          ? html`<button @click=${this.#together}>
             ${count > 1 ? `Open ${formatCount(count)} together` : 'Open these labels together'}
           </button>`
-        : nothing}
-      ${this.context.mayChange
-        ? html`<button class="danger" ?disabled=${!isLiveShown} @click=${this.#killAll}>
+          : nothing
+      }
+      ${
+        this.context.mayChange
+          ? html`<button class="danger" ?disabled=${!isLiveShown} @click=${this.#killAll}>
             ${count > 0 ? `Kill ${formatCount(count)} chosen …` : 'Kill all that match …'}
           </button>`
-        : nothing}
+          : nothing
+      }
     `;
   }
 
   #counts(): string {
     const live = this.runs.filter(isLive).length;
-    const bound =
-      this.#list.dropped > 0 ? ` The page keeps the newest ${formatCount(this.#list.limit)}; the daemon may know more.` : '';
-    const text = `${plural(this.runs.length, 'run')}, of which ${formatCount(live)} ${live === 1 ? 'has' : 'have'} not ended.`;
+    const { dropped, limit } = this.#list;
+    const bound = dropped > 0 ? ` The page keeps the newest ${formatCount(limit)}; the daemon may know more.` : '';
+    const text = `${plural(this.runs.length, 'run')}, ${formatCount(live)} of them live.`;
     return this.isSynced || this.runs.length > 0 ? text + bound : '';
   }
 

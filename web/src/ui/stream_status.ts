@@ -58,8 +58,6 @@ export class StreamStatus extends LitElement {
     return html`<span class=${isRetried ? 'warn' : 'bad'}>
         <span aria-hidden="true">●</span> ${printable(text)}${reason === '' ? nothing : ` (${printable(reason)})`}
       </span>
-      ${isRetried
-        ? html`<button @click=${() => this.dispatchEvent(new Event('retry'))}>Try now</button>`
-        : nothing}`;
+      ${isRetried ? html`<button @click=${() => this.dispatchEvent(new Event('retry'))}>Try now</button>` : nothing}`;
   }
 }
