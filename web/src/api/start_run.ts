@@ -1,8 +1,11 @@
 // Starts a run, and tells its id as soon as the daemon does.
 
+import { create } from '@bufbuild/protobuf';
 import { Code, ConnectError } from '@connectrpc/connect';
 
+import { RunSpecSchema } from '../gen/ringfence/v1/spec_pb.js';
 import type { Spec } from '../model/run_form.js';
+import { rememberSpec } from '../model/started_specs.js';
 import type { Daemon } from './client.js';
 
 const RUN_ID = 'ringfence-run-id';
@@ -21,6 +24,8 @@ export async function startRun(daemon: Daemon, spec: Spec, signal: AbortSignal):
     const told = (id: string | null | undefined) => {
       if (id === null || id === undefined || id === '') return;
       signal.removeEventListener('abort', leave);
+      // The daemon keeps less of it, and the run may be wanted once more.
+      rememberSpec(id, create(RunSpecSchema, spec));
       resolve(id);
       if (isDetached) left.abort();
     };
