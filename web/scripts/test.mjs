@@ -1,5 +1,6 @@
 // Bundles the tests of a folder and runs them: `test.mjs` those of test/, `test.mjs browser` those of test/browser.
-// Further arguments select files by a part of their name; `--name PATTERN` selects tests.
+// Further arguments select files by a part of their name; `--name PATTERN` selects tests. What is run by hand, such as
+// `test.mjs browser screenshots`, is named in full.
 
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -13,8 +14,10 @@ if (isBrowser) args.shift();
 const at = args.indexOf('--name');
 const pattern = at < 0 ? [] : ['--test-name-pattern', args.splice(at, 2)[1]];
 const folder = path.join(web, 'test', isBrowser ? 'browser' : '');
-const names = fs.readdirSync(folder).filter((it) => it.endsWith('.test.ts'));
-const chosen = names.filter((name) => args.length === 0 || args.some((part) => name.includes(part)));
+const names = fs.readdirSync(folder).filter((it) => it.endsWith('.ts'));
+const byHand = names.filter((name) => args.includes(name.replace(/\.ts$/, '')));
+const tests = names.filter((it) => it.endsWith('.test.ts'));
+const chosen = byHand.length > 0 ? byHand : tests.filter((it) => args.length === 0 || args.some((part) => it.includes(part)));
 if (chosen.length === 0) throw new Error(`no test of ${folder} has a name with ${args.join(' or ')}`);
 // Several may be run at once, each in a folder of its own.
 const out = path.join(web, 'node_modules/.cache', `tests-${process.pid}`);

@@ -28,7 +28,7 @@ const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: re
   { name: 'Overview', key: 'o', route: { page: 'overview' }, pages: ['overview'] },
 ];
 
-const THEME_NAMES = { system: 'Theme of the system', light: 'Light theme', dark: 'Dark theme' };
+const THEME_NAMES = { system: 'System theme', light: 'Light theme', dark: 'Dark theme' };
 
 @customElement('ringfence-page')
 export class Shell extends LitElement {

@@ -86,8 +86,5 @@ export const shellStyles = css`
     .state {
       flex: 1;
     }
-    select {
-      max-width: 8rem;
-    }
   }
 `;

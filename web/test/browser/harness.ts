@@ -9,7 +9,7 @@
 //
 // - `browserTest(name, options, body)` takes options of the daemon (`set`, `store: 'file'`, `tenants: ['a', 'b']`, whose
 //   tokens `tokenOf('a')` gives) and of the page (`theme: 'dark'`, `width`, `height`, `reducedMotion`), and `proxy: true`
-//   or `prefix: '/some/path'` to have a proxy between them.
+//   or `prefix: '/some/path'` to have a proxy between them, and `minutes`, how long it may take.
 // - `daemon`: `client.{sandbox,runs,modules,stats}` (connect-web in Node), `load`, `start`, `run`, `untilRun`,
 //   `untilEnded`, `kill` (as a crash) and `restart` (same ports), `drain`, `log`, `admin` and `grpc` addresses, `folder`.
 // - `open(hash, options)` opens a page in a context of its own, with options over those of the test. Of the page:
@@ -49,6 +49,8 @@ export interface TestOptions extends DaemonOptions, PageOptions {
   readonly proxy?: boolean;
   /** Has the page under a path of that proxy. */
   readonly prefix?: string;
+  /** How long the test may take; 3 where nothing is said. */
+  readonly minutes?: number;
 }
 
 /** What a test is given. */
@@ -88,7 +90,7 @@ export function browserTest(
   ...rest: [(fixture: Fixture) => Promise<void>] | [TestOptions, (fixture: Fixture) => Promise<void>]
 ): void {
   const [options, body] = rest.length === 1 ? [{}, rest[0]] : rest;
-  void test(name, { timeout: 6 * PATIENCE_MS }, async () => withFixture(options, body));
+  void test(name, { timeout: (options.minutes ?? 3) * 60_000 }, async () => withFixture(options, body));
 }
 
 /** Sets everything up, runs `body`, asserts that the page stayed within its walls, and takes everything down. */
