@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import { ModuleInfoSchema, ModuleKind } from '../src/gen/ringfence/v1/module_pb.js';
 import { RunInfoSchema } from '../src/gen/ringfence/v1/run_pb.js';
 import { OutputPolicy, RunSpecSchema } from '../src/gen/ringfence/v1/spec_pb.js';
-import { checkForm, EMPTY_FORM, fieldOf, formFor, formFromRun, type RunForm } from '../src/model/run_form.js';
+import { checkForm, EMPTY_FORM, fieldOf, formFor, formFromRun, formFromSpec, type RunForm } from '../src/model/run_form.js';
 
 const digest = `sha256:${'ab'.repeat(32)}`;
 const module = create(ModuleInfoSchema, {
@@ -130,6 +130,24 @@ test('an earlier run fills in what the daemon keeps of it', () => {
   assert.equal(spec.resources?.stackSize, 524_288);
   assert.equal(spec.resources?.outputLimit, 1n << 20n);
   assert.deepEqual(spec.labels, { job: '7' });
+});
+
+test('a spec that fills a form is made by it again', async () => {
+  const typed: Array<Partial<RunForm>> = [
+    {},
+    { args: `run 'a b'`, program: 'p', env: 'A=1\nB=', openStdin: true, timeout: '1500ms', wasi: 'on', clock: 'off' },
+    { entry: 'add', params: ['1', '2'], memory: '64', fuel: '7', stack: '262144', output: '5KiB', truncate: true },
+    { network: true, hostFunctions: 'ringfence.log', mounts: '/a:/b:ro\n/c:/d', workingDir: '/b', labels: 'k=v=w', detach: false },
+  ];
+  for (const form of typed) {
+    const spec = specOf(form, new TextEncoder().encode('input'));
+    const again = formFromSpec(spec);
+    assert.deepEqual([again.stdinFrom, again.stdinText], ['text', 'input']);
+    assert.deepEqual(specOf(again, new TextEncoder().encode(again.stdinText)), spec);
+  }
+  const binary = formFromSpec(specOf({}, new Uint8Array([0xff, 0])));
+  assert.equal(binary.stdinFrom, 'file');
+  assert.deepEqual(new Uint8Array((await binary.stdinFile?.arrayBuffer()) ?? []), new Uint8Array([0xff, 0]));
 });
 
 test('a refusal’s field is one of the form', () => {

@@ -9,7 +9,7 @@ import {
   type LoadModuleResponse,
   SandboxService,
 } from '../gen/ringfence/v1/sandbox_service_pb.js';
-import type { Daemon } from './client.js';
+import { type Daemon, send } from './client.js';
 import { failureOf } from './failure.js';
 
 /** What is said of a module that is sent. */
@@ -79,9 +79,7 @@ async function checkReadable(file: Blob): Promise<void> {
  * is too large, or may not be, as soon as it has read the length; else it finds that the rest is missing.
  */
 async function askWhetherTaken(daemon: Daemon, head: Uint8Array<ArrayBuffer>, signal: AbortSignal): Promise<void> {
-  const transport = daemon.transport((url, init) =>
-    fetch(url, { ...init, body: head.slice(0, PREFIX), credentials: 'omit', cache: 'no-store', redirect: 'error' }),
-  );
+  const transport = daemon.transport((url, init) => send(url, { ...init, body: head.slice(0, PREFIX) }));
   try {
     await createClient(SandboxService, transport).loadModule({}, { signal });
   } catch (error) {

@@ -71,8 +71,8 @@ function latency(title: string, hint: string, half: Column, most: Column): Chart
     axis: 'durations',
     format: formatDuration,
     series: [
-      { name: 'half within', color: 'blue', values: half },
-      { name: '99 of 100 within', color: 'orange', values: most, isDashed: true },
+      { name: 'median (p50)', color: 'blue', values: half },
+      { name: 'p99', color: 'orange', values: most, isDashed: true },
     ],
   };
 }

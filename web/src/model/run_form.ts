@@ -1,16 +1,16 @@
 // The form that starts a run: what was typed, what is wrong with it, and the spec that it makes.
 
 import { type MessageInitShape } from '@bufbuild/protobuf';
-import { durationFromMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs, durationMs } from '@bufbuild/protobuf/wkt';
 
 import type { ModuleInfo } from '../gen/ringfence/v1/module_pb.js';
 import type { RunInfo } from '../gen/ringfence/v1/run_pb.js';
-import { OutputPolicy, type RunSpecSchema } from '../gen/ringfence/v1/spec_pb.js';
+import { OutputPolicy, type RunSpec, type RunSpecSchema } from '../gen/ringfence/v1/spec_pb.js';
 import { checkNumber, type EntryPoint, entryPoints } from './entry_points.js';
 import { moduleName } from './module_list.js';
 import { parseLabels, parsePairs, writePairs } from './pairs.js';
-import { parseCount, parseDuration, parseSize, writeSize } from './quantities.js';
-import { splitWords } from './shell_words.js';
+import { parseCount, parseDuration, parseSize, writeDuration, writeSize } from './quantities.js';
+import { joinWords, splitWords } from './shell_words.js';
 
 /** A choice that is left to the daemon, or made. */
 export type Choice = 'default' | 'on' | 'off';
@@ -113,6 +113,50 @@ export function formFromRun(run: RunInfo): RunForm {
     output: run.method === 'Run' || granted?.outputLimit === undefined ? '' : writeSize(granted.outputLimit),
     truncate: granted?.outputPolicy === OutputPolicy.TRUNCATE,
   };
+}
+
+/** Fills a form with all that a run was asked for. */
+export function formFromSpec(spec: RunSpec): RunForm {
+  const { resources, security, timeout, stdin } = spec;
+  const text = stdin.length === 0 ? '' : decoded(stdin);
+  const chosen = (is: boolean | undefined): Choice => (is === undefined ? 'default' : is ? 'on' : 'off');
+  const stack = resources?.stackSize ?? 0;
+  return {
+    ...EMPTY_FORM,
+    entry: spec.entryPoint,
+    // Which of the two they are is decided by the entry point.
+    params: spec.args,
+    program: spec.args[0] ?? '',
+    args: joinWords(spec.args.slice(1)),
+    env: spec.env.join('\n'),
+    stdinFrom: stdin.length === 0 ? 'none' : text === undefined ? 'file' : 'text',
+    stdinText: text ?? '',
+    stdinFile: text === undefined ? new File([new Uint8Array(stdin)], 'input of the earlier run') : undefined,
+    openStdin: spec.openStdin,
+    memory: resources?.memoryPages === undefined ? '' : String(resources.memoryPages),
+    memoryUnit: resources?.memoryPages === undefined ? 'MiB' : 'pages',
+    fuel: resources?.fuelLimit === undefined ? '' : String(resources.fuelLimit),
+    stack: STACKS.includes(stack) ? String(stack) : '',
+    timeout: timeout === undefined ? '' : writeDuration(durationMs(timeout)),
+    output: resources?.outputLimit === undefined ? '' : writeSize(resources.outputLimit),
+    truncate: resources?.outputPolicy === OutputPolicy.TRUNCATE,
+    wasi: chosen(security?.enableWasi),
+    clock: chosen(security?.enableClock),
+    network: security?.enableNetwork ?? false,
+    hostFunctions: (security?.allowedHostFunctions ?? []).join(' '),
+    mounts: spec.mounts.map((it) => `${it.hostPath}:${it.guestPath}${it.readOnly ? ':ro' : ''}`).join('\n'),
+    workingDir: spec.workingDir,
+    labels: writePairs(Object.entries(spec.labels)),
+    detach: spec.detach,
+  };
+}
+
+function decoded(bytes: Uint8Array): string | undefined {
+  try {
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Returns the entry point that a form chose, of those that its module has. */

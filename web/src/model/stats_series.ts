@@ -4,6 +4,7 @@ import { durationMs, timestampMs } from '@bufbuild/protobuf/wkt';
 
 import { Outcome } from '../gen/ringfence/v1/result_pb.js';
 import type { LatencySummary, Stats, StatsSample } from '../gen/ringfence/v1/stats_service_pb.js';
+import { durationOf } from './run_times.js';
 
 /** How far back charts go, which is how long the daemon keeps samples. */
 export const HOUR_MS = 3_600_000;
@@ -70,7 +71,7 @@ export class StatsSeries {
     const end = stats.time === undefined ? 0 : timestampMs(stats.time);
     const byTime = new Map(this.#samples.map((it) => [timeOf(it), it]));
     const known = byTime.size;
-    for (const sample of stats.history) byTime.set(timeOf(sample), sample);
+    for (const sample of stats.history) byTime.set(timeOf(sample), byTime.get(timeOf(sample)) ?? sample);
     const isNew = byTime.size > known;
     if (isNew) this.#samples = [...byTime.values()].sort((a, b) => timeOf(a) - timeOf(b));
     this.#samples = this.#samples.filter((it) => timeOf(it) > end - HOUR_MS);
@@ -112,8 +113,7 @@ export function stack(columns: readonly Column[]): Column[] {
 
 /** Returns a quantile in milliseconds; `null` where there were no durations. */
 export function quantile(summary: LatencySummary | undefined, which: 'p50' | 'p90' | 'p99'): number | null {
-  const duration = summary?.[which];
-  return duration === undefined ? null : durationMs(duration);
+  return durationOf(summary?.[which]) ?? null;
 }
 
 interface Row {

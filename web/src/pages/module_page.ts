@@ -153,7 +153,7 @@ export class ModulePage extends LitElement {
       ['Own name', printable(module.nameSection) || 'it has none'],
       ['Kind', kindOf(module)],
       ['Size', `${formatBytes(module.size)} (${formatCount(module.size)} bytes)`],
-      ['Least memory', `${memoryOf(module)} (${formatCount(module.memoryMinimumPages)} pages)`],
+      ['Memory minimum', `${memoryOf(module)} (${formatCount(module.memoryMinimumPages)} pages)`],
       ['Labels', labels.join(', ') || 'none'],
       ['Last used', used === undefined ? 'not known' : `${formatRelative(used, Date.now())}, ${formatAbsolute(used)}`],
       ['Compiled in', module.cachedIn.map(printable).join(', ') || 'not told, or nowhere now'],

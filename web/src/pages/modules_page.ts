@@ -23,14 +23,15 @@ import './upload_list.js';
 /** Rows that are shown before more are asked for. */
 const ROWS = 200;
 const PAGE_SIZE = 1_000;
-const COLUMNS: ReadonlyArray<{ order: ModuleOrder | undefined; title: string; narrow: boolean }> = [
-  { order: 'name', title: 'Module', narrow: true },
-  { order: 'size', title: 'Size', narrow: true },
-  { order: undefined, title: 'Kind', narrow: false },
-  { order: 'memory', title: 'Least memory', narrow: false },
-  { order: undefined, title: 'Labels', narrow: false },
-  { order: 'used', title: 'Last used', narrow: true },
-  { order: undefined, title: 'Compiled in', narrow: false },
+/** Columns, with how much room it takes until they are shown. */
+const COLUMNS: ReadonlyArray<{ order: ModuleOrder | undefined; title: string; room: '' | 'mid' | 'wide' }> = [
+  { order: 'name', title: 'Module', room: '' },
+  { order: 'size', title: 'Size', room: '' },
+  { order: undefined, title: 'Kind', room: 'wide' },
+  { order: 'memory', title: 'Memory minimum', room: 'wide' },
+  { order: undefined, title: 'Labels', room: 'wide' },
+  { order: 'used', title: 'Last used', room: 'mid' },
+  { order: undefined, title: 'Compiled in', room: 'wide' },
 ];
 
 @customElement('rf-modules-page')
@@ -76,7 +77,7 @@ export class ModulesPage extends LitElement {
       th,
       td {
         text-align: start;
-        vertical-align: top;
+        vertical-align: middle;
         padding: var(--space-2) var(--space-3);
         border-block-end: 1px solid var(--line);
       }
@@ -138,8 +139,13 @@ export class ModulesPage extends LitElement {
         font-size: var(--text-l);
         pointer-events: none;
       }
-      @media (max-width: 760px) {
+      @media (max-width: 900px) {
         .wide {
+          display: none;
+        }
+      }
+      @media (max-width: 480px) {
+        .mid {
           display: none;
         }
       }
@@ -294,7 +300,7 @@ export class ModulesPage extends LitElement {
   }
 
   #table(found: readonly ModuleInfo[]): TemplateResult {
-    const header = ({ order, title, narrow }: (typeof COLUMNS)[number]) => {
+    const header = ({ order, title, room }: (typeof COLUMNS)[number]) => {
       const isOrder = order !== undefined && order === this.order;
       const sorted = !isOrder ? nothing : (order === 'name') === this.isReversed ? 'descending' : 'ascending';
       const sort = () => {
@@ -302,7 +308,7 @@ export class ModulesPage extends LitElement {
         this.order = order ?? this.order;
       };
       const mark = sorted === nothing ? '' : sorted === 'ascending' ? ' ↑' : ' ↓';
-      return html`<th scope="col" class=${narrow ? '' : 'wide'} aria-sort=${sorted}>
+      return html`<th scope="col" class=${room} aria-sort=${sorted}>
         ${order === undefined ? title : html`<button @click=${sort}>${title}<span aria-hidden="true">${mark}</span></button>`}
       </th>`;
     };
@@ -342,14 +348,14 @@ export class ModulesPage extends LitElement {
           return html`<button class="label" @click=${() => this.#filter(text)}>${printable(text)}</button>`;
         })}
       </td>
-      <td class="figure" title=${used === 0 ? nothing : formatAbsolute(used)}>
+      <td class="mid figure" title=${used === 0 ? nothing : formatAbsolute(used)}>
         ${used === 0 ? 'not known' : formatRelative(used, Date.now())}
       </td>
       <td class="wide">${module.cachedIn.map(printable).join(', ')}</td>
       <td class="actions">
         ${this.context.mayChange
           ? html`<a href=${formatRoute({ page: 'start', digest, from: '' })} aria-label="Run ${name || digest}">Run</a>
-              <button class="danger" aria-label="Delete ${name || digest}" @click=${() => void this.#delete(module)}>
+              <button class="mid danger" aria-label="Delete ${name || digest}" @click=${() => void this.#delete(module)}>
                 Delete
               </button>`
           : nothing}

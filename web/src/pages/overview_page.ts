@@ -49,13 +49,15 @@ export class OverviewPage extends LitElement {
         margin: var(--space-3) 0;
       }
       .tiles {
-        grid-template-columns: repeat(auto-fill, minmax(min(11rem, 100%), 1fr));
+        grid-template-columns: repeat(auto-fill, minmax(min(9rem, 100%), 1fr));
       }
       .charts {
         grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr));
       }
       .lists {
         grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr));
+        gap: var(--space-4) var(--space-6);
+        align-items: start;
       }
       .tile {
         border: 1px solid var(--line);
@@ -195,8 +197,8 @@ export class OverviewPage extends LitElement {
     const latency = (summary: NonNullable<typeof minute>['wait']) => {
       const [half, most] = [quantile(summary, 'p50'), quantile(summary, 'p99')];
       return half === null || most === null
-        ? ({ value: '–', more: 'There was none.' } as const)
-        : ({ value: formatDuration(half), more: `99 of 100 within ${formatDuration(most)}` } as const);
+        ? ({ value: '–', more: 'There was none in the last minute.' } as const)
+        : ({ value: formatDuration(half), more: `p99 ${formatDuration(most)}, in the last ${formatDuration(span)}` } as const);
     };
     const [wait, run] = [latency(minute?.wait), latency(minute?.run)];
     return html`<h2 class="visually-hidden">Now</h2>
@@ -205,7 +207,7 @@ export class OverviewPage extends LitElement {
         ${tile('Waiting for a slot', formatCount(stats.runsQueued))}
         ${tile('Runs a second', rate(minute?.runsPerSecond ?? 0), `in the last ${formatDuration(span)}`)}
         ${tile('Refused', formatCount(minute?.refused ?? 0n), `in the last ${formatDuration(span)}`)}
-        ${tile('Wait, half within', wait.value, wait.more)} ${tile('Runs, half within', run.value, run.more)}
+        ${tile('Median wait', wait.value, wait.more)} ${tile('Median duration', run.value, run.more)}
       </dl>`;
   }
 
@@ -214,7 +216,7 @@ export class OverviewPage extends LitElement {
       <dl class="tiles">
         ${gauge('Slots', load.runsInFlight, load.runCapacity, formatCount, `${formatCount(load.runsQueued)} runs wait`)}
         ${gauge('Reserved memory', load.memoryReserved, load.memoryCapacity, formatBytes)}
-        ${gauge('Cache of compiled modules', load.cacheBytes, load.cacheCapacity, formatBytes)}
+        ${gauge('Compiled code', load.cacheBytes, load.cacheCapacity, formatBytes)}
         ${gauge('Guest threads', load.guestThreadsBusy, load.guestThreads, formatCount)}
         ${tile('Compiling', formatCount(load.compilesInFlight), `${formatCount(load.compilesQueued)} wait`)}
       </dl>`;

@@ -44,8 +44,10 @@ export class RunFormFields extends LitElement {
         gap: var(--space-4);
         align-items: start;
       }
-      .all {
-        grid-column: 1 / -1;
+      @media (min-width: 720px) {
+        .wide {
+          grid-column: span 2;
+        }
       }
       .pair {
         display: grid;
@@ -73,6 +75,9 @@ export class RunFormFields extends LitElement {
         <legend>What it does</legend>
         <div class="grid">
           ${this.#entry()} ${hasParams ? this.#params(entry) : this.#args()} ${this.#environment()} ${this.#stdin()}
+          ${hasParams
+            ? nothing
+            : this.#line('program', 'Program name', 'What the program is told that it is called.', 'the module’s name')}
         </div>
       </fieldset>
       <fieldset>
@@ -128,12 +133,8 @@ export class RunFormFields extends LitElement {
   }
 
   #args(): TemplateResult {
-    return html`
-      ${this.#line('program', 'Program name', 'What the program is told that it is called.', 'the module’s name')}
-      <div class="all">
-        ${this.#line('args', 'Arguments', 'Words as in a shell, with quotes where they are needed. Nothing is expanded.')}
-      </div>
-    `;
+    const hint = 'Words as in a shell, with quotes where they are needed. Nothing is expanded.';
+    return html`<div class="wide">${this.#line('args', 'Arguments', hint)}</div>`;
   }
 
   #environment(): TemplateResult {

@@ -20,19 +20,17 @@ import {
   formFor,
   type FormErrors,
   formFromRun,
+  formFromSpec,
   type RunForm,
 } from '../model/run_form.js';
 import { sayFailure } from '../model/sentences.js';
+import { specOf } from '../model/started_specs.js';
 import { tell } from '../ui/toast.js';
 import { controls } from '../ui/styles.js';
 import type { ModuleChooser } from './module_chooser.js';
 import './module_chooser.js';
 import type { RunFormFields } from './run_form.js';
 import './run_form.js';
-
-/** What this tab started, of which the daemon does not keep everything. */
-const started = new Map<string, RunForm>();
-const MOST_STARTED = 100;
 
 @customElement('rf-start-page')
 export class StartPage extends LitElement {
@@ -135,8 +133,8 @@ export class StartPage extends LitElement {
     const { run } = await this.context.daemon.runs.getRun({ runId: from }, { signal });
     if (run === undefined) return '';
     const link = html`<a href=${formatRoute({ page: 'run', id: from, at: undefined })}>run ${printable(from)}</a>`;
-    const known = started.get(from);
-    this.#edit(known ?? formFromRun(run));
+    const known = specOf(from);
+    this.#edit(known === undefined ? formFromRun(run) : formFromSpec(known));
     this.note =
       known === undefined
         ? html`Filled from ${link}: its module, its labels and the limits that it got. The daemon does not keep its entry
@@ -155,7 +153,12 @@ export class StartPage extends LitElement {
       ${this.loadFailure === undefined
         ? nothing
         : html`<p class="bad" role="alert">${sayFailure(this.loadFailure)}</p>`}
-      ${this.#chosen()}
+      ${this.#chosen()} ${this.module === undefined ? nothing : this.#form()}
+    `;
+  }
+
+  #form(): TemplateResult {
+    return html`
       <form novalidate @submit=${this.#submit} @keydown=${this.#keyed}>
         <rf-run-form
           .form=${this.form}
@@ -180,14 +183,10 @@ export class StartPage extends LitElement {
       void this.#load(digest, false);
     };
     if (module === undefined) {
-      const error = this.errors.get('module');
-      return html`
-        ${error === undefined ? nothing : html`<p class="bad">${error}</p>`}
-        <rf-module-chooser
-          .daemon=${this.context.daemon}
-          @choose=${(event: CustomEvent<string>) => choose(event.detail)}
-        ></rf-module-chooser>
-      `;
+      return html`<rf-module-chooser
+        .daemon=${this.context.daemon}
+        @choose=${(event: CustomEvent<string>) => choose(event.detail)}
+      ></rf-module-chooser>`;
     }
     const other = async () => {
       this.module = undefined;
@@ -242,7 +241,6 @@ export class StartPage extends LitElement {
       }
       const spec = { ...checked.spec, idempotencyKey: this.#key };
       const id = await startRun(this.context.daemon, spec, this.#starting.signal);
-      remember(id, form);
       navigate({ page: 'run', id, at: undefined });
     } catch (error) {
       if (!isAborted(error)) this.#refused(failureOf(error));
@@ -266,8 +264,7 @@ export class StartPage extends LitElement {
 
   #mark(errors: FormErrors): void {
     this.errors = errors;
-    if (errors.has('module')) void this.updateComplete.then(() => this.chooser?.focus());
-    else void this.fields.focusError();
+    void this.fields.focusError();
   }
 }
 
@@ -275,12 +272,6 @@ async function stdinOf(form: RunForm): Promise<Uint8Array<ArrayBuffer>> {
   if (form.stdinFrom === 'text') return new TextEncoder().encode(form.stdinText);
   if (form.stdinFrom === 'none' || form.stdinFile === undefined) return new Uint8Array();
   return new Uint8Array(await form.stdinFile.arrayBuffer());
-}
-
-function remember(id: string, form: RunForm): void {
-  started.set(id, form);
-  const [oldest] = started.keys();
-  if (started.size > MOST_STARTED && oldest !== undefined) started.delete(oldest);
 }
 
 /** Makes a key that nobody else has; `crypto.randomUUID` is not there on pages without TLS. */

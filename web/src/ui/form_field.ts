@@ -51,6 +51,15 @@ export const fieldStyles = css`
     width: 100%;
     min-width: 0;
   }
+  input[type='checkbox'] {
+    min-height: 0;
+    margin: 0 var(--space-1) 0 0;
+    vertical-align: middle;
+  }
+  ::placeholder {
+    color: var(--ink-2);
+    opacity: 1;
+  }
   textarea {
     font-family: var(--mono);
     font-size: var(--text-s);

@@ -270,7 +270,7 @@ export class TimeChart extends LitElement {
           size: 62,
           space: 28,
           values: (_, splits) => splits.map((it) => (it === null ? '' : format(it))),
-          ...(axis === 'durations' ? {} : { incrs: steps }),
+          ...(axis === 'durations' ? { splits: magnitudesBetween } : { incrs: steps }),
         },
       ],
       series: [{}, ...this.#order.map((it) => this.#lineOf(it))],
@@ -373,6 +373,11 @@ function magnitudes(_: uPlot, least: number | null, most: number | null): [numbe
   const power = (value: number, round: (log: number) => number) => 10 ** round(Math.log10(value));
   const low = power(least ?? 1, Math.floor);
   return [low, Math.max(low * 10, power(most ?? 100, Math.ceil))];
+}
+
+function magnitudesBetween(_: uPlot, __: number, low: number, high: number): number[] {
+  const first = Math.round(Math.log10(low));
+  return Array.from({ length: Math.round(Math.log10(high)) - first + 1 }, (_it, index) => 10 ** (first + index));
 }
 
 function fromZero(_: uPlot, __: number | null, most: number | null): [number, number] {
