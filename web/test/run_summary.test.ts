@@ -46,7 +46,7 @@ test('each end is told in sentences, and in brief', () => {
     ],
     [
       ended({ outcome: Outcome.TRAPPED, trap: { code: 'unreachable', message: 'wasm trap: unreachable' } }),
-      ['It trapped: Wasm trap: unreachable.'],
+      ['It trapped: unreachable.'],
       'Trapped: wasm trap: unreachable',
     ],
     [
@@ -61,7 +61,7 @@ test('each end is told in sentences, and in brief', () => {
       ended({ outcome: Outcome.MEMORY_EXCEEDED, memoryUsed: 1n, trap: { code: 'unreachable', message: 'abort' } }),
       [
         'It went over its memory: it held 1 B of the 4 MiB (64 pages) that it had, wanted more, and was denied it.',
-        'It then trapped: Abort.',
+        'It then trapped: abort.',
       ],
       'Over the memory limit of 4 MiB',
     ],
@@ -185,7 +185,7 @@ test('how long a run waited', () => {
   const started = info({ state: RunState.RUNNING, asked, started: timestampFromMs(1_250) });
   assert.deepEqual(summarise(started).sentences, [
     'It runs.',
-    'It started 250 ms after the request: it had its module and its slot then.',
+    'It waited 250 ms for its module and a slot.',
   ]);
   const never = refused('WAIT_EXPIRED', 'no slot came free', { asked, ended: timestampFromMs(31_000) });
   assert.equal(summarise(never).sentences.at(-1), 'That was 30 s after the request.');

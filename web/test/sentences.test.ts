@@ -17,6 +17,7 @@ const failure = (reason: string, message: string, metadata: Record<string, strin
 test('messages become sentences', () => {
   assert.equal(sentence('the module is gone'), 'The module is gone.');
   assert.equal(sentence('Done!'), 'Done!');
+  assert.equal(sentence('spec.args[1]: it is wrong'), 'spec.args[1]: it is wrong.');
   assert.equal(sentence(''), '');
   assert.equal(sentence('<b>\u202ex'), '<b>⟨U+202E⟩x.');
   assert.equal(sayFailure(failure('QUEUE_FULL', 'too many wait')), 'Too many wait. (QUEUE_FULL)');

@@ -1,6 +1,13 @@
 // Everything that is known of a run, in words: what it was, how it stands or ended, and what it used of what it had.
 
-import { CancelCause, type Frame, Outcome, type RunResult, type Value } from '../gen/ringfence/v1/result_pb.js';
+import {
+  CancelCause,
+  type Frame,
+  Outcome,
+  type RunResult,
+  type Trap,
+  type Value,
+} from '../gen/ringfence/v1/result_pb.js';
 import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 import { OutputPolicy, type Resources, type RunSpec } from '../gen/ringfence/v1/spec_pb.js';
 import { formatBytes, formatCount, formatDuration, formatRoughCount, plural } from './format.js';
@@ -115,7 +122,7 @@ function endSentences(result: RunResult, asked: RunSpec | undefined): string[] {
           : `It exited with code ${result.exitCode}, by which it says that it failed.`,
       ];
     case Outcome.TRAPPED:
-      return [`It trapped: ${sentence(trap?.message ?? 'the daemon does not say why')}`];
+      return [`It trapped: ${clause(trap)}`];
     case Outcome.MEMORY_EXCEEDED:
       return memorySentences(result);
     case Outcome.FUEL_EXHAUSTED:
@@ -143,7 +150,7 @@ function memorySentences(result: RunResult): string[] {
     pages === undefined ? '' : ` of the ${formatBytes(pages * PAGE_BYTES)} (${plural(pages, 'page')}) that it had`;
   const then =
     result.exitCode === undefined
-      ? `It then trapped: ${sentence(result.trap?.message ?? 'the daemon does not say why')}`
+      ? `It then trapped: ${clause(result.trap)}`
       : `It then exited with code ${result.exitCode}.`;
   return [
     `It went over its memory: it held ${formatBytes(result.memoryUsed)}${allowed}, wanted more, and was denied it.`,
@@ -178,6 +185,12 @@ function cancelSentences(result: RunResult): string[] {
   return [first, 'A run that is not detached ends with its caller.'];
 }
 
+/** Says why a guest trapped, to follow a colon. */
+function clause(trap: Trap | undefined): string {
+  const message = printable(trap?.message.trim() || trap?.code || 'the daemon does not say why');
+  return `${message.replace(/^wasm trap: /, '')}.`.replace(/\.\.$/, '.');
+}
+
 /** Says what else a result has to tell. */
 function besides(result: RunResult): string[] {
   const parts: string[] = [];
@@ -201,7 +214,8 @@ function waitSentence(run: RunInfo): string {
   if (waited === undefined) return '';
   const time = formatDuration(waited);
   if (run.started === undefined) return `That was ${time} after the request.`;
-  return `It started ${time} after the request: it had its module and its slot then.`;
+  // The daemon does not tell how much of it was for which.
+  return `It waited ${time} for its module and a slot.`;
 }
 
 /** Shows a value that an entry point returned, with its type. */

@@ -32,7 +32,8 @@ export function ranFor(run: RunInfo): number | undefined {
 
 /** Returns how long a run waited from its request to its first instruction, or to its refusal. */
 export function waitedFor(run: RunInfo): number | undefined {
+  const { asked } = run;
   const until = run.started ?? run.ended;
-  if (run.asked === undefined || until === undefined) return undefined;
-  return Math.max(0, timestampMs(until) - timestampMs(run.asked));
+  if (asked === undefined || until === undefined) return undefined;
+  return Math.max(0, Number(until.seconds - asked.seconds) * 1_000 + (until.nanos - asked.nanos) / 1e6);
 }

@@ -11,7 +11,9 @@ const MESSAGE_SLACK = 64 << 10;
 export function sentence(message: string): string {
   const text = printable(message.trim());
   const [first = ''] = text;
-  const begun = first.toUpperCase() + text.slice(first.length);
+  // A message may begin with the name of a field, which is no word.
+  const isName = /^[a-z]\w*[._:[]/.test(text);
+  const begun = isName ? text : first.toUpperCase() + text.slice(first.length);
   return /[.!?…]$/.test(begun) || begun === '' ? begun : `${begun}.`;
 }
 
