@@ -24,6 +24,10 @@ export type LineSource = 'stdout' | 'stderr' | 'note';
 export interface LogLine {
   /** Counts the lines of the run, from 1. */
   readonly number: number;
+  /** By what lines are sorted: their number, or where those of several runs are merged, their time. */
+  readonly order: number;
+  /** Which of several runs it is of. */
+  readonly tag: number | undefined;
   readonly source: LineSource;
   /** Where its first byte is. */
   readonly at: LogPosition;
@@ -66,9 +70,13 @@ const NO_SPANS: readonly StyledSpan[] = [];
 /** Takes the events of a run in their order. However their bytes are cut, the lines are the same. */
 export class LineAssembler {
   #count = 0;
+  #latest = 0;
   #added: LogLine[] = [];
   readonly #changed = new Set<LogLine>();
   readonly #writers = { stdout: new LineWriter('stdout', this), stderr: new LineWriter('stderr', this) };
+
+  /** Makes lines of a run, which are merged with those of others where it has a tag. */
+  constructor(private readonly tag?: number) {}
 
   /** Takes the next event. */
   take(event: StreamEvent): void {
@@ -113,8 +121,20 @@ export class LineAssembler {
   /** Adds a line. It is for the writers. */
   open(source: LineSource, { at, time }: Start): LogLine {
     this.#count += 1;
-    const isOpen = source !== 'note';
-    const line = { number: this.#count, source, at, time, text: '', spans: NO_SPANS, isOpen, goesOn: false };
+    // The lines of a run keep their order, whatever their times.
+    this.#latest = Math.max(this.#latest, time ?? 0);
+    const line = {
+      number: this.#count,
+      order: this.tag === undefined ? this.#count : this.#latest,
+      tag: this.tag,
+      source,
+      at,
+      time,
+      text: '',
+      spans: NO_SPANS,
+      isOpen: source !== 'note',
+      goesOn: false,
+    };
     this.#added.push(line);
     return line;
   }
