@@ -264,7 +264,8 @@ export class StartPage extends LitElement {
 
   #mark(errors: FormErrors): void {
     this.errors = errors;
-    void this.fields.focusError();
+    // The fields have the errors once this page is drawn.
+    void this.updateComplete.then(() => this.fields.focusError());
   }
 }
 
