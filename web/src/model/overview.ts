@@ -8,8 +8,9 @@ import { type Column, OUTCOMES, stack, type StatsColumns } from './stats_series.
 const COLORS: readonly ChartColor[] = ['green', 'red', 'amber', 'violet', 'orange', 'pink', 'teal', 'grey'];
 
 /** Lays out all charts. Every chart has the same series at any time, but for outcomes that no run had. */
-export function chartsOf(columns: StatsColumns): ChartFigure[] {
-  return [outcomes(columns), refusals(columns), load(columns), waits(columns), times(columns), memory(columns)];
+export function chartsOf(columns: StatsColumns, memoryCapacity: bigint): ChartFigure[] {
+  const ofRuns = [outcomes(columns), refusals(columns), load(columns), waits(columns), times(columns)];
+  return [...ofRuns, memory(columns, memoryCapacity)];
 }
 
 function outcomes(columns: StatsColumns): ChartFigure {
@@ -49,7 +50,7 @@ function load({ running, queued }: StatsColumns): ChartFigure {
     axis: 'counts',
     format: formatCount,
     series: [
-      { name: 'not waiting', color: 'blue', values: running },
+      { name: 'compiling or running', color: 'blue', values: running },
       { name: 'waiting for a slot', color: 'orange', values: queued, isDashed: true },
     ],
   };
@@ -77,10 +78,10 @@ function latency(title: string, hint: string, half: Column, most: Column): Chart
   };
 }
 
-function memory({ memory: reserved }: StatsColumns): ChartFigure {
+function memory({ memory: reserved }: StatsColumns, capacity: bigint): ChartFigure {
   return {
     title: 'Reserved memory',
-    hint: 'By the runs of all tenants, at the end of each 10 seconds.',
+    hint: `By the runs of all tenants, of ${formatBytes(capacity)}, at the end of each 10 seconds.`,
     shape: 'areas',
     axis: 'bytes',
     format: formatBytes,

@@ -10,6 +10,8 @@ import { durationOf } from './run_times.js';
 export const HOUR_MS = 3_600_000;
 /** Samples follow each other at least this closely, or something is missing between them. */
 const SLACK_MS = 2_000;
+/** How much of what is known already is asked for again: a message is up to one sample newer than its newest sample. */
+const OVERLAP_MS = 30_000;
 
 /** Outcomes in the order in which charts stack them. */
 export const OUTCOMES: readonly Outcome[] = [
@@ -47,6 +49,7 @@ export interface StatsColumns {
 export class StatsSeries {
   #samples: StatsSample[] = [];
   #latest: Stats | undefined;
+  #takenAt = 0;
 
   /** The newest figures. */
   get latest(): Stats | undefined {
@@ -57,17 +60,17 @@ export class StatsSeries {
     return this.#samples;
   }
 
-  /** Returns how much of the past is missing, in milliseconds, at a time of the daemon's clock. */
+  /** Returns how much of the past is missing, in milliseconds, at a time of this browser's clock. */
   missing(now: number): number {
-    const last = this.#samples.at(-1);
-    if (last === undefined) return HOUR_MS;
+    if (this.#samples.length === 0) return HOUR_MS;
     // A sample that comes twice is taken once.
-    return Math.min(HOUR_MS, Math.max(0, now - timeOf(last)) + 2 * 10_000);
+    return Math.min(HOUR_MS, Math.max(0, now - this.#takenAt) + OVERLAP_MS);
   }
 
-  /** Takes a message, and tells whether it had samples that were not known. */
-  take(stats: Stats): boolean {
+  /** Takes a message at a time of this browser's clock, and tells whether it had samples that were not known. */
+  take(stats: Stats, now: number): boolean {
     this.#latest = stats;
+    this.#takenAt = now;
     const end = stats.time === undefined ? 0 : timestampMs(stats.time);
     const byTime = new Map(this.#samples.map((it) => [timeOf(it), it]));
     const known = byTime.size;

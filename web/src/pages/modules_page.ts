@@ -375,6 +375,10 @@ export class ModulesPage extends LitElement {
   }
 
   async #delete(module: ModuleInfo): Promise<void> {
-    if (await askAndDelete(this.context.daemon, module)) await this.#load();
+    if (!(await askAndDelete(this.context.daemon, module))) return;
+    await this.#load();
+    await this.updateComplete;
+    // The row had the focus, and is gone.
+    (this.renderRoot.querySelector<HTMLElement>('.scroll') ?? this.search).focus();
   }
 }

@@ -49,10 +49,10 @@ export class OverviewPage extends LitElement {
         margin: var(--space-3) 0;
       }
       .tiles {
-        grid-template-columns: repeat(auto-fill, minmax(min(9rem, 100%), 1fr));
+        grid-template-columns: repeat(auto-fit, minmax(min(9rem, 100%), 1fr));
       }
       .charts {
-        grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr));
+        grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr));
       }
       .lists {
         grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr));
@@ -164,9 +164,9 @@ export class OverviewPage extends LitElement {
   }
 
   #take(stats: Stats): void {
-    if (this.#series.take(stats) || this.columns === undefined) {
+    if (this.#series.take(stats, Date.now()) || this.columns === undefined) {
       this.columns = this.#series.columns();
-      this.charts = chartsOf(this.columns);
+      this.charts = chartsOf(this.columns, stats.daemon?.memoryCapacity ?? 0n);
     }
     this.latest = stats;
   }
@@ -193,21 +193,20 @@ export class OverviewPage extends LitElement {
 
   #now(stats: Stats): TemplateResult {
     const { lastMinute: minute } = stats;
-    const span = minute?.span === undefined ? 0 : durationMs(minute.span);
     const latency = (summary: NonNullable<typeof minute>['wait']) => {
       const [half, most] = [quantile(summary, 'p50'), quantile(summary, 'p99')];
       return half === null || most === null
-        ? ({ value: '–', more: 'There was none in the last minute.' } as const)
-        : ({ value: formatDuration(half), more: `p99 ${formatDuration(most)}, in the last ${formatDuration(span)}` } as const);
+        ? ({ value: '–', more: 'There was none.' } as const)
+        : ({ value: formatDuration(half), more: `p99 ${formatDuration(most)}` } as const);
     };
     const [wait, run] = [latency(minute?.wait), latency(minute?.run)];
-    return html`<h2 class="visually-hidden">Now</h2>
+    return html`<h2>Your runs now, and in the last minute</h2>
       <dl class="tiles">
         ${tile('Running', formatCount(stats.runsRunning), `${formatCount(stats.runsCompiling)} compiling`)}
         ${tile('Waiting for a slot', formatCount(stats.runsQueued))}
-        ${tile('Runs a second', rate(minute?.runsPerSecond ?? 0), `in the last ${formatDuration(span)}`)}
-        ${tile('Refused', formatCount(minute?.refused ?? 0n), `in the last ${formatDuration(span)}`)}
-        ${tile('Median wait', wait.value, wait.more)} ${tile('Median duration', run.value, run.more)}
+        ${tile('Ended a second', rate(minute?.runsPerSecond ?? 0), `${formatCount(minute?.runs ?? 0n)} in all`)}
+        ${tile('Refused', formatCount(minute?.refused ?? 0n))} ${tile('Median wait', wait.value, wait.more)}
+        ${tile('Median duration', run.value, run.more)}
       </dl>`;
   }
 

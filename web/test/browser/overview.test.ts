@@ -65,6 +65,12 @@ browserTest('runs are in the charts, and in the figures beside them', { proxy: t
   await page.getByText('Not live').waitFor();
   proxy.mend();
   await until('what was missed is there', async () => (await exited()) === 8);
+
+  // A daemon that starts anew knows nothing of the past, and this page still does.
+  await daemon.kill();
+  await daemon.restart();
+  await page.getByText('No run has ended.').waitFor();
+  assert.equal(await exited(), 8);
 });
 
 browserTest('the charts follow the theme, and their cursors go together', { theme: 'light' }, async ({ daemon, open }) => {
@@ -91,8 +97,9 @@ browserTest('the charts follow the theme, and their cursors go together', { them
   const light = await painted();
   await setTheme(page, 'dark');
   await until('the colours change', async () => (await painted()) !== light);
+  const dark = await painted();
   await page.getByRole('combobox', { name: 'Theme' }).selectOption('light');
-  await until('the colours change back', async () => (await painted()) !== light || true);
+  await until('the colours change back', async () => (await painted()) !== dark);
 });
 
 for (const theme of ['light', 'dark'] as const) {
