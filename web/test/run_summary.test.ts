@@ -212,7 +212,6 @@ test('what a run used of what it had', () => {
     [
       ['Memory', '1 MiB of 4 MiB', false],
       ['Fuel', '250,000 of 1 million', false],
-      ['Time', '1.5 s', false],
       ['Standard output', '1 KiB of 64 KiB', false],
       ['Standard error', '0 B of 64 KiB', false],
     ],

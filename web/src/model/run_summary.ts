@@ -305,7 +305,9 @@ function usesOf(run: RunInfo, asked: RunSpec | undefined): Use[] {
   }
   const timeout = durationOf(asked?.timeout) || undefined;
   const took = ranFor(run) ?? durationOf(usage.elapsed);
-  if (took !== undefined) add('Time', took, timeout, formatDuration, ended === Outcome.TIMED_OUT);
+  // The time of a live run is told by a clock, unless there is a limit to see it by.
+  if (took !== undefined && (result !== undefined || timeout !== undefined))
+    add('Time', took, timeout, formatDuration, ended === Outcome.TIMED_OUT);
   const cpu = durationOf(result?.cpuTime);
   if (cpu !== undefined) add('Processor', cpu, undefined, formatDuration, false);
   const output = granted?.outputLimit === undefined ? undefined : Number(granted.outputLimit);

@@ -219,6 +219,12 @@ export class RunTable extends VirtualRows<RunInfo> {
     const id = shortRunId(run.runId);
     const name =
       this.nameOf(run.moduleDigest) || shortDigest(run.moduleDigest) || (isLive(run) ? 'not known yet' : 'not known');
+    const open = (event: MouseEvent) => {
+      // With a key held, the browser opens a tab or a window.
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+      event.preventDefault();
+      this.open(run);
+    };
     const href = formatRoute({ page: 'run', id: run.runId, at: undefined });
     return html`
       <span role="gridcell" class="choose">
@@ -233,8 +239,8 @@ export class RunTable extends VirtualRows<RunInfo> {
       <span role="gridcell" class="state ${toneOfState(run, how.tone)}"
         ><span aria-hidden="true">●</span> ${stateName(run.state)}</span
       >
-      <span role="gridcell" class="module"><a href=${href} tabindex="-1">${name}</a></span>
-      <span role="gridcell" class="run mono"><a href=${href} tabindex="-1">${id}</a></span>
+      <span role="gridcell" class="module"><a href=${href} tabindex="-1" @click=${open}>${name}</a></span>
+      <span role="gridcell" class="run mono"><a href=${href} tabindex="-1" @click=${open}>${id}</a></span>
       <span role="gridcell" class=${isRunning ? 'labels instead' : 'labels'}>${this.#labels(run)}</span>
       <span role="gridcell" class="asked dim">${clockTime(askedAt(run))}</span>
       <span role="gridcell" class="elapsed number">${this.#elapsed(run)}</span>

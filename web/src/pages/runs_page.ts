@@ -40,6 +40,9 @@ interface Hold {
   readonly changed: Set<string>;
 }
 
+/** The run that was opened last, at which whoever comes back goes on. */
+let lastOpened: string | undefined;
+
 @customElement('rf-runs-page')
 export class RunsPage extends LitElement {
   static override styles = [
@@ -163,6 +166,7 @@ export class RunsPage extends LitElement {
         if (event.case === 'run') this.#take(event.value);
         if (event.case === 'synced') {
           this.#list.synced();
+          if (!this.isSynced) this.#goOn();
           this.isSynced = true;
           this.#show();
           void this.#names?.list();
@@ -171,6 +175,17 @@ export class RunsPage extends LitElement {
       },
       changed: (it) => (this.streamState = it),
     });
+  }
+
+  /** Makes the run that was opened last the one that keys act on, once, unless the reader is elsewhere already. */
+  #goOn(): void {
+    const id = lastOpened;
+    lastOpened = undefined;
+    if (id === undefined || this.#list.get(id) === undefined) return;
+    this.table.activate(id);
+    const { activeElement } = document;
+    const focused = activeElement?.shadowRoot?.activeElement ?? activeElement;
+    if (focused === document.body || focused?.localName === 'main') this.table.focus();
   }
 
   #take(run: RunInfo): void {
@@ -238,7 +253,10 @@ export class RunsPage extends LitElement {
     this.chosen = chosen;
   };
 
-  readonly #open = ({ detail }: CustomEvent<RunInfo>) => navigate({ page: 'run', id: detail.runId, at: undefined });
+  readonly #open = ({ detail }: CustomEvent<RunInfo>) => {
+    lastOpened = detail.runId;
+    navigate({ page: 'run', id: detail.runId, at: undefined });
+  };
 
   readonly #kill = ({ detail }: CustomEvent<RunInfo>) => {
     void killEach(this.context.daemon, [detail], this.#nameOf);

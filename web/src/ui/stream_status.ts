@@ -38,7 +38,7 @@ export class StreamStatus extends LitElement {
     const { state } = this;
     switch (state.kind) {
       case 'live':
-        return html`<span><span class="good" aria-hidden="true">●</span> Live</span>`;
+        return html`<span class="good" aria-hidden="true">●</span> <span>Live</span>`;
       case 'connecting':
         return html`<span class="dim">
           ${this.isWaiting ? 'Waits until another stream of this page is closed.' : 'Connecting …'}
