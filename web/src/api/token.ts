@@ -6,10 +6,13 @@ const KEY = 'ringfence.token';
 /** Holds the token, and tells when it changes. */
 export class TokenStore extends EventTarget {
   #token: string;
+  readonly #isStored: boolean;
 
-  constructor() {
+  /** Holds the token of the session, or where one is given, that one, of which the session does not know. */
+  constructor(given?: string) {
     super();
-    this.#token = stored();
+    this.#isStored = given === undefined;
+    this.#token = given ?? stored();
   }
 
   /** The token; empty where nobody is signed in. */
@@ -20,13 +23,17 @@ export class TokenStore extends EventTarget {
   /** Takes a token, and keeps it for the session if asked. */
   set(token: string, keep: boolean): void {
     this.#token = token;
-    try {
-      if (keep && token !== '') sessionStorage.setItem(KEY, token);
-      else sessionStorage.removeItem(KEY);
-    } catch {
-      // A browser that keeps nothing forgets it with the page.
-    }
+    if (this.#isStored) store(keep ? token : '');
     this.dispatchEvent(new Event('change'));
+  }
+}
+
+function store(token: string): void {
+  try {
+    if (token !== '') sessionStorage.setItem(KEY, token);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // A browser that keeps nothing forgets it with the page.
   }
 }
 
