@@ -5,12 +5,16 @@ import type { AddressInfo, Socket } from 'node:net';
 
 import { passOn } from './scripts.js';
 
+/** A flag and a length stand before each message. */
+const GRPC_PREFIX = 5;
+
 /** Passes requests on from a port of its own. */
 export class TestProxy {
   /** Requests that are open now, by the last part of their path, such as `WatchRuns`. */
   readonly open = new Map<string, number>();
   /** All requests so far, by the same. */
   readonly seen = new Map<string, number>();
+  readonly #bodies: Array<{ name: string; chunks: Buffer[] }> = [];
   /** Requests for what is not under the prefix. */
   misses = 0;
   /** The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once. */
@@ -48,6 +52,12 @@ export class TestProxy {
     return [...this.open].reduce((sum, [name, count]) => (isStream(name) ? sum + count : sum), 0);
   }
 
+  /** The messages of all requests so far that opened a stream by a method. */
+  requests(name: string): Uint8Array[] {
+    const bodies = this.#bodies.filter((it) => it.name === name);
+    return bodies.map(({ chunks }) => new Uint8Array(Buffer.concat(chunks).subarray(GRPC_PREFIX)));
+  }
+
   /** Breaks all connections, and each new one, until `mend`. */
   cut(): void {
     this.#isCut = true;
@@ -76,6 +86,11 @@ export class TestProxy {
     add(this.seen, name, 1);
     this.mostStreams = Math.max(this.mostStreams, this.streams);
     response.on('close', () => add(this.open, name, -1));
+    const chunks: Buffer[] = [];
+    if (isStream(name)) {
+      this.#bodies.push({ name, chunks });
+      request.on('data', (chunk: Buffer) => chunks.push(chunk));
+    }
     passOn(request, response, this.upstream, path);
   }
 }
