@@ -108,6 +108,11 @@ export class LineAssembler {
     this.open('note', { at, time }).text = text;
   }
 
+  /** How many lines were added since the last `drain`. */
+  get waiting(): number {
+    return this.#added.length;
+  }
+
   /** Returns what has changed since the last call. */
   drain(): LineChanges {
     this.#writers.stdout.show();

@@ -104,6 +104,11 @@ export class SearchCounter {
     return this.#total;
   }
 
+  /** Whether all lines have been searched. */
+  isComplete(lines: readonly LogLine[]): boolean {
+    return this.#next >= lines.length;
+  }
+
   /** Searches on until all lines are done, or `isLate` says so. Returns whether all are done. */
   advance(lines: readonly LogLine[], isLate: () => boolean): boolean {
     while (this.#next < lines.length) {
@@ -111,7 +116,7 @@ export class SearchCounter {
       this.#next += 1;
       if (this.#next % 32 === 0 && isLate()) break;
     }
-    return this.#next >= lines.length;
+    return this.isComplete(lines);
   }
 
   /** Takes a change of the list. */

@@ -106,7 +106,8 @@ export class LogStore {
 
   #tellDropped(): ListChange {
     const removed = this.#note === undefined ? [] : [this.#note];
-    const text = `${plural(this.#dropped, 'earlier line')} ${this.#dropped === 1 ? 'is' : 'are'} no longer kept by this page`;
+    const count = `${plural(this.#dropped, 'earlier line')} ${this.#dropped === 1 ? 'is' : 'are'}`;
+    const text = `${count} no longer kept by this page`;
     this.#note = { ...FIRST_NOTE, text };
     if (removed.length === 0) this.lines.unshift(this.#note);
     else this.lines[0] = this.#note;

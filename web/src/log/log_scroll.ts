@@ -1,0 +1,62 @@
+// Tells whether the reader scrolls, or what is shown does.
+
+/** How long after a wheel, a key or a touch a movement is the reader's. */
+const READER_MS = 700;
+/** How near the end is at it. */
+const END_PX = 6;
+
+/** Watches an element that the reader may scroll away from its end, and back to it. */
+export class ScrollWatch {
+  #stop = new AbortController();
+  #readerAt = -Infinity;
+  /** Whether a finger or a button of the mouse is down, as on the scroll bar. */
+  #isHeld = false;
+  #top = 0;
+
+  constructor(
+    private readonly scroller: HTMLElement,
+    private readonly told: { readonly left: () => void; readonly reachedEnd: () => void },
+  ) {
+    this.start();
+  }
+
+  start(): void {
+    this.#stop.abort();
+    this.#stop = new AbortController();
+    const options = { signal: this.#stop.signal, passive: true };
+    const touched = (event: Event) => {
+      this.#readerAt = event.timeStamp;
+    };
+    const hold = (isHeld: boolean) => (event: Event) => {
+      this.#isHeld = isHeld;
+      touched(event);
+    };
+    this.scroller.addEventListener('wheel', this.#turned, options);
+    this.scroller.addEventListener('keydown', touched, options);
+    for (const name of ['pointerdown', 'touchstart']) this.scroller.addEventListener(name, hold(true), options);
+    // A finger that scrolls is no pointer any more.
+    for (const name of ['pointerup', 'touchend', 'touchcancel']) window.addEventListener(name, hold(false), options);
+    this.scroller.addEventListener('scroll', this.#scrolled, options);
+    this.#top = this.scroller.scrollTop;
+  }
+
+  stop(): void {
+    this.#stop.abort();
+  }
+
+  readonly #turned = (event: WheelEvent) => {
+    this.#readerAt = event.timeStamp;
+    if (event.deltaY < 0 && !event.shiftKey && !event.ctrlKey && this.scroller.scrollTop > 0) this.told.left();
+  };
+
+  readonly #scrolled = (event: Event) => {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const moved = scrollTop - this.#top;
+    this.#top = scrollTop;
+    if (!this.#isHeld && event.timeStamp - this.#readerAt > READER_MS) return;
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < END_PX;
+    // What is dropped at the beginning moves the lines up as well: only what is held is the reader's for sure.
+    if (this.#isHeld && moved < -1 && !isAtEnd) this.told.left();
+    else if (moved > 1 && isAtEnd) this.told.reachedEnd();
+  };
+}
