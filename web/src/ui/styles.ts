@@ -53,6 +53,10 @@ export const controls = css`
     border-color: var(--accent);
     color: var(--on-accent);
   }
+  button[aria-pressed='true']:hover:not(:disabled),
+  button.primary:hover:not(:disabled) {
+    background: color-mix(in srgb, var(--accent) 88%, var(--ink));
+  }
   button.danger {
     color: var(--bad);
     border-color: var(--bad);
