@@ -28,9 +28,19 @@ test('a refusal tells its reason, its figures, its fields and when to try again'
   });
 });
 
-test('whatever is thrown is a failure, without a reason', () => {
-  for (const [thrown, message] of [[new TypeError('Failed to fetch'), 'Failed to fetch'], ['missing trailer', 'missing trailer']]) {
-    const failure = failureOf(thrown);
+test('whatever is thrown is a failure, without a reason, in words that say what happened', () => {
+  const brokeOff = 'the connection to the daemon broke off';
+  const thrown: ReadonlyArray<readonly [unknown, string]> = [
+    [new TypeError('Failed to fetch'), brokeOff],
+    [new TypeError('NetworkError when attempting to fetch resource.'), brokeOff],
+    ['missing trailer', brokeOff],
+    [new ConnectError('protocol error: incomplete envelope', Code.InvalidArgument), brokeOff],
+    [new ConnectError('the operation timed out', Code.DeadlineExceeded), 'the daemon did not answer in time'],
+    [new ConnectError('HTTP 502', Code.Unavailable), 'there was an answer, but none of the daemon (HTTP 502)'],
+    [new ConnectError('the browser cannot read this file', Code.InvalidArgument), 'the browser cannot read this file'],
+  ];
+  for (const [error, message] of thrown) {
+    const failure = failureOf(error);
     assert.deepEqual([failure.reason, failure.message, failure.retryAfterMs], ['', message, undefined]);
   }
 });

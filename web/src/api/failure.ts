@@ -27,11 +27,20 @@ export function failureOf(error: unknown): Failure {
   return {
     code: failed.code,
     reason: info?.reason ?? '',
-    message: failed.rawMessage,
+    message: info === undefined ? wordsOf(failed) : failed.rawMessage,
     metadata: info?.metadata ?? {},
     fields: (request?.fieldViolations ?? []).map((it) => it.field),
     retryAfterMs: retry?.retryDelay === undefined ? undefined : durationMs(retry.retryDelay),
   };
+}
+
+/** Says what happened to a call that no daemon answered: the words of browsers and libraries help nobody. */
+function wordsOf(failed: ConnectError): string {
+  const { code, rawMessage, cause } = failed;
+  if (code === Code.DeadlineExceeded) return 'the daemon did not answer in time';
+  if (/^HTTP \d+$/.test(rawMessage)) return `there was an answer, but none of the daemon (${rawMessage})`;
+  const isBroken = cause instanceof TypeError || /^(missing trailer$|protocol error)/.test(rawMessage);
+  return isBroken ? 'the connection to the daemon broke off' : rawMessage;
 }
 
 /** Tells whether a call ended because its caller ended it. */

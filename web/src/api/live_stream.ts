@@ -123,7 +123,7 @@ export class LiveStream<T> {
         if (this.#take(message)) return 'ended';
       }
       // Each stream ends with a message that says so, or breaks off.
-      return attempt.signal.aborted ? 'again' : failureOf(new Error('the connection broke off'));
+      return attempt.signal.aborted ? 'again' : failureOf(new Error('the connection to the daemon broke off'));
     } catch (error) {
       if (error instanceof TakeError) {
         this.#change({ kind: 'failed', failure: failureOf(error.cause) });

@@ -7,7 +7,7 @@ import { keyed } from 'lit/directives/keyed.js';
 
 import { mayChange } from '../api/access.js';
 import { Daemon, pageBase } from '../api/client.js';
-import { failureOf } from '../api/failure.js';
+import { failureOf, isTransient } from '../api/failure.js';
 import { ServingStatus } from '../gen/ringfence/v1/sandbox_service_pb.js';
 import { printable } from '../model/printable.js';
 import { addShortcuts } from '../ui/shortcuts.js';
@@ -120,7 +120,7 @@ export class Shell extends LitElement {
       const failure = failureOf(error);
       if (failure.code === Code.Unauthenticated) return `The daemon does not accept this token: ${failure.message}.`;
       // It says so to somebody whom it knows.
-      return failure.reason !== '' || `The daemon does not answer: ${failure.message}.`;
+      return failure.reason !== '' || `Nobody could be asked: ${failure.message}.`;
     }
   }
 
@@ -156,7 +156,9 @@ export class Shell extends LitElement {
         <span class="brand">Ringfence</span>
         <nav aria-label="Pages">${PLACES.map((place) => this.#link(place))}</nav>
         <div class="rest">
-          <span class="state" role="status">${this.#daemonState()}</span>
+          <span class=${this.#watch?.failure === undefined ? 'state' : 'state long'} role="status">
+            ${this.#daemonState()}
+          </span>
           ${this.#themeChoice()}
           <button aria-label="Show the keys" @click=${() => (this.areShortcutsShown = true)}>?</button>
           ${this.#daemon.token.value === '' ? nothing : html`<button @click=${this.#signOut}>Sign out</button>`}
@@ -213,8 +215,7 @@ export class Shell extends LitElement {
     const says = (kind: string, text: string) =>
       html`<span class=${kind} aria-hidden="true">●</span> <span>${text}</span>`;
     if (failure !== undefined) {
-      // What a browser says of a broken connection (`Failed to fetch`) helps nobody.
-      if (failure.reason === '') return says('bad', 'The daemon does not answer. It is asked again every second.');
+      if (isTransient(failure)) return says('bad', 'The daemon does not answer. It is asked again every second.');
       return says('bad', printable(`The daemon refuses to say how it is: ${failure.message}`));
     }
     if (health === undefined) return nothing;

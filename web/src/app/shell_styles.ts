@@ -84,7 +84,10 @@ export const shellStyles = css`
       justify-content: start;
     }
     .state {
-      flex: 1;
+      flex: 1 1 8rem;
+    }
+    .state.long {
+      flex-basis: 100%;
     }
   }
 `;

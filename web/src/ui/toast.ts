@@ -46,7 +46,7 @@ export class Toasts extends LitElement {
       }
       .toast {
         display: flex;
-        align-items: start;
+        align-items: center;
         gap: var(--space-2);
         background: var(--ground-3);
         border: 1px solid var(--line);
