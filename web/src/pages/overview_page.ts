@@ -17,7 +17,6 @@ import { outcomeName } from '../model/run_end.js';
 import { quantile, type StatsColumns, StatsSeries } from '../model/stats_series.js';
 import '../ui/stream_status.js';
 import { controls } from '../ui/styles.js';
-import type { TimeChart } from '../ui/time_chart.js';
 import '../ui/time_chart.js';
 import './walls.js';
 
@@ -116,6 +115,8 @@ export class OverviewPage extends LitElement {
   @state() private latest: Stats | undefined;
   @state() private columns: StatsColumns | undefined;
   @state() private charts: readonly ChartFigure[] = [];
+  /** The time that the reader points at in one of the charts, which all of them show. */
+  @state() private pointed: number | undefined;
   readonly #series = new StatsSeries();
   #stream: LiveStream<WatchStatsResponse> | undefined;
   #gone = new AbortController();
@@ -138,8 +139,7 @@ export class OverviewPage extends LitElement {
 
   #begin(): void {
     const { signal } = this.#gone;
-    const { daemon, settings } = this.context;
-    settings.addEventListener('change', () => void this.#recolor(), { signal });
+    const { daemon } = this.context;
     daemon.token.addEventListener('change', () => this.#watch(), { signal });
     this.#watch();
   }
@@ -169,12 +169,6 @@ export class OverviewPage extends LitElement {
       this.charts = chartsOf(this.columns, stats.daemon?.memoryCapacity ?? 0n);
     }
     this.latest = stats;
-  }
-
-  /** Waits until the theme is there, and draws in its colours. */
-  async #recolor(): Promise<void> {
-    await new Promise((resolve) => requestAnimationFrame(resolve));
-    this.renderRoot.querySelectorAll<TimeChart>('rf-time-chart').forEach((it) => it.recolor());
   }
 
   override render() {
@@ -244,6 +238,8 @@ export class OverviewPage extends LitElement {
             .times=${columns.times}
             .isSample=${columns.isSample}
             .end=${edge}
+            .pointed=${this.pointed}
+            @point=${(event: CustomEvent<number | null>) => (this.pointed = event.detail ?? undefined)}
           ></rf-time-chart>`,
         )}
       </div>

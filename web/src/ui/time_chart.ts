@@ -1,18 +1,17 @@
-// A chart of figures over the last hour, drawn by uPlot, with a legend and a table of the same figures as text.
+// A chart of figures over the last hour, with a legend and a table of the same figures as text.
 
-import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
+import { css, html, LitElement, nothing, type PropertyValues, svg, type TemplateResult } from 'lit';
 import { customElement, property, query, state } from 'lit/decorators.js';
-import uPlot from 'uplot';
 
 import type { ChartFigure, ChartSeries } from '../model/chart_figure.js';
+import { areaPath, type Frame, linePath, nearest, type Scale, timeScale, valueScale } from '../model/chart_geometry.js';
 import { controls } from './styles.js';
 
 const HEIGHT = 150;
-/** Durations are drawn by their orders of magnitude, of which there is none below this one (milliseconds). */
-const LEAST_DURATION = 0.01;
-const COUNT_STEPS = powers(10, 16).flatMap((power) => [power, 2 * power, 5 * power]);
-const BYTE_STEPS = powers(2, 50);
+const SPAN = 3_600;
+const KEYS: Readonly<Record<string, number>> = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30, Home: -Infinity, End: Infinity };
 
+/** Tells the time that the reader points at, in seconds, as the `detail` of its event `point`; `null` for none. */
 @customElement('rf-time-chart')
 export class TimeChart extends LitElement {
   static override styles = [
@@ -32,6 +31,7 @@ export class TimeChart extends LitElement {
         --blue: light-dark(#1f6fc9, #6db3ff);
       }
       figure {
+        height: 100%;
         margin: 0;
         padding: var(--space-3);
         border: 1px solid var(--line);
@@ -53,7 +53,6 @@ export class TimeChart extends LitElement {
         margin: var(--space-2) 0;
         padding: 0;
         font-size: var(--text-s);
-        min-height: 1.5em;
       }
       i {
         display: inline-block;
@@ -61,45 +60,72 @@ export class TimeChart extends LitElement {
         height: 0.75em;
         margin-inline-end: 0.25em;
         border-radius: 2px;
+        background: currentColor;
       }
       i.dashed {
         height: 0.3em;
         vertical-align: middle;
       }
       .green {
-        background: var(--green);
+        color: var(--green);
       }
       .red {
-        background: var(--red);
+        color: var(--red);
       }
       .amber {
-        background: var(--amber);
+        color: var(--amber);
       }
       .violet {
-        background: var(--violet);
+        color: var(--violet);
       }
       .orange {
-        background: var(--orange);
+        color: var(--orange);
       }
       .pink {
-        background: var(--pink);
+        color: var(--pink);
       }
       .teal {
-        background: var(--teal);
+        color: var(--teal);
       }
       .grey {
-        background: var(--grey);
+        color: var(--grey);
       }
       .blue {
-        background: var(--blue);
+        color: var(--blue);
       }
       .plot {
         height: ${HEIGHT}px;
         overflow: hidden;
-        color: var(--ink-2);
       }
-      .grid {
-        color: var(--ground-3);
+      svg {
+        display: block;
+        font-size: 11px;
+        fill: var(--ink-2);
+      }
+      path {
+        fill: none;
+        stroke: currentColor;
+        stroke-width: 1.5;
+        stroke-linejoin: round;
+        stroke-linecap: round;
+      }
+      path.dashed {
+        stroke-dasharray: 5 4;
+      }
+      path.area {
+        fill: currentColor;
+        stroke: none;
+        shape-rendering: crispEdges;
+      }
+      path.marks {
+        stroke: var(--ground-3);
+        stroke-width: 1;
+        shape-rendering: crispEdges;
+      }
+      path.cursor {
+        stroke: var(--ink-2);
+        stroke-width: 1;
+        stroke-dasharray: 3 3;
       }
       details {
         font-size: var(--text-s);
@@ -126,46 +152,6 @@ export class TimeChart extends LitElement {
         background: var(--ground-2);
         font-weight: 600;
       }
-      .u-wrap {
-        position: relative;
-        user-select: none;
-      }
-      .u-over,
-      .u-under,
-      .u-axis {
-        position: absolute;
-      }
-      .u-under {
-        overflow: hidden;
-      }
-      .uplot canvas {
-        display: block;
-        position: relative;
-        width: 100%;
-        height: 100%;
-      }
-      .u-cursor-x,
-      .u-cursor-pt {
-        position: absolute;
-        left: 0;
-        top: 0;
-        pointer-events: none;
-        will-change: transform;
-      }
-      .u-cursor-x {
-        height: 100%;
-        border-inline-end: 1px dashed var(--ink-2);
-      }
-      .u-cursor-pt {
-        border-radius: 50%;
-        border: 0 solid;
-        background-clip: padding-box !important;
-      }
-      .u-cursor-y,
-      .u-select,
-      .u-off {
-        display: none;
-      }
     `,
   ];
 
@@ -176,134 +162,33 @@ export class TimeChart extends LitElement {
   @property({ attribute: false }) isSample: readonly boolean[] = [];
   /** The time at the right edge, in seconds. */
   @property({ attribute: false }) end = 0;
-  @state() private pointed: number | undefined;
+  /** The time that the reader points at, in this chart or another. */
+  @property({ attribute: false }) pointed: number | undefined;
+  @state() private width = 0;
   @state() private isTableOpen = false;
   @query('.plot') private plot!: HTMLElement;
-  #chart: uPlot | undefined;
-  /** The series that the chart was made for. */
-  #drawn = '';
-  #resize = new ResizeObserver(() => this.#fit());
-  #scheme = matchMedia('(prefers-color-scheme: dark)');
+  readonly #resize = new ResizeObserver(() => (this.width = Math.floor(this.plot.clientWidth)));
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.#scheme.addEventListener('change', this.#recolor);
-    if (this.hasUpdated) this.requestUpdate('times');
+    if (this.hasUpdated) this.#resize.observe(this.plot);
   }
 
   override disconnectedCallback(): void {
-    this.#scheme.removeEventListener('change', this.#recolor);
     this.#resize.disconnect();
-    this.#chart?.destroy();
-    this.#chart = undefined;
     super.disconnectedCallback();
   }
 
-  /** Draws anew in the colours of the theme that is there now. */
-  recolor(): void {
-    this.#chart?.redraw(false, true);
-  }
-
-  readonly #recolor = () => this.recolor();
-
-  protected override updated(changed: PropertyValues<this>): void {
-    if (!changed.has('figure') && !changed.has('times') && !changed.has('end')) return;
-    const drawn = this.figure.series.map((it) => it.name).join();
-    if (this.#chart === undefined || this.#drawn !== drawn) {
-      this.#drawn = drawn;
-      this.#chart?.destroy();
-      this.#chart = new uPlot(this.#options(), this.#data(), this.plot);
-      this.#resize.observe(this.plot);
-    } else {
-      this.#chart.setData(this.#data(), false);
-    }
-    this.#chart.setScale('x', { min: this.end - 3_600, max: this.end });
-  }
-
-  #fit(): void {
-    const width = Math.floor(this.plot.clientWidth);
-    if (width > 0 && width !== this.#chart?.width) this.#chart?.setSize({ width, height: HEIGHT });
-  }
-
-  /** The series in the order in which they are drawn: of areas, those behind come first. */
-  get #order(): readonly ChartSeries[] {
-    return this.figure.shape === 'areas' ? this.figure.series.toReversed() : this.figure.series;
-  }
-
-  #data(): uPlot.AlignedData {
-    const least = this.figure.axis === 'durations' ? LEAST_DURATION : 0;
-    const drawn = this.#order.map((it) =>
-      (it.drawn ?? it.values).map((value) => (value === null ? null : Math.max(least, value))),
-    );
-    return [[...this.times], ...drawn];
-  }
-
-  #options(): uPlot.Options {
-    const { axis, format } = this.figure;
-    const font = '11px system-ui, sans-serif';
-    const colors = {
-      stroke: () => this.#colorOf('.plot', 'color'),
-      grid: { stroke: () => this.#colorOf('.grid', 'color'), width: 1 },
-      ticks: { show: false },
-      font,
-    };
-    const steps = axis === 'counts' ? COUNT_STEPS : BYTE_STEPS;
-    return {
-      width: Math.max(100, Math.floor(this.plot.clientWidth)),
-      height: HEIGHT,
-      padding: [8, 8, 0, 0],
-      legend: { show: false },
-      cursor: {
-        y: false,
-        drag: { x: false, y: false },
-        points: { show: this.figure.shape === 'lines', size: 6 },
-        sync: { key: 'ringfence', scales: ['x', null] },
-      },
-      scales: {
-        x: { time: true, auto: false },
-        y: axis === 'durations' ? { distr: 3, range: magnitudes } : { range: fromZero },
-      },
-      axes: [
-        { ...colors, size: 24, space: 60, values: (_, splits) => splits.map((it) => clockOf(it)) },
-        {
-          ...colors,
-          size: 62,
-          space: 28,
-          values: (_, splits) => splits.map((it) => (it === null ? '' : format(it))),
-          ...(axis === 'durations' ? { splits: magnitudesBetween } : { incrs: steps }),
-        },
-      ],
-      series: [{}, ...this.#order.map((it) => this.#lineOf(it))],
-      hooks: {
-        setCursor: [
-          (chart) => {
-            this.pointed = chart.cursor.idx ?? undefined;
-          },
-        ],
-      },
-    };
-  }
-
-  #lineOf(series: ChartSeries): uPlot.Series {
-    const color = () => this.#colorOf(`i.${series.color}`, 'background-color');
-    const stepped = uPlot.paths.stepped?.({ align: -1 });
-    const area = { fill: color, width: 0, ...(stepped === undefined ? {} : { paths: stepped }) };
-    const line = { stroke: color, width: 1.5, ...(series.isDashed === true ? { dash: [5, 4] } : {}) };
-    if (this.figure.shape === 'areas') return { points: { show: false }, ...area };
-    return { points: { show: false, filter: isolated, size: 4, fill: color, stroke: color }, ...line };
-  }
-
-  /** Reads a colour where the theme has it, since a canvas knows no variables. */
-  #colorOf(selector: string, name: 'color' | 'background-color'): string {
-    const element = this.renderRoot.querySelector(selector);
-    return element === null ? 'grey' : getComputedStyle(element).getPropertyValue(name);
+  protected override firstUpdated(_changed: PropertyValues): void {
+    this.#resize.observe(this.plot);
   }
 
   override render() {
     const { title, hint, series } = this.figure;
-    const at = this.pointed ?? this.times.length - 1;
+    const at = this.#at;
     const time = this.times[at];
     const says = time === undefined ? 'There are no figures yet.' : clockOf(time);
+    const told = series.map((it) => `${it.name}: ${this.#show(it.values[at])}`);
     return html`
       <figure aria-labelledby="title">
         <figcaption>
@@ -312,10 +197,24 @@ export class TimeChart extends LitElement {
         </figcaption>
         <ul aria-label="Figures at ${says}">
           <li class="dim">${says}</li>
-          ${series.map((it) => this.#legend(it, at))}
+          ${series.map((it, index) => html`<li><i class="${it.color} ${dashed(it)}"></i>${told[index]}</li>`)}
         </ul>
-        <div class="plot" aria-hidden="true"></div>
-        <span class="grid" hidden></span>
+        <div
+          class="plot"
+          tabindex="0"
+          role="slider"
+          aria-label="Time in “${title}”"
+          aria-valuemin="0"
+          aria-valuemax=${Math.max(0, this.times.length - 1)}
+          aria-valuenow=${Math.max(0, at)}
+          aria-valuetext="${says}. ${told.join('. ')}"
+          @pointermove=${this.#hovered}
+          @pointerleave=${() => this.#point(undefined)}
+          @blur=${() => this.#point(undefined)}
+          @keydown=${this.#keyed}
+        >
+          ${this.width > 0 ? this.#picture(this.width) : nothing}
+        </div>
         <details @toggle=${(event: Event) => (this.isTableOpen = (event.target as HTMLDetailsElement).open)}>
           <summary>All figures as a table</summary>
           ${this.isTableOpen ? this.#table() : nothing}
@@ -324,11 +223,69 @@ export class TimeChart extends LitElement {
     `;
   }
 
-  #legend({ name, color, values, isDashed }: ChartSeries, at: number): TemplateResult {
-    const value = values[at];
-    return html`<li>
-      <i class="${color} ${isDashed === true ? 'dashed' : ''}"></i>${name}: ${this.#show(value)}
-    </li>`;
+  /** The index of the time that the legend tells of. */
+  get #at(): number {
+    return this.pointed === undefined ? this.times.length - 1 : nearest(this.times, this.pointed);
+  }
+
+  #frame(width: number): Frame {
+    return { left: 62, right: width - 8, top: 8, bottom: HEIGHT - 22 };
+  }
+
+  #timeScale(width: number): Scale {
+    const offset = -60 * new Date(this.end * 1_000).getTimezoneOffset();
+    return timeScale(this.end - SPAN, this.end, this.#frame(width), offset);
+  }
+
+  #picture(width: number): TemplateResult {
+    const { axis, shape, series, format } = this.figure;
+    const frame = this.#frame(width);
+    const x = this.#timeScale(width);
+    const y = valueScale(axis, series.map(drawnOf), frame);
+    // Of areas, those behind come first.
+    const ordered = shape === 'areas' ? series.toReversed() : series;
+    const lines = [
+      ...y.marks.map((mark) => `M${frame.left} ${y.place(mark)}H${frame.right}`),
+      ...x.marks.map((mark) => `M${x.place(mark)} ${frame.top}V${frame.bottom}`),
+    ];
+    const draw = (it: ChartSeries) => {
+      const path = shape === 'areas' ? areaPath : linePath;
+      return svg`<path class="${it.color} ${shape === 'areas' ? 'area' : dashed(it)}"
+        d=${path(this.times, drawnOf(it), x, y)}></path>`;
+    };
+    const time = this.pointed === undefined ? undefined : this.times[this.#at];
+    return html`<svg width=${width} height=${HEIGHT} aria-hidden="true">
+      <clipPath id="frame">
+        <rect x=${frame.left} y="0" width=${frame.right - frame.left} height=${HEIGHT}></rect>
+      </clipPath>
+      <path class="marks" d=${lines.join('')}></path>
+      <g clip-path="url(#frame)">${ordered.map(draw)}</g>
+      ${time === undefined
+        ? nothing
+        : svg`<path class="cursor" d="M${x.place(time)} ${frame.top}V${frame.bottom}"></path>`}
+      ${y.marks.map((mark) => svg`<text x=${frame.left - 6} y=${y.place(mark) + 4} text-anchor="end">${format(mark)}</text>`)}
+      ${x.marks.map((mark) => svg`<text x=${x.place(mark)} y=${HEIGHT - 6} text-anchor="middle">${clockOf(mark)}</text>`)}
+    </svg>`;
+  }
+
+  readonly #hovered = (event: PointerEvent) => {
+    const { left, right } = this.#frame(this.width);
+    const x = event.clientX - this.plot.getBoundingClientRect().left;
+    this.#point(this.end - SPAN + (SPAN * (x - left)) / (right - left));
+  };
+
+  readonly #keyed = (event: KeyboardEvent) => {
+    const by = KEYS[event.key];
+    if (by === undefined || this.times.length === 0) return;
+    event.preventDefault();
+    const at = Math.max(0, Math.min(this.times.length - 1, this.#at + by));
+    this.#point(this.times[at]);
+  };
+
+  #point(time: number | undefined): void {
+    const snapped = time === undefined ? undefined : this.times[nearest(this.times, time)];
+    if (snapped === this.pointed) return;
+    this.dispatchEvent(new CustomEvent<number | null>('point', { detail: snapped ?? null }));
   }
 
   #show(value: number | null | undefined): string {
@@ -337,7 +294,7 @@ export class TimeChart extends LitElement {
 
   #table(): TemplateResult {
     const { title, series } = this.figure;
-    const rows = this.times.map((time, index) => ({ time, index })).toReversed();
+    const rows = [...this.times.keys()].filter((index) => this.isSample[index] === true).reverse();
     return html`<div class="scroll" tabindex="0" role="region" aria-label="${title}, as a table">
       <table>
         <thead>
@@ -347,49 +304,28 @@ export class TimeChart extends LitElement {
           </tr>
         </thead>
         <tbody>
-          ${rows
-            .filter(({ index }) => this.isSample[index] === true)
-            .map(
-              ({ time, index }) => html`<tr>
-                <th scope="row">${clockOf(time, true)}</th>
-                ${series.map((it) => html`<td>${this.#show(it.values[index])}</td>`)}
-              </tr>`,
-            )}
+          ${rows.map(
+            (index) => html`<tr>
+              <th scope="row">${clockOf(this.times[index] ?? 0, true)}</th>
+              ${series.map((it) => html`<td>${this.#show(it.values[index])}</td>`)}
+            </tr>`,
+          )}
         </tbody>
       </table>
     </div>`;
   }
 }
 
-/** Returns the figures that no line leads to, which are drawn as points. */
-function isolated(chart: uPlot, series: number): number[] {
-  const values = chart.data[series] ?? [];
-  const isThere = (index: number) => typeof values[index] === 'number';
-  return [...values.keys()].filter((it) => isThere(it) && !isThere(it - 1) && !isThere(it + 1));
+function drawnOf({ drawn, values }: ChartSeries) {
+  return drawn ?? values;
 }
 
-/** The whole orders of magnitude that have all durations. */
-function magnitudes(_: uPlot, least: number | null, most: number | null): [number, number] {
-  const power = (value: number, round: (log: number) => number) => 10 ** round(Math.log10(value));
-  const low = power(least ?? 1, Math.floor);
-  return [low, Math.max(low * 10, power(most ?? 100, Math.ceil))];
-}
-
-function magnitudesBetween(_: uPlot, __: number, low: number, high: number): number[] {
-  const first = Math.round(Math.log10(low));
-  return Array.from({ length: Math.round(Math.log10(high)) - first + 1 }, (_it, index) => 10 ** (first + index));
-}
-
-function fromZero(_: uPlot, __: number | null, most: number | null): [number, number] {
-  return [0, Math.max(1, (most ?? 0) * 1.1)];
+function dashed({ isDashed }: ChartSeries): string {
+  return isDashed === true ? 'dashed' : '';
 }
 
 function clockOf(seconds: number, withSeconds = false): string {
   const time = new Date(seconds * 1_000);
   const parts = [time.getHours(), time.getMinutes(), ...(withSeconds ? [time.getSeconds()] : [])];
   return parts.map((it) => String(it).padStart(2, '0')).join(':');
-}
-
-function powers(base: number, most: number): number[] {
-  return Array.from({ length: most }, (_, index) => base ** index);
 }

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import type { Page } from 'playwright-core';
 
 import { assertAccessible } from './accessible.js';
-import { browserTest, kit, setTheme, setVisibility, type TestDaemon, until } from './harness.js';
+import { browserTest, kit, setVisibility, type TestDaemon, until } from './harness.js';
 
 /** Longer than the daemon takes for a sample. */
 const SAMPLE_MS = 25_000;
@@ -73,33 +73,34 @@ browserTest('runs are in the charts, and in the figures beside them', { proxy: t
   assert.equal(await exited(), 8);
 });
 
-browserTest('the charts follow the theme, and their cursors go together', { theme: 'light' }, async ({ daemon, open }) => {
+browserTest('charts show figures at a time, all at the same one, by mouse and by keys', async ({ daemon, open }) => {
   const digest = await daemon.load(kit(), 'kit');
   const page = await open('#/overview');
   await work(daemon, digest);
   await openTable(page, 'Runs that ended');
-  await until('there are two samples', async () => (await page.getByRole('region', { name: 'Runs that ended, as a table' }).getByRole('row').count()) > 2);
-  const plots = page.locator('.u-over');
-  assert.equal(await plots.count(), 6);
-  const box = await plots.first().boundingBox();
+  const rows = page.getByRole('region', { name: 'Runs that ended, as a table' }).getByRole('row');
+  await until('there are three samples', async () => (await rows.count()) > 3);
+  const plot = page.getByRole('slider', { name: 'Time in “Runs that ended”' });
+  const cursors = page.locator('path.cursor');
+  assert.equal(await cursors.count(), 0);
+  const box = await plot.boundingBox();
   assert.ok(box !== null);
-  await page.mouse.move(box.x + box.width - 2, box.y + 20);
-  const times = async () => page.getByRole('figure').locator('li:first-child').allTextContents();
-  await until('all show the same time', async () => new Set(await times()).size === 1);
-  const painted = async () =>
-    page.locator('canvas').first().evaluate((canvas: HTMLCanvasElement) => {
-      const data = canvas.getContext('2d')?.getImageData(0, 0, canvas.width, canvas.height).data ?? [];
-      let sum = 0;
-      for (const byte of data) sum = (sum * 31 + byte) % 4_294_967_291;
-      return sum;
-    });
+  await page.mouse.move(box.x + box.width - 10, box.y + 20);
+  await until('each chart has its cursor', async () => (await cursors.count()) === 6);
   await page.mouse.move(0, 0);
-  const light = await painted();
-  await setTheme(page, 'dark');
-  await until('the colours change', async () => (await painted()) !== light);
-  const dark = await painted();
-  await page.getByRole('combobox', { name: 'Theme' }).selectOption('light');
-  await until('the colours change back', async () => (await painted()) !== dark);
+  await until('the cursors are gone', async () => (await cursors.count()) === 0);
+
+  await plot.focus();
+  const valueOf = async (name: string) => page.getByRole('slider', { name }).getAttribute('aria-valuetext');
+  const says = new Set<string>();
+  await page.keyboard.press('End');
+  for (let count = 0; count < 8; count += 1) {
+    says.add((await valueOf('Time in “Runs that ended”')) ?? '');
+    await page.keyboard.press('ArrowLeft');
+  }
+  assert.ok([...says].some((it) => it.includes('exited: 3. trapped: 2. timed out: 1')), [...says].join('\n'));
+  const times = await page.getByRole('figure').locator('li:first-child').allTextContents();
+  assert.equal(new Set(times).size, 1);
 });
 
 for (const theme of ['light', 'dark'] as const) {
