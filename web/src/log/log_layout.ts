@@ -8,7 +8,7 @@ export const logLayout = css`
     display: grid;
     grid-template-rows: auto auto minmax(6rem, 1fr) auto;
     grid-template-columns: minmax(0, 1fr);
-    min-height: 12rem;
+    min-height: 16rem;
     background: var(--ground);
   }
   rf-log-toolbar {
@@ -26,8 +26,11 @@ export const logLayout = css`
   .lines {
     grid-row: 3;
     position: relative;
-    display: grid;
-    min-height: 0;
+  }
+  /* However many lines there are, the log is not higher. */
+  rf-log-view {
+    position: absolute;
+    inset: 0;
   }
   .empty {
     position: absolute;

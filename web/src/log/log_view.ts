@@ -33,7 +33,7 @@ export class LogView extends LitElement {
       min-width: 0;
       overflow: hidden;
     }
-    div {
+    #editor {
       height: 100%;
     }
   `;
@@ -45,7 +45,7 @@ export class LogView extends LitElement {
   @property() label = 'Output';
   /** The names of runs, where lines have tags. */
   @property({ attribute: false }) tags: readonly LogTag[] | undefined;
-  @query('div') private parent!: HTMLElement;
+  @query('#editor') private parent!: HTMLElement;
   readonly #appearance: LogAppearance = {
     lines: [],
     marked: undefined,
@@ -58,6 +58,7 @@ export class LogView extends LitElement {
   readonly #attributes = new Compartment();
   #editor: EditorView | undefined;
   #scroll: ScrollWatch | undefined;
+  readonly #resized = new ResizeObserver(() => this.#stick());
   #isFollowing = true;
 
   /** Whether the last line is kept in sight. */
@@ -73,7 +74,7 @@ export class LogView extends LitElement {
   }
 
   override render() {
-    return html`<div></div>`;
+    return html`<div id="editor"></div>`;
   }
 
   protected override firstUpdated(): void {
@@ -94,10 +95,14 @@ export class LogView extends LitElement {
             chosen: (line) => this.#tellLine(line),
             left: () => (this.isFollowing = false),
           }),
+          EditorView.updateListener.of((update) => {
+            if (update.docChanged || update.geometryChanged) this.#stick();
+          }),
           editorTheme,
         ],
       }),
     });
+    this.#resized.observe(this.#editor.scrollDOM);
     this.#scroll = new ScrollWatch(this.#editor.scrollDOM, {
       left: () => (this.isFollowing = false),
       reachedEnd: () => (this.isFollowing = true),
@@ -240,6 +245,19 @@ export class LogView extends LitElement {
     const editor = this.#editor;
     if (editor === undefined) return;
     editor.dispatch({ effects: EditorView.scrollIntoView(editor.state.doc.length, { y: 'end' }) });
+    this.#stick();
+  }
+
+  /** Stays at the end, where lines turn out to be higher than they were thought to be, or less of them has room. */
+  #stick(): void {
+    if (!this.#isFollowing) return;
+    this.#editor?.requestMeasure({
+      key: this,
+      read: ({ scrollDOM }) => scrollDOM.scrollHeight - scrollDOM.clientHeight - scrollDOM.scrollTop,
+      write: (below, { scrollDOM }) => {
+        if (below > 1 && this.#isFollowing) scrollDOM.scrollTop = scrollDOM.scrollHeight;
+      },
+    });
   }
 
   #tellLine(line: LogLine): void {
