@@ -3,6 +3,7 @@
 import { css, html, LitElement, nothing, type PropertyValues } from 'lit';
 import { customElement, property, query, state } from 'lit/decorators.js';
 
+import { allModules } from '../api/all_modules.js';
 import type { Daemon } from '../api/client.js';
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
 import type { ModuleInfo } from '../gen/ringfence/v1/module_pb.js';
@@ -76,15 +77,8 @@ export class ModuleChooser extends LitElement {
   }
 
   async #load(signal: AbortSignal): Promise<void> {
-    const found: ModuleInfo[] = [];
-    let pageToken = '';
     try {
-      do {
-        const page = await this.daemon.modules.listModules({ pageSize: 1_000, pageToken }, { signal });
-        found.push(...page.modules);
-        pageToken = page.nextPageToken;
-        this.modules = sortModules(found, 'used', false);
-      } while (pageToken !== '');
+      for await (const { modules } of allModules(this.daemon, signal)) this.modules = sortModules(modules, 'used', false);
     } catch (error) {
       if (!isAborted(error)) this.failure = failureOf(error);
     }

@@ -4,6 +4,7 @@ import { css, html, LitElement, nothing, type PropertyValues, type TemplateResul
 import { customElement, property, query, state } from 'lit/decorators.js';
 import { repeat } from 'lit/directives/repeat.js';
 
+import { allModules } from '../api/all_modules.js';
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
 import { uploadsOf } from '../api/uploads.js';
 import type { PageContext } from '../app/context.js';
@@ -22,7 +23,6 @@ import './upload_list.js';
 
 /** Rows that are shown before more are asked for. */
 const ROWS = 200;
-const PAGE_SIZE = 1_000;
 /** Columns, with how much room it takes until they are shown. */
 const COLUMNS: ReadonlyArray<{ order: ModuleOrder | undefined; title: string; room: '' | 'mid' | 'wide' }> = [
   { order: 'name', title: 'Module', room: '' },
@@ -201,17 +201,12 @@ export class ModulesPage extends LitElement {
     this.#loading.abort();
     this.#loading = new AbortController();
     const { signal } = this.#loading;
-    const found: ModuleInfo[] = [];
-    let pageToken = '';
     try {
-      do {
-        const page = await this.context.daemon.modules.listModules({ pageSize: PAGE_SIZE, pageToken }, { signal });
-        found.push(...page.modules);
-        pageToken = page.nextPageToken;
+      for await (const { modules, isComplete } of allModules(this.context.daemon, signal)) {
         // The first time, what is there is shown while more comes. Later, rows stay until all are there.
-        if (!this.isComplete || pageToken === '') this.modules = [...found];
-      } while (pageToken !== '');
-      this.isComplete = true;
+        if (isComplete || !this.isComplete) this.modules = modules;
+        this.isComplete ||= isComplete;
+      }
       this.failure = undefined;
     } catch (error) {
       if (!isAborted(error)) this.failure = failureOf(error);

@@ -7,12 +7,14 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 
 import { assertAccessible } from './accessible.js';
-import { type Fixture, browserTest, kit, type TestDaemon, until, wat } from './harness.js';
+import { type Fixture, browserTest, kit, type TestDaemon, tokenOf, until, wat } from './harness.js';
 import { padded } from './wasm_padding.js';
 
 const HOSTILE = '<img src=x onerror=alert(1)>\u202e\u200b"\'';
 const ADD = '(module (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add))';
 const MIB = 1 << 20;
+/** A module that has nothing. */
+const NOTHING = new Uint8Array([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0]);
 
 /** Waits until the daemon has a module of a name, and returns its digest. */
 async function untilStored(daemon: TestDaemon, name: string): Promise<string> {
@@ -161,6 +163,18 @@ browserTest('names and labels of others are text', async ({ daemon, open }) => {
   await page.getByRole('button', { name: 'Start a run' }).click();
   await page.getByLabel('Entry point').waitFor();
   assert.equal(await page.locator('img, script:not([src]), b').count(), 0);
+});
+
+browserTest('a module is stored for whoever is signed in', { tenants: ['alice', 'bob'] }, async ({ daemon, open }) => {
+  const page = await open('#/modules');
+  await page.getByLabel('Token').fill(tokenOf('bob'));
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await page.getByText('No module is stored').waitFor();
+  await page.setInputFiles('input[type=file]', { name: 'large.wasm', mimeType: '', buffer: Buffer.from(padded(NOTHING, MIB)) });
+  await page.getByRole('button', { name: 'Upload', exact: true }).click();
+  await page.getByText('Stored as').waitFor();
+  assert.equal((await daemon.clientOf('bob').modules.listModules({})).modules.length, 1);
+  assert.equal((await daemon.clientOf('alice').modules.listModules({})).modules.length, 0);
 });
 
 browserTest('a page that may change nothing has no controls for it', { set: { 'admin.read_only': 'true' } }, async ({ daemon, open }) => {
