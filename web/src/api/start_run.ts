@@ -5,7 +5,7 @@ import { Code, ConnectError } from '@connectrpc/connect';
 
 import { RunSpecSchema } from '../gen/ringfence/v1/spec_pb.js';
 import type { Spec } from '../model/run_form.js';
-import { rememberSpec } from '../model/started_specs.js';
+import { forgetSpecs, rememberSpec } from '../model/started_specs.js';
 import type { Daemon } from './client.js';
 
 const RUN_ID = 'ringfence-run-id';
@@ -26,6 +26,7 @@ export async function startRun(daemon: Daemon, spec: Spec, signal: AbortSignal):
       signal.removeEventListener('abort', leave);
       // The daemon keeps less of it, and the run may be wanted once more.
       rememberSpec(id, create(RunSpecSchema, spec));
+      daemon.token.addEventListener('change', forgetSpecs);
       resolve(id);
       if (isDetached) left.abort();
     };

@@ -163,15 +163,15 @@ export class RunActions extends LitElement {
           : nothing
       }
       ${this.#labelMenu()}
-      <rf-menu-button label="Copy">
+      <rf-menu-button label="Copy as">
         ${
           hasModule
-            ? html`<button @click=${() => this.#copy(asRingfence, 'The command')}>As ringfence run …</button>
-              <button @click=${() => this.#copy(asGrpcurl, 'The call')}>As grpcurl …</button>`
+            ? html`<button @click=${() => this.#copy(asRingfence, 'The command')}>ringfence run …</button>
+              <button @click=${() => this.#copy(asGrpcurl, 'The call')}>grpcurl …</button>`
             : nothing
         }
-        <button @click=${() => void this.#report()}>A report of what happened</button>
-        <button @click=${() => void copyText(this.info.runId, 'The id of the run')}>The id of the run</button>
+        <button @click=${() => void this.#report()}>Report of what happened</button>
+        <button @click=${() => void copyText(this.info.runId, 'The id of the run')}>Id of the run</button>
       </rf-menu-button>
     `;
   }

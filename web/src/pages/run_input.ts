@@ -42,6 +42,9 @@ export class RunInput extends LitElement {
         font-family: var(--mono);
         font-size: var(--text-s);
       }
+      .status:empty {
+        display: none;
+      }
       .status {
         flex-basis: 100%;
         overflow-wrap: anywhere;
@@ -157,7 +160,8 @@ export class RunInput extends LitElement {
         <textarea
           rows="1"
           aria-label="Standard input of the run"
-          placeholder="Standard input: Enter sends, Shift+Enter breaks the line"
+          aria-description="Enter sends, Shift+Enter breaks the line"
+          placeholder="Standard input: Enter sends"
           autocomplete="off"
           autocapitalize="off"
           spellcheck="false"
@@ -190,7 +194,7 @@ export class RunInput extends LitElement {
     const rest = formatBytes(sender.waiting);
     switch (now.kind) {
       case 'idle':
-        return sent;
+        return sender.sent === 0n ? '' : sent;
       case 'sending':
         return sender.waiting === 0 ? sent : `${sent} Sending ${rest} …`;
       case 'full':

@@ -39,19 +39,39 @@ export class RunPage extends LitElement {
         min-height: 26rem;
       }
       .above {
+        display: grid;
+        grid-template-rows: auto minmax(0, 1fr);
+        min-height: 0;
+        max-height: 50dvh;
+        border-block-end: 1px solid var(--line);
+      }
+      .scroller {
         overflow: auto;
         display: grid;
         align-content: start;
         gap: var(--space-3);
-        padding: var(--space-3);
-        max-height: 50dvh;
-        border-block-end: 1px solid var(--line);
+        padding: 0 var(--space-3) var(--space-3);
+      }
+      /* A phone has no room for two areas that scroll: the page itself does. */
+      @media (max-width: 40rem), (max-height: 34rem) {
+        :host {
+          grid-template-rows: auto minmax(22rem, 1fr) auto;
+          height: auto;
+          min-height: 100%;
+        }
+        .above {
+          max-height: none;
+        }
       }
       .bar {
+        /* Its menus open over what is below. */
+        position: relative;
+        z-index: 3;
         display: flex;
         flex-wrap: wrap;
         gap: var(--space-2) var(--space-4);
         align-items: center;
+        padding: var(--space-3);
       }
       rf-run-actions {
         margin-inline-start: auto;
@@ -180,17 +200,19 @@ export class RunPage extends LitElement {
               ></rf-run-actions>`
           }
         </div>
-        ${failure === undefined ? nothing : html`<p class="notice" role="status">${whyStale(failure)}</p>`}
-        ${
-          info === undefined
-            ? html`<p class="dim">Asking for the run …</p>`
-            : html`<rf-run-head
-              .info=${info}
-              .moduleName=${name}
-              .asked=${specOf(info.runId)}
-              .since=${this.#since}
-            ></rf-run-head>`
-        }
+        <div class="scroller">
+          ${failure === undefined ? nothing : html`<p class="notice" role="status">${whyStale(failure)}</p>`}
+          ${
+            info === undefined
+              ? html`<p class="dim">Asking for the run …</p>`
+              : html`<rf-run-head
+                .info=${info}
+                .moduleName=${name}
+                .asked=${specOf(info.runId)}
+                .since=${this.#since}
+              ></rf-run-head>`
+          }
+        </div>
       </div>
       <ringfence-log
         .daemon=${daemon}

@@ -30,6 +30,9 @@ export class MenuButton extends LitElement {
         border-radius: var(--radius);
         box-shadow: 0 4px 16px rgb(0 0 0 / 25%);
       }
+      details[open] .items.start {
+        inset-inline: 0 auto;
+      }
       summary {
         list-style: none;
         cursor: pointer;
@@ -52,6 +55,14 @@ export class MenuButton extends LitElement {
   @property() label = '';
   @query('details') private details!: HTMLDetailsElement;
   @query('summary') private summary!: HTMLElement;
+
+  @query('.items') private items!: HTMLElement;
+
+  /** Opens to the other side where there is no room. */
+  readonly #toggled = () => {
+    if (!this.details.open) this.items.classList.remove('start');
+    else if (this.items.getBoundingClientRect().left < 0) this.items.classList.add('start');
+  };
 
   #close(): void {
     this.details.open = false;
@@ -82,7 +93,7 @@ export class MenuButton extends LitElement {
 
   override render(): TemplateResult {
     return html`
-      <details>
+      <details @toggle=${this.#toggled}>
         <summary>${this.label} <span aria-hidden="true">▾</span></summary>
         <div class="items" @click=${() => this.#close()}><slot></slot></div>
       </details>
