@@ -183,10 +183,9 @@ test('what a live run does and waits for', () => {
 test('how long a run waited', () => {
   const asked = timestampFromMs(1_000);
   const started = info({ state: RunState.RUNNING, asked, started: timestampFromMs(1_250) });
-  assert.deepEqual(summarise(started).sentences, [
-    'It runs.',
-    'It waited 250 ms for its module and a slot.',
-  ]);
+  assert.deepEqual(summarise(started).sentences, ['It runs.', 'It waited 250 ms for its module and a slot.']);
+  const atOnce = info({ state: RunState.RUNNING, asked, started: { ...asked, nanos: 999_999 } });
+  assert.equal(summarise(atOnce).sentences.at(-1), 'It had its module and a slot at once.');
   const never = refused('WAIT_EXPIRED', 'no slot came free', { asked, ended: timestampFromMs(31_000) });
   assert.equal(summarise(never).sentences.at(-1), 'That was 30 s after the request.');
 });

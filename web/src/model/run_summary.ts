@@ -212,6 +212,7 @@ function besides(result: RunResult): string[] {
 function waitSentence(run: RunInfo): string {
   const waited = waitedFor(run);
   if (waited === undefined) return '';
+  if (waited < 1) return run.started === undefined ? 'That was at once.' : 'It had its module and a slot at once.';
   const time = formatDuration(waited);
   if (run.started === undefined) return `That was ${time} after the request.`;
   // The daemon does not tell how much of it was for which.

@@ -135,7 +135,7 @@ export class RunHead extends LitElement {
       ? html` <span class="dim">For <rf-elapsed .since=${this.since}></rf-elapsed>.</span>`
       : nothing;
     return html`<p>${first}${lasts}</p>
-      ${rest.length === 0 ? nothing : html`<p class="dim">${rest.join(' ')}</p>`}`;
+      ${rest.length === 0 ? nothing : html`<p>${rest.join(' ')}</p>`}`;
   }
 
   #trap({ code, frames }: TrapSummary): TemplateResult {

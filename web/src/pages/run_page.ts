@@ -185,10 +185,11 @@ export class RunPage extends LitElement {
     if (info === undefined && failure !== undefined) return this.#notThere(failure);
     const { daemon, settings, mayChange } = this.context;
     const name = this.#name();
+    const shownName = name || shortDigest(info?.moduleDigest ?? '') || 'Run';
     return html`
       <div class="above">
         <div class="bar">
-          <h1>${name} <span class="mono dim">${shortRunId(this.route.id)}</span></h1>
+          <h1>${shownName} <span class="mono dim">${shortRunId(this.route.id)}</span></h1>
           ${
             info === undefined
               ? nothing
@@ -231,8 +232,7 @@ export class RunPage extends LitElement {
   }
 
   #name(): string {
-    const digest = this.info?.moduleDigest ?? '';
-    return (this.#names?.nameOf(digest) ?? '') || (digest === '' ? 'Run' : shortDigest(digest));
+    return this.#names?.nameOf(this.info?.moduleDigest ?? '') ?? '';
   }
 
   #notThere(failure: Failure): TemplateResult {

@@ -33,7 +33,6 @@ export class MeterBar extends LitElement {
       .used {
         height: 100%;
         width: var(--used, 0%);
-        min-width: 1px;
         background: var(--accent);
       }
       .over {
