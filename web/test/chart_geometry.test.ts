@@ -24,7 +24,10 @@ test('counts have whole marks, bytes those of binary units, durations those of m
   assert.deepEqual(valueScale('counts', [[7, 41]], frame).marks, [0, 20, 40, 60]);
   assert.deepEqual(valueScale('bytes', [[20 << 20]], frame).marks, [0, 8 << 20, 16 << 20, 24 << 20]);
   assert.deepEqual(valueScale('durations', [[0.2, null, 5]], frame).marks, [0.1, 1, 10]);
-  assert.deepEqual(valueScale('durations', [[0]], frame).marks.map((it) => it.toFixed(2)), ['0.01', '0.10']);
+  assert.deepEqual(
+    valueScale('durations', [[0]], frame).marks.map((it) => it.toFixed(2)),
+    ['0.01', '0.10'],
+  );
   assert.deepEqual(valueScale('durations', [[0.5, 300_000]], frame).marks, [0.1, 10, 1_000, 100_000]);
 });
 

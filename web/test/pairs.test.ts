@@ -9,7 +9,15 @@ const errorOf = (read: ReturnType<typeof parsePairs>) => ('error' in read ? read
 test('lines are pairs', () => {
   const read = parsePairs('A=1\r\n\n B =x=y\nEMPTY=\nSPACE= s ');
   assert.ok('pairs' in read);
-  assert.deepEqual([...read.pairs], [['A', '1'], ['B', 'x=y'], ['EMPTY', ''], ['SPACE', ' s ']]);
+  assert.deepEqual(
+    [...read.pairs],
+    [
+      ['A', '1'],
+      ['B', 'x=y'],
+      ['EMPTY', ''],
+      ['SPACE', ' s '],
+    ],
+  );
 });
 
 test('what is no pair is told by its line', () => {

@@ -6,7 +6,15 @@ import fc from 'fast-check';
 import { ModuleInfoSchema, ModuleKind } from '../src/gen/ringfence/v1/module_pb.js';
 import { RunInfoSchema } from '../src/gen/ringfence/v1/run_pb.js';
 import { OutputPolicy, RunSpecSchema } from '../src/gen/ringfence/v1/spec_pb.js';
-import { checkForm, EMPTY_FORM, fieldOf, formFor, formFromRun, formFromSpec, type RunForm } from '../src/model/run_form.js';
+import {
+  checkForm,
+  EMPTY_FORM,
+  fieldOf,
+  formFor,
+  formFromRun,
+  formFromSpec,
+  type RunForm,
+} from '../src/model/run_form.js';
 
 const digest = `sha256:${'ab'.repeat(32)}`;
 const module = create(ModuleInfoSchema, {
@@ -41,25 +49,28 @@ test('what is left empty is left to the daemon', () => {
 });
 
 test('everything that is typed is in the spec', () => {
-  const spec = specOf({
-    args: `run 'a b'`,
-    env: 'A=1\nB=x y',
-    openStdin: true,
-    memory: '64',
-    fuel: '1M',
-    stack: '1048576',
-    timeout: '1m 30s',
-    output: '64KiB',
-    truncate: true,
-    wasi: 'on',
-    clock: 'off',
-    network: true,
-    hostFunctions: 'ringfence.log, ringfence.label',
-    mounts: '/srv/0:1:/data:ro\n/tmp:/t',
-    workingDir: '/data',
-    labels: 'job=7',
-    detach: false,
-  }, new TextEncoder().encode('hello'));
+  const spec = specOf(
+    {
+      args: `run 'a b'`,
+      env: 'A=1\nB=x y',
+      openStdin: true,
+      memory: '64',
+      fuel: '1M',
+      stack: '1048576',
+      timeout: '1m 30s',
+      output: '64KiB',
+      truncate: true,
+      wasi: 'on',
+      clock: 'off',
+      network: true,
+      hostFunctions: 'ringfence.log, ringfence.label',
+      mounts: '/srv/0:1:/data:ro\n/tmp:/t',
+      workingDir: '/data',
+      labels: 'job=7',
+      detach: false,
+    },
+    new TextEncoder().encode('hello'),
+  );
   assert.deepEqual(spec.args, ['tool', 'run', 'a b']);
   assert.deepEqual(spec.env, ['A=1', 'B=x y']);
   assert.equal(new TextDecoder().decode(spec.stdin), 'hello');
@@ -75,10 +86,13 @@ test('everything that is typed is in the spec', () => {
     [true, false, true],
   );
   assert.deepEqual(spec.security?.allowedHostFunctions, ['ringfence.log', 'ringfence.label']);
-  assert.deepEqual(spec.mounts.map((it) => [it.hostPath, it.guestPath, it.readOnly]), [
-    ['/srv/0:1', '/data', true],
-    ['/tmp', '/t', false],
-  ]);
+  assert.deepEqual(
+    spec.mounts.map((it) => [it.hostPath, it.guestPath, it.readOnly]),
+    [
+      ['/srv/0:1', '/data', true],
+      ['/tmp', '/t', false],
+    ],
+  );
   assert.deepEqual([spec.workingDir, spec.labels, spec.detach], ['/data', { job: '7' }, false]);
 });
 
@@ -90,7 +104,10 @@ test('parameters are given as they are, without a program’s name', () => {
 });
 
 test('what WASI would hand over is not sent without it', () => {
-  const spec = specOf({ wasi: 'off', env: 'A=1', openStdin: true, mounts: '/a:/b', workingDir: '/b' }, new Uint8Array([1]));
+  const spec = specOf(
+    { wasi: 'off', env: 'A=1', openStdin: true, mounts: '/a:/b', workingDir: '/b' },
+    new Uint8Array([1]),
+  );
   assert.deepEqual([spec.env, spec.stdin.length, spec.openStdin, spec.mounts, spec.workingDir], [[], 0, false, [], '']);
 });
 
@@ -113,7 +130,10 @@ test('what is wrong is told at its field', () => {
 test('a form is made for its module', () => {
   assert.equal(formFor(EMPTY_FORM, module).hostFunctions, 'ringfence.log');
   assert.equal(formFor({ ...EMPTY_FORM, entry: 'gone' }, module).entry, '');
-  const reactor = create(ModuleInfoSchema, { kind: ModuleKind.CORE, exports: [{ name: 'f', kind: 'func', type: '() -> ()' }] });
+  const reactor = create(ModuleInfoSchema, {
+    kind: ModuleKind.CORE,
+    exports: [{ name: 'f', kind: 'func', type: '() -> ()' }],
+  });
   assert.equal(formFor(EMPTY_FORM, reactor).entry, 'f');
 });
 
@@ -122,7 +142,13 @@ test('an earlier run fills in what the daemon keeps of it', () => {
     moduleDigest: digest,
     method: 'RunStream',
     labels: { job: '7' },
-    granted: { memoryPages: 288, fuelLimit: 5n, stackSize: 524_288, outputPolicy: OutputPolicy.STOP, outputLimit: 1n << 20n },
+    granted: {
+      memoryPages: 288,
+      fuelLimit: 5n,
+      stackSize: 524_288,
+      outputPolicy: OutputPolicy.STOP,
+      outputLimit: 1n << 20n,
+    },
   });
   const spec = specOf(formFromRun(run));
   assert.equal(spec.resources?.memoryPages, 288);
@@ -137,7 +163,14 @@ test('a spec that fills a form is made by it again', async () => {
     {},
     { args: `run 'a b'`, program: 'p', env: 'A=1\nB=', openStdin: true, timeout: '1500ms', wasi: 'on', clock: 'off' },
     { entry: 'add', params: ['1', '2'], memory: '64', fuel: '7', stack: '262144', output: '5KiB', truncate: true },
-    { network: true, hostFunctions: 'ringfence.log', mounts: '/a:/b:ro\n/c:/d', workingDir: '/b', labels: 'k=v=w', detach: false },
+    {
+      network: true,
+      hostFunctions: 'ringfence.log',
+      mounts: '/a:/b:ro\n/c:/d',
+      workingDir: '/b',
+      labels: 'k=v=w',
+      detach: false,
+    },
   ];
   for (const form of typed) {
     const spec = specOf(form, new TextEncoder().encode('input'));
@@ -164,7 +197,16 @@ test('a refusal’s field is one of the form', () => {
 
 test('whatever is typed makes a spec or errors', () => {
   const text = fc.string();
-  const anything = fc.record({ args: text, env: text, memory: text, fuel: text, timeout: text, output: text, mounts: text, labels: text });
+  const anything = fc.record({
+    args: text,
+    env: text,
+    memory: text,
+    fuel: text,
+    timeout: text,
+    output: text,
+    mounts: text,
+    labels: text,
+  });
   fc.assert(
     fc.property(anything, (typed) => {
       const made = checkForm({ ...EMPTY_FORM, ...typed }, module, new Uint8Array());

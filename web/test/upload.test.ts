@@ -10,7 +10,11 @@ test('a head and the bytes of a module are one message', () => {
   const about = fc.record({
     name: fc.string(),
     metered: fc.boolean(),
-    labels: fc.dictionary(fc.string().filter((it) => it !== '__proto__'), fc.string(), { noNullPrototype: true }),
+    labels: fc.dictionary(
+      fc.string().filter((it) => it !== '__proto__'),
+      fc.string(),
+      { noNullPrototype: true },
+    ),
   });
   fc.assert(
     fc.property(about, fc.uint8Array({ maxLength: 40_000, size: 'max' }), (described, wasm) => {

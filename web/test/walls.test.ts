@@ -13,8 +13,15 @@ test('every wall that a daemon has is explained', () => {
     ...poolWalls('pooled'),
     ...poolWalls('on-demand'),
     ...featureWalls([
-      'wasi_snapshot_preview1', 'wasi_unstable', 'wasi_cli_run', 'memory_limits', 'fuel', 'compilation_cache',
-      'context_cancellation', 'streaming', 'wasm:gc',
+      'wasi_snapshot_preview1',
+      'wasi_unstable',
+      'wasi_cli_run',
+      'memory_limits',
+      'fuel',
+      'compilation_cache',
+      'context_cancellation',
+      'streaming',
+      'wasm:gc',
     ]),
   ]) {
     assert.match(wall.says, /\.$/, wall.name);

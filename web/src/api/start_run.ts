@@ -31,7 +31,10 @@ export async function startRun(daemon: Daemon, spec: Spec, signal: AbortSignal):
       if (isDetached) left.abort();
     };
     const follow = async () => {
-      const events = daemon.sandbox.runStream({ spec }, { signal: left.signal, onHeader: (it) => told(it.get(RUN_ID)) });
+      const events = daemon.sandbox.runStream(
+        { spec },
+        { signal: left.signal, onHeader: (it) => told(it.get(RUN_ID)) },
+      );
       for await (const event of events) told(event.runId);
       throw new ConnectError('the daemon does not say which run it started', Code.Unknown);
     };

@@ -44,7 +44,10 @@ export async function sendModule(
   await checkReadable(file);
   if (file.size >= ASK_FROM) await askWhetherTaken(daemon, head, options.signal);
   const body = new Blob([head, file]);
-  const client = createClient(SandboxService, daemon.transport((url, init) => sendByXhr(url, init, body, options)));
+  const client = createClient(
+    SandboxService,
+    daemon.transport((url, init) => sendByXhr(url, init, body, options)),
+  );
   return client.loadModule({}, { signal: options.signal });
 }
 

@@ -31,7 +31,10 @@ export class Upload {
   state: UploadState = { kind: 'draft' };
   readonly stop = new AbortController();
 
-  constructor(readonly id: number, readonly source: UploadSource) {}
+  constructor(
+    readonly id: number,
+    readonly source: UploadSource,
+  ) {}
 }
 
 /** All modules that this tab stores. It tells each `change`, and each `stored`. */
@@ -98,7 +101,8 @@ export class Uploads extends EventTarget {
     this.#change(upload, { kind: 'sending', sent: 0, total: source.size });
     return sendModule(this.daemon, source, about, {
       signal,
-      sent: (sent, total) => this.#change(upload, sent < total ? { kind: 'sending', sent, total } : { kind: 'compiling' }),
+      sent: (sent, total) =>
+        this.#change(upload, sent < total ? { kind: 'sending', sent, total } : { kind: 'compiling' }),
     });
   }
 

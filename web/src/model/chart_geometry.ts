@@ -24,7 +24,7 @@ const MARK_HEIGHT = 30;
 const MARK_WIDTH = 64;
 const TIME_STEPS = [300, 600, 900, 1_800, 3_600];
 
-/** Makes the scale of times, in seconds, with marks at whole minutes of the clock. `offset` is that of its time zone. */
+/** Makes the scale of times, in seconds, with marks at whole minutes of the clock, whose time zone has an offset. */
 export function timeScale(start: number, end: number, frame: Frame, offset: number): Scale {
   const width = frame.right - frame.left;
   const room = (MARK_WIDTH * (end - start)) / Math.max(1, width);
@@ -47,9 +47,17 @@ export function valueScale(axis: ChartFigure['axis'], columns: readonly Column[]
     return magnitudeScale(Math.max(LEAST_DURATION, least), Math.max(LEAST_DURATION, most), frame);
   }
   const marks = Math.max(1, Math.floor((frame.bottom - frame.top) / MARK_HEIGHT));
-  const step = stepOf(most / marks, axis === 'bytes' ? [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] : [1, 2, 5], axis === 'bytes' ? 1024 : 10);
+  const step = stepOf(
+    most / marks,
+    axis === 'bytes' ? [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] : [1, 2, 5],
+    axis === 'bytes' ? 1024 : 10,
+  );
   const top = Math.max(step, Math.ceil(most / step) * step);
-  return linear(top, Array.from({ length: Math.round(top / step) + 1 }, (_, index) => index * step), frame);
+  return linear(
+    top,
+    Array.from({ length: Math.round(top / step) + 1 }, (_, index) => index * step),
+    frame,
+  );
 }
 
 /** Returns the smallest step that is a factor times a power of the base, and at least `least`; at least one. */

@@ -62,7 +62,9 @@ export function checkNumber(type: NumberType, text: string): string | undefined 
   if (digits === undefined) return `This is not an ${type}: write a whole number, in decimal or as 0x….`;
   const magnitude = BigInt(digits.replace(/^0X/, '0x'));
   const most = sign === '-' ? 1n << (bits - 1n) : (1n << bits) - 1n;
-  return magnitude <= most ? undefined : `This does not fit into an ${type}: it is from ${-(1n << (bits - 1n))} to ${(1n << bits) - 1n}.`;
+  return magnitude <= most
+    ? undefined
+    : `This does not fit into an ${type}: it is from ${-(1n << (bits - 1n))} to ${(1n << bits) - 1n}.`;
 }
 
 /** Shows the type of a function, such as `(i32, i32) → i32`. */

@@ -19,7 +19,10 @@ export function lastUsed(module: Pick<ModuleInfo, 'lastUsed'>): number {
 
 /** Returns the modules that have every word of a text in a name, in their digest, or in a label as `key=value`. */
 export function filterModules(modules: readonly ModuleInfo[], text: string): ModuleInfo[] {
-  const words = text.toLowerCase().split(/\s+/).filter((it) => it !== '');
+  const words = text
+    .toLowerCase()
+    .split(/\s+/)
+    .filter((it) => it !== '');
   return modules.filter((module) => {
     const labels = Object.entries(module.labels).map(([key, value]) => `${key}=${value}`);
     const texts = [module.name, module.nameSection, module.digest, ...labels].map((it) => it.toLowerCase());

@@ -26,7 +26,8 @@ export function parsePairs(text: string): Pairs {
 export function parseLabels(text: string): Pairs {
   const read = parsePairs(text);
   if ('error' in read) return read;
-  if (read.pairs.size > MAX_LABELS) return { error: `These are ${read.pairs.size} labels; at most ${MAX_LABELS} are allowed.` };
+  if (read.pairs.size > MAX_LABELS)
+    return { error: `These are ${read.pairs.size} labels; at most ${MAX_LABELS} are allowed.` };
   for (const [key, value] of read.pairs) {
     if (key.startsWith('ringfence.')) return { error: 'Keys that begin with “ringfence.” are the daemon’s own.' };
     if (byteLength(key) > MAX_LABEL_BYTES || byteLength(value) > MAX_LABEL_BYTES) {

@@ -10,9 +10,14 @@ const COUNT_UNITS: Readonly<Record<string, bigint>> = {
   t: 1_000_000_000_000n,
 };
 
-/** Reads a duration such as `500ms`, `30s`, `2m` or `1m 30s` as milliseconds; a number alone has no unit, and is none. */
+/** Reads a duration such as `500ms`, `30s`, `2m` or `1m 30s` as milliseconds. A number without a unit is none. */
 export function parseDuration(text: string): number | undefined {
-  const parts = [...text.trim().toLowerCase().matchAll(/\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h)(?![a-z])/gy)];
+  const parts = [
+    ...text
+      .trim()
+      .toLowerCase()
+      .matchAll(/\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h)(?![a-z])/gy),
+  ];
   if (parts.length === 0 || parts.map(([part]) => part).join('').length !== text.trim().length) return undefined;
   const sum = parts.reduce((ms, [, digits, unit]) => ms + Number(digits) * (DURATION_UNITS[unit ?? ''] ?? 0), 0);
   return Math.round(sum);
@@ -36,7 +41,11 @@ export function parseSize(text: string): bigint | undefined {
 
 /** Writes bytes so that [`parseSize`] reads the same. */
 export function writeSize(bytes: bigint): string {
-  for (const [unit, size] of [['GiB', 1n << 30n], ['MiB', 1n << 20n], ['KiB', 1n << 10n]] as const) {
+  for (const [unit, size] of [
+    ['GiB', 1n << 30n],
+    ['MiB', 1n << 20n],
+    ['KiB', 1n << 10n],
+  ] as const) {
     if (bytes >= size && bytes % size === 0n) return `${bytes / size}${unit}`;
   }
   return `${bytes}`;

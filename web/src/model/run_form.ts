@@ -177,7 +177,13 @@ export function checkForm(
   const hasWasi = form.wasi !== 'off';
   const env = hasWasi ? take(errors, 'env', parsePairs(form.env)) : undefined;
   const labels = take(errors, 'labels', parseLabels(form.labels)) ?? new Map<string, string>();
-  const timeout = parsed(errors, form, 'timeout', parseDuration, 'Write a duration with its unit, such as 500ms, 30s or 2m.');
+  const timeout = parsed(
+    errors,
+    form,
+    'timeout',
+    parseDuration,
+    'Write a duration with its unit, such as 500ms, 30s or 2m.',
+  );
   const spec: Spec = {
     module: { case: 'digest', value: module.digest },
     entryPoint: form.entry,
@@ -293,16 +299,24 @@ function securityOf(form: RunForm): Pick<Spec, 'security'> {
 
 /** Reads mounts as `HOST:GUEST[:ro]`, where the guest's path is absolute, so that a host path may have colons. */
 function mountsOf(form: RunForm, errors: Errors): Array<{ hostPath: string; guestPath: string; readOnly: boolean }> {
-  const lines = form.mounts.split(/\r?\n/).map((it) => it.trim()).filter((it) => it !== '');
+  const lines = form.mounts
+    .split(/\r?\n/)
+    .map((it) => it.trim())
+    .filter((it) => it !== '');
   return lines.flatMap((line) => {
     const [, hostPath, guestPath, end] = /^(\/.*?):(\/.*?)(:ro)?$/.exec(line) ?? [];
-    if (hostPath !== undefined && guestPath !== undefined) return [{ hostPath, guestPath, readOnly: end !== undefined }];
+    if (hostPath !== undefined && guestPath !== undefined)
+      return [{ hostPath, guestPath, readOnly: end !== undefined }];
     errors.set('mounts', 'Write each mount as /HOST:/GUEST or /HOST:/GUEST:ro, with absolute paths.');
     return [];
   });
 }
 
-function take(errors: Errors, field: FormField, read: ReturnType<typeof parsePairs>): ReadonlyMap<string, string> | undefined {
+function take(
+  errors: Errors,
+  field: FormField,
+  read: ReturnType<typeof parsePairs>,
+): ReadonlyMap<string, string> | undefined {
   if ('pairs' in read) return read.pairs;
   errors.set(field, read.error);
   return undefined;

@@ -29,7 +29,8 @@ export function sayUploadFailure(failure: Failure, size: number | undefined): st
   const isTooLarge = failure.metadata['limit'] === 'compile.max_module' && Number.isFinite(allowed);
   if (!isTooLarge || size === undefined) return sayFailure(failure);
   const most = failure.reason === 'MESSAGE_TOO_LARGE' ? allowed - MESSAGE_SLACK : allowed;
-  return `The file has ${formatBytes(size)}. This daemon takes modules of up to ${formatBytes(most)} (compile.max_module).`;
+  const limit = `This daemon takes modules of up to ${formatBytes(most)} (compile.max_module).`;
+  return `The file has ${formatBytes(size)}. ${limit}`;
 }
 
 /** Makes a name for a module from the name of its file, as the daemon takes names. */

@@ -39,9 +39,7 @@ export function splitWords(line: string): Words {
 
 /** Writes words as one line, which [`splitWords`] and any POSIX shell read as the same words. */
 export function joinWords(words: readonly string[]): string {
-  return words
-    .map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`))
-    .join(' ');
+  return words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
 }
 
 /** Tells whether a backslash before a character means that character, between double quotes. */

@@ -56,5 +56,8 @@ export function featureWalls(features: readonly string[]): Wall[] {
 }
 
 function explain(mode: string, words: Readonly<Record<string, string>>): Wall[] {
-  return mode.split('+').filter((it) => it !== '').map((name) => ({ name, says: words[name] ?? '' }));
+  return mode
+    .split('+')
+    .filter((it) => it !== '')
+    .map((name) => ({ name, says: words[name] ?? '' }));
 }

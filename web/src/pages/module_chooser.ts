@@ -78,7 +78,8 @@ export class ModuleChooser extends LitElement {
 
   async #load(signal: AbortSignal): Promise<void> {
     try {
-      for await (const { modules } of allModules(this.daemon, signal)) this.modules = sortModules(modules, 'used', false);
+      for await (const { modules } of allModules(this.daemon, signal))
+        this.modules = sortModules(modules, 'used', false);
     } catch (error) {
       if (!isAborted(error)) this.failure = failureOf(error);
     }
@@ -89,11 +90,17 @@ export class ModuleChooser extends LitElement {
     const typed = (event: InputEvent) => (this.text = (event.target as HTMLInputElement).value);
     return html`
       <input type="search" aria-label="Search for a module" placeholder="Name, digest or label" @input=${typed} />
-      ${this.failure === undefined
-        ? nothing
-        : html`<p class="bad" role="alert">The modules cannot be listed. ${sayFailure(this.failure)}</p>`}
+      ${
+        this.failure === undefined
+          ? nothing
+          : html`<p class="bad" role="alert">The modules cannot be listed. ${sayFailure(this.failure)}</p>`
+      }
       <p role="status" class="dim">${this.#says(found.length)}</p>
-      ${found.length === 0 ? nothing : html`<ul aria-label="Modules">${found.slice(0, ROWS).map((it) => this.#row(it))}</ul>`}
+      ${
+        found.length === 0
+          ? nothing
+          : html`<ul aria-label="Modules">${found.slice(0, ROWS).map((it) => this.#row(it))}</ul>`
+      }
     `;
   }
 

@@ -132,13 +132,12 @@ export class ModulePage extends LitElement {
   #actions(module: ModuleInfo): TemplateResult {
     const { digest } = module;
     const runs = formatRoute({ page: 'runs', text: digest, states: [], labels: new Map() });
+    const start = () => navigate({ page: 'start', digest, from: '' });
     const remove = async () => {
       if (await askAndDelete(this.context.daemon, module)) navigate({ page: 'modules', text: '' });
     };
     return html`<div class="actions">
-      ${this.context.mayChange
-        ? html`<button class="primary" @click=${() => navigate({ page: 'start', digest, from: '' })}>Start a run</button>`
-        : nothing}
+      ${this.context.mayChange ? html`<button class="primary" @click=${start}>Start a run</button>` : nothing}
       <a href=${runs}>Its runs</a>
       ${this.context.mayChange ? html`<button class="danger" @click=${() => void remove()}>Delete</button>` : nothing}
     </div>`;
@@ -167,18 +166,20 @@ export class ModulePage extends LitElement {
     const points = entryPoints(module);
     const command = module.kind === ModuleKind.COMPONENT ? 'wasi:cli/run' : '_start';
     return html`<h2>What a run can call</h2>
-      ${points.length === 0
-        ? html`<p>
+      ${
+        points.length === 0
+          ? html`<p>
             Nothing: a run calls ${command}, or a function whose parameters and results are numbers, and this module
             exports neither.
           </p>`
-        : html`<ul>
+          : html`<ul>
             ${points.map((it) =>
               it.name === ''
                 ? html`<li><span class="mono">${command}</span>, the module’s command</li>`
                 : html`<li class="mono">${printable(it.name)}${showSignature(it)}</li>`,
             )}
-          </ul>`}`;
+          </ul>`
+      }`;
   }
 
   #exports(module: ModuleInfo): TemplateResult {

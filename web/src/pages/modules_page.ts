@@ -1,6 +1,6 @@
 // The stored modules: which there are, and how further ones are stored.
 
-import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
+import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 import { customElement, property, query, state } from 'lit/decorators.js';
 import { repeat } from 'lit/directives/repeat.js';
 
@@ -19,6 +19,7 @@ import { addShortcuts } from '../ui/shortcuts.js';
 import { controls } from '../ui/styles.js';
 import { askAndDelete, kindOf, memoryOf } from './module_parts.js';
 import { watchDrops } from './drop_area.js';
+import { moduleListStyles } from './modules_styles.js';
 import './upload_list.js';
 
 /** Rows that are shown before more are asked for. */
@@ -36,121 +37,7 @@ const COLUMNS: ReadonlyArray<{ order: ModuleOrder | undefined; title: string; ro
 
 @customElement('rf-modules-page')
 export class ModulesPage extends LitElement {
-  static override styles = [
-    controls,
-    css`
-      :host {
-        display: block;
-        padding: var(--space-4);
-      }
-      .bar {
-        display: flex;
-        flex-wrap: wrap;
-        align-items: center;
-        gap: var(--space-2) var(--space-3);
-        margin-block-end: var(--space-3);
-      }
-      .bar input[type='search'] {
-        flex: 1 1 14rem;
-        min-width: 0;
-        max-width: 32rem;
-      }
-      .registry {
-        display: flex;
-        flex: 1 1 14rem;
-        gap: var(--space-2);
-        margin: var(--space-2) 0;
-      }
-      .registry input {
-        flex: 1 1 auto;
-        min-width: 0;
-      }
-      .scroll {
-        overflow-x: auto;
-        border: 1px solid var(--line);
-        border-radius: var(--radius);
-      }
-      table {
-        width: 100%;
-        border-collapse: collapse;
-      }
-      th,
-      td {
-        text-align: start;
-        vertical-align: middle;
-        padding: var(--space-2) var(--space-3);
-        border-block-end: 1px solid var(--line);
-      }
-      thead th {
-        background: var(--ground-2);
-        white-space: nowrap;
-      }
-      th[scope='row'] {
-        font-weight: 400;
-        min-width: 10rem;
-        overflow-wrap: anywhere;
-      }
-      tbody tr:last-child > * {
-        border-block-end: 0;
-      }
-      tbody tr:hover {
-        background: var(--ground-2);
-      }
-      th button {
-        background: none;
-        border: 0;
-        padding: 0;
-        min-height: 0;
-        font-weight: 600;
-      }
-      .figure {
-        white-space: nowrap;
-      }
-      .label {
-        display: inline-block;
-        max-width: 100%;
-        overflow-wrap: anywhere;
-        white-space: normal;
-        text-align: start;
-        min-height: 0;
-        padding: 0 var(--space-2);
-        margin: 0 var(--space-1) var(--space-1) 0;
-        font-size: var(--text-s);
-      }
-      .actions {
-        white-space: nowrap;
-        text-align: end;
-      }
-      .empty {
-        padding: var(--space-6) var(--space-4);
-        border: 2px dashed var(--line);
-        border-radius: var(--radius);
-        text-align: center;
-      }
-      .drop {
-        position: fixed;
-        inset: var(--space-4);
-        z-index: 5;
-        display: grid;
-        place-items: center;
-        border: 3px dashed var(--accent);
-        border-radius: var(--radius);
-        background: color-mix(in srgb, var(--ground) 88%, transparent);
-        font-size: var(--text-l);
-        pointer-events: none;
-      }
-      @media (max-width: 900px) {
-        .wide {
-          display: none;
-        }
-      }
-      @media (max-width: 480px) {
-        .mid {
-          display: none;
-        }
-      }
-    `,
-  ];
+  static override styles = [controls, moduleListStyles];
 
   @property({ attribute: false }) context!: PageContext;
   @property({ attribute: false }) route!: Extract<Route, { page: 'modules' }>;
@@ -223,20 +110,24 @@ export class ModulesPage extends LitElement {
     return html`
       <h1 class="visually-hidden">Modules</h1>
       ${this.#bar(found.length)}
-      ${this.failure === undefined
-        ? nothing
-        : html`<p class="bad" role="alert">
+      ${
+        this.failure === undefined
+          ? nothing
+          : html`<p class="bad" role="alert">
             The modules cannot be listed. ${sayFailure(this.failure)}
             <button @click=${() => void this.#load()}>Try again</button>
-          </p>`}
+          </p>`
+      }
       <rf-upload-list .uploads=${uploadsOf(this.context.daemon)}></rf-upload-list>
       ${found.length > 0 ? this.#table(found) : this.#nothing()}
-      ${found.length > this.rows
-        ? html`<p>
+      ${
+        found.length > this.rows
+          ? html`<p>
             ${plural(found.length - this.rows, 'more module')}.
             <button @click=${() => (this.rows += 5 * ROWS)}>Show more</button>
           </p>`
-        : nothing}
+          : nothing
+      }
       ${this.isDragging ? html`<div class="drop">Drop WebAssembly modules to store them.</div>` : nothing}
     `;
   }
@@ -260,8 +151,9 @@ export class ModulesPage extends LitElement {
           @input=${typed}
         />
         <span role="status" class="dim">${this.isComplete ? says : 'Asking for the modules …'}</span>
-        ${this.context.mayChange
-          ? html`<input
+        ${
+          this.context.mayChange
+            ? html`<input
                 id="files"
                 type="file"
                 multiple
@@ -278,7 +170,8 @@ export class ModulesPage extends LitElement {
                   <button>Pull</button>
                 </form>
               </details>`
-          : nothing}
+            : nothing
+        }
       </div>
     `;
   }
@@ -304,7 +197,11 @@ export class ModulesPage extends LitElement {
       };
       const mark = sorted === nothing ? '' : sorted === 'ascending' ? ' ↑' : ' ↓';
       return html`<th scope="col" class=${room} aria-sort=${sorted}>
-        ${order === undefined ? title : html`<button @click=${sort}>${title}<span aria-hidden="true">${mark}</span></button>`}
+        ${
+          order === undefined
+            ? title
+            : html`<button @click=${sort}>${title}<span aria-hidden="true">${mark}</span></button>`
+        }
       </th>`;
     };
     return html`
@@ -317,7 +214,11 @@ export class ModulesPage extends LitElement {
             </tr>
           </thead>
           <tbody>
-            ${repeat(found.slice(0, this.rows), ({ digest }) => digest, (it) => this.#row(it))}
+            ${repeat(
+              found.slice(0, this.rows),
+              ({ digest }) => digest,
+              (it) => this.#row(it),
+            )}
           </tbody>
         </table>
       </div>
@@ -328,6 +229,7 @@ export class ModulesPage extends LitElement {
     const { digest } = module;
     const name = printable(moduleName(module));
     const used = lastUsed(module);
+    const start = formatRoute({ page: 'start', digest, from: '' });
     const labels = Object.entries(module.labels).sort(([a], [b]) => (a < b ? -1 : 1));
     return html`<tr>
       <th scope="row">
@@ -348,12 +250,18 @@ export class ModulesPage extends LitElement {
       </td>
       <td class="wide">${module.cachedIn.map(printable).join(', ')}</td>
       <td class="actions">
-        ${this.context.mayChange
-          ? html`<a href=${formatRoute({ page: 'start', digest, from: '' })} aria-label="Run ${name || digest}">Run</a>
-              <button class="mid danger" aria-label="Delete ${name || digest}" @click=${() => void this.#delete(module)}>
+        ${
+          this.context.mayChange
+            ? html`<a href=${start} aria-label="Run ${name || digest}">Run</a>
+              <button
+                class="mid danger"
+                aria-label="Delete ${name || digest}"
+                @click=${() => void this.#delete(module)}
+              >
                 Delete
               </button>`
-          : nothing}
+            : nothing
+        }
       </td>
     </tr>`;
   }
@@ -366,7 +274,9 @@ export class ModulesPage extends LitElement {
       </p>`;
     }
     if (!this.context.mayChange) return html`<p class="empty">No module is stored.</p>`;
-    return html`<p class="empty">No module is stored. Drop a .wasm or .wat file anywhere on this page, or choose one.</p>`;
+    return html`<p class="empty">
+      No module is stored. Drop a .wasm or .wat file anywhere on this page, or choose one.
+    </p>`;
   }
 
   async #delete(module: ModuleInfo): Promise<void> {

@@ -150,7 +150,7 @@ export class OverviewPage extends LitElement {
     this.#stream = new LiveStream<WatchStatsResponse>({
       slots: daemon.slots,
       open: (signal, opened) => {
-        // The past since the last sample, so that nothing is missing after a break or a time in which the tab was hidden.
+        // The past since the last sample, so that nothing is missing after a break, or of when the tab was hidden.
         const history = durationFromMs(this.#series.missing(Date.now()));
         const request = { interval: durationFromMs(INTERVAL_MS), history };
         return daemon.stats.watchStats(request, { signal, onHeader: opened });
@@ -178,7 +178,8 @@ export class OverviewPage extends LitElement {
         <h1>Overview</h1>
         <rf-stream-status .state=${this.streamState} @retry=${() => this.#stream?.retry()}></rf-stream-status>
       </header>
-      ${latest === undefined ? nothing : html`${this.#now(latest)} ${latest.daemon === undefined ? nothing : this.#load(latest.daemon)}`}
+      ${latest === undefined ? nothing : this.#now(latest)}
+      ${latest?.daemon === undefined ? nothing : this.#load(latest.daemon)}
       ${columns === undefined || latest === undefined ? nothing : this.#hour(latest, columns)}
       <h2>The daemon’s walls</h2>
       <rf-walls .daemon=${this.context.daemon}></rf-walls>
@@ -220,7 +221,9 @@ export class OverviewPage extends LitElement {
     // Charts move on when there is something new, or should have been.
     const edge = Math.max(columns.times.at(-1) ?? 0, end - 20);
     const since = stats.since === undefined ? '' : formatAbsolute(timestampMs(stats.since));
-    const outcomes = stats.outcomes.map((it) => [it.outcome === Outcome.UNSPECIFIED ? 'unknown' : outcomeName(it.outcome), it.runs] as const);
+    const outcomes = stats.outcomes.map(
+      (it) => [it.outcome === Outcome.UNSPECIFIED ? 'unknown' : outcomeName(it.outcome), it.runs] as const,
+    );
     const refusals = stats.refusals.map((it) => [printable(it.reason), it.runs] as const);
     const used = [
       ['Processor time', stats.cpuTime === undefined ? '0 s' : formatDuration(durationMs(stats.cpuTime))],
@@ -246,7 +249,8 @@ export class OverviewPage extends LitElement {
       <h2>Since the daemon started</h2>
       <p class="dim">Your runs that ended since ${since}. Runs of other tenants are not among them.</p>
       <div class="lists">
-        ${list('Outcomes', outcomes, 'No run has ended.')} ${list('Refusals by reason', refusals, 'No run was refused.')}
+        ${list('Outcomes', outcomes, 'No run has ended.')}
+        ${list('Refusals by reason', refusals, 'No run was refused.')}
         ${list('What they used', used, '')}
       </div>
     `;
@@ -282,14 +286,16 @@ function list(title: string, rows: ReadonlyArray<readonly [string, string | bigi
     <caption>
       ${title}
     </caption>
-    ${rows.length === 0
-      ? html`<tr><td>${none}</td></tr>`
-      : rows.map(
-          ([name, value]) => html`<tr>
+    ${
+      rows.length === 0
+        ? html`<tr><td>${none}</td></tr>`
+        : rows.map(
+            ([name, value]) => html`<tr>
             <th scope="row">${name}</th>
             <td>${typeof value === 'string' ? value : formatCount(value)}</td>
           </tr>`,
-        )}
+          )
+    }
   </table>`;
 }
 

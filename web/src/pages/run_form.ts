@@ -13,8 +13,18 @@ import { controls } from '../ui/styles.js';
 
 /** The fields that take one line of text, or several. */
 type TextField =
-  | 'args' | 'program' | 'env' | 'stdinText' | 'memory' | 'fuel' | 'timeout' | 'output' | 'hostFunctions' | 'mounts'
-  | 'workingDir' | 'labels';
+  | 'args'
+  | 'program'
+  | 'env'
+  | 'stdinText'
+  | 'memory'
+  | 'fuel'
+  | 'timeout'
+  | 'output'
+  | 'hostFunctions'
+  | 'mounts'
+  | 'workingDir'
+  | 'labels';
 /** The fields that are on or off. */
 type SwitchField = 'openStdin' | 'truncate' | 'network' | 'detach';
 type SelectField = 'entry' | 'stdinFrom' | 'memoryUnit' | 'stack' | 'wasi' | 'clock';
@@ -75,9 +85,16 @@ export class RunFormFields extends LitElement {
         <legend>What it does</legend>
         <div class="grid">
           ${this.#entry()} ${hasParams ? this.#params(entry) : this.#args()} ${this.#environment()} ${this.#stdin()}
-          ${hasParams
-            ? nothing
-            : this.#line('program', 'Program name', 'What the program is told that it is called.', 'the module’s name')}
+          ${
+            hasParams
+              ? nothing
+              : this.#line(
+                  'program',
+                  'Program name',
+                  'What the program is told that it is called.',
+                  'the module’s name',
+                )
+          }
         </div>
       </fieldset>
       <fieldset>
@@ -92,7 +109,7 @@ export class RunFormFields extends LitElement {
         <legend>How it is kept</legend>
         <div class="grid">
           ${this.#lines('labels', 'Labels', 'A line each: KEY=value. Runs are found and ended by them.')}
-          ${this.#switch('detach', 'Go on without this page', 'If not, the run ends when this tab is closed or reloaded.')}
+          ${this.#switch('detach', 'Go on without this page', 'If not, the run ends with this tab.')}
         </div>
       </fieldset>
     `;
@@ -100,9 +117,11 @@ export class RunFormFields extends LitElement {
 
   #entry(): TemplateResult {
     const points = this.module === undefined ? [] : entryPoints(this.module);
-    const shown = (it: EntryPoint) => (it.name === '' ? 'the module’s command' : printable(it.name) + showSignature(it));
+    const shown = (it: EntryPoint) =>
+      it.name === '' ? 'the module’s command' : printable(it.name) + showSignature(it);
     const options = points.map((it) => [it.name, shown(it)] as const);
-    const hint = points.length === 0 && this.module !== undefined ? 'This module has nothing that a run can call.' : undefined;
+    const hint =
+      points.length === 0 && this.module !== undefined ? 'This module has nothing that a run can call.' : undefined;
     return this.#select('entry', 'Entry point', options, hint);
   }
 
@@ -145,15 +164,28 @@ export class RunFormFields extends LitElement {
   #stdin(): TemplateResult {
     const { stdinFrom, stdinFile, wasi } = this.form;
     if (wasi === 'off') return html``;
-    const file: FieldText = { id: 'stdin-file', label: 'File', hint: stdinFile === undefined ? undefined : `${printable(stdinFile.name)}, ${formatBytes(stdinFile.size)}` };
+    const file: FieldText = {
+      id: 'stdin-file',
+      label: 'File',
+      hint: stdinFile === undefined ? undefined : `${printable(stdinFile.name)}, ${formatBytes(stdinFile.size)}`,
+    };
     const choose = (event: Event) => this.#edit({ stdinFile: (event.target as HTMLInputElement).files?.[0] });
     return html`
       <div class="field">
-        ${this.#select('stdinFrom', 'Standard input', [['none', 'nothing'], ['text', 'a text'], ['file', 'a file']])}
+        ${this.#select('stdinFrom', 'Standard input', [
+          ['none', 'nothing'],
+          ['text', 'a text'],
+          ['file', 'a file'],
+        ])}
         ${stdinFrom === 'text' ? this.#lines('stdinText', 'Text', 'It is sent as it stands here.') : nothing}
-        ${stdinFrom === 'file'
-          ? formField(file, html`<input id=${file.id} type="file" aria-describedby=${described(file)} @change=${choose} />`)
-          : nothing}
+        ${
+          stdinFrom === 'file'
+            ? formField(
+                file,
+                html`<input id=${file.id} type="file" aria-describedby=${described(file)} @change=${choose} />`,
+              )
+            : nothing
+        }
         ${this.#switch('openStdin', 'Leave it open for typing', 'More is typed on the run’s page, which also ends it.')}
       </div>
     `;
@@ -163,7 +195,12 @@ export class RunFormFields extends LitElement {
     const stacks = STACKS.map((bytes) => [String(bytes), formatBytes(bytes)] as const);
     const minimum = this.module?.memoryMinimumPages ?? 0n;
     const least = minimum > 0n ? ` The module needs ${formatBytes(minimum * 65_536n)} at least.` : '';
-    const memory: FieldText = { id: 'memory', label: 'Memory', hint: `A page has 64 KiB.${least}`, error: this.errors.get('memory') };
+    const memory: FieldText = {
+      id: 'memory',
+      label: 'Memory',
+      hint: `A page has 64 KiB.${least}`,
+      error: this.errors.get('memory'),
+    };
     return html`
       ${formField(
         memory,
@@ -183,16 +220,22 @@ export class RunFormFields extends LitElement {
   }
 
   #reach(): TemplateResult {
-    const choices = [['default', 'default'], ['on', 'yes'], ['off', 'no']] as const;
+    const choices = [
+      ['default', 'default'],
+      ['on', 'yes'],
+      ['off', 'no'],
+    ] as const;
     return html`
-      ${this.#select('wasi', 'WASI', choices, 'Arguments, environment, input, files. Without it, the module has no system.')}
-      ${this.#select('clock', 'Real clock', choices, 'Without it, the clock starts in 2022 and goes on by 1 ms a reading.')}
+      ${this.#select('wasi', 'WASI', choices, 'It gives arguments, environment, input and files.')}
+      ${this.#select('clock', 'Real clock', choices, 'Without it, each reading is 1 ms later, from 2022 on.')}
       ${this.#line('hostFunctions', 'Host functions', 'Such as ringfence.log and ringfence.label.', 'none')}
       ${this.#switch('network', 'Network', 'Components may connect to the addresses that the operator grants.')}
-      ${this.form.wasi === 'off'
-        ? nothing
-        : html`${this.#lines('mounts', 'Mounts', 'A line each: /HOST:/GUEST or /HOST:/GUEST:ro, of what the operator grants.')}
-          ${this.#line('workingDir', 'Working directory', 'An absolute path under a mount.', '/')}`}
+      ${
+        this.form.wasi === 'off'
+          ? nothing
+          : html`${this.#lines('mounts', 'Mounts', 'A line each, of what is granted: /HOST:/GUEST[:ro]')}
+          ${this.#line('workingDir', 'Working directory', 'An absolute path under a mount.', '/')}`
+      }
     `;
   }
 
@@ -246,7 +289,9 @@ export class RunFormFields extends LitElement {
       aria-invalid=${invalid(field)}
       @change=${(event: Event) => this.#set(name, event)}
     >
-      ${options.map(([value, says]) => html`<option value=${value} ?selected=${value === this.form[name]}>${says}</option>`)}
+      ${options.map(
+        ([value, says]) => html`<option value=${value} ?selected=${value === this.form[name]}>${says}</option>`,
+      )}
     </select>`;
     return formField(field, control);
   }

@@ -137,8 +137,8 @@ export class StartPage extends LitElement {
     this.#edit(known === undefined ? formFromRun(run) : formFromSpec(known));
     this.note =
       known === undefined
-        ? html`Filled from ${link}: its module, its labels and the limits that it got. The daemon does not keep its entry
-          point, arguments, environment, input, time limit, mounts and permissions: fill them in where it had any.`
+        ? html`Filled from ${link}: its module, its labels and the limits that it got. The daemon does not keep its
+          entry point, arguments, environment, input, time limit, mounts and permissions: fill in what it had.`
         : html`Filled as this tab started ${link}.`;
     return run.moduleDigest;
   }
@@ -150,9 +150,9 @@ export class StartPage extends LitElement {
     return html`
       <h1>Start a run</h1>
       ${this.note === undefined ? nothing : html`<p class="note">${this.note}</p>`}
-      ${this.loadFailure === undefined
-        ? nothing
-        : html`<p class="bad" role="alert">${sayFailure(this.loadFailure)}</p>`}
+      ${
+        this.loadFailure === undefined ? nothing : html`<p class="bad" role="alert">${sayFailure(this.loadFailure)}</p>`
+      }
       ${this.#chosen()} ${this.module === undefined ? nothing : this.#form()}
     `;
   }
@@ -168,7 +168,9 @@ export class StartPage extends LitElement {
         ></rf-run-form>
         <div class="foot">
           <button class="primary" ?disabled=${this.isStarting}>Start</button>
-          <span role="status">${this.isStarting ? 'It is compiled where that is needed, and waits for a slot …' : ''}</span>
+          <span role="status">
+            ${this.isStarting ? 'It is compiled where that is needed, and waits for a slot …' : ''}
+          </span>
           <span class="bad" role="alert">${this.#refusal()}</span>
         </div>
       </form>

@@ -96,7 +96,8 @@ export class UploadCard extends LitElement {
           ${remove('Cancel')}`;
       }
       case 'compiling': {
-        const says = typeof source === 'string' ? 'The daemon pulls and compiles it.' : 'All is sent. The daemon compiles it.';
+        const says =
+          typeof source === 'string' ? 'The daemon pulls and compiles it.' : 'All is sent. The daemon compiles it.';
         return html`<p><progress aria-label="Compiling"></progress> ${says}</p>
           ${remove('Cancel')}`;
       }
@@ -123,7 +124,12 @@ export class UploadCard extends LitElement {
   #form(): TemplateResult {
     const { source } = this.upload;
     this.#name ??= typeof source === 'string' ? '' : nameOfFile(source.name);
-    const name: FieldText = { id: 'name', label: 'Name', hint: 'For people. It may be empty.', error: this.errors.get('name') };
+    const name: FieldText = {
+      id: 'name',
+      label: 'Name',
+      hint: 'For people. It may be empty.',
+      error: this.errors.get('name'),
+    };
     const labels: FieldText = {
       id: 'labels',
       label: 'Labels',
@@ -219,7 +225,11 @@ export class UploadList extends LitElement {
     const { all } = this.uploads;
     if (all.length === 0) return nothing;
     return html`<section aria-label="Uploads">
-      ${repeat(all, ({ id }) => id, (it) => html`<rf-upload .uploads=${this.uploads} .upload=${it}></rf-upload>`)}
+      ${repeat(
+        all,
+        ({ id }) => id,
+        (it) => html`<rf-upload .uploads=${this.uploads} .upload=${it}></rf-upload>`,
+      )}
     </section>`;
   }
 }

@@ -107,7 +107,9 @@ export class Walls extends LitElement {
       <dt>${title}</dt>
       <dd>
         <ul>
-          ${walls.map(({ name, says }) => html`<li><span class="mono">${printable(name)}</span> ${printable(says)}</li>`)}
+          ${walls.map(
+            ({ name, says }) => html`<li><span class="mono">${printable(name)}</span> ${printable(says)}</li>`,
+          )}
         </ul>
       </dd>
     </div>`;

@@ -9,7 +9,14 @@ import { controls } from './styles.js';
 
 const HEIGHT = 150;
 const SPAN = 3_600;
-const KEYS: Readonly<Record<string, number>> = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30, Home: -Infinity, End: Infinity };
+const KEYS: Readonly<Record<string, number>> = {
+  ArrowLeft: -1,
+  ArrowRight: 1,
+  PageUp: -30,
+  PageDown: 30,
+  Home: -Infinity,
+  End: Infinity,
+};
 
 /** Tells the time that the reader points at, in seconds, as the `detail` of its event `point`; `null` for none. */
 @customElement('rf-time-chart')
@@ -260,11 +267,13 @@ export class TimeChart extends LitElement {
       </clipPath>
       <path class="marks" d=${lines.join('')}></path>
       <g clip-path="url(#frame)">${ordered.map(draw)}</g>
-      ${time === undefined
-        ? nothing
-        : svg`<path class="cursor" d="M${x.place(time)} ${frame.top}V${frame.bottom}"></path>`}
-      ${y.marks.map((mark) => svg`<text x=${frame.left - 6} y=${y.place(mark) + 4} text-anchor="end">${format(mark)}</text>`)}
-      ${x.marks.map((mark) => svg`<text x=${x.place(mark)} y=${HEIGHT - 6} text-anchor="middle">${clockOf(mark)}</text>`)}
+      ${
+        time === undefined
+          ? nothing
+          : svg`<path class="cursor" d="M${x.place(time)} ${frame.top}V${frame.bottom}"></path>`
+      }
+      ${y.marks.map((it) => svg`<text x=${frame.left - 6} y=${y.place(it) + 4} text-anchor="end">${format(it)}</text>`)}
+      ${x.marks.map((it) => svg`<text x=${x.place(it)} y=${HEIGHT - 6} text-anchor="middle">${clockOf(it)}</text>`)}
     </svg>`;
   }
 

@@ -24,6 +24,8 @@ export async function assertAccessible(page: Page): Promise<void> {
     return (await axe.run()).violations;
   });
   const serious = violations.filter((it) => it.impact === 'serious' || it.impact === 'critical');
-  const told = serious.flatMap(({ id, nodes }) => nodes.map((it) => `${id}: ${JSON.stringify(it.target)} ${it.failureSummary}`));
+  const told = serious.flatMap(({ id, nodes }) =>
+    nodes.map((it) => `${id}: ${JSON.stringify(it.target)} ${it.failureSummary}`),
+  );
   assert.deepEqual(told, []);
 }

@@ -33,12 +33,15 @@ function fileOf({ daemon }: Pick<Fixture, 'daemon'>, name: string, bytes: Uint8A
 
 /** Drops a file that is made in the page onto its middle, as a mouse would. */
 async function drop(page: Page, name: string, bytes: Uint8Array): Promise<void> {
-  const files = await page.evaluateHandle(([fileName, text]) => {
-    const transfer = new DataTransfer();
-    const content = Uint8Array.from(atob(text ?? ''), (it) => it.charCodeAt(0));
-    transfer.items.add(new File([content], fileName ?? ''));
-    return transfer;
-  }, [name, Buffer.from(bytes).toString('base64')]);
+  const files = await page.evaluateHandle(
+    ([fileName, text]) => {
+      const transfer = new DataTransfer();
+      const content = Uint8Array.from(atob(text ?? ''), (it) => it.charCodeAt(0));
+      transfer.items.add(new File([content], fileName ?? ''));
+      return transfer;
+    },
+    [name, Buffer.from(bytes).toString('base64')],
+  );
   const dispatch = async (type: string) => page.dispatchEvent('main', type, { dataTransfer: files });
   await dispatch('dragenter');
   await page.getByText('Drop WebAssembly modules to store them.').waitFor();
@@ -60,7 +63,10 @@ browserTest('20 MB are uploaded by the chooser, run, and typed into', async (fix
   await page.getByLabel('Name', { exact: true }).press('Enter');
   await page.getByText('Stored as').waitFor();
   const digest = await untilStored(daemon, 'large one');
-  await page.getByRole('row', { name: /large one/ }).getByText('size=20MB').waitFor();
+  await page
+    .getByRole('row', { name: /large one/ })
+    .getByText('size=20MB')
+    .waitFor();
   await page.getByRole('link', { name: 'Run it' }).click();
   await page.getByLabel('Arguments').fill('lines');
   await page.getByLabel('Leave it open for typing').check();
@@ -84,7 +90,10 @@ browserTest('progress is told while a module is sent, and it can be cancelled', 
   await page.setInputFiles('input[type=file]', file);
   await page.getByRole('button', { name: 'Upload', exact: true }).click();
   const progress = page.getByRole('progressbar', { name: 'Sent bytes' });
-  await until('a part of it is sent', async () => (await progress.evaluate((it: HTMLProgressElement) => it.position)) > 0.05);
+  await until(
+    'a part of it is sent',
+    async () => (await progress.evaluate((it: HTMLProgressElement) => it.position)) > 0.05,
+  );
   await page.getByText(/of 20 MiB are sent/).waitFor();
   await page.getByRole('button', { name: 'Cancel' }).click();
   await progress.waitFor({ state: 'detached' });
@@ -154,7 +163,10 @@ browserTest('names and labels of others are text', async ({ daemon, open }) => {
   const text = `(module (func (export "<script>alert(1)</script>")) (func (export "\\u{202e}x")))`;
   const digest = await daemon.load(wat(text), HOSTILE, { '<b>key</b>': HOSTILE });
   const page = await open('#/modules');
-  await page.getByRole('link', { name: /<img src=x onerror=alert\(1\)>⟨U\+202E⟩⟨U\+200B⟩/ }).first().click();
+  await page
+    .getByRole('link', { name: /<img src=x onerror=alert\(1\)>⟨U\+202E⟩⟨U\+200B⟩/ })
+    .first()
+    .click();
   await page.getByRole('cell', { name: '<script>alert(1)</script>' }).waitFor();
   await page.getByText('<b>key</b>=<img').waitFor();
   await page.getByRole('button', { name: 'Delete' }).click();
@@ -170,28 +182,40 @@ browserTest('a module is stored for whoever is signed in', { tenants: ['alice', 
   await page.getByLabel('Token').fill(tokenOf('bob'));
   await page.getByRole('button', { name: 'Sign in' }).click();
   await page.getByText('No module is stored').waitFor();
-  await page.setInputFiles('input[type=file]', { name: 'large.wasm', mimeType: '', buffer: Buffer.from(padded(NOTHING, MIB)) });
+  await page.setInputFiles('input[type=file]', {
+    name: 'large.wasm',
+    mimeType: '',
+    buffer: Buffer.from(padded(NOTHING, MIB)),
+  });
   await page.getByRole('button', { name: 'Upload', exact: true }).click();
   await page.getByText('Stored as').waitFor();
   assert.equal((await daemon.clientOf('bob').modules.listModules({})).modules.length, 1);
   assert.equal((await daemon.clientOf('alice').modules.listModules({})).modules.length, 0);
 });
 
-browserTest('a page that may change nothing has no controls for it', { set: { 'admin.read_only': 'true' } }, async ({ daemon, open }) => {
-  const page = await open('#/modules');
-  await page.getByText('No module is stored.').waitFor();
-  assert.equal(await page.getByRole('button', { name: 'Upload a module' }).count(), 0);
-  await page.goto(`${page.url().replace(/#.*/, '')}#/start`);
-  await page.getByText('it is read-only here').waitFor();
-  assert.ok(daemon.admin);
-});
+browserTest(
+  'a page that may change nothing has no controls for it',
+  { set: { 'admin.read_only': 'true' } },
+  async ({ daemon, open }) => {
+    const page = await open('#/modules');
+    await page.getByText('No module is stored.').waitFor();
+    assert.equal(await page.getByRole('button', { name: 'Upload a module' }).count(), 0);
+    await page.goto(`${page.url().replace(/#.*/, '')}#/start`);
+    await page.getByText('it is read-only here').waitFor();
+    assert.ok(daemon.admin);
+  },
+);
 
 for (const theme of ['light', 'dark'] as const) {
   browserTest(`the pages of modules are accessible in the ${theme} theme`, { theme }, async ({ daemon, open }) => {
     const digest = await daemon.load(kit(), 'kit', { team: 'a' });
     const page = await open('#/modules');
     await page.getByRole('link', { name: 'kit' }).first().waitFor();
-    await page.setInputFiles('input[type=file]', { name: 'a.wasm', mimeType: 'application/wasm', buffer: Buffer.from([0]) });
+    await page.setInputFiles('input[type=file]', {
+      name: 'a.wasm',
+      mimeType: 'application/wasm',
+      buffer: Buffer.from([0]),
+    });
     await page.getByLabel('Labels').fill('x');
     await page.getByRole('button', { name: 'Upload', exact: true }).click();
     await page.getByText('Line 1 has no “=”').waitFor();

@@ -36,42 +36,50 @@ async function work(daemon: TestDaemon, digest: string): Promise<void> {
   }
 }
 
-browserTest('runs are in the charts, and in the figures beside them', { proxy: true }, async ({ daemon, proxy, open, allow }) => {
-  const digest = await daemon.load(kit(), 'kit');
-  await work(daemon, digest);
-  const page = await open('#/overview');
-  await page.getByRole('row', { name: 'exited 3' }).waitFor();
-  await page.getByRole('row', { name: 'ENTRY_POINT_NOT_FOUND 2' }).waitFor();
-  await page.getByText('It gave up', { exact: false }).or(page.getByText('The daemon gave up nothing')).first().waitFor();
-  await openTable(page, 'Runs that ended');
-  await openTable(page, 'Runs that were refused');
-  const exited = async () => (await sums(page, 'Runs that ended'))['exited'];
-  await until('a sample has the runs', async () => (await exited()) === 3);
-  assert.deepEqual(await sums(page, 'Runs that ended'), { exited: 3, trapped: 2, 'timed out': 1 });
-  assert.deepEqual(await sums(page, 'Runs that were refused'), { refused: 2 });
-  await openTable(page, 'Duration of runs');
-  await page.getByRole('region', { name: 'Duration of runs, as a table' }).getByText(/\d ms/).first().waitFor();
+browserTest(
+  'runs are in the charts, and in the figures beside them',
+  { proxy: true },
+  async ({ daemon, proxy, open, allow }) => {
+    const digest = await daemon.load(kit(), 'kit');
+    await work(daemon, digest);
+    const page = await open('#/overview');
+    await page.getByRole('row', { name: 'exited 3' }).waitFor();
+    await page.getByRole('row', { name: 'ENTRY_POINT_NOT_FOUND 2' }).waitFor();
+    await page
+      .getByText('It gave up', { exact: false })
+      .or(page.getByText('The daemon gave up nothing'))
+      .first()
+      .waitFor();
+    await openTable(page, 'Runs that ended');
+    await openTable(page, 'Runs that were refused');
+    const exited = async () => (await sums(page, 'Runs that ended'))['exited'];
+    await until('a sample has the runs', async () => (await exited()) === 3);
+    assert.deepEqual(await sums(page, 'Runs that ended'), { exited: 3, trapped: 2, 'timed out': 1 });
+    assert.deepEqual(await sums(page, 'Runs that were refused'), { refused: 2 });
+    await openTable(page, 'Duration of runs');
+    await page.getByRole('region', { name: 'Duration of runs, as a table' }).getByText(/\d ms/).first().waitFor();
 
-  // What happens while the tab is hidden, or the connection is broken, is there afterwards.
-  await setVisibility(page, 'hidden');
-  await until('the stream is closed', async () => proxy.streams === 0);
-  for (let count = 0; count < 4; count += 1) await daemon.run(digest, ['kit', 'hello']);
-  await new Promise((resolve) => setTimeout(resolve, SAMPLE_MS / 2));
-  await setVisibility(page, 'visible');
-  await until('what was missed is there', async () => (await exited()) === 7);
-  allow(/.*/);
-  proxy.cut();
-  await daemon.run(digest, ['kit', 'hello']);
-  await page.getByText('Not live').waitFor();
-  proxy.mend();
-  await until('what was missed is there', async () => (await exited()) === 8);
+    // What happens while the tab is hidden, or the connection is broken, is there afterwards.
+    await setVisibility(page, 'hidden');
+    await until('the stream is closed', async () => proxy.streams === 0);
+    for (let count = 0; count < 4; count += 1) await daemon.run(digest, ['kit', 'hello']);
+    await new Promise((resolve) => setTimeout(resolve, SAMPLE_MS / 2));
+    await setVisibility(page, 'visible');
+    await until('what was missed is there', async () => (await exited()) === 7);
+    allow(/.*/);
+    proxy.cut();
+    await daemon.run(digest, ['kit', 'hello']);
+    await page.getByText('Not live').waitFor();
+    proxy.mend();
+    await until('what was missed is there', async () => (await exited()) === 8);
 
-  // A daemon that starts anew knows nothing of the past, and this page still does.
-  await daemon.kill();
-  await daemon.restart();
-  await page.getByText('No run has ended.').waitFor();
-  assert.equal(await exited(), 8);
-});
+    // A daemon that starts anew knows nothing of the past, and this page still does.
+    await daemon.kill();
+    await daemon.restart();
+    await page.getByText('No run has ended.').waitFor();
+    assert.equal(await exited(), 8);
+  },
+);
 
 browserTest('charts show figures at a time, all at the same one, by mouse and by keys', async ({ daemon, open }) => {
   const digest = await daemon.load(kit(), 'kit');
@@ -98,7 +106,10 @@ browserTest('charts show figures at a time, all at the same one, by mouse and by
     says.add((await valueOf('Time in “Runs that ended”')) ?? '');
     await page.keyboard.press('ArrowLeft');
   }
-  assert.ok([...says].some((it) => it.includes('exited: 3. trapped: 2. timed out: 1')), [...says].join('\n'));
+  assert.ok(
+    [...says].some((it) => it.includes('exited: 3. trapped: 2. timed out: 1')),
+    [...says].join('\n'),
+  );
   const times = await page.getByRole('figure').locator('li:first-child').allTextContents();
   assert.equal(new Set(times).size, 1);
 });
@@ -112,7 +123,9 @@ for (const theme of ['light', 'dark'] as const) {
     await page.getByRole('region', { name: 'Runs that ended, as a table' }).getByRole('cell').first().waitFor();
     await page.getByText('What confines the daemon').waitFor();
     await assertAccessible(page);
-    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    const overflow = await page.evaluate(
+      () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    );
     assert.equal(overflow, 0);
   });
 }

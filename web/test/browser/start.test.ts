@@ -72,7 +72,10 @@ browserTest('a module is chosen, and a run gets all that was filled in', async (
   await page.goto(`${page.url().replace(/#.*/, '')}#/start?from=${id}`);
   await page.getByText('Filled as this tab started').waitFor();
   assert.equal(await page.getByLabel('Arguments').inputValue(), `dump 'two words' 'it'\\''s'`);
-  assert.equal(await stdoutOf(daemon, await start(page)), "arg kit\narg dump\narg two words\narg it's\nenv A=1\nenv B=<b>\n");
+  assert.equal(
+    await stdoutOf(daemon, await start(page)),
+    "arg kit\narg dump\narg two words\narg it's\nenv A=1\nenv B=<b>\n",
+  );
 });
 
 browserTest('values of parameters are checked by their types', async ({ daemon, open }) => {
@@ -92,7 +95,10 @@ browserTest('values of parameters are checked by their types', async ({ daemon, 
   await page.keyboard.press('Enter');
   await page.waitForURL(/#\/runs\//);
   const result = await resultOf(daemon, page.url().replace(/^.*#\/runs\//, ''));
-  assert.deepEqual(result.values.map((it) => it.value), [{ case: 'f64', value: -1.5 }]);
+  assert.deepEqual(
+    result.values.map((it) => it.value),
+    [{ case: 'f64', value: -1.5 }],
+  );
   const { values } = await (async () => {
     await page.goto(`${page.url().replace(/#.*/, '')}#/start?module=${digest}`);
     await page.getByLabel('Entry point').selectOption({ label: 'nothing()' });
@@ -144,14 +150,19 @@ browserTest('input comes from a text, or from a file', async ({ daemon, open }) 
   await page.goto(url);
   await page.getByLabel('Arguments').fill('echo');
   await page.getByLabel('Standard input').selectOption('a file');
-  await page.getByLabel('File', { exact: true }).setInputFiles({ name: '<b>.bin', mimeType: '', buffer: Buffer.from('from a file') });
+  await page
+    .getByLabel('File', { exact: true })
+    .setInputFiles({ name: '<b>.bin', mimeType: '', buffer: Buffer.from('from a file') });
   await page.getByText('<b>.bin, 11 B').waitFor();
   assert.equal(await stdoutOf(daemon, await start(page)), 'from a file');
 });
 
 browserTest('an earlier run fills in what the daemon keeps of it', async ({ daemon, open }) => {
   const digest = await daemon.load(kit(), 'kit');
-  const id = await daemon.start(digest, ['kit', 'hello'], { labels: { job: '7' }, resources: { memoryPages: 100, fuelLimit: 9_000_000n } });
+  const id = await daemon.start(digest, ['kit', 'hello'], {
+    labels: { job: '7' },
+    resources: { memoryPages: 100, fuelLimit: 9_000_000n },
+  });
   await daemon.untilEnded(id);
   const page = await open(`#/start?from=${id}`);
   await page.getByText('The daemon does not keep its entry point').waitFor();
@@ -163,16 +174,20 @@ browserTest('an earlier run fills in what the daemon keeps of it', async ({ daem
   await page.getByText('(SPEC_INVALID)').waitFor();
 });
 
-browserTest('a run that waits for its slot is shown when it starts', { set: { 'admission.slots': '1' } }, async ({ daemon, open }) => {
-  const digest = await daemon.load(kit(), 'kit');
-  const first = await daemon.start(digest, ['kit', 'sleep', '600000']);
-  const page = await open(`#/start?module=${digest}`);
-  await page.getByLabel('Arguments').fill('hello');
-  await page.getByRole('button', { name: 'Start', exact: true }).click();
-  await page.getByText('waits for a slot').waitFor();
-  await daemon.client.runs.cancelRun({ runId: first });
-  await page.waitForURL(/#\/runs\//);
-});
+browserTest(
+  'a run that waits for its slot is shown when it starts',
+  { set: { 'admission.slots': '1' } },
+  async ({ daemon, open }) => {
+    const digest = await daemon.load(kit(), 'kit');
+    const first = await daemon.start(digest, ['kit', 'sleep', '600000']);
+    const page = await open(`#/start?module=${digest}`);
+    await page.getByLabel('Arguments').fill('hello');
+    await page.getByRole('button', { name: 'Start', exact: true }).click();
+    await page.getByText('waits for a slot').waitFor();
+    await daemon.client.runs.cancelRun({ runId: first });
+    await page.waitForURL(/#\/runs\//);
+  },
+);
 
 browserTest('a run that is not to go on ends with its tab', async ({ daemon, open }) => {
   const digest = await daemon.load(kit(), 'kit');
@@ -196,7 +211,9 @@ for (const theme of ['light', 'dark'] as const) {
     await page.getByRole('button', { name: 'Start', exact: true }).click();
     await page.getByText('A value is missing: this is an i32.').waitFor();
     await assertAccessible(page);
-    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    const overflow = await page.evaluate(
+      () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    );
     assert.equal(overflow, 0);
   });
 }
