@@ -49,13 +49,19 @@ export class LogPane {
   /** The line to hold in sight once the filter has got there. */
   #held: LogLine | undefined;
 
-  /** Shows in `view` what comes from `input`. `changed` is called, not too often, when a figure is another. */
+  /**
+   * Shows in `view` what comes from `input`, after lines that came before. `changed` is called, not too often, when a
+   * figure is another.
+   */
   constructor(
-    private readonly view: LogView,
+    readonly view: LogView,
     private readonly input: LineInput,
     private readonly changed: () => void,
+    before: readonly LogLine[] = [],
   ) {
+    this.store.add(before);
     view.reset(this.#shown.lines);
+    this.schedule();
   }
 
   /** Says that there are lines to take. */
@@ -157,19 +163,26 @@ export class LogPane {
     };
   }
 
-  /** Goes to the next match, or to the one before. */
-  step(step: 1 | -1): void {
+  /** Goes to the next match, or to the one before: from the one that is current, from what is in sight, or round. */
+  step(step: 1 | -1, { fromEnd = false } = {}): void {
     const counter = this.#counter;
     if (counter === undefined) return;
-    const first = { line: this.view.isInSight(this.view.here) ? this.view.here : this.view.firstInSight, match: -1 };
-    const here = this.#matchPlace() ?? (step > 0 ? first : { ...first, match: 0 });
+    const inSight = this.view.isInSight(this.view.here) ? this.view.here : this.view.firstInSight;
+    const line = fromEnd ? (step > 0 ? 0 : this.lines.length) : inSight;
+    const here = (fromEnd ? undefined : this.#matchPlace()) ?? { line, match: step > 0 ? -1 : 0 };
     const place = counter.step(this.lines, here, step);
     if (place === undefined) return;
-    const line = this.lines[place.line]!;
-    this.#place = { line, match: place.match };
+    const found = this.lines[place.line]!;
+    this.#place = { line: found, match: place.match };
     this.view.highlight(counter.matcher, this.#place);
-    this.view.reveal(place.line, counter.matcher(line.text)[place.match]?.from ?? 0);
+    this.view.reveal(place.line, counter.matcher(found.text)[place.match]?.from ?? 0);
     this.changed();
+  }
+
+  /** Says that one is at no match any more. */
+  leaveMatch(): void {
+    this.#place = undefined;
+    this.view.highlight(this.#counter?.matcher, undefined);
   }
 
   /** Finds the match that one went to, whose line may be gone. */

@@ -1,4 +1,6 @@
-// Tells whether the reader scrolls, or what is shown does.
+// Tells whether the reader scrolls, or what is shown does, and scrolls nothing but the lines.
+
+import { EditorView, type Rect } from '@codemirror/view';
 
 /** How long after a wheel, a key or a touch a movement is the reader's. */
 const READER_MS = 700;
@@ -59,4 +61,37 @@ export class ScrollWatch {
     if (this.#isHeld && moved < -1 && !isAtEnd) this.told.left();
     else if (moved > 1 && isAtEnd) this.told.reachedEnd();
   };
+}
+
+/** How CodeMirror is asked to bring a position into sight. */
+interface ScrollOptions {
+  readonly x: string;
+  readonly y: string;
+  readonly xMargin: number;
+  readonly yMargin: number;
+}
+
+/** Scrolls the lines alone: CodeMirror would scroll the page around them as well, again and again as lines come. */
+export const scrollOnlyLines = EditorView.scrollHandler.of((view, range, options) => {
+  const { scrollDOM: scroller } = view;
+  if (range.head === view.state.doc.length && options.y === 'end') {
+    scroller.scrollTop = scroller.scrollHeight;
+    return true;
+  }
+  const place = view.coordsAtPos(range.head, range.assoc < 0 ? -1 : 1);
+  if (place !== null) scrollTo(scroller, place, options, view.contentDOM.getBoundingClientRect().left);
+  return true;
+});
+
+function scrollTo(scroller: HTMLElement, place: Rect, { x, y, xMargin, yMargin }: ScrollOptions, left: number): void {
+  const box = scroller.getBoundingClientRect();
+  const [above, below] = [place.top - box.top - yMargin, place.bottom - box.top - scroller.clientHeight + yMargin];
+  if (y === 'center') scroller.scrollTop += (above + below) / 2;
+  else if (y === 'start' || above < 0) scroller.scrollTop += above;
+  else if (y === 'end' || below > 0) scroller.scrollTop += below;
+  // What is beside the lines covers them.
+  const first = left + scroller.scrollLeft + xMargin;
+  const last = box.left + scroller.clientWidth - xMargin;
+  if (x === 'nearest' && place.left < first) scroller.scrollLeft -= first - place.left;
+  else if (x === 'nearest' && place.right > last) scroller.scrollLeft += place.right - last + scroller.clientWidth / 4;
 }

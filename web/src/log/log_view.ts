@@ -10,7 +10,7 @@ import type { Matcher } from '../model/log_search.js';
 import type { ListChange } from '../model/log_store.js';
 import { appearanceChanged, decorations, gutters, type LogAppearance, type LogTag } from './log_extensions.js';
 import { logKeys } from './log_keys.js';
-import { ScrollWatch } from './log_scroll.js';
+import { scrollOnlyLines, ScrollWatch } from './log_scroll.js';
 import { editorTheme } from './log_theme.js';
 
 /** The detail of `log-line`: the reader chose a line. */
@@ -89,6 +89,7 @@ export class LogView extends LitElement {
           this.#attributes.of(this.#contentAttributes()),
           this.#wrapping.of([]),
           this.#gutters.of([]),
+          scrollOnlyLines,
           decorations(this.#appearance),
           logKeys({
             lines: () => this.#appearance.lines,

@@ -96,7 +96,8 @@ export async function downloadRaw(
     const name = `${run.replace(/[^\w.-]/g, '_')}.${FILES[streams]}`;
     saveBlob(blob, name);
     const size = `${name} has ${formatBytes(blob.size)}${isLive ? ' so far' : ''}.`;
-    return lost === 0n ? size : `${size} ${plural(lost, 'event')} before that ${lost === 1n ? 'is' : 'are'} no longer kept.`;
+    const gap = `${plural(lost, 'event')} of the run ${lost === 1n ? 'is' : 'are'} no longer kept.`;
+    return lost === 0n ? size : `${size} ${gap}`;
   } catch (error) {
     return isAborted(error) ? '' : `The output was not read: ${printable(failureOf(error).message)}`;
   }
