@@ -130,10 +130,6 @@ export class RunsPage extends LitElement {
     super.disconnectedCallback();
   }
 
-  protected override firstUpdated(): void {
-    this.#begin();
-  }
-
   #begin(): void {
     const { signal } = this.#gone;
     this.#names = ModuleNames.of(this.context.daemon);
@@ -143,6 +139,8 @@ export class RunsPage extends LitElement {
   }
 
   protected override willUpdate(changed: PropertyValues): void {
+    // The daemon is asked before anything is rendered, so that the first row is there soon.
+    if (!this.hasUpdated) this.#begin();
     const before = changed.get('route') as RunsPage['route'] | undefined;
     if (before === undefined) return;
     this.runs = this.#matching();
