@@ -46,8 +46,8 @@ export class RunTable extends VirtualRows<RunInfo> {
       [role='row'] {
         display: grid;
         grid-template-columns:
-          2rem 6.5rem minmax(7rem, 1.1fr) 6.5rem minmax(6rem, 1fr) 5.5rem 6.5rem 5.5rem 7rem 5.5rem
-          minmax(9rem, 1.5fr) 4rem;
+          2rem 6.5rem minmax(7rem, 0.8fr) 6.5rem minmax(6rem, 1.2fr) 5.5rem 6.5rem 5.5rem 7rem 5.5rem
+          minmax(9rem, 1.8fr) 4rem;
         align-items: center;
         gap: 0 var(--space-3);
         padding-inline: var(--space-3);
@@ -92,8 +92,8 @@ export class RunTable extends VirtualRows<RunInfo> {
       @container (max-width: 82rem) {
         [role='row'] {
           grid-template-columns:
-            2rem 6.5rem minmax(7rem, 1.1fr) 6.5rem minmax(6rem, 1fr) 6.5rem 5.5rem 5.5rem
-            minmax(9rem, 1.5fr) 4rem;
+            2rem 6.5rem minmax(7rem, 0.8fr) 6.5rem minmax(6rem, 1.2fr) 6.5rem 5.5rem 5.5rem
+            minmax(9rem, 1.8fr) 4rem;
         }
         .asked,
         .fuel {
