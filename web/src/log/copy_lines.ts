@@ -9,7 +9,7 @@ export async function copyLines(view: LogView): Promise<string> {
   const selected = view.selectedText;
   const text = selected === '' ? view.allText : selected;
   const lines = text.split('\n').length - (text.endsWith('\n') ? 1 : 0);
-  const what = selected === '' ? `All of ${plural(lines, 'line')}` : `The selection, of ${plural(lines, 'line')},`;
+  const what = `${selected === '' ? 'The text' : 'The selection'}, ${plural(lines, 'line')},`;
   try {
     await navigator.clipboard.writeText(text);
     return `${what} is copied.`;

@@ -11,10 +11,12 @@ interface LogKeys {
   readonly chosen: (line: LogLine) => void;
   /** The reader went up, away from the end. */
   readonly left: () => void;
+  /** Returns what is selected, as it is to be copied. */
+  readonly selected: () => string;
 }
 
 /** Handles the keys that a text that cannot be edited does not have by itself. */
-export function logKeys({ lines, chosen, left }: LogKeys): Extension {
+export function logKeys({ lines, chosen, left, selected }: LogKeys): Extension {
   return EditorView.domEventHandlers({
     keydown(event, view) {
       if (event.key === 'a' && (event.ctrlKey || event.metaKey) && !event.altKey) {
@@ -34,6 +36,13 @@ export function logKeys({ lines, chosen, left }: LogKeys): Extension {
         return true;
       }
       return false;
+    },
+    copy(event) {
+      const text = selected();
+      if (text === '' || event.clipboardData === null) return false;
+      event.clipboardData.setData('text/plain', text);
+      event.preventDefault();
+      return true;
     },
     focus(_, view) {
       // Where the reader is, is where they look.

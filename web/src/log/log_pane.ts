@@ -219,7 +219,7 @@ export class LogPane {
     const isCounted = this.#counter?.advance(this.lines, isLate) ?? true;
     this.#holdInSight();
     if (!this.#shown.isComplete || !isCounted) this.schedule();
-    if (changes.length > 0 || this.#counter !== undefined) this.#tell();
+    if (changes.length > 0 || this.#isPaused || this.#counter !== undefined) this.#tell();
   }
 
   /** Takes the lines that came. */

@@ -1,6 +1,6 @@
 // Tells whether the reader scrolls, or what is shown does, and scrolls nothing but the lines.
 
-import { EditorView, type Rect } from '@codemirror/view';
+import { EditorView } from '@codemirror/view';
 
 /** How long after a wheel, a key or a touch a movement is the reader's. */
 const READER_MS = 700;
@@ -78,12 +78,21 @@ export const scrollOnlyLines = EditorView.scrollHandler.of((view, range, options
     scroller.scrollTop = scroller.scrollHeight;
     return true;
   }
-  const place = view.coordsAtPos(range.head, range.assoc < 0 ? -1 : 1);
-  if (place !== null) scrollTo(scroller, place, options, view.contentDOM.getBoundingClientRect().left);
+  scrollTo(scroller, rectOf(view, range.head), options, view.contentDOM.getBoundingClientRect().left);
   return true;
 });
 
-function scrollTo(scroller: HTMLElement, place: Rect, { x, y, xMargin, yMargin }: ScrollOptions, left: number): void {
+/** Tells where a position is on the screen, while CodeMirror itself may not be asked. */
+function rectOf(view: EditorView, position: number): DOMRect {
+  const { node, offset } = view.domAtPos(position);
+  const range = document.createRange();
+  range.setStart(node, offset);
+  // An empty line has nothing that a range could be at.
+  const element = node instanceof Element ? (node.closest('.cm-line') ?? node) : node.parentElement;
+  return range.getClientRects()[0] ?? (element ?? view.contentDOM).getBoundingClientRect();
+}
+
+function scrollTo(scroller: HTMLElement, place: DOMRect, { x, y, xMargin, yMargin }: ScrollOptions, left: number): void {
   const box = scroller.getBoundingClientRect();
   const [above, below] = [place.top - box.top - yMargin, place.bottom - box.top - scroller.clientHeight + yMargin];
   if (y === 'center') scroller.scrollTop += (above + below) / 2;

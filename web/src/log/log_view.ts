@@ -95,6 +95,7 @@ export class LogView extends LitElement {
             lines: () => this.#appearance.lines,
             chosen: (line) => this.#tellLine(line),
             left: () => (this.isFollowing = false),
+            selected: () => this.selectedText,
           }),
           EditorView.updateListener.of((update) => {
             if (update.docChanged || update.geometryChanged) this.#stick();
