@@ -49,6 +49,7 @@ export interface Clients {
 
 const living = new Set<ChildProcess>();
 process.on('exit', () => living.forEach((it) => it.kill('SIGKILL')));
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => process.exit(1));
 
 /** A daemon that a test started, which ends with it. */
 export class TestDaemon {
