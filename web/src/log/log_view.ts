@@ -230,13 +230,8 @@ export class LogView extends LitElement {
   }
 
   #contentAttributes() {
-    return EditorView.contentAttributes.of({
-      tabindex: '0',
-      role: 'log',
-      'aria-live': 'off',
-      'aria-label': this.label,
-      'aria-multiline': 'true',
-    });
+    // It remains a text box that cannot be written in, as CodeMirror has it: a `log` may not say that it has lines.
+    return EditorView.contentAttributes.of({ tabindex: '0', 'aria-label': this.label });
   }
 
   #refresh(): void {
