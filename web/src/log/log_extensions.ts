@@ -9,7 +9,6 @@ import {
   GutterMarker,
   ViewPlugin,
   type ViewUpdate,
-  WidgetType,
 } from '@codemirror/view';
 
 import type { AnsiStyle } from '../model/ansi.js';
@@ -19,6 +18,10 @@ import type { Match } from '../model/linear_regex.js';
 import type { LogLine } from '../model/line_assembler.js';
 import type { Matcher } from '../model/log_search.js';
 import { TAG_COLORS } from './log_theme.js';
+
+/** The most styles and matches that are shown at once: each is an element, and a line may have thousands of them. */
+const MAX_SPANS_IN_SIGHT = 8_000;
+const MAX_MATCHES_IN_SIGHT = 1_000;
 
 /** A run, where those of several are shown. */
 export interface LogTag {
@@ -55,21 +58,6 @@ function markOf(style: AnsiStyle): Decoration {
   return mark;
 }
 
-class GoesOn extends WidgetType {
-  override eq(): boolean {
-    return true;
-  }
-
-  override toDOM(): HTMLElement {
-    const span = document.createElement('span');
-    span.className = 'cm-goes-on';
-    span.textContent = ' ↩ this line goes on below';
-    return span;
-  }
-}
-
-const goesOn = Decoration.widget({ widget: new GoesOn(), side: 1 });
-
 /** Calls back for each line in sight, with the parts of it that are. */
 function forLinesInSight(
   view: EditorView,
@@ -93,23 +81,23 @@ function forLinesInSight(
 
 function lineDecorations(view: EditorView, { lines, marked }: LogAppearance): DecorationSet {
   const ranges: Range<Decoration>[] = [];
+  let spans = 0;
   const here = view.hasFocus ? view.state.doc.lineAt(view.state.selection.main.head).from : -1;
   forLinesInSight(view, lines, (line, begin, from, to, isFirstPart) => {
-    const end = view.state.doc.lineAt(begin).to;
     if (isFirstPart) {
       const names = [
         line.source === 'stdout' ? '' : `cm-${line.source}`,
         line === marked ? 'cm-marked' : '',
         begin === here ? 'cm-here' : '',
+        line.goesOn ? 'cm-goes-on' : '',
       ].filter((it) => it !== '');
       if (names.length > 0) ranges.push(Decoration.line({ class: names.join(' ') }).range(begin));
     }
     for (const span of line.spans) {
       // A line that is held back by a pause may be longer than what is shown of it.
       const [first, last] = [Math.max(begin + span.from, from), Math.min(begin + span.to, to)];
-      if (first < last) ranges.push(markOf(span.style).range(first, last));
+      if (first < last && ++spans <= MAX_SPANS_IN_SIGHT) ranges.push(markOf(span.style).range(first, last));
     }
-    if (line.goesOn && to === end) ranges.push(goesOn.range(end));
   });
   return Decoration.set(ranges, true);
 }
@@ -121,11 +109,14 @@ function matchDecorations(view: EditorView, appearance: LogAppearance): Decorati
   const { lines, matcher, current } = appearance;
   if (matcher === undefined) return Decoration.none;
   const ranges: Range<Decoration>[] = [];
+  let matches = 0;
   forLinesInSight(view, lines, (line, begin, from, to) => {
     matchesOf(matcher, line.text).forEach((match, i) => {
       const [first, last] = [Math.max(begin + match.from, from), Math.min(begin + match.to, to)];
+      if (first >= last) return;
       const isCurrent = current?.line === line && current.match === i;
-      if (first < last) ranges.push((isCurrent ? currentMark : matchMark).range(first, last));
+      if (isCurrent) ranges.push(currentMark.range(first, last));
+      else if (++matches <= MAX_MATCHES_IN_SIGHT) ranges.push(matchMark.range(first, last));
     });
   });
   return Decoration.set(ranges, true);

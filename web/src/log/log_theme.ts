@@ -79,6 +79,6 @@ export const editorTheme = EditorView.theme({
   '.cm-match, .cm-match *': { color: 'var(--ink) !important' },
   '.cm-match *': { backgroundColor: 'transparent !important' },
   '.cm-match.cm-current': { backgroundColor: 'var(--mark-current)', outline: '1px solid var(--ink)' },
-  '.cm-goes-on': { color: 'var(--ink-2)', fontStyle: 'italic', userSelect: 'none' },
+  '.cm-goes-on::after': { content: '" ↩ this line goes on below"', color: 'var(--ink-2)', fontStyle: 'italic' },
   ...tagRules,
 });

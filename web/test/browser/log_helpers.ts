@@ -25,7 +25,11 @@ export class LogPage {
 
   /** Lines as they are in sight. */
   async lines(): Promise<string[]> {
-    const all = await this.log.locator('.cm-line').allTextContents();
+    const all = await this.log.locator('.cm-line').evaluateAll((lines) => {
+      const { top, bottom } = lines[0]?.closest('.cm-scroller')?.getBoundingClientRect() ?? { top: 0, bottom: 0 };
+      const isInSight = ({ top: above, bottom: below }: DOMRect) => below > top + 1 && above < bottom - 1;
+      return lines.filter((it) => isInSight(it.getBoundingClientRect())).map((it) => it.textContent ?? '');
+    });
     return all.at(-1) === '' ? all.slice(0, -1) : all;
   }
 
@@ -35,8 +39,9 @@ export class LogPage {
     return all.filter((it) => it !== '');
   }
 
-  async untilLine(text: string): Promise<void> {
-    await until(`the line ${JSON.stringify(text)}`, async () => (await this.lines()).includes(text));
+  async untilLine(text: string | RegExp): Promise<void> {
+    const isIt = (line: string) => (typeof text === 'string' ? line === text : text.test(line));
+    await until(`the line ${String(text)}`, async () => (await this.lines()).some(isIt));
   }
 
   async untilLines(expected: readonly string[]): Promise<void> {
