@@ -2,7 +2,7 @@
 
 import { Code } from '@connectrpc/connect';
 import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, query, state } from 'lit/decorators.js';
+import { query, state } from 'lit/decorators.js';
 import { keyed } from 'lit/directives/keyed.js';
 
 import { mayChange } from '../api/access.js';
@@ -30,7 +30,6 @@ const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: re
 
 const THEME_NAMES = { system: 'System theme', light: 'Light theme', dark: 'Dark theme' };
 
-@customElement('ringfence-page')
 export class Shell extends LitElement {
   static override styles = [controls, shellStyles];
 
@@ -243,3 +242,5 @@ export class Shell extends LitElement {
     </select>`;
   }
 }
+
+customElements.define('ringfence-page', Shell);

@@ -1,12 +1,11 @@
 // The list of keys.
 
 import { css, html, LitElement } from 'lit';
-import { customElement, query } from 'lit/decorators.js';
+import { query } from 'lit/decorators.js';
 
 import { allShortcuts } from '../ui/shortcuts.js';
 import { controls } from '../ui/styles.js';
 
-@customElement('rf-shortcut-list')
 export class ShortcutList extends LitElement {
   static override styles = [
     controls,
@@ -74,3 +73,5 @@ const KEY_NAMES = new Map([
 function nameOfKey(key: string): string {
   return KEY_NAMES.get(key) ?? (/^[A-Z]$/.test(key) ? `Shift+${key}` : key);
 }
+
+customElements.define('rf-shortcut-list', ShortcutList);

@@ -1,7 +1,7 @@
 // The form for the token of whoever is not known to the daemon.
 
 import { css, html, LitElement, nothing } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { printable } from '../model/printable.js';
 import { controls } from '../ui/styles.js';
@@ -10,7 +10,6 @@ import { controls } from '../ui/styles.js';
 export type SignInAttempt = (token: string, keep: boolean) => Promise<string | undefined>;
 
 /** Asks for a token until one is taken. */
-@customElement('rf-sign-in')
 export class SignIn extends LitElement {
   static override styles = [
     controls,
@@ -100,3 +99,5 @@ export class SignIn extends LitElement {
     this.field.select();
   };
 }
+
+customElements.define('rf-sign-in', SignIn);

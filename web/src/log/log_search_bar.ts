@@ -1,7 +1,7 @@
 // The field to search the log with.
 
 import { css, html, LitElement, type TemplateResult } from 'lit';
-import { customElement, property, query } from 'lit/decorators.js';
+import { property, query } from 'lit/decorators.js';
 
 import { formatCount } from '../model/format.js';
 import type { SearchQuery } from '../model/log_search.js';
@@ -21,7 +21,6 @@ export interface LogSearchDetail {
  * @fires log-search - What is looked for is another (`LogSearchDetail`).
  * @fires log-step - Go to the next match (detail 1), or to the one before (-1).
  */
-@customElement('rf-log-search')
 export class LogSearchBar extends LitElement {
   static override styles = [
     controls,
@@ -142,3 +141,5 @@ export class LogSearchBar extends LitElement {
     }
   };
 }
+
+customElements.define('rf-log-search', LogSearchBar);

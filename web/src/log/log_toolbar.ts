@@ -1,7 +1,7 @@
 // The controls of the log.
 
 import { css, html, LitElement, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import type { Settings } from '../app/settings.js';
 import type { LineSource } from '../model/line_assembler.js';
@@ -66,7 +66,6 @@ const DOWNLOADS: ReadonlyArray<readonly [RawStreams, string]> = [
  * @fires log-command - The reader asks something (`LogCommand`).
  * @fires log-search - What is looked for is another (`LogSearchDetail`).
  */
-@customElement('rf-log-toolbar')
 export class LogToolbar extends LitElement {
   static override styles = [
     controls,
@@ -195,3 +194,5 @@ declare global {
     'rf-log-toolbar': LogToolbar;
   }
 }
+
+customElements.define('rf-log-toolbar', LogToolbar);

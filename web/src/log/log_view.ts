@@ -3,7 +3,7 @@
 import { Compartment, EditorState, Text, type Transaction, type TransactionSpec } from '@codemirror/state';
 import { EditorView } from '@codemirror/view';
 import { css, html, LitElement, type PropertyValues } from 'lit';
-import { customElement, property, query } from 'lit/decorators.js';
+import { property, query } from 'lit/decorators.js';
 
 import type { LogLine } from '../model/line_assembler.js';
 import type { Matcher } from '../model/log_search.js';
@@ -24,7 +24,6 @@ export interface LogLineDetail {
  * @fires log-line - The number of a line was pressed, or Enter on it (`LogLineDetail`).
  * @fires log-follow - It follows the last line from now on, or no more.
  */
-@customElement('rf-log-view')
 export class LogView extends LitElement {
   static override styles = css`
     :host {
@@ -295,3 +294,5 @@ declare global {
     'rf-log-view': LogView;
   }
 }
+
+customElements.define('rf-log-view', LogView);

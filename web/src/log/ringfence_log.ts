@@ -1,7 +1,7 @@
 // `<ringfence-log server run>`: the output of a run as it comes, in this page and in the pages of others.
 
 import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import type { Daemon } from '../api/client.js';
 import type { StreamState } from '../api/live_stream.js';
@@ -34,7 +34,6 @@ import { logLayout } from './log_layout.js';
  * @fires ringfence-state - The connection is another than before (`LogStateDetail`).
  * @fires ringfence-link - The reader asked for the address of a line (`LogLinkDetail`).
  */
-@customElement('ringfence-log')
 export class RingfenceLog extends LitElement {
   static override styles = [controls, hostTheme, logLayout];
 
@@ -334,3 +333,5 @@ declare global {
     'ringfence-log': RingfenceLog;
   }
 }
+
+customElements.define('ringfence-log', RingfenceLog);

@@ -1,7 +1,7 @@
 // Chooses a stored module: by words of its name, its digest or its labels.
 
 import { css, html, LitElement, nothing, type PropertyValues } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { allModules } from '../api/all_modules.js';
 import type { Daemon } from '../api/client.js';
@@ -16,7 +16,6 @@ import { controls } from '../ui/styles.js';
 const ROWS = 30;
 
 /** Tells the digest that was chosen as the `detail` of its event `choose`. */
-@customElement('rf-module-chooser')
 export class ModuleChooser extends LitElement {
   static override styles = [
     controls,
@@ -122,3 +121,5 @@ export class ModuleChooser extends LitElement {
     </li>`;
   }
 }
+
+customElements.define('rf-module-chooser', ModuleChooser);

@@ -2,7 +2,7 @@
 
 import { timestampMs } from '@bufbuild/protobuf/wkt';
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
 import type { PageContext } from '../app/context.js';
@@ -20,7 +20,6 @@ import { askAndDelete, kindOf, memoryOf } from './module_parts.js';
 /** The most exports, and imports, that the daemon tells. */
 const LISTED = 1_000;
 
-@customElement('rf-module-page')
 export class ModulePage extends LitElement {
   static override styles = [
     controls,
@@ -211,3 +210,5 @@ export class ModulePage extends LitElement {
       </div>`;
   }
 }
+
+customElements.define('rf-module-page', ModulePage);

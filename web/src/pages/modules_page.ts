@@ -1,7 +1,7 @@
 // The stored modules: which there are, and how further ones are stored.
 
 import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 import { repeat } from 'lit/directives/repeat.js';
 
 import { allModules } from '../api/all_modules.js';
@@ -35,7 +35,6 @@ const COLUMNS: ReadonlyArray<{ order: ModuleOrder | undefined; title: string; ro
   { order: undefined, title: 'Compiled in', room: 'wide' },
 ];
 
-@customElement('rf-modules-page')
 export class ModulesPage extends LitElement {
   static override styles = [controls, moduleListStyles];
 
@@ -287,3 +286,5 @@ export class ModulesPage extends LitElement {
     (this.renderRoot.querySelector<HTMLElement>('.scroll') ?? this.search).focus();
   }
 }
+
+customElements.define('rf-modules-page', ModulesPage);

@@ -2,7 +2,7 @@
 
 import { durationFromMs, durationMs, timestampMs } from '@bufbuild/protobuf/wkt';
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 
 import { LiveStream, type StreamState } from '../api/live_stream.js';
 import type { PageContext } from '../app/context.js';
@@ -22,7 +22,6 @@ import './walls.js';
 
 const INTERVAL_MS = 2_000;
 
-@customElement('rf-overview-page')
 export class OverviewPage extends LitElement {
   static override styles = [
     controls,
@@ -302,3 +301,5 @@ function list(title: string, rows: ReadonlyArray<readonly [string, string | bigi
 function rate(value: number): string {
   return value === 0 || value >= 100 ? formatCount(Math.round(value)) : value.toPrecision(2);
 }
+
+customElements.define('rf-overview-page', OverviewPage);

@@ -1,7 +1,7 @@
 // What one can do with a run.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 
 import { failureOf, isAborted } from '../api/failure.js';
 import { stderrTail } from '../api/run_tail.js';
@@ -28,7 +28,6 @@ const TAIL_LINES = 20;
 /** The port on which daemons listen for gRPC unless they are told otherwise. */
 const GRPC_PORT = 50_051;
 
-@customElement('rf-run-actions')
 export class RunActions extends LitElement {
   static override styles = [
     controls,
@@ -194,3 +193,5 @@ export class RunActions extends LitElement {
     </rf-menu-button>`;
   }
 }
+
+customElements.define('rf-run-actions', RunActions);

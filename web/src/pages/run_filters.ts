@@ -1,7 +1,7 @@
 // What runs are filtered by: words, states and labels.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { STATE_FILTERS, type StateFilter } from '../app/route.js';
 import { printable } from '../model/printable.js';
@@ -9,7 +9,6 @@ import { parseLabel, type RunFilter } from '../model/run_filter.js';
 import { controls } from '../ui/styles.js';
 
 /** Fires `filter` with the new filter as its `detail`. */
-@customElement('rf-run-filters')
 export class RunFilters extends LitElement {
   static override styles = [
     controls,
@@ -121,3 +120,5 @@ export class RunFilters extends LitElement {
     `;
   }
 }
+
+customElements.define('rf-run-filters', RunFilters);

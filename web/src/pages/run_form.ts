@@ -1,7 +1,7 @@
 // The fields of the form that starts a run.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import type { ModuleInfo } from '../gen/ringfence/v1/module_pb.js';
 import { type EntryPoint, entryPoints, showSignature } from '../model/entry_points.js';
@@ -30,7 +30,6 @@ type SwitchField = 'openStdin' | 'truncate' | 'network' | 'detach';
 type SelectField = 'entry' | 'stdinFrom' | 'memoryUnit' | 'stack' | 'wasi' | 'clock';
 
 /** Tells the form that came of a change as the `detail` of its event `edit`. */
-@customElement('rf-run-form')
 export class RunFormFields extends LitElement {
   static override styles = [
     controls,
@@ -324,3 +323,5 @@ export class RunFormFields extends LitElement {
     this.dispatchEvent(new CustomEvent<RunForm>('edit', { detail: { ...this.form, ...change } }));
   }
 }
+
+customElements.define('rf-run-form', RunFormFields);

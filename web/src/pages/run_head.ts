@@ -2,7 +2,7 @@
 
 import { timestampMs, type Timestamp } from '@bufbuild/protobuf/wkt';
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import { navigate } from '../app/navigate.js';
 import type { RunInfo } from '../gen/ringfence/v1/run_pb.js';
@@ -18,7 +18,6 @@ import { controls } from '../ui/styles.js';
 /** Calls on the guest's stack that are shown at once. */
 const FIRST_FRAMES = 5;
 
-@customElement('rf-run-head')
 export class RunHead extends LitElement {
   static override styles = [
     controls,
@@ -215,3 +214,5 @@ export class RunHead extends LitElement {
     </dl>`;
   }
 }
+
+customElements.define('rf-run-head', RunHead);

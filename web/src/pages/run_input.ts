@@ -1,7 +1,7 @@
 // A line to type into the standard input of a run, where that is open.
 
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import type { Daemon } from '../api/client.js';
 import { failureOf, isTransient } from '../api/failure.js';
@@ -16,7 +16,6 @@ const ASK_AGAIN_MS = 2_000;
 const MOST_PROBES = 30;
 
 /** Shows nothing where the run's input is not open. What was typed is forgotten with the page. */
-@customElement('rf-run-input')
 export class RunInput extends LitElement {
   static override styles = [
     controls,
@@ -233,3 +232,5 @@ async function waitFor(ms: number, signal: AbortSignal): Promise<void> {
     });
   });
 }
+
+customElements.define('rf-run-input', RunInput);

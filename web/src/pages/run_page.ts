@@ -1,7 +1,7 @@
 // One run: in words above, and what it writes below.
 
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 
 import { type Failure, failureOf, isAborted, isTransient } from '../api/failure.js';
 import { ModuleNames } from '../api/module_names.js';
@@ -27,7 +27,6 @@ import './run_input.js';
 const ASK_EVERY_MS = 2_000;
 const TIMEOUT_MS = 10_000;
 
-@customElement('rf-run-page')
 export class RunPage extends LitElement {
   static override styles = [
     controls,
@@ -277,3 +276,5 @@ function whyStale(failure: Failure): string {
   }
   return `The daemon does not answer: ${sentence(failure.message)} This is what was known of the run.`;
 }
+
+customElements.define('rf-run-page', RunPage);

@@ -1,7 +1,7 @@
 // The table of runs.
 
 import { css, html, nothing, type TemplateResult } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import { formatRoute } from '../app/route.js';
 import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
@@ -38,7 +38,6 @@ export interface RunTableEvents {
   'filter-label': { readonly key: string; readonly value: string };
 }
 
-@customElement('rf-run-table')
 export class RunTable extends VirtualRows<RunInfo> {
   static override styles = [
     ...VirtualRows.styles,
@@ -299,3 +298,5 @@ function clockTime(time: number | undefined): string {
   const date = new Date(time);
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
 }
+
+customElements.define('rf-run-table', RunTable);

@@ -1,7 +1,7 @@
 // All runs, as they come and go.
 
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { LiveStream, type StreamState } from '../api/live_stream.js';
 import { ModuleNames } from '../api/module_names.js';
@@ -43,7 +43,6 @@ interface Hold {
 /** The run that was opened last, at which whoever comes back goes on. */
 let lastOpened: string | undefined;
 
-@customElement('rf-runs-page')
 export class RunsPage extends LitElement {
   static override styles = [
     controls,
@@ -365,3 +364,5 @@ export class RunsPage extends LitElement {
     return 'There are no runs. Start one from Modules, or by: ringfence run --server HOST:PORT MODULE';
   }
 }
+
+customElements.define('rf-runs-page', RunsPage);

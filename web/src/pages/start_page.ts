@@ -1,7 +1,7 @@
 // The form that starts a run: of a module, or again with what is known of an earlier run.
 
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
 import { startRun } from '../api/start_run.js';
@@ -32,7 +32,6 @@ import './module_chooser.js';
 import type { RunFormFields } from './run_form.js';
 import './run_form.js';
 
-@customElement('rf-start-page')
 export class StartPage extends LitElement {
   static override styles = [
     controls,
@@ -282,3 +281,5 @@ function newKey(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `page-${[...bytes].map((it) => it.toString(16).padStart(2, '0')).join('')}`;
 }
+
+customElements.define('rf-start-page', StartPage);

@@ -1,7 +1,7 @@
 // The output of several runs at once: merged in time, or side by side.
 
 import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import { ModuleNames } from '../api/module_names.js';
 import type { PageContext } from '../app/context.js';
@@ -36,7 +36,6 @@ const NOTHING_FOUND: FoundRuns = { runs: new Map(), more: 0, isMore: false, fail
 /** Keys that ask something of one run. */
 const KEYS = LOG_KEYS.filter(({ command }) => command.do !== 'link');
 
-@customElement('rf-together-page')
 export class TogetherPage extends LitElement {
   static override styles = [controls, logLayout, togetherStyles];
 
@@ -315,3 +314,5 @@ export class TogetherPage extends LitElement {
 function keyOf({ ids, labels }: Together): string {
   return JSON.stringify([ids, [...labels]]);
 }
+
+customElements.define('rf-together-page', TogetherPage);

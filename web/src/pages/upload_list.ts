@@ -1,7 +1,7 @@
 // The modules that this tab stores: what they are called, and how far they are.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 import { repeat } from 'lit/directives/repeat.js';
 
 import { type Upload, type Uploads } from '../api/uploads.js';
@@ -14,7 +14,6 @@ import { described, fieldStyles, type FieldText, formField, invalid } from '../u
 import { controls } from '../ui/styles.js';
 
 /** One module: a form before it is sent, its progress, and what became of it. */
-@customElement('rf-upload')
 export class UploadCard extends LitElement {
   static override styles = [
     controls,
@@ -195,7 +194,6 @@ export class UploadCard extends LitElement {
 }
 
 /** All modules that this tab stores. */
-@customElement('rf-upload-list')
 export class UploadList extends LitElement {
   static override styles = css`
     section {
@@ -233,3 +231,7 @@ export class UploadList extends LitElement {
     </section>`;
   }
 }
+
+customElements.define('rf-upload', UploadCard);
+
+customElements.define('rf-upload-list', UploadList);

@@ -2,7 +2,7 @@
 
 import { durationMs } from '@bufbuild/protobuf/wkt';
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, state } from 'lit/decorators.js';
+import { property, state } from 'lit/decorators.js';
 
 import type { Daemon } from '../api/client.js';
 import { type Failure, failureOf, isAborted } from '../api/failure.js';
@@ -15,7 +15,6 @@ import { controls } from '../ui/styles.js';
 
 const EVERY_MS = 30_000;
 
-@customElement('rf-walls')
 export class Walls extends LitElement {
   static override styles = [
     controls,
@@ -115,3 +114,5 @@ export class Walls extends LitElement {
     </div>`;
   }
 }
+
+customElements.define('rf-walls', Walls);

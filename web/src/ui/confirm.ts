@@ -1,7 +1,7 @@
 // A question that has to be answered before something is done.
 
 import { css, html, LitElement, nothing } from 'lit';
-import { customElement, property, query } from 'lit/decorators.js';
+import { property, query } from 'lit/decorators.js';
 
 import { controls } from './styles.js';
 
@@ -26,7 +26,6 @@ export async function confirm(question: Question): Promise<boolean> {
   return answer;
 }
 
-@customElement('rf-confirm')
 export class ConfirmDialog extends LitElement {
   static override styles = [
     controls,
@@ -93,3 +92,5 @@ export class ConfirmDialog extends LitElement {
     `;
   }
 }
+
+customElements.define('rf-confirm', ConfirmDialog);

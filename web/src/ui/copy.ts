@@ -1,7 +1,7 @@
 // Copies text, or shows it to be copied by hand where the browser does not let a page do so.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property, query } from 'lit/decorators.js';
+import { property, query } from 'lit/decorators.js';
 
 import { controls } from './styles.js';
 import { tell } from './toast.js';
@@ -19,7 +19,6 @@ export async function copyText(text: string, what: string, note = ''): Promise<v
   }
 }
 
-@customElement('rf-copy')
 export class CopyDialog extends LitElement {
   static override styles = [
     controls,
@@ -63,3 +62,5 @@ export class CopyDialog extends LitElement {
     `;
   }
 }
+
+customElements.define('rf-copy', CopyDialog);

@@ -1,7 +1,7 @@
 // A duration that grows, and changes its own text only.
 
 import { LitElement, type PropertyValues } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import { formatDuration } from '../model/format.js';
 
@@ -10,7 +10,6 @@ const shown = new Set<Elapsed>();
 let timer: ReturnType<typeof setInterval> | undefined;
 
 /** Shows how long something lasts that began at `since`, up to now or to `until`, by whole seconds. */
-@customElement('rf-elapsed')
 export class Elapsed extends LitElement {
   /** In milliseconds of `Date.now()`. */
   @property({ attribute: false }) since = 0;
@@ -47,3 +46,5 @@ export class Elapsed extends LitElement {
     if (this.textContent !== text) this.textContent = text;
   }
 }
+
+customElements.define('rf-elapsed', Elapsed);

@@ -1,12 +1,11 @@
 // A button that opens a few others.
 
 import { css, html, LitElement, type TemplateResult } from 'lit';
-import { customElement, property, query } from 'lit/decorators.js';
+import { property, query } from 'lit/decorators.js';
 
 import { controls } from './styles.js';
 
 /** Shows its children, which are buttons, below itself until one is pressed, Escape is, or the focus leaves. */
-@customElement('rf-menu-button')
 export class MenuButton extends LitElement {
   static override styles = [
     controls,
@@ -100,3 +99,5 @@ export class MenuButton extends LitElement {
     `;
   }
 }
+
+customElements.define('rf-menu-button', MenuButton);

@@ -1,11 +1,10 @@
 // A small bar that shows how much was used of what there was.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import { controls } from './styles.js';
 
-@customElement('rf-meter-bar')
 export class MeterBar extends LitElement {
   static override styles = [
     controls,
@@ -80,3 +79,5 @@ export class MeterBar extends LitElement {
     `;
   }
 }
+
+customElements.define('rf-meter-bar', MeterBar);

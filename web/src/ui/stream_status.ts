@@ -1,14 +1,13 @@
 // Says whether what is shown is live, and why not.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
-import { customElement, property } from 'lit/decorators.js';
+import { property } from 'lit/decorators.js';
 
 import type { StreamState } from '../api/live_stream.js';
 import { printable } from '../model/printable.js';
 import { controls } from './styles.js';
 
 /** Fires `retry` where the reader does not want to wait for the next try. */
-@customElement('rf-stream-status')
 export class StreamStatus extends LitElement {
   static override styles = [
     controls,
@@ -61,3 +60,5 @@ export class StreamStatus extends LitElement {
       ${isRetried ? html`<button @click=${() => this.dispatchEvent(new Event('retry'))}>Try now</button>` : nothing}`;
   }
 }
+
+customElements.define('rf-stream-status', StreamStatus);

@@ -1,7 +1,7 @@
 // A chart of figures over the last hour, with a legend and a table of the same figures as text.
 
 import { css, html, LitElement, nothing, type PropertyValues, svg, type TemplateResult } from 'lit';
-import { customElement, property, query, state } from 'lit/decorators.js';
+import { property, query, state } from 'lit/decorators.js';
 
 import type { ChartFigure, ChartSeries } from '../model/chart_figure.js';
 import { areaPath, type Frame, linePath, nearest, type Scale, timeScale, valueScale } from '../model/chart_geometry.js';
@@ -19,7 +19,6 @@ const KEYS: Readonly<Record<string, number>> = {
 };
 
 /** Tells the time that the reader points at, in seconds, as the `detail` of its event `point`; `null` for none. */
-@customElement('rf-time-chart')
 export class TimeChart extends LitElement {
   static override styles = [
     controls,
@@ -338,3 +337,5 @@ function clockOf(seconds: number, withSeconds = false): string {
   const parts = [time.getHours(), time.getMinutes(), ...(withSeconds ? [time.getSeconds()] : [])];
   return parts.map((it) => String(it).padStart(2, '0')).join(':');
 }
+
+customElements.define('rf-time-chart', TimeChart);

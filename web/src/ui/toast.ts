@@ -1,7 +1,7 @@
 // Short messages at the edge of the page: what was done, and what failed.
 
 import { css, html, LitElement, type TemplateResult } from 'lit';
-import { customElement, state } from 'lit/decorators.js';
+import { state } from 'lit/decorators.js';
 import { repeat } from 'lit/directives/repeat.js';
 
 import { failureOf } from '../api/failure.js';
@@ -30,7 +30,6 @@ export function tellFailure(what: string, error: unknown): void {
   tell(`${what}: ${failure.message}${failure.reason === '' ? '' : ` (${failure.reason})`}`, 'failed');
 }
 
-@customElement('rf-toasts')
 export class Toasts extends LitElement {
   static override styles = [
     controls,
@@ -129,3 +128,5 @@ export class Toasts extends LitElement {
     this.toasts = this.toasts.filter((it) => it.id !== id);
   }
 }
+
+customElements.define('rf-toasts', Toasts);
