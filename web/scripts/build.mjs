@@ -11,6 +11,40 @@ const dist = path.join(web, 'dist');
 /** The most bytes of all files together, compressed. */
 const MAX_BYTES = 200_000;
 
+/** What the names of chunks are told by: a module that is in each. The daemon embeds them by name. */
+const CHUNKS = new Map([
+  ['src/more_pages.ts', 'more_pages.js'],
+  ['node_modules/@codemirror/view/dist/index.js', 'log.js'],
+  ['node_modules/@connectrpc/connect/dist/esm/connect-error.js', 'shared.js'],
+  ['src/ui/confirm.ts', 'common.js'],
+]);
+
+/** Gives each chunk its name, and returns the names by those that they have. */
+function nameChunks(outputs) {
+  const names = new Map([['styles.css', 'page.css']]);
+  for (const [output, { inputs }] of Object.entries(outputs)) {
+    const hashed = path.basename(output);
+    if (!/-[0-9A-Z]{8}\.js$/.test(hashed)) continue;
+    const [, name] = [...CHUNKS].find(([input]) => input in inputs) ?? [];
+    if (name === undefined || [...names.values()].includes(name)) {
+      throw new Error(`the chunk of ${Object.keys(inputs).join(', ')} needs a name of its own`);
+    }
+    names.set(hashed, name);
+  }
+  return names;
+}
+
+/** Removes the indentation of templates, which esbuild takes for text. */
+const narrowTemplates = {
+  name: 'narrow-templates',
+  setup(builder) {
+    builder.onLoad({ filter: /\/src\/(app|log|pages|ui)\/.*\.ts$/ }, (args) => {
+      const source = fs.readFileSync(args.path, 'utf8');
+      return { contents: source.replace(/\n +/g, '\n '), loader: 'ts' };
+    });
+  },
+};
+
 /** Builds all files of the page, by name. With `dev`, they have source maps. */
 export async function build({ dev = false } = {}) {
   const built = await esbuild.build({
@@ -20,8 +54,9 @@ export async function build({ dev = false } = {}) {
     bundle: true,
     format: 'esm',
     splitting: true,
-    // Two entry points have one chunk in common.
-    chunkNames: 'shared',
+    chunkNames: 'chunk-[hash]',
+    plugins: dev ? [] : [narrowTemplates],
+    metafile: true,
     target: ['chrome116', 'firefox124', 'safari17.4'],
     minify: !dev,
     sourcemap: dev ? 'inline' : false,
@@ -30,10 +65,13 @@ export async function build({ dev = false } = {}) {
     write: false,
     logLevel: 'warning',
   });
+  const names = nameChunks(built.metafile.outputs);
   const files = new Map();
   for (const file of built.outputFiles) {
+    let { text } = file;
+    for (const [hashed, name] of names) text = text.replaceAll(hashed, name);
     const name = path.basename(file.path);
-    files.set(name === 'styles.css' ? 'page.css' : name, Buffer.from(file.contents));
+    files.set(names.get(name) ?? name, Buffer.from(text));
   }
   for (const name of ['index.html', 'icon.svg']) files.set(name, fs.readFileSync(path.join(web, 'src', name)));
   return files;

@@ -28,6 +28,9 @@ const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: re
   { name: 'Overview', key: 'o', route: { page: 'overview' }, pages: ['overview'] },
 ];
 
+/** How long to wait until a part of the page is fetched again. */
+const FETCH_AGAIN_MS = 1_000;
+
 const THEME_NAMES = { system: 'System theme', light: 'Light theme', dark: 'Dark theme' };
 
 export class Shell extends LitElement {
@@ -71,12 +74,27 @@ export class Shell extends LitElement {
       { keys: '?', says: 'Show the keys', run: () => (this.areShortcutsShown = true) },
     ]);
     void this.#askAccess(signal);
+    void this.#fetchRest(signal);
   }
 
   override disconnectedCallback(): void {
     this.#gone.abort();
     this.#removeShortcuts();
     super.disconnectedCallback();
+  }
+
+  /** Fetches the pages that are not there from the beginning: at once where one of them is wanted, else after the runs. */
+  async #fetchRest(signal: AbortSignal): Promise<void> {
+    if (this.route.page === 'runs') await this.updateComplete;
+    while (!signal.aborted) {
+      try {
+        await import('../more_pages.js');
+        return;
+      } catch {
+        // The daemon is away, which its state says. A browser tries a failed module again.
+        await new Promise((resolve) => setTimeout(resolve, FETCH_AGAIN_MS));
+      }
+    }
   }
 
   readonly #moved = () => {
