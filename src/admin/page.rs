@@ -39,10 +39,10 @@ struct EmbeddedFile {
     gzipped: &'static [u8],
 }
 
-/// All files of the page. `ringfence-log.js` and `shared.js` are also imported by pages of
+/// All files of the page. `ringfence-log.js` and what it is made of are also imported by pages of
 /// `admin.cors_origins`: browsers fetch modules with CORS, which the gate of the listener answers,
 /// and ask nothing of `cross-origin-resource-policy` then.
-static FILES: [EmbeddedFile; 6] = [
+static FILES: [EmbeddedFile; 9] = [
     EmbeddedFile {
         path: DOCUMENT,
         content_type: "text/html; charset=utf-8",
@@ -67,6 +67,21 @@ static FILES: [EmbeddedFile; 6] = [
         path: "/ringfence-log.js",
         content_type: "text/javascript; charset=utf-8",
         gzipped: include_bytes!("../../web/dist/ringfence-log.js.gz"),
+    },
+    EmbeddedFile {
+        path: "/common.js",
+        content_type: "text/javascript; charset=utf-8",
+        gzipped: include_bytes!("../../web/dist/common.js.gz"),
+    },
+    EmbeddedFile {
+        path: "/log.js",
+        content_type: "text/javascript; charset=utf-8",
+        gzipped: include_bytes!("../../web/dist/log.js.gz"),
+    },
+    EmbeddedFile {
+        path: "/more_pages.js",
+        content_type: "text/javascript; charset=utf-8",
+        gzipped: include_bytes!("../../web/dist/more_pages.js.gz"),
     },
     EmbeddedFile {
         path: "/icon.svg",

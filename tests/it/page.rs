@@ -46,12 +46,15 @@ const fn file(path: &'static str, name: &'static str, kind: &'static str) -> Pag
 }
 
 /// All files of the page.
-pub(crate) const FILES: [PageFile; 6] = [
+pub(crate) const FILES: [PageFile; 9] = [
     file("/", "index.html", HTML),
     file("/page.js", "page.js", SCRIPT),
     file("/page.css", "page.css", CSS),
     file("/shared.js", "shared.js", SCRIPT),
     file("/ringfence-log.js", "ringfence-log.js", SCRIPT),
+    file("/common.js", "common.js", SCRIPT),
+    file("/log.js", "log.js", SCRIPT),
+    file("/more_pages.js", "more_pages.js", SCRIPT),
     file("/icon.svg", "icon.svg", SVG),
 ];
 
@@ -293,7 +296,7 @@ async fn pages_of_allowed_origins_import_the_element() {
         ("sec-fetch-mode", "cors"),
         ("sec-fetch-dest", "script"),
     ];
-    for path in ["/ringfence-log.js", "/shared.js"] {
+    for path in ["/ringfence-log.js", "/log.js", "/shared.js", "/common.js"] {
         let answer = get(&daemon, path, &import).await;
         assert_eq!(answer.status, 200, "{path}");
         let etag = answer.headers["etag"].as_str();
