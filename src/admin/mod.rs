@@ -1,5 +1,5 @@
-//! The admin listener: probes, metrics and the settings in force over plain HTTP, and for browsers a
-//! page and the services of the API by gRPC-Web.
+//! The admin listener: probes, metrics and the settings in force over plain HTTP, and for browsers
+//! a page and the services of the API by gRPC-Web.
 //!
 //! It runs on a thread of its own, so that it answers while the gRPC side is busy, and until the
 //! very end of a drain. Every request passes the same gate (`service`): it has to be addressed to

@@ -21,8 +21,8 @@ use crate::api::Address;
 
 /// The path of the document, which a browser is sent to.
 const DOCUMENT: &str = "/";
-/// What the document may do: load and call what this listener serves, and nothing else. Text becomes
-/// markup by the policy of its framework alone.
+/// What the document may do: load and call what this listener serves, and nothing else. Text
+/// becomes markup by the policy of its framework alone.
 const DOCUMENT_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
@@ -179,7 +179,7 @@ impl ServedFile {
     /// Reports whether a client says that it has this file, as it is now.
     fn is_held(&self, asked: &HeaderMap) -> bool {
         items(asked, IF_NONE_MATCH).any(|tag| {
-            // Tags of one kind and the other are compared by what they say alone (RFC 9110, 13.1.2).
+            // Weak tags and strong ones are compared by what they say alone (RFC 9110, 13.1.2).
             tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.etag
         })
     }

@@ -40,8 +40,8 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Creates the routes, which answer from `sources`. With `has_page`, those of the page are among
-    /// them.
+    /// Creates the routes, which answer from `sources`. With `has_page`, those of the page are
+    /// among them.
     pub(super) fn new(sources: AdminSources, beside: &Handle, has_page: bool) -> Self {
         Self {
             scrapes: Scrapes::new(sources.metrics),
