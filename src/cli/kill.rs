@@ -79,7 +79,7 @@ impl KillCommand {
         if self.label.is_empty() {
             return runtime()?.block_on(self.end_by_id());
         }
-        let labels = self.labels()?;
+        let labels = value_parsers::labels(&self.label)?;
         let asks = !self.yes && !self.dry_run;
         if asks && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
             return Err(Failure::new(
@@ -88,22 +88,6 @@ impl KillCommand {
             ));
         }
         runtime()?.block_on(self.end_by_label(labels, asks))
-    }
-
-    /// Collects the labels of the selector. Of two values for one key only one could be asked for,
-    /// and a run has at most one, so both together are a mistake.
-    fn labels(&self) -> Result<HashMap<String, String>, Failure> {
-        let mut labels = HashMap::new();
-        for (key, value) in &self.label {
-            if labels.insert(key.clone(), value.clone()).is_some() {
-                let key = printable(key);
-                return Err(Failure::new(format!(
-                    "--label is given twice with the key \"{key}\", and a run has only one value \
-                     for it"
-                )));
-            }
-        }
-        Ok(labels)
     }
 
     async fn end_by_id(&self) -> Result<ExitCode, Failure> {

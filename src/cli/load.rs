@@ -132,7 +132,7 @@ impl LoadCommand {
             name: self.name(),
             source: Some(source),
             metered: self.metered,
-            labels: self.label.iter().cloned().collect(),
+            labels: value_parsers::labels(&self.label)?,
         };
         let mut client = connect(&self.daemon).await?;
         let answer = waiting.during(client.load_module(request)).await;
@@ -152,7 +152,7 @@ impl LoadCommand {
         let start = Frame::Start(UploadStart {
             name: self.name(),
             metered: self.metered,
-            labels: self.label.iter().cloned().collect(),
+            labels: value_parsers::labels(&self.label)?,
             digest: String::new(),
         });
         let (frames, sent) = mpsc::channel(2);

@@ -1,5 +1,6 @@
 //! The command `ringfence modules`, which lists, shows and deletes modules.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -70,7 +71,9 @@ impl ModulesCommand {
         let at = &daemon;
         runtime()?.block_on(async {
             match what {
-                ModulesAction::Ls { label, output } => list(at, label, output).await,
+                ModulesAction::Ls { label, output } => {
+                    list(at, value_parsers::labels(&label)?, output).await
+                }
                 ModulesAction::Rm { digest } => remove(at, digest).await,
                 ModulesAction::Show { digest } => show(at, digest).await,
             }
@@ -80,14 +83,14 @@ impl ModulesCommand {
 
 async fn list(
     at: &DaemonArgs,
-    labels: Vec<(String, String)>,
+    labels: HashMap<String, String>,
     output: Option<ModulesOutputFormat>,
 ) -> Result<ExitCode, Failure> {
     let mut client = connect_modules(at).await?;
     let mut request = ListModulesRequest {
         page_size: 0,
         page_token: String::new(),
-        labels: labels.into_iter().collect(),
+        labels,
     };
     let mut head = match output {
         Some(ModulesOutputFormat::Json) => "",

@@ -1,5 +1,6 @@
 //! The commands `ringfence ps` and `ringfence inspect`, which list and show runs.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -71,11 +72,12 @@ pub(super) struct InspectCommand {
 
 impl PsCommand {
     pub(super) fn execute(self) -> Result<ExitCode, Failure> {
+        let labels = value_parsers::labels(&self.label)?;
         runtime()?.block_on(async {
             if self.watch {
-                self.follow().await
+                self.follow(labels).await
             } else {
-                self.list().await
+                self.list(labels).await
             }
         })
     }
@@ -104,12 +106,12 @@ impl PsCommand {
         states.iter().map(wire).collect()
     }
 
-    async fn list(&self) -> Result<ExitCode, Failure> {
+    async fn list(&self, labels: HashMap<String, String>) -> Result<ExitCode, Failure> {
         let mut client = connect_runs(&self.daemon).await?;
         let mut head = self.head();
         let mut request = ListRunsRequest {
             states: self.states(),
-            labels: self.label.iter().cloned().collect(),
+            labels,
             ..ListRunsRequest::default()
         };
         loop {
@@ -126,11 +128,11 @@ impl PsCommand {
         }
     }
 
-    async fn follow(&self) -> Result<ExitCode, Failure> {
+    async fn follow(&self, labels: HashMap<String, String>) -> Result<ExitCode, Failure> {
         let mut client = connect_runs(&self.daemon).await?;
         let request = WatchRunsRequest {
             states: self.states(),
-            labels: self.label.iter().cloned().collect(),
+            labels,
         };
         let answer = client.watch_runs(request).await;
         let mut news = answer

@@ -230,7 +230,7 @@ impl RunCommand {
             }
         };
         let loading = if embedded { "compiling" } else { "loading" };
-        let mut spec = self.spec();
+        let mut spec = self.spec()?;
         let inline = match stdin {
             GuestStdin::Live(_) => INTERACTION_START.saturating_sub(spec.encoded_len() + ENVELOPE),
             GuestStdin::Empty | GuestStdin::Whole(_) => INLINE,
@@ -272,7 +272,7 @@ impl RunCommand {
     }
 
     /// Builds the spec of the run, without the module and the standard input.
-    fn spec(self) -> RunSpec {
+    fn spec(self) -> Result<RunSpec, Failure> {
         let mut args = self.args;
         if self.entry.is_none() {
             let name = if self.module == "-" {
@@ -287,7 +287,7 @@ impl RunCommand {
         } else {
             OutputPolicy::Stop
         };
-        RunSpec {
+        Ok(RunSpec {
             module: None,
             entry_point: self.entry.unwrap_or_default(),
             args,
@@ -314,10 +314,10 @@ impl RunCommand {
                 enable_clock: self.no_clock.then_some(false),
             }),
             timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),
-            labels: self.label.into_iter().collect(),
+            labels: value_parsers::labels(&self.label)?,
             detach: self.detach,
             idempotency_key: self.idempotency_key.unwrap_or_default(),
-        }
+        })
     }
 
     /// Refuses mounts of folders that do not exist on this machine, because the embedded daemon

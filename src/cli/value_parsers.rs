@@ -1,12 +1,15 @@
 //! Parsers for the values of command line arguments.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
+use super::Failure;
 use crate::api::proto::Mount;
+use crate::model::refusal::printable;
 
 /// Creates a parser for UTF-8 text. The wire carries nothing else, and clap's own error does not
 /// say which argument is not UTF-8.
@@ -28,6 +31,24 @@ pub(super) fn split_key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("it must be KEY=VALUE, and KEY must not be empty".to_owned()),
     }
+}
+
+/// Collects the values of `--label`, which a run or a module has one of for each key.
+///
+/// # Errors
+/// Returns which key is given twice: only one of its values could be set or asked for, so both
+/// together are a mistake.
+pub(super) fn labels(given: &[(String, String)]) -> Result<HashMap<String, String>, Failure> {
+    let mut labels = HashMap::with_capacity(given.len());
+    for (key, value) in given {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            let key = printable(key);
+            return Err(Failure::new(format!(
+                "--label is given twice with the key \"{key}\", and one key has only one value"
+            )));
+        }
+    }
+    Ok(labels)
 }
 
 /// Creates a parser for a mount, written as `HOST:GUEST[:ro]`.

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::process::{Command, Output, Stdio};
 
 use crate::cli::kit;
-use crate::process::ringfence;
+use crate::cli_runs::told;
+use crate::process::{Served, ringfence};
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
@@ -79,6 +80,43 @@ fn variables_arguments_and_labels_are_what_was_given() {
         run(&args).status.code()
     };
     assert_eq!((labelled(&good), labelled(&bad)), (Some(0), Some(126)));
+}
+
+#[test]
+fn of_two_labels_with_one_key_neither_is_taken() {
+    let served = Served::start(&[]);
+    let kit = kit();
+    for (command, args) in [
+        (&["run"][..], &[kit.as_str(), "hello"][..]),
+        (&["run", "--detach"], &[&kit, "hello"]),
+        (&["load"], &[&kit]),
+        (&["ps"], &[]),
+        (&["ps", "--all", "--output", "json"], &[]),
+        (&["ps", "--watch"], &[]),
+        (&["modules", "ls"], &[]),
+        (&["kill", "--yes"], &[]),
+    ] {
+        for second in ["job=x", "job=y", "job="] {
+            let labels = ["--label", "job=x", "--label", "other=x", "--label", second];
+            let output = told(&served.addr, &[command, &labels, args].concat());
+            assert_eq!(output.status.code(), Some(125), "{command:?} {output:?}");
+            let said = text(&output.stderr);
+            let why = "--label is given twice with the key \"job\"";
+            assert!(said.contains(why), "{command:?}: {said}");
+            let shown = text(&output.stdout);
+            let json = command.contains(&"json");
+            assert_eq!(shown.contains("given twice"), json, "{command:?}: {shown}");
+            assert!(json || shown.is_empty(), "{command:?}: {shown}");
+        }
+    }
+    // Nothing has run, and nothing was loaded.
+    for listing in [
+        ["ps", "--all", "--output", "json"],
+        ["modules", "ls", "--output", "json"],
+    ] {
+        let output = told(&served.addr, &listing);
+        assert_eq!((text(&output.stdout), output.status.code()), ("", Some(0)));
+    }
 }
 
 #[test]
