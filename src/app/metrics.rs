@@ -86,6 +86,7 @@ impl App {
         }));
         registry.add(Arc::clone(&self.runner) as Arc<dyn MetricSource>);
         registry.add(Arc::clone(&self.call_counters) as Arc<dyn MetricSource>);
+        registry.add(Arc::new(self.request_limits.response_watchdog().clone()));
         registry.add(Arc::new(self.connection_totals.clone()));
         registry.add(Arc::new(self.authentication.clone()));
         if let Some(tls) = self.bound.tls_files() {

@@ -18,12 +18,16 @@ use crate::sync::lock;
 pub struct EventLogBudget {
     budget: usize,
     held: AtomicUsize,
+    /// The part of `held` that callers have yet to read, and for which their guests may wait.
+    owed: AtomicUsize,
     tickets: AtomicU64,
     /// Logs that have output to evict, in the order in which they are evicted.
     evictable: Mutex<BTreeMap<EvictionSlot, Weak<EventLog>>>,
     history: OnceLock<EvictOldest>,
     /// How often output was evicted from a log.
     evicted: Count,
+    /// How many events readers came too late for, each time that one was told.
+    lost: Count,
 }
 
 /// Drops the output of the longest ended run that a history keeps; returns false where it keeps
@@ -50,10 +54,12 @@ impl EventLogBudget {
         Arc::new(Self {
             budget,
             held: AtomicUsize::new(0),
+            owed: AtomicUsize::new(0),
             tickets: AtomicU64::new(1),
             evictable: Mutex::default(),
             history: OnceLock::new(),
             evicted: Count::default(),
+            lost: Count::default(),
         })
     }
 
@@ -67,6 +73,16 @@ impl EventLogBudget {
     /// Returns the bytes that all logs hold now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes that logs hold for callers who have yet to read them.
+    pub fn owed(&self) -> usize {
+        self.owed.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many events readers were told are lost, those of each reader counted.
+    pub fn lost(&self) -> u64 {
+        self.lost.get()
     }
 
     /// Returns how often output was evicted from a log to make room.
@@ -85,6 +101,21 @@ impl EventLogBudget {
 
     pub(super) fn sub(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that a caller has yet to read.
+    pub(super) fn owe(&self, bytes: usize) {
+        self.owed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Subtracts bytes that a caller has read, or is not owed any more.
+    pub(super) fn pay(&self, bytes: usize) {
+        self.owed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts events that a reader is told are lost.
+    pub(super) fn tell_lost(&self, events: u64) {
+        self.lost.add(events);
     }
 
     /// Enters a log that has output to evict. `goes_on` says that its run has not ended.

@@ -231,6 +231,7 @@ impl EventLog {
         self.pool.add(added);
         if let Some(owed) = &mut inner.unacked {
             owed.bytes += added;
+            self.pool.owe(added);
         }
         let over = inner.held.saturating_sub(self.bytes);
         self.pool.sub(inner.trim(over));
@@ -287,7 +288,7 @@ impl EventLog {
     /// viewer.
     pub fn release_backpressure(&self) {
         let mut inner = self.lock();
-        inner.unacked = None;
+        self.pool.pay(inner.forgive());
         inner.full_since = None;
         self.offer_for_eviction(&mut inner);
         drop(inner);
@@ -416,6 +417,11 @@ impl Inner {
     /// released.
     fn take_wakers(&mut self) -> Vec<Waker> {
         self.waiting.iter_mut().filter_map(Option::take).collect()
+    }
+
+    /// Owes nobody anything any more, and returns the bytes that were owed.
+    fn forgive(&mut self) -> usize {
+        self.unacked.take().map_or(0, |owed| owed.bytes)
     }
 
     fn drop_captured(&mut self) -> usize {

@@ -81,7 +81,10 @@ impl EventLog {
 
     /// Creates the reader of the caller that the guest waits for, from the start.
     pub fn follow_reliably(self: &Arc<Self>) -> EventReader {
-        self.lock().unacked = Some(Unacked { next: 0, bytes: 0 });
+        let mut inner = self.lock();
+        self.pool.pay(inner.forgive());
+        inner.unacked = Some(Unacked { next: 0, bytes: 0 });
+        drop(inner);
         let mut viewer = EventReader::new(self, 0);
         viewer.owed = true;
         viewer
@@ -131,11 +134,14 @@ impl EventReader {
         };
         match event.payload {
             EventPayload::Started | EventPayload::Output(..) => self.next = event.seq + 1,
-            EventPayload::Lost { first_seq, count } => self.next = first_seq + count,
+            EventPayload::Lost { first_seq, count } => {
+                self.next = first_seq + count;
+                log.pool.tell_lost(count);
+            }
             EventPayload::End(_) => self.finished = true,
         }
         if self.owed {
-            inner.paid(self.next);
+            log.pool.pay(inner.paid(self.next));
             log.offer_for_eviction(&mut inner);
             drop(inner);
             log.space.notify_one();
@@ -216,11 +222,13 @@ impl Inner {
         })
     }
 
-    /// Takes the events that the caller has read, those before `next`, off what it is owed.
-    fn paid(&mut self, next: u64) {
+    /// Takes the events that the caller has read, those before `next`, off what it is owed, and
+    /// returns their bytes.
+    fn paid(&mut self, next: u64) -> usize {
         let Some(owed) = &mut self.unacked else {
-            return;
+            return 0;
         };
+        let before = owed.bytes;
         while owed.next < next {
             let entry = owed.next.checked_sub(self.first_seq).and_then(|index| {
                 let index = usize::try_from(index).ok()?;
@@ -230,6 +238,7 @@ impl Inner {
             owed.next += 1;
         }
         self.full_since = None;
+        before - owed.bytes
     }
 }
 

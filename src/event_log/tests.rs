@@ -165,6 +165,7 @@ fn what_is_owed_is_never_evicted_and_the_rest_of_it_is() {
     let mut viewer = log.follow();
     (0..8).for_each(|number| write_one(&log, number));
     assert_eq!(lost(&log), 0);
+    assert_eq!(pool.owed(), pool.held());
     for seq in 0..=3 {
         assert_eq!(next(&mut caller).seq, seq);
     }
@@ -177,9 +178,11 @@ fn what_is_owed_is_never_evicted_and_the_rest_of_it_is() {
         panic!("{event:?}");
     };
     assert_eq!((event.seq, first_seq, count), (0, 1, 3));
+    assert_eq!(pool.lost(), 3);
     assert_eq!(viewer.next_seq(), 4);
     // Without a caller, all but the last event is evicted.
     drop(caller);
+    assert_eq!(pool.owed(), 0);
     write_one(&log, 9);
     assert_eq!(lost(&log), 9);
 }

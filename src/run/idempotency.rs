@@ -53,6 +53,11 @@ impl IdempotencyKeys {
         }
     }
 
+    /// Returns the number of keys that are held, and the most that may be.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.lock().taken.len() as u64, self.most as u64)
+    }
+
     /// Claims the key for `run` at `now`, or returns the run that has it already.
     ///
     /// # Errors

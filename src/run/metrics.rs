@@ -34,7 +34,9 @@ impl MetricSource for Runner {
             None,
             in_flight,
         )?;
+        write_kept(to, &samples)?;
         self.write_queues(to)?;
+        self.write_event_logs(to)?;
         self.write_memory(to)?;
         self.sandbox.write_metrics(to)
     }
@@ -139,6 +141,51 @@ fn write_usage(to: &mut MetricWriter<'_>, samples: &[(&Arc<Tenant>, RunSample)])
     )
 }
 
+/// Returns the label of a tenant's series.
+fn label_of(tenant: &Arc<Tenant>) -> [(&'static str, &str); 1] {
+    [("tenant", &*tenant.name)]
+}
+
+/// Writes what is kept for each tenant: its idempotency keys, and its modules in the store.
+fn write_kept(to: &mut MetricWriter<'_>, samples: &[(&Arc<Tenant>, RunSample)]) -> fmt::Result {
+    let tenants = || samples.iter().map(|(tenant, _)| *tenant);
+    let keys = |tenant: &Arc<Tenant>| tenant.registry.keys.usage();
+    to.gauges(
+        "idempotency_keys",
+        "Idempotency keys that are held.",
+        None,
+        tenants().map(|tenant| (label_of(tenant), keys(tenant).0)),
+    )?;
+    // It is the same for all tenants.
+    let capacity = tenants().next().map_or(0, |tenant| keys(tenant).1);
+    to.gauge(
+        "idempotency_keys_capacity",
+        "Idempotency keys that each tenant may hold (runs.idempotency_keys, divided among tenants).",
+        None,
+        capacity,
+    )?;
+    // A store that has not been counted has no series.
+    let stored = || tenants().filter_map(|tenant| Some((tenant, tenant.store.stored()?)));
+    to.gauges(
+        "store",
+        "Bytes of the modules in the store, with their records.",
+        Some(&Unit::Bytes),
+        stored().map(|(tenant, stored)| (label_of(tenant), stored.bytes)),
+    )?;
+    to.gauges(
+        "store_modules",
+        "Modules in the store.",
+        None,
+        stored().map(|(tenant, stored)| (label_of(tenant), stored.modules)),
+    )?;
+    to.gauge(
+        "store_capacity",
+        "Bytes that all modules may have in the store together (store.budget).",
+        Some(&Unit::Bytes),
+        tenants().next().map_or(0, |tenant| tenant.store.capacity()),
+    )
+}
+
 impl Runner {
     /// Writes the load of each admission queue.
     fn write_queues(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
@@ -193,21 +240,38 @@ impl Runner {
         )
     }
 
-    /// Writes what is held in memory for callers.
-    fn write_memory(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
-        let (log_bytes, remembered, record_bytes) = self.remembered();
+    /// Writes what the event logs of runs hold, and what was dropped from them.
+    fn write_event_logs(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        let (log_bytes, _, _) = self.remembered();
         to.gauge(
             "event_log",
             "Bytes of output that the event logs of runs hold (runs.log_budget).",
             Some(&Unit::Bytes),
             log_bytes as u64,
         )?;
-        let lost = self.tenants.all().map(|tenant| tenant.logs_evicted()).sum();
+        to.gauge(
+            "event_log_owed",
+            "Bytes of output that the event logs of runs hold for callers of streams who have yet to read them.",
+            Some(&Unit::Bytes),
+            self.tenants.all().map(|tenant| tenant.owed()).sum(),
+        )?;
+        let evicted = self.tenants.all().map(|tenant| tenant.logs_evicted()).sum();
         to.counter(
             "event_log_evicted_logs",
             "Times that output was evicted from the log of a run, to stay within runs.log_budget.",
-            lost,
+            evicted,
         )?;
+        let lost = self.tenants.all().map(|tenant| tenant.events_lost()).sum();
+        to.counter(
+            "event_log_lost_events",
+            "Events that readers of event logs were told are lost, because they had been dropped by then.",
+            lost,
+        )
+    }
+
+    /// Writes what is held in memory for callers, besides output.
+    fn write_memory(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        let (_, remembered, record_bytes) = self.remembered();
         to.gauge(
             "history_runs",
             "Ended runs that are remembered.",

@@ -109,6 +109,16 @@ impl Tenant {
         self.logs.evicted()
     }
 
+    /// Returns how many events readers of its event logs were told are lost.
+    pub(super) fn events_lost(&self) -> u64 {
+        self.logs.lost()
+    }
+
+    /// Returns the bytes that its event logs hold for callers who have yet to read them.
+    pub(super) fn owed(&self) -> u64 {
+        self.logs.owed() as u64
+    }
+
     /// Returns the bytes that its event logs hold.
     pub(super) fn logged(&self) -> usize {
         self.logs.held()

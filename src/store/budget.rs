@@ -45,19 +45,21 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct BudgetUsage {
     /// What the backend holds; `None` until it was counted for the first time.
-    counted: Option<Amount>,
+    counted: Option<StoredAmount>,
     /// What writes in progress have reserved.
-    reserved: Amount,
+    reserved: StoredAmount,
 }
 
 /// An amount of storage: bytes, and a number of modules.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Amount {
-    pub(super) bytes: u64,
-    pub(super) modules: u64,
+pub struct StoredAmount {
+    /// The bytes of modules and of their records.
+    pub bytes: u64,
+    /// The number of modules.
+    pub modules: u64,
 }
 
-impl Amount {
+impl StoredAmount {
     fn plus(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
@@ -74,7 +76,7 @@ impl Amount {
 }
 
 impl BudgetUsage {
-    fn all(&self) -> Amount {
+    fn all(&self) -> StoredAmount {
         self.counted.unwrap_or_default().plus(self.reserved)
     }
 }
@@ -84,7 +86,7 @@ impl BudgetUsage {
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,
-    amount: Amount,
+    amount: StoredAmount,
 }
 
 /// Why a reservation was refused.
@@ -126,14 +128,20 @@ impl Budget {
         })
     }
 
-    /// Reports whether the backend's contents have been counted at all.
-    pub(super) fn is_counted(&self) -> bool {
-        self.lock().counted.is_some()
+    /// Returns the bytes that all stores of the place may hold together.
+    pub(super) fn capacity(&self) -> u64 {
+        self.total.most
+    }
+
+    /// Returns what the backend holds, without writes in progress; `None` where it has not been
+    /// counted yet.
+    pub(super) fn stored(&self) -> Option<StoredAmount> {
+        self.lock().counted
     }
 
     /// Records what the backend holds. A later count replaces the first only where `again` is set,
     /// because others write to the place too; otherwise the amounts tracked since are right.
-    pub(super) fn counted(&self, amount: Amount, again: bool) {
+    pub(super) fn counted(&self, amount: StoredAmount, again: bool) {
         let mut used = self.lock();
         if again || used.counted.is_none() {
             used.counted = Some(amount);
@@ -141,7 +149,10 @@ impl Budget {
     }
 
     /// Reserves the amount of a write that is about to begin.
-    pub(super) fn reserve(self: &Arc<Self>, amount: Amount) -> Result<Reservation, BudgetExceeded> {
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        amount: StoredAmount,
+    ) -> Result<Reservation, BudgetExceeded> {
         // Held until the reservation is noted: of two that each fit alone, both together may be too
         // much.
         let all = lock(&self.total.used);
@@ -190,7 +201,7 @@ impl Budget {
     }
 
     /// Subtracts what has been deleted.
-    pub(super) fn release(&self, amount: Amount) {
+    pub(super) fn release(&self, amount: StoredAmount) {
         let mut used = self.lock();
         used.counted = used.counted.map(|counted| counted.less(amount));
     }

@@ -10,7 +10,7 @@ use tokio::sync::MutexGuard;
 
 use super::backend::{ObjectKey, ObjectKind, PutOutcome, WriteMode};
 use super::blob::{Blob, Spool};
-use super::budget::{Amount, BudgetExceeded, EACH, Reservation, Room};
+use super::budget::{BudgetExceeded, EACH, Reservation, Room, StoredAmount};
 use super::module_entry::{ModuleEntry, ModuleRecord, is_fresh, now};
 use super::{MAX_RECORD, Store};
 use crate::model::module::ModuleDescription;
@@ -163,7 +163,7 @@ impl Store {
         if let Some(more) = more {
             more.commit();
             let bytes = before.saturating_sub(after);
-            self.budget.release(Amount { bytes, modules: 0 });
+            self.budget.release(StoredAmount { bytes, modules: 0 });
         }
         let known = self.as_known(digest, record);
         self.entries.insert(digest, Arc::clone(&known));
@@ -249,7 +249,7 @@ impl Store {
         self.entries.invalidate(&digest);
         let [module, record] = sizes;
         let each = u64::from(module.is_some());
-        self.budget.release(Amount {
+        self.budget.release(StoredAmount {
             bytes: module.unwrap_or_default() + record.unwrap_or_default() + each * EACH,
             modules: each,
         });
@@ -265,12 +265,12 @@ impl Store {
     /// Reserves `bytes` and `modules` of the budget, and counts the backend first if that has not
     /// been done yet.
     async fn reserve(&self, bytes: u64, modules: u64) -> Result<Reservation, Refusal> {
-        if !self.budget.is_counted() {
+        if self.budget.stored().is_none() {
             self.count()
                 .await
                 .map_err(|fault| self.backend_refusal(fault))?;
         }
-        let reserved = self.budget.reserve(Amount { bytes, modules });
+        let reserved = self.budget.reserve(StoredAmount { bytes, modules });
         reserved.map_err(|full| match full {
             BudgetExceeded::Total { budget, room } => full_of(self.name, bytes, budget, room),
             BudgetExceeded::Quota {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::backend::{BackendError, ObjectKey, ObjectKind};
-use super::budget::{Amount, EACH};
+use super::budget::{EACH, StoredAmount};
 use super::{RECORD_FRESH_FOR, Store};
 
 /// Age at which bytes without a record are removed; their daemon was killed between the two writes.
@@ -12,6 +12,19 @@ use super::{RECORD_FRESH_FOR, Store};
 const ORPHAN: Duration = Duration::from_secs(3600);
 
 impl Store {
+    /// Returns what the store holds, as it was last counted; `None` where it has not been counted
+    /// yet, because its place has not answered.
+    pub fn stored(&self) -> Option<StoredAmount> {
+        let counted = self.budget.stored();
+        // What is in memory is counted with the first module.
+        counted.or_else(|| (!self.shared).then(StoredAmount::default))
+    }
+
+    /// Returns the bytes that all stores of the place may hold together.
+    pub fn capacity(&self) -> u64 {
+        self.budget.capacity()
+    }
+
     /// Maintains the store, by counting and sweeping it, for as long as the future is polled.
     pub async fn run_maintenance(&self) {
         if !self.shared {
@@ -45,7 +58,7 @@ impl Store {
     pub(super) async fn count(&self) -> Result<(), BackendError> {
         let (modules, bytes) = self.backend.used(ObjectKind::Module).await?;
         let (_, records) = self.backend.used(ObjectKind::Record).await?;
-        let amount = Amount {
+        let amount = StoredAmount {
             bytes: bytes + records + modules * EACH,
             modules,
         };

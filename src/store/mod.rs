@@ -34,7 +34,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use self::backend::{Backend, BackendError, ObjectKey, ObjectKind};
 use self::budget::Budget;
-pub use self::budget::SharedBudget;
+pub use self::budget::{SharedBudget, StoredAmount};
 use self::directory::DirectoryBackend;
 use self::module_entry::{is_fresh, now};
 use self::objects::ObjectStoreBackend;

@@ -6,15 +6,16 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use ringfence::api::proto::{
-    AttachRunRequest, CancelRunsRequest, GetModuleRequest, HealthRequest, ListModulesRequest,
-    ListRunsRequest, RunRequest, RunResponse, RunSpec, RunStreamRequest, WatchRunsRequest,
-    WatchStatsRequest,
+    AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
+    GetRunRequest, GetStatsRequest, HealthRequest, ListModulesRequest, ListRunsRequest, RunRequest,
+    RunResponse, RunSpec, RunStreamRequest, SendInputRequest, WatchRunsRequest, WatchStatsRequest,
 };
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::admin::{ask, value};
 use crate::guests::kit as kit_bytes;
 use crate::harness::{Daemon, PATIENCE, Refused, SpecExt, by_digest, read, spec, until_idle};
 use crate::process::Served;
@@ -209,6 +210,59 @@ async fn streams_that_have_ended_unread_keep_their_part_of_the_reservation() {
     until(&daemon, || daemon.probe.reserved_bytes() == STREAMS * EACH).await;
     drop((unread, channel));
     until(&daemon, || daemon.probe.reserved_bytes() == 0).await;
+}
+
+/// The bytes of event logs that callers have yet to read, and those of answers that connections have yet to take.
+async fn untaken(daemon: &Daemon) -> [f64; 2] {
+    let metrics = ask(&daemon.admin, "GET", "/metrics", &[]).await.body;
+    ["event_log_owed", "answers_unwritten"]
+        .map(|name| value(&metrics, &format!("ringfence_{name}_bytes")))
+}
+
+/// Waits until what callers have yet to take is as it should be.
+async fn until_untaken(daemon: &Daemon, holds: impl Fn([f64; 2]) -> bool) {
+    let start = Instant::now();
+    loop {
+        let untaken = untaken(daemon).await;
+        if holds(untaken) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "it stays {untaken:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_callers_have_yet_to_take_is_measured() {
+    const BYTES: u64 = 300_000;
+    let daemon = Daemon::with(&[("admin.listen", "[\"127.0.0.1:0\"]")]).await;
+    let digest = daemon.loaded(kit_bytes()).await;
+    assert_eq!(untaken(&daemon).await, [0.0; 2]);
+    // Of a stream, its log has what its answer has not.
+    let channel = deaf(&daemon.addr, 0).await;
+    let message = stream_of(&digest, BYTES);
+    let unread = call(channel.clone(), None, RUN_STREAM, &message).await;
+    let unread = unread.unwrap();
+    until_idle(&daemon).await;
+    let most = BYTES as f64 + 80_000.0;
+    until_untaken(&daemon, |[owed, unwritten]| {
+        let all = owed + unwritten;
+        owed > BYTES as f64 / 2.0 && all >= BYTES as f64 && all < most
+    })
+    .await;
+    drop((unread, channel));
+    until_untaken(&daemon, |untaken| untaken == [0.0; 2]).await;
+    // Of a whole answer, none is in a log.
+    let channel = deaf(&daemon.addr, 0).await;
+    let message = run_of(&digest, MIB);
+    let unread = call(channel.clone(), None, RUN, &message).await;
+    let unread = unread.unwrap();
+    let most = MIB as f64 + 4_096.0;
+    until_untaken(&daemon, |[owed, unwritten]| {
+        owed == 0.0 && unwritten >= MIB as f64 && unwritten < most
+    })
+    .await;
+    drop((unread, channel));
+    until_untaken(&daemon, |untaken| untaken == [0.0; 2]).await;
 }
 
 #[tokio::test]
@@ -519,6 +573,66 @@ async fn listings_of_modules_that_nobody_takes_are_charged() {
         ListModulesRequest::default()
     })
     .await;
+}
+
+/// Answers of `method` that nobody takes are charged by their bytes, from `least` to `most` each.
+async fn are_charged_by_their_bytes<M: Message>(
+    daemon: &Daemon,
+    method: &str,
+    message: &M,
+    (least, most): (u64, u64),
+) {
+    const ANSWERS: u64 = 5;
+    until(daemon, || daemon.probe.answer_bytes() == 0).await;
+    let channel = deaf(&daemon.addr, 0).await;
+    let mut unread = Vec::new();
+    for _ in 0..ANSWERS {
+        let answer = call(channel.clone(), None, method, message).await;
+        unread.push(answer.unwrap());
+    }
+    let held = daemon.probe.answer_bytes();
+    assert!(held >= ANSWERS * least, "{method}: {held}");
+    assert!(held <= ANSWERS * most, "{method}: {held}");
+    drop((unread, channel));
+    until(daemon, || daemon.probe.answer_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn short_answers_that_nobody_takes_are_charged_by_their_bytes() {
+    /// What precedes each message.
+    const FRAME: u64 = 5;
+    /// What a method is charged before it does anything.
+    const ADVANCE: u64 = 4 << 10;
+    let daemon = Daemon::start().await;
+    let digest = daemon.loaded(kit_bytes()).await;
+    let reads = by_digest(&digest).args(&["kit", "lines"]).timeout(PATIENCE);
+    let reads = reads.change(|spec| spec.open_stdin = true).detach();
+    let run_id = daemon.stream(reads).await.unwrap();
+    let run_id = { run_id }.message().await.unwrap().unwrap().run_id;
+    let short = (FRAME + 1, ADVANCE - 1);
+    // The same byte each time, which is taken once: two numbers of two bytes each.
+    let input = SendInputRequest {
+        run_id: run_id.clone(),
+        offset: 0,
+        data: Bytes::from_static(b"x"),
+        eof: false,
+    };
+    let accepted = (FRAME + 4, FRAME + 4);
+    are_charged_by_their_bytes(&daemon, "RunService/SendInput", &input, accepted).await;
+    let get = GetRunRequest {
+        run_id: run_id.clone(),
+    };
+    are_charged_by_their_bytes(&daemon, "RunService/GetRun", &get, short).await;
+    let cancel = CancelRunRequest { run_id };
+    are_charged_by_their_bytes(&daemon, "RunService/CancelRun", &cancel, short).await;
+    let stats = GetStatsRequest::default();
+    are_charged_by_their_bytes(&daemon, "StatsService/GetStats", &stats, short).await;
+    let load = crate::harness::load("(module)");
+    are_charged_by_their_bytes(&daemon, "SandboxService/LoadModule", &load, short).await;
+    // It is deleted once, and every other answer is empty.
+    let delete = DeleteModuleRequest { digest };
+    let empty = (FRAME, FRAME + 2);
+    are_charged_by_their_bytes(&daemon, "ModuleService/DeleteModule", &delete, empty).await;
 }
 
 #[tokio::test]

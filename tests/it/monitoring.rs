@@ -5,12 +5,18 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use prost::Message;
+use ringfence::api::proto::stats_service_client::StatsServiceClient;
+use ringfence::api::proto::stream_event::Event;
+use ringfence::api::proto::{
+    DeleteModuleRequest, GetStatsRequest, RunRequest, Stats, WatchStatsRequest,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::admin::{ask, value};
 use crate::guests;
-use crate::harness::{Daemon, PATIENCE, SpecExt, kit};
+use crate::harness::{Daemon, PATIENCE, SpecExt, by_digest, kit};
 use crate::interop::{npm, output, succeeded};
 use crate::process::{Served, interruptible};
 
@@ -207,6 +213,107 @@ async fn prometheus_scrapes_a_loaded_daemon() {
     assert!(p99.is_some_and(|p99| p99 > 0.0 && p99 < 60.0), "{p99:?}");
 }
 
+/// Waits until series have these values.
+async fn until_measured(daemon: &Daemon, expected: &[(&str, f64)]) {
+    let begun = Instant::now();
+    loop {
+        let metrics = metrics(daemon).await;
+        let is_wrong = |&&(series, wanted): &&(&str, f64)| value(&metrics, series) != wanted;
+        let Some((series, wanted)) = expected.iter().find(is_wrong) else {
+            return;
+        };
+        let told = value(&metrics, series);
+        assert!(begun.elapsed() < PATIENCE, "{series}: {told}, not {wanted}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_for_tenants_is_measured() {
+    const KEYS: &str = "ringfence_idempotency_keys{tenant=\"default\"}";
+    const MODULES: &str = "ringfence_store_modules{tenant=\"default\"}";
+    const BYTES: &str = "ringfence_store_bytes{tenant=\"default\"}";
+    const LOST: &str = "ringfence_event_log_lost_events_total";
+    let set = [
+        ADMIN,
+        ("runs.idempotency_keys", "7"),
+        ("runs.log_bytes", "128KiB"),
+        ("store.budget", "64MiB"),
+    ];
+    let daemon = Daemon::with(&set).await;
+    let nothing = [(KEYS, 0.0), (MODULES, 0.0), (BYTES, 0.0), (LOST, 0.0)];
+    until_measured(&daemon, &nothing).await;
+    let bounds = [
+        ("ringfence_idempotency_keys_capacity", 7.0),
+        ("ringfence_store_capacity_bytes", f64::from(64 << 20)),
+    ];
+    until_measured(&daemon, &bounds).await;
+
+    for key in ["one", "two", "one"] {
+        daemon.ran(kit(&["hello"]).key(key)).await.exited(0);
+    }
+    let wasm = guests::kit();
+    let digest = daemon.loaded(wasm.clone()).await;
+    until_measured(&daemon, &[(KEYS, 2.0), (MODULES, 1.0)]).await;
+    let bytes = value(&metrics(&daemon).await, BYTES);
+    let size = wasm.len() as f64;
+    assert!(bytes > size && bytes < size + 16_384.0, "{bytes}");
+
+    // A viewer that comes too late is told how much it missed.
+    let flood = by_digest(&digest).args(&["kit", "flood", "1000000"]);
+    let mut stream = daemon.stream(flood.detach()).await.unwrap();
+    let run_id = stream.message().await.unwrap().unwrap().run_id;
+    drop(stream);
+    crate::harness::until_idle(&daemon).await;
+    let mut viewer = daemon.attach(&run_id, 0).await;
+    let mut lost = 0;
+    while let Some(event) = viewer.message().await.unwrap() {
+        if let Some(Event::Lost(told)) = event.event {
+            lost += told.count;
+        }
+    }
+    assert!(lost > 0);
+    until_measured(&daemon, &[(LOST, lost as f64)]).await;
+
+    let request = DeleteModuleRequest { digest };
+    let mut modules = daemon.modules().await;
+    modules.delete_module(request).await.unwrap();
+    until_measured(&daemon, &[(MODULES, 0.0), (BYTES, 0.0)]).await;
+}
+
+/// All that StatsService says of a daemon where so many runs ended, and as many were refused: with the last hour, as a
+/// call tells it and as a watch does.
+async fn figures(addr: &str, runs: u64) -> String {
+    let history = Some(prost_types::Duration {
+        seconds: 3600,
+        nanos: 0,
+    });
+    let mut client = StatsServiceClient::new(crate::harness::channel(addr).await);
+    let request = WatchStatsRequest {
+        interval: None,
+        history,
+    };
+    let mut watch = client.watch_stats(request).await.unwrap().into_inner();
+    let has_sample = |stats: &Stats| stats.history.iter().any(|it| !it.outcomes.is_empty());
+    let watched = loop {
+        let message = tokio::time::timeout(PATIENCE, watch.message()).await;
+        let stats = message.expect("it hangs").unwrap().unwrap().stats.unwrap();
+        if has_sample(&stats) {
+            break stats;
+        }
+    };
+    let answer = client.get_stats(GetStatsRequest { history }).await;
+    let told = answer.unwrap().into_inner().stats.unwrap();
+    assert!(has_sample(&told));
+    let mut text = String::new();
+    for stats in [told, watched] {
+        let ended: u64 = stats.outcomes.iter().map(|it| it.runs).sum();
+        let refused: u64 = stats.refusals.iter().map(|it| it.runs).sum();
+        assert_eq!([ended, refused], [runs; 2]);
+        text.push_str(&String::from_utf8_lossy(&stats.encode_to_vec()));
+    }
+    text
+}
+
 #[tokio::test]
 async fn a_thousand_canaries_are_in_no_metric_no_page_and_no_line() {
     const CANARIES: usize = 1000;
@@ -223,13 +330,13 @@ async fn a_thousand_canaries_are_in_no_metric_no_page_and_no_line() {
         let mut spec = kit(&["echo", &canary(i, "arg")]).label("canary", &canary(i, "label"));
         spec.env.push(format!("CANARY={}", canary(i, "env")));
         spec.stdin = canary(i, "stdin-and-output").into();
-        let request = ringfence::api::proto::RunRequest { spec: Some(spec) };
+        let request = RunRequest { spec: Some(spec) };
         let answer = client.clone().run(request).await.unwrap().into_inner();
         assert_eq!(answer.stdout, canary(i, "stdin-and-output"));
         // And what is refused, with a name that is not taken.
         let mut refused = kit(&["hello"]);
         refused.entry_point = canary(i, "entry");
-        let request = ringfence::api::proto::RunRequest {
+        let request = RunRequest {
             spec: Some(refused),
         };
         client.clone().run(request).await.unwrap_err();
@@ -249,11 +356,12 @@ async fn a_thousand_canaries_are_in_no_metric_no_page_and_no_line() {
     }
     let ended = "ringfence_runs_total{tenant=\"default\",outcome=\"exited\"}";
     assert_eq!(value(&seen, ended), (CANARIES / 5) as f64);
+    seen.push_str(&figures(&served.addr, CANARIES as u64 / 5).await);
     served.signal("-TERM");
     served.child.wait().unwrap();
     let log = log.join().unwrap();
     assert!(log.contains("run ended"), "{log}");
-    for (what, text) in [("the log", &log), ("the admin listener", &seen)] {
+    for (what, text) in [("the log", &log), ("what is shown", &seen)] {
         let found = text.lines().find(|line| {
             ["arg", "label", "env", "stdin"]
                 .iter()

@@ -6,6 +6,7 @@
 //! reports when it is dropped. Until then a piece counts as not taken, and is charged.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
@@ -25,6 +26,7 @@ use super::response_budget::{
 use super::response_data_rate::{DataRateMonitor, MinResponseDataRate};
 use crate::api::{proto, status};
 use crate::event_log::CapturedOutput;
+use crate::metrics::{MetricSource, MetricWriter, Unit};
 use crate::model::refusal::{Reason, Refusal};
 use crate::run::{PendingResponse, ResponseReservation, STREAMED_FRAMES, Tenant};
 use crate::sync::lock;
@@ -282,6 +284,21 @@ impl ResponseWatchdog {
     }
 }
 
+impl MetricSource for ResponseWatchdog {
+    fn write_metrics(&self, to: &mut MetricWriter<'_>) -> fmt::Result {
+        let responses = lock(&self.0.responses);
+        let unwritten = responses.iter().map(|(_, it)| lock(&it.0).ready_bytes());
+        let bytes = unwritten.sum();
+        drop(responses);
+        to.gauge(
+            "answers_unwritten",
+            "Bytes of answers, and of the next pieces of streams, that wait for the connections of their callers.",
+            Some(&Unit::Bytes),
+            bytes,
+        )
+    }
+}
+
 /// Charges an answer of `kind` that has `queue` in it: to the run's reservation if there is one of
 /// enough bytes, and to the budget otherwise.
 fn charged(
@@ -406,6 +423,13 @@ impl RemainingBody {
 }
 
 impl State {
+    /// Returns the bytes that the caller may take now: those that HTTP/2 holds and has not written,
+    /// and those that it gets next.
+    fn ready_bytes(&self) -> u64 {
+        let queued: usize = self.queue.iter().map(Bytes::len).sum();
+        (self.unwritten_bytes + queued) as u64
+    }
+
     /// Records that HTTP/2 has written `bytes`, and returns the task that waited for that.
     fn took(&mut self, bytes: usize) -> Option<Waker> {
         self.unwritten_bytes -= bytes;

@@ -212,6 +212,11 @@ impl Expected {
     }
 }
 
+/// Returns the bytes that a log's caller has yet to read.
+fn owed_by(log: &EventLog) -> usize {
+    log.lock().unacked.map_or(0, |owed| owed.bytes)
+}
+
 /// Returns the bytes that a log is charged for.
 fn held_by(log: &EventLog) -> usize {
     let inner = log.lock();
@@ -321,6 +326,8 @@ proptest! {
             runs.iter().for_each(Expected::check);
             let held: usize = runs.iter().map(|run| held_by(&run.log)).sum();
             prop_assert_eq!(pool.held(), held);
+            let owed: usize = runs.iter().map(|run| owed_by(&run.log)).sum();
+            prop_assert_eq!(pool.owed(), owed);
             if made_room && held > budget {
                 runs.iter().for_each(Expected::check_that_nothing_is_left_to_evict);
             }
@@ -339,6 +346,6 @@ proptest! {
             }
         }
         drop(runs);
-        prop_assert_eq!(pool.held(), 0);
+        prop_assert_eq!((pool.held(), pool.owed()), (0, 0));
     }
 }
