@@ -28,7 +28,7 @@ fn main() {
                 std::thread::sleep(Duration::from_secs(3600));
             }
         }
-        "count" => count(arg(2).parse().expect("lines")),
+        "count" => count(arg(2).parse().expect("lines"), arg(3).parse().unwrap_or(0)),
         "drip" => drip(arg(2).parse().expect("KiB")),
         "both" => both(arg(2).parse().expect("lines")),
         "panic" => panic!("as asked"),
@@ -166,9 +166,10 @@ fn flood(bytes: usize) {
     eprint!("done");
 }
 
-fn count(lines: usize) {
+/// Numbers its lines, each with blanks up to a width.
+fn count(lines: usize, width: usize) {
     for i in 0..lines {
-        println!("line {i}");
+        println!("{:width$}", format_args!("line {i}").to_string());
     }
 }
 

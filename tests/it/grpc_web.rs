@@ -1,5 +1,7 @@
 //! gRPC-Web on the admin listener: hand-made frames, and what a browser is refused.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -7,7 +9,7 @@ use prost::Message;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
     GetRunRequest, HealthRequest, HealthResponse, ListRunsRequest, RunRequest, RunResponse,
-    RunStreamRequest, StreamEvent,
+    RunState, RunStreamRequest, StreamEvent,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -344,4 +346,34 @@ async fn a_listener_that_only_answers_questions_changes_nothing() {
     assert_eq!(refused, changing);
     // The gRPC listeners are as ever.
     daemon.ran(kit(&["hello"])).await.exited(0);
+}
+
+/// HTTP/1.1 leaves it to the kernel how much is on its way, and the kernel tells of what was taken in large steps.
+#[tokio::test]
+async fn whoever_reads_slowly_by_http1_has_not_stalled() {
+    const STALL: Duration = Duration::from_secs(1);
+    let daemon = Daemon::with(&[ADMIN, ("runs.stall_timeout", "1s")]).await;
+    let spec = kit(&["flood", "200000000"]).timeout(PATIENCE);
+    let body = frame(&RunStreamRequest { spec: Some(spec) });
+    let head = format!(
+        "POST {STREAM} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/grpc-web+proto\r\n\
+         content-length: {}\r\n\r\n",
+        daemon.admin,
+        body.len()
+    );
+    let mut stream = TcpStream::connect(&daemon.admin).await.unwrap();
+    let request = [head.as_bytes(), &body].concat();
+    stream.write_all(&request).await.unwrap();
+    // About 600 KiB a second.
+    let mut piece = vec![0; 32 << 10];
+    let begun = Instant::now();
+    while begun.elapsed() < 5 * STALL {
+        assert!(stream.read(&mut piece).await.unwrap() > 0);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let runs = daemon.list(ListRunsRequest::default()).await.runs;
+    assert_eq!(runs[0].state(), RunState::Running, "{:?}", runs[0].end);
+    // The guest was held up: less is on its way than it has written.
+    let written = runs[0].usage.as_ref().unwrap().stdout_bytes;
+    assert!(written < 50_000_000, "{written}");
 }

@@ -178,8 +178,8 @@ async fn connect_calls_by_grpc_web_over_both_versions_of_http() {
     let mut node = Command::new("node");
     node.env("NODE_PATH", there.parent().unwrap().parent().unwrap());
     let url = format!("http://{}", daemon.admin);
-    let args = [&url, descriptors.to_str().unwrap(), kit.to_str().unwrap()];
-    drive(node, "web.js", &args).await;
+    let [descriptors, kit] = [&descriptors, &kit].map(|path| path.to_str().unwrap());
+    drive(node, "web.js", &[&url, descriptors, kit, &url]).await;
 }
 
 /// grpcurl, in `.cache/grpcurl`.

@@ -181,6 +181,9 @@ pub async fn bind(
             let listeners = tcp::bind(address, apart).await.map_err(failed)?;
             let mut name = address.clone();
             for listener in &listeners {
+                if settings.protocols == Protocols::Http1AndHttp2 {
+                    tcp::fix_send_buffer(listener).map_err(failed)?;
+                }
                 let local = Address::Tcp(listener.local_addr().map_err(failed)?);
                 if listeners.len() == 1 {
                     name = local.to_string();

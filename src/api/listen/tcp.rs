@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::io::Errno;
-use rustix::net::sockopt::set_ipv6_v6only;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_send_buffer_size};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::socket_addresses;
@@ -15,6 +15,8 @@ const BACKLOG: u32 = 1024;
 /// How many times a port is sought that is free at all addresses of a name, before each address
 /// gets a port of its own.
 const TRIES: u32 = 16;
+/// The send buffer of a connection that may speak HTTP/1.1, in bytes; the kernel doubles it.
+const SEND_BUFFER: usize = 128 << 10;
 
 /// Binds a listener to every address that `address` resolves to.
 ///
@@ -41,6 +43,20 @@ pub(super) async fn bind(address: &str, apart: bool) -> io::Result<Vec<TcpListen
         }
     }
     bind_all(&addresses, false)
+}
+
+/// Gives the connections of a listener a send buffer of fixed size, which suits HTTP/1.1.
+///
+/// HTTP/1.1 has no flow control of its own, so the send buffer is how far the daemon is ahead of
+/// its client. The kernel lets it grow to 4 MiB, and tells that there is room again when a third of
+/// it is free. To the daemon, a client that takes 50 KiB a second would then take nothing for half
+/// a minute, and be ended as one that has stalled.
+///
+/// # Errors
+/// Those of the kernel.
+pub(super) fn fix_send_buffer(listener: &TcpListener) -> io::Result<()> {
+    // Connections inherit it.
+    Ok(set_socket_send_buffer_size(listener, SEND_BUFFER)?)
 }
 
 /// Reports whether a listener at "[::]" must leave IPv4 to another entry of `listen`, because that
