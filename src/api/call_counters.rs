@@ -37,8 +37,6 @@ const CODES: [&str; 17] = [
 const METHODS: usize = ApiMethod::ALL.len() + 1;
 /// The path that stands for those of no method, which are callers' own words.
 const OTHER: &str = "/other/other";
-/// The header, or trailer, that says how a call ended.
-const GRPC_STATUS: &str = "grpc-status";
 
 /// Counters of all calls since the daemon's start.
 #[derive(Debug)]
@@ -91,7 +89,7 @@ impl CallTimer {
     /// Notes how the call ended, if `headers` say so: those of an answer without a body, or its
     /// trailers.
     pub(super) fn note_end(&mut self, headers: &HeaderMap) {
-        let Some(status) = headers.get(GRPC_STATUS) else {
+        let Some(status) = headers.get(Status::GRPC_STATUS) else {
             return;
         };
         self.code = Code::from_bytes(status.as_bytes());

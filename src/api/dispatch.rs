@@ -121,7 +121,11 @@ where
 /// Notes how a call was answered, and measures it until its answer has been taken.
 fn timed(answer: Response<ResponseBody>, mut timer: CallTimer) -> Response<TimedBody> {
     match answer.status() {
-        StatusCode::OK => timer.note_end(answer.headers()),
+        StatusCode::OK => match answer.body() {
+            // Only the trailers say how it ended.
+            ResponseBody::Run(_) => {}
+            ResponseBody::Layered(_) => timer.note_end(answer.headers()),
+        },
         _ => timer.note_foreign(),
     }
     answer.map(|body| TimedBody::new(body, timer))

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::model::refusal::{Reason, Refusal, quote};
 
 /// The name of the header. HTTP/2 clients always send header names in lower case.
-const HEADER: &str = "grpc-timeout";
+const HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The time that an answer needs to reach its caller before the caller gives up, on a busy machine.
 /// A fifth of the caller's timeout is used instead if that is less.
 const WAY_HOME: Duration = Duration::from_millis(250);
