@@ -3,10 +3,9 @@
 //!
 //! It runs on a thread of its own, so that it answers while the gRPC side is busy, and until the
 //! very end of a drain. Every request passes the same gate (`service`): it has to be addressed to
-//! this host, must not come from a web page of another origin (`origin_guard`), and says who
+//! this host, must not come from a web page of another origin (`api/origin_guard`), and says who
 //! calls unless its path is open to everybody.
 
-mod origin_guard;
 mod page;
 mod plain_text;
 mod readiness;
@@ -24,11 +23,10 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::watch;
 use tonic::body::Body;
 
-use self::origin_guard::OriginGuard;
 use self::service::AdminService;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, ConnectionCounters, DaemonPhase,
-    TlsReloader, WebServerSettings, bind, serve_web,
+    OriginGuard, OriginGuardSettings, TlsReloader, WebServerSettings, bind, serve_web,
 };
 use crate::config::{Config, OpenPath};
 use crate::metrics::MetricRegistry;
@@ -48,10 +46,8 @@ pub struct AdminSettings {
     /// Whether callers have to be authenticated on a listener that other hosts can reach. If nobody
     /// is, such a listener has nothing but the open paths.
     pub is_authenticated: bool,
-    /// The hosts that requests may be addressed to, besides this host's own addresses.
-    pub allowed_hosts: Vec<String>,
-    /// The origins of web pages that may read answers.
-    pub cors_origins: Vec<String>,
+    /// The hosts and the origins of web pages that requests may name.
+    pub origins: OriginGuardSettings,
     /// The function that the listener's thread calls first.
     pub thread_init: fn(),
 }
@@ -148,10 +144,7 @@ impl AdminListener {
                 tracing::info!(page = %url, "runs can be watched in a browser");
             }
         }
-        let guard = OriginGuard::new(
-            settings.allowed_hosts.clone(),
-            settings.cors_origins.clone(),
-        );
+        let guard = OriginGuard::new(settings.origins.clone());
         let service = AdminService::new(guard, &settings, is_open_only, sources);
         let is_ending = ending.subscribe();
         // The task ends with the guard, or with its runtime.

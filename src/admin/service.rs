@@ -1,4 +1,4 @@
-//! The gate in front of every path of the admin listener, and the headers of every answer.
+//! The gate in front of every path of the admin listener.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -7,53 +7,19 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, VARY, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS,
-};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::origin_guard::{OriginGuard, RequestOrigin};
 use super::page;
 use super::plain_text::plain;
 use super::routes::{self, Routes};
 use super::{AdminSettings, AdminSources, GrpcWebHandler};
-use crate::api::{Authentication, LocalAddress, is_grpc_web};
+use crate::api::{Authentication, LocalAddress, OriginGuard, is_grpc_web};
 use crate::config::OpenPath;
 use crate::model::refusal::{Reason, Refusal};
-
-/// The headers of every answer that does not set them itself, as those of the page do: it is not
-/// guessed what the answer is, nor is it shown in a frame, stored, or read by pages of other
-/// origins.
-const ALWAYS: [(HeaderName, HeaderValue); 5] = [
-    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-    (
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
-    ),
-    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    (
-        HeaderName::from_static("cross-origin-resource-policy"),
-        HeaderValue::from_static("same-origin"),
-    ),
-];
-/// The methods that pages of an allowed origin may use.
-const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-/// The headers that pages of an allowed origin may send.
-const CORS_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, grpc-timeout, x-grpc-web, x-user-agent");
-/// The headers of answers that pages of an allowed origin may read.
-const CORS_EXPOSED: HeaderValue = HeaderValue::from_static(
-    "grpc-status, grpc-message, grpc-status-details-bin, ringfence-run-id",
-);
-/// How long, in seconds, a browser may remember what it was allowed.
-const CORS_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
 /// The service that answers the requests of the admin listener.
 #[derive(Clone)]
@@ -92,25 +58,6 @@ impl AdminService {
 }
 
 impl Inner {
-    /// Answers a request, once it is known that it may be made.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let origin = match self.guard.check(&request) {
-            Ok(origin) => origin,
-            Err(why) => return plain(StatusCode::FORBIDDEN, &why),
-        };
-        let mut answer = match &origin {
-            RequestOrigin::Preflight(_) => preflight(),
-            RequestOrigin::Own | RequestOrigin::Allowed(_) => self.admit(request).await,
-        };
-        if let RequestOrigin::Allowed(origin) | RequestOrigin::Preflight(origin) = origin {
-            let headers = answer.headers_mut();
-            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, CORS_EXPOSED);
-            headers.append(VARY, HeaderValue::from(ORIGIN));
-        }
-        answer
-    }
-
     /// Answers a request that is addressed to this host, once its caller is known where that is
     /// needed.
     async fn admit(&self, request: Request<Incoming>) -> Response<Body> {
@@ -150,17 +97,6 @@ fn is_tcp(request: &Request<Incoming>) -> bool {
     local.is_none_or(|LocalAddress(ip)| ip.is_some())
 }
 
-/// Creates the answer to a page that asks whether it may make a request.
-fn preflight() -> Response<Body> {
-    let mut answer = Response::new(Body::empty());
-    *answer.status_mut() = StatusCode::NO_CONTENT;
-    let headers = answer.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS);
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS);
-    headers.insert(ACCESS_CONTROL_MAX_AGE, CORS_MAX_AGE);
-    answer
-}
-
 /// Creates the answer to a caller that is not let in.
 fn refused(refusal: &Refusal) -> Response<Body> {
     let reason = refusal.reason();
@@ -195,15 +131,11 @@ impl Service<Request<Incoming>> for AdminService {
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            let mut answer = inner.answer(request).await;
-            let is_empty = answer.status() == StatusCode::NOT_MODIFIED;
-            let headers = answer.headers_mut();
-            for (name, value) in ALWAYS {
-                headers.entry(name).or_insert(value);
-            }
-            if is_empty {
+            let admit = |request| inner.admit(request);
+            let mut answer = inner.guard.answer(request, plain, admit).await;
+            if answer.status() == StatusCode::NOT_MODIFIED {
                 // The router counts the bytes that it sends, and not those that the client has.
-                headers.remove(CONTENT_LENGTH);
+                answer.headers_mut().remove(CONTENT_LENGTH);
             }
             Ok(answer)
         })

@@ -1,6 +1,7 @@
 //! The gRPC edge of the daemon: it decodes requests, calls `run`, and encodes the answers. No wire
 //! type goes further than this module.
 
+mod browser_answers;
 mod call_counters;
 mod client_stream;
 mod client_streaming_calls;
@@ -19,6 +20,7 @@ mod layers;
 mod listen;
 mod methods;
 mod modules;
+mod origin_guard;
 mod reflection;
 mod run_event_stream;
 mod run_fast_path;
@@ -73,9 +75,10 @@ pub use self::listen::{
     ListenSettings, Protocols, ServerTlsError, TlsReloader, TlsSettings, bind, socketpair,
 };
 pub use self::modules::ModuleApi;
+pub use self::origin_guard::{LocalAddress, OriginGuard, OriginGuardSettings};
 pub use self::reflection::add_reflection;
 pub use self::runs::RunApi;
 pub use self::sandbox::{DaemonPhase, SandboxApi};
 pub use self::serve::{KeepAlive, Server, ServerSettings};
 pub use self::stats::StatsApi;
-pub use self::web_server::{LocalAddress, WebServerSettings, serve_web};
+pub use self::web_server::{WebServerSettings, serve_web};

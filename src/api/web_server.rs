@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::listen::{
     BoundListeners, Connection, ConnectionCounters, EventLoop, EventLoops, ListenSettings,
     NewConnection,
 };
+use super::origin_guard::LocalAddress;
 use super::serve::{
     CallExecutor, InContext, KeepAlive, MAX_HEADER_LIST, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
     MAX_STREAMS,
@@ -34,11 +34,6 @@ const MAX_HTTP1_HEAD: usize = 16 << 10;
 /// How long an HTTP/1 client may take for the head of its next request, and so how long an idle
 /// connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The address of this host that a request's connection was made to; `None` for a unix socket. It
-/// is an extension of each request.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalAddress(pub Option<IpAddr>);
 
 /// The settings of a web server.
 #[derive(Clone, Debug)]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::{AppError, failed};
 use crate::admin::AdminSettings;
 use crate::api::{
-    KeepAlive, ListenSettings, Protocols, ServerSettings, TlsSettings, WebServerSettings,
+    KeepAlive, ListenSettings, OriginGuardSettings, Protocols, ServerSettings, TlsSettings,
+    WebServerSettings,
 };
 use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
 use crate::config::{
@@ -248,8 +249,12 @@ pub(super) fn admin_settings(config: &Config) -> AdminSettings {
         open: admin.open.clone(),
         has_page: admin.page,
         is_authenticated: config.may_listen_publicly(),
-        allowed_hosts: admin.allowed_hosts.clone(),
-        cors_origins: admin.cors_origins.clone(),
+        origins: OriginGuardSettings {
+            allowed_hosts: admin.allowed_hosts.clone(),
+            cors_origins: admin.cors_origins.clone(),
+            linked_path: Some("/"),
+            table: "admin",
+        },
         thread_init: hardening::confine_serving_thread,
     }
 }

@@ -11,7 +11,6 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request};
 
-use crate::api::LocalAddress;
 use crate::model::refusal::quote;
 
 /// The header by which a browser says how a page is related to the host that it asks.
@@ -20,15 +19,28 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const SEC_FETCH_MODE: &str = "sec-fetch-mode";
 /// The header by which a browser says what it uses the answer as.
 const SEC_FETCH_DEST: &str = "sec-fetch-dest";
-/// The one path that a link on a page of another origin may lead to.
-const LINKED_PATH: &str = "/";
+
+/// The address of this host that a request's connection was made to; `None` for a unix socket. It
+/// is an extension of each request that the guard checks.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalAddress(pub Option<IpAddr>);
 
 /// The hosts and the origins that requests may name.
-#[derive(Debug)]
-pub(super) struct OriginGuard {
-    hosts: Vec<String>,
-    origins: Vec<String>,
+#[derive(Clone, Debug)]
+pub struct OriginGuardSettings {
+    /// The hosts that requests may be addressed to, besides this host's own addresses.
+    pub allowed_hosts: Vec<String>,
+    /// The origins of web pages that may make requests and read answers.
+    pub cors_origins: Vec<String>,
+    /// The one path that a link on a page of any origin may lead to, if there is one.
+    pub linked_path: Option<&'static str>,
+    /// The table of the configuration that both are keys of, which refusals name.
+    pub table: &'static str,
 }
+
+/// The guard of a listener that browsers can reach.
+#[derive(Debug)]
+pub struct OriginGuard(OriginGuardSettings);
 
 /// What the guard found out about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +54,9 @@ pub(super) enum RequestOrigin {
 }
 
 impl OriginGuard {
-    /// Creates the guard for requests to `hosts` and this host's own addresses, and from pages of
-    /// `origins`.
-    pub(super) fn new(hosts: Vec<String>, origins: Vec<String>) -> Self {
-        Self { hosts, origins }
+    /// Creates a guard that lets in what `settings` allow.
+    pub fn new(settings: OriginGuardSettings) -> Self {
+        Self(settings)
     }
 
     /// Checks the host that a request is addressed to, and the origin of the page that made it.
@@ -53,6 +64,7 @@ impl OriginGuard {
     /// # Errors
     /// A sentence for whoever made the request.
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<RequestOrigin, String> {
+        let table = self.0.table;
         let local = request.extensions().get::<LocalAddress>();
         let authority = authority(request)?;
         // Nobody is tricked into connecting to a unix socket, and the host given there is made up.
@@ -60,7 +72,7 @@ impl OriginGuard {
             && !self.is_own(&authority, *local)
         {
             return Err(format!(
-                "requests may not be addressed to \"{}\" (admin.allowed_hosts)",
+                "requests may not be addressed to \"{}\" ({table}.allowed_hosts)",
                 quote(authority.host())
             ));
         }
@@ -68,14 +80,14 @@ impl OriginGuard {
         let Some(origin) = single(headers, ORIGIN.as_str())? else {
             let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
             return match site {
-                Some(b"cross-site" | b"same-site") if !follows_link(request) => {
-                    Err("a web page of another origin may not ask (admin.cors_origins)".to_owned())
-                }
+                Some(b"cross-site" | b"same-site") if !self.follows_link(request) => Err(format!(
+                    "a web page of another origin may not ask ({table}.cors_origins)"
+                )),
                 Some(_) | None => Ok(RequestOrigin::Own),
             };
         };
         let text = origin.to_str().unwrap_or_default();
-        if self.origins.iter().any(|allowed| allowed == text) {
+        if self.0.cors_origins.iter().any(|allowed| allowed == text) {
             let preflight = request.method() == Method::OPTIONS
                 && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
             return Ok(match preflight {
@@ -90,7 +102,7 @@ impl OriginGuard {
             return Ok(RequestOrigin::Own);
         }
         Err(format!(
-            "a web page of the origin \"{}\" may not ask (admin.cors_origins)",
+            "a web page of the origin \"{}\" may not ask ({table}.cors_origins)",
             quote(text)
         ))
     }
@@ -105,21 +117,22 @@ impl OriginGuard {
                 .parse::<IpAddr>()
                 .is_ok_and(|ip| ip.to_canonical() == local)
             || self
-                .hosts
+                .0
+                .allowed_hosts
                 .iter()
                 .any(|it| it.trim_matches(['[', ']']).eq_ignore_ascii_case(bare))
     }
-}
 
-/// Reports whether a request is that of a browser whose user follows a link to the page, such as in
-/// a chat or a ticket. The page takes the place of the one with the link, which can neither read
-/// nor frame it.
-fn follows_link<B>(request: &Request<B>) -> bool {
-    let says = |name, what: &str| request.headers().get(name).is_some_and(|it| it == what);
-    request.method() == Method::GET
-        && request.uri().path() == LINKED_PATH
-        && says(SEC_FETCH_MODE, "navigate")
-        && says(SEC_FETCH_DEST, "document")
+    /// Reports whether a request is that of a browser whose user follows a link to the page of the
+    /// listener, such as in a chat or a ticket. The page takes the place of the one with the link,
+    /// which can neither read nor frame it.
+    fn follows_link<B>(&self, request: &Request<B>) -> bool {
+        let says = |name, what: &str| request.headers().get(name).is_some_and(|it| it == what);
+        request.method() == Method::GET
+            && self.0.linked_path == Some(request.uri().path())
+            && says(SEC_FETCH_MODE, "navigate")
+            && says(SEC_FETCH_DEST, "document")
+    }
 }
 
 /// Returns the one host that a request is addressed to: that of HTTP/2's `:authority`, or that of
@@ -161,10 +174,12 @@ mod tests {
 
     fn guard() -> OriginGuard {
         let texts = |texts: &[&str]| texts.iter().map(|it| (*it).to_owned()).collect();
-        OriginGuard::new(
-            texts(&["ringfence.internal"]),
-            texts(&["https://ops.example.com"]),
-        )
+        OriginGuard::new(OriginGuardSettings {
+            allowed_hosts: texts(&["ringfence.internal"]),
+            cors_origins: texts(&["https://ops.example.com"]),
+            linked_path: Some("/"),
+            table: "admin",
+        })
     }
 
     fn check(method: Method, headers: &[(&str, &str)]) -> Result<RequestOrigin, String> {
