@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::Status;
@@ -20,6 +20,8 @@ use tower_service::Service;
 
 use super::dispatch::{CallDispatcher, CallService};
 use super::layers::auth::HostChecked;
+use super::layers::http_gate::{self, OfferedCalls};
+use super::layers::request_body::WebRequestBody;
 use super::listen::Peer;
 use super::methods::{Contract, Effect};
 use crate::model::refusal::{Reason, Refusal};
@@ -38,11 +40,14 @@ struct WebCalls<S> {
     is_read_only: bool,
 }
 
-/// Reports whether a request is one of gRPC-Web.
+/// Reports whether a request is meant to be one of gRPC-Web.
 pub fn is_grpc_web<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(CONTENT_TYPE);
-    request.method() == Method::POST
-        && kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC_WEB))
+    let begins = |kind: &HeaderValue| {
+        let beginning = kind.as_bytes().get(..GRPC_WEB.len());
+        beginning.is_some_and(|it| it.eq_ignore_ascii_case(GRPC_WEB))
+    };
+    request.method() == Method::POST && kind.is_some_and(begins)
 }
 
 impl<S> GrpcWeb<S>
@@ -59,14 +64,21 @@ where
     }
 
     /// Answers a request of gRPC-Web that came by a web server, which has checked its host.
-    pub async fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        let peer = request.extensions().get::<Peer>();
+        let unwanted = peer.map(Peer::unwanted_bodies).unwrap_or_default();
+        self.answer_call(WebRequestBody::of(request, unwanted))
+            .await
+    }
+
+    /// Answers a request of gRPC-Web whose host has been checked.
+    pub(super) async fn answer_call(self, mut request: Request<WebRequestBody>) -> Response<Body> {
+        let Some(kind) = http_gate::web_type(request.headers()) else {
+            return http_gate::not_a_call(&request, OfferedCalls::GrpcWeb);
+        };
+        let kind = HeaderValue::from_static(kind);
+        request.headers_mut().insert(CONTENT_TYPE, kind);
         request.extensions_mut().insert(HostChecked);
-        let is_http1 = request.version() < Version::HTTP_2;
-        let request = request.map(|body| WebRequestBody {
-            body,
-            is_http1,
-            has_ended: false,
-        });
         let answered = self.0.oneshot(request).await;
         answered.unwrap_or_else(|never: Infallible| match never {})
     }
@@ -110,37 +122,6 @@ where
 fn read_only() -> Status {
     let message = "this listener only answers questions (admin.read_only)";
     Status::from(Refusal::new(Reason::Forbidden, message).with("limit", "admin.read_only"))
-}
-
-/// The body of a request, as a web server reads it.
-struct WebRequestBody {
-    body: Incoming,
-    is_http1: bool,
-    has_ended: bool,
-}
-
-impl HttpBody for WebRequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.has_ended |= matches!(polled, Poll::Ready(None));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        // A body of HTTP/1 in chunks does not say by itself that it has ended, and one that is
-        // broken off fails. HTTP/2 ends a body that was reset, too.
-        self.body.is_end_stream() || (self.is_http1 && self.has_ended)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// The body of an answer, before its trailers become a part of it. So its length is not known.

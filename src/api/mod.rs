@@ -30,6 +30,7 @@ mod serve;
 mod start;
 mod stats;
 mod status;
+mod web_gate;
 mod web_server;
 
 /// The generated API, `ringfence.v1`.
@@ -65,7 +66,7 @@ pub use self::dispatch::{CallDispatcher, CallService};
 pub use self::grpc_web::{GrpcWeb, is_grpc_web};
 pub use self::health::HealthApi;
 pub use self::layers::auth::Authentication;
-pub use self::layers::http_gate::HttpGate;
+pub use self::layers::http_gate::{HttpGate, OfferedCalls};
 pub use self::layers::refusal_log::RefusalLog;
 pub use self::layers::request_limits::{RequestLimitSettings, RequestLimits};
 pub use self::layers::response_data_rate::MinResponseDataRate;
@@ -81,4 +82,5 @@ pub use self::runs::RunApi;
 pub use self::sandbox::{DaemonPhase, SandboxApi};
 pub use self::serve::{KeepAlive, Server, ServerSettings};
 pub use self::stats::StatsApi;
+pub use self::web_gate::WebGate;
 pub use self::web_server::{WebServerSettings, serve_web};

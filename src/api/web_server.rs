@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -26,14 +25,8 @@ use super::listen::{
 use super::origin_guard::LocalAddress;
 use super::serve::{
     CallExecutor, InContext, KeepAlive, MAX_HEADER_LIST, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
-    MAX_STREAMS,
+    MAX_STREAMS, limit_http1,
 };
-
-/// The most bytes of the head of an HTTP/1 request that are buffered.
-const MAX_HTTP1_HEAD: usize = 16 << 10;
-/// How long an HTTP/1 client may take for the head of its next request, and so how long an idle
-/// connection is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The settings of a web server.
 #[derive(Clone, Debug)]
@@ -80,10 +73,7 @@ pub async fn serve_web<S, B>(
 
 fn http_builder(settings: &WebServerSettings) -> auto::Builder<CallExecutor> {
     let mut http = auto::Builder::new(CallExecutor(settings.beside.clone()));
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HTTP1_HEAD);
+    limit_http1(&mut http);
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)

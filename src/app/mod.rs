@@ -25,9 +25,9 @@ use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::proto::stats_service_server::StatsServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher, CallService,
-    ConnectionCounters, ConnectionTotals, DaemonPhase, HealthApi, HttpGate, ListenSettings,
-    MinResponseDataRate, ModuleApi, RequestLimitSettings, RequestLimits, RunApi, SandboxApi,
-    Server, ServerSettings, StatsApi,
+    ConnectionCounters, ConnectionTotals, DaemonPhase, GrpcWeb, HealthApi, HttpGate,
+    ListenSettings, MinResponseDataRate, ModuleApi, OriginGuard, RequestLimitSettings,
+    RequestLimits, RunApi, SandboxApi, Server, ServerSettings, StatsApi, WebGate,
 };
 use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
@@ -268,7 +268,8 @@ impl App {
         let (authentication, limits) = (&self.authentication, &self.request_limits);
         // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
         // buffered.
-        let layered = HttpGate.layer(authentication.layer(limits.layer(routes)));
+        let gate = HttpGate::new(settings::offered_calls(&self.config));
+        let layered = gate.layer(authentication.layer(limits.layer(routes)));
         Ok(CallDispatcher::new(
             authentication.clone(),
             limits.clone(),
@@ -276,6 +277,22 @@ impl App {
             layered,
             Arc::clone(&self.call_counters),
         ))
+    }
+
+    /// Starts the threads that serve the gRPC listeners, on which `calls` are answered.
+    fn start_server(&self, calls: &CallDispatcher<impl CallService>) -> Result<Server, AppError> {
+        let web = settings::web_origins(&self.config).map(|origins| {
+            let answers = GrpcWeb::new(calls.clone(), false);
+            WebGate::new(OriginGuard::new(origins), answers)
+        });
+        let server = Server::start(&self.server_settings, calls, web.as_ref());
+        server.map_err(|error| {
+            let part = "the threads that serve do not start";
+            match HostLimit::of(&error) {
+                Some(limit) => failed(part)(limit.sentence()),
+                None => failed(part)(error),
+            }
+        })
     }
 
     /// Serves until `shutdown` completes, and then drains: runs in flight may finish within the
@@ -295,14 +312,7 @@ impl App {
         for address in self.bound.addresses() {
             tracing::info!(%address, "listening");
         }
-        let server = Server::start(&self.server_settings, &calls);
-        let server = server.map_err(|error| {
-            let part = "the threads that serve do not start";
-            match HostLimit::of(&error) {
-                Some(limit) => failed(part)(limit.sentence()),
-                None => failed(part)(error),
-            }
-        })?;
+        let server = self.start_server(&calls)?;
         let accepting = self.bound.accept(
             &self.listen,
             server.event_loops(),

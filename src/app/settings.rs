@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::{AppError, failed};
 use crate::admin::AdminSettings;
 use crate::api::{
-    KeepAlive, ListenSettings, OriginGuardSettings, Protocols, ServerSettings, TlsSettings,
-    WebServerSettings,
+    KeepAlive, ListenSettings, OfferedCalls, OriginGuardSettings, Protocols, ServerSettings,
+    TlsSettings, WebServerSettings,
 };
 use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
 use crate::config::{
@@ -226,14 +226,42 @@ pub(super) fn listen_settings(config: &Config) -> ListenSettings {
         handshake_timeout: config.server.handshake_timeout.0,
         // A client that answers no keepalive ping is given the same time.
         write_timeout: config.server.keepalive_interval.0 + config.server.keepalive_timeout.0,
-        protocols: Protocols::Http2,
+        protocols: match config.server.grpc_web {
+            true => Protocols::Http1AndHttp2,
+            false => Protocols::Http2,
+        },
     }
+}
+
+/// Returns the calls that the gRPC listeners offer.
+pub(super) fn offered_calls(config: &Config) -> OfferedCalls {
+    match config.server.grpc_web {
+        true => OfferedCalls::Both,
+        false => OfferedCalls::Grpc,
+    }
+}
+
+/// Returns what requests of gRPC-Web may name on the gRPC listeners, or `None` if it is not served
+/// there.
+pub(super) fn web_origins(config: &Config) -> Option<OriginGuardSettings> {
+    let server = &config.server;
+    server.grpc_web.then(|| OriginGuardSettings {
+        allowed_hosts: server.allowed_hosts.clone(),
+        cors_origins: server.cors_origins.clone(),
+        linked_path: None,
+        table: "server",
+    })
 }
 
 /// Returns the settings of the admin listener. It has to be called in the context of the daemon's
 /// runtime.
 pub(super) fn admin_settings(config: &Config) -> AdminSettings {
     let admin = &config.admin;
+    // A probe has no certificate. Who calls is asked of each request.
+    let tls = tls_settings(&config.tls).map(|tls| TlsSettings {
+        require: false,
+        ..tls
+    });
     AdminSettings {
         listen: admin.listen.clone(),
         server: WebServerSettings {
@@ -241,6 +269,7 @@ pub(super) fn admin_settings(config: &Config) -> AdminSettings {
                 protocols: Protocols::Http1AndHttp2,
                 max_connections: admin.max_connections,
                 max_per_peer: admin.max_connections,
+                tls,
                 ..listen_settings(config)
             },
             keep_alive: server_settings(config).keep_alive,

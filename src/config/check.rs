@@ -82,18 +82,39 @@ fn admin(c: &mut Checker, config: &Config) {
         addresses.clamp(1, 10_000),
         10_000,
     );
-    for name in &admin.allowed_hosts {
+    hosts(c, "admin.allowed_hosts", &admin.allowed_hosts);
+    origins(c, "admin.cors_origins", &admin.cors_origins);
+}
+
+fn grpc_web(c: &mut Checker, config: &Config) {
+    let server = &config.server;
+    hosts(c, "server.allowed_hosts", &server.allowed_hosts);
+    origins(c, "server.cors_origins", &server.cors_origins);
+    let lists = [
+        ("server.allowed_hosts", &server.allowed_hosts),
+        ("server.cors_origins", &server.cors_origins),
+    ];
+    for (key, list) in lists {
         c.require(
-            is_host(name),
-            "admin.allowed_hosts",
-            name,
-            "a host without a port",
+            server.grpc_web || list.is_empty(),
+            key,
+            format!("{list:?}"),
+            "empty, because server.grpc_web is false and it is for gRPC-Web alone",
         );
     }
-    for origin in &admin.cors_origins {
+}
+
+fn hosts(c: &mut Checker, key: &str, names: &[String]) {
+    for name in names {
+        c.require(is_host(name), key, name, "a host without a port");
+    }
+}
+
+fn origins(c: &mut Checker, key: &str, origins: &[String]) {
+    for origin in origins {
         c.require(
             is_origin(origin),
-            "admin.cors_origins",
+            key,
             origin,
             "a scheme and a host, and a port if it is not the scheme's own, such as \"https://ops.example.com\"",
         );
@@ -158,6 +179,7 @@ fn server(c: &mut Checker, config: &Config) {
         minutes(10),
     );
     connections(c, config);
+    grpc_web(c, config);
     messages(c, config);
 }
 
@@ -184,14 +206,7 @@ fn connections(c: &mut Checker, config: &Config) {
     for (key, time) in keepalive {
         c.between(key, time, millis(100), minutes(10));
     }
-    for name in &server.allowed_authorities {
-        c.require(
-            is_host(name),
-            "server.allowed_authorities",
-            name,
-            "a host without a port",
-        );
-    }
+    hosts(c, "server.allowed_authorities", &server.allowed_authorities);
 }
 
 fn messages(c: &mut Checker, config: &Config) {

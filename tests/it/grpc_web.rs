@@ -18,20 +18,49 @@ use crate::harness::{Daemon, PATIENCE, SpecExt, kit};
 use crate::tenants::{token, two};
 
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
-const RUN: &str = "/ringfence.v1.SandboxService/Run";
-const STREAM: &str = "/ringfence.v1.SandboxService/RunStream";
+pub(crate) const RUN: &str = "/ringfence.v1.SandboxService/Run";
+pub(crate) const STREAM: &str = "/ringfence.v1.SandboxService/RunStream";
 
 /// An answer of gRPC-Web: its HTTP status, its headers, its messages, and its trailers.
 #[derive(Debug, Default)]
-struct WebAnswer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    messages: Vec<Vec<u8>>,
-    trailers: Vec<(String, String)>,
+pub(crate) struct WebAnswer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub messages: Vec<Vec<u8>>,
+    pub trailers: Vec<(String, String)>,
+    /// The body of an answer that is not 200.
+    pub text: String,
 }
 
 impl WebAnswer {
-    fn header(&self, name: &str) -> Option<&str> {
+    /// Takes the frames of a body, which is in base64 if `kind` says so.
+    pub(crate) fn take(&mut self, kind: &str, mut body: Vec<u8>) {
+        if self.status != 200 {
+            self.text = String::from_utf8(body).unwrap();
+            return;
+        }
+        if kind.starts_with("application/grpc-web-text") {
+            // Each piece is encoded by itself, with its own padding.
+            let mut decoded = Vec::new();
+            for quad in body.chunks(4) {
+                decoded.extend(STANDARD.decode(quad).unwrap());
+            }
+            body = decoded;
+        }
+        let mut rest = body.as_slice();
+        while let [flag, a, b, c, d, after @ ..] = rest {
+            let size = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            match flag {
+                0 => self.messages.push(after[..size].to_vec()),
+                0x80 => self.trailers = pairs(std::str::from_utf8(&after[..size]).unwrap()),
+                other => panic!("a frame of kind {other}"),
+            }
+            rest = &after[size..];
+        }
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let all = self.headers.iter().chain(&self.trailers);
         let mut found = all
             .filter(|(it, _)| it == name)
@@ -39,12 +68,12 @@ impl WebAnswer {
         found.next()
     }
 
-    fn grpc_status(&self) -> Option<&str> {
+    pub(crate) fn grpc_status(&self) -> Option<&str> {
         self.header("grpc-status")
     }
 
     /// The reason that the details give.
-    fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         let details = self
             .header("grpc-status-details-bin")
             .expect("it has details");
@@ -63,7 +92,7 @@ fn pairs(text: &str) -> Vec<(String, String)> {
 }
 
 /// One frame: a flag, a length, and what follows.
-fn frame(message: &impl Message) -> Vec<u8> {
+pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     let mut frame = vec![0];
     frame.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
@@ -116,33 +145,11 @@ async fn post(addr: &str, path: &str, kind: &str, body: &[u8], more: &[(&str, &s
     if told.header("transfer-encoding") == Some("chunked") {
         body = unchunked(&body);
     }
-    if kind.starts_with("application/grpc-web-text") {
-        // Each piece is encoded by itself, with its own padding.
-        let text = String::from_utf8(body).unwrap();
-        let mut decoded = Vec::new();
-        for quad in text.as_bytes().chunks(4) {
-            decoded.extend(STANDARD.decode(quad).unwrap());
-        }
-        body = decoded;
-    }
-    if told.status != 200 {
-        return told;
-    }
-    let mut rest = body.as_slice();
-    while let [flag, a, b, c, d, after @ ..] = rest {
-        let size = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-        match flag {
-            0 => told.messages.push(after[..size].to_vec()),
-            0x80 => told.trailers = pairs(std::str::from_utf8(&after[..size]).unwrap()),
-            other => panic!("a frame of kind {other}"),
-        }
-        rest = &after[size..];
-    }
-    assert!(rest.is_empty(), "{rest:?}");
+    told.take(kind, body);
     told
 }
 
-fn hello() -> RunRequest {
+pub(crate) fn hello() -> RunRequest {
     RunRequest {
         spec: Some(kit(&["hello"])),
     }
@@ -151,7 +158,11 @@ fn hello() -> RunRequest {
 #[tokio::test]
 async fn calls_by_hand_made_frames_are_answered_in_binary_and_in_text() {
     let daemon = Daemon::with(&[ADMIN]).await;
-    for kind in ["application/grpc-web", "application/grpc-web+proto"] {
+    for kind in [
+        "application/grpc-web",
+        "application/grpc-web+proto",
+        "Application/gRPC-Web+proto; charset=utf-8",
+    ] {
         let answer = post(&daemon.admin, RUN, kind, &frame(&hello()), &[]).await;
         assert_eq!(
             (answer.status, answer.grpc_status()),
@@ -181,15 +192,8 @@ async fn calls_by_hand_made_frames_are_answered_in_binary_and_in_text() {
     assert_eq!(told.instance, "test");
 }
 
-#[tokio::test]
-async fn a_stream_arrives_whole_and_in_order() {
-    let daemon = Daemon::with(&[ADMIN]).await;
-    let request = RunStreamRequest {
-        spec: Some(kit(&["count", "100000"])),
-    };
-    let kind = "application/grpc-web+proto";
-    let answer = post(&daemon.admin, STREAM, kind, &frame(&request), &[]).await;
-    assert_eq!(answer.grpc_status(), Some("0"));
+/// The output that a stream told, which is whole and in order.
+pub(crate) fn output(answer: &WebAnswer) -> Vec<u8> {
     let (mut text, mut ended) = (Vec::new(), false);
     for (seq, message) in (0..).zip(&answer.messages) {
         let event = StreamEvent::decode(message.as_slice()).unwrap();
@@ -202,6 +206,19 @@ async fn a_stream_arrives_whole_and_in_order() {
         }
     }
     assert!(ended);
+    text
+}
+
+#[tokio::test]
+async fn a_stream_arrives_whole_and_in_order() {
+    let daemon = Daemon::with(&[ADMIN]).await;
+    let request = RunStreamRequest {
+        spec: Some(kit(&["count", "100000"])),
+    };
+    let kind = "application/grpc-web+proto";
+    let answer = post(&daemon.admin, STREAM, kind, &frame(&request), &[]).await;
+    assert_eq!(answer.grpc_status(), Some("0"));
+    let text = output(&answer);
     assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 100_000);
 }
 
@@ -257,6 +274,14 @@ async fn a_refusal_has_its_code_its_reason_and_its_details() {
     assert_eq!(answer.grpc_status(), Some("3"), "{answer:?}");
     let answer = post(&daemon.admin, "/no.such/Method", kind, &frame(&id), &[]).await;
     assert_eq!(answer.grpc_status(), Some("12"), "{answer:?}");
+    // What resembles it is told what is wanted.
+    let json = "application/grpc-web+json";
+    let answer = post(&daemon.admin, RUN, json, b"{}", &[]).await;
+    assert_eq!(answer.status, 415);
+    assert!(
+        answer.text.contains("application/grpc-web+proto"),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]

@@ -174,12 +174,18 @@ async fn connect_calls_by_grpc_web_over_both_versions_of_http() {
     };
     let descriptors = file("descriptors.bin", ringfence::api::proto::DESCRIPTORS);
     let kit = file("kit.wasm", &guests::kit());
-    let daemon = Daemon::with(&[("admin.listen", "[\"127.0.0.1:0\"]")]).await;
-    let mut node = Command::new("node");
-    node.env("NODE_PATH", there.parent().unwrap().parent().unwrap());
-    let url = format!("http://{}", daemon.admin);
+    let set = [
+        ("admin.listen", "[\"127.0.0.1:0\"]"),
+        ("server.grpc_web", "true"),
+    ];
+    let daemon = Daemon::with(&set).await;
     let [descriptors, kit] = [&descriptors, &kit].map(|path| path.to_str().unwrap());
-    drive(node, "web.js", &[&url, descriptors, kit, &url]).await;
+    let [admin, grpc] = [&daemon.admin, &daemon.addr].map(|addr| format!("http://{addr}"));
+    for url in [&admin, &grpc] {
+        let mut node = Command::new("node");
+        node.env("NODE_PATH", there.parent().unwrap().parent().unwrap());
+        drive(node, "web.js", &[url, descriptors, kit, &admin]).await;
+    }
 }
 
 /// grpcurl, in `.cache/grpcurl`.

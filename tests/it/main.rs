@@ -101,6 +101,7 @@ mod spec;
 mod stats;
 mod streams;
 mod tenants;
+mod web_listeners;
 mod wire;
 mod working_dir;
 mod writes;

@@ -721,11 +721,13 @@ async fn reflection_knows_the_details_of_errors_and_all_that_they_import() {
 }
 
 /// Clients send the path of the socket, as it is or percent-encoded; HTTP/2 as we have it would reset their streams.
-#[tokio::test]
-async fn over_a_unix_socket_any_authority_is_taken() {
+async fn over_a_unix_socket_any_authority_is_taken_with(grpc_web: &str) {
     let dir = tempfile::tempdir().unwrap();
     let listen = format!("unix:{}/s", dir.path().display());
-    let set = [("server.allowed_authorities", "[\"127.0.0.1\"]")];
+    let set = [
+        ("server.allowed_authorities", "[\"127.0.0.1\"]"),
+        ("server.grpc_web", grpc_web),
+    ];
     let daemon = Daemon::listening(&listen, &set).await;
     let mut stream = UnixStream::connect(dir.path().join("s")).await.unwrap();
     let mut frames = Frames::default();
@@ -778,4 +780,9 @@ async fn over_a_unix_socket_any_authority_is_taken() {
         .ran(spec(NOTHING).timeout(Duration::from_secs(5)))
         .await
         .exited(0);
+}
+
+cases! { over_a_unix_socket_any_authority_is_taken_with:
+    over_a_unix_socket_any_authority_is_taken("false"),
+    over_a_unix_socket_any_authority_is_taken_where_grpc_web_is_served("true"),
 }

@@ -741,6 +741,53 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
     }
 }
 
+/// They would be taken for a wall that is not there.
+#[test]
+fn what_is_for_grpc_web_alone_needs_it() {
+    for (key, value) in [
+        ("allowed_hosts", "ringfence.internal"),
+        ("cors_origins", "https://ops.example.com"),
+    ] {
+        let set = format!("server.{key}={value}");
+        let given = Given {
+            flags: &[&set],
+            ..Given::default()
+        };
+        let wrong = format!(
+            "--set server.{key}: server.{key} = [\"{value}\"]: must be empty, because server.grpc_web is false"
+        );
+        refused(&given, &[&wrong]);
+        let given = Given {
+            flags: &[&set, "server.grpc_web=true"],
+            ..Given::default()
+        };
+        let in_force = in_force(&given, &format!("server.{key}"));
+        assert_eq!(in_force, toml::Value::from(vec![value]));
+    }
+    // Each is checked as that of the admin listener is.
+    for table in ["server", "admin"] {
+        for (key, value, allowed) in [
+            ("allowed_hosts", "a/b", "a host without a port"),
+            ("allowed_hosts", "a@b", "a host without a port"),
+            ("cors_origins", "ops.example.com", "a scheme and a host"),
+            (
+                "cors_origins",
+                "https://ops.example.com/",
+                "a scheme and a host",
+            ),
+            ("cors_origins", "*", "a scheme and a host"),
+        ] {
+            let set = format!("{table}.{key}={value}");
+            let given = Given {
+                flags: &[&set, "server.grpc_web=true"],
+                ..Given::default()
+            };
+            let wrong = format!("{table}.{key} = {value}: must be {allowed}");
+            refused(&given, &[&wrong]);
+        }
+    }
+}
+
 #[test]
 fn every_place_is_told_at_once() {
     let variables = [

@@ -24,23 +24,53 @@ use crate::api::methods::{Contract, DeadlineRule};
 use crate::model::refusal::{Reason, Refusal, quote};
 use crate::run::not_started;
 
-/// The content types of a call, as the answer to any other type lists them.
-const CALLS: &str = "application/grpc, application/grpc+proto";
+/// The content types of a call of gRPC, as the answer to any other type lists them.
+const GRPC_TYPES: &str = "application/grpc, application/grpc+proto";
+/// The content types of a call of gRPC-Web: its messages as they are, or in base64.
+const WEB_TYPES: [&str; 4] = [
+    "application/grpc-web",
+    "application/grpc-web+proto",
+    "application/grpc-web-text",
+    "application/grpc-web-text+proto",
+];
 /// The most bytes of a call's metadata, counted as HTTP/2 does, with the method's path and the
 /// authority.
 const MAX_METADATA: usize = 8 << 10;
 /// The bytes that HTTP/2 counts for each field, beside those of its name and value.
 const FIELD: usize = 32;
 
+/// The kinds of calls that a client is offered where its request arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfferedCalls {
+    /// Calls of gRPC alone.
+    Grpc,
+    /// Calls of gRPC-Web alone, as by HTTP/1.
+    GrpcWeb,
+    /// Calls of gRPC and of gRPC-Web.
+    Both,
+}
+
 /// The layer that lets gRPC calls through to the layers inside it, and answers every other request.
 #[derive(Clone, Copy, Debug)]
-pub struct HttpGate;
+pub struct HttpGate {
+    offered: OfferedCalls,
+}
+
+impl HttpGate {
+    /// Creates a gate that tells other clients which calls are `offered`.
+    pub fn new(offered: OfferedCalls) -> Self {
+        Self { offered }
+    }
+}
 
 impl<S> Layer<S> for HttpGate {
     type Service = HttpGateService<S>;
 
     fn layer(&self, inner: S) -> HttpGateService<S> {
-        HttpGateService { inner }
+        HttpGateService {
+            inner,
+            offered: self.offered,
+        }
     }
 }
 
@@ -48,6 +78,7 @@ impl<S> Layer<S> for HttpGate {
 #[derive(Clone, Debug)]
 pub struct HttpGateService<S> {
     inner: S,
+    offered: OfferedCalls,
 }
 
 type Boxed<R, E> = Pin<Box<dyn Future<Output = Result<R, E>> + Send>>;
@@ -73,7 +104,7 @@ where
         match check(&request) {
             Ok(()) => {}
             // The body is dropped unread in both cases.
-            Err(GateRejection::Http(answer)) => return refused(answer),
+            Err(GateRejection::NotACall) => return refused(not_a_call(&request, self.offered)),
             Err(GateRejection::Refused(refusal)) => {
                 return refused(Status::from(&refusal).into_http());
             }
@@ -109,8 +140,8 @@ fn too_late() -> Response<Body> {
 
 /// Why the gate does not let a request through.
 enum GateRejection {
-    /// The request is not a gRPC call; this is the answer that HTTP has for it.
-    Http(Response<Body>),
+    /// The request is not a gRPC call, and is answered by HTTP.
+    NotACall,
     /// The request is a gRPC call that the gate refuses.
     Refused(Refusal),
 }
@@ -121,16 +152,9 @@ pub(in crate::api) fn is_call<B>(request: &Request<B>) -> bool {
 }
 
 /// Checks that a request is a gRPC call, and that its metadata is not too large.
-#[expect(
-    clippy::result_large_err,
-    reason = "the error is the answer, which is made once and handed on"
-)]
 fn check<B>(request: &Request<B>) -> Result<(), GateRejection> {
-    if request.method() != Method::POST {
-        return Err(GateRejection::Http(wrong_method(request.method())));
-    }
-    if !is_grpc(request.headers()) {
-        return Err(GateRejection::Http(wrong_content_type()));
+    if request.method() != Method::POST || !is_grpc(request.headers()) {
+        return Err(GateRejection::NotACall);
     }
     check_metadata(request.uri(), request.headers()).map_err(GateRejection::Refused)
 }
@@ -138,18 +162,38 @@ fn check<B>(request: &Request<B>) -> Result<(), GateRejection> {
 /// Reports whether a request has exactly one content type, which is that of gRPC with protobuf.
 /// Case and parameters do not matter.
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(given), None) = (types.next(), types.next()) else {
+    let Some(given) = content_type(headers) else {
         return false;
     };
-    let given = given.as_bytes();
     if given == b"application/grpc" {
         return true;
     }
-    let essence = given.split(|byte| *byte == b';').next();
-    let essence = essence.unwrap_or_default().trim_ascii();
+    let essence = essence(given);
     essence.eq_ignore_ascii_case(b"application/grpc")
         || essence.eq_ignore_ascii_case(b"application/grpc+proto")
+}
+
+/// Returns the content type of gRPC-Web that a request has, as its specification spells it; `None`
+/// if it has another, several or none. Case and parameters do not matter.
+pub(in crate::api) fn web_type(headers: &HeaderMap) -> Option<&'static str> {
+    let essence = essence(content_type(headers)?);
+    let mut all = WEB_TYPES.into_iter();
+    all.find(|it| essence.eq_ignore_ascii_case(it.as_bytes()))
+}
+
+/// Returns the one content type of a request; `None` if there are several or none.
+fn content_type(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    match (types.next(), types.next()) {
+        (Some(given), None) => Some(given.as_bytes()),
+        (_, _) => None,
+    }
+}
+
+/// Removes the parameters of a content type.
+fn essence(content_type: &[u8]) -> &[u8] {
+    let essence = content_type.split(|byte| *byte == b';').next();
+    essence.unwrap_or_default().trim_ascii()
 }
 
 /// Refuses metadata that is larger than any caller needs.
@@ -176,15 +220,28 @@ fn check_metadata(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         .with("allowed", MAX_METADATA))
 }
 
-fn wrong_method(method: &Method) -> Response<Body> {
-    let text = format!(
-        "{} is not what a call of gRPC is made with: POST, with the content type application/grpc, over HTTP/2\n",
-        quote(method.as_str())
-    );
+/// Creates the answer that HTTP has for a request that is none of the calls that are `offered`: 405
+/// or 415.
+pub(in crate::api) fn not_a_call<B>(request: &Request<B>, offered: OfferedCalls) -> Response<Body> {
+    match *request.method() {
+        Method::POST => wrong_content_type(offered),
+        ref method => wrong_method(method, offered),
+    }
+}
+
+fn wrong_method(method: &Method, offered: OfferedCalls) -> Response<Body> {
+    let how = match offered {
+        OfferedCalls::Grpc => {
+            "a call of gRPC is made with: POST, with the content type application/grpc, over HTTP/2"
+        }
+        OfferedCalls::GrpcWeb | OfferedCalls::Both => {
+            "a call is made with: POST, with the content type application/grpc over HTTP/2, or application/grpc-web+proto over HTTP/1.1 or HTTP/2"
+        }
+    };
     let text = match *method {
         // The answer to `HEAD` has no body.
         Method::HEAD => String::new(),
-        _ => text,
+        _ => format!("{} is not what {how}\n", quote(method.as_str())),
     };
     let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, text);
     let allowed = HeaderValue::from_static("POST");
@@ -192,18 +249,39 @@ fn wrong_method(method: &Method) -> Response<Body> {
     answer
 }
 
-fn wrong_content_type() -> Response<Body> {
-    let text = format!(
-        "the content type of a call of gRPC is one of: {CALLS}; gRPC-Web and JSON are not offered here\n"
-    );
+fn wrong_content_type(offered: OfferedCalls) -> Response<Body> {
+    let web = WEB_TYPES.join(", ");
+    let (types, text) = match offered {
+        OfferedCalls::Grpc => (
+            GRPC_TYPES.to_owned(),
+            format!(
+                "the content type of a call of gRPC is one of: {GRPC_TYPES}; gRPC-Web and JSON are not offered here\n"
+            ),
+        ),
+        OfferedCalls::GrpcWeb => {
+            let text = format!(
+                "the content type of a call of gRPC-Web is one of: {web}; gRPC itself needs HTTP/2 and a gRPC listener, and JSON is not offered here\n"
+            );
+            (web, text)
+        }
+        OfferedCalls::Both => {
+            let types = format!("{GRPC_TYPES}, {web}");
+            let text = format!(
+                "the content type of a call of gRPC or gRPC-Web is one of: {types}; JSON is not offered here\n"
+            );
+            (types, text)
+        }
+    };
     let mut answer = plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
-    let accepted = HeaderValue::from_static(CALLS);
-    answer.headers_mut().insert(ACCEPT, accepted);
+    // All of the names are ASCII.
+    if let Ok(accepted) = HeaderValue::try_from(types) {
+        answer.headers_mut().insert(ACCEPT, accepted);
+    }
     answer
 }
 
 /// Creates a plain-text answer for a client that does not speak gRPC.
-fn plain(status: StatusCode, text: String) -> Response<Body> {
+pub(in crate::api) fn plain(status: StatusCode, text: String) -> Response<Body> {
     let mut answer = Response::new(Body::new(text));
     *answer.status_mut() = status;
     let text = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -255,5 +333,41 @@ mod tests {
         }
         assert!(!with(&[]));
         assert!(!with(&["application/grpc", "text/plain"]));
+    }
+
+    #[test]
+    fn content_types_of_grpc_web_are_told_from_those_that_resemble_them() {
+        let web = |types: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for content_type in types {
+                headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            }
+            web_type(&headers)
+        };
+        for (given, meant) in [
+            ("application/grpc-web", "application/grpc-web"),
+            ("Application/gRPC-Web+proto", "application/grpc-web+proto"),
+            (
+                "application/grpc-web-text; charset=utf-8",
+                "application/grpc-web-text",
+            ),
+            (
+                "application/grpc-web-text+PROTO",
+                "application/grpc-web-text+proto",
+            ),
+        ] {
+            assert_eq!(web(&[given]), Some(meant), "{given}");
+        }
+        for bad in [
+            "application/grpc",
+            "application/grpc-web+json",
+            "application/grpc-webfoo",
+            "application/grpc-web-text+",
+            "text/plain; application/grpc-web",
+        ] {
+            assert_eq!(web(&[bad]), None, "{bad}");
+        }
+        assert_eq!(web(&[]), None);
+        assert_eq!(web(&["application/grpc-web", "text/plain"]), None);
     }
 }

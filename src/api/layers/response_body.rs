@@ -1,4 +1,4 @@
-//! The body of an answer, as HTTP/2 takes it, with the measurement of its call.
+//! The body of an answer, as HTTP takes it, with the measurement of its call.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -64,6 +64,43 @@ impl http_body::Body for TimedBody {
         match &self.body {
             ResponseBody::Run(delivery) => delivery.size_hint(),
             ResponseBody::Layered(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body of an answer on a listener that gRPC-Web is served on too.
+pub(in crate::api) enum AnyAnswerBody {
+    /// The answer to a call of gRPC.
+    Grpc(TimedBody),
+    /// The answer to any other request. If it is a call, what was translated is measured.
+    Web(Body),
+}
+
+impl http_body::Body for AnyAnswerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Self::Grpc(body) => Pin::new(body).poll_frame(cx),
+            Self::Web(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Grpc(body) => body.is_end_stream(),
+            Self::Web(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Grpc(body) => body.size_hint(),
+            Self::Web(body) => body.size_hint(),
         }
     }
 }

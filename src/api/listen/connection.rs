@@ -1,4 +1,4 @@
-//! A client connection as HTTP/2 reads and writes it, and the peer at its other end. The connection
+//! A client connection as HTTP reads and writes it, and the peer at its other end. The connection
 //! holds its slot, detects foreign protocols, repairs authorities, and ends when it stays silent,
 //! accepts no data, or is evicted.
 
@@ -20,7 +20,6 @@ use super::connection_slots::{ConnectionAuthState, ConnectionSlot, Unauthenticat
 use super::event_loop::{EventLoopAssignment, NewConnection};
 use super::origin::ConnectionOrigin;
 use super::protocol_sniffer::{HTTP1_ANSWER, ProtocolSniffer, SniffedProtocol};
-use super::protocols::Protocols;
 use super::transport::{PeerCertificate, Transport};
 use crate::api::client_streaming_calls::ClientStreamingCalls;
 use crate::api::layers::request_body::UnwantedBodies;
@@ -33,7 +32,7 @@ const GREETING: usize = 33;
 /// response to it arrives.
 const MAX_SKIPPED: usize = 16;
 
-/// A client connection as HTTP/2 reads and writes it. It holds its slot until it is dropped. It
+/// A client connection as HTTP reads and writes it. It holds its slot until it is dropped. It
 /// ends when its client stays silent at the start, accepts no data for too long, or loses the slot.
 pub(in crate::api) struct Connection {
     transport: Transport,
@@ -56,7 +55,7 @@ pub(in crate::api) struct Connection {
     slot: Option<ConnectionSlot>,
     /// Where the bytes are counted; `None` for the daemon's own connection.
     totals: Option<Arc<ConnectionCounters>>,
-    /// Only for a unix socket, whose clients may send its path as the authority.
+    /// Only for a unix socket, whose clients may send its path as the authority of HTTP/2.
     authority_rewriter: Option<AuthorityRewriter>,
     /// Whether the connection lost its slot, or nobody authenticated in time. Nothing is read any
     /// more then, and only what can be written at once is.
@@ -84,20 +83,19 @@ impl Connection {
             slot: place,
             assignment,
         } = new;
-        let is_http2 = rules.protocols == Protocols::Http2;
         let authority_rewriter = match &transport {
-            Transport::Unix(_) if is_http2 => Some(AuthorityRewriter::new()),
-            Transport::Unix(_) | Transport::Tcp(_) | Transport::Tls(..) => None,
+            Transport::Unix(_) => Some(AuthorityRewriter::new()),
+            Transport::Tcp(_) | Transport::Tls(..) => None,
         };
+        let sniffer = |_| Box::new(ProtocolSniffer::new(rules.protocols));
         Self {
             transport,
             _assignment: assignment,
             authority_rewriter,
             greeting_timer: Some(Box::pin(tokio::time::sleep(rules.greeting))),
-            // An HTTP/1 request may be shorter than the greeting of HTTP/2: its first byte counts.
-            greeting_left: if is_http2 { GREETING } else { 1 },
+            greeting_left: GREETING,
             // A connection without a slot is the daemon's own, and speaks HTTP/2.
-            sniffer: place.as_ref().filter(|_| is_http2).map(|_| Box::default()),
+            sniffer: place.as_ref().map(sniffer),
             unsent: Vec::new(),
             write_timeout: rules.writing,
             write_stall_timer: None,
@@ -147,13 +145,22 @@ impl Connection {
         let spoke_already = !sniffer.holds();
         self.unsent.append(&mut sniffer.release());
         self.sniffer = None;
-        if let SniffedProtocol::Foreign(protocol) = spoken {
-            if let Some(place) = &self.slot {
-                place.count_foreign_protocol(protocol);
+        match spoken {
+            SniffedProtocol::Http2 => {}
+            // A request of HTTP/1 may be shorter than the greeting of HTTP/2.
+            SniffedProtocol::Http1 => {
+                self.greeting_timer = None;
+                self.authority_rewriter = None;
             }
-            if protocol == ForeignProtocol::Http1 && !spoke_already {
-                self.unsent = HTTP1_ANSWER.to_vec();
-                self.skip(cx);
+            SniffedProtocol::Other => self.authority_rewriter = None,
+            SniffedProtocol::Foreign(protocol) => {
+                if let Some(place) = &self.slot {
+                    place.count_foreign_protocol(protocol);
+                }
+                if protocol == ForeignProtocol::Http1 && !spoke_already {
+                    self.unsent = HTTP1_ANSWER.to_vec();
+                    self.skip(cx);
+                }
             }
         }
         // What the socket does not accept at once is written before anything else. After an answer

@@ -61,7 +61,7 @@ pub struct ListenSettings {
     /// The certificate and key for TCP connections. `None` means plaintext.
     pub tls: Option<TlsSettings>,
     /// How long a new connection may take to finish its TLS handshake, and then to send its first
-    /// bytes of HTTP/2.
+    /// bytes of HTTP.
     pub handshake_timeout: Duration,
     /// How long a client may accept nothing of what is written to it.
     pub write_timeout: Duration,

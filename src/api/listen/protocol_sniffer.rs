@@ -1,8 +1,9 @@
-//! Protocol detection from the first bytes of a connection: HTTP/2, or one of the other protocols
-//! that clients send by mistake.
+//! Protocol detection from the first bytes of a connection: HTTP/2, HTTP/1 where the listener
+//! speaks it, or one of the other protocols that clients send by mistake.
 //!
-//! An HTTP/2 server may speak first, and ours does. Its bytes are held back for a moment, until the
-//! client's first bytes are known, so that an HTTP/1 client gets an answer that it understands.
+//! An HTTP/2 server may speak first, and ours does where it speaks nothing else. Its bytes are held
+//! back for a moment, until the client's first bytes are known, so that an HTTP/1 client gets an
+//! answer that it understands.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::close_reason::ForeignProtocol;
+use super::protocols::Protocols;
 
 /// The connection preface that an HTTP/2 client sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -46,6 +48,8 @@ pub(super) const HTTP1_ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported
 /// server writes meanwhile.
 #[derive(Debug)]
 pub(super) struct ProtocolSniffer {
+    /// What the listener speaks.
+    protocols: Protocols,
     heard: Vec<u8>,
     /// What the server has written meanwhile; `None` once that has been released.
     held: Option<Vec<u8>>,
@@ -55,18 +59,32 @@ pub(super) struct ProtocolSniffer {
 /// The protocol that a client was found to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SniffedProtocol {
-    /// HTTP/2, or something that is not recognised here.
-    Other,
+    /// HTTP/2, which every listener speaks.
+    Http2,
+    /// HTTP/1, on a listener that speaks it.
+    Http1,
     /// A protocol that is recognised and that the listener does not speak.
     Foreign(ForeignProtocol),
+    /// Something that is not recognised here.
+    Other,
 }
 
 impl ProtocolSniffer {
+    /// Creates the detector for a connection of a listener that speaks `protocols`.
+    pub(super) fn new(protocols: Protocols) -> Self {
+        Self {
+            protocols,
+            heard: Vec::new(),
+            held: Some(Vec::new()),
+            patience: Box::pin(tokio::time::sleep(PATIENCE)),
+        }
+    }
+
     /// Takes bytes that the client sent, and returns the protocol once it is certain.
     pub(super) fn hear(&mut self, bytes: &[u8]) -> Option<SniffedProtocol> {
         let room = PREFACE.len() - self.heard.len();
         self.heard.extend(bytes.iter().take(room));
-        judge(&self.heard)
+        judge(&self.heard, self.protocols)
     }
 
     /// Holds back bytes that the server writes. Returns false if nothing is held back any longer,
@@ -102,21 +120,11 @@ impl ProtocolSniffer {
     }
 }
 
-impl Default for ProtocolSniffer {
-    fn default() -> Self {
-        Self {
-            heard: Vec::new(),
-            held: Some(Vec::new()),
-            patience: Box::pin(tokio::time::sleep(PATIENCE)),
-        }
-    }
-}
-
 /// Decides what the first bytes are; `None` if they may still become several things.
-fn judge(heard: &[u8]) -> Option<SniffedProtocol> {
+fn judge(heard: &[u8], protocols: Protocols) -> Option<SniffedProtocol> {
     let known = heard.len().min(SURE);
     if heard[..known] == PREFACE[..known] {
-        return (known == SURE).then_some(SniffedProtocol::Other);
+        return (known == SURE).then_some(SniffedProtocol::Http2);
     }
     match heard {
         [] | [22] => return None,
@@ -124,7 +132,10 @@ fn judge(heard: &[u8]) -> Option<SniffedProtocol> {
         _ => {}
     }
     if METHODS.iter().any(|method| heard.starts_with(method)) {
-        return Some(SniffedProtocol::Foreign(ForeignProtocol::Http1));
+        return Some(match protocols {
+            Protocols::Http2 => SniffedProtocol::Foreign(ForeignProtocol::Http1),
+            Protocols::Http1AndHttp2 => SniffedProtocol::Http1,
+        });
     }
     match METHODS.iter().any(|method| method.starts_with(heard)) {
         true => None,
@@ -142,7 +153,7 @@ mod tests {
             Some(SniffedProtocol::Foreign(ForeignProtocol::Http1));
         const TLS: Option<SniffedProtocol> = Some(SniffedProtocol::Foreign(ForeignProtocol::Tls));
         for (said, spoken) in [
-            (PREFACE, Some(SniffedProtocol::Other)),
+            (PREFACE, Some(SniffedProtocol::Http2)),
             (b"POST / HTTP/1.1\r\n", HTTP1),
             (b"PUT /", HTTP1),
             (b"PATCH /", HTTP1),
@@ -153,16 +164,24 @@ mod tests {
             (b"GETTING", Some(SniffedProtocol::Other)),
             (b"\0", Some(SniffedProtocol::Other)),
         ] {
-            assert_eq!(ProtocolSniffer::default().hear(said), spoken, "{said:?}");
-            let mut opening = ProtocolSniffer::default();
+            let new = || ProtocolSniffer::new(Protocols::Http2);
+            assert_eq!(new().hear(said), spoken, "{said:?}");
+            let mut opening = new();
             let mut told = None;
             for byte in said {
                 told = told.or_else(|| opening.hear(&[*byte]));
             }
             assert_eq!(told, spoken, "{said:?}, byte by byte");
+            let of_both = match spoken {
+                HTTP1 => Some(SniffedProtocol::Http1),
+                other => other,
+            };
+            let told = ProtocolSniffer::new(Protocols::Http1AndHttp2).hear(said);
+            assert_eq!(told, of_both, "{said:?}, where HTTP/1 is spoken");
         }
-        assert_eq!(ProtocolSniffer::default().hear(b"PR"), None);
-        assert_eq!(ProtocolSniffer::default().hear(b"P"), None);
+        for begun in [&b"PR"[..], b"P"] {
+            assert_eq!(ProtocolSniffer::new(Protocols::Http2).hear(begun), None);
+        }
     }
 
     #[test]
@@ -174,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_so_much_is_held_back_and_for_a_moment() {
-        let mut opening = ProtocolSniffer::default();
+        let mut opening = ProtocolSniffer::new(Protocols::Http2);
         assert!(opening.hold(&[0; MAX_HELD]));
         assert!(!opening.hold(&[0]));
         std::future::poll_fn(|cx| opening.poll_over(cx)).await;

@@ -45,7 +45,7 @@ pub struct TlsSettings {
     /// The file of the authorities that sign client certificates. `None` means that clients present
     /// none.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must present a certificate.
+    /// Whether the handshake of a client that presents no certificate fails.
     pub require: bool,
 }
 
@@ -142,8 +142,7 @@ impl ServerTls {
     ) -> Result<Arc<Self>, ServerTlsError> {
         let own = vec![settings.cert.clone(), settings.key.clone()];
         let identity = WatchedFiles::keep_last_good("[tls]", own, identity)?;
-        // A probe of the admin listener has no certificate. Who calls is asked of each request.
-        let require = settings.require && protocols == Protocols::Http2;
+        let require = settings.require;
         let authorities = settings.client_ca.clone().map(|path| {
             let meaning = move |contents: &[Vec<u8>]| authorities(&contents[0], require);
             WatchedFiles::revoke_on_error("tls.client_ca", vec![path], meaning)
