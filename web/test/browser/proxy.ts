@@ -5,6 +5,8 @@ import type { AddressInfo, Socket } from 'node:net';
 
 import { passOn } from './scripts.js';
 
+const SETTLED_MS = 250;
+
 /** A flag and a length stand before each message. */
 const GRPC_PREFIX = 5;
 
@@ -17,8 +19,12 @@ export class TestProxy {
   readonly #bodies: Array<{ name: string; chunks: Buffer[] }> = [];
   /** Requests for what is not under the prefix. */
   misses = 0;
-  /** The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once. */
+  /**
+   * The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once, each for so long that none
+   * of them can be one that the browser had closed already.
+   */
   mostStreams = 0;
+  readonly #streams = new Map<http.ServerResponse, number>();
   readonly #server: http.Server;
   readonly #sockets = new Set<Socket>();
   #isCut = false;
@@ -68,6 +74,19 @@ export class TestProxy {
     this.#isCut = false;
   }
 
+  #countStream(response: http.ServerResponse): void {
+    this.#streams.set(response, performance.now());
+    const timer = setTimeout(() => {
+      const settledBefore = performance.now() - SETTLED_MS + 1;
+      const settled = [...this.#streams.values()].filter((openedAt) => openedAt <= settledBefore);
+      this.mostStreams = Math.max(this.mostStreams, settled.length);
+    }, SETTLED_MS);
+    response.on('close', () => {
+      clearTimeout(timer);
+      this.#streams.delete(response);
+    });
+  }
+
   async end(): Promise<void> {
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
@@ -84,12 +103,12 @@ export class TestProxy {
     const name = path.slice(path.lastIndexOf('/') + 1);
     add(this.open, name, 1);
     add(this.seen, name, 1);
-    this.mostStreams = Math.max(this.mostStreams, this.streams);
     response.on('close', () => add(this.open, name, -1));
     const chunks: Buffer[] = [];
     if (isStream(name)) {
       this.#bodies.push({ name, chunks });
       request.on('data', (chunk: Buffer) => chunks.push(chunk));
+      this.#countStream(response);
     }
     passOn(request, response, this.upstream, path);
   }
