@@ -32,13 +32,13 @@ browserTest('what is typed arrives, with and without a line break, until the end
   await input.waitFor({ state: 'detached' });
 });
 
-browserTest('a run whose input is not open has no line to type into', async ({ daemon, open }) => {
+browserTest('a run whose input is not open has no line to type into', { proxy: true }, async ({ daemon, open, proxy }) => {
   const digest = await daemon.load(kit(), 'kit');
   const id = await daemon.start(digest, ['kit', 'sleep', '600000']);
   const page = await open(`#/runs/${id}`);
-  const answer = page.waitForResponse(/SendInput/);
   await page.getByText(/^It runs\./).waitFor();
-  await (await answer).finished();
+  await until('the page has asked', async () => proxy.seen.has('SendInput') && proxy.open.get('SendInput') === 0);
+  await page.waitForTimeout(200);
   assert.equal(await page.getByRole('textbox', { name: 'Standard input of the run' }).count(), 0);
 });
 
