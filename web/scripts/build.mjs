@@ -98,7 +98,8 @@ async function main() {
       const bytes = files.get(name.slice(0, -3));
       return bytes === undefined || committed.get(name) !== hash(bytes);
     });
-    if (differing.length > 0) throw new Error(`web/dist is not what web/src makes (npm run build): ${differing.join(', ')}`);
+    if (differing.length > 0)
+      throw new Error(`web/dist is not what web/src makes (npm run build): ${differing.join(', ')}`);
     return;
   }
   fs.rmSync(dist, { recursive: true, force: true });

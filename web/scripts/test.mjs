@@ -17,7 +17,8 @@ const folder = path.join(web, 'test', isBrowser ? 'browser' : '');
 const names = fs.readdirSync(folder).filter((it) => it.endsWith('.ts'));
 const tests = names.filter((it) => it.endsWith('.test.ts'));
 const byHand = names.filter((it) => !tests.includes(it) && args.includes(it.replace(/\.ts$/, '')));
-const chosen = byHand.length > 0 ? byHand : tests.filter((it) => args.length === 0 || args.some((part) => it.includes(part)));
+const chosen =
+  byHand.length > 0 ? byHand : tests.filter((it) => args.length === 0 || args.some((part) => it.includes(part)));
 if (chosen.length === 0) throw new Error(`no test of ${folder} has a name with ${args.join(' or ')}`);
 // Several may be run at once, each in a folder of its own.
 const out = path.join(web, 'node_modules/.cache', `tests-${process.pid}`);

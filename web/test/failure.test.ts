@@ -10,7 +10,10 @@ import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from '../src/gen/g
 
 function refusal(code: Code, reason: string, retrySeconds?: number): ConnectError {
   const info = { desc: ErrorInfoSchema, value: { reason, domain: 'ringfence', metadata: { limit: 'runs.viewers' } } };
-  const field = { desc: BadRequestSchema, value: { fieldViolations: [{ field: 'spec.args', description: 'too long' }] } };
+  const field = {
+    desc: BadRequestSchema,
+    value: { fieldViolations: [{ field: 'spec.args', description: 'too long' }] },
+  };
   const details = [info, field];
   if (retrySeconds === undefined) return new ConnectError('no room', code, undefined, details);
   const retry = { desc: RetryInfoSchema, value: { retryDelay: { seconds: BigInt(retrySeconds), nanos: 500_000_000 } } };

@@ -40,7 +40,10 @@ class Connection {
   #isClosed = false;
   #wake = () => {};
 
-  constructor(readonly signal: AbortSignal, readonly accept: () => void) {
+  constructor(
+    readonly signal: AbortSignal,
+    readonly accept: () => void,
+  ) {
     signal.addEventListener('abort', () => this.fail(new ConnectError('aborted', Code.Canceled)));
   }
 
@@ -141,7 +144,10 @@ test('a stream that ends without saying so has broken off', async () => {
 });
 
 test('a busy daemon says when to come again, and is not waited for longer than it takes to lose patience', async () => {
-  for (const [seconds, wait] of [[2, 2_000], [60, 5_000]] as const) {
+  for (const [seconds, wait] of [
+    [2, 2_000],
+    [60, 5_000],
+  ] as const) {
     const { connections, states, stream } = opened();
     await settled();
     const info = { desc: ErrorInfoSchema, value: { reason: 'QUEUE_FULL' } };
@@ -245,7 +251,10 @@ test('what does not answer is not waited for once the daemon is back', async () 
   await settled();
   slots.reopen(0);
   await settled();
-  assert.deepEqual(connections.map((it) => it.signal.aborted), [true, false]);
+  assert.deepEqual(
+    connections.map((it) => it.signal.aborted),
+    [true, false],
+  );
 });
 
 test('a stream that waits for a slot is opened once there is one', async () => {

@@ -85,13 +85,30 @@ test('what is not one of the states is left out, and what is no escape stands fo
 });
 
 test('a label key may have the character that ends it', () => {
-  const route = { ...HOME, labels: new Map([['a=b', 'c=d'], ['50%', '']]) };
+  const route = {
+    ...HOME,
+    labels: new Map([
+      ['a=b', 'c=d'],
+      ['50%', ''],
+    ]),
+  };
   assert.deepEqual(parseRoute(formatRoute(route)), route);
 });
 
 test('a place in a log is two numbers', () => {
   fc.assert(fc.property(position, (at) => assert.deepEqual(parsePosition(formatPosition(at)), at)));
-  for (const wrong of ['', '1', '1.', '.1', '-1.0', '1.0x', '1.0.0', '1e3.0', '99999999999999999999.0', '1.9999999999']) {
+  for (const wrong of [
+    '',
+    '1',
+    '1.',
+    '.1',
+    '-1.0',
+    '1.0x',
+    '1.0.0',
+    '1e3.0',
+    '99999999999999999999.0',
+    '1.9999999999',
+  ]) {
     assert.equal(parsePosition(wrong), undefined);
   }
 });
@@ -99,6 +116,15 @@ test('a place in a log is two numbers', () => {
 test('a filter or a line is another view of the same place', () => {
   assert.equal(placeOf(HOME), placeOf(parseRoute('#/runs?text=a')));
   assert.equal(placeOf(parseRoute('#/runs/a')), placeOf(parseRoute('#/runs/a?at=1.2')));
-  const hashes = ['#/runs', '#/runs/a', '#/runs/b', '#/modules', '#/modules/a', '#/start?module=a', '#/start', '#/overview'];
+  const hashes = [
+    '#/runs',
+    '#/runs/a',
+    '#/runs/b',
+    '#/modules',
+    '#/modules/a',
+    '#/start?module=a',
+    '#/start',
+    '#/overview',
+  ];
   assert.equal(new Set(hashes.map((it) => placeOf(parseRoute(it)))).size, hashes.length);
 });

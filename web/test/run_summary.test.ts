@@ -47,7 +47,7 @@ test('each end is told in sentences, and in brief', () => {
     [
       ended({ outcome: Outcome.TRAPPED, trap: { code: 'unreachable', message: 'wasm trap: unreachable' } }),
       ['It trapped: unreachable.'],
-      'Trapped: wasm trap: unreachable',
+      'Trapped: unreachable',
     ],
     [
       ended({ outcome: Outcome.MEMORY_EXCEEDED, exitCode: 3, memoryUsed: 3n << 20n, memoryDenied: true }),

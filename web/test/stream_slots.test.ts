@@ -103,7 +103,10 @@ test('never more hold a slot than there are, none is lost, and they are served i
         assert.ok(holding.length === size || waiting.length === 0, 'nobody waits while a slot is free');
         assert.equal(slots.waiting, waiting.length);
       }
-      assert.deepEqual(served, [...served].sort((a, b) => a - b));
+      assert.deepEqual(
+        served,
+        [...served].sort((a, b) => a - b),
+      );
     }),
     { numRuns: 60 },
   );

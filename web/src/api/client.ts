@@ -25,7 +25,10 @@ export class Daemon extends EventTarget {
   readonly slots = new StreamSlots();
 
   /** Creates the client of the daemon whose admin listener is at `base`. */
-  constructor(readonly base: string, token = new TokenStore()) {
+  constructor(
+    readonly base: string,
+    token = new TokenStore(),
+  ) {
     super();
     this.token = token;
     const transport = this.transport(send);

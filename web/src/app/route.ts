@@ -38,7 +38,10 @@ export const HOME: Route = { page: 'runs', text: '', states: [], labels: new Map
 export function parseRoute(hash: string): Route {
   const [path = '', query = ''] = splitOnce(hash.replace(/^#/, ''), '?');
   const params = new URLSearchParams(query);
-  const parts = path.split('/').filter((it) => it !== '').map(decode);
+  const parts = path
+    .split('/')
+    .filter((it) => it !== '')
+    .map(decode);
   const labels = new Map(params.getAll('label').map(parseLabel));
   const [page = 'runs', item] = parts;
   if (parts.length > 2) return { page: 'unknown', path };
@@ -46,7 +49,8 @@ export function parseRoute(hash: string): Route {
     const states = STATE_FILTERS.filter((it) => params.getAll('state').includes(it));
     return { page, text: params.get('text') ?? '', states, labels };
   }
-  if (page === 'runs' && item !== undefined) return { page: 'run', id: item, at: parsePosition(params.get('at') ?? '') };
+  if (page === 'runs' && item !== undefined)
+    return { page: 'run', id: item, at: parsePosition(params.get('at') ?? '') };
   if (page === 'together' && item === undefined) {
     const layout = params.get('layout') === 'columns' ? 'columns' : 'merged';
     return { page, labels, ids: params.getAll('run'), layout };

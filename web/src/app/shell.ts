@@ -70,7 +70,11 @@ export class Shell extends LitElement {
       recovered: () => void this.#askAccess(signal),
     });
     this.#removeShortcuts = addShortcuts([
-      ...PLACES.map(({ name, key, route }) => ({ keys: `g ${key}`, says: `Go to ${name}`, run: () => navigate(route) })),
+      ...PLACES.map(({ name, key, route }) => ({
+        keys: `g ${key}`,
+        says: `Go to ${name}`,
+        run: () => navigate(route),
+      })),
       { keys: '?', says: 'Show the keys', run: () => (this.areShortcutsShown = true) },
     ]);
     void this.#askAccess(signal);
@@ -83,7 +87,7 @@ export class Shell extends LitElement {
     super.disconnectedCallback();
   }
 
-  /** Fetches the pages that are not there from the beginning: at once where one of them is wanted, else after the runs. */
+  /** Fetches the pages that are not there from the beginning: at once where one is wanted, else after the runs. */
   async #fetchRest(signal: AbortSignal): Promise<void> {
     if (this.route.page === 'runs') await this.updateComplete;
     while (!signal.aborted) {
@@ -180,19 +184,25 @@ export class Shell extends LitElement {
           <button aria-label="Show the keys" @click=${() => (this.areShortcutsShown = true)}>?</button>
           ${this.#daemon.token.value === '' ? nothing : html`<button @click=${this.#signOut}>Sign out</button>`}
         </div>
-        ${this.context.mayChange
-          ? nothing
-          : html`<p class="notice">This page only shows: the daemon's listener is read-only (admin.read_only).</p>`}
+        ${
+          this.context.mayChange
+            ? nothing
+            : html`<p class="notice">This page only shows: the daemon's listener is read-only (admin.read_only).</p>`
+        }
       </header>
       <main tabindex="-1" aria-label=${nameOf(this.route) || 'No page'}>
-        ${this.isRefused
-          ? html`<rf-sign-in .attempt=${this.#signIn} .refusal=${this.refusal}></rf-sign-in>`
-          : keyed(placeOf(this.route), this.#page())}
+        ${
+          this.isRefused
+            ? html`<rf-sign-in .attempt=${this.#signIn} .refusal=${this.refusal}></rf-sign-in>`
+            : keyed(placeOf(this.route), this.#page())
+        }
       </main>
       <rf-toasts></rf-toasts>
-      ${this.areShortcutsShown
-        ? html`<rf-shortcut-list @close=${() => (this.areShortcutsShown = false)}></rf-shortcut-list>`
-        : nothing}
+      ${
+        this.areShortcutsShown
+          ? html`<rf-shortcut-list @close=${() => (this.areShortcutsShown = false)}></rf-shortcut-list>`
+          : nothing
+      }
     `;
   }
 

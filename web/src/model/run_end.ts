@@ -105,11 +105,10 @@ function resultInBrief(result: RunResult): Phrase {
       const code = result.exitCode ?? 0;
       return { tone: code === 0 ? 'good' : 'bad', text: `Exited with ${code}` };
     }
-    case Outcome.TRAPPED:
-      return {
-        tone: 'bad',
-        text: `Trapped: ${printable(trap?.message || trap?.code || 'the daemon does not say why')}`,
-      };
+    case Outcome.TRAPPED: {
+      const why = trap?.message.replace(/^wasm trap: /, '') || trap?.code || 'the daemon does not say why';
+      return { tone: 'bad', text: `Trapped: ${printable(why)}` };
+    }
     case Outcome.MEMORY_EXCEEDED: {
       const pages = granted?.memoryPages;
       return {

@@ -92,8 +92,16 @@ export class Toasts extends LitElement {
     const of = (kind: Toast['kind']) => this.toasts.filter((it) => it.kind === kind);
     // Both places are there before anything stands in them: else it would not be read out.
     return html`
-      <div role="status">${repeat(of('done'), ({ id }) => id, (it) => this.#toast(it))}</div>
-      <div role="alert">${repeat(of('failed'), ({ id }) => id, (it) => this.#toast(it))}</div>
+      <div role="status">${repeat(
+        of('done'),
+        ({ id }) => id,
+        (it) => this.#toast(it),
+      )}</div>
+      <div role="alert">${repeat(
+        of('failed'),
+        ({ id }) => id,
+        (it) => this.#toast(it),
+      )}</div>
     `;
   }
 
@@ -115,7 +123,10 @@ export class Toasts extends LitElement {
 
   #startTimer({ id, kind }: Toast): void {
     this.#stopTimer(id);
-    this.#timers.set(id, setTimeout(() => this.#close(id), kind === 'failed' ? FAILED_SHOWN_MS : SHOWN_MS));
+    this.#timers.set(
+      id,
+      setTimeout(() => this.#close(id), kind === 'failed' ? FAILED_SHOWN_MS : SHOWN_MS),
+    );
   }
 
   #stopTimer(id: number): void {

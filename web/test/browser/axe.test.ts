@@ -17,7 +17,8 @@ const LABELS = { team: 'media' };
 async function populate(daemon: TestDaemon): Promise<readonly Place[]> {
   const digest = await daemon.load(printer(), 'printer', LABELS);
   const start = (args: string[], more = {}) => daemon.start(digest, ['printer', ...args], { labels: LABELS, ...more });
-  const colours = '\\e[1mbold\\e[0m \\e[2mdim\\e[0m \\e[31mred\\e[0m \\e[32mgreen\\e[0m \\e[33myellow\\e[0m \\e[34mblue\\e[0m';
+  const colours =
+    '\\e[1mbold\\e[0m \\e[2mdim\\e[0m \\e[31mred\\e[0m \\e[32mgreen\\e[0m \\e[33myellow\\e[0m \\e[34mblue\\e[0m';
   const exited = await start(['repeat:200:line {}\\n', `out:${colours}\\n`, 'err:a warning\\n', 'exit:3']);
   const trapped = await start(['out:begun\\n', 'trap']);
   const late = await start(['out:begun\\n', 'spin'], { timeout: { nanos: 300_000_000 } });
@@ -26,7 +27,9 @@ async function populate(daemon: TestDaemon): Promise<readonly Place[]> {
   for (const id of [exited, trapped, late, hog, empty]) await daemon.untilEnded(id);
   const live = await start(['tick:100000:200:\\e[36mtick\\e[0m {}\\n'], { openStdin: true });
   await daemon.untilRun(live, (run) => run.state === RunState.RUNNING);
-  await daemon.client.sandbox.run({ spec: { module: { case: 'digest', value: digest }, entryPoint: 'no' } }).catch(() => {});
+  await daemon.client.sandbox
+    .run({ spec: { module: { case: 'digest', value: digest }, entryPoint: 'no' } })
+    .catch(() => {});
   return [
     ['#/runs', /printer/],
     [`#/runs/${exited}`, /a warning/],

@@ -135,7 +135,10 @@ export class TestDaemon {
   /** Reads the log until it says that the daemon serves; it names the ports before. */
   async #untilServing(child: ChildProcess): Promise<void> {
     await new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => reject(new Error(`the daemon does not serve:\n${this.log.join('\n')}`)), PATIENCE_MS);
+      const late = setTimeout(
+        () => reject(new Error(`the daemon does not serve:\n${this.log.join('\n')}`)),
+        PATIENCE_MS,
+      );
       child.once('error', reject);
       child.once('exit', (code, signal) => {
         living.delete(child);
@@ -200,7 +203,8 @@ export class TestDaemon {
         else resolve(id);
       };
       const follow = async () => {
-        for await (const _ of this.client.sandbox.runStream({ spec }, { signal: left.signal, onHeader: told })) left.abort();
+        for await (const _ of this.client.sandbox.runStream({ spec }, { signal: left.signal, onHeader: told }))
+          left.abort();
       };
       follow().catch(reject);
     });

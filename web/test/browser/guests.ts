@@ -11,7 +11,7 @@ const CACHE = path.join(WEB, 'node_modules/.cache/guests');
 
 /** Compiles a Rust program, of which the path from `web/` is given, for WASI preview 1. */
 export function rustGuest(file: string): Uint8Array<ArrayBuffer> {
-  return compile(fs.readFileSync(path.join(WEB, file), 'utf8'));
+  return compile(fs.readFileSync(path.join(WEB, file), 'utf8'), path.basename(file, '.rs'));
 }
 
 /** Compiles a Rust program that stands in a test. */
@@ -34,18 +34,19 @@ export function wat(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text);
 }
 
-function compile(source: string): Uint8Array<ArrayBuffer> {
-  const name = crypto.createHash('sha256').update(source).digest('hex').slice(0, 24);
-  const wasm = path.join(CACHE, `${name}.wasm`);
+/** Compiles a program, whose module is called `NAME.wasm` by its name section. */
+function compile(source: string, name = 'guest'): Uint8Array<ArrayBuffer> {
+  const hash = crypto.createHash('sha256').update(source).digest('hex').slice(0, 24);
+  const wasm = path.join(CACHE, `${name}-${hash}.wasm`);
   if (!fs.existsSync(wasm)) {
-    fs.mkdirSync(CACHE, { recursive: true });
-    // Another test may compile the same program: each has files of its own until it is done.
-    const own = path.join(CACHE, `${name}.${process.pid}`);
-    fs.writeFileSync(`${own}.rs`, source);
-    const flags = ['--edition', '2024', '--target', 'wasm32-wasip1', '-O', '--crate-name', 'guest'];
-    execFileSync('rustc', [...flags, `${own}.rs`, '-o', `${own}.wasm`], { stdio: 'inherit' });
-    fs.renameSync(`${own}.wasm`, wasm);
-    fs.rmSync(`${own}.rs`);
+    // Another test may compile the same program: each has a folder of its own until it is done.
+    const own = path.join(CACHE, `${hash}.${process.pid}`);
+    fs.mkdirSync(own, { recursive: true });
+    fs.writeFileSync(path.join(own, `${name}.rs`), source);
+    const flags = ['--edition', '2024', '--target', 'wasm32-wasip1', '-O'];
+    execFileSync('rustc', [...flags, `${name}.rs`, '-o', `${name}.wasm`], { cwd: own, stdio: 'inherit' });
+    fs.renameSync(path.join(own, `${name}.wasm`), wasm);
+    fs.rmSync(own, { recursive: true });
   }
   return new Uint8Array(fs.readFileSync(wasm));
 }

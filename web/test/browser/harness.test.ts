@@ -55,17 +55,21 @@ browserTest('guests run, a crash ends them, and a file store outlives it', { sto
   await daemon.load(wat('(module (func (export "_start")))'));
 });
 
-browserTest('a proxy has the page under a path, counts streams, and can be cut', { prefix: '/a/b' }, async (fixture) => {
-  const { open, proxy } = fixture;
-  assert.match(fixture.url, /\/a\/b\/$/);
-  const page = await open('#/nowhere');
-  await page.getByText('test is serving').waitFor();
-  assert.ok((proxy.seen.get('Health') ?? 0) > 0);
-  proxy.cut();
-  await assert.rejects(fetch(fixture.url));
-  proxy.mend();
-  assert.equal((await fetch(fixture.url)).status, 200);
-});
+browserTest(
+  'a proxy has the page under a path, counts streams, and can be cut',
+  { prefix: '/a/b' },
+  async (fixture) => {
+    const { open, proxy } = fixture;
+    assert.match(fixture.url, /\/a\/b\/$/);
+    const page = await open('#/nowhere');
+    await page.getByText('test is serving').waitFor();
+    assert.ok((proxy.seen.get('Health') ?? 0) > 0);
+    proxy.cut();
+    await assert.rejects(fetch(fixture.url));
+    proxy.mend();
+    assert.equal((await fetch(fixture.url)).status, 200);
+  },
+);
 
 browserTest('a tab can be hidden', async ({ open }) => {
   const page = await open('#/nowhere');

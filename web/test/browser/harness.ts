@@ -1,17 +1,21 @@
 // The harness of the browser tests: a real daemon, real guests, and the page in Chromium.
 //
 //   browserTest('what holds', async ({ daemon, open }) => {
-//     const digest = await daemon.load(kit(), 'kit');           // a module; also printer(), wat('(module …)'), rustSource(…)
-//     const id = await daemon.start(digest, ['kit', 'hello']);  // a detached run; daemon.run(…) waits for its end
-//     const page = await open('#/runs');                        // a page of playwright-core
-//     await page.getByText(id).waitFor();
+//     // A module; there are also printer(), wat('(module …)') and rustSource('…').
+//     const digest = await daemon.load(kit(), 'kit');
+//     // A detached run; daemon.run(…) waits for its end.
+//     const id = await daemon.start(digest, ['kit', 'hello']);
+//     // A page of playwright-core.
+//     const page = await open('#/runs');
+//     await page.getByText('hello').waitFor();
 //   });
 //
-// - `browserTest(name, options, body)` takes options of the daemon (`set`, `store: 'file'`, `tenants: ['a', 'b']`, whose
-//   tokens `tokenOf('a')` gives) and of the page (`theme: 'dark'`, `width`, `height`, `reducedMotion`), and `proxy: true`
-//   or `prefix: '/some/path'` to have a proxy between them, and `minutes`, how long it may take.
+// - `browserTest(name, options, body)` takes options of the daemon (`set`, `store: 'file'`, `tenants: ['a', 'b']`,
+//   whose tokens `tokenOf('a')` gives) and of the page (`theme: 'dark'`, `width`, `height`, `reducedMotion`), and
+//   `proxy: true` or `prefix: '/some/path'` to have a proxy between them, and `minutes`, how long it may take.
 // - `daemon`: `client.{sandbox,runs,modules,stats}` (connect-web in Node), `load`, `start`, `run`, `untilRun`,
-//   `untilEnded`, `kill` (as a crash) and `restart` (same ports), `drain`, `log`, `admin` and `grpc` addresses, `folder`.
+//   `untilEnded`, `kill` (as a crash) and `restart` (same ports), `drain`, `log`, the addresses `admin` and `grpc`, and
+//   `folder`.
 // - `open(hash, options)` opens a page in a context of its own, with options over those of the test. Of the page:
 //   `setVisibility(page, 'hidden' | 'visible')`, `setTheme(page, 'dark')`, `setSize(page, 360, 740)`.
 // - `proxy`: `cut`, `mend`, `streams` (open now), `mostStreams`, `open` and `seen` by method.
@@ -128,7 +132,9 @@ export async function withFixture(options: TestOptions, body: (fixture: Fixture)
 
 async function newContext(options: PageOptions): Promise<BrowserContext> {
   const { theme = 'light', width = 1280, height = 800, reducedMotion = false } = options;
-  const context = await (await launched()).newContext({
+  const context = await (
+    await launched()
+  ).newContext({
     colorScheme: theme,
     reducedMotion: reducedMotion ? 'reduce' : 'no-preference',
     viewport: { width, height },
@@ -171,7 +177,9 @@ function prepare(): void {
   };
   document.addEventListener('securitypolicyviolation', (event) => {
     const { effectiveDirective, blockedURI, sourceFile, lineNumber, sample } = event;
-    scope.ringfenceTestComplaint(`violation: ${effectiveDirective} ${blockedURI} ${sourceFile}:${lineNumber} ${sample}`);
+    scope.ringfenceTestComplaint(
+      `violation: ${effectiveDirective} ${blockedURI} ${sourceFile}:${lineNumber} ${sample}`,
+    );
   });
   let state: DocumentVisibilityState = 'visible';
   Object.defineProperty(document, 'visibilityState', { get: () => state });

@@ -1,5 +1,5 @@
-// What comes from attackers (labels, names, arguments, output, messages, addresses) is text, on every page: no markup, no
-// link, no title, nothing invisible. That nothing runs and no request leaves is what every test asserts in the end.
+// What comes from attackers (labels, names, arguments, output, messages, addresses) is text, on every page: no markup,
+// no link, no title, nothing invisible. That nothing runs and no request leaves is what every test asserts in the end.
 
 import assert from 'node:assert/strict';
 
@@ -108,7 +108,8 @@ async function populate(daemon: TestDaemon): Promise<World> {
   }
   // Names that a module brings: of itself, of its functions, of its exports and of its imports.
   const [, image = '', , , , , , bidi = ''] = HOSTILE;
-  const quoted = (text: string) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (it) => `\\u{${it.codePointAt(0)!.toString(16)}}`);
+  const quoted = (text: string) =>
+    JSON.stringify(text).replace(/[\u007f-\uffff]/g, (it) => `\\u{${it.codePointAt(0)!.toString(16)}}`);
   const named = await daemon.load(
     wat(`(module $${quoted(image)}
       (func $${quoted(image)} (export "_start") call $${quoted(bidi)})
@@ -164,7 +165,11 @@ browserTest('runs, whatever they are called and print', async (fixture) => {
 browserTest('modules, and the form that runs them', async (fixture) => {
   const { digests, ids } = await populate(fixture.daemon);
   const modules = digests.map((it) => `#/modules/${it}`);
-  const starts = [`#/start?module=${digests[0]}`, `#/start?module=${digests.at(-1)}`, ...ids.slice(0, 4).map((it) => `#/start?from=${it}`)];
+  const starts = [
+    `#/start?module=${digests[0]}`,
+    `#/start?module=${digests.at(-1)}`,
+    ...ids.slice(0, 4).map((it) => `#/start?from=${it}`),
+  ];
   await inspect(fixture, ['#/modules', ...modules, ...starts]);
 });
 

@@ -20,8 +20,8 @@ export class TestProxy {
   /** Requests for what is not under the prefix. */
   misses = 0;
   /**
-   * The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once, each for so long that none
-   * of them can be one that the browser had closed already.
+   * The most streams (`Watch…`, `AttachRun`, `Interact`, `RunStream`) that were open at once, each for so long that
+   * none of them can be one that the browser had closed already.
    */
   mostStreams = 0;
   readonly #streams = new Map<http.ServerResponse, number>();
@@ -29,7 +29,10 @@ export class TestProxy {
   readonly #sockets = new Set<Socket>();
   #isCut = false;
 
-  private constructor(private readonly upstream: URL, private readonly prefix: string) {
+  private constructor(
+    private readonly upstream: URL,
+    private readonly prefix: string,
+  ) {
     this.#server = http.createServer((request, response) => this.#pass(request, response));
     this.#server.on('connection', (socket) => {
       if (this.#isCut) {

@@ -7,7 +7,15 @@ import type { Page } from 'playwright-core';
 
 import { RunState } from '../../src/gen/ringfence/v1/run_pb.js';
 import { AttachRunRequestSchema } from '../../src/gen/ringfence/v1/run_service_pb.js';
-import { browserTest, type Fixture, printer, setVisibility, type TestDaemon, type TestProxy, until } from './harness.js';
+import {
+  browserTest,
+  type Fixture,
+  printer,
+  setVisibility,
+  type TestDaemon,
+  type TestProxy,
+  until,
+} from './harness.js';
 
 const proxied = { proxy: true } as const;
 
@@ -41,7 +49,10 @@ async function assertWhole(page: Page): Promise<number> {
   const lines = await copiedLines(page);
   // The last one may be on its way.
   const whole = lines.filter((it) => it.endsWith('ends here'));
-  assert.deepEqual(whole, whole.map((_, i) => `line ${i} ends here`));
+  assert.deepEqual(
+    whole,
+    whole.map((_, i) => `line ${i} ends here`),
+  );
   return whole.length;
 }
 
@@ -57,8 +68,14 @@ async function untilMore(page: Page, than: number): Promise<number> {
 function assertReadOn(proxy: TestProxy): void {
   const from = proxy.requests('AttachRun').map((it) => fromBinary(AttachRunRequestSchema, it).fromSeq);
   assert.ok(from.length > 3, `it was read from ${from}`);
-  assert.deepEqual(from, [...from].sort((a, b) => Number(a - b)));
-  assert.deepEqual(from.filter((it) => it === 0n), [0n]);
+  assert.deepEqual(
+    from,
+    [...from].sort((a, b) => Number(a - b)),
+  );
+  assert.deepEqual(
+    from.filter((it) => it === 0n),
+    [0n],
+  );
 }
 
 /** Waits until no stream is open. */
@@ -103,9 +120,16 @@ browserTest('the table of runs goes on after a break of the network', proxied, a
     await page.getByText(/Not live/).waitFor();
     const digest = await daemon.load(printer(), 'printer');
     await daemon.untilEnded(await daemon.start(digest, ['printer'], { labels: { kind } }));
-    assert.equal(await rows(page).filter({ hasText: `kind=${kind}` }).count(), 0);
+    assert.equal(
+      await rows(page)
+        .filter({ hasText: `kind=${kind}` })
+        .count(),
+      0,
+    );
     proxy.mend();
-    await rows(page).filter({ hasText: `kind=${kind}` }).waitFor({ timeout: 10_000 });
+    await rows(page)
+      .filter({ hasText: `kind=${kind}` })
+      .waitFor({ timeout: 10_000 });
     assert.equal(await rows(page).filter({ hasText: 'kind=counting' }).count(), 1);
   }
   assert.equal(await rows(page).count(), 3);
@@ -165,7 +189,10 @@ browserTest('a run of a daemon that was started again is kept as it was', proxie
   await daemon.kill();
   await page.getByText('The daemon does not answer.').waitFor();
   await daemon.restart();
-  await page.getByText(/does not know this run any more/).first().waitFor({ timeout: 10_000 });
+  await page
+    .getByText(/does not know this run any more/)
+    .first()
+    .waitFor({ timeout: 10_000 });
   assert.ok((await assertWhole(page)) >= lines);
 });
 
@@ -175,7 +202,14 @@ browserTest('a tab has never more than two streams, and none for a page that it 
   for (let i = 0; i < 5; i += 1) ids.push(await startCounting(daemon));
   const page = await open('#/runs');
   await live(page).waitFor();
-  for (const hash of [`#/runs/${ids[0]}`, '#/overview', '#/together?label=kind=counting', '#/modules', '#/runs', `#/runs/${ids[1]}`]) {
+  for (const hash of [
+    `#/runs/${ids[0]}`,
+    '#/overview',
+    '#/together?label=kind=counting',
+    '#/modules',
+    '#/runs',
+    `#/runs/${ids[1]}`,
+  ]) {
     await page.evaluate((it) => (location.hash = it), hash);
     await page.waitForTimeout(700);
     assert.ok(proxy.streams <= (hash.includes('together') ? 2 : 1), `${hash} has ${proxy.streams} streams`);

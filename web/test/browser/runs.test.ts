@@ -37,7 +37,7 @@ browserTest('the table fills with runs as they come, and says how they ended', a
 
   const ends: ReadonlyArray<readonly [readonly string[], Parameters<typeof daemon.start>[2], string]> = [
     [['exit', '3'], {}, 'Exited with 3'],
-    [['panic'], {}, 'Trapped: wasm trap: wasm `unreachable` instruction executed'],
+    [['panic'], {}, 'Trapped: wasm `unreachable` instruction executed'],
     [['sleep', '60000'], { timeout: { seconds: 0n, nanos: 100_000_000 } }, 'Timed out after'],
     [['hog', '100'], { resources: { memoryPages: 64 } }, 'Over the memory limit of 4 MiB'],
     [['spin'], { resources: { fuelLimit: 1_000n } }, 'Out of fuel, of which it had 1,000'],

@@ -29,27 +29,63 @@ const RESIZE = [
   'tick:24:60:  img_00{}.jpg \\e[32m✓\\e[0m 4032×3024 → 1600×1200\\n',
   'out:24 images, 31.4 MB → 5.2 MB\\n',
 ];
-const REPORT = ['out:reading orders.csv\\n', 'tick:6:80:region {}: 1842 orders\\n', 'err:\\e[33mwarning:\\e[0m 3 rows without a date\\n', 'out:report.html written\\n'];
+const REPORT = [
+  'out:reading orders.csv\\n',
+  'tick:6:80:region {}: 1842 orders\\n',
+  'err:\\e[33mwarning:\\e[0m 3 rows without a date\\n',
+  'out:report.html written\\n',
+];
 
 const JOBS: readonly Job[] = [
   { module: 'resize-images', args: RESIZE, labels: { team: 'media', job: 'nightly' }, weight: 5 },
   { module: 'invoice-report', args: REPORT, labels: { team: 'billing', month: '2026-11' }, weight: 4 },
   { module: 'sort-orders', args: ['repeat:400:order {} sorted\\n'], labels: { team: 'billing' }, weight: 5 },
-  { module: 'fraud-score', args: ['out:score 0.12\\n'], labels: { team: 'risk', model: 'v7' }, weight: 8, fuel: 50_000_000n },
+  {
+    module: 'fraud-score',
+    args: ['out:score 0.12\\n'],
+    labels: { team: 'risk', model: 'v7' },
+    weight: 8,
+    fuel: 50_000_000n,
+  },
   { module: 'fraud-score', args: ['spin'], labels: { team: 'risk', model: 'v8-beta' }, weight: 1, fuel: 50_000_000n },
-  { module: 'user-script', args: ['err:TypeError: rows is undefined\\n', 'exit:1'], labels: { user: '4711' }, weight: 2 },
+  {
+    module: 'user-script',
+    args: ['err:TypeError: rows is undefined\\n', 'exit:1'],
+    labels: { user: '4711' },
+    weight: 2,
+  },
   { module: 'user-script', args: ['out:hello from a user\\n'], labels: { user: '1138' }, weight: 3 },
   { module: 'user-script', args: ['out:counting\\n', 'spin'], labels: { user: '2001' }, weight: 1, timeoutMs: 700 },
   { module: 'pack-archive', args: ['out:packing\\n', 'hog'], labels: { team: 'media' }, weight: 1, memoryPages: 400 },
-  { module: 'parse-upload', args: ['out:parsing \\e[36minvoice.pdf\\e[0m\\n', 'trap'], labels: { team: 'billing' }, weight: 1 },
+  {
+    module: 'parse-upload',
+    args: ['out:parsing \\e[36minvoice.pdf\\e[0m\\n', 'trap'],
+    labels: { team: 'billing' },
+    weight: 1,
+  },
 ];
 
-/** A guest that runs on while the pictures are taken. */
-const LIVE = [
-  'out:\\e[1mtranscode\\e[0m concert.mov → h264, 1080p\\n',
-  'out:probing: 2 streams, 00:04:12.40\\n',
-  'err:\\e[33mwarning:\\e[0m colour range is not given, taking \\e[1mtv\\e[0m\\n',
-  'tick:100000:140:frame {}  fps 24.0  q 21.3  \\e[32m1.02x\\e[0m\\n',
+/** What a guest prints of its i-th file, and how long it takes for that. */
+function ingested(i: number): string[] {
+  const file = `part-${String(i).padStart(4, '0')}.csv`;
+  const rows = 18_000 + ((i * 7_919) % 9_000);
+  const took = `${((rows * 37) / 1e6).toFixed(2)} MB in ${40 + (i % 23)} ms`;
+  const steps = [`out:\\e[36m${file}\\e[0m  ${rows} rows  \\e[32m✓\\e[0m ${took}\\n`];
+  const warning = `\\e[33mwarning:\\e[0m ${file}:${1_200 + i * 3}: currency is empty, taking \\e[1mEUR\\e[0m`;
+  const error = `\\e[31merror:\\e[0m ${file}:${900 + i}: \\e[1mnot a date\\e[0m "31.02.2026", row is skipped`;
+  const checkpoint = `\\e[2mcheckpoint ${i}: ${(i * 22_500).toLocaleString('en')} rows\\e[0m`;
+  if (i % 9 === 5) steps.push(`err:${warning}\\n`);
+  if (i % 17 === 11) steps.push(`err:${error}\\n`);
+  if (i % 12 === 8) steps.push(`out:${checkpoint}\\n`);
+  return [...steps, 'sleep:210'];
+}
+
+/** What a guest prints that runs on while the pictures are taken. */
+const LIVE: readonly string[] = [
+  'out:\\e[1mingest\\e[0m s3-export/2026-11-29 → orders.db\\n',
+  'out:manifest: 412 files, 3.1 GB\\n',
+  'err:\\e[33mwarning:\\e[0m manifest has no checksums, reading all of each file\\n',
+  ...Array.from({ length: 400 }, (_, i) => ingested(i)).flat(),
 ];
 
 /** The chance of these pictures, which is the same each time. */
@@ -69,7 +105,7 @@ class Work {
 
   async load(): Promise<void> {
     const wasm = printer();
-    for (const name of [...new Set(JOBS.map((it) => it.module)), 'transcode']) {
+    for (const name of [...new Set(JOBS.map((it) => it.module)), 'ingest-orders']) {
       // Each is a module of its own by a section that nobody reads.
       const section = [0, name.length + 1, name.length, ...Buffer.from(name)];
       const digest = await this.daemon.load(new Uint8Array([...wasm, ...section]), name, { source: 'ci' });
@@ -116,8 +152,8 @@ async function shoot(page: Page, name: string): Promise<void> {
 }
 
 async function takeAll({ daemon, open }: Fixture, work: Work): Promise<void> {
-  const live = { team: 'media', job: 'concert' };
-  const id = await work.start({ module: 'transcode', args: LIVE, labels: live, weight: 1, timeoutMs: 290_000 });
+  const live = { team: 'billing', job: 'nightly' };
+  const id = await work.start({ module: 'ingest-orders', args: LIVE, labels: live, weight: 1, timeoutMs: 290_000 });
   await daemon.untilRun(id, (run) => run.state === RunState.RUNNING);
   const trapped = await work.start(JOBS.find((it) => it.args.includes('trap'))!);
   await daemon.untilEnded(trapped);
@@ -129,7 +165,10 @@ async function takeAll({ daemon, open }: Fixture, work: Work): Promise<void> {
   await page.goto(page.url().replace(/#.*/, `#/runs/${trapped}`));
   await shoot(page, 'trap');
   await page.goto(page.url().replace(/#.*/, `#/runs/${id}`));
-  await until('it prints', async () => (await daemon.client.runs.getRun({ runId: id })).run!.usage!.stdoutBytes > 3_000n);
+  await until(
+    'it prints',
+    async () => (await daemon.client.runs.getRun({ runId: id })).run!.usage!.stdoutBytes > 2_500n,
+  );
   await shoot(page, 'run');
   await page.goto(page.url().replace(/#.*/, '#/runs'));
   await shoot(page, 'runs');

@@ -48,7 +48,11 @@ browserTest('an address of no page says so, and leads back', async ({ open }) =>
 browserTest('keys lead everywhere, but not out of a field or a dialog', async ({ open }) => {
   const page = await open('#/nowhere');
   await page.getByText('test is serving').waitFor();
-  for (const [key, name] of [['m', 'Modules'], ['o', 'Overview'], ['r', 'Runs']] as const) {
+  for (const [key, name] of [
+    ['m', 'Modules'],
+    ['o', 'Overview'],
+    ['r', 'Runs'],
+  ] as const) {
     await page.keyboard.press('g');
     await page.keyboard.press(key);
     await page.getByRole('main', { name }).waitFor();
@@ -86,52 +90,61 @@ browserTest('whoever goes by keys can skip what stands above the page', async ({
   assert.equal(await focused(page), 'main');
 });
 
-browserTest('the theme is that of the system, or the one that was chosen, which is remembered', async ({ allow, open }) => {
-  const page = await open('#/nowhere');
-  const choice = page.getByRole('combobox', { name: 'Theme' });
-  await choice.waitFor();
-  assert.equal(await ground(page), LIGHT);
-  await setTheme(page, 'dark');
-  assert.equal(await ground(page), DARK);
-  await choice.selectOption('light');
-  assert.equal(await ground(page), LIGHT);
-  await page.reload();
-  assert.equal(await choice.inputValue(), 'light');
-  assert.equal(await ground(page), LIGHT);
-  allow(/^window: about:blank$/);
-  const other = await page.context().newPage();
-  await other.goto(page.url());
-  await other.getByRole('combobox', { name: 'Theme' }).selectOption('dark');
-  await until('the other tab follows', async () => (await ground(page)) === DARK);
-  assert.equal(await choice.inputValue(), 'dark');
-});
+browserTest(
+  'the theme is that of the system, or the one that was chosen, which is remembered',
+  async ({ allow, open }) => {
+    const page = await open('#/nowhere');
+    const choice = page.getByRole('combobox', { name: 'Theme' });
+    await choice.waitFor();
+    assert.equal(await ground(page), LIGHT);
+    await setTheme(page, 'dark');
+    assert.equal(await ground(page), DARK);
+    await choice.selectOption('light');
+    assert.equal(await ground(page), LIGHT);
+    await page.reload();
+    assert.equal(await choice.inputValue(), 'light');
+    assert.equal(await ground(page), LIGHT);
+    allow(/^window: about:blank$/);
+    const other = await page.context().newPage();
+    await other.goto(page.url());
+    await other.getByRole('combobox', { name: 'Theme' }).selectOption('dark');
+    await until('the other tab follows', async () => (await ground(page)) === DARK);
+    assert.equal(await choice.inputValue(), 'dark');
+  },
+);
 
-browserTest('a caller who is not known is asked for a token, which is kept in the tab', { tenants: ['a', 'b'] }, async ({ open }) => {
-  const page = await open('#/modules');
-  const token = page.getByLabel('Token');
-  await token.waitFor();
-  assert.equal(await focused(page), 'input');
-  assert.equal(await page.getByRole('alert').first().textContent(), '');
-  await page.keyboard.type('no such token');
-  await page.keyboard.press('Enter');
-  await page.getByText('The daemon does not accept this token').waitFor();
-  assert.equal(await focused(page), 'input');
-  assert.equal(await page.evaluate(() => sessionStorage.length), 0);
-  await page.keyboard.type(tokenOf('b'));
-  await page.keyboard.press('Enter');
-  await token.waitFor({ state: 'detached' });
-  await page.getByText('test is serving').waitFor();
-  assert.equal(await focused(page), 'main');
-  await page.reload();
-  await page.getByText('test is serving').waitFor();
-  assert.equal(await token.count(), 0);
-  const kept = await page.evaluate(() => JSON.stringify([localStorage, document.cookie, location.href, history.state]));
-  assert.ok(!kept.includes('token-of'), kept);
-  await page.getByRole('button', { name: 'Sign out' }).click();
-  await token.waitFor();
-  assert.equal(await page.evaluate(() => sessionStorage.length), 0);
-  assert.equal(await page.getByRole('button', { name: 'Sign out' }).count(), 0);
-});
+browserTest(
+  'a caller who is not known is asked for a token, which is kept in the tab',
+  { tenants: ['a', 'b'] },
+  async ({ open }) => {
+    const page = await open('#/modules');
+    const token = page.getByLabel('Token');
+    await token.waitFor();
+    assert.equal(await focused(page), 'input');
+    assert.equal(await page.getByRole('alert').first().textContent(), '');
+    await page.keyboard.type('no such token');
+    await page.keyboard.press('Enter');
+    await page.getByText('The daemon does not accept this token').waitFor();
+    assert.equal(await focused(page), 'input');
+    assert.equal(await page.evaluate(() => sessionStorage.length), 0);
+    await page.keyboard.type(tokenOf('b'));
+    await page.keyboard.press('Enter');
+    await token.waitFor({ state: 'detached' });
+    await page.getByText('test is serving').waitFor();
+    assert.equal(await focused(page), 'main');
+    await page.reload();
+    await page.getByText('test is serving').waitFor();
+    assert.equal(await token.count(), 0);
+    const kept = await page.evaluate(() =>
+      JSON.stringify([localStorage, document.cookie, location.href, history.state]),
+    );
+    assert.ok(!kept.includes('token-of'), kept);
+    await page.getByRole('button', { name: 'Sign out' }).click();
+    await token.waitFor();
+    assert.equal(await page.evaluate(() => sessionStorage.length), 0);
+    assert.equal(await page.getByRole('button', { name: 'Sign out' }).count(), 0);
+  },
+);
 
 browserTest('a token that is not to be kept is gone with the page', { tenants: ['a'] }, async ({ open }) => {
   const page = await open();
@@ -159,7 +172,12 @@ browserTest(
     await token.waitFor({ state: 'detached' });
     fs.writeFileSync(path.join(daemon.folder, 'new'), '');
     fs.renameSync(path.join(daemon.folder, 'new'), path.join(daemon.folder, 'tokens'));
-    await until('the daemon refuses the token', async () => daemon.client.runs.listRuns({}).then(() => false, () => true));
+    await until('the daemon refuses the token', async () =>
+      daemon.client.runs.listRuns({}).then(
+        () => false,
+        () => true,
+      ),
+    );
     await page.getByRole('link', { name: 'Modules' }).click();
     await page.getByText('The daemon does not accept the token of this tab any more.').waitFor();
   },
@@ -206,7 +224,14 @@ browserTest('all of it works under a path of a proxy', { prefix: '/some/prefix' 
   await daemon.untilEnded(id);
   const page = await open();
   await page.getByText('test is serving').waitFor();
-  for (const hash of [`#/runs/${id}`, '#/modules', `#/modules/${digest}`, `#/start?module=${digest}`, '#/overview', '#/runs']) {
+  for (const hash of [
+    `#/runs/${id}`,
+    '#/modules',
+    `#/modules/${digest}`,
+    `#/start?module=${digest}`,
+    '#/overview',
+    '#/runs',
+  ]) {
     await page.evaluate((it) => (location.hash = it), hash);
     await until(`${hash} is there`, async () => (await page.getByRole('main').textContent()) !== null);
   }
@@ -232,24 +257,36 @@ browserTest('what was done and what failed is told, for a while', async ({ open 
 });
 
 for (const width of [360, 1280, 3840]) {
-  browserTest(`nothing has to be scrolled sideways at a width of ${width}`, { width, tenants: ['a'] }, async ({ daemon, open }) => {
-    const digest = await daemon.load(printer(), 'a-module-with-a-name-that-is-longer-than-others'.repeat(2));
-    const labels = { 'a-long-label-without-a-space-in-it': 'and-a-value-that-is-just-as-long'.repeat(3) };
-    const id = await daemon.start(digest, ['printer', 'out:begun\\n', 'trap'], { labels });
-    await daemon.untilEnded(id);
-    const page = await open();
-    await page.getByLabel('Token').fill(tokenOf('a'));
-    await page.keyboard.press('Enter');
-    await page.getByText('test is serving').waitFor();
-    const hashes = ['#/runs', `#/runs/${id}`, `#/together?run=${id}`, '#/modules', `#/modules/${digest}`, '#/start', '#/overview'];
-    for (const hash of hashes) {
-      await page.evaluate((it) => (location.hash = it), hash);
-      await page.waitForTimeout(300);
-      const wide = await page.evaluate(() => {
-        const main = document.querySelector('ringfence-page')!.shadowRoot!.querySelector('main')!;
-        return Math.max(main.scrollWidth - main.clientWidth, document.documentElement.scrollWidth - innerWidth);
-      });
-      assert.ok(wide <= 0, `${hash} is ${wide} px too wide`);
-    }
-  });
+  browserTest(
+    `nothing has to be scrolled sideways at a width of ${width}`,
+    { width, tenants: ['a'] },
+    async ({ daemon, open }) => {
+      const digest = await daemon.load(printer(), 'a-module-with-a-name-that-is-longer-than-others'.repeat(2));
+      const labels = { 'a-long-label-without-a-space-in-it': 'and-a-value-that-is-just-as-long'.repeat(3) };
+      const id = await daemon.start(digest, ['printer', 'out:begun\\n', 'trap'], { labels });
+      await daemon.untilEnded(id);
+      const page = await open();
+      await page.getByLabel('Token').fill(tokenOf('a'));
+      await page.keyboard.press('Enter');
+      await page.getByText('test is serving').waitFor();
+      const hashes = [
+        '#/runs',
+        `#/runs/${id}`,
+        `#/together?run=${id}`,
+        '#/modules',
+        `#/modules/${digest}`,
+        '#/start',
+        '#/overview',
+      ];
+      for (const hash of hashes) {
+        await page.evaluate((it) => (location.hash = it), hash);
+        await page.waitForTimeout(300);
+        const wide = await page.evaluate(() => {
+          const main = document.querySelector('ringfence-page')!.shadowRoot!.querySelector('main')!;
+          return Math.max(main.scrollWidth - main.clientWidth, document.documentElement.scrollWidth - innerWidth);
+        });
+        assert.ok(wide <= 0, `${hash} is ${wide} px too wide`);
+      }
+    },
+  );
 }
