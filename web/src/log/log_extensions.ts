@@ -163,21 +163,17 @@ export function decorations(appearance: LogAppearance): Extension {
 class TextMarker extends GutterMarker {
   constructor(
     readonly text: string,
-    readonly className: string,
     override readonly elementClass: string,
   ) {
     super();
   }
 
   override eq(other: TextMarker): boolean {
-    return other.text === this.text && other.className === this.className && other.elementClass === this.elementClass;
+    return other.text === this.text && other.elementClass === this.elementClass;
   }
 
   override toDOM(): Node {
-    const span = document.createElement('span');
-    span.className = this.className;
-    span.textContent = this.text;
-    return span;
+    return document.createTextNode(this.text);
   }
 }
 
@@ -201,14 +197,15 @@ export function gutters(appearance: LogAppearance, choice: GutterChoice, chosen:
       class: `cm-${name}`,
       lineMarker(view, block) {
         const line = appearance.lines[view.state.doc.lineAt(block.from).number - 1];
-        if (line === undefined) return null;
-        return new TextMarker(textOf(line), classOf(line), line === appearance.marked ? 'cm-marked' : '');
+        const text = line === undefined ? '' : textOf(line);
+        if (line === undefined || text === '') return null;
+        return new TextMarker(text, line === appearance.marked ? 'cm-marked' : classOf(line));
       },
       lineMarkerChange: isChanged,
-      initialSpacer: () => new TextMarker(widest(), '', ''),
+      initialSpacer: () => new TextMarker(widest(), ''),
       updateSpacer: (spacer) => {
         const text = widest();
-        return (spacer as TextMarker).text === text ? spacer : new TextMarker(text, '', '');
+        return (spacer as TextMarker).text === text ? spacer : new TextMarker(text, '');
       },
       domEventHandlers: {
         click(view, block) {

@@ -9,6 +9,8 @@ import type { LogView } from './log_view.js';
 
 /** How long a frame may be busy with filter and search. */
 const BUSY_MS = 7;
+/** Lines that come are shown this often: nobody reads faster, and each time is a layout. */
+const SHOW_EVERY_MS = 40;
 /** How often those who show figures hear of them. */
 const TELL_MS = 100;
 
@@ -42,6 +44,8 @@ export class LogPane {
   #isFiltering = false;
   #isPaused = false;
   #frame = 0;
+  #frameTimer: ReturnType<typeof setTimeout> | undefined;
+  #shownAt = -Infinity;
   #toldAt = -Infinity;
   #tellTimer: ReturnType<typeof setTimeout> | undefined;
   /** Lines that came at the end since the view does not follow. */
@@ -66,9 +70,19 @@ export class LogPane {
 
   /** Says that there are lines to take. */
   schedule(): void {
+    if (this.#frame !== 0 || this.#frameTimer !== undefined) return;
+    const wait = this.#shownAt + SHOW_EVERY_MS - performance.now();
+    if (wait <= 0) this.#advanceSoon();
+    else this.#frameTimer = setTimeout(() => this.#advanceSoon(), wait);
+  }
+
+  #advanceSoon(): void {
+    clearTimeout(this.#frameTimer);
+    this.#frameTimer = undefined;
     if (this.#frame !== 0) return;
     this.#frame = requestAnimationFrame(() => {
       this.#frame = 0;
+      this.#shownAt = performance.now();
       this.#advance();
     });
   }
@@ -76,8 +90,10 @@ export class LogPane {
   /** Ends what is going on. */
   stop(): void {
     cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#frameTimer);
     clearTimeout(this.#tellTimer);
     this.#frame = 0;
+    this.#frameTimer = undefined;
     this.#tellTimer = undefined;
   }
 
@@ -133,7 +149,7 @@ export class LogPane {
     const parts = ['text', 'isRegex', 'isCaseSensitive'] as const;
     if (parts.some((it) => before[it] !== query[it])) this.#look();
     if (wasFiltering || (isFiltering && this.#counter !== undefined)) this.#judgeAnew();
-    else this.schedule();
+    else this.#advanceSoon();
     this.changed();
   }
 
@@ -218,7 +234,7 @@ export class LogPane {
     for (const change of changes) this.#counter?.apply(change);
     const isCounted = this.#counter?.advance(this.lines, isLate) ?? true;
     this.#holdInSight();
-    if (!this.#shown.isComplete || !isCounted) this.schedule();
+    if (!this.#shown.isComplete || !isCounted) this.#advanceSoon();
     if (changes.length > 0 || this.#isPaused || this.#counter !== undefined) this.#tell();
   }
 

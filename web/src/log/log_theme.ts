@@ -31,7 +31,7 @@ export const hostTheme = css`
     --warn: var(--ringfence-warn, light-dark(#8a5700, #f2bb55));
     --busy: var(--ringfence-accent, light-dark(#0b62c4, #6db3ff));
     --mark: var(--ringfence-mark, light-dark(#ffe08a, #6b5200));
-    --mark-current: var(--ringfence-mark-current, light-dark(#ffb347, #a86a00));
+    --mark-current: var(--ringfence-mark-current, light-dark(#ffb347, #8f5a00));
     --focus: var(--ringfence-focus, light-dark(#0b62c4, #8cc4ff));
   }
 `;

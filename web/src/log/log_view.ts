@@ -157,6 +157,8 @@ export class LogView extends LitElement {
     for (const change of changes) update({ changes: specOf(state.doc, change) });
     if (this.#isFollowing) update({ effects: EditorView.scrollIntoView(state.doc.length, { y: 'end' }) });
     editor.update(transactions);
+    // Measures now, which CodeMirror would put off to the next frame: each would be laid out twice.
+    editor.lineBlockAtHeight(0);
   }
 
   /** Marks a line, or none. */
