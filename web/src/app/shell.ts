@@ -41,6 +41,8 @@ export class Shell extends LitElement {
   @state() private isRefused = false;
   @state() private refusal = '';
   @state() private areShortcutsShown = false;
+  /** Whether all elements are defined: those that come later would be without their properties when they begin. */
+  @state() private isWhole = false;
   @state() private context: PageContext;
   @query('main') private main!: HTMLElement;
   readonly #daemon = new Daemon(pageBase());
@@ -93,6 +95,7 @@ export class Shell extends LitElement {
     while (!signal.aborted) {
       try {
         await import('../more_pages.js');
+        this.isWhole = true;
         return;
       } catch {
         // The daemon is away, which its state says. A browser tries a failed module again.
@@ -199,7 +202,7 @@ export class Shell extends LitElement {
       </main>
       <rf-toasts></rf-toasts>
       ${
-        this.areShortcutsShown
+        this.areShortcutsShown && this.isWhole
           ? html`<rf-shortcut-list @close=${() => (this.areShortcutsShown = false)}></rf-shortcut-list>`
           : nothing
       }
@@ -211,11 +214,11 @@ export class Shell extends LitElement {
     return html`<a href=${formatRoute(route)} aria-current=${isHere ? 'page' : nothing}>${name}</a>`;
   }
 
-  #page(): TemplateResult {
+  #page(): TemplateResult | typeof nothing {
     const { route, context } = this;
+    if (route.page === 'runs') return html`<rf-runs-page .context=${context} .route=${route}></rf-runs-page>`;
+    if (!this.isWhole) return nothing;
     switch (route.page) {
-      case 'runs':
-        return html`<rf-runs-page .context=${context} .route=${route}></rf-runs-page>`;
       case 'run':
         return html`<rf-run-page .context=${context} .route=${route}></rf-run-page>`;
       case 'together':

@@ -24,8 +24,9 @@
 //   on its console, on any request to another origin, and on any window that opened. `allow(/…/)` excuses what matches.
 //   Daemon, browser context, servers and folders then end, also when the test fails.
 //
-// The page comes from its sources (with `PAGE=dist` from the daemon itself), and the daemon from RINGFENCE_BINARY, else
-// from target/release. CHROMIUM names another browser than /usr/bin/chromium. HEADED=1 shows it.
+// The page comes from its sources, with `PAGE=bundle` as it is built for the daemon, and with `PAGE=dist` from the daemon
+// itself. The daemon is that of RINGFENCE_BINARY, else of target/release. CHROMIUM names another browser than
+// /usr/bin/chromium. HEADED=1 shows it.
 
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
@@ -105,7 +106,7 @@ export async function withFixture(options: TestOptions, body: (fixture: Fixture)
     endings.push(() => daemon.end());
     let url = `${daemon.admin}/`;
     if (process.env['PAGE'] !== 'dist') {
-      sources ??= build({ dev: true });
+      sources ??= build({ dev: process.env['PAGE'] !== 'bundle' });
       const server = await servePage({ daemon: daemon.admin, files: () => sources! });
       endings.push(() => server.close());
       url = server.url;

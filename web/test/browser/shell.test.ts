@@ -36,6 +36,27 @@ browserTest('the navigation leads to each page, says where one is, and moves the
   await page.getByRole('main', { name: 'Overview' }).waitFor();
 });
 
+browserTest('each page can be the first that is opened', async ({ daemon, open }) => {
+  const digest = await daemon.load(printer(), 'printer');
+  const id = await daemon.start(digest, ['printer', 'out:it is here\\n'], { labels: { a: 'b' } });
+  await daemon.untilEnded(id);
+  const places = [
+    ['#/runs', 'Exited with 0'],
+    [`#/runs/${id}`, 'it is here'],
+    ['#/together?label=a=b', 'it is here'],
+    ['#/modules', 'printer'],
+    [`#/modules/${digest}`, '_start'],
+    [`#/start?module=${digest}`, 'printer'],
+    ['#/overview', 'Reserved memory'],
+    ['#/nowhere', 'There is no such page'],
+  ] as const;
+  for (const [hash, text] of places) {
+    const page = await open(hash);
+    await page.getByRole('main').getByText(text).first().waitFor({ state: 'attached' });
+    await page.context().close();
+  }
+});
+
 browserTest('an address of no page says so, and leads back', async ({ open }) => {
   const page = await open('#/no<b>where</b>\u202e');
   await page.getByRole('heading', { name: 'There is no such page' }).waitFor();
