@@ -12,8 +12,8 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use super::origin_guard::{OriginGuard, RequestOrigin};
 
 /// The headers of every answer that does not set them itself, as those of the admin listener's page
-/// do: it is not guessed what the answer is, nor is it shown in a frame, stored, or read by pages of
-/// other origins.
+/// do: it is not guessed what the answer is, nor is it shown in a frame, stored, or read by pages
+/// of other origins.
 const ALWAYS: [(HeaderName, HeaderValue); 5] = [
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),

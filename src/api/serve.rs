@@ -210,7 +210,7 @@ async fn serve<S>(
 
 /// What is spoken on the connections of the event loops, and how.
 enum ServedProtocol<S> {
-    /// gRPC, by HTTP/2.
+    /// gRPC alone, by HTTP/2.
     Grpc(http2::Builder<CallExecutor>),
     /// gRPC by HTTP/2, and gRPC-Web by HTTP/1.1 and HTTP/2.
     GrpcAndWeb(Arc<WebConnectionServer<S>>),

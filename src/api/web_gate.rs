@@ -37,7 +37,8 @@ where
         }
     }
 
-    /// Reports whether a request is the gate's. Any other goes the way that it goes without gRPC-Web.
+    /// Reports whether a request is the gate's. Any other goes the way that it goes without
+    /// gRPC-Web.
     pub(super) fn takes<B>(request: &Request<B>) -> bool {
         request.version() < Version::HTTP_2 || is_grpc_web(request) || is_preflight(request)
     }
