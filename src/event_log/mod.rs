@@ -419,7 +419,7 @@ impl Inner {
         self.waiting.iter_mut().filter_map(Option::take).collect()
     }
 
-    /// Owes nobody anything any more, and returns the bytes that were owed.
+    /// Cancels what is owed to the caller, and returns its bytes.
     fn forgive(&mut self) -> usize {
         self.unacked.take().map_or(0, |owed| owed.bytes)
     }
