@@ -21,7 +21,10 @@ const RATE_SECONDS = 10;
 async function harness() {
   const outfile = path.join(web, 'node_modules/.cache/bench/harness.mjs');
   await esbuild.build({
-    stdin: { contents: "export { TestDaemon } from './daemon.js'; export { printer } from './guests.js';", resolveDir: 'test/browser' },
+    stdin: {
+      contents: "export { TestDaemon } from './daemon.js'; export { printer } from './guests.js';",
+      resolveDir: 'test/browser',
+    },
     outfile,
     bundle: true,
     packages: 'external',
@@ -109,8 +112,8 @@ async function load(digest, what, text) {
   for (let i = 0; i < 3; i++) {
     const { page, close } = await opened(`#/runs/${id}`);
     const at = await page.evaluate(() => bench.until(() => bench.lastLine() === 'the last line'));
-    const first = await page.evaluate(() =>
-      performance.getEntriesByType('resource').filter((it) => it.name.endsWith('AttachRun')).map((it) => it.startTime)[0],
+    const first = await page.evaluate(
+      () => performance.getEntriesByType('resource').find((it) => it.name.endsWith('AttachRun')).startTime,
     );
     console.log(`${LINES} ${what} lines: ${(at - first).toFixed(0)} ms after they were asked for,`,
       `${at.toFixed(0)} ms after the page was opened; heap ${await heapOf(page)}`);
@@ -132,8 +135,9 @@ async function rate(digest, what, text) {
   const lines = ((await count()) - begin) / ((Date.now() - from) / 1_000);
   const sorted = gaps.toSorted((a, b) => a - b);
   const share = (100 * gaps.filter((it) => it < 33).length) / gaps.length;
-  console.log(`${lines.toFixed(0)} ${what} lines a second for ${RATE_SECONDS} s: ${share.toFixed(1)} % of ${gaps.length}`,
-    `frames under 33 ms, median ${sorted[gaps.length >> 1].toFixed(1)} ms, the longest ${sorted.at(-1).toFixed(0)} ms;`,
+  console.log(`${lines.toFixed(0)} ${what} lines a second for ${RATE_SECONDS} s:`,
+    `${share.toFixed(1)} % of ${gaps.length} frames under 33 ms, median ${sorted[gaps.length >> 1].toFixed(1)} ms,`,
+    `the longest ${sorted.at(-1).toFixed(0)} ms;`,
     `heap ${await heapOf(page)}`);
   await close();
 }
@@ -156,14 +160,16 @@ async function latency(digest) {
     for (let i = 0; i < count; i++) written.push(Number(time.seconds) * 1_000 + time.nanos / 1e6);
   }
   const waits = seen.map((it, i) => it - written[i]).sort((a, b) => a - b);
-  console.log(`a line is seen ${waits[25].toFixed(0)} ms after it was written (median of 50; the latest ${waits[49].toFixed(0)} ms)`);
+  const [median, latest] = [waits[25].toFixed(0), waits[49].toFixed(0)];
+  console.log(`a line is seen ${median} ms after it was written (median of 50; the latest ${latest} ms)`);
   await close();
 }
 
 try {
   const digest = await daemon.load(printer(), 'printer');
   await load(digest, 'plain', '2026-11-29T15:31:28.123Z INFO request {} took 12 ms for /some/path/of/it?x={}\\n');
-  await load(digest, 'coloured', '\\e[2m2026-11-29T15:31:28.123Z\\e[0m \\e[32m INFO\\e[0m \\e[1mrequest\\e[0m {} took \\e[38;5;208m12\\e[0m ms\\n');
+  const coloured = '\\e[2m2026-11-29T15:31:28.123Z\\e[0m \\e[32m INFO\\e[0m \\e[1mrequest\\e[0m {}';
+  await load(digest, 'coloured', `${coloured} took \\e[38;5;208m12\\e[0m ms\\n`);
   await rate(digest, 'plain', 'INFO request {} took 12 ms for /some/path of something\\n');
   await rate(digest, 'coloured', '\\e[32mINFO\\e[0m request {} took \\e[1m12 ms\\e[0m\\n');
   await latency(digest);

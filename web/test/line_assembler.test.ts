@@ -10,6 +10,7 @@ import { LineAssembler, type LogLine, MAX_LINE_BYTES } from '../src/model/line_a
 type What = NonNullable<MessageInitShape<typeof StreamEventSchema>['event']>;
 /** Output of a stream: text stands for its bytes. */
 type Output = readonly ['stdout' | 'stderr', string | Uint8Array];
+type Bytes = [Output[0], Uint8Array];
 
 const encoder = new TextEncoder();
 const bytesOf = (it: string | Uint8Array) => (typeof it === 'string' ? encoder.encode(it) : it);
@@ -172,8 +173,8 @@ test('a line that is too long goes on in the next', () => {
 /** Bytes that are of interest to whoever makes lines of them. */
 const INTERESTING = [
   ...['\n', '\r', '\r\n', '\b', '\t', '\0', '\x07', '[', ']', ';', 'm', '5', 'abc', ' ', '\x1b', '\x1bP', '\x1b\\'],
-  ...['\x1b[31m', '\x1b[0m', '\x1b[1;38;5;208m', '\x1b]8;;x\x07', '\x1b]52;c;abc\x1b\\', '\x1b[K', '\x1b[2K', '\x1b[3G'],
-  ...['日本', 'é', '👍', 'e\u0301', '\u202e', '\u200b'],
+  ...['\x1b[31m', '\x1b[0m', '\x1b[1;38;5;208m', '\x1b]8;;x\x07', '\x1b]52;c;abc\x1b\\', '\x1b[K', '\x1b[2K'],
+  ...['\x1b[3G', '日本', 'é', '👍', 'e\u0301', '\u202e', '\u200b'],
 ];
 const some = fc.oneof(
   { weight: 3, arbitrary: fc.constantFrom(...INTERESTING).map(bytesOf) },
@@ -188,17 +189,17 @@ const much = fc
   .map(([size, it]) => bytesOf(it.repeat(Math.ceil(size / bytesOf(it).length))));
 const outputsOf = (bytes: fc.Arbitrary<Uint8Array>) => {
   const one = fc.tuple(fc.constantFrom('stdout' as const, 'stderr' as const), fc.array(bytes, { maxLength: 6 }));
-  const joined = ([stream, parts]: [Output[0], Uint8Array[]]): [Output[0], Uint8Array] => [stream, Buffer.concat(parts)];
+  const joined = ([stream, parts]: [Output[0], Uint8Array[]]): Bytes => [stream, Buffer.concat(parts)];
   return fc.array(one, { maxLength: 6 }).map((all) => all.map(joined));
 };
 const outputs = outputsOf(some);
 const longOutputs = outputsOf(fc.oneof({ weight: 5, arbitrary: some }, { weight: 1, arbitrary: much }));
 
 /** Cuts each output after the bytes that `cuts` says, in turn. */
-function cut(all: ReadonlyArray<readonly [Output[0], Uint8Array]>, cuts: readonly number[]): Array<[Output[0], Uint8Array]> {
+function cut(all: readonly Bytes[], cuts: readonly number[]): Bytes[] {
   let next = 0;
   return all.flatMap(([stream, it]) => {
-    const parts: Array<[Output[0], Uint8Array]> = [];
+    const parts: Bytes[] = [];
     for (let from = 0; from < it.length; ) {
       const to = from + (cuts.length === 0 ? it.length : (cuts[next++ % cuts.length] ?? 1));
       parts.push([stream, it.subarray(from, to)]);
@@ -209,7 +210,7 @@ function cut(all: ReadonlyArray<readonly [Output[0], Uint8Array]>, cuts: readonl
 }
 
 /** What lines are, with the places of their first bytes in all that was written. */
-function meaning(lines: readonly LogLine[], events: ReadonlyArray<readonly [Output[0], Uint8Array]>) {
+function meaning(lines: readonly LogLine[], events: readonly Bytes[]) {
   let sum = 0;
   const starts = events.map(([, it]) => (sum += it.length) - it.length);
   return lines.map(({ source, text, spans, goesOn, at }) => ({
@@ -222,7 +223,7 @@ function meaning(lines: readonly LogLine[], events: ReadonlyArray<readonly [Outp
 }
 
 test('however bytes are cut, the lines are equal, and their positions mean the same bytes', () => {
-  const isSame = (all: ReadonlyArray<[Output[0], Uint8Array]>, cuts: readonly number[], drains: boolean) => {
+  const isSame = (all: readonly Bytes[], cuts: readonly number[], drains: boolean) => {
     const [whole, parts] = [cut(all, []), cut(all, cuts)];
     assert.deepEqual(meaning(assemble(parts, drains), parts), meaning(assemble(whole), whole));
   };

@@ -19,11 +19,15 @@ function findNatively(pattern: string, text: string, ignoreCase: boolean, flag: 
 
 test('patterns match what they match in the browser', () => {
   const patterns = [
-    ...['error', 'err(or)?', '^a', 'b$', '^$', '', 'a|ab', 'ab|a', '(a|b)*c', 'a*?b', 'a+?', '(?:ab){2,3}', 'a{2}', 'a{2,}'],
-    ...['[a-c]+', '[^a]', '[\\]\\-]', '\\d+ ms', '\\w+@\\w+', '\\bis\\b', '\\Bs', '.', '.*', 'a.c', '\\.', '\\t', '\\x41', '\\u0041'],
-    ...['\\u{1f600}', '[\\u{1f600}-\\u{1f64f}]+', '\\p{Lu}+', '(?<name>a)b', 'a{', 'a{x}', ']', '\\/', '\\-', '(a*)*b', '(|a)+', 'x|', '\\cA'],
+    ...['error', 'err(or)?', '^a', 'b$', '^$', '', 'a|ab', 'ab|a', '(a|b)*c', 'a*?b', 'a+?', '(?:ab){2,3}', 'a{2}'],
+    ...['a{2,}', '[a-c]+', '[^a]', '[\\]\\-]', '\\d+ ms', '\\w+@\\w+', '\\bis\\b', '\\Bs', '.', '.*', 'a.c'],
+    ...['\\x41', '\\u0041', '\\u{1f600}', '[\\u{1f600}-\\u{1f64f}]+', '\\p{Lu}+', '(?<name>a)b', 'a{', 'a{x}', ']'],
+    ...['\\.', '\\t', '\\/', '\\-', '(a*)*b', '(|a)+', 'x|', '\\cA'],
   ];
-  const texts = ['', 'a', 'ab', 'abab c', 'an error: this is it', '12 ms', 'A@b.c', 'x]-y', 'aaab', '😀😁 AÄ', 'a\tb', 'a{x}', 'a/b-c', 'A\x01'];
+  const texts = [
+    ...['', 'a', 'ab', 'abab c', 'an error: this is it', '12 ms', 'A@b.c', 'x]-y', 'aaab', '😀😁 AÄ', 'a\tb'],
+    ...['a{x}', 'a/b-c', 'A\x01'],
+  ];
   for (const pattern of patterns) {
     let flag = 'u';
     try {
@@ -34,7 +38,8 @@ test('patterns match what they match in the browser', () => {
     for (const text of texts) {
       for (const ignoreCase of [false, true]) {
         const expected = findNatively(pattern, text, ignoreCase, flag);
-        assert.deepEqual(find(pattern, text, ignoreCase), expected, `/${pattern}/${ignoreCase ? 'i' : ''} in ${JSON.stringify(text)}`);
+        const what = `/${pattern}/${ignoreCase ? 'i' : ''} in ${JSON.stringify(text)}`;
+        assert.deepEqual(find(pattern, text, ignoreCase), expected, what);
       }
     }
   }
@@ -53,13 +58,19 @@ const { pattern } = fc.letrec<{ pattern: string }>((tie) => ({
     fc.constantFrom('a', 'b', 'ab', '.', '[ab]', '[^a]', '\\w', '^', '$', '\\b', ''),
     fc.tuple(tie('pattern'), tie('pattern')).map((it) => it.join('')),
     fc.tuple(tie('pattern'), tie('pattern')).map((it) => `(?:${it.join('|')})`),
-    fc.tuple(fc.constantFrom('a', 'b', '.', '(?:ab|a)', '(?:a|b|ba)'), fc.constantFrom('*', '+', '?', '*?', '+?', '??', '{2}', '{1,3}', '{2,}?')).map((it) => it.join('')),
+    fc
+      .tuple(
+        fc.constantFrom('a', 'b', '.', '(?:ab|a)', '(?:a|b|ba)'),
+        fc.constantFrom('*', '+', '?', '*?', '+?', '??', '{2}', '{1,3}', '{2,}?'),
+      )
+      .map((it) => it.join('')),
   ),
 }));
 
 test('any pattern matches what it matches in the browser', () => {
+  const anyText = fc.string({ unit: fc.constantFrom('a', 'b', 'A', ' '), maxLength: 12 });
   fc.assert(
-    fc.property(pattern, fc.string({ unit: fc.constantFrom('a', 'b', 'A', ' '), maxLength: 12 }), fc.boolean(), (it, text, ignoreCase) => {
+    fc.property(pattern, anyText, fc.boolean(), (it, text, ignoreCase) => {
       assert.deepEqual(find(it, text, ignoreCase), findNatively(it, text, ignoreCase, 'u'));
       const required = requiredText(parseRegex(it, false));
       if (findNatively(it, text, false, 'u') !== undefined) assert.ok(text.includes(required));
@@ -70,8 +81,8 @@ test('any pattern matches what it matches in the browser', () => {
 
 test('what is wrong with a pattern is said', () => {
   const wrong = (it: string) => assert.throws(() => new LinearRegex(parseRegex(it, false)), PatternError, it);
-  for (const it of ['(', 'a)', '[', '*', 'a**', '\\']) wrong(it);
-  for (const it of ['(a)\\1', '(?<x>a)\\k<x>', 'a(?=b)', 'a(?!b)', '(?<=a)b', '(?<!a)b', 'a{9999}', '(a{99}){99}']) wrong(it);
+  for (const it of ['(', 'a)', '[', '*', 'a**', '\\', 'a{9999}', '(a{99}){99}']) wrong(it);
+  for (const it of ['(a)\\1', '(?<x>a)\\k<x>', 'a(?=b)', 'a(?!b)', '(?<=a)b', '(?<!a)b']) wrong(it);
   fc.assert(
     fc.property(fc.string({ unit: fc.constantFrom(...'ab()[]{}*+?|\\^$.,-1<=!:kuxp') }), (it) => {
       try {
@@ -85,7 +96,8 @@ test('what is wrong with a pattern is said', () => {
 });
 
 test('no pattern takes long', () => {
-  for (const it of ['(a+)+b', '(a|a)*b', '(a|aa)+$b', '(.*)(.*)(.*)(.*)x', '^(([a-z])+.)+[A-Z]([a-z])+$', '(a?){50}a{50}b']) {
+  const nested = ['(a+)+b', '(a|a)*b', '(a|aa)+$b', '(.*)(.*)(.*)(.*)x'];
+  for (const it of [...nested, '^(([a-z])+.)+[A-Z]([a-z])+$', '(a?){50}a{50}b']) {
     const regex = new LinearRegex(parseRegex(it, false));
     assert.equal(regex.find('a'.repeat(16_384), 0), undefined);
     assert.ok(regex.steps < 16_384 * 400, `${it} takes ${regex.steps} steps`);

@@ -4,7 +4,8 @@ import fc from 'fast-check';
 
 import type { LogLine } from '../src/model/line_assembler.js';
 import { matcherOf, SearchCounter, type SearchQuery } from '../src/model/log_search.js';
-import { compareLines, filterOf, lineAt, type ListChange, LogStore, placeOf, ShownLines } from '../src/model/log_store.js';
+import { compareLines, filterOf, lineAt, type ListChange, LogStore } from '../src/model/log_store.js';
+import { placeOf, ShownLines } from '../src/model/log_store.js';
 import { PatternError } from '../src/model/regex_syntax.js';
 
 function lineOf(number: number, text: string, more: Partial<LogLine> = {}): LogLine {
@@ -69,9 +70,10 @@ test('a line is found by the place of a byte', () => {
   assert.equal(lineAt(lines, at(0, 9)), undefined);
 });
 
+const newLine = fc.record({ order: fc.integer({ min: 0, max: 30 }), text: fc.constantFrom('a', 'b', 'ab', 'aa') });
 /** What may happen to a log. */
 const step = fc.oneof(
-  fc.array(fc.record({ order: fc.integer({ min: 0, max: 30 }), text: fc.constantFrom('a', 'b', 'ab', 'aa') }), { maxLength: 5 }),
+  fc.array(newLine, { maxLength: 5 }),
   fc.record({ line: fc.nat(), text: fc.constantFrom('a', 'b', 'bb', '') }),
   fc.constant('advance' as const),
 );

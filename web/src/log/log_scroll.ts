@@ -92,7 +92,8 @@ function rectOf(view: EditorView, position: number): DOMRect {
   return range.getClientRects()[0] ?? (element ?? view.contentDOM).getBoundingClientRect();
 }
 
-function scrollTo(scroller: HTMLElement, place: DOMRect, { x, y, xMargin, yMargin }: ScrollOptions, left: number): void {
+function scrollTo(scroller: HTMLElement, place: DOMRect, options: ScrollOptions, left: number): void {
+  const { x, y, xMargin, yMargin } = options;
   const box = scroller.getBoundingClientRect();
   const [above, below] = [place.top - box.top - yMargin, place.bottom - box.top - scroller.clientHeight + yMargin];
   if (y === 'center') scroller.scrollTop += (above + below) / 2;

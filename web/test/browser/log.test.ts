@@ -187,7 +187,9 @@ browserTest('search counts, goes on, takes patterns, and says what is wrong with
 
 browserTest('a filter shows only what matches, with the numbers that lines have', async ({ daemon, open }) => {
   const digest = await daemon.load(printer(), 'printer');
-  const id = await daemon.start(digest, ['printer', 'repeat:500:line {}\\n', 'sleep:60000'], { timeout: { seconds: 90n } });
+  const id = await daemon.start(digest, ['printer', 'repeat:500:line {}\\n', 'sleep:60000'], {
+    timeout: { seconds: 90n },
+  });
   const page = await open(`#/runs/${id}`);
   const log = new LogPage(page);
   await log.log.getByText('500 lines').waitFor();
@@ -243,7 +245,8 @@ browserTest('a line has an address, which means the same line later', async ({ d
 browserTest('what is selected is copied exactly, and without a selection all lines are', async ({ daemon, open }) => {
   const digest = await daemon.load(printer(), 'printer');
   const long = 'x'.repeat(40_000);
-  const id = await daemon.start(digest, ['printer', 'repeat:2000:line {}\\n', 'err:\\e[31mred\\e[0m\\tand\\n', `out:${long}\\n`]);
+  const steps = ['repeat:2000:line {}\\n', 'err:\\e[31mred\\e[0m\\tand\\n', `out:${long}\\n`];
+  const id = await daemon.start(digest, ['printer', ...steps]);
   await daemon.untilEnded(id);
   const page = await open(`#/runs/${id}`);
   const log = new LogPage(page);
@@ -282,7 +285,8 @@ browserTest('what is selected is copied exactly, and without a selection all lin
 
 browserTest('the output is saved byte for byte, each stream or both', async ({ daemon, open }) => {
   const digest = await daemon.load(printer(), 'printer');
-  const steps = ['out:a\\r\\n\\xff\\0', 'sleep:50', 'err:\\e[31mred', 'sleep:50', 'out:\\xe2\\x82', 'sleep:50', 'out:\\xac\\n'];
+  const outputs = ['out:a\\r\\n\\xff\\0', 'err:\\e[31mred', 'out:\\xe2\\x82', 'out:\\xac\\n'];
+  const steps = outputs.flatMap((it) => [it, 'sleep:50']);
   const id = await daemon.start(digest, ['printer', ...steps, 'sleep:60000'], { timeout: { seconds: 90n } });
   const page = await open(`#/runs/${id}`);
   const log = new LogPage(page);

@@ -59,11 +59,9 @@ void test("a page of another origin shows a run's log in thirty lines", { timeou
     await log.untilLines(['tick', 'tick']);
     assert.equal(await page.locator('#state').textContent(), 'runs');
     // It has its colours without our style sheet, and those that the page gives.
-    const styles = await log.button('Follow').evaluate((it) => {
-      const ground = getComputedStyle(it.getRootNode() instanceof ShadowRoot ? (it.getRootNode() as ShadowRoot).host : it);
-      return [getComputedStyle(it).backgroundColor, ground.backgroundColor];
-    });
-    assert.equal(styles[0], 'rgb(201, 162, 255)');
+    const backgroundOf = (it: Element) => getComputedStyle(it).backgroundColor;
+    assert.equal(await log.button('Follow').evaluate(backgroundOf), 'rgb(201, 162, 255)');
+    assert.equal(await log.log.locator('.cm-editor').evaluate(backgroundOf), 'rgb(15, 20, 25)');
     // The keys of our page are none of theirs.
     await page.keyboard.press('p');
     assert.equal(await log.isPressed('Pause'), false);

@@ -13,7 +13,7 @@ fn main() {
     let lines: [&[u8]; 11] = [
         b"<script>alert(1)</script><img src=x onerror=alert(2)>",
         b"<a href=\"javascript:alert(3)\" onmouseover=alert(4)>here</a>",
-        b"\x1b]8;;https://evil.example/\x07a link\x1b]8;;\x07 and \x1b]8;;https://evil.example/\x1b\\another\x1b]8;;\x1b\\",
+        b"\x1b]8;;https://evil.example/\x07a link\x1b]8;;\x07 and \x1b]8;;ftp://e.example/\x1b\\another\x1b]8;;\x1b\\",
         b"clip\x1b]52;c;ZXZpbA==\x07board",
         "safe \u{202e}txt.exe \u{2066}a\u{2069} \u{200f}".as_bytes(),
         "pay\u{200b}pal\u{200d}\u{feff} soft\u{ad}".as_bytes(),

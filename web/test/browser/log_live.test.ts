@@ -5,6 +5,8 @@ import assert from 'node:assert/strict';
 import { browserTest, printer, setVisibility, until } from './harness.js';
 import { LogPage } from './log_helpers.js';
 
+const KEEPS_ALL = { set: { 'runs.log_bytes': '"64MiB"', 'policy.max_stream_output': '"64MiB"' } };
+
 /** Whether each line has the number after that of the line before. */
 function isWithoutGaps(lines: readonly string[]): boolean {
   const numbers = lines.map((it) => Number(/\d+$/.exec(it)?.[0]));
@@ -83,7 +85,9 @@ browserTest('a daemon that was killed and started again no longer knows the run'
 browserTest('a hidden tab has no stream, and shows what came meanwhile', { proxy: true }, async (fixture) => {
   const { daemon, open, proxy } = fixture;
   const digest = await daemon.load(printer(), 'printer');
-  const id = await daemon.start(digest, ['printer', 'tick:300:20:tick {}\\n', 'sleep:60000'], { timeout: { seconds: 90n } });
+  const id = await daemon.start(digest, ['printer', 'tick:300:20:tick {}\\n', 'sleep:60000'], {
+    timeout: { seconds: 90n },
+  });
   const page = await open(`#/runs/${id}`);
   const log = new LogPage(page);
   await log.untilLine(/^tick \d\d$/);
@@ -122,6 +126,50 @@ browserTest(
     await log.log.getByText(/events of the run are no longer kept/).waitFor();
   },
 );
+
+browserTest(
+  'what comes in a long pause is read when it ends, and all of it',
+  KEEPS_ALL,
+  async ({ daemon, open }) => {
+    const digest = await daemon.load(printer(), 'printer');
+    const flood = `repeat:24000:${'x'.repeat(1_000)} {}\\n`;
+    const id = await daemon.start(digest, ['printer', 'out:begun\\n', 'read', flood, 'out:done\\n'], {
+      openStdin: true,
+      timeout: { seconds: 100n },
+    });
+    const page = await open(`#/runs/${id}`);
+    const log = new LogPage(page);
+    await log.untilLine('begun');
+    await log.button('Pause').click();
+    await log.untilPressed('Pause', true);
+    await daemon.client.runs.sendInput({ runId: id, data: new TextEncoder().encode('go\n') });
+    await log.log.getByRole('button', { name: /^More than [\d,]+ new lines\. Go on/ }).waitFor();
+    assert.deepEqual(await log.lines(), ['begun']);
+    await page.keyboard.press('p');
+    await log.log.getByText('24,003 lines', { exact: true }).waitFor();
+    await log.untilLine('done');
+    await log.log.getByRole('status').getByText('Ended.').waitFor();
+  },
+);
+
+browserTest('a page keeps half a million lines, and says how many it does not', KEEPS_ALL, async ({ daemon, open }) => {
+  const digest = await daemon.load(printer(), 'printer');
+  const id = await daemon.start(digest, ['printer', 'repeat:520000:x\\n', 'out:done\\n'], {
+    timeout: { seconds: 60n },
+  });
+  await daemon.untilEnded(id);
+  const log = new LogPage(await open(`#/runs/${id}`));
+  await log.untilLine('done');
+  await log.button('First').click();
+  await log.untilLine(/earlier lines are no longer kept by this page$/);
+  const [note] = await log.lines();
+  const dropped = Number(/^[\d,]+/.exec(note ?? '')?.[0].replaceAll(',', ''));
+  assert.ok(dropped >= 20_001 && dropped <= 70_002, `${dropped} lines are dropped`);
+  assert.equal((await log.numbers()).at(0), String(dropped + 1));
+  // The line that says so is one of those that are there.
+  const kept = (520_001 - dropped + 1).toLocaleString('en');
+  await log.log.getByText(`${kept} lines`, { exact: true }).waitFor();
+});
 
 browserTest('progress bars, characters and sequences that are cut stay one line', async ({ daemon, open }) => {
   const digest = await daemon.load(printer(), 'printer');
