@@ -9,7 +9,7 @@ const END_PX = 6;
 
 /** Watches an element that the reader may scroll away from its end, and back to it. */
 export class ScrollWatch {
-  #stop = new AbortController();
+  readonly #stop = new AbortController();
   #readerAt = -Infinity;
   /** Whether a finger or a button of the mouse is down, as on the scroll bar. */
   #isHeld = false;
@@ -19,12 +19,6 @@ export class ScrollWatch {
     private readonly scroller: HTMLElement,
     private readonly told: { readonly left: () => void; readonly reachedEnd: () => void },
   ) {
-    this.start();
-  }
-
-  start(): void {
-    this.#stop.abort();
-    this.#stop = new AbortController();
     const options = { signal: this.#stop.signal, passive: true };
     const touched = (event: Event) => {
       this.#readerAt = event.timeStamp;
@@ -33,13 +27,13 @@ export class ScrollWatch {
       this.#isHeld = isHeld;
       touched(event);
     };
-    this.scroller.addEventListener('wheel', this.#turned, options);
-    this.scroller.addEventListener('keydown', touched, options);
-    for (const name of ['pointerdown', 'touchstart']) this.scroller.addEventListener(name, hold(true), options);
+    scroller.addEventListener('wheel', this.#turned, options);
+    scroller.addEventListener('keydown', touched, options);
+    for (const name of ['pointerdown', 'touchstart']) scroller.addEventListener(name, hold(true), options);
     // A finger that scrolls is no pointer any more.
     for (const name of ['pointerup', 'touchend', 'touchcancel']) window.addEventListener(name, hold(false), options);
-    this.scroller.addEventListener('scroll', this.#scrolled, options);
-    this.#top = this.scroller.scrollTop;
+    scroller.addEventListener('scroll', this.#scrolled, options);
+    this.#top = scroller.scrollTop;
   }
 
   stop(): void {

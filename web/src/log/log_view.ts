@@ -1,6 +1,7 @@
 // The lines themselves: CodeMirror, which lays out only those that are in sight.
 
-import { Compartment, EditorState, Text, type Transaction, type TransactionSpec } from '@codemirror/state';
+import { Compartment, EditorState, type Extension, Text, type Transaction } from '@codemirror/state';
+import type { TransactionSpec } from '@codemirror/state';
 import { EditorView } from '@codemirror/view';
 import { css, html, LitElement, type PropertyValues } from 'lit';
 import { property, query } from 'lit/decorators.js';
@@ -76,8 +77,23 @@ export class LogView extends LitElement {
     return html`<div id="editor"></div>`;
   }
 
-  protected override firstUpdated(): void {
-    this.#editor = new EditorView({
+  override connectedCallback(): void {
+    super.connectedCallback();
+    if (this.hasUpdated) this.#create();
+  }
+
+  override disconnectedCallback(): void {
+    // The window would hold it, and all of its text, for ever.
+    this.#resized.disconnect();
+    this.#scroll?.stop();
+    this.#editor?.destroy();
+    this.#editor = undefined;
+    super.disconnectedCallback();
+  }
+
+  #create(): void {
+    const left = () => (this.isFollowing = false);
+    const editor = new EditorView({
       parent: this.parent,
       root: this.renderRoot as ShadowRoot,
       state: EditorState.create({
@@ -86,14 +102,14 @@ export class LogView extends LitElement {
           EditorState.readOnly.of(true),
           EditorView.editable.of(false),
           this.#attributes.of(this.#contentAttributes()),
-          this.#wrapping.of([]),
-          this.#gutters.of([]),
+          this.#wrapping.of(this.wrap ? EditorView.lineWrapping : []),
+          this.#gutters.of(this.#chosenGutters()),
           scrollOnlyLines,
           decorations(this.#appearance),
           logKeys({
             lines: () => this.#appearance.lines,
             chosen: (line) => this.#tellLine(line),
-            left: () => (this.isFollowing = false),
+            left,
             selected: () => this.selectedText,
           }),
           EditorView.updateListener.of((update) => {
@@ -103,35 +119,33 @@ export class LogView extends LitElement {
         ],
       }),
     });
-    this.#resized.observe(this.#editor.scrollDOM);
-    this.#scroll = new ScrollWatch(this.#editor.scrollDOM, {
-      left: () => (this.isFollowing = false),
-      reachedEnd: () => (this.isFollowing = true),
-    });
+    this.#editor = editor;
+    this.#resized.observe(editor.scrollDOM);
+    this.#scroll = new ScrollWatch(editor.scrollDOM, { left, reachedEnd: () => (this.isFollowing = true) });
+    if (this.#isFollowing) this.#toEnd();
   }
 
   protected override updated(changed: PropertyValues): void {
+    const editor = this.#editor;
+    if (editor === undefined) {
+      if (this.isConnected) this.#create();
+      return;
+    }
     const effects = [];
     if (changed.has('wrap')) effects.push(this.#wrapping.reconfigure(this.wrap ? EditorView.lineWrapping : []));
     if (changed.has('label')) effects.push(this.#attributes.reconfigure(this.#contentAttributes()));
     if (changed.has('numbers') || changed.has('times') || changed.has('tags')) {
-      this.#appearance.tags = this.tags ?? [];
-      const choice = { numbers: this.numbers, times: this.times, tags: this.tags !== undefined };
-      effects.push(this.#gutters.reconfigure(gutters(this.#appearance, choice, (line) => this.#tellLine(line))));
+      effects.push(this.#gutters.reconfigure(this.#chosenGutters()));
     }
     if (effects.length === 0) return;
-    this.#editor?.dispatch({ effects });
+    editor.dispatch({ effects });
     if (this.#isFollowing) this.#toEnd();
   }
 
-  override connectedCallback(): void {
-    super.connectedCallback();
-    if (this.#editor !== undefined) this.#scroll?.start();
-  }
-
-  override disconnectedCallback(): void {
-    this.#scroll?.stop();
-    super.disconnectedCallback();
+  #chosenGutters(): Extension {
+    this.#appearance.tags = this.tags ?? [];
+    const choice = { numbers: this.numbers, times: this.times, tags: this.tags !== undefined };
+    return gutters(this.#appearance, choice, (line) => this.#tellLine(line));
   }
 
   /** Shows other lines. They are those of the list from now on, whose changes are told by `apply`. */

@@ -67,7 +67,15 @@ void test("a page of another origin shows a run's log in thirty lines", { timeou
     assert.equal(await log.isPressed('Pause'), false);
     await log.button('Pause').click();
     await log.untilPressed('Pause', true);
-    await page.evaluate(() => window.scrollTo(0, 0));
+    // It may be taken out and put in again.
+    await page.evaluate(() => {
+      const log = document.querySelector('ringfence-log')!;
+      log.remove();
+      document.body.append(log);
+    });
+    await log.untilLine('tick');
+    assert.equal(await log.log.locator('.cm-editor').count(), 1);
+    await log.untilPressed('Pause', false);
     await daemon.client.runs.cancelRun({ runId: id });
     await page.locator('#state').getByText('ended with no exit code').waitFor();
     assert.deepEqual([...asked].sort(), [example.origin, daemon.admin].sort());
