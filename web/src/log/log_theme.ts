@@ -52,6 +52,7 @@ const tagRules = Object.fromEntries(
   TAG_COLORS.map(([light, dark], i) => [`.cm-tag-${i}`, { color: `light-dark(${light}, ${dark})`, fontWeight: '600' }]),
 );
 
+/** The styles of CodeMirror, which it adopts in the shadow root: the page's policy has no other way for them. */
 export const editorTheme = EditorView.theme({
   '&': { height: '100%', backgroundColor: 'var(--ground)', color: 'var(--ink)', fontSize: 'var(--text-s)' },
   '&.cm-focused': { outline: '2px solid var(--focus)', outlineOffset: '-2px' },

@@ -15,8 +15,10 @@ import type { RawStreams } from './raw_download.js';
 
 /** The choices of how lines are shown. */
 export type LogChoice = Extract<keyof Settings, 'timestamps' | 'wrap' | 'lineNumbers'>;
+/** What is chosen of each. */
 export type LogChoices = Readonly<Pick<Settings, LogChoice>>;
 
+/** What holds where no choice is remembered, as in the pages of others. */
 export const DEFAULT_CHOICES: LogChoices = { timestamps: false, wrap: true, lineNumbers: true };
 
 /** What the reader asks of the log, by a button or by a key. */

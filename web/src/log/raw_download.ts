@@ -9,6 +9,7 @@ import { printable } from '../model/printable.js';
 /** Which bytes: those of a stream, or of both in the order of their events. */
 export type RawStreams = 'stdout' | 'stderr' | 'both';
 
+/** What was read of a run's output. */
 export interface RawOutput {
   readonly blob: Blob;
   /** How many events are missing in it, because the daemon no longer keeps them. */

@@ -3,10 +3,12 @@
 /** A colour: -1 is the default, 0 to 255 one of xterm's, and from `RGB` on 24 bits of red, green and blue. */
 export type AnsiColor = number;
 
+/** The colour that text has where none was chosen. */
 export const DEFAULT_COLOR: AnsiColor = -1;
 /** What is added to 24 bits of red, green and blue, so that they are none of the 256 colours. */
 export const RGB = 0x1000000;
 
+/** Flags of a style; a terminal shows bold text in a heavier weight, and inverse text with its colours exchanged. */
 export const BOLD = 1;
 export const DIM = 2;
 export const ITALIC = 4;
@@ -29,8 +31,10 @@ export interface StyledSpan {
   readonly style: AnsiStyle;
 }
 
+/** How text looks before any sequence. */
 export const PLAIN: AnsiStyle = { foreground: DEFAULT_COLOR, background: DEFAULT_COLOR, flags: 0 };
 
+/** Tells whether two styles look the same: equal ones need not be the same object. */
 export function isSameStyle(a: AnsiStyle, b: AnsiStyle): boolean {
   return a === b || (a.foreground === b.foreground && a.background === b.background && a.flags === b.flags);
 }

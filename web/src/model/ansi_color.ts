@@ -15,11 +15,13 @@ export interface AnsiTheme {
   readonly palette: readonly Rgb[];
 }
 
+/** What WCAG asks of text of ordinary size at level AA. */
 export const MINIMAL_CONTRAST = 4.5;
 
 const hex = (text: string): Rgb[] =>
   text.split(' ').map((it) => [0, 2, 4].map((at) => parseInt(it.slice(at, at + 2), 16)) as unknown as Rgb);
 
+/** The light theme of page.css. */
 export const LIGHT: AnsiTheme = {
   ground: [0xe9, 0xed, 0xf1],
   ink: [0x17, 0x20, 0x2a],
@@ -28,6 +30,7 @@ export const LIGHT: AnsiTheme = {
   ),
 };
 
+/** The dark theme of page.css. */
 export const DARK: AnsiTheme = {
   ground: [0x22, 0x2a, 0x33],
   ink: [0xe3, 0xe9, 0xef],

@@ -4,8 +4,9 @@ import type { LogPosition } from '../app/route.js';
 import { plural } from './format.js';
 import type { LineSource, LogLine } from './line_assembler.js';
 
-/** The most lines that are kept, and the most characters of them, before the oldest are dropped. */
+/** The most lines that are kept before the oldest are dropped. */
 export const MAX_LINES = 500_000;
+/** The most characters, in units of UTF-16. */
 export const MAX_CHARACTERS = 64 << 20;
 /** The share of them that is dropped at once. */
 const DROPPED_SHARE = 0.1;

@@ -6,6 +6,7 @@ export class PatternError extends Error {}
 /** Tells whether a character, by its code point, is one of a set. */
 export type CharacterTest = (code: number) => boolean;
 
+/** A condition on a place, which takes no character. */
 export type Assertion = 'start' | 'end' | 'boundary' | 'no-boundary';
 
 /** A regular expression, as a tree. */
