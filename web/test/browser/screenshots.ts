@@ -1,4 +1,4 @@
-// Takes six screenshots of a daemon that is busy with made-up work, in both themes:
+// Takes six screenshots, and the one of the README, of a daemon that is busy with made-up work, in both themes:
 // `SCREENSHOTS=FOLDER MINUTES=10 node scripts/test.mjs browser screenshots`. The longer it works, the more the overview
 // has to show.
 
@@ -170,6 +170,10 @@ async function takeAll({ daemon, open }: Fixture, work: Work): Promise<void> {
     async () => (await daemon.client.runs.getRun({ runId: id })).run!.usage!.stdoutBytes > 2_500n,
   );
   await shoot(page, 'run');
+  // That of the README, which is shown smaller.
+  await setSize(page, 1200, 720);
+  await shoot(page, 'readme');
+  await setSize(page, 1440, 900);
   await page.goto(page.url().replace(/#.*/, '#/runs'));
   await shoot(page, 'runs');
   await setSize(page, 390, 844);
