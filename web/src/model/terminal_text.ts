@@ -8,8 +8,6 @@ import { printableLines } from './printable.js';
 /** The most characters of a sequence. One that is longer is taken for one that is cut off. */
 export const MAX_SEQUENCE = 16_384;
 
-// Controls are what these expressions are about.
-/* eslint-disable no-control-regex */
 const MOVES = /[\b\r]/;
 const NOT_SIMPLE = /[^\t\u0020-\u007e]/;
 /** `ESC [`, parameters, intermediates and a final character. */

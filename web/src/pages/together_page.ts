@@ -36,6 +36,7 @@ const NOTHING_FOUND: FoundRuns = { runs: new Map(), more: 0, isMore: false, fail
 /** Keys that ask something of one run. */
 const KEYS = LOG_KEYS.filter(({ command }) => command.do !== 'link');
 
+/** Shows the output of several runs, and finds more of them as they start. */
 export class TogetherPage extends LitElement {
   static override styles = [controls, logLayout, togetherStyles];
 

@@ -6,6 +6,7 @@ import { TAG_COLORS } from '../log/log_theme.js';
 
 const swatches = TAG_COLORS.map(([light, dark], i) => `.tag-${i} { background: light-dark(${light}, ${dark}); }`);
 
+/** Styles beside those of `logLayout`. */
 export const togetherStyles = css`
   :host {
     grid-template-rows: auto auto minmax(12rem, 1fr) auto;
