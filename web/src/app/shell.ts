@@ -30,6 +30,8 @@ const PLACES: ReadonlyArray<{ name: string; key: string; route: Route; pages: re
 
 /** How long to wait until a part of the page is fetched again. */
 const FETCH_AGAIN_MS = 1_000;
+/** How long the table of runs has the browser for itself, so that its rows are there sooner. */
+const RUNS_FIRST_MS = 400;
 
 const THEME_NAMES = { system: 'System theme', light: 'Light theme', dark: 'Dark theme' };
 
@@ -50,6 +52,8 @@ export class Shell extends LitElement {
   #watch: HealthWatch | undefined;
   #gone = new AbortController();
   #removeShortcuts = () => {};
+  /** Ends the wait until the rest of the page is fetched. */
+  #wantRest = () => {};
 
   constructor() {
     super();
@@ -64,6 +68,21 @@ export class Shell extends LitElement {
     this.#settings.addEventListener('change', this.#applyTheme, { signal });
     this.#applyTheme();
     this.#daemon.addEventListener('unauthenticated', this.#refused, { signal });
+    this.#removeShortcuts = addShortcuts([
+      ...PLACES.map(({ name, key, route }) => ({
+        keys: `g ${key}`,
+        says: `Go to ${name}`,
+        run: () => navigate(route),
+      })),
+      { keys: '?', says: 'Show the keys', run: () => this.#showShortcuts() },
+    ]);
+    void this.#begin(signal);
+  }
+
+  /** Asks for what the frame shows, once the page inside of it has asked for what it shows. */
+  async #begin(signal: AbortSignal): Promise<void> {
+    await this.updateComplete;
+    if (signal.aborted) return;
     this.#watch = new HealthWatch({
       daemon: this.#daemon,
       signal,
@@ -71,14 +90,6 @@ export class Shell extends LitElement {
       // It may have been started again with other settings.
       recovered: () => void this.#askAccess(signal),
     });
-    this.#removeShortcuts = addShortcuts([
-      ...PLACES.map(({ name, key, route }) => ({
-        keys: `g ${key}`,
-        says: `Go to ${name}`,
-        run: () => navigate(route),
-      })),
-      { keys: '?', says: 'Show the keys', run: () => (this.areShortcutsShown = true) },
-    ]);
     void this.#askAccess(signal);
     void this.#fetchRest(signal);
   }
@@ -91,7 +102,12 @@ export class Shell extends LitElement {
 
   /** Fetches the pages that are not there from the beginning: at once where one is wanted, else after the runs. */
   async #fetchRest(signal: AbortSignal): Promise<void> {
-    if (this.route.page === 'runs') await this.updateComplete;
+    if (this.route.page === 'runs') {
+      await new Promise<void>((resolve) => {
+        this.#wantRest = resolve;
+        setTimeout(resolve, RUNS_FIRST_MS);
+      });
+    }
     while (!signal.aborted) {
       try {
         await import('../more_pages.js');
@@ -108,9 +124,15 @@ export class Shell extends LitElement {
     const from = placeOf(this.route);
     this.route = parseRoute(location.hash);
     if (from === placeOf(this.route)) return;
+    this.#wantRest();
     // Whoever reads by ear or goes by keys is at the new page's beginning.
     void this.updateComplete.then(() => this.#toMain());
   };
+
+  #showShortcuts(): void {
+    this.areShortcutsShown = true;
+    this.#wantRest();
+  }
 
   #toMain(): void {
     this.main.scrollTop = 0;
@@ -184,7 +206,7 @@ export class Shell extends LitElement {
             ${this.#daemonState()}
           </span>
           ${this.#themeChoice()}
-          <button aria-label="Show the keys" @click=${() => (this.areShortcutsShown = true)}>?</button>
+          <button aria-label="Show the keys" @click=${() => this.#showShortcuts()}>?</button>
           ${this.#daemon.token.value === '' ? nothing : html`<button @click=${this.#signOut}>Sign out</button>`}
         </div>
         ${

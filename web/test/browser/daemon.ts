@@ -225,12 +225,16 @@ export class TestDaemon {
 }
 
 /** Asks again and again until there is an answer other than `undefined` and `false`. */
-export async function until<T>(what: string, ask: () => Promise<T | undefined | false>): Promise<T> {
+export async function until<T>(
+  what: string,
+  ask: () => Promise<T | undefined | false>,
+  patienceMs = PATIENCE_MS,
+): Promise<T> {
   const start = Date.now();
   for (;;) {
     const answer = await ask();
     if (answer !== undefined && answer !== false) return answer;
-    if (Date.now() - start > PATIENCE_MS) throw new Error(`it does not happen that ${what}`);
+    if (Date.now() - start > patienceMs) throw new Error(`it does not happen that ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

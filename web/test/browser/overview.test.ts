@@ -87,7 +87,8 @@ browserTest('charts show figures at a time, all at the same one, by mouse and by
   await work(daemon, digest);
   await openTable(page, 'Runs that ended');
   const rows = page.getByRole('region', { name: 'Runs that ended, as a table' }).getByRole('row');
-  await until('there are three samples', async () => (await rows.count()) > 3);
+  // One is taken every ten seconds.
+  await until('there are three samples', async () => (await rows.count()) > 3, 60_000);
   const plot = page.getByRole('slider', { name: 'Time in “Runs that ended”' });
   const cursors = page.locator('path.cursor');
   assert.equal(await cursors.count(), 0);

@@ -142,11 +142,12 @@ browserTest('the table of runs is not followed while the tab is hidden', proxied
   assert.equal(proxy.streams, 1);
   await setVisibility(page, 'hidden');
   await untilNoStream(proxy);
-  const calls = new Map(proxy.seen);
+  const calls = () => [...proxy.seen].filter(([name]) => /^[A-Z]/.test(name));
+  const before = calls();
   const digest = await daemon.load(printer(), 'printer');
   await daemon.untilEnded(await daemon.start(digest, ['printer'], { labels: { kind: 'meanwhile' } }));
   await page.waitForTimeout(2_500);
-  assert.deepEqual(proxy.seen, calls, 'a hidden tab asks for nothing');
+  assert.deepEqual(calls(), before, 'a hidden tab asks for nothing');
   await setVisibility(page, 'visible');
   await rows(page).filter({ hasText: 'kind=meanwhile' }).waitFor({ timeout: 10_000 });
   assert.equal(await rows(page).count(), 2);

@@ -28,7 +28,7 @@ browserTest('a trap is told with its message and the calls that led there', asyn
   await trap.getByText('Trap unreachable, and the calls that led there, the innermost first:').waitFor();
   const calls = trap.getByRole('listitem');
   assert.match((await calls.first().textContent()) ?? '', /abort \(function \d+, at 0x[0-9a-f]+\)$/);
-  const main = calls.filter({ hasText: 'guest::main' });
+  const main = calls.filter({ hasText: 'kit::main' });
   assert.equal(await main.isVisible(), false);
   await trap.getByText(/^\d+ more calls$/).click();
   await main.waitFor();
