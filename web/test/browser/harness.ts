@@ -24,8 +24,8 @@
 //   on its console, on any request to another origin, and on any window that opened. `allow(/…/)` excuses what matches.
 //   Daemon, browser context, servers and folders then end, also when the test fails.
 //
-// The page comes from its sources, with `PAGE=bundle` as it is built for the daemon, and with `PAGE=dist` from the daemon
-// itself. The daemon is that of RINGFENCE_BINARY, else of target/release. CHROMIUM names another browser than
+// The page comes from its sources, with `PAGE=bundle` as it is built for the daemon, and with `PAGE=dist` from the
+// daemon itself. The daemon is that of RINGFENCE_BINARY, else of target/release. CHROMIUM names another browser than
 // /usr/bin/chromium. HEADED=1 shows it.
 
 import assert from 'node:assert/strict';

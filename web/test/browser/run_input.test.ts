@@ -32,7 +32,8 @@ browserTest('what is typed arrives, with and without a line break, until the end
   await input.waitFor({ state: 'detached' });
 });
 
-browserTest('a run whose input is not open has no line to type into', { proxy: true }, async ({ daemon, open, proxy }) => {
+browserTest('a run whose input is not open has no line to type into', { proxy: true }, async (fixture) => {
+  const { daemon, open, proxy } = fixture;
   const digest = await daemon.load(kit(), 'kit');
   const id = await daemon.start(digest, ['kit', 'sleep', '600000']);
   const page = await open(`#/runs/${id}`);
