@@ -13,6 +13,7 @@ import { servePage } from '../scripts/dev.mjs';
 
 const TARGET_MS = 300;
 const RUNS = 200;
+const SETTLE_MS = 500;
 const web = path.dirname(import.meta.dirname);
 const times = Number(process.argv[2] ?? '20');
 /** Returns at once. */
@@ -84,6 +85,8 @@ for (let i = 0; i < times; i += 1) {
   const context = await browser.newContext();
   await context.addInitScript(watchForRow);
   const page = await context.newPage();
+  // The tab before is being taken down, and this one set up.
+  await page.waitForTimeout(SETTLE_MS);
   await page.goto(url);
   await page.waitForFunction(() => globalThis.firstRow !== undefined);
   measured.push(await page.evaluate(() => globalThis.firstRow));
