@@ -39,6 +39,15 @@ struct EmbeddedFile {
     gzipped: &'static [u8],
 }
 
+/// Describes a module of the page's program.
+const fn script(path: &'static str, gzipped: &'static [u8]) -> EmbeddedFile {
+    EmbeddedFile {
+        path,
+        content_type: "text/javascript; charset=utf-8",
+        gzipped,
+    }
+}
+
 /// All files of the page. `ringfence-log.js` and what it is made of are also imported by pages of
 /// `admin.cors_origins`: browsers fetch modules with CORS, which the gate of the listener answers,
 /// and ask nothing of `cross-origin-resource-policy` then.
@@ -48,41 +57,23 @@ static FILES: [EmbeddedFile; 9] = [
         content_type: "text/html; charset=utf-8",
         gzipped: include_bytes!("../../web/dist/index.html.gz"),
     },
-    EmbeddedFile {
-        path: "/page.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/page.js.gz"),
-    },
+    script("/page.js", include_bytes!("../../web/dist/page.js.gz")),
     EmbeddedFile {
         path: "/page.css",
         content_type: "text/css; charset=utf-8",
         gzipped: include_bytes!("../../web/dist/page.css.gz"),
     },
-    EmbeddedFile {
-        path: "/shared.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/shared.js.gz"),
-    },
-    EmbeddedFile {
-        path: "/ringfence-log.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/ringfence-log.js.gz"),
-    },
-    EmbeddedFile {
-        path: "/common.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/common.js.gz"),
-    },
-    EmbeddedFile {
-        path: "/log.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/log.js.gz"),
-    },
-    EmbeddedFile {
-        path: "/more_pages.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: include_bytes!("../../web/dist/more_pages.js.gz"),
-    },
+    script("/shared.js", include_bytes!("../../web/dist/shared.js.gz")),
+    script(
+        "/ringfence-log.js",
+        include_bytes!("../../web/dist/ringfence-log.js.gz"),
+    ),
+    script("/common.js", include_bytes!("../../web/dist/common.js.gz")),
+    script("/log.js", include_bytes!("../../web/dist/log.js.gz")),
+    script(
+        "/more_pages.js",
+        include_bytes!("../../web/dist/more_pages.js.gz"),
+    ),
     EmbeddedFile {
         path: "/icon.svg",
         content_type: "image/svg+xml; charset=utf-8",
