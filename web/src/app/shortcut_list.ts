@@ -4,17 +4,14 @@ import { css, html, LitElement } from 'lit';
 import { query } from 'lit/decorators.js';
 
 import { allShortcuts } from '../ui/shortcuts.js';
-import { controls } from '../ui/styles.js';
+import { controls, dialogs } from '../ui/styles.js';
 
 export class ShortcutList extends LitElement {
   static override styles = [
     controls,
+    dialogs,
     css`
       dialog {
-        color: var(--ink);
-        background: var(--ground);
-        border: 1px solid var(--line);
-        border-radius: var(--radius);
         padding: var(--space-4);
         min-width: min(22rem, 90vw);
         max-height: calc(100dvh - 2rem);

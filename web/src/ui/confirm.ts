@@ -3,7 +3,7 @@
 import { css, html, LitElement, nothing } from 'lit';
 import { property, query } from 'lit/decorators.js';
 
-import { controls } from './styles.js';
+import { controls, dialogs } from './styles.js';
 
 /** What is asked. */
 export interface Question {
@@ -29,12 +29,9 @@ export async function confirm(question: Question): Promise<boolean> {
 export class ConfirmDialog extends LitElement {
   static override styles = [
     controls,
+    dialogs,
     css`
       dialog {
-        color: var(--ink);
-        background: var(--ground);
-        border: 1px solid var(--line);
-        border-radius: var(--radius);
         padding: var(--space-4);
         width: min(32rem, calc(100vw - 2rem));
         max-height: min(40rem, calc(100dvh - 2rem));

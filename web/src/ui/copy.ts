@@ -3,7 +3,7 @@
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
 import { property, query } from 'lit/decorators.js';
 
-import { controls } from './styles.js';
+import { controls, dialogs } from './styles.js';
 import { tell } from './toast.js';
 
 /** Copies text and says so: `what` names it, and `note` is a sentence about it. */
@@ -22,12 +22,9 @@ export async function copyText(text: string, what: string, note = ''): Promise<v
 export class CopyDialog extends LitElement {
   static override styles = [
     controls,
+    dialogs,
     css`
       dialog {
-        color: var(--ink);
-        background: var(--ground);
-        border: 1px solid var(--line);
-        border-radius: var(--radius);
         width: min(44rem, calc(100vw - 2rem));
       }
       textarea {

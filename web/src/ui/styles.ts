@@ -97,3 +97,13 @@ export const controls = css`
     white-space: nowrap;
   }
 `;
+
+/** The colours and the edge of every dialog, which browsers give ones of their own. */
+export const dialogs = css`
+  dialog {
+    color: var(--ink);
+    background: var(--ground);
+    border: 1px solid var(--line);
+    border-radius: var(--radius);
+  }
+`;
