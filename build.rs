@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use prost_build::Config;
 use prost_types::FileDescriptorSet;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 13] = [
     "grpc/health/v1/health.proto",
     "ringfence/v1/event.proto",
+    "ringfence/v1/execution.proto",
+    "ringfence/v1/execution_service.proto",
+    "ringfence/v1/file.proto",
     "ringfence/v1/module.proto",
     "ringfence/v1/module_service.proto",
     "ringfence/v1/result.proto",
@@ -45,6 +48,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
 
+    println!("cargo::rerun-if-changed=languages");
+    std::fs::write(out.join("language_sources.rs"), language_sources()?)?;
+
     let mut config = Config::new();
     // Modules, input and output are handed on without a copy.
     config.bytes(["."]);
@@ -54,6 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "RunInfo.end.result",
         "WatchRunsResponse.event.run",
         "InteractRequest.frame.start",
+        "InteractRequest.frame.execute",
     ] {
         config.boxed(format!(".ringfence.v1.{large}"));
     }
@@ -93,4 +100,54 @@ fn methods(descriptors: &FileDescriptorSet) -> String {
              pub(super) fn at(path: &str) -> Option<Self> {{\n        \
                  Some(match path {{\n{paths}            _ => return None,\n        }})\n    }}\n}}\n"
     )
+}
+
+/// Writes a constant for each folder in `languages`, which has all of its files with their paths, so that the program
+/// can build the interpreters without this repository.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script where the package is by its environment"
+)]
+fn language_sources() -> Result<String, Box<dyn Error>> {
+    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("languages");
+    let mut text = String::new();
+    let mut folders: Vec<_> = std::fs::read_dir(&root)?.collect::<Result<_, _>>()?;
+    folders.retain(|entry| entry.path().is_dir());
+    folders.sort_by_key(std::fs::DirEntry::file_name);
+    for folder in folders {
+        let name = folder.file_name().to_string_lossy().to_uppercase();
+        let mut files = Vec::new();
+        collect(&folder.path(), &mut files)?;
+        files.sort();
+        text.push_str(&format!(
+            "/// The files of `languages/{}` by their paths.\nconst {name}: &[(&str, &[u8])] = &[\n",
+            folder.file_name().to_string_lossy()
+        ));
+        for file in files {
+            let inside = file.strip_prefix(folder.path())?.display();
+            text.push_str(&format!(
+                "    ({:?}, include_bytes!({:?})),\n",
+                inside.to_string(),
+                file
+            ));
+        }
+        text.push_str("];\n");
+    }
+    Ok(text)
+}
+
+/// Collects the files in a folder and below it, without what tools leave there.
+fn collect(folder: &std::path::Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default();
+        if name == "__pycache__" || name == "node_modules" {
+            continue;
+        }
+        match path.is_dir() {
+            true => collect(&path, files)?,
+            false => files.push(path),
+        }
+    }
+    Ok(())
 }

@@ -57,7 +57,13 @@ impl BenchDaemon {
             ..Overrides::default()
         };
         let (config, _) = app::load_config(&overrides).expect("it is valid");
-        let runner = app::runner(&config, Path::new("/proc/self/exe")).expect("the engine starts");
+        let runner = app::runner(
+            &config,
+            Path::new("/proc/self/exe"),
+            Default::default(),
+            None,
+        )
+        .expect("the engine starts");
         let tenant = runner.tenant("default").expect("there is one");
         Self {
             tenant: Arc::clone(tenant),
@@ -127,6 +133,7 @@ impl BenchDaemon {
             OutputMode::Captured,
             self.tenant.new_log(),
             Arc::clone(&usage),
+            None,
         ));
         let around = RunContext {
             module_name: "",
@@ -140,6 +147,7 @@ impl BenchDaemon {
             deadline: None,
             max_handles: self.tenant.policy.max_handles as usize,
             descriptors: Arc::clone(&self.tenant.descriptors),
+            session: None,
         };
         let loaded = Arc::clone(&module.loaded);
         let prepared = sandbox::prepare(loaded, spec, pages, entry, around);
@@ -154,7 +162,7 @@ impl BenchDaemon {
             .execute(FileCalls::none())
             .await
             .expect("the host provides");
-        let CapturedOutput { stdout, stderr } = output.take_captured().expect("it is captured");
+        let CapturedOutput { stdout, stderr, .. } = output.take_captured().expect("it is captured");
         (ended, [stdout, stderr].map(|pieces| pieces.concat().into()))
     }
 
@@ -167,6 +175,7 @@ impl BenchDaemon {
                 method: RunMethod::Run,
                 caller: "bench".into(),
                 tenant: Arc::clone(&self.tenant.name),
+                trace: Default::default(),
             },
             tenant: Arc::clone(&self.tenant),
             spec,
@@ -189,11 +198,12 @@ impl BenchDaemon {
         let run = &attached.run;
         let (_, end) = run.log.end().expect("it has ended");
         let ended = (*end).as_ref().expect("the host provides");
-        let CapturedOutput { stdout, stderr } = run.take_captured().expect("it is kept");
+        let CapturedOutput { stdout, stderr, .. } = run.take_captured().expect("it is kept");
         proto::RunResponse {
             result: Some(encode::result(run, ended)),
             stdout: stdout.concat().into(),
             stderr: stderr.concat().into(),
+            files: Vec::new(),
         }
     }
 }

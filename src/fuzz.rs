@@ -79,7 +79,7 @@ pub fn module(bytes: &[u8]) {
     let runner = RUNNER.get_or_init(|| {
         let program = Path::new("/proc/self/exe");
         runtime()
-            .block_on(async { app::runner(defaults(), program) })
+            .block_on(async { app::runner(defaults(), program, Default::default(), None) })
             .expect("the engine starts")
     });
     let ended = runtime().block_on(runner.run_own(Bytes::copy_from_slice(bytes)));

@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod api;
 pub mod app;
+pub mod archive;
 pub mod auth;
 #[doc(hidden)]
 pub mod bench;
@@ -30,9 +31,11 @@ pub mod fuzz;
 pub mod hardening;
 mod heap;
 pub mod host_limit;
-pub mod library;
+pub mod language;
+mod library;
 pub mod metrics;
 pub mod model;
+pub mod otlp;
 pub mod process_limits;
 pub mod run;
 pub mod sandbox;

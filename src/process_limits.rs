@@ -236,14 +236,11 @@ fn file_size(config: &Config) -> Option<String> {
 
 /// Warns if the address space is too small for the instance pool.
 fn space(config: &Config) -> Option<String> {
-    let slots = match config.engine.pool_slots {
-        0 => config.admission.slots,
-        slots => slots,
-    };
+    let slots = config.pool_slots();
     let needed = LEAST_SPACE.saturating_add(u64::from(slots).saturating_mul(SPACE_A_SLOT));
     let now = SPACE.below(needed)?;
     Some(format!(
-        "{SPACE} is {now} bytes; a pool of {slots} slots (engine.pool_slots, or admission.slots) reserves {needed}, of which most is never used: where that is not to be had instances are allocated on demand, which is slower, and runs whose memories find no room are refused"
+        "{SPACE} is {now} bytes; a pool of {slots} slots (engine.pool_slots or admission.slots, and sessions.max) reserves {needed}, of which most is never used: where that is not to be had instances are allocated on demand, which is slower, and runs whose memories find no room are refused"
     ))
 }
 

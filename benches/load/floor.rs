@@ -97,6 +97,7 @@ fn run(floor: &Floor, request: Request<RunRequest>) -> Result<Response<RunRespon
         Some(Module::Wasm(_)) | None => String::new(),
     };
     Ok(Response::new(RunResponse {
+        files: Vec::new(),
         result: Some(RunResult {
             module_digest: digest,
             ..(*floor.result).clone()

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 /// A daemon of its own process, with where it listens.
-pub(crate) struct Served(Child, pub(crate) String);
+pub(crate) struct Served(pub(crate) Child, pub(crate) String);
 
 impl Served {
     pub(crate) fn start(set: &[String]) -> Self {

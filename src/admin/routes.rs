@@ -55,7 +55,7 @@ impl Routes {
     pub(super) fn router(self) -> Router {
         let router = Router::new();
         let router = match self.has_page {
-            true => page::add_routes(router),
+            true => page::add_routes(router).route("/page.json", get(page_settings)),
             false => router,
         };
         router
@@ -148,6 +148,19 @@ async fn config(State(routes): State<Arc<Routes>>, request: Request) -> Response
             )
         }
     }
+}
+
+/// Answers with the settings that the page goes by, as JSON.
+async fn page_settings(State(routes): State<Arc<Routes>>) -> Response<Body> {
+    let config = &routes.config;
+    let settings = serde_json::json!({
+        "trace_url": config.admin.trace_url,
+        "archive": config.runs.archive.0.is_some(),
+    });
+    let mut answer = plain(StatusCode::OK, &settings.to_string());
+    let json = HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(CONTENT_TYPE, json);
+    answer
 }
 
 /// Answers a path that there is not with those that there are.

@@ -10,29 +10,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::methods::ApiMethod;
+use super::status::CODES;
 use crate::metrics::{Count, LatencyHistogram, Level, LevelGuard, MetricSource, MetricWriter};
 use crate::model::refusal::Reason;
 
-/// The names of gRPC's codes, by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 /// The number of methods that are counted: those of the services, and one for all other paths.
 const METHODS: usize = ApiMethod::ALL.len() + 1;
 /// The path that stands for those of no method, which are callers' own words.

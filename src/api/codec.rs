@@ -25,8 +25,8 @@ const ENTRY: usize = 64;
 const MAX_UPLOAD_FIELDS: usize = 128;
 
 tokio::task_local! {
-    /// The charge of the request that is being decoded, and the budget that it is part of.
-    pub(super) static DECODING_CHARGE: Option<(RequestCharge, u64)>;
+    /// The charge of the request that is being decoded.
+    pub(super) static DECODING_CHARGE: Option<RequestCharge>;
 }
 
 /// Charges the request that is being decoded for the memory that its entries take beyond their
@@ -36,7 +36,7 @@ tokio::task_local! {
 /// The refusal of [`RequestCharge::add`].
 pub(super) fn charge_decoding(bytes: usize) -> Result<(), Refusal> {
     let charged = DECODING_CHARGE.try_with(|current| match current {
-        Some((charge, budget)) => charge.add(bytes, *budget),
+        Some(charge) => charge.add(bytes),
         None => Ok(()),
     });
     // Outside a request there is nobody to charge: a client decodes answers.
@@ -44,8 +44,9 @@ pub(super) fn charge_decoding(bytes: usize) -> Result<(), Refusal> {
 }
 
 /// Counts the fields of a message, and those of the messages inside it that the path `nested` leads
-/// to. Counting stops at bytes that are no message; the decoder refuses them.
-fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
+/// to, which has the numbers of the fields to follow at each level. Counting stops at bytes that
+/// are no message; the decoder refuses them.
+fn count_fields(mut bytes: &[u8], nested: &[&[u32]]) -> usize {
     let mut count = 0;
     while !bytes.is_empty() {
         count += 1;
@@ -63,7 +64,7 @@ fn count_fields(mut bytes: &[u8], nested: &[u32]) -> usize {
                 return count;
             };
             if let Some((into, deeper)) = nested.split_first()
-                && tag == *into
+                && into.contains(&tag)
             {
                 count += count_fields(inner, deeper);
             }

@@ -1,7 +1,7 @@
 //! Decodes requests from the wire, above all a run's [`RunSpec`]. Every field is either taken or
 //! refused; none is ignored.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use prost_types::Duration as ProtoDuration;
 use tonic::Request;
 
 use super::layers::call_deadline::CallTiming;
-use super::proto;
+use super::{decode_files, proto};
 use crate::library::ModuleMeta;
 use crate::model::limits::{OutputMode, OutputPolicy, RequestedLimits};
 use crate::model::policy::Policy;
@@ -18,7 +18,7 @@ use crate::model::request::{
     self, Digest, GuestPath, Labels, MAX_LABEL_BYTES, ModuleRef, Mount, RunId, RunSpec,
     WORKING_DIR_FIELD,
 };
-use crate::run::{RequestCharge, RunState, Selector, not_started};
+use crate::run::{RequestCharge, not_started};
 use crate::sandbox::MAX_STDIN_CHUNK;
 
 /// Decodes a run's spec and grants its limits.
@@ -47,6 +47,9 @@ pub(crate) fn spec(
         labels,
         detach,
         idempotency_key,
+        files,
+        collect,
+        keep_output,
     } = spec;
     let GrantedCapabilities {
         wasi,
@@ -54,7 +57,7 @@ pub(crate) fn spec(
         network,
         clock,
     } = grant_capabilities(security.unwrap_or_default(), policy)?;
-    let spec = RunSpec {
+    consistent(RunSpec {
         module: module_ref(module, policy)?,
         entry_point: match entry_point {
             name if name.is_empty() => None,
@@ -63,12 +66,14 @@ pub(crate) fn spec(
         args: request::args("spec.args", args, policy.max_args)?,
         env: request::env("spec.env", &env, policy.max_env)?,
         stdin: request::stdin("spec.stdin", stdin, policy.max_stdin)?,
+        stdin_preface: 0,
         open_stdin,
         working_dir: match working_dir.as_str() {
             "" => None,
             dir => Some(GuestPath::parse(WORKING_DIR_FIELD, dir)?),
         },
         mounts: mount_list(mounts)?,
+        files: decode_files::file_spec(files, &collect, &[], policy)?,
         limits: policy.ceilings.grant(
             &requested(resources.unwrap_or_default(), timeout)?,
             delivery,
@@ -80,10 +85,9 @@ pub(crate) fn spec(
         labels: Labels::new("spec.labels", labels)?,
         detach,
         idempotency_key: request::idempotency_key("spec.idempotency_key", idempotency_key)?,
-    };
-    needs_wasi(&spec)?;
-    request::check_path_conflicts(&spec)?;
-    Ok(spec)
+        session: None,
+        keep_output: keep_output.unwrap_or(true),
+    })
 }
 
 /// Checks the spec of an interaction, whose input arrives while the run goes on.
@@ -257,121 +261,11 @@ pub(super) fn page(message: proto::ListModulesRequest) -> Result<ModulePage, Ref
     })
 }
 
-/// A request for one page of the listing of runs.
-pub(super) struct RunPage {
-    /// The most runs on the page.
-    pub(super) size: usize,
-    /// Only runs that are older than this one are listed; `None` for the first page.
-    pub(super) before: Option<RunId>,
-    /// Which runs are listed, by their state and labels.
-    pub(super) selector: Selector,
-}
-
-/// Decodes which page of the listing of runs is asked for.
-///
-/// # Errors
-/// `SPEC_INVALID`, or `LIMIT_ABOVE_MAXIMUM` for the page size or the number of states.
-pub(super) fn run_page(message: proto::ListRunsRequest) -> Result<RunPage, Refusal> {
-    let proto::ListRunsRequest {
-        page_size,
-        page_token,
-        states,
-        labels,
-    } = message;
-    Ok(RunPage {
-        size: self::page_size(page_size)?,
-        before: match page_token.as_str() {
-            "" => None,
-            token => Some(RunId::parse("page_token", token)?),
-        },
-        selector: selector(states, labels)?,
-    })
-}
-
-/// Decodes which runs are to be ended, and whether that is a dry run.
-///
-/// # Errors
-/// Those of [`selector`]; `SPEC_INVALID` also for no labels at all, and for a state of runs that
-/// have ended.
-pub(super) fn cancel_runs(message: proto::CancelRunsRequest) -> Result<(Selector, bool), Refusal> {
-    let proto::CancelRunsRequest {
-        labels,
-        states,
-        dry_run,
-    } = message;
-    if labels.is_empty() {
-        return Err(Refusal::invalid(
-            "labels",
-            "is empty; at least one label is needed, so that an empty selector does not end every run",
-        ));
-    }
-    let selector = selector_within(StateScope::InFlight, states, labels)?;
-    Ok((selector, dry_run))
-}
-
-/// Decodes which runs are asked for, by their state and labels.
-///
-/// # Errors
-/// `SPEC_INVALID` for an unknown state or a bad label; `LIMIT_ABOVE_MAXIMUM` for too many states.
-pub(super) fn selector(
-    states: Vec<i32>,
-    labels: HashMap<String, String>,
-) -> Result<Selector, Refusal> {
-    selector_within(StateScope::All, states, labels)
-}
-
-/// The states that a selector may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StateScope {
-    /// Every state of a run.
-    All,
-    /// The states of runs that have not ended.
-    InFlight,
-}
-
-impl StateScope {
-    /// Decodes the state at `index` of the selector's states.
-    fn state(self, index: usize, state: i32) -> Result<RunState, Refusal> {
-        let why = match proto::RunState::try_from(state) {
-            Ok(proto::RunState::Compiling) => return Ok(RunState::Compiling),
-            Ok(proto::RunState::Queued) => return Ok(RunState::Queued),
-            Ok(proto::RunState::Running) => return Ok(RunState::Running),
-            Ok(proto::RunState::Ended) if self == Self::All => return Ok(RunState::Ended),
-            Ok(proto::RunState::Ended) => "is the state of runs that have ended",
-            Ok(proto::RunState::Unspecified) | Err(_) => "is unknown",
-        };
-        let ended = match self {
-            Self::All => ", ENDED (4)",
-            Self::InFlight => "",
-        };
-        Err(Refusal::invalid(
-            format!("states[{index}]"),
-            format!("{state} {why}; allowed are: COMPILING (1), QUEUED (2), RUNNING (3){ended}"),
-        ))
-    }
-}
-
-fn selector_within(
-    scope: StateScope,
-    states: Vec<i32>,
-    labels: HashMap<String, String>,
-) -> Result<Selector, Refusal> {
-    const STATES: usize = 4;
-    if states.len() > STATES {
-        return Err(Refusal::above("states", states.len(), STATES));
-    }
-    Ok(Selector {
-        states: states
-            .into_iter()
-            .enumerate()
-            .map(|(index, state)| scope.state(index, state))
-            .collect::<Result<_, _>>()?,
-        labels: Labels::new("labels", labels)?,
-    })
-}
-
 /// Returns the size of the page that is asked for; 0 asks for the default.
-fn page_size(asked: u32) -> Result<usize, Refusal> {
+///
+/// # Errors
+/// `LIMIT_ABOVE_MAXIMUM`.
+pub(super) fn page_size(asked: u32) -> Result<usize, Refusal> {
     const DEFAULT: usize = 100;
     const MOST: usize = 1000;
     match usize::try_from(asked).unwrap_or(usize::MAX) {
@@ -390,6 +284,12 @@ fn page_size(asked: u32) -> Result<usize, Refusal> {
 pub(super) fn response_deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Refusal> {
     let arrived = request.extensions().get::<CallTiming>();
     arrived.map_or(Ok(None), unexpired_response_deadline)
+}
+
+/// Returns when the headers of a request arrived, or now where that was not noted.
+pub(super) fn arrival<T>(request: &Request<T>) -> Instant {
+    let arrived = request.extensions().get::<CallTiming>();
+    arrived.map_or_else(Instant::now, |arrived| arrived.at)
 }
 
 /// Returns what [`response_deadline`] does, for a call that arrived as `arrived` says.
@@ -441,7 +341,11 @@ fn mount_list(mounts: Vec<proto::Mount>) -> Result<Vec<Mount>, Refusal> {
     )
 }
 
-fn requested(
+/// Decodes the limits that are asked for.
+///
+/// # Errors
+/// `SPEC_INVALID` for an unknown output policy or a malformed time.
+pub(super) fn requested(
     resources: proto::Resources,
     timeout: Option<ProtoDuration>,
 ) -> Result<RequestedLimits, Refusal> {
@@ -522,18 +426,37 @@ fn grant_capabilities(
     })
 }
 
-/// Refuses environment variables, input, open input, mounts and a working directory for a run
-/// without WASI: nobody could hand them to the guest.
+/// Checks what the fields of a spec must be together, and returns the spec.
+///
+/// # Errors
+/// `SPEC_INVALID`, naming a field that another rules out.
+pub(super) fn consistent(spec: RunSpec) -> Result<RunSpec, Refusal> {
+    needs_wasi(&spec)?;
+    request::check_path_conflicts(&spec)?;
+    Ok(spec)
+}
+
+/// Refuses environment variables, input, open input, mounts, files and a working directory for a
+/// run without WASI: nobody could hand them to the guest.
+///
+/// # Errors
+/// `SPEC_INVALID`, naming the first of them.
 fn needs_wasi(spec: &RunSpec) -> Result<(), Refusal> {
     if spec.wasi {
         return Ok(());
     }
+    let files = spec.files.as_ref();
     let given = [
         ("spec.env", !spec.env.is_empty()),
         ("spec.stdin", !spec.stdin.is_empty()),
         ("spec.open_stdin", spec.open_stdin),
         ("spec.mounts", !spec.mounts.is_empty()),
         (WORKING_DIR_FIELD, spec.working_dir.is_some()),
+        (
+            "spec.files",
+            files.is_some_and(|files| !files.given.is_empty()),
+        ),
+        ("spec.collect", files.is_some()),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(Refusal::invalid(

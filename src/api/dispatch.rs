@@ -1,5 +1,5 @@
-//! Dispatches every call on a connection: `Run` goes to its fast path, and all other methods go to
-//! the service with the layers around it.
+//! Dispatches every call on a connection: `Run` and `Execute` go to their fast path, and all other
+//! methods go to the service with the layers around it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use super::layers::response_body::{ResponseBody, TimedBody};
 use super::listen::Peer;
 use super::methods::ApiMethod;
 use super::run_fast_path::RunFastPath;
+use crate::language::Catalogue;
 use crate::run::Runner;
 
 /// A service that answers calls, with the layers around it.
@@ -43,8 +44,8 @@ impl<S> CallService for S where
 {
 }
 
-/// A dispatcher that answers a `Run` on its own path, and any other call with a service that has
-/// layers around it.
+/// A dispatcher that answers a `Run` or an `Execute` on its own path, and any other call with a
+/// service that has layers around it.
 #[derive(Clone)]
 pub struct CallDispatcher<S> {
     run: Arc<RunFastPath>,
@@ -53,12 +54,12 @@ pub struct CallDispatcher<S> {
 }
 
 impl<S> CallDispatcher<S> {
-    /// Creates a dispatcher. Its `Run` path uses the same `authentication` and `limits` that are
+    /// Creates a dispatcher. Its fast path uses the same `authentication` and `limits` that are
     /// around `layered`. Each call is counted in `counters`.
     pub fn new(
         authentication: Authentication,
         limits: RequestLimits,
-        runner: Arc<Runner>,
+        (runner, catalogue): (Arc<Runner>, Arc<Catalogue>),
         layered: S,
         counters: Arc<CallCounters>,
     ) -> Self {
@@ -66,6 +67,7 @@ impl<S> CallDispatcher<S> {
             authentication,
             request_limits: limits,
             runner,
+            catalogue,
         };
         Self {
             run: Arc::new(run),
@@ -89,8 +91,8 @@ where
         let timer = self.counters.begin(method);
         let unwanted = peer.unwanted_bodies();
         let body = |body| RequestBody::new(body, unwanted);
-        if RunFastPath::takes(method, &request) {
-            let answer = self.run.answer(&peer, request.map(body)).await;
+        if let Some(method) = RunFastPath::takes(method, &request) {
+            let answer = self.run.answer(method, &peer, request.map(body)).await;
             return Ok(timed(answer, timer));
         }
         request.extensions_mut().insert(Peer::clone(&peer));
@@ -104,13 +106,13 @@ where
         let method = ApiMethod::at(request.uri().path());
         let timer = self.counters.begin(method);
         let answer = match RunFastPath::takes(method, &request) {
-            true => self.run.answer(peer, request).await,
-            false => self.layered(request).await,
+            Some(method) => self.run.answer(method, peer, request).await,
+            None => self.layered(request).await,
         };
         timed(answer, timer).map(Body::new)
     }
 
-    /// Answers a call of any method but `Run`.
+    /// Answers a call of any method that has no path of its own.
     async fn layered(&self, request: Request<Body>) -> Response<ResponseBody> {
         let answered = self.layered.clone().oneshot(request).await;
         let answer = answered.unwrap_or_else(|never| match never {});

@@ -5,12 +5,17 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::{proto, status};
+use crate::archive::ArchiveState;
 use crate::library::{StoreReceipt, StoredModule};
+use crate::model::collected::{FileHead, UncollectedFile, UncollectedReason};
 use crate::model::limits::OutputPolicy;
 use crate::model::module::{Exported, Imported};
 use crate::model::outcome::{CancelCause, Frame, Outcome, RunReport, Stream, Trap, Value};
 use crate::model::request::{Digest, RunId};
-use crate::run::{BulkCancelReport, CancelledRun, GrantedLimits, Run, RunRecord, RunState};
+use crate::run::{
+    BulkCancelReport, CancelledRun, DeletionReport, GrantedLimits, Run, RunRecord, RunState,
+    SessionRecord,
+};
 use crate::sandbox::AcceptedInput;
 
 /// Encodes how a run ended.
@@ -37,7 +42,10 @@ fn result_of(
         stdin_read,
         stdout,
         stderr,
+        uncollected,
+        session,
     } = ended;
+    let uncollected = uncollected.as_deref();
     proto::RunResult {
         run_id: id.to_string(),
         module_digest: self::digest(digest),
@@ -57,6 +65,29 @@ fn result_of(
         stderr_truncated: stderr.truncated,
         values: values.iter().copied().map(value).collect(),
         stdin_bytes: *stdin_read,
+        uncollected: uncollected.map_or_else(Vec::new, |files| {
+            files.named.iter().map(uncollected_file).collect()
+        }),
+        uncollected_total: uncollected.map_or(0, |files| files.count),
+        session: session.map(|session| proto::SessionState {
+            executions: session.executions,
+            ended: session.ended,
+        }),
+    }
+}
+
+/// Encodes what a listing tells of a session.
+pub(super) fn session(session: &SessionRecord) -> proto::Session {
+    proto::Session {
+        name: session.name.to_string(),
+        language: session.language.clone(),
+        module_digest: session.module.to_string(),
+        began: Some(session.begun.into()),
+        used: Some(session.used.into()),
+        expires: session.expires.map(Into::into),
+        executions: session.executions,
+        run_id: session.busy.map_or_else(String::new, |run| run.to_string()),
+        memory_bytes: session.memory,
     }
 }
 
@@ -95,19 +126,37 @@ pub(super) fn run(record: &RunRecord) -> proto::RunInfo {
             }
             Err(refusal) => End::Error(status::run_error(refusal)),
         }),
+        archive: archive_state(record.archive).into(),
+        trace_id: record.trace_id.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 
-/// Encodes a run for a listing, which leaves out the returned values and the backtrace of a trap.
+/// Encodes a run for a listing, which leaves out the returned values, the files that were not
+/// collected, and the backtrace of a trap.
 pub(super) fn listed_run(record: &RunRecord) -> proto::RunInfo {
-    let mut info = run(record);
+    listed_info(run(record))
+}
+
+/// Leaves out what a listing does not tell of a run.
+pub(super) fn listed_info(mut info: proto::RunInfo) -> proto::RunInfo {
     if let Some(proto::run_info::End::Result(result)) = &mut info.end {
         result.values.clear();
+        result.uncollected.clear();
+        result.uncollected_total = 0;
         if let Some(trap) = &mut result.trap {
             trap.backtrace.clear();
         }
     }
     info
+}
+
+fn archive_state(state: Option<ArchiveState>) -> proto::ArchiveState {
+    match state {
+        None => proto::ArchiveState::Unspecified,
+        Some(ArchiveState::Queued) => proto::ArchiveState::Queued,
+        Some(ArchiveState::Written) => proto::ArchiveState::Written,
+        Some(ArchiveState::Dropped) => proto::ArchiveState::Dropped,
+    }
 }
 
 /// Encodes what became of the runs that a selector matched.
@@ -124,6 +173,21 @@ pub(super) fn cancelled_runs(report: &BulkCancelReport) -> proto::CancelRunsResp
     proto::CancelRunsResponse {
         runs: runs.iter().map(run).collect(),
         unfinished: u32::try_from(*unfinished).unwrap_or(u32::MAX),
+    }
+}
+
+/// Encodes how many runs were deleted, or would be, and the ids of the first of them.
+pub(super) fn deleted_runs(report: &DeletionReport) -> proto::DeleteRunsResponse {
+    let DeletionReport {
+        deleted,
+        first,
+        numbers: _,
+        unfinished,
+    } = report;
+    proto::DeleteRunsResponse {
+        deleted: *deleted,
+        run_ids: first.iter().map(RunId::to_string).collect(),
+        unfinished: *unfinished,
     }
 }
 
@@ -278,6 +342,39 @@ pub(super) fn output(stream: Stream, bytes: Bytes) -> proto::stream_event::Event
     match stream {
         Stream::Stdout => proto::stream_event::Event::Stdout(bytes),
         Stream::Stderr => proto::stream_event::Event::Stderr(bytes),
+    }
+}
+
+/// Encodes a piece of a file that a run returns as an event.
+pub(super) fn file_chunk(head: &FileHead, offset: u64, bytes: Bytes) -> proto::stream_event::Event {
+    let FileHead {
+        path,
+        content_type,
+        size,
+    } = head;
+    proto::stream_event::Event::File(proto::FileChunk {
+        path: path.clone(),
+        content_type: (*content_type).to_owned(),
+        size: *size,
+        offset,
+        data: bytes,
+    })
+}
+
+fn uncollected_file(file: &UncollectedFile) -> proto::UncollectedFile {
+    let UncollectedFile { path, size, reason } = file;
+    let reason = match reason {
+        UncollectedReason::NotFound => proto::UncollectedReason::NotFound,
+        UncollectedReason::NotRegular => proto::UncollectedReason::NotRegular,
+        UncollectedReason::TooManyFiles => proto::UncollectedReason::TooManyFiles,
+        UncollectedReason::TooManyBytes => proto::UncollectedReason::TooManyBytes,
+        UncollectedReason::PathTooLong => proto::UncollectedReason::PathTooLong,
+        UncollectedReason::SearchTimedOut => proto::UncollectedReason::SearchTimedOut,
+    };
+    proto::UncollectedFile {
+        path: path.clone(),
+        size: *size,
+        reason: reason.into(),
     }
 }
 

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::codec::decoded;
 use super::layers::call_deadline::CallTiming;
-use super::{decode, decode_stats, proto};
+use super::{decode, decode_runs, decode_stats, proto};
 use crate::model::limits::OutputMode;
 use crate::model::policy::Policy;
 use crate::model::refusal::Refusal;
@@ -21,12 +21,13 @@ pub(crate) fn message(bytes: &[u8], policy: &Policy) {
     judge(spec(bytes, policy, OutputMode::Streamed));
     judge(decoded(bytes).and_then(|message| decode::load(message, policy).map(drop)));
     judge(decoded(bytes).and_then(|message| decode::page(message).map(drop)));
-    judge(decoded(bytes).and_then(|message| decode::run_page(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode_runs::run_page(message).map(drop)));
     judge(decoded(bytes).and_then(|message| {
         let proto::WatchRunsRequest { states, labels } = message;
-        decode::selector(states, labels).map(drop)
+        decode_runs::selector(states, labels).map(drop)
     }));
-    judge(decoded(bytes).and_then(|message| decode::cancel_runs(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode_runs::cancel_runs(message).map(drop)));
+    judge(decoded(bytes).and_then(|message| decode_runs::delete_runs(message).map(drop)));
     judge(decoded(bytes).and_then(|message| decode_stats::stats_watch(message).map(drop)));
     judge(decoded(bytes).and_then(|message| {
         let proto::GetStatsRequest { history } = message;

@@ -12,6 +12,7 @@ use super::health_proto::health_server::Health;
 use super::health_proto::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
 };
+use super::proto::execution_service_server::SERVICE_NAME as EXECUTION_SERVICE;
 use super::proto::module_service_server::SERVICE_NAME as MODULE_SERVICE;
 use super::proto::run_service_server::SERVICE_NAME as RUN_SERVICE;
 use super::proto::sandbox_service_server::SERVICE_NAME as SANDBOX_SERVICE;
@@ -20,8 +21,9 @@ use super::sandbox::DaemonPhase;
 use crate::model::refusal::{Reason, Refusal, list, quote};
 
 /// The services whose health is reported. The empty name stands for the daemon as a whole.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
+    EXECUTION_SERVICE,
     MODULE_SERVICE,
     RUN_SERVICE,
     SANDBOX_SERVICE,

@@ -7,10 +7,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::client_stream::{self, ClientStreamError, malformed, piece};
 use super::proto::interact_request::Frame;
-use super::proto::{Cancel, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
+use super::proto::{Cancel, ExecutionSpec, InteractRequest, RunSpec, StdinEof, TellStdinDemand};
 use super::run_event_stream::RunEventStream;
-use super::start::RunCall;
+use super::start::{AskedRun, RunCall};
 use super::status;
+use crate::language::Catalogue;
 use crate::model::refusal::Refusal;
 use crate::run::{Run, RunMethod, Runner, with_deadline};
 use crate::sandbox::{Input, MAX_STDIN_CHUNK};
@@ -19,6 +20,7 @@ use crate::sandbox::{Input, MAX_STDIN_CHUNK};
 /// the answer.
 pub(super) async fn interact(
     runner: &Arc<Runner>,
+    catalogue: &Catalogue,
     request: Request<Streaming<InteractRequest>>,
 ) -> Result<Response<RunEventStream>, Status> {
     let call = RunCall::from_request(runner, &request, RunMethod::Interact)?;
@@ -35,16 +37,24 @@ pub(super) async fn interact(
         }
         Err(ClientStreamError::Broken(status)) => return Err(status),
     };
+    let (call, asked, detach, stays_open) = match spec {
+        InteractionStart::Module(spec) => {
+            let (detach, open_stdin) = (spec.detach, spec.open_stdin);
+            (call, AskedRun::Module(Some(*spec)), detach, open_stdin)
+        }
+        InteractionStart::Program(spec) => {
+            let (detach, open_stdin) = (spec.detach, spec.open_stdin);
+            let asked = AskedRun::Program(Some(*spec), catalogue);
+            (call.executes(), asked, detach, open_stdin)
+        }
+    };
     let input = Arc::new(Input::default());
     // Created before the run can start, because its caller may leave before that.
     let taken = CloseInputGuard {
         input: Arc::clone(&input),
-        closes: spec.detach && !spec.open_stdin,
+        closes: detach && !stays_open,
     };
-    let stays_open = spec.open_stdin;
-    let attached = call
-        .start(runner, Some(spec), Some(Arc::clone(&input)))
-        .await?;
+    let attached = call.start(runner, asked, Some(Arc::clone(&input))).await?;
     let mut taking = JoinSet::new();
     let run = Arc::clone(&attached.run);
     taking.spawn(async move {
@@ -73,15 +83,24 @@ impl Drop for CloseInputGuard {
     }
 }
 
-/// Reads the first message, which has to be the interaction's `start`.
-async fn start(frames: &mut Streaming<InteractRequest>) -> Result<RunSpec, ClientStreamError> {
+/// What the first message of an interaction asks for.
+enum InteractionStart {
+    Module(Box<RunSpec>),
+    Program(Box<ExecutionSpec>),
+}
+
+/// Reads the first message, which has to be the interaction's `start` or `execute`.
+async fn start(
+    frames: &mut Streaming<InteractRequest>,
+) -> Result<InteractionStart, ClientStreamError> {
     match next(frames).await? {
-        Some(Frame::Start(spec)) => Ok(*spec),
+        Some(Frame::Start(spec)) => Ok(InteractionStart::Module(spec)),
+        Some(Frame::Execute(spec)) => Ok(InteractionStart::Program(spec)),
         Some(
             Frame::Stdin(_) | Frame::StdinEof(_) | Frame::Cancel(_) | Frame::TellStdinDemand(_),
         )
         | None => Err(malformed(
-            "the first message of an interaction is its `start`",
+            "the first message of an interaction is its `start` or `execute`",
         )),
     }
 }
@@ -108,7 +127,9 @@ async fn forward_input(
             return Ok(());
         };
         match frame {
-            Frame::Start(_) => return Err(malformed("an interaction has one `start`")),
+            Frame::Start(_) | Frame::Execute(_) => {
+                return Err(malformed("an interaction has one `start` or `execute`"));
+            }
             Frame::Stdin(_) if !open => return Err(malformed("`stdin` came after `stdin_eof`")),
             Frame::Stdin(bytes) => {
                 let bytes = piece("stdin", bytes, MAX_STDIN_CHUNK)?;
@@ -151,7 +172,7 @@ async fn next(frames: &mut Streaming<InteractRequest>) -> Result<Option<Frame>, 
     client_stream::next(
         frames,
         frame,
-        "a message of an interaction has a `start`, `stdin`, `stdin_eof`, `cancel` or `tell_stdin_demand`",
+        "a message of an interaction has a `start`, `execute`, `stdin`, `stdin_eof`, `cancel` or `tell_stdin_demand`",
     )
     .await
 }

@@ -20,6 +20,8 @@ const MAX_UPLOAD_MESSAGE: u64 = MAX_UPLOAD_CHUNK as u64 + LOAD_SLACK;
 /// The most bytes of a question about runs, whose selector has at most 32 labels of 256 bytes, or
 /// about their figures.
 const MAX_QUESTION: u64 = 64 << 10;
+/// The most bytes of a call that deletes runs, which may name 1,000 ids of 99 bytes.
+const MAX_DELETION: u64 = 128 << 10;
 /// The most bytes of the first message of an interaction. A larger module has to be loaded before.
 const MAX_INTERACT_START: u64 = 1 << 20;
 /// The most bytes of a question about health, which may be open to everybody.
@@ -170,12 +172,12 @@ impl ApiMethod {
     /// Returns the contract of the method.
     pub(super) const fn contract(self) -> Contract {
         match self {
-            Self::SandboxRun => Contract {
+            Self::SandboxRun | Self::ExecutionExecute => Contract {
                 response: ResponseKind::Run,
                 deadline: DeadlineRule::Method,
                 ..Contract::PLAIN
             },
-            Self::SandboxRunStream => Contract {
+            Self::SandboxRunStream | Self::ExecutionExecuteStream => Contract {
                 response: ResponseKind::RunStream,
                 deadline: DeadlineRule::Method,
                 ..Contract::PLAIN
@@ -204,7 +206,20 @@ impl ApiMethod {
                 effect: Effect::Changes,
                 ..Contract::QUESTION
             },
-            Self::RunGetRun | Self::RunListRuns | Self::StatsGetStats => Contract::QUESTION,
+            Self::RunDeleteRuns => Contract {
+                cap: CapRule::Fixed(MAX_DELETION, "a call names 1,000 runs at the most"),
+                deadline: DeadlineRule::Method,
+                ..Contract::PLAIN
+            },
+            Self::RunGetRun
+            | Self::RunListRuns
+            | Self::StatsGetStats
+            | Self::ExecutionListLanguages
+            | Self::ExecutionListSessions => Contract::QUESTION,
+            Self::ExecutionCloseSession => Contract {
+                effect: Effect::Changes,
+                ..Contract::QUESTION
+            },
             Self::RunSendInput => Contract {
                 cap: CapRule::Fixed(INPUT_MESSAGE, "a piece of input has 64 KiB"),
                 ..Contract::PLAIN
@@ -233,12 +248,12 @@ pub(crate) enum EntryRule {
     /// They are not counted: the message has no repeated field, or comes from a daemon that its
     /// client trusts.
     Uncounted,
-    /// Its own entries are counted and charged, and so are those of the messages that these field
-    /// numbers lead to, each within the one before it.
-    Charged(&'static [u32]),
+    /// Its own entries are counted and charged, and so are those of the messages that the path
+    /// leads to, which has the numbers of the fields to follow at each level.
+    Charged(&'static [&'static [u32]]),
     /// Its entries are counted in the same way, but only a few are allowed. They are used up as
     /// they arrive, and not charged.
-    Few(&'static [u32]),
+    Few(&'static [&'static [u32]]),
 }
 
 /// A message of the API that the codec can decode.
@@ -259,19 +274,23 @@ macro_rules! messages {
     };
 }
 
-// Field 1 is the spec, or the start that has one; field 10 of a spec is its security.
+// Field 1 is the spec; field 10 of a spec is its security. An interaction starts with a spec in
+// field 1 or with a program in field 6.
 messages! {
-    EntryRule::Charged(&[1, 10]) =>
-        proto::RunRequest, proto::RunStreamRequest, proto::InteractRequest;
+    EntryRule::Charged(&[&[1], &[10]]) => proto::RunRequest, proto::RunStreamRequest;
+    EntryRule::Charged(&[&[1, 6], &[10]]) => proto::InteractRequest;
+    // Field 1 is the spec, which has its repeated fields itself.
+    EntryRule::Charged(&[&[1]]) => proto::ExecuteRequest, proto::ExecuteStreamRequest;
     EntryRule::Charged(&[]) =>
         proto::LoadModuleRequest, proto::ListModulesRequest, proto::ListRunsRequest,
-        proto::WatchRunsRequest, proto::CancelRunsRequest;
-    EntryRule::Few(&[1]) => proto::UploadModuleRequest;
+        proto::WatchRunsRequest, proto::CancelRunsRequest, proto::DeleteRunsRequest;
+    EntryRule::Few(&[&[1]]) => proto::UploadModuleRequest;
     // Requests without a repeated field.
     EntryRule::Uncounted =>
         proto::HealthRequest, proto::GetModuleRequest, proto::DeleteModuleRequest,
         proto::GetRunRequest, proto::CancelRunRequest, proto::AttachRunRequest,
-        proto::SendInputRequest,
+        proto::SendInputRequest, proto::ListLanguagesRequest, proto::ListSessionsRequest,
+        proto::CloseSessionRequest,
         proto::GetStatsRequest, proto::WatchStatsRequest,
         super::health_proto::HealthCheckRequest, super::health_proto::HealthListRequest;
     // Responses, which a client decodes.
@@ -280,7 +299,9 @@ messages! {
         proto::UploadModuleResponse, proto::ListModulesResponse, proto::GetModuleResponse,
         proto::DeleteModuleResponse, proto::ListRunsResponse, proto::WatchRunsResponse,
         proto::GetRunResponse, proto::CancelRunResponse, proto::CancelRunsResponse,
-        proto::SendInputResponse,
+        proto::DeleteRunsResponse,
+        proto::SendInputResponse, proto::ExecuteResponse, proto::ListLanguagesResponse,
+        proto::ListSessionsResponse, proto::CloseSessionResponse,
         proto::GetStatsResponse, proto::WatchStatsResponse,
         super::health_proto::HealthCheckResponse, super::health_proto::HealthListResponse;
 }

@@ -1,6 +1,8 @@
 //! The gRPC edge of the daemon: it decodes requests, calls `run`, and encodes the answers. No wire
 //! type goes further than this module.
 
+mod archived_line;
+mod archived_runs;
 mod browser_answers;
 mod call_counters;
 mod client_stream;
@@ -8,10 +10,14 @@ mod client_streaming_calls;
 mod client_tls;
 pub(crate) mod codec;
 pub(crate) mod decode;
+mod decode_execution;
+mod decode_files;
+mod decode_runs;
 mod decode_stats;
 mod dispatch;
 pub(crate) mod encode;
 mod encode_stats;
+mod execution;
 pub(crate) mod fuzz;
 mod grpc_web;
 mod health;
@@ -24,12 +30,14 @@ mod origin_guard;
 mod reflection;
 mod run_event_stream;
 mod run_fast_path;
+mod run_lookup;
 mod runs;
 mod sandbox;
 mod serve;
 mod start;
 mod stats;
 mod status;
+mod trace_parent;
 mod web_gate;
 mod web_server;
 
@@ -59,10 +67,12 @@ pub mod health_proto {
     tonic::include_proto!("grpc.health.v1");
 }
 
+pub use self::archived_runs::encode_ended;
 pub use self::call_counters::CallCounters;
 pub use self::client_streaming_calls::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub(crate) use self::client_tls::{ClientTls, ClientTlsStream, TrustedAuthorities};
 pub use self::dispatch::{CallDispatcher, CallService};
+pub use self::execution::ExecutionApi;
 pub use self::grpc_web::{GrpcWeb, is_grpc_web};
 pub use self::health::HealthApi;
 pub use self::layers::auth::Authentication;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::layers::response_budget::ReservationExtension;
 use super::proto::stream_event::Event as Wire;
@@ -81,6 +81,7 @@ impl Stream for RunEventStream {
             // had left.
             let (id, seq) = (&open.run.id, open.next_seq());
             let event = encode::event(id, seq, SystemTime::now(), Wire::Error(error));
+            open.span.end(status::code_name(Code::Ok));
             *attached = None;
             return Poll::Ready(Some(Ok(event)));
         }
@@ -99,6 +100,7 @@ impl Stream for RunEventStream {
             .is_none_or(|event| matches!(event.payload, EventPayload::End(_)));
         let event = event.map(|event| Ok(encoded(&open.run, event)));
         if over {
+            open.span.end(status::code_name(Code::Ok));
             *attached = None;
             taking.abort_all();
         }
@@ -131,6 +133,11 @@ fn encoded(
     let event = match what {
         EventPayload::Started => Wire::Started(encode::started(run)),
         EventPayload::Output(stream, bytes) => encode::output(stream, bytes),
+        EventPayload::File {
+            head,
+            offset,
+            bytes,
+        } => encode::file_chunk(&head, offset, bytes),
         EventPayload::Lost { first_seq, count } => Wire::Lost(Lost { first_seq, count }),
         EventPayload::End(end) => match &*end {
             Ok(ended) => Wire::Exit(Box::new(encode::result(run, ended))),

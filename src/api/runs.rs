@@ -7,22 +7,27 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::layers::auth::tenant_of;
+use super::listen::Peer;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
 use super::run_event_stream::RunEventStream;
-use super::{decode, encode, interact, proto};
+use super::run_lookup::{AttachedStream, RunLookup};
+use super::{decode, decode_runs, encode, interact, proto};
+use crate::language::Catalogue;
 use crate::model::request::RunId;
 use crate::run::{CancelReport, RunUpdate, Runner, Watch};
 
 /// The implementation of `RunService`.
 pub struct RunApi {
     runner: Arc<Runner>,
+    catalogue: Arc<Catalogue>,
 }
 
 impl RunApi {
-    /// Creates the service, which hands its requests to `runner`.
-    pub fn new(runner: Arc<Runner>) -> Self {
-        Self { runner }
+    /// Creates the service, which hands its requests to `runner`. Interactions may execute programs
+    /// in the languages of `catalogue`.
+    pub fn new(runner: Arc<Runner>, catalogue: Arc<Catalogue>) -> Self {
+        Self { runner, catalogue }
     }
 }
 
@@ -50,7 +55,7 @@ fn told(watch: Watch) -> impl Stream<Item = Result<proto::WatchRunsResponse, Sta
 #[tonic::async_trait]
 impl RunService for RunApi {
     type WatchRunsStream = RunUpdateStream;
-    type AttachRunStream = RunEventStream;
+    type AttachRunStream = AttachedStream;
     type InteractStream = RunEventStream;
 
     async fn list_runs(
@@ -58,14 +63,9 @@ impl RunService for RunApi {
         request: Request<proto::ListRunsRequest>,
     ) -> Result<Response<proto::ListRunsResponse>, Status> {
         let tenant = tenant_of(&request)?;
-        let page = decode::run_page(request.into_inner())?;
-        let (runs, next) = self
-            .runner
-            .runs(&tenant, &page.selector, page.before, page.size);
-        Ok(Response::new(proto::ListRunsResponse {
-            runs: runs.iter().map(encode::listed_run).collect(),
-            next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
-        }))
+        let page = decode_runs::run_page(request.into_inner())?;
+        let runs = RunLookup::new(&self.runner, &tenant);
+        Ok(Response::new(runs.list(&page).await?))
     }
 
     async fn watch_runs(
@@ -74,7 +74,7 @@ impl RunService for RunApi {
     ) -> Result<Response<RunUpdateStream>, Status> {
         let tenant = tenant_of(&request)?;
         let proto::WatchRunsRequest { states, labels } = request.into_inner();
-        let selector = decode::selector(states, labels)?;
+        let selector = decode_runs::selector(states, labels)?;
         let watch = self.runner.watch(&tenant, selector)?;
         Ok(Response::new(Box::pin(told(watch))))
     }
@@ -86,8 +86,8 @@ impl RunService for RunApi {
         let tenant = tenant_of(&request)?;
         let proto::GetRunRequest { run_id } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let run = self.runner.find(&tenant, &id)?;
-        let run = Some(encode::run(&run));
+        let run = RunLookup::new(&self.runner, &tenant).get(&id).await?;
+        let run = Some(run);
         Ok(Response::new(proto::GetRunResponse { run }))
     }
 
@@ -118,7 +118,7 @@ impl RunService for RunApi {
     ) -> Result<Response<proto::CancelRunsResponse>, Status> {
         let deadline = decode::response_deadline(&request)?;
         let tenant = tenant_of(&request)?;
-        let (selector, dry_run) = decode::cancel_runs(request.into_inner())?;
+        let (selector, dry_run) = decode_runs::cancel_runs(request.into_inner())?;
         let matched = self.runner.match_in_flight(&tenant, &selector);
         let report = if dry_run {
             matched.report()
@@ -126,6 +126,20 @@ impl RunService for RunApi {
             matched.cancel(deadline).await
         };
         Ok(Response::new(encode::cancelled_runs(&report)))
+    }
+
+    async fn delete_runs(
+        &self,
+        request: Request<proto::DeleteRunsRequest>,
+    ) -> Result<Response<proto::DeleteRunsResponse>, Status> {
+        let deadline = decode::response_deadline(&request)?;
+        let tenant = tenant_of(&request)?;
+        let peer = request.extensions().get::<Peer>();
+        let caller = peer.map_or_else(|| "unknown".into(), Peer::name);
+        let (deletion, dry_run) = decode_runs::delete_runs(request.into_inner())?;
+        let runs = RunLookup::new(&self.runner, &tenant);
+        let deleted = runs.delete(&caller, &deletion, dry_run, deadline).await?;
+        Ok(Response::new(deleted))
     }
 
     async fn send_input(
@@ -142,18 +156,18 @@ impl RunService for RunApi {
     async fn attach_run(
         &self,
         request: Request<proto::AttachRunRequest>,
-    ) -> Result<Response<RunEventStream>, Status> {
+    ) -> Result<Response<AttachedStream>, Status> {
         let tenant = tenant_of(&request)?;
         let proto::AttachRunRequest { run_id, from_seq } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let attached = self.runner.attach(&tenant, &id, from_seq)?;
-        Ok(RunEventStream::answer(attached))
+        let runs = RunLookup::new(&self.runner, &tenant);
+        Ok(runs.attach(&id, from_seq).await?)
     }
 
     async fn interact(
         &self,
         request: Request<Streaming<proto::InteractRequest>>,
     ) -> Result<Response<RunEventStream>, Status> {
-        interact::interact(&self.runner, request).await
+        interact::interact(&self.runner, &self.catalogue, request).await
     }
 }

@@ -12,7 +12,7 @@ use super::layers::auth::tenant_of;
 use super::layers::request_limits::ChargeExtension;
 use super::proto::sandbox_service_server::SandboxService;
 use super::run_event_stream::RunEventStream;
-use super::start::RunCall;
+use super::start::{AskedRun, RunCall};
 use super::{decode, encode, proto};
 use crate::library::ModuleLibrary;
 use crate::model::refusal::Refusal;
@@ -88,7 +88,9 @@ impl SandboxService for SandboxApi {
     ) -> Result<Response<RunEventStream>, Status> {
         let call = RunCall::from_request(&self.runner, &request, RunMethod::RunStream)?;
         let proto::RunStreamRequest { spec } = request.into_inner();
-        let attached = call.start(&self.runner, spec, None).await?;
+        let attached = call
+            .start(&self.runner, AskedRun::Module(spec), None)
+            .await?;
         Ok(RunEventStream::answer(attached))
     }
 

@@ -9,15 +9,25 @@ use tonic::{Request, Response, Status};
 use super::layers::auth::tenant_of;
 use super::layers::request_limits::ChargeExtension;
 use super::listen::Peer;
-use super::{decode, proto, status};
+use super::{decode, decode_execution, decode_files, proto, status, trace_parent};
+use crate::language::Catalogue;
 use crate::model::limits::OutputMode;
 use crate::model::refusal::Refusal;
 use crate::model::request::{ModuleRef, RunId, RunSpec};
+use crate::otlp::{CallSpan, CallTrace};
 use crate::run::{
     Origin, PendingResponse, RefusedRun, RequestCharge, RunHandle, RunMethod, Runner, StartRequest,
     Tenant,
 };
 use crate::sandbox::Input;
+
+/// What a call asks for, as it came over the wire.
+pub(super) enum AskedRun<'a> {
+    /// The run of a module.
+    Module(Option<proto::RunSpec>),
+    /// The execution of a program in a language of the catalogue.
+    Program(Option<proto::ExecutionSpec>, &'a Catalogue),
+}
 
 /// A call that asks for a run, which has its id already.
 pub(super) struct RunCall {
@@ -26,6 +36,8 @@ pub(super) struct RunCall {
     origin: Origin,
     deadline: Result<Option<Instant>, Refusal>,
     charge: Option<RequestCharge>,
+    /// The span of the call, which ends with its answer.
+    span: CallSpan,
 }
 
 impl RunCall {
@@ -42,30 +54,45 @@ impl RunCall {
         let peer = request.extensions().get::<Peer>();
         let charge = ChargeExtension::of(request).charge;
         let deadline = decode::response_deadline(request);
-        Ok(Self::new(runner, method, tenant, peer, charge, deadline))
+        let parent = trace_parent::of(request.metadata().as_ref());
+        let arrived = decode::arrival(request);
+        let trace = runner.begin_trace(method, &tenant, parent, arrived);
+        let call = (peer, trace);
+        Ok(Self::new(runner, method, tenant, call, charge, deadline))
     }
 
-    /// Creates a call of `tenant` that holds `charge`, and whose answer has to be on its way by
-    /// `deadline`.
+    /// Creates a call of `tenant` by a peer and with the trace that it belongs to. The call holds
+    /// `charge`, and its answer has to be on its way by `deadline`.
     pub(super) fn new(
         runner: &Runner,
         method: RunMethod,
         tenant: Arc<Tenant>,
-        peer: Option<&Peer>,
+        (peer, trace): (Option<&Peer>, Option<Arc<CallTrace>>),
         charge: Option<RequestCharge>,
         deadline: Result<Option<Instant>, Refusal>,
     ) -> Self {
+        let id = RunId::new(runner.instance());
+        let span = CallSpan::new(trace.as_ref());
+        span.attach(id);
         Self {
-            id: RunId::new(runner.instance()),
+            id,
+            span,
             origin: Origin {
                 method,
                 caller: peer.map_or_else(|| "unknown".into(), Peer::name),
                 tenant: Arc::clone(&tenant.name),
+                trace: trace.into(),
             },
             tenant,
             deadline,
             charge,
         }
+    }
+
+    /// Makes this a call whose run executes a program rather than a module.
+    pub(super) fn executes(mut self) -> Self {
+        self.origin.method = RunMethod::InteractExecute;
+        self
     }
 
     /// Returns by when the answer has to be on its way; `None` if the caller did not say how long
@@ -83,16 +110,17 @@ impl RunCall {
     /// # Errors
     /// Whatever keeps the run from its first instruction.
     pub(super) async fn start(
-        self,
+        mut self,
         runner: &Arc<Runner>,
-        spec: Option<proto::RunSpec>,
+        asked: AskedRun<'_>,
         input: Option<Arc<Input>>,
     ) -> Result<RunHandle, Status> {
-        let (spec, deadline) = match self.decoded(spec) {
+        let (spec, deadline) = match self.decoded(asked) {
             Ok(decoded) => decoded,
             Err(refusal) => return Err(self.record_refusal(runner, refusal)),
         };
         let input = input.or_else(|| spec.open_stdin.then(Arc::default));
+        let mut span = std::mem::take(&mut self.span);
         let asked = StartRequest {
             delivery: self.delivery(),
             id: self.id,
@@ -103,34 +131,60 @@ impl RunCall {
             deadline,
             held_until_started: self.charge,
         };
-        let started = runner.start(Box::new(asked)).await;
-        started.map_err(|RefusedRun { id, refusal }| status::for_run(&refusal, &id))
+        match runner.start(Box::new(asked)).await {
+            Ok(handle) => Ok(handle.in_span(span)),
+            Err(RefusedRun { id, refusal }) => {
+                let status = status::for_run(&refusal, &id);
+                span.end(status::code_name(status.code()));
+                Err(status)
+            }
+        }
     }
 
     /// Records a run that was refused before its request was known to be well formed, and returns
     /// the status for its caller.
-    pub(super) fn record_refusal(self, runner: &Runner, refusal: Refusal) -> Status {
+    pub(super) fn record_refusal(mut self, runner: &Runner, refusal: Refusal) -> Status {
         let refusal = runner.refused(self.tenant, &self.id, self.origin, refusal);
-        status::for_run(&refusal, &self.id)
+        let status = status::for_run(&refusal, &self.id);
+        self.span.end(status::code_name(status.code()));
+        status
     }
 
     /// Returns how the caller gets the run's output: as a whole at the end, or as it is written.
     fn delivery(&self) -> OutputMode {
         match self.origin.method {
-            RunMethod::Run => OutputMode::Captured,
-            RunMethod::RunStream | RunMethod::Interact => OutputMode::Streamed,
+            RunMethod::Run | RunMethod::Execute => OutputMode::Captured,
+            RunMethod::RunStream
+            | RunMethod::Interact
+            | RunMethod::InteractExecute
+            | RunMethod::ExecuteStream => OutputMode::Streamed,
         }
     }
 
-    /// Decodes what is asked for and by when the answer has to be on its way. Input and module keep
-    /// the request's charge.
-    fn decoded(&self, spec: Option<proto::RunSpec>) -> Result<(RunSpec, Option<Instant>), Refusal> {
+    /// Decodes what is asked for and by when the answer has to be on its way. Input, files and
+    /// module keep the request's charge.
+    fn decoded(&self, asked: AskedRun<'_>) -> Result<(RunSpec, Option<Instant>), Refusal> {
         let deadline = self.deadline()?;
-        let mut spec = decode::spec(spec, &self.tenant.policy, self.delivery())?;
-        if self.origin.method == RunMethod::Interact {
+        let (policy, charge) = (&self.tenant.policy, self.charge.as_ref());
+        let mut spec = match asked {
+            AskedRun::Module(spec) => decode::spec(spec, policy, self.delivery())?,
+            AskedRun::Program(spec, catalogue) => {
+                let input = self.origin.method == RunMethod::InteractExecute;
+                let delivery = (self.delivery(), input);
+                decode_execution::execution(spec, catalogue, policy, delivery, charge)?
+            }
+        };
+        if matches!(
+            self.origin.method,
+            RunMethod::Interact | RunMethod::InteractExecute
+        ) {
             decode::interactive(&spec)?;
         }
         spec.stdin = decode::hold_charge_with(spec.stdin, self.charge.as_ref());
+        if let Some(files) = &mut spec.files {
+            let charge = self.charge.as_ref();
+            decode_files::share_files(files, |bytes| decode::hold_charge_with(bytes, charge));
+        }
         if let ModuleRef::Inline(wasm) = spec.module {
             spec.module = ModuleRef::Inline(decode::hold_charge_with(wasm, self.charge.as_ref()));
         }

@@ -22,6 +22,33 @@ const MAX_MESSAGE: usize = 400;
 /// The most bytes of the message that are repeated as the violation of a field.
 const MAX_VIOLATION: usize = 80;
 
+/// The names of gRPC's codes, by number.
+pub(super) const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// Returns the name of a gRPC code.
+pub(super) fn code_name(code: Code) -> &'static str {
+    let number = usize::try_from(i32::from(code)).unwrap_or_default();
+    CODES.get(number).copied().unwrap_or("UNKNOWN")
+}
+
 /// Returns the gRPC code of a reason.
 pub(super) fn code(reason: Reason) -> Code {
     match reason {
@@ -55,11 +82,17 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::NotStarted => Code::DeadlineExceeded,
         Reason::RunCancelled => Code::Cancelled,
         Reason::IdempotencyConflict => Code::AlreadyExists,
+        Reason::SessionBusy => Code::Aborted,
+        Reason::SessionNotFound => Code::NotFound,
+        Reason::SessionLimit => Code::ResourceExhausted,
         Reason::InputGap => Code::OutOfRange,
         Reason::InputConflict => Code::Aborted,
-        Reason::ShuttingDown | Reason::StoreUnavailable | Reason::RuntimeUnavailable => {
-            Code::Unavailable
-        }
+        Reason::ShuttingDown
+        | Reason::StoreUnavailable
+        | Reason::ArchiveUnavailable
+        | Reason::RuntimeUnavailable => Code::Unavailable,
+        Reason::ArchiveDamaged => Code::DataLoss,
+        Reason::UnsupportedLanguage => Code::Unimplemented,
         Reason::Internal => Code::Internal,
     }
 }

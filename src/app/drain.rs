@@ -10,6 +10,10 @@ use crate::run::Runner;
 /// much again to go out.
 pub(super) const CANCEL_GRACE: Duration = Duration::from_millis(900);
 
+/// How long a daemon that is part of a command waits for compiled code to be written to disk. The
+/// command has printed everything by then, and the next one would compile for as long or longer.
+pub(super) const EMBEDDED_ARTIFACT_GRACE: Duration = Duration::from_secs(10);
+
 /// The outcome of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainReport {

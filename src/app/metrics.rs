@@ -92,7 +92,13 @@ impl App {
         if let Some(tls) = self.bound.tls_files() {
             registry.add(Arc::new(tls));
         }
+        if let Some(archive) = self.runner.archive() {
+            registry.add(Arc::clone(archive) as Arc<dyn MetricSource>);
+        }
         registry.add(Arc::new(LogMetrics));
+        if let Some(exporter) = self.runner.exporter() {
+            registry.add(Arc::clone(exporter) as Arc<dyn MetricSource>);
+        }
         registry
     }
 }

@@ -2,6 +2,7 @@
 //! listeners, and serves until it is told to drain. It holds no rules of its own.
 
 mod drain;
+mod languages;
 mod metrics;
 mod reload;
 mod settings;
@@ -13,19 +14,21 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
+use tokio::time::error::Elapsed;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
 use crate::admin::{AdminError, AdminListener};
 use crate::api;
 use crate::api::health_proto::health_server::HealthServer;
+use crate::api::proto::execution_service_server::ExecutionServiceServer;
 use crate::api::proto::module_service_server::ModuleServiceServer;
 use crate::api::proto::run_service_server::RunServiceServer;
 use crate::api::proto::sandbox_service_server::SandboxServiceServer;
 use crate::api::proto::stats_service_server::StatsServiceServer;
 use crate::api::{
     Address, Authentication, BindError, BoundListeners, CallCounters, CallDispatcher, CallService,
-    ConnectionCounters, ConnectionTotals, DaemonPhase, GrpcWeb, HealthApi, HttpGate,
+    ConnectionCounters, ConnectionTotals, DaemonPhase, ExecutionApi, GrpcWeb, HealthApi, HttpGate,
     ListenSettings, MinResponseDataRate, ModuleApi, OriginGuard, RequestLimitSettings,
     RequestLimits, RunApi, SandboxApi, Server, ServerSettings, StatsApi, WebGate,
 };
@@ -33,17 +36,21 @@ use crate::auth::{AuthError, Authenticator};
 use crate::config::{self, Config, KnownNames, Overrides, Problems};
 use crate::hardening;
 use crate::host_limit::HostLimit;
+use crate::language::Catalogue;
 use crate::library::ModuleLibrary;
 use crate::model::refusal::Refusal;
+use crate::otlp::{Exporter, ExporterError};
 use crate::process_limits;
-use crate::run::{self, Runner};
+use crate::run::{self, ArchiveFeed, ProvidedModules, Runner};
 use crate::sandbox::{self, Sandbox};
 use crate::store::ArtifactCache;
 
 pub use self::drain::DrainReport;
-use self::drain::{CANCEL_GRACE, drain};
+use self::drain::{CANCEL_GRACE, EMBEDDED_ARTIFACT_GRACE, drain};
 pub use self::reload::Reloader;
 
+/// How long the daemon's end waits for ended runs to be written to the archive.
+const ARCHIVE_GRACE: Duration = Duration::from_secs(5);
 /// A response may lie unread for this many times `runs.stall_timeout`. That is longer than a guest
 /// waits for its reader, so that a slow reader still learns how its run ended.
 const UNREAD_RESPONSE_STALL_FACTOR: u32 = 3;
@@ -51,6 +58,11 @@ const UNREAD_RESPONSE_STALL_FACTOR: u32 = 3;
 /// A daemon whose listeners are bound but which does not serve yet.
 pub struct App {
     runner: Arc<Runner>,
+    catalogue: Arc<Catalogue>,
+    /// Whether languages are compiled before anybody asks for them.
+    prepares_languages: bool,
+    /// How long the daemon's end waits for compiled code to be written to disk.
+    artifact_grace: Duration,
     library: Arc<ModuleLibrary>,
     bound: BoundListeners,
     listen: ListenSettings,
@@ -91,6 +103,9 @@ pub enum AppError {
         /// What caused the failure.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nothing can be exported to the collector.
+    #[error(transparent)]
+    Export(#[from] ExporterError),
     /// What runs need is not there, such as a directory that may be mounted.
     #[error(transparent)]
     Runs(#[from] Refusal),
@@ -129,7 +144,10 @@ pub(crate) fn known_names() -> KnownNames {
 /// Whatever keeps the daemon from serving.
 pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
     let bound = api::bind(&config.listen, &settings::listen_settings(config)).await?;
-    let mut app = compose(config, program, bound)?;
+    let archive = settings::archive(config)?;
+    let mut app = compose(config, program, bound, archive).await?;
+    app.prepares_languages = true;
+    app.artifact_grace = CANCEL_GRACE;
     if !config.admin.listen.is_empty() {
         app.admin = Some(AdminListener::bind(settings::admin_settings(config)).await?);
     }
@@ -142,16 +160,25 @@ pub async fn build(config: &Config, program: &Path) -> Result<App, AppError> {
 ///
 /// # Errors
 /// Whatever keeps the daemon from serving.
-pub fn build_on_socketpair(config: &Config, program: &Path) -> Result<(App, UnixStream), AppError> {
+pub async fn build_on_socketpair(
+    config: &Config,
+    program: &Path,
+) -> Result<(App, UnixStream), AppError> {
     let (bound, client) = api::socketpair()?;
-    Ok((compose(config, program, bound)?, client))
+    Ok((compose(config, program, bound, None).await?, client))
 }
 
 /// Assembles a daemon from the configuration and its bound listeners.
-fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App, AppError> {
+async fn compose(
+    config: &Config,
+    program: &Path,
+    bound: BoundListeners,
+    archive: Option<Arc<ArchiveFeed>>,
+) -> Result<App, AppError> {
     process_limits::raise();
     let authenticator = Arc::new(Authenticator::new(settings::auth_settings(config))?);
-    let runner = runner(config, program)?;
+    let (catalogue, provided) = languages::open(config).await?;
+    let runner = runner(config, program, provided, archive)?;
     let library = library(config, &runner);
     let server = &config.server;
     Ok(App {
@@ -164,6 +191,9 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
         ),
         authenticator,
         runner,
+        catalogue: Arc::new(catalogue),
+        prepares_languages: false,
+        artifact_grace: EMBEDDED_ARTIFACT_GRACE,
         library,
         bound,
         server_settings: settings::server_settings(config),
@@ -192,11 +222,17 @@ fn compose(config: &Config, program: &Path, bound: BoundListeners) -> Result<App
     })
 }
 
-/// Builds the runner of modules, without anything that listens.
+/// Builds the runner of modules, with those that the operator provides, and without anything that
+/// listens.
 ///
 /// # Errors
 /// Whatever keeps it from running modules.
-pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, AppError> {
+pub(crate) fn runner(
+    config: &Config,
+    program: &Path,
+    provided: ProvidedModules,
+    archive: Option<Arc<ArchiveFeed>>,
+) -> Result<Arc<Runner>, AppError> {
     let tenants = settings::tenants(config)?;
     let artifacts = settings::artifacts_settings(config)
         .map(|settings| ArtifactCache::open(&settings).map(Arc::new))
@@ -206,13 +242,17 @@ pub(crate) fn runner(config: &Config, program: &Path) -> Result<Arc<Runner>, App
     let pages = pages.max().unwrap_or(config.policy.max_memory_pages);
     let largest = tenants
         .iter()
-        .map(|it| run::largest_reservation(&it.policy.ceilings));
-    let run_settings = settings::run_settings(config, largest.max().unwrap_or(u64::MAX));
+        .map(|it| run::largest_reservation(&it.policy));
+    let run_settings = settings::run_settings(config, largest.max().unwrap_or(u64::MAX), archive);
     let sandbox = settings::sandbox_settings(config, pages, program, artifacts);
     let sandbox = Sandbox::start(&sandbox)
         .map_err(|error| failed("the engine does not start")(format!("{error:#}")))?;
-    let runner = Runner::new(settings::instance(config), sandbox, run_settings, tenants);
-    Ok(Arc::new(runner?))
+    let instance = settings::instance(config);
+    let exporter = settings::export_settings(config)
+        .map(|settings| Exporter::new(settings).map(Arc::new))
+        .transpose()?;
+    let runner = Runner::new(instance, sandbox, run_settings, tenants, provided)?;
+    Ok(Arc::new(runner.exporting_to(exporter)))
 }
 
 /// Builds the library of the modules that are kept for the tenants of `runner`.
@@ -264,7 +304,7 @@ impl App {
         &self,
         phase: &watch::Receiver<DaemonPhase>,
     ) -> Result<CallDispatcher<impl CallService>, AppError> {
-        let routes = routes(&self.runner, &self.library, phase.clone(), self.reflection)?;
+        let routes = routes(self, phase.clone())?;
         let (authentication, limits) = (&self.authentication, &self.request_limits);
         // Whether a request is a gRPC call, and who makes it, is settled before anything of it is
         // buffered.
@@ -273,7 +313,7 @@ impl App {
         Ok(CallDispatcher::new(
             authentication.clone(),
             limits.clone(),
-            Arc::clone(&self.runner),
+            (Arc::clone(&self.runner), Arc::clone(&self.catalogue)),
             layered,
             Arc::clone(&self.call_counters),
         ))
@@ -325,6 +365,14 @@ impl App {
         });
         let runner = self.runner;
         let tending = Arc::clone(&runner);
+        let written = written(Arc::clone(&runner), self.artifact_grace);
+        let preparing = async {
+            // A daemon for one call compiles what that call needs.
+            match self.prepares_languages {
+                true => languages::prepare_all(&self.catalogue, &runner, &self.config).await,
+                false => std::future::pending().await,
+            }
+        };
         let live = async {
             runner
                 .warm()
@@ -343,10 +391,11 @@ impl App {
             Ok(drained)
         };
         let result = tokio::select! {
-            result = serve_beside(serve, live) => result,
+            result = serve_beside(serve, live, written, flush(&tending)) => result,
             // None of the following futures ever completes.
             () = deliveries.drop_stalled_responses() => Ok(DrainReport::default()),
-            () = tending.run_maintenance() => Ok(DrainReport::default()),
+            () = tend(&tending) => Ok(DrainReport::default()),
+            () = preparing => Ok(DrainReport::default()),
             () = self.authenticator.watch() => Ok(DrainReport::default()),
             () = refusals.report_periodically() => Ok(DrainReport::default()),
         };
@@ -363,11 +412,54 @@ impl App {
     }
 }
 
+/// Maintains the runner and the archive, and exports traces and output where they are exported, for
+/// as long as it is polled.
+async fn tend(runner: &Runner) {
+    let archive = async {
+        if let Some(archive) = runner.archive() {
+            archive.run_maintenance().await;
+        }
+    };
+    let export = async {
+        if let Some(exporter) = runner.exporter() {
+            Arc::clone(exporter).send_all().await;
+        }
+    };
+    tokio::join!(runner.run_maintenance(), archive, export);
+}
+
+/// Waits a moment until what is left has been exported and archived, where anything is.
+async fn flush(runner: &Runner) {
+    let exported = async {
+        if let Some(exporter) = runner.exporter() {
+            exporter.flush().await;
+        }
+    };
+    let archived = async {
+        if let Some(archive) = runner.archive() {
+            archive.close(ARCHIVE_GRACE).await;
+        }
+    };
+    tokio::join!(exported, archived);
+}
+
+/// Waits until compiled code is on disk, but not for longer than `grace`, which begins when this is
+/// first polled. Whoever starts the daemon again would wait for the same compilation.
+async fn written(runner: Arc<Runner>, grace: Duration) {
+    let written = runner.sandbox().modules().wait_until_written();
+    if let Err(Elapsed { .. }) = tokio::time::timeout(grace, written).await {
+        tracing::warn!("compiled code was not written to disk in time");
+    }
+}
+
 /// Serves while `live` runs. When `live` ends, responses that are still going out get a last
-/// moment.
+/// moment, and so does compiled code that is not `written` yet. After that, what is left to be
+/// exported is `flushed`.
 async fn serve_beside(
     serve: impl Future<Output = ()>,
     live: impl Future<Output = Result<DrainReport, AppError>>,
+    written: impl Future<Output = ()>,
+    flushed: impl Future<Output = ()>,
 ) -> Result<DrainReport, AppError> {
     let mut serve = std::pin::pin!(serve);
     tokio::select! {
@@ -375,7 +467,10 @@ async fn serve_beside(
         lived = live => {
             let drained = lived?;
             // A connection that never sent anything would delay the end for ever.
-            let _ = tokio::time::timeout(CANCEL_GRACE, serve).await;
+            let served = tokio::time::timeout(CANCEL_GRACE, serve);
+            let _ = tokio::join!(served, written);
+            // The spans of calls have ended with their answers.
+            flushed.await;
             Ok(drained)
         }
     }
@@ -383,12 +478,8 @@ async fn serve_beside(
 
 /// Builds the routes of all gRPC services. They have no message limit of their own, because the
 /// request limits layer enforces one and tonic's would be reported differently.
-fn routes(
-    runner: &Arc<Runner>,
-    library: &Arc<ModuleLibrary>,
-    phase: watch::Receiver<DaemonPhase>,
-    reflection: bool,
-) -> Result<Routes, AppError> {
+fn routes(app: &App, phase: watch::Receiver<DaemonPhase>) -> Result<Routes, AppError> {
+    let (runner, library) = (&app.runner, &app.library);
     let sandbox = SandboxApi::new(
         Arc::clone(runner),
         Arc::clone(library),
@@ -396,16 +487,18 @@ fn routes(
         hardening::protections_in_force(),
     );
     let modules = ModuleApi::new(Arc::clone(library));
-    let runs = RunApi::new(Arc::clone(runner));
+    let runs = RunApi::new(Arc::clone(runner), Arc::clone(&app.catalogue));
     let stats = StatsApi::new(Arc::clone(runner), phase.clone());
+    let executions = ExecutionApi::new(Arc::clone(runner), Arc::clone(&app.catalogue));
     let mut routes = Routes::builder();
     routes
         .add_service(SandboxServiceServer::new(sandbox).max_decoding_message_size(usize::MAX))
         .add_service(ModuleServiceServer::new(modules).max_decoding_message_size(usize::MAX))
         .add_service(RunServiceServer::new(runs).max_decoding_message_size(usize::MAX))
         .add_service(StatsServiceServer::new(stats).max_decoding_message_size(usize::MAX))
+        .add_service(ExecutionServiceServer::new(executions).max_decoding_message_size(usize::MAX))
         .add_service(HealthServer::new(HealthApi::new(phase)));
-    if reflection {
+    if app.reflection {
         api::add_reflection(&mut routes).map_err(failed("reflection does not start"))?;
     }
     Ok(routes.routes().prepare())

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::{AppError, failed};
 use crate::admin::AdminSettings;
+use crate::api;
 use crate::api::{
     KeepAlive, ListenSettings, OfferedCalls, OriginGuardSettings, Protocols, ServerSettings,
     TlsSettings, WebServerSettings,
 };
+use crate::archive::{Archive, ArchiveSettings, Retention};
 use crate::auth::{self, CertificateName, JwksLocation, JwtSettings};
 use crate::config::{
     self, ClientAuth, CompileMode, Config, DEFAULT_TENANT, PagemapScan, Problems, StoreUrl,
@@ -18,10 +20,11 @@ use crate::config::{
 use crate::hardening;
 use crate::model::limits::{OTHERS_DIVISOR, WASM_PAGE_BYTES};
 use crate::model::policy::Policy;
-use crate::run::{self, Capacity, Quota, TenantSettings};
+use crate::otlp;
+use crate::run::{self, ArchiveChoice, ArchiveFeed, Capacity, Quota, TenantSettings};
 use crate::sandbox::{self, ArtifactLimit, CompileBudget, CompileSettings, SmallLane};
 use crate::store::{
-    self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Store,
+    self, ArtifactCache, ArtifactCacheSettings, OciPuller, OciRegistry, SharedBudget, Spool, Store,
     StoreLocation,
 };
 use tokio::runtime::Handle;
@@ -166,13 +169,12 @@ fn tls_settings(tls: &config::TlsConfig) -> Option<TlsSettings> {
 /// Returns the capacity for runs, the largest of which reserves `largest` bytes.
 fn capacity(config: &Config, largest: u64) -> Capacity {
     let (admission, compile) = (&config.admission, &config.compile);
-    let memory = match admission.memory.0 {
-        0 => run::share_of_memory(admission.memory_share),
-        bytes => bytes,
-    };
+    let memory = run_memory(config);
+    let all_runs = most_reserved(admission.slots, largest);
     Capacity {
         slots: admission.slots,
-        memory: memory.min(most_reserved(admission.slots, largest)),
+        // What sessions hold is not the runs' to use.
+        memory: memory.min(all_runs.saturating_add(session_memory(config, largest))),
         queue: admission.queue,
         max_wait: admission.max_wait.0,
         compiles: compile.concurrency,
@@ -181,6 +183,25 @@ fn capacity(config: &Config, largest: u64) -> Capacity {
         compile_quantum: compile.quantum.0,
         compiles_stopped: compile.max_preempted,
         uploads: config.store.uploads,
+    }
+}
+
+/// Returns the bytes of memory that there are for runs and sessions.
+fn run_memory(config: &Config) -> u64 {
+    match config.admission.memory.0 {
+        0 => run::share_of_memory(config.admission.memory_share),
+        bytes => bytes,
+    }
+}
+
+/// Returns the bytes of memory that sessions may hold: their share, as far as one of the largest
+/// runs still fits beside them, if it fits at all.
+fn session_memory(config: &Config, largest: u64) -> u64 {
+    let memory = run_memory(config);
+    let share = run::share_of(memory, config.sessions.memory_share);
+    match memory.checked_sub(most_reserved(1, largest)) {
+        Some(beside) => share.min(beside),
+        None => share,
     }
 }
 
@@ -194,10 +215,15 @@ fn most_reserved(slots: u32, largest: u64) -> u64 {
 }
 
 /// Returns the settings of the runner.
-pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
+pub(super) fn run_settings(
+    config: &Config,
+    largest: u64,
+    archive: Option<Arc<ArchiveFeed>>,
+) -> run::Settings {
     let runs = &config.runs;
     // The host is a 64-bit one, so the address space exceeds any budget.
     let bytes = |size: config::Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+    let sessions = &config.sessions;
     run::Settings {
         capacity: capacity(config, largest),
         share_code: config.compile.share,
@@ -212,7 +238,64 @@ pub(super) fn run_settings(config: &Config, largest: u64) -> run::Settings {
         idempotency_window: runs.idempotency_window.0,
         idempotency_keys: runs.idempotency_keys as usize,
         viewers: runs.viewers,
+        sessions: run::SessionLimits {
+            max: sessions.max,
+            memory: session_memory(config, largest),
+            idle_timeout: sessions.idle_timeout.0,
+        },
+        archive,
     }
+}
+
+/// Opens the archive of ended runs, and returns what hands runs to it; `None` where there is none.
+///
+/// # Errors
+/// The archive does not open.
+pub(super) fn archive(config: &Config) -> Result<Option<Arc<ArchiveFeed>>, AppError> {
+    let runs = &config.runs;
+    let Some(url) = &runs.archive.0 else {
+        return Ok(None);
+    };
+    let some = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    let settings = ArchiveSettings {
+        location: store_location(url)?,
+        spool: some(&runs.archive_spool),
+        queue: usize::try_from(runs.archive_queue.0).unwrap_or(usize::MAX),
+        has_several_tenants: config.all_tenants().len() > 1,
+        retention: Retention {
+            age: (!runs.archive_age.0.is_zero()).then_some(runs.archive_age.0),
+            bytes: (runs.archive_bytes.0 > 0).then_some(runs.archive_bytes.0),
+        },
+    };
+    let archive = Archive::open(&instance(config), settings);
+    let archive = archive.map_err(failed("the archive of runs does not open"))?;
+    let choice = match runs.archive_what {
+        config::ArchiveWhat::All => ArchiveChoice::All,
+        config::ArchiveWhat::Labelled => ArchiveChoice::Labelled,
+        config::ArchiveWhat::Failed => ArchiveChoice::Failed,
+    };
+    Ok(Some(Arc::new(ArchiveFeed::new(
+        Arc::new(archive),
+        choice,
+        runs.archive_ratio,
+        api::encode_ended,
+    ))))
+}
+
+/// Returns the settings of the export of traces and output, or `None` if nothing is exported.
+pub(super) fn export_settings(config: &Config) -> Option<otlp::Settings> {
+    let telemetry = &config.telemetry;
+    telemetry.otlp_endpoint.url()?;
+    Some(otlp::Settings {
+        endpoint: telemetry.otlp_endpoint.to_string(),
+        ratio: telemetry.otlp_ratio,
+        headers_file: named(&telemetry.otlp_headers_file),
+        queue_bytes: telemetry.otlp_queue.0,
+        has_several_tenants: config.all_tenants().len() > 1,
+        exports_output: telemetry.export_output,
+        labels: telemetry.export_labels.clone(),
+        instance: instance(config),
+    })
 }
 
 /// Returns the settings of the listeners.
@@ -311,6 +394,14 @@ pub(super) fn registries(config: &Config) -> OciPuller {
     )
 }
 
+/// Returns where modules are assembled that are pulled when the daemon starts.
+pub(super) fn start_spool(config: &Config) -> Spool {
+    Spool {
+        dir: config.store.spool.clone(),
+        key: "store.spool",
+    }
+}
+
 /// Returns the settings of the compiler.
 fn compile_settings(config: &Config, program: &Path) -> CompileSettings {
     let compile = &config.compile;
@@ -360,10 +451,7 @@ pub(super) fn sandbox_settings(
     let memory = u64::from(max_memory_pages) * WASM_PAGE_BYTES;
     sandbox::Settings {
         guest_threads: config.guest_threads(),
-        pool_slots: match engine.pool_slots {
-            0 => config.admission.slots,
-            n => n,
-        },
+        pool_slots: config.pool_slots(),
         epoch_interval: engine.epoch_interval.0,
         pagemap_scan: match engine.pagemap_scan {
             PagemapScan::Auto => None,

@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 use super::connect::{DaemonArgs, connect_runs, status_failure};
-use super::follow::{FollowEnd, follow};
+use super::follow::{FollowEnd, FollowSinks, follow};
 use super::stdout_reader::stdout_reader_gone;
 use super::wait_indicator::WaitIndicator;
 use super::{Failure, print_to_stderr, runtime, value_parsers};
@@ -103,7 +103,7 @@ impl AttachCommand {
             0 => WaitIndicator::new("waiting for the run to start"),
             _ => WaitIndicator::silent(),
         };
-        match follow(&mut events, next, waiting, None).await {
+        match follow(&mut events, next, waiting, FollowSinks::default()).await {
             FollowEnd::Concluded(told) => Ok(told),
             FollowEnd::Broken(Some(status)) => Err(FailedAttempt::of(&status, true)),
             FollowEnd::Broken(None) => Err(FailedAttempt {

@@ -21,6 +21,7 @@ use super::address::{DEFAULT_SERVER, ServerAddress};
 use super::credentials::{BearerInterceptor, ClientCredentials};
 use super::dial::Dialer;
 use super::{Failure, PROGRAM};
+use crate::api::proto::execution_service_client::ExecutionServiceClient;
 use crate::api::proto::module_service_client::ModuleServiceClient;
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::sandbox_service_client::SandboxServiceClient;
@@ -59,6 +60,13 @@ pub(super) struct DaemonArgs {
     server: String,
     #[command(flatten)]
     credentials: ClientCredentials,
+}
+
+impl DaemonArgs {
+    /// Connects to the daemon.
+    pub(super) async fn channel(&self) -> Result<DaemonChannel, Failure> {
+        channel(&self.server, &self.credentials).await
+    }
 }
 
 impl fmt::Display for DaemonArgs {
@@ -152,6 +160,17 @@ pub(super) async fn channel(
     Ok(InterceptedService::new(channel, bearer))
 }
 
+/// Checks the address and the credentials, without connecting.
+///
+/// # Errors
+/// Returns what is wrong with one of them.
+pub(super) fn check(server: &str, credentials: &ClientCredentials) -> Result<(), Failure> {
+    let server = ServerAddress::parse(server)?;
+    credentials.bearer()?;
+    credentials.server_name()?;
+    credentials.tls(&server).map(|_| ())
+}
+
 /// Formats an error with all its causes.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let mut why = error.to_string();
@@ -190,6 +209,13 @@ pub(super) fn runs_client(channel: DaemonChannel) -> RunServiceClient<DaemonChan
         .max_encoding_message_size(usize::MAX)
 }
 
+/// Creates a client of the execution service over `channel`.
+pub(super) fn executions_client(channel: DaemonChannel) -> ExecutionServiceClient<DaemonChannel> {
+    ExecutionServiceClient::new(channel)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
 /// A daemon inside this process that nobody else can reach. It ends with the process at the latest.
 pub(super) struct EmbeddedDaemon {
     stop: oneshot::Sender<()>,
@@ -201,13 +227,27 @@ impl EmbeddedDaemon {
     pub(super) async fn start(
         values: Vec<(String, SettingValue)>,
     ) -> Result<(Self, DaemonChannel), Failure> {
-        let overrides = Overrides {
+        Self::start_with(Overrides {
             values,
             ..Overrides::default()
-        };
+        })
+        .await
+    }
+
+    /// Starts the daemon with the configuration that `overrides` describe. Nobody else can reach
+    /// it, so callers are not told apart, whatever the configuration says of that.
+    pub(super) async fn start_with(
+        mut overrides: Overrides,
+    ) -> Result<(Self, DaemonChannel), Failure> {
+        let nothing = ["auth.tokens_file", "auth.jwt.jwks", "tls.client_ca"];
+        let nothing = nothing.map(|key| (key.to_owned(), SettingValue::from("")));
+        overrides.values.extend(nothing);
+        let nobody: Vec<SettingValue> = Vec::new();
+        overrides.values.push(("tenants".to_owned(), nobody.into()));
         let (config, _) =
             app::load_config(&overrides).map_err(|problems| Failure::new(problems.to_string()))?;
         let (app, socket) = app::build_on_socketpair(&config, Path::new(PROGRAM))
+            .await
             .map_err(|error| Failure::new(HostLimit::spell_out(&error.to_string())))?;
         let (stop, stopped) = oneshot::channel();
         #[expect(

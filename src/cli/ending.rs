@@ -32,6 +32,9 @@ pub(super) fn print_ending(result: &RunResult) -> Result<ExitCode, Failure> {
         (Outcome::Exited, Some(code)) => print_to_stderr(&format!("the guest exited with {code}")),
         _ => print_to_stderr(&why(result)),
     }
+    if result.session.is_some_and(|session| session.ended) {
+        print_to_stderr("the session has ended with this program, and its state is lost");
+    }
     Ok(ExitCode::from(exit_code_of(result)))
 }
 
@@ -178,6 +181,7 @@ pub(super) fn result_json(result: &RunResult) -> Value {
         "stdin_bytes": result.stdin_bytes,
         "granted": result.granted.as_ref().map(resources_json),
         "values": result.values.iter().map(value).collect::<Vec<_>>(),
+        "session": result.session.map(|it| json!({ "executions": it.executions, "ended": it.ended })),
     })
 }
 

@@ -101,6 +101,30 @@ impl Failure {
         }
     }
 
+    /// Creates the refusal of an argument of a tool. `asked` is what was given, and `allowed`
+    /// completes the sentence "it must be".
+    pub(super) fn bad_argument(field: &str, asked: &str, allowed: &str) -> Self {
+        let facts = [("field", field), ("asked", asked), ("allowed", allowed)];
+        Self::of(ApiError {
+            code: Code::InvalidArgument,
+            reason: "ARGUMENT_INVALID".to_owned(),
+            message: format!("the argument {field} is {asked}; it must be {allowed}"),
+            metadata: facts
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            retry_after: None,
+        })
+    }
+
+    /// Reports whether a new connection may help, where this one broke or has credentials that
+    /// count no more.
+    pub(super) fn needs_new_connection(&self) -> bool {
+        self.api_error.as_ref().is_some_and(|told| {
+            told.code == Code::Unavailable && told.reason.is_empty()
+                || told.reason == "CREDENTIALS_INVALID"
+        })
+    }
+
     /// Converts the status of a call that was refused with a reason, or in which the daemon failed.
     pub(super) fn of_status(status: &Status) -> Self {
         let details = status.get_error_details();

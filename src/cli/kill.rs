@@ -3,16 +3,15 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::{DaemonArgs, DaemonChannel, connect_runs, status_failure};
-use super::ps::{end, state_name};
+use super::ps::{count_of_runs, end, state_name};
 use super::wait_indicator::WaitIndicator;
-use super::{Failure, exit, print, print_json, print_to_stderr, runtime, value_parsers};
+use super::{Failure, exit, print, print_json, print_to_stderr, question, runtime, value_parsers};
 use crate::api::proto::run_service_client::RunServiceClient;
 use crate::api::proto::{
     CancelRunRequest, CancelRunResponse, CancelRunsRequest, CancelRunsResponse, CancelledRun,
@@ -22,8 +21,6 @@ use crate::model::refusal::printable;
 
 /// The most runs that are shown before the question whether to end them.
 const MOST_SHOWN: usize = 20;
-/// The most bytes of an answer to the question that are read.
-const LONGEST_ANSWER: u64 = 1024;
 
 /// End runs, and wait until they are gone.
 #[derive(Debug, Args)]
@@ -81,7 +78,7 @@ impl KillCommand {
         }
         let labels = value_parsers::labels(&self.label)?;
         let asks = !self.yes && !self.dry_run;
-        if asks && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        if asks && !question::can_be_asked() {
             return Err(Failure::new(
                 "--label needs --yes where standard input or standard error is no terminal, \
                  because nobody can be asked there; --dry-run shows what would be ended",
@@ -211,7 +208,7 @@ impl KillCommand {
         if found.runs.is_empty() {
             return Ok(nothing_matches());
         }
-        let all = runs(total(found));
+        let all = count_of_runs(total(found) as u64);
         let listed = match found.unfinished {
             0 => String::new(),
             _ => format!(", of which the oldest {} are listed", found.runs.len()),
@@ -251,37 +248,14 @@ fn confirm(found: &CancelRunsResponse) -> Result<bool, Failure> {
     if all > shown {
         let _ = writeln!(question, "and {} more; --dry-run lists them", all - shown);
     }
-    let _ = write!(question, "End {}? [y/N] ", runs(all));
-    let mut stderr = std::io::stderr();
-    stderr.write_all(question.as_bytes())?;
-    stderr.flush()?;
-    let mut answer = Vec::new();
-    std::io::stdin()
-        .lock()
-        .take(LONGEST_ANSWER)
-        .read_until(b'\n', &mut answer)
-        .map_err(|error| Failure::new(format!("cannot read the answer: {error}")))?;
-    if !answer.ends_with(b"\n") {
-        // What is said next would otherwise stand behind the question.
-        stderr.write_all(b"\n")?;
-        return Ok(false);
-    }
-    let answer = answer.trim_ascii();
-    Ok(answer.eq_ignore_ascii_case(b"y") || answer.eq_ignore_ascii_case(b"yes"))
+    let _ = write!(question, "End {}? [y/N] ", count_of_runs(all as u64));
+    question::ask(&question)
 }
 
 /// Counts all runs that match, also those that are too many to be listed.
 fn total(found: &CancelRunsResponse) -> usize {
     let more = usize::try_from(found.unfinished).unwrap_or(usize::MAX);
     found.runs.len().saturating_add(more)
-}
-
-/// Formats a number of runs.
-fn runs(count: usize) -> String {
-    match count {
-        1 => "1 run".to_owned(),
-        _ => format!("{count} runs"),
-    }
 }
 
 /// Prints one line for each run.

@@ -7,6 +7,7 @@ mod connect;
 mod credentials;
 mod dial;
 mod ending;
+mod exec;
 mod failure;
 mod follow;
 mod greeting;
@@ -14,14 +15,23 @@ mod health;
 mod incident_causes;
 mod interrupt;
 mod kill;
+mod languages;
+mod launch;
+mod limit_args;
 mod load;
+mod logs;
+mod mcp;
 mod module_argument;
 mod modules;
+mod out_folder;
 mod preflight;
 mod ps;
+mod question;
+mod rm;
 mod run;
 mod send;
 mod serve;
+mod sessions;
 mod stats_json;
 mod stats_text;
 mod stdin_pump;
@@ -108,6 +118,29 @@ enum Command {
     /// the guest did not. If the guest ends early, the rest of a file is left for the next reader.
     /// Of a pipe, about as much as the guest read may be lost. --no-stdin gives the guest no input.
     Run(Box<run::RunCommand>),
+    /// Execute a program in a language of the daemon
+    ///
+    /// The program is a file, standard input ("-"), or the text given with -c. The exit code is the
+    /// program's own; what else it may be is the same as with `run`.
+    Exec(Box<exec::ExecCommand>),
+    /// List the languages of a daemon, or add, check and remove those of a configuration
+    Languages(languages::LanguagesCommand),
+    /// List or close the sessions of a daemon
+    ///
+    /// A session keeps an interpreter, and with it variables, modules and files, between the
+    /// programs that `exec --session` executes.
+    Sessions(sessions::SessionsCommand),
+    /// Serve an agent: tools by the Model Context Protocol, on standard input and output
+    ///
+    /// An agent (or the program that it lives in) starts this command, writes requests to its
+    /// standard input, and reads the answers from its standard output, one JSON message a line.
+    /// The tools run programs and modules on a daemon, read what a run wrote, and list and end
+    /// runs. All of it happens within the limits and the tenant that the daemon has for this
+    /// command. Standard error has messages for people.
+    ///
+    /// The command ends with 0 at the end of its standard input, and ends its running calls then. A
+    /// daemon that cannot be reached is reported by each call, and the command goes on.
+    Mcp(Box<mcp::McpCommand>),
     /// Load a module into a daemon and print its digest
     Load(load::LoadCommand),
     /// List, show or delete the modules that a daemon stores
@@ -120,6 +153,13 @@ enum Command {
     /// it arrives. The exit code is the same as that of `run`. If the connection breaks, the
     /// command attaches again after the last event that arrived.
     Attach(attach::AttachCommand),
+    /// Print what a run has written, and do not follow it
+    ///
+    /// Prints the output of a run from its start, or from the event given with --from. For a run
+    /// that has ended, the exit code is the same as that of `attach`. For a run that goes on, the
+    /// command prints what there is so far, says on standard error that the run goes on, and exits
+    /// 0.
+    Logs(logs::LogsCommand),
     /// Print everything that is known about a run, as JSON
     Inspect(ps::InspectCommand),
     /// Send standard input to a run
@@ -138,6 +178,16 @@ enum Command {
     /// it asks. On a terminal it first shows what it would end, and asks; if the answer is no, it
     /// ends nothing and exits 1. Anywhere else it ends runs by label only with --yes.
     Kill(kill::KillCommand),
+    /// Delete ended runs, with their output
+    ///
+    /// Prints the id of each run that it deleted, at most 1,000 of those that match a label or a
+    /// time. A run that is not there is reported on standard error, and is not a failure. A run
+    /// that was named and has not ended is not deleted, and the exit code is 126 then.
+    ///
+    /// With --label or --until, it deletes all ended runs that match. On a terminal it first shows
+    /// what it would delete, and asks; if the answer is no, it deletes nothing and exits 1.
+    /// Anywhere else it deletes such runs only with --yes.
+    Rm(rm::RmCommand),
     /// Show what the runs of a daemon come to, again and again
     ///
     /// Shows how busy the daemon is, how many runs there are, how they ended, how long they waited
@@ -181,6 +231,11 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// Reports whether any of the arguments was given.
+    fn is_given(&self) -> bool {
+        self.config.is_some() || !self.set.is_empty()
+    }
+
     fn overrides(self) -> Overrides {
         Overrides {
             file: self.config,
@@ -223,13 +278,19 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             return command.execute(signals.unwrap_or_else(CaughtSignals::catch));
         }
         Command::Run(command) => command.execute(),
+        Command::Exec(command) => command.execute(),
+        Command::Languages(command) => command.execute(),
+        Command::Sessions(command) => command.execute(),
+        Command::Mcp(command) => command.execute(),
         Command::Load(command) => command.execute(),
         Command::Modules(command) => command.execute(),
         Command::Ps(command) => command.execute(),
         Command::Attach(command) => command.execute(),
+        Command::Logs(command) => command.execute(),
         Command::Inspect(command) => command.execute(),
         Command::Send(command) => command.execute(),
         Command::Kill(command) => command.execute(),
+        Command::Rm(command) => command.execute(),
         Command::CompileChild => sandbox::serve_as_child()
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::new(error.to_string())),
@@ -281,15 +342,21 @@ impl Command {
     fn prints_json(&self) -> bool {
         match self {
             Self::Run(command) => command.prints_json(),
+            Self::Exec(command) => command.prints_json(),
+            Self::Languages(command) => command.prints_json(),
+            Self::Sessions(command) => command.prints_json(),
             Self::Load(command) => command.prints_json(),
             Self::Modules(command) => command.prints_json(),
             Self::Ps(command) => command.prints_json(),
             Self::Top(command) => command.prints_json(),
             Self::Health(command) => command.prints_json(),
             Self::Kill(command) => command.prints_json(),
+            Self::Rm(command) => command.prints_json(),
             Self::Inspect(_) => true,
             Self::Serve(_)
+            | Self::Mcp(_)
             | Self::Attach(_)
+            | Self::Logs(_)
             | Self::Send(_)
             | Self::CompileChild
             | Self::Token(_)
@@ -340,6 +407,12 @@ fn can_be_written(time: &SystemTime) -> bool {
     const YEAR_10000: u64 = 253_402_300_800;
     time.duration_since(SystemTime::UNIX_EPOCH)
         .is_ok_and(|since| since.as_secs() < YEAR_10000)
+}
+
+/// Formats a time of a daemon as RFC 3339 does; `None` where there is none that can be written so.
+fn time(time: Option<prost_types::Timestamp>) -> Option<String> {
+    let time = SystemTime::try_from(time?).ok().filter(can_be_written)?;
+    Some(humantime::format_rfc3339_micros(time).to_string())
 }
 
 /// Builds the runtime of a command that talks to a daemon.

@@ -13,13 +13,18 @@ use super::connect::{DaemonArgs, connect_runs, status_failure};
 use super::ending::{briefly, resources_json, result_json};
 use super::failure::run_error_json;
 use super::stdout_reader::stdout_reader_gone;
-use super::{Failure, can_be_written, print, print_json, runtime, value_parsers};
+use super::{
+    Failure, can_be_written, print, print_json, print_to_stderr, runtime, time, value_parsers,
+};
 use crate::api::proto::run_info::End;
 use crate::api::proto::watch_runs_response::Event;
 use crate::api::proto::{
     GetRunRequest, ListRunsRequest, Outcome, RunInfo, RunState, WatchRunsRequest,
 };
 use crate::model::refusal::printable;
+
+/// The most runs that one call lists.
+const PAGE: usize = 1000;
 
 /// List the runs of a daemon, newest first.
 #[derive(Debug, Args)]
@@ -35,8 +40,19 @@ pub(super) struct PsCommand {
     /// List only runs with this label. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
+    /// List only runs that were asked for at this time or later, ended ones too: so long ago, as in
+    /// "2h", or at a time such as "2026-01-31T12:00:00Z"
+    #[arg(long, value_name = "TIME", value_parser = value_parsers::point_in_time)]
+    since: Option<SystemTime>,
+    /// List only runs that were asked for before this time, ended ones too. The time is given as
+    /// that of --since
+    #[arg(long, value_name = "TIME", value_parser = value_parsers::point_in_time)]
+    until: Option<SystemTime>,
+    /// List at most this many runs, the newest
+    #[arg(long, value_name = "COUNT", value_parser = value_parsers::count)]
+    limit: Option<usize>,
     /// Keep watching, and print each run that changes
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with_all = ["since", "until", "limit"])]
     watch: bool,
     /// Print one JSON object per line, instead of a table
     #[arg(long, value_name = "FORMAT")]
@@ -92,8 +108,11 @@ impl PsCommand {
             RunStateFilter::Queued,
             RunStateFilter::Running,
         ];
-        let states = match (self.all, &self.state[..]) {
-            (true, _) => &[][..],
+        // Whoever asks for a time mostly means runs that have ended since.
+        let is_past = self.since.is_some() || self.until.is_some();
+        let states = match (self.all || is_past, &self.state[..]) {
+            (true, []) => &[][..],
+            (true, states) => states,
             (false, []) => &live[..],
             (false, states) => states,
         };
@@ -112,16 +131,25 @@ impl PsCommand {
         let mut request = ListRunsRequest {
             states: self.states(),
             labels,
+            since: self.since.map(Into::into),
+            until: self.until.map(Into::into),
             ..ListRunsRequest::default()
         };
+        let mut left = self.limit.unwrap_or(usize::MAX);
         loop {
+            // 0 asks for the default size.
+            let size = self.limit.map_or(0, |_| left.min(PAGE));
+            request.page_size = u32::try_from(size).unwrap_or_default();
             let answer = client.list_runs(request.clone()).await;
             let page = answer
                 .map_err(|status| status_failure(&status))?
                 .into_inner();
-            let lines: String = page.runs.iter().map(|run| self.line(run)).collect();
+            let runs = page.runs.iter().take(left);
+            let lines: String = runs.map(|run| self.line(run)).collect();
+            left = left.saturating_sub(page.runs.len());
+            tell_damaged(&page.damaged);
             print(format!("{}{lines}", std::mem::take(&mut head)).as_bytes())?;
-            if page.next_page_token.is_empty() {
+            if page.next_page_token.is_empty() || left == 0 {
                 return Ok(ExitCode::SUCCESS);
             }
             request.page_token = page.next_page_token;
@@ -244,6 +272,24 @@ pub(super) fn state_name(state: RunState) -> &'static str {
     }
 }
 
+/// Formats a number of runs.
+pub(super) fn count_of_runs(count: u64) -> String {
+    match count {
+        1 => "1 run".to_owned(),
+        _ => format!("{count} runs"),
+    }
+}
+
+/// Reports on standard error which parts of the archive are damaged, so that runs are missing.
+fn tell_damaged(damaged: &[String]) {
+    for part in damaged {
+        let part = printable(part);
+        print_to_stderr(&format!(
+            "runs are missing, because the archive is damaged: {part}"
+        ));
+    }
+}
+
 /// Describes how a run ended in a few words; the text is empty while the run goes on.
 pub(super) fn end(run: &RunInfo) -> String {
     match &run.end {
@@ -261,10 +307,7 @@ fn at(time: Option<Timestamp>) -> Option<SystemTime> {
 }
 
 /// Formats everything that the daemon tells about a run as JSON.
-fn run_info_json(run: &RunInfo) -> Value {
-    let time = |time: Option<Timestamp>| {
-        at(time).map(|at| humantime::format_rfc3339_micros(at).to_string())
-    };
+pub(super) fn run_info_json(run: &RunInfo) -> Value {
     let mut report = json!({
         "run_id": run.run_id,
         "state": state_name(run.state()),

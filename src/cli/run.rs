@@ -4,44 +4,27 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use prost::Message;
-use tonic::Streaming;
 
-use super::connect::{
-    DaemonChannel, EmbeddedDaemon, channel, runs_client, sandbox_client, status_failure,
-};
+use super::connect::{DaemonChannel, EmbeddedDaemon, channel, sandbox_client};
 use super::credentials::ClientCredentials;
-use super::ending::{exit_code_of, print_ending, run_json};
-use super::follow::{CollectedRun, FollowEnd, broke_off, collect, follow};
 use super::incident_causes::IncidentCauses;
+use super::launch::{ENVELOPE, INTERACTION_START, Launch, Printing, or_signalled};
+use super::limit_args::LimitArgs;
 use super::module_argument::ModuleArgument;
-use super::stdin_pump::StdinPump;
 use super::stdin_source::{GuestStdin, StdinSource};
 use super::wait_indicator::WaitIndicator;
-use super::write_all::write;
-use super::{Failure, interrupt, module_argument, print, print_json, runtime, value_parsers};
-use crate::api::proto::{
-    Mount, OutputPolicy, Resources, RunRequest, RunSpec, RunStreamRequest, Security, StreamEvent,
-};
+use super::{Failure, interrupt, module_argument, runtime, value_parsers};
+use crate::api::proto::{Mount, RunSpec, Security};
 use crate::config::SettingValue;
 use crate::model::refusal::printable;
 
 /// Largest module in bytes that is sent with the run. A larger one is loaded first, which allows
 /// larger messages.
 const INLINE: usize = 8 << 20;
-/// Most bytes of the first message of an interaction. The module is part of that message if it
-/// fits.
-const INTERACTION_START: usize = 1 << 20;
-/// Most bytes that the protobuf keys and lengths of the module and of the start message take.
-const ENVELOPE: usize = 64;
-/// Output limit in bytes of each stream of a run with live input whose output is collected, unless
-/// the caller asks for another. It is the default limit of a daemon that collects the output
-/// itself.
-const COLLECTED: u64 = 1 << 20;
 
 /// Run a module on a daemon, or on an embedded one that ends with the run.
 #[derive(Debug, Args)]
@@ -89,30 +72,18 @@ pub(super) struct RunCommand {
     /// and is read whole first. --no-stdin reads none
     #[arg(long, value_name = "KEY", requires = "server")]
     idempotency_key: Option<String>,
-    /// Limit the wall time, as in "500ms", "10s" or "2m"
-    #[arg(long, value_parser = value_parsers::duration)]
-    timeout: Option<Duration>,
-    /// Limit the linear memory, in pages of 64 KiB
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    memory_pages: Option<u32>,
-    /// Meter the run, and stop it at this much fuel
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    fuel: Option<u64>,
-    /// Limit the call stack, in bytes or as in "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
-    stack: Option<u32>,
-    /// Limit each output stream, in bytes or as in "1MiB"
-    #[arg(long, value_name = "SIZE", value_parser = value_parsers::size)]
-    output_limit: Option<u32>,
-    /// At the output limit, drop further output and continue, instead of stopping
-    #[arg(long)]
-    truncate: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// Call this exported function instead of the module's command
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
     /// The guest directory from which relative paths start
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
+    /// Let the daemon keep nothing of what the guest writes once this command was told of the end
+    /// or, for a detached run, once it has ended
+    #[arg(long)]
+    no_keep_output: bool,
     /// Label the run. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = value_parsers::key_value())]
     label: Vec<(String, String)>,
@@ -220,7 +191,7 @@ impl RunCommand {
     ) -> Result<ExitCode, Failure> {
         let json = self.prints_json();
         let detach = self.detach;
-        let stream = !self.no_stream && !json;
+        let streams = !self.no_stream;
         let (name, sized) = (module.told(false), module.told(true));
         let waiting = |what: String| {
             if json {
@@ -245,26 +216,15 @@ impl RunCommand {
             format!("waiting for the run of {name} to start")
         });
         let ending = waiting(format!("waiting for the run of {name} to end"));
-        let whole = match stdin {
-            GuestStdin::Live(source) if stream => {
-                return interactive(channel, spec, source, starting).await;
-            }
-            GuestStdin::Live(source) => {
-                let answer = ending.during(collected(channel, spec, source)).await?;
-                return print_collected(&answer, json);
-            }
-            GuestStdin::Whole(bytes) => bytes,
-            GuestStdin::Empty => Bytes::new(),
+        let printing = match (detach, json, streams) {
+            (true, _, _) => Printing::Detached,
+            (false, true, _) => Printing::Json,
+            (false, false, true) => Printing::Streamed,
+            (false, false, false) => Printing::Collected,
         };
-        spec.stdin = whole;
-        if detach {
-            detached(channel, spec, starting).await
-        } else if stream {
-            streamed(channel, spec, starting).await
-        } else {
-            let answer = ending.during(captured(channel, spec)).await?;
-            print_collected(&answer, json)
-        }
+        let launch = Launch::Module(Box::new(spec));
+        let waiting = [starting, ending];
+        launch.run(channel, stdin, printing, waiting, None).await
     }
 
     pub(super) fn prints_json(&self) -> bool {
@@ -282,11 +242,6 @@ impl RunCommand {
             };
             args.insert(0, name);
         }
-        let policy = if self.truncate {
-            OutputPolicy::Truncate
-        } else {
-            OutputPolicy::Stop
-        };
         Ok(RunSpec {
             module: None,
             entry_point: self.entry.unwrap_or_default(),
@@ -300,23 +255,20 @@ impl RunCommand {
             open_stdin: self.open_stdin,
             working_dir: self.workdir.unwrap_or_default(),
             mounts: self.mount,
-            resources: Some(Resources {
-                memory_pages: self.memory_pages,
-                fuel_limit: self.fuel,
-                stack_size: self.stack,
-                output_limit: self.output_limit.map(u64::from),
-                output_policy: policy.into(),
-            }),
+            resources: Some(self.limits.resources()),
             security: Some(Security {
                 enable_wasi: self.no_wasi.then_some(false),
                 allowed_host_functions: self.allow_host_function,
                 enable_network: self.network,
                 enable_clock: self.no_clock.then_some(false),
             }),
-            timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),
+            timeout: self.limits.timeout(),
             labels: value_parsers::labels(&self.label)?,
             detach: self.detach,
             idempotency_key: self.idempotency_key.unwrap_or_default(),
+            files: Vec::new(),
+            collect: Vec::new(),
+            keep_output: self.no_keep_output.then_some(false),
         })
     }
 
@@ -361,143 +313,8 @@ impl RunCommand {
     }
 }
 
-/// Performs `work` unless a signal ends it first. Dropping the call cancels the run, except for one
-/// that is to be detached.
-async fn or_signalled(
-    signalled: impl Future<Output = &'static str>,
-    detach: bool,
-    work: impl Future<Output = Result<ExitCode, Failure>>,
-) -> Result<ExitCode, Failure> {
-    tokio::select! {
-        result = work => result,
-        did = signalled => Err(match detach {
-            true => Failure::left_running(did),
-            false => Failure::cancelled(did),
-        }),
-    }
-}
-
 /// Builds a table of configuration settings from keys and values.
 fn table<const N: usize>(entries: [(&str, &str); N]) -> SettingValue {
     let entries = entries.map(|(key, value)| (key, SettingValue::from(value)));
     std::collections::BTreeMap::from(entries).into()
-}
-
-async fn streamed(
-    channel: DaemonChannel,
-    spec: RunSpec,
-    waiting: WaitIndicator,
-) -> Result<ExitCode, Failure> {
-    let request = RunStreamRequest { spec: Some(spec) };
-    let mut client = sandbox_client(channel);
-    let answer = waiting.during(client.run_stream(request)).await;
-    to_the_end(
-        answer
-            .map_err(|status| status_failure(&status))?
-            .into_inner(),
-        None,
-    )
-    .await
-}
-
-async fn interactive(
-    channel: DaemonChannel,
-    spec: RunSpec,
-    source: StdinSource,
-    waiting: WaitIndicator,
-) -> Result<ExitCode, Failure> {
-    let mut client = runs_client(channel);
-    let (mut pump, messages) = StdinPump::start(spec, source)?;
-    let answer = waiting.during(client.interact(messages)).await;
-    let events = answer
-        .map_err(|status| status_failure(&status))?
-        .into_inner();
-    let broken = pump.take_broken();
-    tokio::select! {
-        told = to_the_end(events, Some(&pump)) => told,
-        failure = broken => Err(failure),
-    }
-}
-
-/// Executes a run with live input, and collects its output until it has ended.
-async fn collected(
-    channel: DaemonChannel,
-    mut spec: RunSpec,
-    source: StdinSource,
-) -> Result<CollectedRun, Failure> {
-    if let Some(resources) = &mut spec.resources {
-        resources.output_limit = resources.output_limit.or(Some(COLLECTED));
-    }
-    let mut client = runs_client(channel);
-    let (mut pump, messages) = StdinPump::start(spec, source)?;
-    let answer = client.interact(messages).await;
-    let mut events = answer
-        .map_err(|status| status_failure(&status))?
-        .into_inner();
-    let broken = pump.take_broken();
-    tokio::select! {
-        told = collect(&mut events, &pump) => told,
-        failure = broken => Err(failure),
-    }
-}
-
-async fn to_the_end(
-    mut events: Streaming<StreamEvent>,
-    pump: Option<&StdinPump>,
-) -> Result<ExitCode, Failure> {
-    // The stream is only answered once the run has started, so there is no wait to report any more.
-    match follow(&mut events, &mut 0, WaitIndicator::silent(), pump).await {
-        FollowEnd::Concluded(told) => told,
-        FollowEnd::Broken(Some(status)) => Err(status_failure(&status)),
-        FollowEnd::Broken(None) => Err(broke_off()),
-    }
-}
-
-/// Starts a run, prints its id, and leaves it running.
-async fn detached(
-    channel: DaemonChannel,
-    spec: RunSpec,
-    waiting: WaitIndicator,
-) -> Result<ExitCode, Failure> {
-    let request = RunStreamRequest { spec: Some(spec) };
-    let mut client = sandbox_client(channel);
-    let answer = waiting.during(client.run_stream(request)).await;
-    let mut events = answer
-        .map_err(|status| status_failure(&status))?
-        .into_inner();
-    let event = events
-        .message()
-        .await
-        .map_err(|status| status_failure(&status))?;
-    let Some(StreamEvent { run_id, .. }) = event else {
-        let message = "the connection broke before the run started";
-        return Err(Failure::unreachable(message));
-    };
-    print(format!("{run_id}\n").as_bytes())
-}
-
-async fn captured(channel: DaemonChannel, spec: RunSpec) -> Result<CollectedRun, Failure> {
-    let request = RunRequest { spec: Some(spec) };
-    let answer = sandbox_client(channel).run(request).await;
-    let answer = answer
-        .map_err(|status| status_failure(&status))?
-        .into_inner();
-    Ok(CollectedRun {
-        result: answer.result.unwrap_or_default(),
-        output: [answer.stdout.into(), answer.stderr.into()],
-    })
-}
-
-fn print_collected(answer: &CollectedRun, json: bool) -> Result<ExitCode, Failure> {
-    let CollectedRun {
-        result,
-        output: [stdout, stderr],
-    } = answer;
-    if json {
-        print_json(&run_json(result, stdout, stderr))?;
-        return Ok(ExitCode::from(exit_code_of(result)));
-    }
-    write(std::io::stdout(), stdout)?;
-    write(std::io::stderr(), stderr)?;
-    print_ending(result)
 }

@@ -1,13 +1,11 @@
 //! The figures of a tenant as JSON, with the names of the API.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
-use prost_types::Timestamp;
 use serde_json::{Value, json};
 
-use super::can_be_written;
 use super::stats_text::seconds;
+use super::time;
 use crate::api::proto::{
     DaemonLoad, LatencySummary, OutcomeCount, Stats, StatsSample, StatsWindow,
 };
@@ -102,9 +100,4 @@ fn sample_json(sample: &StatsSample) -> Value {
         "run": sample.run.as_ref().map(latency_json),
         "memory_reserved": sample.memory_reserved,
     })
-}
-
-fn time(time: Option<Timestamp>) -> Option<String> {
-    let time = SystemTime::try_from(time?).ok().filter(can_be_written)?;
-    Some(humantime::format_rfc3339_micros(time).to_string())
 }

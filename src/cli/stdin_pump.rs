@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Failure;
 use super::stdin_source::StdinSource;
 use crate::api::proto::interact_request::Frame;
-use crate::api::proto::{InteractRequest, RunSpec, StdinDemand, StdinEof, TellStdinDemand};
+use crate::api::proto::{InteractRequest, StdinDemand, StdinEof, TellStdinDemand};
 use crate::sandbox::MAX_STDIN_CHUNK;
 use crate::sync::lock;
 
@@ -70,16 +70,14 @@ enum FeedState {
 }
 
 impl StdinPump {
-    /// Creates the pump for a run of `spec`, and returns it with the messages of the interaction.
+    /// Creates the pump for a run that `first` starts, and returns it with the messages of the
+    /// interaction.
     pub(super) fn start(
-        spec: RunSpec,
+        first: Frame,
         source: StdinSource,
     ) -> Result<(Self, ReceiverStream<InteractRequest>), Failure> {
         let (say, said) = mpsc::channel(MESSAGES);
-        for frame in [
-            Frame::Start(Box::new(spec)),
-            Frame::TellStdinDemand(TellStdinDemand {}),
-        ] {
+        for frame in [first, Frame::TellStdinDemand(TellStdinDemand {})] {
             // The channel has room for both messages.
             let _ = say.try_send(InteractRequest { frame: Some(frame) });
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
@@ -119,9 +119,94 @@ pub(super) fn duration_or_zero(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// Parses a number of things, which is at least 1.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        Ok(_) | Err(_) => Err("it must be a number, and at least 1".to_owned()),
+    }
+}
+
+/// Parses a time: how long ago it was, or the time itself as RFC 3339 writes it.
+pub(super) fn point_in_time(text: &str) -> Result<SystemTime, String> {
+    time_before(text, SystemTime::now())
+}
+
+/// Parses a time as [`point_in_time`] does, where it is `now`.
+fn time_before(text: &str, now: SystemTime) -> Result<SystemTime, String> {
+    const ALLOWED: &str = "it must be how long ago it was, as in \"90s\", \"2h\" or \"3days\", or a time from 1970 on, as in \"2026-01-31T12:00:00Z\" or \"2026-01-31T13:00:00+01:00\"";
+    let at = match humantime::parse_duration(text) {
+        Ok(ago) => now.checked_sub(ago),
+        Err(_) => rfc3339(text),
+    };
+    let at = at.filter(|at| *at >= SystemTime::UNIX_EPOCH);
+    at.ok_or_else(|| ALLOWED.to_owned())
+}
+
+/// Parses a time as RFC 3339 writes it, with any offset; `None` where it is none.
+fn rfc3339(text: &str) -> Option<SystemTime> {
+    let utc = |clock: &str| humantime::parse_rfc3339(&format!("{clock}Z")).ok();
+    if let Some(clock) = text.strip_suffix('Z') {
+        return utc(clock);
+    }
+    let (clock, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let digits = |text: &str, most: u64| {
+        let number = text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_digit());
+        let number = number.then(|| text.parse::<u64>().ok()).flatten();
+        number.filter(|number| *number <= most)
+    };
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let offset_minutes = 60 * digits(hours, 23)? + digits(minutes, 59)?;
+    let apart = Duration::from_secs(60 * offset_minutes);
+    match offset.as_bytes().first()? {
+        // East of Greenwich, clocks are ahead.
+        b'+' => utc(clock)?.checked_sub(apart),
+        b'-' => utc(clock)?.checked_add(apart),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_how_long_ago_it_was_or_itself() {
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let now = at(1_800_000_000);
+        for (text, seconds) in [
+            ("1h", 1_800_000_000 - 3600),
+            ("2days 3s", 1_800_000_000 - 2 * 86_400 - 3),
+            ("0s", 1_800_000_000),
+            ("1970-01-01T00:00:00Z", 0),
+            ("2027-01-15T08:00:00Z", 1_800_000_000),
+            ("2027-01-15T10:30:00+02:30", 1_800_000_000),
+            ("2027-01-15T00:00:00-08:00", 1_800_000_000),
+        ] {
+            assert_eq!(time_before(text, now), Ok(at(seconds)), "{text}");
+        }
+        let with_fraction = time_before("2027-01-15T08:00:00.25Z", now);
+        assert_eq!(with_fraction, Ok(now + Duration::from_millis(250)));
+        for text in [
+            "",
+            "1",
+            "h",
+            "-1h",
+            "yesterday",
+            "2027-01-15",
+            "2027-01-15T08:00:00",
+            "2027-13-15T08:00:00Z",
+            "2027-01-15T08:00:00+24:00",
+            "2027-01-15T08:00:00+1:000",
+            "2027-01-15T08:00:00 02:00",
+            "1970-01-01T00:00:00+00:01",
+            "1000years",
+            "\u{e9}\u{e9}\u{e9}\u{e9}",
+        ] {
+            let refused = time_before(text, now).unwrap_err();
+            assert!(refused.contains("how long ago"), "{text}: {refused}");
+        }
+    }
 
     fn mounted(text: &str) -> Option<(String, String, bool)> {
         let mount = read_mount(text).ok()?;

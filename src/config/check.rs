@@ -6,8 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::problems::{Checker, KnownNames, Problems, millis, minutes};
-use super::schema::{ArtifactsConfig, Config, HumanDuration, RunsConfig, Size, StoreUrl};
-use super::{auth_check, policy_check, socket_addresses};
+use super::schema::{
+    ArtifactsConfig, Config, HumanDuration, RunsConfig, SessionsConfig, Size, StoreUrl,
+};
+use super::{
+    archive_check, auth_check, language_check, policy_check, socket_addresses, telemetry_check,
+};
 use crate::model::limits::share_of;
 use crate::store;
 
@@ -19,9 +23,10 @@ pub(super) fn check(config: &Config, known: &KnownNames) -> Result<(), Problems>
     admin(&mut c, config);
     engine(&mut c, config, known);
     modules(&mut c, config);
+    language_check::check(&mut c, config);
     policy_check::check(&mut c, config, known);
     auth_check::check(&mut c, config, known);
-    telemetry(&mut c, config);
+    telemetry_check::check(&mut c, &config.telemetry);
     if c.0.is_empty() {
         Ok(())
     } else {
@@ -84,6 +89,12 @@ fn admin(c: &mut Checker, config: &Config) {
     );
     hosts(c, "admin.allowed_hosts", &admin.allowed_hosts);
     origins(c, "admin.cors_origins", &admin.cors_origins);
+    c.require(
+        admin.trace_url.is_empty() || is_trace_url(&admin.trace_url),
+        "admin.trace_url",
+        &admin.trace_url,
+        "a URL of http:// or https:// with {trace_id} where the id of a trace belongs, such as \"https://traces.example.com/trace/{trace_id}\", or \"\"",
+    );
 }
 
 fn grpc_web(c: &mut Checker, config: &Config) {
@@ -123,6 +134,16 @@ fn origins(c: &mut Checker, key: &str, origins: &[String]) {
 
 fn is_host(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '@'])
+}
+
+/// Reports whether a text becomes the URL of a web page once the id of a trace is in its place.
+fn is_trace_url(text: &str) -> bool {
+    let filled = text.replace("{trace_id}", "0123456789abcdef0123456789abcdef");
+    // Browsers take a URL that is spelt in other ways for one of theirs too, and the page does not.
+    let is_web = ["http://", "https://"]
+        .iter()
+        .any(|it| text.starts_with(it));
+    is_web && filled != text && url::Url::parse(&filled).is_ok()
 }
 
 /// Reports whether a text is an origin, spelt as browsers spell it.
@@ -299,6 +320,8 @@ fn engine(c: &mut Checker, config: &Config, known: &KnownNames) {
         memory.1,
     );
     runs(c, &config.runs, config.tenants.len());
+    archive_check::check(c, config);
+    sessions(c, &config.sessions);
 }
 
 fn runs(c: &mut Checker, runs: &RunsConfig, tenants: usize) {
@@ -334,6 +357,18 @@ fn runs(c: &mut Checker, runs: &RunsConfig, tenants: usize) {
         10_000_000,
     );
     c.between("runs.viewers", runs.viewers, 1, 100_000);
+}
+
+fn sessions(c: &mut Checker, sessions: &SessionsConfig) {
+    let SessionsConfig {
+        max,
+        memory_share,
+        idle_timeout,
+    } = sessions;
+    c.between("sessions.max", *max, 0, 1_000);
+    c.between("sessions.memory_share", *memory_share, 0.0, 0.9);
+    let idle = (HumanDuration(Duration::from_secs(1)), minutes(7 * 24 * 60));
+    c.between("sessions.idle_timeout", *idle_timeout, idle.0, idle.1);
 }
 
 fn modules(c: &mut Checker, config: &Config) {
@@ -442,25 +477,5 @@ fn artifacts(c: &mut Checker, artifacts: &ArtifactsConfig) {
         "artifacts.key_file",
         key.display(),
         "an absolute path outside artifacts.dir, because artifacts.dir is set",
-    );
-}
-
-fn telemetry(c: &mut Checker, config: &Config) {
-    let audit = &config.telemetry.audit_file;
-    c.require(
-        audit.as_os_str().is_empty() || audit.is_absolute(),
-        "telemetry.audit_file",
-        audit.display(),
-        "an absolute path, or empty",
-    );
-    let filter = config
-        .telemetry
-        .log_level
-        .parse::<tracing_subscriber::filter::Targets>();
-    c.require(
-        filter.is_ok() && !config.telemetry.log_level.trim().is_empty(),
-        "telemetry.log_level",
-        &config.telemetry.log_level,
-        "error, warn, info, debug, trace, or directives such as \"info,ringfence=debug\"",
     );
 }

@@ -179,7 +179,7 @@ pub fn provider_variables(scheme: &str) -> Result<Vec<(String, String)>, Problem
 ///
 /// # Errors
 /// Returns the variables that the provider does not accept.
-pub(super) fn check_provider_variables(url: &url::Url) -> Result<(), Problems> {
+pub(super) fn check_provider_variables(key: &str, url: &url::Url) -> Result<(), Problems> {
     let variables = provider_variables(url.scheme())?;
     store::check_variables(url, &variables).map_err(|(name, why)| {
         let said = variables.iter().find(|(it, _)| Some(it) == name.as_ref());
@@ -194,7 +194,7 @@ pub(super) fn check_provider_variables(url: &url::Url) -> Result<(), Problems> {
             },
             None => Problem {
                 origin: None,
-                key: "store.url".to_owned(),
+                key: key.to_owned(),
                 value: url.to_string(),
                 allowed: format!("a URL that its provider accepts: {why}"),
             },

@@ -4,12 +4,14 @@
 //! [`load`] returns a [`Config`] that is complete and consistent, or every error at once, each with
 //! the variable, the flag or the place in a file that it comes from. No behaviour lives here.
 
+mod archive_check;
 mod auth_check;
 mod changes;
 mod check;
 mod deserialize;
 mod environment;
 mod explain;
+mod language_check;
 mod layers;
 mod listeners;
 mod log_format;
@@ -18,6 +20,7 @@ mod policy_check;
 mod problems;
 mod schema;
 mod shown;
+mod telemetry_check;
 mod threads;
 mod tree;
 mod units;
@@ -127,8 +130,14 @@ pub fn load(overrides: &Overrides, known: &KnownNames) -> Result<(Config, Vec<St
     let given = settings.into_iter().chain(overrides.flags()).collect();
     let layers = ConfigLayers::new(file, given, problems)?;
     let config = layers.read(known)?;
-    if let (true, StoreUrl::Objects(url)) = (overrides.environment, &config.store.url) {
-        environment::check_provider_variables(url)?;
+    let places = [
+        ("store.url", Some(&config.store.url)),
+        ("runs.archive", config.runs.archive.0.as_ref()),
+    ];
+    for (key, place) in places {
+        if let (true, Some(StoreUrl::Objects(url))) = (overrides.environment, place) {
+            environment::check_provider_variables(key, url)?;
+        }
     }
     Ok((config, warnings))
 }

@@ -1,5 +1,6 @@
 //! The policy of a tenant, as the configuration grants it.
 
+use super::language_check::ALL_LANGUAGES;
 use super::schema::{Config, MountAccess, Size};
 use crate::model::limits::Ceilings;
 use crate::model::policy::{Grants, MountGrant, NetworkGrant, Policy};
@@ -28,7 +29,13 @@ impl From<&Config> for Policy {
             wasi: policy.wasi,
             clock: policy.clock,
             max_handles: policy.max_handles,
+            max_files: policy.max_files,
+            max_file_bytes: policy.max_file_bytes.0,
+            max_collect_files: policy.max_collect_files,
+            max_collect_bytes: policy.max_collect_bytes.0,
             max_stdin: policy.max_stdin.0,
+            max_code: policy.max_code.0,
+            max_sessions: policy.max_sessions,
             max_args: policy.max_args.0,
             max_env: policy.max_env.0,
             max_module: config.compile.max_module.0,
@@ -42,6 +49,10 @@ impl From<&Config> for Policy {
                         writable: mount.access == MountAccess::Write,
                     })
                     .collect(),
+                languages: match policy.languages.iter().any(|name| name == ALL_LANGUAGES) {
+                    true => None,
+                    false => Some(policy.languages.iter().cloned().collect()),
+                },
                 features: config
                     .engine
                     .features

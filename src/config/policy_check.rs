@@ -1,6 +1,7 @@
 //! Checks of the keys in `[policy]` and `[defaults]`, which say what runs may ask for and reach,
 //! for all tenants or for one.
 
+use super::language_check;
 use super::problems::{Checker, KnownNames, Problem, millis, minutes};
 use super::schema::{Config, Size};
 use crate::model::limits::{MIN_STACK, StackClass, share_of};
@@ -23,6 +24,12 @@ pub(super) fn tenant_problems(config: &Config, known: &KnownNames) -> Vec<Proble
 pub(super) fn check(c: &mut Checker, config: &Config, known: &KnownNames) {
     limits(c, config);
     grants(c, config, known);
+}
+
+fn executions(c: &mut Checker, config: &Config) {
+    let policy = &config.policy;
+    c.between("policy.max_code", policy.max_code, Size(1), Size(8 << 20));
+    c.between("policy.max_sessions", policy.max_sessions, 0, 10_000);
 }
 
 fn limits(c: &mut Checker, config: &Config) {
@@ -65,10 +72,26 @@ fn limits(c: &mut Checker, config: &Config) {
         (policy.max_stack_size, "policy.max_stack_size"),
     );
     output(c, config);
+    executions(c, config);
     // The lower bound has room for as many mounts as a run may have; the upper bound limits the
     // memory of a handle table.
     c.between("policy.max_handles", policy.max_handles, 64, 65_536);
-    c.between("policy.max_stdin", policy.max_stdin, Size(0), Size(1 << 29));
+    c.between("policy.max_files", policy.max_files, 0, 100_000);
+    let most = Size(1 << 29);
+    c.between(
+        "policy.max_file_bytes",
+        policy.max_file_bytes,
+        Size(0),
+        most,
+    );
+    // Each returned file takes some more than its contents and its path in an answer.
+    c.between(
+        "policy.max_collect_files",
+        policy.max_collect_files,
+        0,
+        10_000,
+    );
+    c.between("policy.max_stdin", policy.max_stdin, Size(0), most);
     c.between("policy.max_args", policy.max_args, Size(0), MAX_LIST);
     c.between("policy.max_env", policy.max_env, Size(0), MAX_LIST);
     let max_fuel = if policy.max_fuel == 0 {
@@ -96,6 +119,12 @@ fn output(c: &mut Checker, config: &Config) {
     let share = share_of(answers.0, config.tenants.len() > 1);
     let most = Size(share.saturating_sub(ANSWER_REST) / 2);
     c.require(
+        policy.max_collect_bytes <= most,
+        "policy.max_collect_bytes",
+        policy.max_collect_bytes,
+        format!("at most {most}, half of what a tenant's answers may hold of server.inflight_answer_bytes ({answers})"),
+    );
+    c.require(
         policy.max_output <= most,
         "policy.max_output",
         policy.max_output,
@@ -116,6 +145,7 @@ fn grants(c: &mut Checker, config: &Config, known: &KnownNames) {
         &config.policy.host_functions,
         known.host_functions,
     );
+    language_check::check_grants(c, config);
     for (i, mount) in config.policy.mounts.iter().enumerate() {
         let plain = mount.host.is_absolute()
             && mount.host.components().all(|part| {

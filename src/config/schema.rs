@@ -1,13 +1,14 @@
 //! The types of the configuration's tables and keys. The meaning, default and unit of each key are
 //! documented in `config/ringfence.toml`, and only there.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use super::units::{FileMode, HumanDuration, Size};
-pub use super::urls::{RegistryHost, StoreUrl};
+pub use super::urls::{ArchiveUrl, OtlpEndpoint, RegistryHost, StoreUrl};
 
 /// Defines a table of settings, and a second one whose keys are optional and override the first.
 macro_rules! overridable {
@@ -63,10 +64,13 @@ pub struct Config {
     pub artifacts: ArtifactsConfig,
     pub oci: OciConfig,
     pub runs: RunsConfig,
+    pub sessions: SessionsConfig,
     pub tls: TlsConfig,
     pub auth: AuthConfig,
     pub hardening: HardeningConfig,
     pub telemetry: TelemetryConfig,
+    pub languages: BTreeMap<String, LanguageConfig>,
+    pub profiles: BTreeMap<String, ProfileConfig>,
 }
 
 /// The `[server]` table: connections, messages and shutdown.
@@ -109,6 +113,7 @@ pub struct AdminConfig {
     pub allowed_hosts: Vec<String>,
     pub cors_origins: Vec<String>,
     pub read_only: bool,
+    pub trace_url: String,
     pub max_connections: u32,
 }
 
@@ -148,7 +153,8 @@ pub enum PagemapScan {
 overridable! {
     /// The `[defaults]` table: the limits of runs that ask for none.
     DefaultsConfig,
-    /// A tenant's `defaults` table, which overrides `[defaults]` key by key.
+    /// The `defaults` table of a tenant, and the `limits` table of a language or a profile, which
+    /// override `[defaults]` key by key.
     TenantDefaultsConfig {
         memory_pages: u32,
         timeout: HumanDuration,
@@ -173,11 +179,18 @@ overridable! {
         max_output: Size,
         max_stream_output: Size,
         max_handles: u32,
+        max_files: u32,
+        max_file_bytes: Size,
+        max_collect_files: u32,
+        max_collect_bytes: Size,
         max_stdin: Size,
+        max_code: Size,
+        max_sessions: u32,
         max_args: Size,
         max_env: Size,
         features: Vec<String>,
         host_functions: Vec<String>,
+        languages: Vec<String>,
         network: Vec<NetworkGrantConfig>,
         mounts: Vec<MountGrantConfig>,
     }
@@ -299,6 +312,33 @@ pub struct RunsConfig {
     pub idempotency_window: HumanDuration,
     pub idempotency_keys: u32,
     pub viewers: u32,
+    pub archive: ArchiveUrl,
+    pub archive_what: ArchiveWhat,
+    pub archive_ratio: f64,
+    pub archive_queue: Size,
+    pub archive_spool: PathBuf,
+    pub archive_age: HumanDuration,
+    pub archive_bytes: Size,
+}
+
+/// Which ended runs are archived.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each value")]
+pub enum ArchiveWhat {
+    All,
+    Labelled,
+    Failed,
+}
+
+/// The `[sessions]` table: how many interpreters are kept, and how long.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct SessionsConfig {
+    pub max: u32,
+    pub memory_share: f64,
+    pub idle_timeout: HumanDuration,
 }
 
 /// An entry of `[[tenants]]`, with the tenant's own policy, defaults and quota.
@@ -401,7 +441,7 @@ pub enum HardeningMode {
     Off,
 }
 
-/// The `[telemetry]` table: the log and the audit file.
+/// The `[telemetry]` table: the log, the audit file, and what is exported to a collector.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
@@ -409,6 +449,12 @@ pub struct TelemetryConfig {
     pub log_format: LogFormat,
     pub log_level: String,
     pub audit_file: PathBuf,
+    pub otlp_endpoint: OtlpEndpoint,
+    pub otlp_headers_file: PathBuf,
+    pub otlp_ratio: f64,
+    pub otlp_queue: Size,
+    pub export_output: bool,
+    pub export_labels: Vec<String>,
 }
 
 /// The choices of `telemetry.log_format`.
@@ -418,6 +464,53 @@ pub struct TelemetryConfig {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// The `[languages.NAME]` table: the interpreter of a language, and how it is given a program.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct LanguageConfig {
+    pub module: PathBuf,
+    #[serde(default)]
+    pub digest: String,
+    #[serde(default)]
+    pub protocol: LanguageProtocol,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    #[serde(default)]
+    pub file: String,
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    #[serde(default)]
+    pub limits: TenantDefaultsConfig,
+}
+
+/// The choices of `protocol` in a language.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub enum LanguageProtocol {
+    #[default]
+    Runner,
+    File,
+    Argument,
+    Stdin,
+}
+
+/// The `[profiles.NAME]` table: what programs of a profile may reach, and their limits.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "config/ringfence.toml documents each key")]
+pub struct ProfileConfig {
+    pub clock: bool,
+    pub network: bool,
+    pub host_functions: bool,
+    pub limits: TenantDefaultsConfig,
 }
 
 fn block<'de, D: serde::Deserializer<'de>>(from: D) -> Result<IpNet, D::Error> {

@@ -14,6 +14,16 @@ impl Config {
     pub fn guest_threads(&self) -> usize {
         or_cores(self.engine.guest_threads)
     }
+
+    /// Returns the number of instances that a pool holds: those of runs, and those that sessions
+    /// keep.
+    pub fn pool_slots(&self) -> u32 {
+        let runs = match self.engine.pool_slots {
+            0 => self.admission.slots,
+            slots => slots,
+        };
+        runs.saturating_add(self.sessions.max)
+    }
 }
 
 fn or_cores(threads: u32) -> usize {

@@ -1,4 +1,4 @@
-//! The text forms of places: module stores and registries.
+//! The text forms of places: module stores, registries and collectors.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -65,6 +65,37 @@ impl Serialize for StoreUrl {
     }
 }
 
+/// Where ended runs are archived: a folder, a folder in an object store, or nowhere ("").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveUrl(pub Option<StoreUrl>);
+
+impl fmt::Display for ArchiveUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |url| url.fmt(f))
+    }
+}
+
+impl<'de> Deserialize<'de> for ArchiveUrl {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        const ALLOWED: &str = "\"file:///folder\", \"s3://bucket/prefix\", \"gs://bucket/prefix\", \"az://container/prefix\", without credentials, or \"\"";
+        let text = String::deserialize(from)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        match StoreUrl::parse(&text) {
+            Some(url) if url != StoreUrl::Memory => Ok(Self(Some(url))),
+            // The text is not shown, because it may hold credentials.
+            _ => Err(de::Error::custom(format!("must be {ALLOWED}"))),
+        }
+    }
+}
+
+impl Serialize for ArchiveUrl {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 /// A registry, written as "host", "host:port", or "http://host:port" for one that speaks plain
 /// HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +137,54 @@ impl<'de> Deserialize<'de> for RegistryHost {
 }
 
 impl Serialize for RegistryHost {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// The collector that traces and output are exported to, written as "http://host:port" or
+/// "https://host:port"; the empty text means none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpEndpoint(Option<Url>);
+
+impl OtlpEndpoint {
+    fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self(None));
+        }
+        let url = Url::parse(text).ok()?;
+        let is_plain = url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.path() == "/";
+        let is_known = matches!(url.scheme(), "http" | "https") && url.has_host();
+        (is_known && is_plain && url.port() != Some(0)).then_some(Self(Some(url)))
+    }
+
+    /// Returns the URL of the collector; `None` where there is none.
+    pub fn url(&self) -> Option<&Url> {
+        self.0.as_ref()
+    }
+}
+
+impl fmt::Display for OtlpEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.as_ref().map_or("", Url::as_str);
+        f.write_str(text.strip_suffix('/').unwrap_or(text))
+    }
+}
+
+impl<'de> Deserialize<'de> for OtlpEndpoint {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        const ALLOWED: &str = "\"http://host:port\" or \"https://host:port\" without a path and without credentials, or empty";
+        let text = String::deserialize(from)?;
+        // The text is not shown, because it may hold credentials.
+        Self::parse(&text).ok_or_else(|| de::Error::custom(format!("must be {ALLOWED}")))
+    }
+}
+
+impl Serialize for OtlpEndpoint {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }

@@ -3,6 +3,8 @@
 
 use bytes::Bytes;
 
+use crate::model::collected::CollectedFile;
+
 /// The smallest piece, in bytes. Each piece is as large as all before it together, between these
 /// two bounds, so that few bytes take little memory and many bytes take few pieces.
 const SMALLEST: usize = 256;
@@ -58,27 +60,33 @@ impl CaptureBuffer {
     }
 }
 
-/// The standard output and error of a run whose caller gets them whole. A clone shares the bytes.
+/// The standard output and error of a run whose caller gets them whole, and its files. A clone
+/// shares the bytes.
 #[derive(Clone, Debug, Default)]
 pub struct CapturedOutput {
     /// The pieces of standard output, in order.
     pub stdout: Vec<Bytes>,
     /// The pieces of standard error, in order.
     pub stderr: Vec<Bytes>,
+    /// The files that the run returns.
+    pub files: Vec<CollectedFile>,
 }
 
 impl CapturedOutput {
-    /// Ends the capture of standard output and standard error, in this order.
-    pub fn new([stdout, stderr]: [CaptureBuffer; 2]) -> Self {
+    /// Ends the capture of standard output and standard error, in this order, beside `files`.
+    pub fn new([stdout, stderr]: [CaptureBuffer; 2], files: Vec<CollectedFile>) -> Self {
         Self {
             stdout: stdout.finish(),
             stderr: stderr.finish(),
+            files,
         }
     }
 
-    /// Returns the bytes of both streams together.
+    /// Returns the bytes of both streams and of all files together.
     pub fn bytes(&self) -> usize {
-        self.stdout.iter().chain(&self.stderr).map(Bytes::len).sum()
+        let streams = self.stdout.iter().chain(&self.stderr);
+        let files = self.files.iter().map(CollectedFile::bytes);
+        streams.map(Bytes::len).chain(files).sum()
     }
 }
 

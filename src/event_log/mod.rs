@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::model::collected::{CollectedFile, FileHead};
 use crate::model::outcome::{RunReport, Stream};
 use crate::model::refusal::Refusal;
 use crate::sync::lock;
@@ -92,11 +93,30 @@ struct Unacked {
 
 #[derive(Debug)]
 struct OutputEvent {
-    stream: Stream,
+    source: EventSource,
     at: SystemTime,
     bytes: OutputBytes,
     /// What the event takes of memory, in bytes.
     cost: usize,
+}
+
+/// What the bytes of an event are a part of.
+#[derive(Debug)]
+enum EventSource {
+    /// What the guest wrote to a stream.
+    Output(Stream),
+    /// A file that the run returns, at an offset.
+    File(Box<(Arc<FileHead>, u64)>),
+}
+
+impl EventSource {
+    /// Reports whether it is the stream `stream`.
+    fn is_output_of(&self, stream: Stream) -> bool {
+        match self {
+            Self::Output(own) => *own == stream,
+            Self::File(_) => false,
+        }
+    }
 }
 
 /// The bytes of an event. More may be added until somebody has read it, which seals it.
@@ -228,6 +248,20 @@ impl EventLog {
         }
         let mut inner = self.lock();
         let added = inner.append(stream, bytes);
+        self.appended(inner, added);
+    }
+
+    /// Appends a file that the run returns, in events of at most 64 KiB. An empty file is one event
+    /// too. Its bytes are shared, and the caller does not have to have read anything before.
+    pub fn write_file(&self, file: &CollectedFile) {
+        let mut inner = self.lock();
+        let added = inner.append_file(file);
+        self.appended(inner, added);
+    }
+
+    /// Charges for events that were appended, drops old ones beyond the log's bound, and wakes the
+    /// readers.
+    fn appended(&self, mut inner: MutexGuard<'_, Inner>, added: usize) {
         self.pool.add(added);
         if let Some(owed) = &mut inner.unacked {
             owed.bytes += added;
@@ -313,6 +347,19 @@ impl EventLog {
         self.pool.make_room();
     }
 
+    /// Drops all output of a run whose guest has ended and that no caller holds, and what was
+    /// captured. Viewers that have not read all of it are told what is lost.
+    pub fn forget_output(&self) {
+        let mut inner = self.lock();
+        self.pool.pay(inner.forgive());
+        let freed = inner.drop_captured() + inner.trim(usize::MAX);
+        if let Some(ticket) = inner.eviction_slot.take() {
+            self.pool.leave(ticket);
+        }
+        drop(inner);
+        self.pool.sub(freed);
+    }
+
     /// Drops all output that nobody is owed; of a run that goes on or still has a caller, all but
     /// the last event.
     fn evict(&self) {
@@ -358,7 +405,7 @@ impl Inner {
     fn append(&mut self, stream: Stream, mut bytes: &[u8]) -> usize {
         let mut added = 0;
         if let Some(last) = self.entries.back_mut()
-            && last.stream == stream
+            && last.source.is_output_of(stream)
             && let OutputBytes::Open(open) = &mut last.bytes
         {
             let fits = bytes.len().min(CHUNK_BYTES - open.len());
@@ -385,11 +432,34 @@ impl Inner {
             let cost = bytes.capacity() + OVERHEAD;
             added += cost;
             self.entries.push_back(OutputEvent {
-                stream,
+                source: EventSource::Output(stream),
                 at: SystemTime::now(),
                 bytes: OutputBytes::Open(bytes),
                 cost,
             });
+        }
+        self.held += added;
+        added
+    }
+
+    /// Adds the events of a file. Returns what they cost in bytes.
+    fn append_file(&mut self, file: &CollectedFile) -> usize {
+        let (mut added, mut offset) = (0, 0);
+        let no_bytes = [Bytes::new()];
+        let pieces = match file.pieces.is_empty() {
+            true => &no_bytes[..],
+            false => &file.pieces[..],
+        };
+        for piece in pieces {
+            let cost = piece.len() + file.head.path.len() + OVERHEAD;
+            self.entries.push_back(OutputEvent {
+                source: EventSource::File(Box::new((Arc::clone(&file.head), offset))),
+                at: SystemTime::now(),
+                bytes: OutputBytes::Sealed(piece.clone()),
+                cost,
+            });
+            offset += piece.len() as u64;
+            added += cost;
         }
         self.held += added;
         added

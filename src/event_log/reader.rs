@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::Sleep;
 
-use super::{EventLog, Inner, OutputBytes, RunEnd, Unacked};
+use super::{EventLog, EventSource, Inner, OutputBytes, RunEnd, Unacked};
+use crate::model::collected::FileHead;
 use crate::model::outcome::Stream;
 
 /// How long a viewer leaves an event alone that is still written to. So not every write wakes all
@@ -35,6 +36,15 @@ pub enum EventPayload {
     Started,
     /// The guest wrote at most 64 KiB to a stream.
     Output(Stream, Bytes),
+    /// A piece of a file that the run returns.
+    File {
+        /// The file that it is a piece of.
+        head: Arc<FileHead>,
+        /// Where in the file the piece begins.
+        offset: u64,
+        /// The bytes of the piece, at most 64 KiB.
+        bytes: Bytes,
+    },
     /// Events that were dropped before this reader got to them.
     Lost {
         /// The number of the first lost event.
@@ -74,6 +84,20 @@ impl EventLog {
         Ok(EventReader::new(self, from))
     }
 
+    /// Returns the output that the log has, without what was lost. Nobody is told of it as read.
+    pub fn output(&self) -> Vec<Event> {
+        let mut inner = self.lock();
+        let mut events = Vec::with_capacity(inner.entries.len());
+        let mut next = inner.first_seq;
+        while next < inner.next_output()
+            && let Some(event) = inner.read(next)
+        {
+            next = event.seq + 1;
+            events.push(event);
+        }
+        events
+    }
+
     /// Creates a viewer that reads from the start.
     pub fn follow(self: &Arc<Self>) -> EventReader {
         EventReader::new(self, 0)
@@ -101,6 +125,12 @@ impl EventReader {
             finished: false,
             gathers: None,
         }
+    }
+
+    /// Reports whether the next event is not there any more.
+    pub fn has_lost(&self) -> bool {
+        let inner = self.log.lock();
+        inner.started.is_some() && self.next.max(1) < inner.first_seq
     }
 
     /// Returns the number of the event that is wanted next.
@@ -133,7 +163,9 @@ impl EventReader {
             return Poll::Pending;
         };
         match event.payload {
-            EventPayload::Started | EventPayload::Output(..) => self.next = event.seq + 1,
+            EventPayload::Started | EventPayload::Output(..) | EventPayload::File { .. } => {
+                self.next = event.seq + 1;
+            }
             EventPayload::Lost { first_seq, count } => {
                 self.next = first_seq + count;
                 log.pool.tell_lost(count);
@@ -207,7 +239,15 @@ impl Inner {
         if next < output_end {
             let index = usize::try_from(next - self.first_seq).unwrap_or(usize::MAX);
             let entry = self.entries.get_mut(index)?;
-            let what = EventPayload::Output(entry.stream, entry.seal());
+            let bytes = entry.seal();
+            let what = match &entry.source {
+                EventSource::Output(stream) => EventPayload::Output(*stream, bytes),
+                EventSource::File(place) => EventPayload::File {
+                    head: Arc::clone(&place.0),
+                    offset: place.1,
+                    bytes,
+                },
+            };
             return Some(Event {
                 seq: next,
                 at: entry.at,

@@ -48,6 +48,8 @@ const READ: [&str; 16] = [
     "/sys/devices/system/cpu",
     "/dev/urandom",
 ];
+/// The port of name servers.
+const DNS_PORT: u16 = 53;
 /// The mode of folders that the daemon creates because they are configured.
 const PRIVATE: u32 = 0o700;
 
@@ -72,7 +74,7 @@ fn rules(
     besides: &ExtraPaths,
     unreachable: &mut Vec<String>,
 ) -> Result<RulesetStatus, RulesetError> {
-    let connects = needs_tcp_connect(config);
+    let connects = tcp_connects(config);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK_ABI))?;
@@ -81,7 +83,7 @@ fn rules(
     if !config.all_listeners().any(listens_by_name) {
         ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
     }
-    if !connects {
+    if connects != TcpConnects::Anywhere {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
     let ruleset = ruleset.scope(Scope::from_all(LANDLOCK_ABI))?.create()?;
@@ -92,7 +94,7 @@ fn rules(
     }
     // The file that it leads to may be replaced by another one beside it.
     rules.allow_replaceable_file(Path::new("/etc/resolv.conf"))?;
-    if connects {
+    if connects != TcpConnects::Nowhere {
         for path in &besides.trust {
             rules.allow_certificates(path)?;
         }
@@ -201,6 +203,17 @@ impl LandlockRules {
         self.allow(Path::new("/proc/self/exe"), execute)
     }
 
+    /// Allows the folder of the archive of ended runs, or that of runs on their way into it.
+    fn allow_archive(&mut self, config: &Config) -> Result<(), RulesetError> {
+        match &config.runs.archive.0 {
+            Some(StoreUrl::Directory(folder)) => self.allow_created_folder(folder),
+            Some(StoreUrl::Objects(_)) if !config.runs.archive_spool.as_os_str().is_empty() => {
+                self.allow_created_folder(&config.runs.archive_spool)
+            }
+            Some(StoreUrl::Objects(_) | StoreUrl::Memory) | None => Ok(()),
+        }
+    }
+
     /// Allows the paths that the configuration names, including the mounts of all tenants.
     fn allow_configured(&mut self, config: &Config) -> Result<(), RulesetError> {
         if let StoreUrl::Directory(folder) = &config.store.url {
@@ -208,6 +221,7 @@ impl LandlockRules {
         } else {
             self.allow(&config.store.spool, writing())?;
         }
+        self.allow_archive(config)?;
         self.allow_created_folder(&config.artifacts.dir)?;
         let key = &config.artifacts.key_file;
         match key.is_file() {
@@ -224,9 +238,13 @@ impl LandlockRules {
             &tls.client_ca,
             &config.auth.tokens_file,
             &config.oci.credentials_file,
+            &config.telemetry.otlp_headers_file,
         ];
         for file in files {
             self.allow_replaceable_file(file)?;
+        }
+        for language in config.languages.values() {
+            self.allow(&language.module, reading())?;
         }
         let jwks = Path::new(&config.auth.jwt.jwks);
         if jwks.is_absolute() {
@@ -265,20 +283,54 @@ impl LandlockRules {
     }
 
     /// Allows binding to the configured TCP ports, and to any free port if guests may connect.
+    /// Where the daemon connects to nothing but some ports, those are allowed.
     fn allow_ports(&mut self, config: &Config) -> Result<(), RulesetError> {
         let tcp = config.all_listeners().filter(|it| !it.starts_with("unix:"));
         let ports = tcp.filter_map(|it| it.rsplit_once(':')?.1.parse::<u16>().ok());
+        let connects = tcp_connects(config);
         // A guest's socket is bound to any free port before it connects.
-        let any = needs_tcp_connect(config).then_some(0);
+        let any = (connects == TcpConnects::Anywhere).then_some(0);
         for port in ports.chain(any) {
             (&mut self.0).add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+        }
+        if let TcpConnects::To(ports) = connects {
+            for port in ports {
+                (&mut self.0).add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+            }
         }
         Ok(())
     }
 }
 
-/// Reports whether the daemon, or a guest, may have to connect to another host.
-fn needs_tcp_connect(config: &Config) -> bool {
+/// Where the daemon and its guests may connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum TcpConnects {
+    /// Nothing is configured that has to be connected to.
+    Nowhere,
+    /// What is configured has these ports.
+    To(Vec<u16>),
+    /// To any port: guests have grants, or a service is configured whose hosts name others.
+    Anywhere,
+}
+
+/// Determines where the daemon, or a guest, may have to connect to.
+fn tcp_connects(config: &Config) -> TcpConnects {
+    if connects_anywhere(config) {
+        return TcpConnects::Anywhere;
+    }
+    let Some(collector) = config.telemetry.otlp_endpoint.url() else {
+        return TcpConnects::Nowhere;
+    };
+    let mut ports: Vec<u16> = collector.port_or_known_default().into_iter().collect();
+    if collector.domain().is_some() {
+        // A name is looked up over TCP where the answer is too long for UDP.
+        ports.push(DNS_PORT);
+    }
+    TcpConnects::To(ports)
+}
+
+/// Reports whether it cannot be told which ports the daemon, or a guest, may have to connect to.
+fn connects_anywhere(config: &Config) -> bool {
     let tenants = config.all_tenants();
     let mut policies = tenants
         .iter()
@@ -287,6 +339,7 @@ fn needs_tcp_connect(config: &Config) -> bool {
     guests
         || !config.oci.registries.is_empty()
         || matches!(config.store.url, StoreUrl::Objects(_))
+        || matches!(config.runs.archive.0, Some(StoreUrl::Objects(_)))
         || config.auth.jwt.jwks.starts_with("http")
 }
 
@@ -306,4 +359,40 @@ fn writing() -> BitFlags<AccessFs> {
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir
         | AccessFs::Refer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app;
+    use crate::config::Overrides;
+
+    fn connects(set: &[(&str, &str)]) -> TcpConnects {
+        let owned = set
+            .iter()
+            .map(|(key, value)| ((*key).into(), (*value).into()));
+        let overrides = Overrides {
+            set: owned.collect(),
+            ..Overrides::default()
+        };
+        tcp_connects(&app::load_config(&overrides).unwrap().0)
+    }
+
+    #[test]
+    fn only_the_ports_of_the_collector_are_connected_to() {
+        const KEY: &str = "telemetry.otlp_endpoint";
+        assert_eq!(connects(&[]), TcpConnects::Nowhere);
+        for (url, ports) in [
+            ("http://127.0.0.1:4317", &[4317][..]),
+            ("http://[::1]:4318", &[4318]),
+            ("https://10.0.0.1", &[443]),
+            ("http://collector:4317", &[4317, 53]),
+        ] {
+            let expected = TcpConnects::To(ports.to_vec());
+            assert_eq!(connects(&[(KEY, url)]), expected, "{url}");
+        }
+        let registries = ("oci.registries", "[\"registry.example.com\"]");
+        let both = [(KEY, "http://127.0.0.1:4317"), registries];
+        assert_eq!(connects(&both), TcpConnects::Anywhere);
+    }
 }

@@ -7,6 +7,8 @@
 
 use std::fmt::Write;
 
+use super::request::MAX_SESSION_NAME;
+
 /// A limit that no setting changes, with its row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct FixedLimit {
@@ -177,6 +179,13 @@ pub const LOG_LINE: FixedLimit = FixedLimit::bytes(
     64 << 10,
     "the call traps (`host_call`)",
 );
+/// The most bytes of a line of output in one log record.
+pub const EXPORTED_LINE: FixedLimit = FixedLimit::bytes(
+    Topic::Streams,
+    "bytes of one line of output that is exported (`telemetry.export_output`)",
+    16 << 10,
+    "the line is several log records; the guest meets nothing",
+);
 /// The most bytes of a path that the host looks at.
 pub const PATH: FixedLimit = FixedLimit::bytes(
     Topic::Files,
@@ -222,7 +231,7 @@ const fn ceiling(
 }
 
 /// Every limit in the order of the table, by topic.
-pub const GUEST_LIMITS: [Row; 49] = [
+pub const GUEST_LIMITS: [Row; 62] = [
     setting(
         Topic::Module,
         "bytes of a module, as received",
@@ -281,7 +290,7 @@ pub const GUEST_LIMITS: [Row; 49] = [
     INTERFACE_BYTES.row,
     ceiling(
         Topic::Memory,
-        "pages of 64 KiB of all memories of a run together, with its directory listings; the default comes on top of what the module declares",
+        "pages of 64 KiB of all memories of a run together, with its directory listings and its files in memory; the default comes on top of what the module declares",
         ("policy.max_memory_pages", "defaults.memory_pages"),
         "an ask over it: `LIMIT_ABOVE_MAXIMUM`; a module that begins with more: `MEMORY_BELOW_MODULE_MINIMUM`; `memory.grow` beyond the grant returns -1, `memory_denied` says so, and a run that then traps or exits other than with 0 is `MEMORY_EXCEEDED`",
     ),
@@ -370,6 +379,7 @@ pub const GUEST_LIMITS: [Row; 49] = [
     ),
     RANDOM_LIST.row,
     LOG_LINE.row,
+    EXPORTED_LINE.row,
     setting(
         Topic::Files,
         "open files, directories, sockets and streams of files of a run; its mounts count",
@@ -403,9 +413,81 @@ pub const GUEST_LIMITS: [Row; 49] = [
     PATH.row,
     Row::new(
         Topic::Files,
+        "one path and one name of the run's files in memory: bytes; symbolic links that are followed for one path: 40",
+        LimitBound::Bytes(4096),
+        "ENAMETOOLONG (37), `name-too-long` (names have 255 bytes); ELOOP (32), `loop`",
+    ),
+    Row::new(
+        Topic::Files,
+        "files in memory: all bytes, names and a fixed cost for each (docs/files.md)",
+        LimitBound::CeilingAndDefault("policy.max_memory_pages", "defaults.memory_pages"),
+        "ENOSPC (51), `insufficient-space`, and `memory_denied`; at the start: `LIMIT_ABOVE_MAXIMUM`",
+    ),
+    setting(
+        Topic::Files,
+        "files that a run returns (`collect`)",
+        "policy.max_collect_files",
+        "`uncollected` names what is over",
+    ),
+    setting(
+        Topic::Files,
+        "bytes of contents and paths of the files that a run returns",
+        "policy.max_collect_bytes",
+        "`uncollected` names what is over",
+    ),
+    Row::new(
+        Topic::Files,
+        "time for which files to return are searched for, in seconds",
+        LimitBound::Count(2),
+        "`uncollected` names the directory in which the search ended",
+    ),
+    Row::new(
+        Topic::Files,
         "entries of one directory listing",
         LimitBound::None,
         "one snapshot, in the run's own memory; one that does not fit there: ENOMEM (48), `insufficient-memory`, and `memory_denied`",
+    ),
+    setting(
+        Topic::Start,
+        "files in memory that a run begins with",
+        "policy.max_files",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    setting(
+        Topic::Start,
+        "bytes of the files that a run begins with",
+        "policy.max_file_bytes",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    Row::new(
+        Topic::Start,
+        "patterns of files to return; bytes of one are 1,024",
+        LimitBound::Count(16),
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    Row::new(
+        Topic::Start,
+        "names in the path of such a file or in a pattern; wildcards in a pattern are 32",
+        LimitBound::Count(64),
+        "`SPEC_INVALID`",
+    ),
+    setting(
+        Topic::Start,
+        "bytes of the source code of a program",
+        "policy.max_code",
+        "`LIMIT_ABOVE_MAXIMUM`",
+    ),
+    setting(
+        Topic::Start,
+        "sessions of a tenant at once (of all tenants: `sessions.max`)",
+        "policy.max_sessions",
+        "`SESSION_LIMIT`",
+    ),
+    Row::new(
+        Topic::Start,
+        "bytes of the name of a session",
+        LimitBound::Count(MAX_SESSION_NAME as u64),
+        "`LIMIT_ABOVE_MAXIMUM`",
     ),
     setting(
         Topic::Start,

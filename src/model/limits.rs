@@ -10,6 +10,9 @@ pub const WASM_PAGE_BYTES: u64 = 65_536;
 /// The smallest stack that may be asked for, in bytes.
 pub const MIN_STACK: u32 = 64 * 1024;
 
+/// The most bytes at the end of standard output in which a program may report a value.
+pub const MAX_VALUE_BYTES: usize = 1 << 20;
+
 /// The name of the setting that is the ceiling of memory.
 const MAX_PAGES_KEY: &str = "policy.max_memory_pages";
 

@@ -1,5 +1,6 @@
 //! The vocabulary of the daemon: what every other module may use, and which uses none of them.
 
+pub mod collected;
 pub mod guest_limits;
 pub mod limits;
 pub mod module;
@@ -8,3 +9,4 @@ pub mod policy;
 pub mod refusal;
 pub mod request;
 pub mod tenant_id;
+pub mod trace_context;

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::collected::UncollectedFiles;
+
 /// How the guest of a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -179,7 +181,8 @@ impl LiveUsage {
         self.fuel.load(Ordering::Relaxed)
     }
 
-    /// Returns the most bytes held at once, of linear memory and of directory listings.
+    /// Returns the most bytes held at once, of linear memory, of directory listings and of files in
+    /// memory.
     pub fn memory(&self) -> u64 {
         self.memory.load(Ordering::Relaxed)
     }
@@ -222,9 +225,9 @@ pub struct RunReport {
     pub cpu_time: Duration,
     /// Fuel that was used; `None` where the run was not metered.
     pub fuel_consumed: Option<u64>,
-    /// The most bytes held at once, of linear memory and of directory listings.
+    /// The most bytes held at once, of linear memory, of directory listings and of files in memory.
     pub memory_used: u64,
-    /// Whether a growth or a directory listing was denied.
+    /// Whether a growth, a directory listing or a file in memory was denied.
     pub memory_denied: bool,
     /// The values that the entry point returned.
     pub values: Vec<Value>,
@@ -234,4 +237,17 @@ pub struct RunReport {
     pub stdout: Written,
     /// What became of standard error.
     pub stderr: Written,
+    /// The files that were asked for and are not returned; `None` where there are none.
+    pub uncollected: Option<Box<UncollectedFiles>>,
+    /// What became of the session that the run belongs to; `None` where it belongs to none.
+    pub session: Option<SessionReport>,
+}
+
+/// What a run tells of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionReport {
+    /// How many programs the session has executed, this one included.
+    pub executions: u64,
+    /// Whether the session has ended with this run, and its state is lost.
+    pub ended: bool,
 }

@@ -22,8 +22,20 @@ pub struct Policy {
     pub clock: bool,
     /// The most open files, directories, sockets and streams of files of a run.
     pub max_handles: u32,
+    /// The most files in memory that a run begins with.
+    pub max_files: u32,
+    /// The most bytes of these files together.
+    pub max_file_bytes: u64,
+    /// The most files that a run returns.
+    pub max_collect_files: u32,
+    /// The most bytes of the files that a run returns, together.
+    pub max_collect_bytes: u64,
     /// The most bytes of standard input in a request.
     pub max_stdin: u64,
+    /// The most bytes of the text of a program.
+    pub max_code: u64,
+    /// The most sessions that it may have at once.
+    pub max_sessions: u32,
     /// The most bytes of arguments, terminators included.
     pub max_args: u64,
     /// The most bytes of environment, terminators included.
@@ -45,6 +57,17 @@ pub struct Grants {
     pub network: Vec<NetworkGrant>,
     /// WebAssembly proposals that modules may need beyond those that are always on.
     pub features: BTreeSet<String>,
+    /// Languages in which programs may be executed, by name; `None` means all.
+    pub languages: Option<BTreeSet<String>>,
+}
+
+impl Grants {
+    /// Reports whether programs in the language of this name may be executed.
+    pub fn allows_language(&self, name: &str) -> bool {
+        self.languages
+            .as_ref()
+            .is_none_or(|names| names.contains(name))
+    }
 }
 
 /// A directory that may be mounted.

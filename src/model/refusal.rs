@@ -46,6 +46,8 @@ pub enum Reason {
     ImportNotAllowed,
     /// The operator's policy does not grant what was asked for.
     PolicyDenied,
+    /// There is no such language, or the caller may not use it.
+    UnsupportedLanguage,
     /// The bytes are not those of the digest that was expected.
     DigestMismatch,
     /// There is no such module.
@@ -68,6 +70,10 @@ pub enum Reason {
     StoreFull,
     /// The module store cannot be reached, or cannot give back what it took.
     StoreUnavailable,
+    /// The archive of ended runs cannot be reached, or refuses this daemon.
+    ArchiveUnavailable,
+    /// A part of the archive of ended runs is not what was written.
+    ArchiveDamaged,
     /// What the daemon needs to judge or serve the request cannot be had now.
     RuntimeUnavailable,
     /// The caller's deadline passed before the run could start.
@@ -92,6 +98,12 @@ pub enum Reason {
     InputFull,
     /// The idempotency key belongs to a run of another spec.
     IdempotencyConflict,
+    /// The session executes another program.
+    SessionBusy,
+    /// There is no such session, or it is gone with its state.
+    SessionNotFound,
+    /// There are as many sessions as may be, or they hold as much memory.
+    SessionLimit,
     /// The daemon is ending.
     ShuttingDown,
     /// The daemon failed; its log says how, under the incident id.
@@ -100,7 +112,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which they are declared.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 44] = [
         Self::SpecInvalid,
         Self::LimitAboveMaximum,
         Self::EntryPointNotFound,
@@ -114,6 +126,7 @@ impl Reason {
         Self::FeatureNotEnabled,
         Self::ImportNotAllowed,
         Self::PolicyDenied,
+        Self::UnsupportedLanguage,
         Self::DigestMismatch,
         Self::ModuleNotFound,
         Self::CapacityExceeded,
@@ -125,6 +138,8 @@ impl Reason {
         Self::MessageTooLarge,
         Self::StoreFull,
         Self::StoreUnavailable,
+        Self::ArchiveUnavailable,
+        Self::ArchiveDamaged,
         Self::RuntimeUnavailable,
         Self::NotStarted,
         Self::ServiceNotFound,
@@ -137,6 +152,9 @@ impl Reason {
         Self::InputClosed,
         Self::InputFull,
         Self::IdempotencyConflict,
+        Self::SessionBusy,
+        Self::SessionNotFound,
+        Self::SessionLimit,
         Self::ShuttingDown,
         Self::Internal,
     ];
@@ -157,6 +175,7 @@ impl Reason {
             Self::FeatureNotEnabled => "FEATURE_NOT_ENABLED",
             Self::ImportNotAllowed => "IMPORT_NOT_ALLOWED",
             Self::PolicyDenied => "POLICY_DENIED",
+            Self::UnsupportedLanguage => "UNSUPPORTED_LANGUAGE",
             Self::DigestMismatch => "DIGEST_MISMATCH",
             Self::ModuleNotFound => "MODULE_NOT_FOUND",
             Self::CapacityExceeded => "CAPACITY_EXCEEDED",
@@ -168,6 +187,8 @@ impl Reason {
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
             Self::StoreFull => "STORE_FULL",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::ArchiveUnavailable => "ARCHIVE_UNAVAILABLE",
+            Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
             Self::RuntimeUnavailable => "RUNTIME_UNAVAILABLE",
             Self::NotStarted => "NOT_STARTED",
             Self::ServiceNotFound => "SERVICE_NOT_FOUND",
@@ -180,6 +201,9 @@ impl Reason {
             Self::InputClosed => "INPUT_CLOSED",
             Self::InputFull => "INPUT_FULL",
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
+            Self::SessionBusy => "SESSION_BUSY",
+            Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::SessionLimit => "SESSION_LIMIT",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Internal => "INTERNAL",
         }

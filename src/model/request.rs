@@ -14,13 +14,22 @@ use super::limits::Limits;
 use super::refusal::{Reason, Refusal, quote};
 
 mod digest;
+mod files;
 mod hex;
 mod path_conflicts;
 mod run_id;
+mod session;
+mod time_range;
 
 pub use self::digest::Digest;
+pub use self::files::{
+    CollectCaps, CollectPattern, FileSpec, GivenFile, MAX_PATTERNS, PathMatcher, collect_patterns,
+    given_files,
+};
 pub use self::path_conflicts::check_path_conflicts;
 pub use self::run_id::RunId;
+pub use self::session::{MAX_SESSION_NAME, SessionName, SessionSpec};
+pub use self::time_range::TimeRange;
 
 /// The most labels of a run or a module.
 pub const MAX_LABELS: usize = 32;
@@ -41,6 +50,8 @@ pub enum ModuleRef {
     Inline(Bytes),
     /// The digest of a module that was loaded before.
     Loaded(Digest),
+    /// The digest of a module that the operator provides, such as the interpreter of a language.
+    Provided(Digest),
 }
 
 /// What to run, and within which bounds.
@@ -56,12 +67,17 @@ pub struct RunSpec {
     pub env: Vec<(String, String)>,
     /// Standard input that is sent with the request.
     pub stdin: Bytes,
+    /// How many bytes at the start of `stdin` are for the interpreter of a program, which are not
+    /// counted as input of the program.
+    pub stdin_preface: usize,
     /// Whether more input may follow it, until somebody ends the input.
     pub open_stdin: bool,
     /// The guest directory that relative paths start from; `None`: "/".
     pub working_dir: Option<GuestPath>,
     /// The host directories that the guest sees.
     pub mounts: Vec<Mount>,
+    /// The files in memory that the run begins with and returns; `None` where it has none.
+    pub files: Option<Box<FileSpec>>,
     /// The limits on what the run may use.
     pub limits: Limits,
     /// Whether the guest gets the WASI imports.
@@ -78,6 +94,10 @@ pub struct RunSpec {
     pub detach: bool,
     /// The key that makes a second call the same run as the first; `None`: none.
     pub idempotency_key: Option<String>,
+    /// The session whose interpreter executes the program; `None`: a fresh one does.
+    pub session: Option<Box<SessionSpec>>,
+    /// Whether the output is remembered once the caller was told of the end.
+    pub keep_output: bool,
 }
 
 impl RunSpec {
@@ -90,9 +110,11 @@ impl RunSpec {
             args,
             env,
             stdin,
+            stdin_preface: _,
             open_stdin,
             working_dir,
             mounts,
+            files,
             limits,
             wasi,
             host_functions,
@@ -101,6 +123,8 @@ impl RunSpec {
             labels,
             detach,
             idempotency_key: _,
+            session,
+            keep_output,
         } = self;
         // The debug form of plain data names every field, and escapes what could look like another
         // field.
@@ -110,6 +134,8 @@ impl RunSpec {
                 (entry_point, args, env, working_dir, mounts, limits),
                 (wasi, host_functions, network, clock, labels, detach),
                 (digest, Digest::of(stdin), open_stdin),
+                files.as_deref().map(FileSpec::fingerprint),
+                (session, keep_output),
             )
         );
         Digest::of(told.as_bytes())
@@ -340,6 +366,12 @@ impl Labels {
     /// Returns the value of one label; `None` where there is no such key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Reports whether `others` has all of these labels, with the same values.
+    pub fn are_among(&self, others: &Self) -> bool {
+        self.iter()
+            .all(|(key, value)| others.get(key) == Some(value))
     }
 
     /// Iterates over all keys and values, in the order of the keys.

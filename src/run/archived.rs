@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::origin::{Origin, RunMethod, RunState};
-use super::record::Run;
+use super::origin::{Origin, RunMethod, RunState, RunTrace};
+use super::record::{Run, RunTerms};
 use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
+use crate::archive::ArchiveMark;
 use crate::event_log::{EventLog, PackedOutput, RunEnd};
-use crate::model::outcome::{Outcome, RunReport, Written};
+use crate::model::outcome::{Outcome, RunReport, SessionReport, Written};
 use crate::model::request::{Digest, Labels, RunId};
+use crate::model::trace_context::TraceId;
 
 /// A run that has ended, as the history keeps it. It is one flat value; only what few runs have,
 /// such as labels and traps, is allocated apart.
@@ -18,7 +20,10 @@ pub(super) struct ArchivedRun {
     pub(super) number: u128,
     method: RunMethod,
     detached: bool,
+    keeps_output: bool,
     caller: Arc<str>,
+    /// The trace that the run's call belonged to; `None` where it belonged to none.
+    trace_id: Option<TraceId>,
     labels: Labels,
     digest: Option<Digest>,
     granted: Option<GrantedLimits>,
@@ -28,17 +33,20 @@ pub(super) struct ArchivedRun {
     ended: SystemTime,
     end: ArchivedEnd,
     next_seq: u64,
+    /// Says whether the archive has the run; `None` where it is not to.
+    mark: Option<Arc<ArchiveMark>>,
 }
 
 /// How an archived run ended, in the smallest form that holds it.
 #[derive(Debug)]
 enum ArchivedEnd {
     Plain(PlainEnd),
-    /// An end with a trap, values or a refusal.
+    /// An end with a trap, values, uncollected files or a refusal.
     Other(Arc<RunEnd>),
 }
 
-/// The end of a run that has only numbers to tell: no trap, no values and no refusal.
+/// The end of a run that has only numbers to tell: no trap, no values, no uncollected
+/// files and no refusal.
 #[derive(Debug)]
 struct PlainEnd {
     outcome: Outcome,
@@ -50,6 +58,7 @@ struct PlainEnd {
     stdin_read: u64,
     stdout: Written,
     stderr: Written,
+    session: Option<SessionReport>,
 }
 
 impl ArchivedEnd {
@@ -81,6 +90,8 @@ impl PlainEnd {
             stdin_read,
             stdout,
             stderr,
+            uncollected: None,
+            session,
         } = ended
         else {
             return None;
@@ -95,6 +106,7 @@ impl PlainEnd {
             stdin_read: *stdin_read,
             stdout: *stdout,
             stderr: *stderr,
+            session: *session,
         })
     }
 
@@ -112,6 +124,8 @@ impl PlainEnd {
             stdin_read: self.stdin_read,
             stdout: self.stdout,
             stderr: self.stderr,
+            uncollected: None,
+            session: self.session,
         }
     }
 }
@@ -123,13 +137,16 @@ impl ArchivedRun {
         started: Option<SystemTime>,
         ended: SystemTime,
         end: &Arc<RunEnd>,
+        mark: Option<Arc<ArchiveMark>>,
     ) -> Self {
         let (digest, granted) = run.module_and_limits();
         Self {
             number: run.id.number(),
             method: run.origin.method,
             detached: run.detached,
+            keeps_output: run.keeps_output,
             caller: Arc::clone(&run.origin.caller),
+            trace_id: run.origin.trace.id(),
             labels: run.labels.clone(),
             digest,
             granted,
@@ -140,7 +157,13 @@ impl ArchivedRun {
             end: ArchivedEnd::of(end),
             // The end is an event of the log too, and is not written to it yet.
             next_seq: run.log.next_seq() + 1,
+            mark,
         }
+    }
+
+    /// Returns the labels that the run was given.
+    pub(super) fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// Returns the record of this run, which `instance` holds. `weight` is what the run was weighed
@@ -153,6 +176,8 @@ impl ArchivedRun {
             caller: Arc::clone(&self.caller),
             labels: self.labels.clone(),
             detached: self.detached,
+            keeps_output: self.keeps_output,
+            trace_id: self.trace_id,
             digest: self.digest,
             asked: self.asked,
             started: self.started,
@@ -161,6 +186,7 @@ impl ArchivedRun {
             elapsed: None,
             end: Some((self.ended, self.end.whole())),
             next_seq: self.next_seq,
+            archive: self.mark.as_deref().map(ArchiveMark::state),
             weight,
         }
     }
@@ -185,9 +211,14 @@ impl ArchivedRun {
                 method: self.method,
                 caller: Arc::clone(&self.caller),
                 tenant: Arc::clone(tenant),
+                trace: self.trace_id.map_or(RunTrace::None, RunTrace::Ended),
             },
-            self.labels.clone(),
-            self.detached,
+            RunTerms {
+                labels: self.labels.clone(),
+                detached: self.detached,
+                key: None,
+                keeps_output: self.keeps_output,
+            },
             self.asked,
             (self.digest, self.granted.clone()),
             reopen_log(self.started, end, kept),

@@ -15,6 +15,7 @@ use super::with_deadline;
 use crate::event_log::{Event, EventReader, RunEnd};
 use crate::model::limits::OutputMode;
 use crate::model::refusal::Refusal;
+use crate::otlp::CallSpan;
 
 /// A hold on a run, and a reader of its events. A run that is not detached ends when the last hold
 /// of a caller is dropped; viewers come and go without any effect on it.
@@ -30,6 +31,8 @@ pub struct RunHandle {
     /// Counts the answer that the caller has not been given yet, because a drain waits for it; the
     /// answer takes a clone along. `None` for a viewer.
     pub pending_response: Option<PendingResponse>,
+    /// The span of the call, which ends when this is dropped, unless it was ended before.
+    pub span: CallSpan,
 }
 
 impl RunHandle {
@@ -69,7 +72,15 @@ impl RunHandle {
             _permit: None,
             run: Arc::clone(run),
             pending_response: Some(pending_response),
+            span: CallSpan::default(),
         }
+    }
+
+    /// Ties the span of the call to this handle.
+    #[must_use]
+    pub fn in_span(self, span: CallSpan) -> Self {
+        span.attach(self.run.id);
+        Self { span, ..self }
     }
 
     /// Attaches a viewer that reads from event `from` on. `permit` is its permit among the tenant's
@@ -90,6 +101,7 @@ impl RunHandle {
             _permit: Some(permit),
             run: Arc::clone(run),
             pending_response: None,
+            span: CallSpan::default(),
         })
     }
 
@@ -119,6 +131,11 @@ impl RunHandle {
             });
         }
         Ok(self)
+    }
+
+    /// Reports whether output that comes next is not kept any more.
+    pub fn has_lost(&self) -> bool {
+        self.reader.has_lost()
     }
 
     /// Returns the number of the event that comes next.

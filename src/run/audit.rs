@@ -1,15 +1,20 @@
-//! The audit log: one line for each decision on admission, and one for each end of an admitted run.
-//! A line says who ran which module, what was granted and what came of it. It never has arguments,
-//! environment, input or output.
+//! The audit log: one line for each decision on admission, one for each end of an admitted run, and
+//! one for each deletion of ended runs. A line says who ran which module, what was granted and what
+//! came of it, or who deleted what. It never has arguments, environment, labels, input or output.
 
+use super::deletion::{DeletionReport, RunDeletion};
 use super::record::Run;
 use super::snapshot::GrantedLimits;
 use crate::model::limits::WASM_PAGE_BYTES;
 use crate::model::refusal::Refusal;
-use crate::model::request::RunSpec;
+use crate::model::request::{RunId, RunSpec};
 use crate::telemetry::{self, Unquoted, micros};
 
-/// Writes one audit line of a run: its id, tenant, caller and module, then the given fields.
+/// The most ids of deleted runs that one line has.
+const MAX_IDS: usize = 20;
+
+/// Writes one audit line of a run: its id, tenant, caller and module, then the given fields, and
+/// its trace, if it belongs to one.
 macro_rules! audit_run {
     ($run:ident, $($field:tt)*) => {
         telemetry::audit_line!(
@@ -18,6 +23,7 @@ macro_rules! audit_run {
             caller = &*$run.origin.caller,
             digest = $run.digest(),
             $($field)*
+            trace_id = $run.origin.trace.id(),
         )
     };
 }
@@ -94,4 +100,33 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
 /// Writes the line of an admitted run that ended because the daemon failed.
 pub(super) fn failed(run: &Run, refusal: &Refusal) {
     audit_run!(run, event = "end", reason = refusal.reason().as_str(),);
+}
+
+/// Writes the line of runs that `caller` deleted: how they were selected, how many they were, and
+/// the ids of the newest of them. Of a selection by labels and time it has the number of labels and
+/// the bounds, in milliseconds since 1970.
+pub(super) fn deleted(tenant: &str, caller: &str, deletion: &RunDeletion, report: &DeletionReport) {
+    let (by, named, labels, asked) = match deletion {
+        RunDeletion::Ids(ids) => ("ids", Some(ids.len() as u64), None, None),
+        RunDeletion::Matching { labels, asked } => {
+            let count = labels.iter().count() as u64;
+            ("selector", None, Some(count), Some(asked.millis()))
+        }
+    };
+    let ids = report.first.iter().take(MAX_IDS).map(RunId::as_str);
+    let ids: Vec<&str> = ids.collect();
+    let ids = ids.join(",");
+    telemetry::audit_line!(
+        event = "delete",
+        tenant = tenant,
+        caller = caller,
+        by = by,
+        named = named,
+        labels = labels,
+        since_ms = asked.map(|(since, _)| since),
+        until_ms = asked.and_then(|(_, until)| until),
+        deleted = report.deleted,
+        unfinished = report.unfinished,
+        run_ids = Unquoted(&ids),
+    );
 }

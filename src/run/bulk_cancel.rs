@@ -128,6 +128,7 @@ mod tests {
     use crate::model::refusal::Reason;
     use crate::model::request::Labels;
     use crate::run::origin::{Origin, RunMethod};
+    use crate::run::record::RunTerms;
     use crate::sandbox::StopReason;
 
     fn labels(labels: &[(&str, &str)]) -> Labels {
@@ -140,17 +141,16 @@ mod tests {
             method: RunMethod::Run,
             caller: "a test".into(),
             tenant: "a tenant".into(),
+            trace: Default::default(),
         };
         let log = EventLog::new(0, EventLogBudget::new(0));
-        Run::new(
-            RunId::new("here"),
-            origin,
-            labels(of),
-            true,
-            None,
-            log,
-            None,
-        )
+        let terms = RunTerms {
+            labels: labels(of),
+            detached: true,
+            key: None,
+            keeps_output: true,
+        };
+        Run::new(RunId::new("here"), origin, terms, log, None)
     }
 
     fn selector(of: &[(&str, &str)], states: &[RunState]) -> Selector {
@@ -174,6 +174,8 @@ mod tests {
             stdin_read: 0,
             stdout: Written::default(),
             stderr: Written::default(),
+            uncollected: None,
+            session: None,
         })
     }
 

@@ -15,7 +15,7 @@ use super::{Runner, with_deadline};
 use crate::event_log::RunEnd;
 use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::{Reason, Refusal};
-use crate::model::request::RunId;
+use crate::model::request::{RunId, TimeRange};
 use crate::sandbox::AcceptedInput;
 
 /// How long a refused viewer is told to wait before it tries again.
@@ -58,16 +58,18 @@ impl Runner {
         Ok(())
     }
 
-    /// Lists at most `size` of a tenant's runs that match, the newest first, older than `before`.
-    /// The second value is what the next page is before; `None` where no others follow.
+    /// Lists at most `size` of a tenant's runs that match and were asked for within `asked`, the
+    /// newest first, older than `before`. The second value is what the next page is before; `None`
+    /// where no others follow.
     pub fn runs(
         &self,
         tenant: &Tenant,
         selector: &Selector,
+        asked: TimeRange,
         before: Option<RunId>,
         size: usize,
     ) -> (Vec<RunRecord>, Option<RunId>) {
-        tenant.registry.list(selector, before, size)
+        tenant.registry.list(selector, asked, before, size)
     }
 
     /// Watches the runs of a tenant that match: first all that there are, then each change.
@@ -100,6 +102,14 @@ impl Runner {
             })
         });
         viewed.ok_or_else(|| not_found(id))?
+    }
+
+    /// Acquires the permit of one more viewer of a tenant's runs.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` where the tenant has all of its share of `runs.viewers` open already.
+    pub fn acquire_viewer(&self, tenant: &Tenant) -> Result<OwnedSemaphorePermit, Refusal> {
+        viewer(tenant)
     }
 
     /// Sends input to a run, for the place `offset` of what is sent to it, and returns at once with
@@ -183,7 +193,7 @@ fn never_open(id: &RunId) -> Refusal {
 
 fn not_found(id: &RunId) -> Refusal {
     let message = format!(
-        "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
+        "run_id: there is no run {id}, or it is not remembered any more (runs.history, runs.history_age, runs.history_bytes, RunService.DeleteRuns)"
     );
     Refusal::new(Reason::RunNotFound, message).at_field("run_id")
 }

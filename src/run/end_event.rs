@@ -57,6 +57,7 @@ impl<'a> EndOfRun<'a> {
             memory_denied = ended.memory_denied,
             stdout_bytes = ended.stdout.bytes,
             stderr_bytes = ended.stderr.bytes,
+            trace_id = run.origin.trace.id(),
         );
     }
 
@@ -82,6 +83,7 @@ impl<'a> EndOfRun<'a> {
             memory_denied = ended.memory_denied,
             stdout = ended.stdout.bytes,
             stderr = ended.stderr.bytes,
+            trace_id = run.origin.trace.id(),
         );
     }
 }

@@ -132,15 +132,18 @@ impl Claim {
                 Refusal::of_field(Reason::IdempotencyConflict, FIELD, message).with("run_id", id),
             );
         }
-        self.run.upgrade().ok_or_else(|| {
-            let message = format!(
-                "run {id} had this key, and is not remembered any more (runs.history, runs.history_age, runs.history_bytes)"
-            );
-            Refusal::new(Reason::RunNotFound, message)
-                .at_field("spec.idempotency_key")
-                .with("run_id", id)
-        })
+        self.run.upgrade().ok_or_else(|| forgotten_run(id))
     }
+}
+
+/// Builds the refusal of a key whose run is not remembered, or not with its output.
+pub(super) fn forgotten_run(id: &RunId) -> Refusal {
+    let message = format!(
+        "run {id} had this key, and it or its output is not remembered any more (runs.history, runs.history_age, runs.history_bytes, spec.keep_output, RunService.DeleteRuns)"
+    );
+    Refusal::new(Reason::RunNotFound, message)
+        .at_field("spec.idempotency_key")
+        .with("run_id", id)
 }
 
 impl Inner {

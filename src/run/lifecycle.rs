@@ -8,25 +8,28 @@ use std::time::{Duration, Instant};
 use super::admission::{ChargedCompile, Permit, RunQuotaGuard, shutting_down};
 use super::attach::RunHandle;
 use super::audit::Capabilities;
+use super::fingerprint::fingerprint;
+use super::idempotency::forgotten_run;
 use super::in_flight::InFlightGuard;
 use super::origin::Origin;
-use super::record::Run;
+use super::record::{Run, RunTerms};
 use super::refused_run::RefusedRun;
 use super::request_charge::RequestCharge;
+use super::reservation::{collect_reservation, reserved, value_bytes};
 use super::response_reservation;
 use super::run_end_guard::{RunEndGuard, never_started};
+use super::run_needs::{code_use, output_of, resolve_entry, session_terms, variant};
+use super::sessions::SessionClaim;
 use super::snapshot::GrantedLimits;
 use super::tenant::Tenant;
 use super::{Runner, with_deadline};
 use crate::event_log::RunEnd;
-use crate::model::limits::{Ceilings, Limits, OutputMode, StackClass, WASM_PAGE_BYTES};
-use crate::model::policy::Grants;
+use crate::model::limits::OutputMode;
 use crate::model::refusal::Refusal;
 use crate::model::request::{Digest, ModuleRef, RunId, RunSpec};
 use crate::sandbox::{
     self, CodeUse, CompilePermit, CompileRequest, EntryPoint, HOST_FUNCTION_NAMES, Input,
-    Inspection, LoadedModule, Lookup, MAX_LIVE_INPUT, ModuleSource, Output, PreparedRun,
-    RunContext, Variant,
+    LoadedModule, Lookup, ModuleSource, Output, PreparedRun, RunContext, Variant,
 };
 use crate::store::{ModuleEntry, hashed, not_found};
 
@@ -72,7 +75,11 @@ struct CompiledRun {
 struct AdmittedRun {
     granted: GrantedLimits,
     delivery: OutputMode,
+    /// What the run reserves for the files that it returns, in bytes.
+    collect_bytes: u64,
     prepared: PreparedRun,
+    /// The session that the run belongs to; `None` where it belongs to none.
+    session: Option<SessionClaim>,
     output: Arc<Output>,
     permit: Permit,
     flight: InFlightGuard,
@@ -95,9 +102,7 @@ impl Runner {
         let run = Run::new(
             asked.id,
             asked.origin.clone(),
-            spec.labels.clone(),
-            spec.detach,
-            spec.idempotency_key.clone(),
+            RunTerms::of(spec),
             log,
             asked.input.clone(),
         );
@@ -180,9 +185,13 @@ impl Runner {
                 Ok(Some(first)) => first,
                 Err(refusal) => return Err(refused(pending, refusal)),
             };
+            let again = RunHandle::join(&tenant.registry, &first, self.inflight.track_response());
+            // While this caller holds the run, its output is not dropped any more.
+            if first.is_forgotten() {
+                return Err(refused(pending, forgotten_run(&first.id)));
+            }
             // This call is not a run of its own, so its record is dropped without an end.
             pending.forget();
-            let again = RunHandle::join(&tenant.registry, &first, self.inflight.track_response());
             match again.wait_for_start(deadline).await {
                 Err(refused) if refused.was_left() && first.was_abandoned() => {
                     // The first run was dying when this call came, since its callers had left it.
@@ -247,20 +256,25 @@ impl Runner {
         // callers and ends with the last: neither is bound by this caller's deadline.
         let deadline = deadline.filter(|_| !spec.detach && spec.idempotency_key.is_none());
         tenant.policy.authorize(spec, &HOST_FUNCTION_NAMES)?;
+        pending.note_asked();
         let ready = match self.find_compiled(spec, pending)? {
             Some(ready) => ready,
             // Boxed: a run whose module is in memory need not carry the room for this future.
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
-        let bytes = reserved(asked, ready.memory_pages);
+        pending.note_module_ready();
+        let session = self.claim_session(spec, pending, ready.memory_pages)?;
+        let method = asked.origin.method;
+        let live = input.is_some();
+        let bytes = reserved(spec, method, *delivery, live, ready.memory_pages);
+        let bytes = bytes - session.as_ref().map_or(0, SessionClaim::held_bytes);
         let permit = self.acquire_permit(pending, bytes, deadline).await?;
         let flight = self.inflight.track_run();
         // The run is counted before this look: a drain either waits for it or is seen here.
         if self.admission.is_closed() {
             return Err(shutting_down());
         }
-        let run = &pending.run;
-        let output = Arc::new(output_of(run, &spec.limits, *delivery));
+        let output = output_of(&pending.run, spec, *delivery, self.exporter.as_deref());
         let CompiledRun {
             module_entry,
             loaded,
@@ -269,16 +283,10 @@ impl Runner {
         } = ready;
         let context = RunContext {
             module_name: module_entry.as_deref().map_or("", ModuleEntry::name),
-            grants: &tenant.policy.grants,
-            roots: &tenant.roots,
             input: input.clone(),
-            output: Arc::clone(&output),
-            usage: Arc::clone(&run.usage),
-            stop: Arc::clone(&run.stop),
-            stall_timeout: self.stall_timeout,
             deadline,
-            max_handles: tenant.policy.max_handles as usize,
-            descriptors: Arc::clone(&tenant.descriptors),
+            session: session.as_ref().map(SessionClaim::slot),
+            ..self.run_context(pending, &output)
         };
         Ok(AdmittedRun {
             granted: GrantedLimits {
@@ -286,13 +294,49 @@ impl Runner {
                 limits: spec.limits.clone(),
             },
             delivery: *delivery,
+            collect_bytes: collect_reservation(spec),
             prepared: sandbox::prepare(loaded, spec, memory_pages, entry, context)?,
+            session,
             output,
             permit,
             flight,
             run_quota,
             capabilities: Capabilities::of(spec),
         })
+    }
+
+    /// Returns what preparing a run needs of its tenant and its record.
+    fn run_context<'a>(&self, pending: &'a RunEndGuard, output: &Arc<Output>) -> RunContext<'a> {
+        let RunEndGuard { run, tenant, .. } = pending;
+        RunContext {
+            module_name: "",
+            grants: &tenant.policy.grants,
+            roots: &tenant.roots,
+            input: None,
+            output: Arc::clone(output),
+            usage: Arc::clone(&run.usage),
+            stop: Arc::clone(&run.stop),
+            stall_timeout: self.stall_timeout,
+            deadline: None,
+            max_handles: tenant.policy.max_handles as usize,
+            descriptors: Arc::clone(&tenant.descriptors),
+            session: None,
+        }
+    }
+
+    /// Claims the session that a run belongs to, if it belongs to one.
+    fn claim_session(
+        &self,
+        spec: &RunSpec,
+        pending: &RunEndGuard,
+        memory_pages: u32,
+    ) -> Result<Option<SessionClaim>, Refusal> {
+        let (Some(asked), ModuleRef::Provided(module)) = (&spec.session, &spec.module) else {
+            return Ok(None);
+        };
+        let terms = session_terms(spec, *module, memory_pages);
+        let sessions = &pending.tenant.sessions;
+        sessions.claim(asked, terms, &pending.run).map(Some)
     }
 
     /// Acquires the slot of a run and its `bytes` of memory, and measures how long that takes.
@@ -322,7 +366,9 @@ impl Runner {
         let AdmittedRun {
             granted,
             delivery,
+            collect_bytes,
             prepared,
+            session,
             output,
             mut permit,
             flight,
@@ -332,19 +378,25 @@ impl Runner {
         let tenant_queue = Arc::clone(pending.tenant.quota_usage.tenant_queue());
         match delivery {
             // The caller may read the output long after the guest has ended.
-            OutputMode::Streamed => pending
-                .run
-                .reserve_answer(permit.split(response_reservation::STREAMED_BYTES)),
+            OutputMode::Streamed => {
+                let bytes = response_reservation::STREAMED_BYTES + collect_bytes;
+                pending.run.reserve_answer(permit.split(bytes));
+            }
             OutputMode::Captured => {}
         }
         pending.note_started(granted, capabilities.as_ref());
         let pending_response = self.inflight.track_end();
         // The slot, and all reserved bytes but those of the answer, are released before anybody
         // learns of the end.
-        let ended = move |result: RunEnd| {
+        let ended = move |mut result: RunEnd| {
             drop(flight);
+            output.finish_export();
+            if let (Some(session), Ok(report)) = (session, &mut result) {
+                report.session = Some(session.finish(&mut permit));
+            }
             if let Some(captured) = output.keep_captured() {
                 let bytes = captured as u64 + response_reservation::UNARY_REST;
+                let bytes = bytes + value_bytes(pending.run.origin.method, captured as u64);
                 pending.run.reserve_answer(permit.split(bytes));
             }
             drop(permit);
@@ -362,8 +414,10 @@ impl Runner {
         spec: &RunSpec,
         pending: &RunEndGuard,
     ) -> Result<Option<CompiledRun>, Refusal> {
-        let ModuleRef::Loaded(digest) = spec.module else {
-            return Ok(None);
+        let digest = match spec.module {
+            ModuleRef::Inline(_) => return Ok(None),
+            ModuleRef::Provided(digest) => return self.find_provided(digest, spec, pending),
+            ModuleRef::Loaded(digest) => digest,
         };
         pending.note_module(digest);
         let tenant = &pending.tenant;
@@ -385,6 +439,57 @@ impl Runner {
         }))
     }
 
+    /// Returns a module that the operator provides, where its compiled code is in memory and the
+    /// run may have what it needs; `None` where it has to be compiled first.
+    fn find_provided(
+        &self,
+        digest: Digest,
+        spec: &RunSpec,
+        pending: &RunEndGuard,
+    ) -> Result<Option<CompiledRun>, Refusal> {
+        pending.note_module(digest);
+        let tenant = &pending.tenant;
+        let modules = self.sandbox.modules();
+        let variant = variant(spec);
+        let prepared = self.provided.prepared(digest, variant);
+        let Some(loaded) =
+            prepared.or_else(|| modules.in_memory(digest, variant, code_use(spec, tenant)))
+        else {
+            return Ok(None);
+        };
+        let (entry, memory_pages) = resolve_entry(&loaded.inspection, spec, &tenant.policy.grants)?;
+        Ok(Some(CompiledRun {
+            module_entry: None,
+            loaded,
+            entry,
+            memory_pages,
+        }))
+    }
+
+    /// Compiles a module that the operator provides, at the cost of the daemon itself, and keeps
+    /// its code for as long as the daemon lives.
+    ///
+    /// # Errors
+    /// Returns whatever keeps the module from being compiled.
+    pub async fn prepare_provided(&self, digest: Digest, variant: Variant) -> Result<(), Refusal> {
+        let own = &self.tenants.own;
+        let code_use = CodeUse {
+            tenant: own.id,
+            kept: true,
+        };
+        let modules = self.sandbox.modules();
+        let loaded = match modules.look_up(digest, variant, code_use).await? {
+            Lookup::Loaded(loaded) => loaded,
+            Lookup::Missing(missing) => {
+                let source = ModuleSource::Provided(self.provided.module(digest)?);
+                let request = self.compile_request(own, code_use, source);
+                missing.inspect(request).await?.compile().await?.0
+            }
+        };
+        self.provided.keep(digest, variant, loaded);
+        Ok(())
+    }
+
     /// Finds the module, checks that the run may have what it needs, and compiles it where no
     /// compiled form is at hand.
     async fn compile(&self, spec: &RunSpec, pending: &RunEndGuard) -> Result<CompiledRun, Refusal> {
@@ -393,7 +498,11 @@ impl Runner {
         let variant = variant(spec);
         let (digest, wasm, module_entry) = self.module_of(spec, pending).await?;
         let code_use = code_use(spec, tenant);
-        let code = tenant.code_key(digest);
+        let code = match spec.module {
+            // The code of what the operator provides is nobody's secret.
+            ModuleRef::Provided(digest) => digest,
+            ModuleRef::Inline(_) | ModuleRef::Loaded(_) => tenant.code_key(digest),
+        };
         let modules = self.sandbox.modules();
         let (loaded, (entry, memory_pages)) = match modules.look_up(code, variant, code_use).await?
         {
@@ -471,103 +580,11 @@ impl Runner {
                 };
                 Ok((*digest, source, Some(module_entry)))
             }
+            ModuleRef::Provided(digest) => {
+                pending.note_module(*digest);
+                let module = self.provided.module(*digest)?;
+                Ok((*digest, ModuleSource::Provided(module), None))
+            }
         }
     }
-}
-
-/// Creates what receives the output of `run`.
-fn output_of(run: &Run, limits: &Limits, delivery: OutputMode) -> Output {
-    Output::new(
-        limits.output,
-        limits.output_policy,
-        delivery,
-        Arc::clone(&run.log),
-        Arc::clone(&run.usage),
-    )
-}
-
-/// Returns the variant of the engine that a run needs: whether it is metered, and its stack class.
-fn variant(spec: &RunSpec) -> Variant {
-    Variant {
-        metered: spec.limits.fuel.is_some(),
-        stack: spec.limits.stack,
-    }
-}
-
-/// Describes how a run of `tenant` uses the code of its module: for whom, and whether the store has
-/// the module.
-fn code_use(spec: &RunSpec, tenant: &Tenant) -> CodeUse {
-    CodeUse {
-        tenant: tenant.id,
-        kept: matches!(spec.module, ModuleRef::Loaded(_)),
-    }
-}
-
-/// Returns how many bytes a run reserves: for its memories, its stack, the output kept of it while
-/// it goes on, its answer, and the live input that others may send or that outlives its caller.
-/// What an interaction sends is charged to its request, for as long as its caller is there.
-fn reserved(asked: &StartRequest, memory_pages: u32) -> u64 {
-    let StartRequest {
-        spec,
-        delivery,
-        input,
-        ..
-    } = asked;
-    let limits = &spec.limits;
-    let output = match delivery {
-        OutputMode::Captured => limits.output.unwrap_or_default(),
-        OutputMode::Streamed => 0,
-    };
-    let input = match input.is_some() && (spec.open_stdin || spec.detach) {
-        true => MAX_LIVE_INPUT,
-        false => 0,
-    };
-    reservation(memory_pages, limits.stack, output).saturating_add(input)
-}
-
-/// Returns the most bytes that a run within `ceilings` reserves.
-pub fn largest_reservation(ceilings: &Ceilings) -> u64 {
-    let stack = StackClass::at_least(ceilings.max_stack).unwrap_or(StackClass::M16);
-    let largest = reservation(ceilings.max_memory_pages, stack, ceilings.max_output);
-    largest.saturating_add(MAX_LIVE_INPUT)
-}
-
-/// Sums up the reservation of a run in bytes, with `output` bytes for each of its two output
-/// streams.
-fn reservation(memory_pages: u32, stack: StackClass, output: u64) -> u64 {
-    let stack = u64::from(stack.bytes()) + sandbox::HOST_STACK_BYTES as u64;
-    let own =
-        u64::from(memory_pages) * WASM_PAGE_BYTES + stack + response_reservation::STREAMED_BYTES;
-    own.saturating_add(output.saturating_mul(2))
-}
-
-/// Computes the digest that distinguishes a spec, with its module, from others.
-async fn fingerprint(spec: &RunSpec) -> Result<Digest, Refusal> {
-    let digest = match &spec.module {
-        ModuleRef::Inline(wasm) => hashed(wasm.clone()).await?.1,
-        ModuleRef::Loaded(digest) => *digest,
-    };
-    Ok(spec.fingerprint(digest))
-}
-
-/// Checks what a module needs from its run: its proposals and imports are granted, its entry point
-/// fits, its memory has room. Returns the entry point and the pages of memory.
-fn resolve_entry(
-    inspection: &Inspection,
-    spec: &RunSpec,
-    grants: &Grants,
-) -> Result<(EntryPoint, u32), Refusal> {
-    sandbox::check_proposals(inspection, grants)?;
-    sandbox::check_imports(inspection, spec)?;
-    let entry = EntryPoint::resolve(inspection, spec.entry_point.as_deref(), &spec.args)?;
-    if !spec.wasi && entry.params.is_empty() && !spec.args.is_empty() {
-        return Err(Refusal::invalid(
-            "spec.args",
-            "needs WASI, which security.enable_wasi turns off, or an entry point with parameters",
-        ));
-    }
-    let pages = spec
-        .limits
-        .memory_pages(inspection.description.memory_minimum_pages)?;
-    Ok((entry, pages))
 }

@@ -16,6 +16,7 @@ pub(super) fn refused(run: &Run, refusal: &Refusal) {
         digest = run.digest(),
         reason = refusal.reason().as_str(),
         field = refusal.field(),
+        trace_id = run.origin.trace.id(),
     );
 }
 
@@ -28,6 +29,7 @@ pub(super) fn failed(run: &Run, refusal: &Refusal) {
         run_id = &run.id,
         digest = run.digest(),
         reason = refusal.reason().as_str(),
+        trace_id = run.origin.trace.id(),
     );
 }
 
@@ -39,5 +41,6 @@ pub(super) fn left(run: &Run) {
         "run left by its caller before it started",
         run_id = &run.id,
         digest = run.digest(),
+        trace_id = run.origin.trace.id(),
     );
 }

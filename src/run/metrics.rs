@@ -164,6 +164,18 @@ fn write_kept(to: &mut MetricWriter<'_>, samples: &[(&Arc<Tenant>, RunSample)]) 
         None,
         capacity,
     )?;
+    to.gauges(
+        "sessions",
+        "Sessions that are kept (policy.max_sessions, sessions.max).",
+        None,
+        tenants().map(|tenant| (label_of(tenant), tenant.sessions.usage().0)),
+    )?;
+    to.gauges(
+        "sessions_held_bytes",
+        "Bytes of memory that sessions hold (sessions.memory_share).",
+        None,
+        tenants().map(|tenant| (label_of(tenant), tenant.sessions.usage().1)),
+    )?;
     // A store that has not been counted has no series.
     let stored = || tenants().filter_map(|tenant| Some((tenant, tenant.store.stored()?)));
     to.gauges(

@@ -4,13 +4,17 @@
 //! slots that modules which are compiled already could use.
 
 mod admission;
+mod archive_feed;
 mod archived;
 mod attach;
 mod audit;
 mod bulk_cancel;
+mod bulk_delete;
 mod caller_deadline;
 mod control;
+mod deletion;
 mod end_event;
+mod fingerprint;
 mod history_ring;
 mod hold;
 mod idempotency;
@@ -20,12 +24,16 @@ mod lifecycle;
 mod log_lines;
 mod metrics;
 mod origin;
+mod provided;
 mod record;
 mod refused_run;
 mod registry;
 mod request_charge;
+mod reservation;
 mod response_reservation;
 mod run_end_guard;
+mod run_needs;
+mod sessions;
 mod snapshot;
 mod stats;
 mod stats_watch;
@@ -34,40 +42,50 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::admission::Admission;
 use self::in_flight::InFlight;
+use self::record::RunTerms;
 use self::run_end_guard::RunEndGuard;
 use self::stats::StatsClock;
 use self::tenant::Tenants;
+use crate::archive::Archive;
 use crate::event_log::RunEnd;
 use crate::model::limits::{OutputMode, RequestedLimits};
 use crate::model::outcome::{CancelCause, Outcome};
 use crate::model::refusal::Refusal;
-use crate::model::request::{Labels, ModuleRef, RunId, RunSpec};
+use crate::model::request::{Labels, ModuleRef, RunId, RunSpec, SessionName};
+use crate::model::trace_context::TraceContext;
+use crate::otlp::{CallTrace, Exporter, TracedCall};
 use crate::sandbox::{Sandbox, StopReason};
 use crate::store::StoreError;
 use bytes::Bytes;
 
 pub use self::admission::{
-    Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of_memory, shutting_down,
+    Capacity, Permit, QueueLoad, QueueLoads, Quota, not_started, share_of, share_of_memory,
+    shutting_down,
 };
+pub use self::archive_feed::{ArchiveChoice, ArchiveFeed, EndedRun};
 pub use self::attach::RunHandle;
 pub use self::bulk_cancel::{BulkCancelReport, CancelledRun, MAX_MATCHED, MatchedRuns};
 pub use self::caller_deadline::with_deadline;
 pub use self::control::CancelReport;
+pub use self::deletion::{DeletionReport, MAX_DELETED_IDS, RunDeletion};
 pub use self::in_flight::PendingResponse;
 pub use self::in_flight_bytes::{
     HeldBytes, InFlightLimit, RETRY_IN_FLIGHT, release_bytes, reserve_bytes,
 };
-pub use self::lifecycle::{StartRequest, largest_reservation};
-pub use self::origin::{Origin, RunMethod, RunState};
+pub use self::lifecycle::StartRequest;
+pub use self::origin::{Origin, RunMethod, RunState, RunTrace};
+pub use self::provided::ProvidedModules;
 pub use self::record::Run;
 pub use self::refused_run::RefusedRun;
 pub use self::registry::{HistoryLimits, Selector};
 pub use self::request_charge::RequestCharge;
+pub use self::reservation::largest_reservation;
 pub use self::response_reservation::{ResponseReservation, STREAMED_FRAMES};
+pub use self::sessions::{SessionLimits, SessionRecord};
 pub use self::snapshot::{GrantedLimits, RunRecord, UsageSnapshot};
 pub use self::stats::{
     LatencyFigures, LiveRuns, STATS_HISTORY, SampleFigures, SpanFigures, StatsHistory, StatsReport,
@@ -80,7 +98,7 @@ pub use self::watch::{RunUpdate, Watch};
 const AGING: Duration = Duration::from_secs(5);
 
 /// The settings of a [`Runner`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Slots, memory and queues for all tenants together.
     pub capacity: Capacity,
@@ -100,6 +118,10 @@ pub struct Settings {
     pub idempotency_keys: usize,
     /// The most viewers and watches at once, of all tenants together.
     pub viewers: u32,
+    /// The limits on the sessions of all tenants together.
+    pub sessions: SessionLimits,
+    /// What hands runs that have ended to the archive; `None`: there is no archive.
+    pub archive: Option<Arc<ArchiveFeed>>,
 }
 
 /// The entry point to runs and modules. It owns what all runs share: the tenants, the sandbox,
@@ -107,15 +129,20 @@ pub struct Settings {
 pub struct Runner {
     instance: String,
     tenants: Tenants,
+    provided: ProvidedModules,
     sandbox: Sandbox,
     admission: Arc<Admission>,
     inflight: Arc<InFlight>,
     stats: StatsClock,
     stall_timeout: Duration,
+    archive: Option<Arc<ArchiveFeed>>,
+    /// The export of traces and output; `None` where nothing is exported.
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Runner {
-    /// Creates the runner of the daemon `instance`, for `tenants`.
+    /// Creates the runner of the daemon `instance`, for `tenants`. All of them may run the modules
+    /// in `provided`.
     ///
     /// # Errors
     /// Fails where a tenant's mounts cannot be opened, or where there is no tenant.
@@ -124,17 +151,55 @@ impl Runner {
         sandbox: Sandbox,
         settings: Settings,
         tenants: Vec<TenantSettings>,
+        provided: ProvidedModules,
     ) -> Result<Self, Refusal> {
         let weights: Vec<u32> = tenants.iter().map(|tenant| tenant.weight).collect();
         Ok(Self {
             tenants: Tenants::new(&instance, tenants, &settings)?,
             instance,
+            provided,
             sandbox,
             admission: Arc::new(Admission::new(&settings.capacity, &weights)),
             inflight: InFlight::new(),
             stats: StatsClock::start(),
             stall_timeout: settings.stall_timeout,
+            archive: settings.archive,
+            exporter: None,
         })
+    }
+
+    /// Makes this a runner whose runs are traced, and whose output is exported, by `exporter`.
+    #[must_use]
+    pub fn exporting_to(mut self, exporter: Option<Arc<Exporter>>) -> Self {
+        self.exporter = exporter;
+        self
+    }
+
+    /// Returns the export of traces and output; `None` where nothing is exported.
+    pub fn exporter(&self) -> Option<&Arc<Exporter>> {
+        self.exporter.as_ref()
+    }
+
+    /// Begins the trace of a call of `method` whose headers `arrived` then. It is a part of the
+    /// span of its caller where `parent` names one. `None`: the call belongs to no trace.
+    pub fn begin_trace(
+        &self,
+        method: RunMethod,
+        tenant: &Tenant,
+        parent: Option<TraceContext>,
+        arrived: Instant,
+    ) -> Option<Arc<CallTrace>> {
+        let tracer = self.exporter.as_ref().map(|exporter| exporter.tracer());
+        CallTrace::begin(tracer, parent, || TracedCall {
+            rpc: method.rpc(),
+            tenant: Arc::clone(&tenant.name),
+            arrived,
+        })
+    }
+
+    /// Returns the archive of runs that have ended; `None` where there is none.
+    pub fn archive(&self) -> Option<&Arc<Archive>> {
+        self.archive.as_deref().map(ArchiveFeed::archive)
     }
 
     /// Returns the name of this daemon among its replicas.
@@ -165,6 +230,11 @@ impl Runner {
         self.tenants.get(name)
     }
 
+    /// Returns the modules that the operator provides to all tenants.
+    pub fn provided(&self) -> &ProvidedModules {
+        &self.provided
+    }
+
     /// Returns the sandbox that executes the guests.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
@@ -187,7 +257,13 @@ impl Runner {
         refusal: Refusal,
     ) -> Refusal {
         let log = tenant.new_log();
-        let run = Run::new(*id, origin, Labels::default(), false, None, log, None);
+        let terms = RunTerms {
+            labels: Labels::default(),
+            detached: false,
+            key: None,
+            keeps_output: true,
+        };
+        let run = Run::new(*id, origin, terms, log, None);
         RunEndGuard::new(run, tenant).refuse(refusal)
     }
 
@@ -222,9 +298,11 @@ impl Runner {
             args: Vec::new(),
             env: Vec::new(),
             stdin: Bytes::new(),
+            stdin_preface: 0,
             open_stdin: false,
             working_dir: None,
             mounts: Vec::new(),
+            files: None,
             limits: policy
                 .ceilings
                 .grant(&RequestedLimits::default(), OutputMode::Captured)?,
@@ -235,6 +313,8 @@ impl Runner {
             labels: Labels::default(),
             detach: false,
             idempotency_key: None,
+            session: None,
+            keep_output: true,
         };
         let asked = StartRequest {
             id: RunId::new(&self.instance),
@@ -243,6 +323,7 @@ impl Runner {
                 method: RunMethod::Run,
                 caller: self.instance.as_str().into(),
                 tenant: Arc::clone(&own.name),
+                trace: RunTrace::None,
             },
             spec,
             delivery: OutputMode::Captured,
@@ -286,6 +367,7 @@ impl Runner {
                 tokio::time::sleep(AGING).await;
                 for tenant in self.tenants.all() {
                     tenant.registry.age();
+                    tenant.sessions.age();
                 }
             }
         };
@@ -295,6 +377,23 @@ impl Runner {
             .map(|tenant| tenant.store.run_maintenance());
         let stores = futures_util::future::join_all(stores);
         tokio::join!(stores, age, self.sample_periodically());
+    }
+
+    /// Lists the sessions of a tenant by their names.
+    pub fn sessions(&self, tenant: &Tenant) -> Vec<SessionRecord> {
+        tenant.sessions.list()
+    }
+
+    /// Ends a session of a tenant, and the program that it executes. Returns what it was.
+    ///
+    /// # Errors
+    /// `SESSION_NOT_FOUND`.
+    pub async fn close_session(
+        &self,
+        tenant: &Tenant,
+        name: &SessionName,
+    ) -> Result<SessionRecord, Refusal> {
+        tenant.sessions.close(name).await
     }
 
     /// Returns the bytes of all logs, the number of runs in the history, and the bytes of their

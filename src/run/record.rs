@@ -11,9 +11,34 @@ use super::snapshot::{GrantedLimits, RunRecord, UsageSnapshot, weight};
 use crate::event_log::{CapturedOutput, EventLog, RunEnd};
 use crate::model::outcome::{CancelCause, LiveUsage};
 use crate::model::refusal::{Reason, Refusal};
-use crate::model::request::{Digest, Labels, RunId};
+use crate::model::request::{Digest, Labels, RunId, RunSpec};
 use crate::sandbox::{Input, StopReason, StopSignal};
 use crate::sync::lock;
+
+/// What the caller of a run asked for besides its execution.
+#[derive(Debug)]
+pub(super) struct RunTerms {
+    /// The labels that the caller gave the run.
+    pub(super) labels: Labels,
+    /// Whether the run goes on without its callers.
+    pub(super) detached: bool,
+    /// The idempotency key, under which others may ask for the same run; `None`: it has none.
+    pub(super) key: Option<String>,
+    /// Whether the output is kept once the callers were told of the end.
+    pub(super) keeps_output: bool,
+}
+
+impl RunTerms {
+    /// Collects what `spec` says of it.
+    pub(super) fn of(spec: &RunSpec) -> Self {
+        Self {
+            labels: spec.labels.clone(),
+            detached: spec.detach,
+            key: spec.idempotency_key.clone(),
+            keeps_output: spec.keep_output,
+        }
+    }
+}
 
 /// A run: its record, its event log, and the means to end it.
 #[derive(Debug)]
@@ -28,6 +53,8 @@ pub struct Run {
     pub detached: bool,
     /// The idempotency key, under which others may ask for the same run; `None`: it has none.
     pub(super) key: Option<String>,
+    /// Whether the output is kept once the callers were told of the end.
+    pub keeps_output: bool,
     /// When the run was asked for.
     pub asked: SystemTime,
     /// The events of the run, with its output.
@@ -48,6 +75,10 @@ struct RunFacts {
     callers: usize,
     viewers: usize,
     over: bool,
+    /// Whether the run was deleted, so that nothing of it is kept once no caller holds it.
+    deleted: bool,
+    /// Whether the output was dropped, because it was not to be kept.
+    forgotten: bool,
     /// What writers append to while the run goes on; `None` where its input was never open.
     input: Option<Arc<Input>>,
     answer: ResponseParts,
@@ -93,12 +124,16 @@ impl Run {
     pub(super) fn new(
         id: RunId,
         origin: Origin,
-        labels: Labels,
-        detached: bool,
-        key: Option<String>,
+        terms: RunTerms,
         log: Arc<EventLog>,
         input: Option<Arc<Input>>,
     ) -> Arc<Self> {
+        let RunTerms {
+            labels,
+            detached,
+            key,
+            keeps_output,
+        } = terms;
         let facts = RunFacts {
             input,
             ..RunFacts::default()
@@ -109,7 +144,8 @@ impl Run {
             labels,
             detached,
             key,
-            asked: SystemTime::now(),
+            keeps_output,
+            asked: id.time_asked(SystemTime::now()),
             log,
             usage: Arc::default(),
             stop: Arc::default(),
@@ -118,22 +154,29 @@ impl Run {
         })
     }
 
-    /// Recreates a run that has ended, because somebody wants to read its output again. `settled`
-    /// is its module and the limits that it was granted.
+    /// Recreates a run that has ended, because somebody wants to read its output again. It has no
+    /// key any more, whatever its `terms` were. `settled` is its module and the limits that it was
+    /// granted.
     pub(super) fn reopened(
         id: RunId,
         origin: Origin,
-        labels: Labels,
-        detached: bool,
+        terms: RunTerms,
         asked: SystemTime,
         settled: (Option<Digest>, Option<GrantedLimits>),
         log: Arc<EventLog>,
     ) -> Arc<Self> {
         let (digest, granted) = settled;
+        let RunTerms {
+            labels,
+            detached,
+            key: _,
+            keeps_output,
+        } = terms;
         let facts = RunFacts {
             digest,
             granted,
             over: true,
+            forgotten: !keeps_output,
             ..RunFacts::default()
         };
         Arc::new(Self {
@@ -142,6 +185,7 @@ impl Run {
             labels,
             detached,
             key: None,
+            keeps_output,
             asked,
             log,
             usage: Arc::default(),
@@ -169,6 +213,8 @@ impl Run {
             caller: Arc::clone(&self.origin.caller),
             labels: self.labels.clone(),
             detached: self.detached,
+            keeps_output: self.keeps_output,
+            trace_id: self.origin.trace.id(),
             digest,
             asked: self.asked,
             started: self.log.started(),
@@ -178,6 +224,8 @@ impl Run {
             weight: weight(&self.labels, end.as_ref().map(|(_, end)| &**end)),
             end,
             next_seq: self.log.next_seq(),
+            // It is known of ended runs only, by their places in the history.
+            archive: None,
         }
     }
 
@@ -319,6 +367,11 @@ impl Run {
         if facts.over {
             return Some(self.leave(facts));
         }
+        if self.forgets(&facts) && self.log.end().is_some() {
+            // This caller was told of the end before `finish` could note it, which does the rest.
+            self.forget(facts);
+            return None;
+        }
         if by == Holder::Caller && !self.detached {
             // This wakes the run. Where the daemon is ending, that drops the run, which ends it by
             // this lock.
@@ -341,12 +394,17 @@ impl Run {
         left
     }
 
-    /// Takes out what the run kept for its callers, now that it has ended and none of them is left.
+    /// Takes out what the run kept for its callers, now that it has ended and none of them is left,
+    /// and drops its output where that is not to be kept.
     fn leave(&self, mut facts: MutexGuard<'_, RunFacts>) -> LeftRun {
         let answer = std::mem::take(&mut facts.answer);
         let is_read = facts.viewers > 0;
-        drop(facts);
-        let is_to_be_packed = !is_read && self.key.is_none();
+        if self.forgets(&facts) {
+            self.forget(facts);
+        } else {
+            drop(facts);
+        }
+        let is_to_be_packed = !is_read && !self.stays_whole();
         if !is_to_be_packed {
             self.log.mark_evictable(self.key.is_some());
         }
@@ -356,11 +414,63 @@ impl Run {
         }
     }
 
-    /// Reports whether nobody needs the run as a whole any more. A run with a key stays whole,
-    /// because whoever has the key is given all of it.
+    /// Reports whether the run stays whole when nobody holds it, because whoever has its key is
+    /// given all of it.
+    fn stays_whole(&self) -> bool {
+        self.key.is_some() && self.keeps_output
+    }
+
+    /// Reports whether nobody needs the run as a whole any more.
     pub(super) fn may_be_packed(&self) -> bool {
         let facts = self.lock();
-        facts.over && facts.callers + facts.viewers == 0 && self.key.is_none()
+        facts.over && facts.callers + facts.viewers == 0 && !self.stays_whole()
+    }
+
+    /// Notes that the run was deleted, and drops its output, or leaves that to the last of its
+    /// callers: they are given all that they asked for.
+    pub(super) fn delete(&self) {
+        let mut facts = self.lock();
+        facts.deleted = true;
+        if facts.over && facts.callers == 0 {
+            self.forget(facts);
+        }
+    }
+
+    /// Drops the output of a run whose guest has ended where it is not to be kept and no caller is
+    /// left. This comes before anybody learns of the end.
+    pub(super) fn forget_if_left(&self) {
+        // No run is deleted before its end.
+        if self.keeps_output {
+            return;
+        }
+        let facts = self.lock();
+        if facts.callers == 0 {
+            self.forget(facts);
+        }
+    }
+
+    /// Reports whether nothing of the output is kept once no caller holds the run.
+    fn forgets(&self, facts: &RunFacts) -> bool {
+        facts.deleted || !self.keeps_output
+    }
+
+    /// Drops the output. That is noted under the lock, so that whoever becomes a caller after this
+    /// learns of it.
+    fn forget(&self, mut facts: MutexGuard<'_, RunFacts>) {
+        facts.forgotten = true;
+        drop(facts);
+        self.log.forget_output();
+    }
+
+    /// Reports whether the run started, and has nothing for another caller any more: it was
+    /// deleted, or its output was not to be kept and is gone. While a caller holds the run, only a
+    /// deletion changes this.
+    pub(super) fn is_forgotten(&self) -> bool {
+        if self.log.started().is_none() {
+            return false;
+        }
+        let facts = self.lock();
+        facts.deleted || facts.forgotten
     }
 
     fn lock(&self) -> MutexGuard<'_, RunFacts> {

@@ -13,21 +13,28 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use slab::Slab;
 use tokio::sync::watch;
 
+use super::archive_feed::{ArchiveFeed, EndedRun};
 use super::archived::ArchivedRun;
 use super::history_ring::{HistoryRing, RingBounds};
 use super::idempotency::IdempotencyKeys;
 use super::origin::RunState;
 use super::record::{LeftRun, Run};
 use super::snapshot::{RunRecord, weight};
-use crate::event_log::{EventLog, EventLogBudget, PackedOutput, RunEnd};
-use crate::model::request::{Labels, RunId};
+use crate::archive::ArchiveMark;
+use crate::event_log::{Event, EventLog, EventLogBudget, PackedOutput, RunEnd};
+use crate::model::request::{Labels, RunId, TimeRange};
 use crate::sync::lock;
+
+mod removal;
+
+pub(super) use self::removal::DeletedBatch;
 
 /// The approximate limit of one page of records, in bytes: what a client accepts in one message,
 /// with room to spare.
@@ -64,6 +71,10 @@ pub(super) struct Registry {
     logs: Arc<EventLogBudget>,
     /// Bytes of one run's log.
     log_bytes: usize,
+    /// What hands the runs that have ended to the archive, where there is one.
+    archive: Option<Arc<ArchiveFeed>>,
+    /// Bytes of the tenant's runs that wait for the archive.
+    archive_share: Arc<AtomicUsize>,
     inner: Mutex<Inner>,
     /// The number of the last change, for those who watch; `None` when no more will come.
     news: watch::Sender<Option<u64>>,
@@ -91,11 +102,10 @@ struct Live {
     change: u64,
 }
 
-/// A run that has ended. Its end was its last change, so a ring is also in the order of changes.
+/// A run that has ended. Its end was its last change, so a ring is in the order of changes.
 #[derive(Debug)]
 struct HistoryEntry {
     run: ArchivedRun,
-    change: u64,
     /// Its output, packed, while it is not `whole`.
     kept: PackedOutput,
     whole: Option<Arc<Run>>,
@@ -150,8 +160,7 @@ impl Selector {
 
     /// Reports whether a run with `labels` has all that are asked for.
     pub(super) fn is_among(&self, labels: &Labels) -> bool {
-        let mut asked = self.labels.iter();
-        asked.all(|(key, value)| labels.get(key) == Some(value))
+        self.labels.are_among(labels)
     }
 
     pub(super) fn takes(&self, state: RunState) -> bool {
@@ -168,6 +177,7 @@ impl Registry {
         history: HistoryLimits,
         keys: IdempotencyKeys,
         (logs, log_bytes): (&Arc<EventLogBudget>, usize),
+        archive: Option<Arc<ArchiveFeed>>,
     ) -> Arc<Self> {
         let registry = Arc::new(Self {
             instance,
@@ -176,6 +186,8 @@ impl Registry {
             keys,
             logs: Arc::clone(logs),
             log_bytes,
+            archive,
+            archive_share: Arc::default(),
             inner: Mutex::default(),
             news: watch::Sender::new(Some(0)),
         });
@@ -223,23 +235,26 @@ impl Registry {
         if started.is_none() {
             self.keys.free(run);
         }
+        run.forget_if_left();
         let (at, now) = (SystemTime::now(), Instant::now());
         let end = Arc::new(end);
         let weight = weight(&run.labels, Some(&end));
-        let mut past = HistoryEntry {
-            run: ArchivedRun::of(run, started, at, &end),
-            change: 0,
+        let archived = self.archive.as_ref().and_then(|it| it.take(run, &end));
+        let (mark, output) = archived.unzip();
+        let archived = ArchivedRun::of(run, started, at, &end, mark.clone());
+        self.archive_run(&archived, weight, mark, output);
+        let past = HistoryEntry {
+            run: archived,
             kept: PackedOutput::default(),
             whole: Some(Arc::clone(run)),
         };
         let mut inner = self.lock();
         inner.last += 1;
         let change = inner.last;
-        past.change = change;
-        let most = self.history.runs;
+        let (came, most) = ((now, weight), self.history.runs);
         let place = match started {
-            Some(_) => RunLocation::Ended(inner.ended.push(past, now, weight, most)),
-            None => RunLocation::Refused(inner.refused.push(past, now, weight, most)),
+            Some(_) => RunLocation::Ended(inner.ended.push(past, change, came, most)),
+            None => RunLocation::Refused(inner.refused.push(past, change, came, most)),
         };
         // A run whose caller left while its module was being read was never added.
         if let Some(RunLocation::Live(key)) = inner.index.insert(run.id.number(), place) {
@@ -251,6 +266,24 @@ impl Registry {
             self.settle(run, left);
         }
         self.tell(change);
+    }
+
+    /// Hands a run that ends to the archive, with its `output`, where it is to be archived.
+    fn archive_run(
+        &self,
+        run: &ArchivedRun,
+        weight: usize,
+        mark: Option<Arc<ArchiveMark>>,
+        output: Option<Vec<Event>>,
+    ) {
+        if let (Some(feed), Some(mark), Some(output)) = (&self.archive, mark, output) {
+            let ended = EndedRun {
+                tenant: Arc::clone(&self.tenant),
+                record: run.record(&self.instance, weight),
+                output,
+            };
+            feed.offer(ended, mark, &self.archive_share);
+        }
     }
 
     /// Packs a run away where it is to be, and then releases what it kept for its callers.
@@ -330,36 +363,42 @@ impl Registry {
         runs.cloned().collect()
     }
 
-    /// Returns at most `size` runs that match and are older than `before`, the newest first. The
-    /// second value is the last run that was looked at, where others may follow.
+    /// Returns at most `size` runs that match, were asked for within `asked`, and are older than
+    /// `before`, the newest first. The second value is the last run that was looked at, where
+    /// others may follow.
     pub(super) fn list(
         &self,
         selector: &Selector,
+        asked: TimeRange,
         before: Option<RunId>,
         size: usize,
     ) -> (Vec<RunRecord>, Option<RunId>) {
         let (mut page, mut bytes, mut looked) = (Vec::new(), 0, 0);
-        let mut end = match before {
-            None => Unbounded,
+        let first = asked.first_number();
+        let before = before.map(|id| {
             // A run of another instance may stand between two of this one.
-            Some(id) if id.instance() > &*self.instance => Included(id.number()),
-            Some(id) => Excluded(id.number()),
+            let is_later = id.instance() > &*self.instance;
+            id.number().saturating_add(u128::from(is_later))
+        });
+        let mut end = match (before, asked.end_number()) {
+            (Some(before), Some(end)) => Some(before.min(end)),
+            (before, end) => before.or(end),
         };
         loop {
             // The lock is taken for a few runs at a time, since those who start and end runs wait
             // for it.
             let batch: Vec<(u128, FoundRun)> = {
                 let inner = self.lock();
-                let places = inner.index.range((Unbounded, end)).rev().take(BATCH);
+                let places = inner.newest_first(first, end).take(BATCH);
                 let found = places.filter_map(|(number, place)| {
-                    Some((*number, inner.found(*place, &self.instance)?))
+                    Some((number, inner.found(place, &self.instance)?))
                 });
                 found.collect()
             };
             let last = batch.len() < BATCH;
             for (number, found) in batch {
                 looked += 1;
-                end = Excluded(number);
+                end = Some(number);
                 if selector.has_labels_of(&found) {
                     let record = found.record();
                     if selector.takes(record.state) {
@@ -368,7 +407,7 @@ impl Registry {
                     }
                 }
                 if page.len() == size || bytes >= PAGE_BYTES || looked == LOOKED_AT {
-                    let next = self.has_older(number);
+                    let next = self.lock().newest_first(first, end).next().is_some();
                     return (page, next.then(|| RunId::of(number, &self.instance)));
                 }
             }
@@ -376,10 +415,6 @@ impl Registry {
                 return (page, None);
             }
         }
-    }
-
-    fn has_older(&self, number: u128) -> bool {
-        self.lock().index.range(..number).next().is_some()
     }
 
     /// Subscribes to changes: returns the number of the last one, which is closed when no more will
@@ -401,10 +436,9 @@ impl Registry {
         changes.retain(|(change, _)| (from..=to).contains(change));
         let places: [fn(u64) -> RunLocation; 2] = [RunLocation::Ended, RunLocation::Refused];
         for (ring, place) in [&inner.ended, &inner.refused].into_iter().zip(places) {
-            let past = ring.after(|past| past.change < from).take(BATCH);
-            let past = past.map_while(|(number, past)| {
-                (past.change <= to).then_some((past.change, place(number)))
-            });
+            let past = ring.after(from).take(BATCH);
+            let past = past
+                .map_while(|(number, change, _)| (change <= to).then_some((change, place(number))));
             changes.extend(past);
         }
         changes.sort_unstable_by_key(|(change, _)| *change);
@@ -449,9 +483,8 @@ impl Registry {
         let Inner {
             ended, first_kept, ..
         } = &mut *inner;
-        *first_kept = ended.numbers().start.max(*first_kept);
-        while let Some(past) = ended.get_mut(*first_kept) {
-            *first_kept += 1;
+        while let Some((number, past)) = ended.first_mut(*first_kept) {
+            *first_kept = number + 1;
             if past.kept.is_held() {
                 past.kept.evict(&self.logs);
                 return true;
@@ -479,6 +512,20 @@ impl Registry {
 }
 
 impl Inner {
+    /// Iterates over the runs whose numbers are `first` or larger and smaller than `end`, the
+    /// newest first.
+    fn newest_first(
+        &self,
+        first: u128,
+        end: Option<u128>,
+    ) -> impl Iterator<Item = (u128, RunLocation)> {
+        // The map panics at a range that ends before it begins, and such a range has no runs.
+        let first = end.map_or(first, |end| first.min(end));
+        let range = (Included(first), end.map_or(Unbounded, Excluded));
+        let places = self.index.range(range).rev();
+        places.map(|(number, place)| (*number, *place))
+    }
+
     fn found(&self, place: RunLocation, instance: &str) -> Option<FoundRun> {
         let (past, weight) = match place {
             RunLocation::Live(key) => {

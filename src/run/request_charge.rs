@@ -23,38 +23,43 @@ pub struct RequestCharge(Arc<RequestChargeInner>);
 #[derive(Debug)]
 struct RequestChargeInner {
     total: Arc<AtomicU64>,
+    /// The bytes that all requests together may hold.
+    budget: u64,
     tenant: Option<Arc<Tenant>>,
     bytes: AtomicU64,
 }
 
 impl RequestCharge {
-    /// Creates a charge of nothing yet, which counts towards `total` and its tenant.
-    pub fn new(total: Arc<AtomicU64>, tenant: Option<Arc<Tenant>>) -> Self {
+    /// Creates a charge of nothing yet, which counts towards `total` and its tenant. All requests
+    /// together may hold `budget` bytes.
+    pub fn new(total: Arc<AtomicU64>, budget: u64, tenant: Option<Arc<Tenant>>) -> Self {
         Self(Arc::new(RequestChargeInner {
             total,
+            budget,
             tenant,
             bytes: AtomicU64::new(0),
         }))
     }
 
-    /// Adds `bytes` to what the request holds, of a budget of `budget` bytes for all requests.
+    /// Adds `bytes` to what the request holds.
     ///
     /// # Errors
     /// Returns `QUEUE_FULL` where the budget, or the tenant's share of it, has no room.
-    pub fn add(&self, bytes: usize, budget: u64) -> Result<(), Refusal> {
+    pub fn add(&self, bytes: usize) -> Result<(), Refusal> {
         let bytes = bytes as u64;
         let RequestChargeInner {
             total,
+            budget,
             tenant,
             bytes: mine,
         } = &*self.0;
         let share = tenant.as_ref().map(|tenant| HeldBytes {
             held: &tenant.request_bytes,
-            max: share_of(budget, tenant.has_neighbours),
+            max: share_of(*budget, tenant.has_neighbours),
         });
         let budget = HeldBytes {
             held: total,
-            max: budget,
+            max: *budget,
         };
         reserve_bytes(bytes, share, budget, REQUESTS)?;
         mine.fetch_add(bytes, Ordering::AcqRel);

@@ -10,6 +10,9 @@ pub const STREAMED_FRAMES: u64 = 192 << 10;
 /// The most bytes that an answer given whole has besides the output, to say how the run ended.
 pub(super) const UNARY_REST: u64 = 32 << 10;
 
+/// The most bytes that an answer has for a file besides its contents and its path.
+pub(super) const FILE_REST: u64 = 160;
+
 /// Bytes that the answer of a stream keeps reserved: its frames, and what its caller may have yet
 /// to read of the log however little room all logs have.
 pub(super) const STREAMED_BYTES: u64 = STREAMED_FRAMES + event_log::FLOOR as u64;

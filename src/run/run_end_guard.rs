@@ -16,6 +16,7 @@ use crate::event_log::RunEnd;
 use crate::model::outcome::{CancelCause, RunReport};
 use crate::model::refusal::{Reason, Refusal};
 use crate::model::request::Digest;
+use crate::otlp::RunMoment;
 use crate::sandbox::StopReason;
 
 /// A guard for a run that has not ended. The run ends, and its log line is written, at the latest
@@ -47,9 +48,21 @@ impl RunEndGuard {
         self.run.set_digest(digest);
     }
 
+    /// Notes for the run's trace that its module is looked for.
+    pub(super) fn note_asked(&self) {
+        self.run.origin.trace.note(RunMoment::Asked);
+    }
+
+    /// Notes for the run's trace that its module is compiled, and that the run may have what it
+    /// needs.
+    pub(super) fn note_module_ready(&self) {
+        self.run.origin.trace.note(RunMoment::ModuleReady);
+    }
+
     /// Notes that the run waits for a slot, and announces the change to watches.
     pub(super) fn note_queued(&self) {
         self.run.set_queued();
+        self.run.origin.trace.note(RunMoment::Queued);
         self.registry().changed(&self.run);
     }
 
@@ -60,6 +73,7 @@ impl RunEndGuard {
             audit::admitted(&self.run, &granted, reach);
         }
         self.run.start(granted);
+        self.run.origin.trace.note(RunMoment::Started);
         self.registry().changed(&self.run);
     }
 
@@ -89,6 +103,9 @@ impl RunEndGuard {
         match &end {
             Ok(ended) => self.tenant.counters.count_ended(ended),
             Err(refusal) => self.tenant.counters.count_refused(refusal.reason()),
+        }
+        if let Some(trace) = self.run.origin.trace.live() {
+            trace.end_run(self.run.id, self.run.digest(), &end);
         }
         self.registry().end(&self.run, end);
     }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::origin::{RunMethod, RunState};
+use crate::archive::ArchiveState;
 use crate::event_log::RunEnd;
 use crate::model::limits::Limits;
 use crate::model::outcome::{LiveUsage, Stream};
 use crate::model::request::{Digest, Labels, RunId};
+use crate::model::trace_context::TraceId;
 
 /// Rough size in bytes of a run's record in memory, besides its labels, its log and its result.
 const RECORD: usize = 2048;
@@ -33,6 +35,10 @@ pub struct RunRecord {
     pub caller: Arc<str>,
     pub labels: Labels,
     pub detached: bool,
+    /// Whether the output is kept once the callers were told of the end.
+    pub keeps_output: bool,
+    /// The trace that the run's call belongs to; `None` where it belongs to none.
+    pub trace_id: Option<TraceId>,
     pub digest: Option<Digest>,
     pub asked: SystemTime,
     pub started: Option<SystemTime>,
@@ -44,6 +50,8 @@ pub struct RunRecord {
     pub end: Option<(SystemTime, Arc<RunEnd>)>,
     /// The number of the next event of the run's log.
     pub next_seq: u64,
+    /// Whether the archive has the run; `None` where it goes on or is not archived.
+    pub archive: Option<ArchiveState>,
     /// Rough size of the record in memory in bytes, the log aside.
     pub(super) weight: usize,
 }
@@ -83,7 +91,10 @@ pub(super) fn weight(labels: &Labels, end: Option<&RunEnd>) -> usize {
                 });
                 trap.message.len() + names.sum::<usize>()
             });
-            trap + size_of_val(&*ended.values)
+            let uncollected = ended.uncollected.as_ref().map_or(0, |files| {
+                size_of_val(&**files) + size_of_val(&*files.named) + files.named_bytes()
+            });
+            trap + uncollected + size_of_val(&*ended.values)
         }
         Some(Err(refusal)) => {
             let facts = refusal.metadata().iter();

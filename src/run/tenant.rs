@@ -6,12 +6,13 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Settings;
 use super::admission::{Quota, QuotaUsage};
 use super::idempotency::IdempotencyKeys;
 use super::registry::{HistoryLimits, Registry};
+use super::sessions::{SessionTotals, Sessions};
 use crate::event_log::{EventLog, EventLogBudget};
 use crate::metrics::{RunCounters, RunHistory};
 use crate::model::policy::Policy;
@@ -24,6 +25,8 @@ use crate::store::Store;
 /// The name of the tenant that the daemon's own runs belong to. No configured tenant can have this
 /// name.
 const OWN: &str = "(ringfence)";
+/// Requests of one tenant that are with the archive at once.
+const ARCHIVE_AT_ONCE: usize = 2;
 
 /// The configuration of a tenant.
 pub struct TenantSettings {
@@ -63,6 +66,10 @@ pub struct Tenant {
     pub(crate) store: Arc<Store>,
     pub(super) registry: Arc<Registry>,
     pub(super) viewers: Arc<Semaphore>,
+    pub(super) sessions: Arc<Sessions>,
+    /// Permits for the requests of the tenant that are with the archive at once, so that those of
+    /// others are not held up by them.
+    archive: Semaphore,
     /// The permits that `viewers` has in all.
     max_viewers: usize,
     /// Its share of the file descriptors that guests may have open.
@@ -92,6 +99,11 @@ impl Tenant {
     /// Reports whether its compiled code may be another tenant's too.
     pub(crate) fn shares_code(&self) -> bool {
         self.has_neighbours && !self.apart
+    }
+
+    /// Waits for the turn of a request of the tenant that reads or changes the archive.
+    pub async fn acquire_archive(&self) -> Option<SemaphorePermit<'_>> {
+        self.archive.acquire().await.ok()
     }
 
     /// Creates an event log for a new run of the tenant.
@@ -144,10 +156,10 @@ impl Tenants {
         settings: &Settings,
     ) -> Result<Self, Refusal> {
         let instance: Arc<str> = instance.into();
-        let count = all.len().max(1);
-        let shares = count > 1;
+        let (count, shares) = (all.len().max(1), all.len() > 1);
         let each = |n: usize| n.div_ceil(count);
         let descriptors = DescriptorBudget::of_process(settings.capacity.slots);
+        let sessions = SessionTotals::new(settings.sessions, shares);
         let make = |id: TenantId, it: TenantSettings| {
             let roots = MountRoots::open(&it.policy.grants.mounts).map_err(Refusal::internal)?;
             let remembers = it.name != OWN;
@@ -167,9 +179,11 @@ impl Tenants {
                 history,
                 keys,
                 (&logs, settings.log_bytes),
+                settings.archive.clone().filter(|_| remembers),
             );
             Ok::<_, Refusal>(Arc::new(Tenant {
                 name,
+                sessions: Sessions::new(it.policy.max_sessions, Arc::clone(&sessions)),
                 policy: it.policy,
                 counters: RunCounters::default(),
                 history: Mutex::new(RunHistory::one_of(count)),
@@ -182,6 +196,7 @@ impl Tenants {
                 store: it.store,
                 registry,
                 viewers: Arc::new(Semaphore::new(each(settings.viewers as usize))),
+                archive: Semaphore::new(ARCHIVE_AT_ONCE),
                 max_viewers: each(settings.viewers as usize),
                 descriptors: descriptors.account(shares),
                 logs,

@@ -15,7 +15,7 @@ impl MetricSource for Sandbox {
         )?;
         to.gauge(
             "pool_slots",
-            "Guest instances that each pool has room for (engine.pool_slots).",
+            "Guest instances that each pool has room for (engine.pool_slots and sessions.max).",
             None,
             self.pool_slots.into(),
         )?;

@@ -5,8 +5,9 @@
 //! bytes -> inspect -> compile -> LoadedModule -> prepare -> PreparedRun -> spawn -> RunReport
 //! ```
 //!
-//! Each guest gets a fresh store. It executes on the guest threads, unless it is expected to be
-//! over in a moment. Its store is dropped before its end is reported.
+//! Each guest gets a fresh store, but for a program of a session, whose interpreter has one already
+//! ([`SessionSlot`]). It executes on the guest threads, unless it is expected to be over in a
+//! moment. Its store is dropped before its end is reported, or left to its session.
 
 mod engine;
 mod guest;
@@ -30,7 +31,7 @@ use self::modules::inspect::import_not_allowed;
 use self::modules::validate::not_enabled;
 use self::schedule::inline::MAX_INLINE_MEMORY;
 use self::schedule::scheduler::GuestScheduler;
-use crate::model::limits::{StackClass, WASM_PAGE_BYTES};
+use crate::model::limits::StackClass;
 use crate::model::outcome::RunReport;
 use crate::model::policy::Grants;
 use crate::model::refusal::Refusal;
@@ -45,6 +46,7 @@ pub use self::guest::handles::{DescriptorAccount, DescriptorBudget};
 pub use self::guest::imports::HOST_FUNCTION_NAMES;
 pub use self::guest::input_buffer::{AcceptedInput, InputRejection};
 pub use self::guest::mounts::MountRoots;
+pub use self::guest::session::{SessionSlot, check_session};
 pub use self::guest::stdin::{Input, MAX_LIVE_INPUT, MAX_STDIN_CHUNK, StdinDemand};
 pub use self::guest::stdio::Output;
 pub use self::guest::stop_signal::{StopReason, StopSignal};
@@ -196,8 +198,7 @@ impl Sandbox {
         let new_module_queue = known.is_none().then(|| Arc::clone(tenant_queue));
         let is_short =
             known.or_else(|| tenant_queue.new_module_predictor.predicts_short()) == Some(true);
-        let memory = loaded.inspection.description.memory_minimum_pages;
-        let may_begin_here = is_short && memory * WASM_PAGE_BYTES <= MAX_INLINE_MEMORY;
+        let may_begin_here = is_short && prepared.memory() <= MAX_INLINE_MEMORY;
         let noted = Arc::clone(&loaded);
         let files = match prepared.has_files() {
             true => self.scheduler.file_calls(tenant_queue),

@@ -19,13 +19,12 @@ mod restore;
 pub(super) mod single_flight;
 pub(super) mod validate;
 
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use self::artifact_writer::{ArtifactWrite, start_artifact_writer};
+use self::artifact_writer::ArtifactWriter;
 use self::code_cache::{CacheLimits, CodeCache, CodeUse};
 use self::compile::{
     CompileError, CompileLane, CompileSession, Compiler, LaneChooser, Placement,
@@ -143,8 +142,8 @@ struct Inner {
     /// Limits how many small modules are fetched from stores at the same time.
     fetching: Semaphore,
     artifacts: Option<Arc<ArtifactCache>>,
-    /// Queue of the thread that writes to `artifacts`; `None` where there is no cache on disk.
-    artifact_writer: Option<SyncSender<ArtifactWrite>>,
+    /// Writes to `artifacts`; `None` where there is no cache on disk.
+    artifact_writer: Option<ArtifactWriter>,
     /// Limits how many modules are read from disk at the same time.
     reading: Semaphore,
     /// Compatibility hashes of the code that the engines accept, unmetered and metered.
@@ -186,13 +185,10 @@ impl ModuleCache {
             .eviction_policy(lru())
             .time_to_live(REMEMBERED_FOR)
             .build();
-        let saver = match &artifacts {
-            Some(artifacts) => Some(start_artifact_writer(Arc::clone(artifacts))?),
-            None => None,
-        };
+        let artifact_writer = artifacts.clone().map(ArtifactWriter::start).transpose()?;
         Ok(Self {
             inner: Arc::new(Inner {
-                artifact_writer: saver,
+                artifact_writer,
                 reading: Semaphore::new(READ_AT_ONCE),
                 compatible: compatibility_hashes(engines.compilers())?,
                 engines,
@@ -226,6 +222,13 @@ impl ModuleCache {
     /// Returns how many compile children there are now.
     pub(in crate::sandbox) fn compile_children(&self) -> u64 {
         self.inner.compiler.children()
+    }
+
+    /// Waits until all code that was compiled so far is on disk, where there is a cache.
+    pub(crate) async fn wait_until_written(&self) {
+        if let Some(writer) = &self.inner.artifact_writer {
+            writer.wait_until_written().await;
+        }
     }
 
     /// Returns the cache on disk, where there is one.
@@ -384,6 +387,7 @@ impl Inner {
                     let fetched = tokio::time::timeout(FETCH, store.read_wasm(digest)).await;
                     fetched.unwrap_or_else(|_| Err(too_slow()))?.into()
                 }
+                ModuleSource::Provided(module) => module.read().await?.into(),
             };
             match self.compiler.open(bytes, placement, permit).await {
                 Ok((inspection, session)) => {
@@ -423,6 +427,7 @@ impl Inner {
                     Err(_elapsed) => return large(),
                 }
             }
+            ModuleSource::Provided(module) => module.read().await?.into(),
         };
         let counted = blob.clone();
         let counted = tokio::task::spawn_blocking(move || {

@@ -19,6 +19,7 @@ mod module_entry;
 mod objects;
 mod oci;
 mod private_files;
+mod provided;
 mod provider_error;
 mod sealed;
 
@@ -47,8 +48,10 @@ pub use self::blob::{Blob, BlobAssembler, Spool, UploadSlot};
 pub use self::change::NewModule;
 pub use self::docker_auth::{DockerAuthError, DockerConfigError, check_credentials};
 pub use self::module_entry::{ModuleEntry, ModuleRecord};
-pub use self::objects::{ObjectStoreError, accepts_variable, check_variables};
-pub use self::oci::{OciPuller, OciRegistry, Pulled};
+pub use self::objects::{ObjectStoreError, accepts_variable, check_variables, object_store_client};
+pub use self::oci::{OCI_SCHEME, OciPuller, OciRegistry, Pulled};
+pub use self::provided::{ProvidedModule, ProvidedModuleError};
+pub(crate) use self::provider_error::cannot_create_only;
 pub use self::sealed::{SealedFile, create_sealable};
 
 /// Largest record in bytes, which is more than a description of 1,000 exports and imports takes.

@@ -130,40 +130,53 @@ impl ObjectStoreBackend {
         url: &url::Url,
         variables: &[(String, String)],
     ) -> Result<Self, ObjectStoreError> {
-        let retry = RetryConfig {
-            max_retries: RETRIES,
-            retry_timeout: RETRYING,
-            ..RetryConfig::default()
-        };
-        let whole = format!("{}s", REQUEST.as_secs());
-        // The options are set one by one, because setting all at once would replace what the
-        // environment says.
-        let options = [
-            (ClientConfigKey::Timeout, whole.as_str()),
-            (ClientConfigKey::ReadTimeout, READ),
-            (ClientConfigKey::ConnectTimeout, CONNECT),
-        ];
-        let store = match url.scheme() {
-            "gs" => google(url, variables, options, retry)?,
-            "az" => azure(url, variables, options, retry)?,
-            _ => amazon(url, variables, options, retry)?,
-        };
-        let prefix = Path::from_url_path(url.path().trim_matches('/'))?;
-        let store = if prefix.as_ref().is_empty() {
-            store
-        } else {
-            Arc::new(PrefixStore::new(store, prefix))
-        };
         Ok(Self {
-            store,
+            store: object_store_client("store.url", url, variables)?,
             in_memory: false,
             creates_by_replacing: AtomicBool::new(false),
         })
     }
 }
 
+/// Creates the client of the object store at `url`, which the setting `key` names. Credentials and
+/// settings come from the variables that the provider's own tools use.
+///
+/// # Errors
+/// The provider does not accept the URL or the credentials, or it uses TLS and this host has no
+/// trusted certificate authorities.
+pub fn object_store_client(
+    key: &'static str,
+    url: &url::Url,
+    variables: &[(String, String)],
+) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
+    let retry = RetryConfig {
+        max_retries: RETRIES,
+        retry_timeout: RETRYING,
+        ..RetryConfig::default()
+    };
+    let whole = format!("{}s", REQUEST.as_secs());
+    // The options are set one by one, because setting all at once would replace what the
+    // environment says.
+    let options = [
+        (ClientConfigKey::Timeout, whole.as_str()),
+        (ClientConfigKey::ReadTimeout, READ),
+        (ClientConfigKey::ConnectTimeout, CONNECT),
+    ];
+    let store = match url.scheme() {
+        "gs" => google(key, url, variables, options, retry)?,
+        "az" => azure(key, url, variables, options, retry)?,
+        _ => amazon(key, url, variables, options, retry)?,
+    };
+    let prefix = Path::from_url_path(url.path().trim_matches('/'))?;
+    if prefix.as_ref().is_empty() {
+        return Ok(store);
+    }
+    Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
 /// Creates the client of a bucket of Google's.
 fn google(
+    setting: &'static str,
     url: &url::Url,
     variables: &[(String, String)],
     options: ClientOptions<'_>,
@@ -178,7 +191,7 @@ fn google(
     }
     let builder = builder.with_retry(retry);
     let plain = is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl));
-    build(plain, |key, value| {
+    build(setting, plain, |key, value| {
         let key = GoogleConfigKey::Client(key);
         builder.clone().with_config(key, value).build()
     })
@@ -186,6 +199,7 @@ fn google(
 
 /// Creates the client of a container of Azure's.
 fn azure(
+    setting: &'static str,
     url: &url::Url,
     variables: &[(String, String)],
     options: ClientOptions<'_>,
@@ -205,7 +219,7 @@ fn azure(
     let emulated = builder.get_config_value(&AzureConfigKey::UseEmulator);
     let plain = is_plain(builder.get_config_value(&AzureConfigKey::Endpoint))
         || emulated.is_some_and(|it| it == "true");
-    build(plain, |key, value| {
+    build(setting, plain, |key, value| {
         let key = AzureConfigKey::Client(key);
         builder.clone().with_config(key, value).build()
     })
@@ -213,6 +227,7 @@ fn azure(
 
 /// Creates the client of a bucket of S3, or of a server that is compatible with it.
 fn amazon(
+    setting: &'static str,
     url: &url::Url,
     variables: &[(String, String)],
     options: ClientOptions<'_>,
@@ -230,7 +245,7 @@ fn amazon(
     let builder = builder.with_allow_http(true).with_disable_bulk_delete(true);
     let builder = builder.with_retry(retry);
     let plain = is_plain(builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
-    build(plain, |key, value| {
+    build(setting, plain, |key, value| {
         let key = AmazonS3ConfigKey::Client(key);
         builder.clone().with_config(key, value).build()
     })
@@ -244,6 +259,7 @@ fn is_plain(endpoint: Option<String>) -> bool {
 /// authorities, a server that is reached by `plain` HTTP needs none, so its client is built with
 /// none.
 fn build<T: ObjectStore>(
+    setting: &'static str,
     plain: bool,
     with: impl Fn(ClientConfigKey, &str) -> Result<T, Error>,
 ) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
@@ -252,7 +268,7 @@ fn build<T: ObjectStore>(
         Err(error) if lacks_authorities(&error) => match plain {
             true => {
                 tracing::warn!(
-                    "store.url is reached by plain HTTP only: {}",
+                    "{setting} is reached by plain HTTP only: {}",
                     no_trust_store()
                 );
                 with(key, "true")

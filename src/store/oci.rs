@@ -20,7 +20,7 @@ use crate::model::request::{Digest, module_too_large};
 use crate::trust_store::{lacks_authorities, no_trust_store};
 
 /// The scheme with which a reference starts.
-const SCHEME: &str = "oci://";
+pub const OCI_SCHEME: &str = "oci://";
 /// The field of a request that holds the reference.
 const FIELD: &str = "oci";
 /// Media types of a module's layer: the one of the layout, and those of older tools.
@@ -121,13 +121,13 @@ impl OciPuller {
         }
         let invalid = |why: &str| {
             let message = format!(
-                "\"{}\" is not {SCHEME}REGISTRY/REPOSITORY:TAG or {SCHEME}REGISTRY/REPOSITORY@DIGEST: {why}",
+                "\"{}\" is not {OCI_SCHEME}REGISTRY/REPOSITORY:TAG or {OCI_SCHEME}REGISTRY/REPOSITORY@DIGEST: {why}",
                 quote(text)
             );
             Refusal::invalid(FIELD, message)
         };
         let name = text
-            .strip_prefix(SCHEME)
+            .strip_prefix(OCI_SCHEME)
             .ok_or_else(|| invalid("another scheme"))?;
         let reference: Reference = name
             .parse()
@@ -205,7 +205,7 @@ impl OciPuller {
         Ok(Pulled {
             wasm,
             digest: found,
-            resolved: format!("{SCHEME}{registry}/{repository}@{digest}"),
+            resolved: format!("{OCI_SCHEME}{registry}/{repository}@{digest}"),
         })
     }
 
@@ -243,7 +243,7 @@ impl OciPuller {
         let unusable = |why: &dyn std::fmt::Display| {
             tracing::error!(path = %path.display(), error = %why, "oci.credentials_file cannot be used");
             let message = format!("oci.credentials_file cannot be used: {why}");
-            let store = format!("{SCHEME}{}", quote(reference.registry()));
+            let store = format!("{OCI_SCHEME}{}", quote(reference.registry()));
             Refusal::new(Reason::StoreUnavailable, message)
                 .with("store", store)
                 .retry_after(RETRY)
@@ -438,7 +438,7 @@ fn too_often(reference: &Reference) -> Refusal {
         Reason::StoreUnavailable,
         format!("the registry {registry} has been asked too often by this daemon"),
     )
-    .with("store", format!("{SCHEME}{registry}"))
+    .with("store", format!("{OCI_SCHEME}{registry}"))
     .retry_after(RETRY_LESS_OFTEN)
 }
 
@@ -449,6 +449,6 @@ fn unavailable(reference: &Reference, why: &str) -> Refusal {
         Reason::StoreUnavailable,
         format!("the registry {registry} cannot be reached, or does not work"),
     )
-    .with("store", format!("{SCHEME}{registry}"))
+    .with("store", format!("{OCI_SCHEME}{registry}"))
     .retry_after(RETRY)
 }

@@ -59,7 +59,7 @@ fn is_no_bucket(answer: &StoreAnswer) -> bool {
 
 /// Reports whether an answer may mean that the server does not support `If-None-Match`. Some
 /// servers call it not implemented, others a bad request or a method that is not allowed.
-pub(super) fn cannot_create_only(error: &Error) -> bool {
+pub(crate) fn cannot_create_only(error: &Error) -> bool {
     let status = StoreAnswer::of(error).status;
     matches!(error, Error::NotImplemented { .. }) || matches!(status, Some(400 | 405 | 501))
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::Level;
 
 use crate::model::request::{Digest, RunId};
+use crate::model::trace_context::TraceId;
 
 /// Initial capacity of a line's buffer, in bytes; most lines take less.
 const USUAL: usize = 640;
@@ -154,6 +155,12 @@ impl FieldValue for &RunId {
 impl FieldValue for Digest {
     fn put(self, name: FieldName, line: &mut LineWriter<'_>) {
         self.with_text(|text| Unquoted(text).put(name, line));
+    }
+}
+
+impl FieldValue for TraceId {
+    fn put(self, name: FieldName, line: &mut LineWriter<'_>) {
+        Unquoted(&self.to_string()).put(name, line);
     }
 }
 

@@ -274,6 +274,12 @@ async fn every_metric_is_explained_and_every_explanation_has_its_metric() {
         ),
         ("tls.cert", cert.display().to_string()),
         ("tls.key", key.display().to_string()),
+        (
+            "runs.archive",
+            format!("file://{}", folder.path().join("archive").display()),
+        ),
+        // Nothing is exported to it, as nothing is called.
+        ("telemetry.otlp_endpoint", "http://127.0.0.1:9".to_owned()),
     ];
     let mut overrides = ringfence::config::Overrides::default();
     let listen = ("listen", "[\"127.0.0.1:0\"]".to_owned());

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use ringfence::api::proto::{
-    AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
-    GetRunRequest, GetStatsRequest, HealthRequest, ListModulesRequest, ListRunsRequest, RunRequest,
-    RunResponse, RunSpec, RunStreamRequest, SendInputRequest, WatchRunsRequest, WatchStatsRequest,
+    AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, DeleteRunsRequest,
+    GetModuleRequest, GetRunRequest, GetStatsRequest, HealthRequest, ListLanguagesRequest,
+    ListModulesRequest, ListRunsRequest, ListSessionsRequest, RunRequest, RunResponse, RunSpec,
+    RunStreamRequest, SendInputRequest, WatchRunsRequest, WatchStatsRequest,
 };
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -562,6 +563,48 @@ async fn lists_of_runs_that_were_ended_are_charged_until_they_are_taken() {
     until(&daemon, || daemon.probe.answer_bytes() == 0).await;
 }
 
+/// The ids of runs that a call deletes, or would delete.
+#[tokio::test]
+async fn lists_of_runs_that_were_deleted_are_charged_until_they_are_taken() {
+    const RUNS: u64 = 100;
+    const ANSWERS: u64 = 10;
+    // An id that is as long as may be, in a repeated field.
+    const EACH: u64 = 32 + 1 + 64 + 2;
+    let instance = "i".repeat(64);
+    let daemon = Daemon::with(&[("server.instance", &*instance)]).await;
+    let digest = daemon.loaded(kit_bytes()).await;
+    for _ in 0..RUNS {
+        daemon
+            .ran(hello(&digest).label("all", "yes"))
+            .await
+            .exited(0);
+    }
+    until(&daemon, || daemon.probe.answer_bytes() == 0).await;
+    let channel = deaf(&daemon.addr, 0).await;
+    let request = |dry_run| DeleteRunsRequest {
+        labels: [("all".to_owned(), "yes".to_owned())].into(),
+        dry_run,
+        ..DeleteRunsRequest::default()
+    };
+    let method = "RunService/DeleteRuns";
+    let mut unread = Vec::new();
+    for answer in 1..=ANSWERS {
+        let dry_run = answer < ANSWERS;
+        let answer = call(channel.clone(), None, method, &request(dry_run)).await;
+        unread.push(answer.unwrap());
+    }
+    let held = daemon.probe.answer_bytes();
+    assert!(held >= ANSWERS * RUNS * EACH, "{held}");
+    assert!(held < 2 * ANSWERS * RUNS * EACH, "{held}");
+    assert_eq!(
+        daemon.probe.remembered(),
+        (0, 0, 0),
+        "they are gone all the same"
+    );
+    drop((unread, channel));
+    until(&daemon, || daemon.probe.answer_bytes() == 0).await;
+}
+
 #[tokio::test]
 async fn listings_of_modules_that_nobody_takes_are_charged() {
     are_charged("ModuleService/ListModules", async |a| {
@@ -627,11 +670,17 @@ async fn short_answers_that_nobody_takes_are_charged_by_their_bytes() {
     are_charged_by_their_bytes(&daemon, "RunService/CancelRun", &cancel, short).await;
     let stats = GetStatsRequest::default();
     are_charged_by_their_bytes(&daemon, "StatsService/GetStats", &stats, short).await;
+    let languages = ListLanguagesRequest {};
+    let method = "ExecutionService/ListLanguages";
+    are_charged_by_their_bytes(&daemon, method, &languages, short).await;
+    let sessions = ListSessionsRequest {};
+    let empty = (FRAME, FRAME + 2);
+    let method = "ExecutionService/ListSessions";
+    are_charged_by_their_bytes(&daemon, method, &sessions, empty).await;
     let load = crate::harness::load("(module)");
     are_charged_by_their_bytes(&daemon, "SandboxService/LoadModule", &load, short).await;
     // It is deleted once, and every other answer is empty.
     let delete = DeleteModuleRequest { digest };
-    let empty = (FRAME, FRAME + 2);
     are_charged_by_their_bytes(&daemon, "ModuleService/DeleteModule", &delete, empty).await;
 }
 

@@ -95,6 +95,7 @@ fn of_two_labels_with_one_key_neither_is_taken() {
         (&["ps", "--watch"], &[]),
         (&["modules", "ls"], &[]),
         (&["kill", "--yes"], &[]),
+        (&["rm", "--yes"], &[]),
     ] {
         for second in ["job=x", "job=y", "job="] {
             let labels = ["--label", "job=x", "--label", "other=x", "--label", second];

@@ -138,6 +138,8 @@ fn client_commands(module: &str) -> Vec<Vec<&str>> {
         vec!["inspect", nobody],
         vec!["kill", nobody],
         vec!["attach", nobody],
+        vec!["logs", nobody],
+        vec!["rm", nobody],
     ]
 }
 

@@ -208,6 +208,16 @@ impl Deployed {
     }
 }
 
+impl Deployed {
+    /// Ends it as a kubelet does, and waits until it has.
+    fn stop(mut self) {
+        let signal = ["-TERM", &self.child.id().to_string()];
+        let sent = Command::new("kill").args(signal).status().unwrap();
+        assert!(sent.success());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
 impl Drop for Deployed {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -344,7 +354,7 @@ async fn the_fleet_is_probed_with_tls_and_without_and_its_client_is_let_in() {
 }
 
 #[tokio::test]
-async fn the_fleet_keeps_its_modules_over_a_rollout_in_its_store() {
+async fn the_fleet_keeps_its_modules_and_ended_runs_over_a_rollout_in_its_bucket() {
     let Some(python) = crate::interop::python().await else {
         return;
     };
@@ -359,23 +369,30 @@ async fn the_fleet_keeps_its_modules_over_a_rollout_in_its_store() {
     let out = moto.stdout.take().unwrap();
     BufReader::new(out).read_line(&mut port).unwrap();
     let endpoint = format!("http://127.0.0.1:{}", port.trim());
-    // What the Secret `ringfence-store` holds.
+    let pod = Pod::new("fleet");
+    pod.secrets();
+    let spool = pod.path("var/spool/ringfence/runs");
+    // What the Secret `ringfence-store` holds, and no time for clients that are not there.
     let store = [
         ("RINGFENCE_STORE__URL", "s3://modules/fleet"),
+        ("RINGFENCE_RUNS__ARCHIVE", "s3://modules/runs"),
+        ("RINGFENCE_RUNS__ARCHIVE_SPOOL", spool.as_str()),
+        ("RINGFENCE_SERVER__DRAIN_DELAY", "0s"),
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_REGION", "us-east-1"),
         ("AWS_ENDPOINT_URL", endpoint.as_str()),
         ("AWS_ALLOW_HTTP", "true"),
     ];
-    let pod = Pod::new("fleet");
-    pod.secrets();
     let before = pod.start(&store);
     pod.is_probed(&before).await;
     let loaded = as_client(&pod, &before.addresses[0], &["load", "examples/hello.wat"]);
     let digest = text(&loaded.stdout).trim().to_owned();
     assert!(digest.starts_with("sha256:"), "{loaded:?}");
-    drop(before);
+    let detached = as_client(&pod, &before.addresses[0], &["run", "--detach", &digest]);
+    let run_id = text(&detached.stdout).trim().to_owned();
+    assert!(!run_id.is_empty(), "{detached:?}");
+    before.stop();
     let after = pod.start(&store);
     pod.is_probed(&after).await;
     let ran = as_client(&pod, &after.addresses[0], &["run", &digest]);
@@ -383,6 +400,12 @@ async fn the_fleet_keeps_its_modules_over_a_rollout_in_its_store() {
         text(&ran.stdout),
         "Hello from inside the fence.\n",
         "{ran:?}"
+    );
+    let told = as_client(&pod, &after.addresses[0], &["logs", &run_id]);
+    assert_eq!(
+        text(&told.stdout),
+        "Hello from inside the fence.\n",
+        "{told:?}"
     );
     drop(after);
     let _ = moto.kill();

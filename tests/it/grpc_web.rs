@@ -358,10 +358,14 @@ async fn a_listener_that_only_answers_questions_changes_nothing() {
         }
     }
     let changing = [
+        "ExecutionService/CloseSession",
+        "ExecutionService/Execute",
+        "ExecutionService/ExecuteStream",
         "ModuleService/DeleteModule",
         "ModuleService/UploadModule",
         "RunService/CancelRun",
         "RunService/CancelRuns",
+        "RunService/DeleteRuns",
         "RunService/Interact",
         "RunService/SendInput",
         "SandboxService/LoadModule",

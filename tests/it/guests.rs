@@ -73,6 +73,22 @@ pub(crate) fn file_calls_component() -> Bytes {
         .clone()
 }
 
+/// `tests/guests/memory_files.rs` for preview 1.
+pub(crate) fn memory_files() -> Bytes {
+    static FILES: OnceLock<Bytes> = OnceLock::new();
+    FILES
+        .get_or_init(|| build("memory_files", "wasm32-wasip1", &[]))
+        .clone()
+}
+
+/// `tests/guests/memory_files.rs` as a component.
+pub(crate) fn memory_files_component() -> Bytes {
+    static FILES: OnceLock<Bytes> = OnceLock::new();
+    FILES
+        .get_or_init(|| build("memory_files", "wasm32-wasip2", &[]))
+        .clone()
+}
+
 /// `tests/guests/reactor.rs`.
 pub(crate) fn reactor() -> Bytes {
     static REACTOR: OnceLock<Bytes> = OnceLock::new();

@@ -56,7 +56,19 @@ impl Daemon {
 
     /// On `listen`.
     pub(crate) async fn listening(listen: &str, set: &[(&str, &str)]) -> Self {
-        let mut overrides = Overrides::default();
+        Self::overriding(Overrides::default(), listen, set).await
+    }
+
+    /// With a file over the defaults.
+    pub(crate) async fn configured(file: &std::path::Path) -> Self {
+        let overrides = Overrides {
+            file: Some(file.to_owned()),
+            ..Overrides::default()
+        };
+        Self::overriding(overrides, "127.0.0.1:0", &[]).await
+    }
+
+    async fn overriding(mut overrides: Overrides, listen: &str, set: &[(&str, &str)]) -> Self {
         let mut add = |key: &str, value: &str| overrides.set.push((key.into(), value.into()));
         add("listen", &format!("[{listen:?}]"));
         add("admission.slots", "32");
@@ -487,7 +499,7 @@ impl Story {
                 self.stderr.extend_from_slice(bytes);
             }
             Some(Event::Exit(result)) => self.exit = Some((**result).clone()),
-            Some(Event::Started(_)) => {}
+            Some(Event::Started(_) | Event::File(_)) => {}
             other => panic!("unexpected {other:?}"),
         }
         self.events.push(event);

@@ -65,7 +65,7 @@ async fn another_spec_under_the_same_key_is_a_conflict() {
     // The same module inline is the same spec.
     let again = daemon.ran(kit(&["hello"]).key("k")).await;
     assert_eq!(again.result.run_id, first.result.run_id);
-    let others: [RunSpec; 8] = [
+    let others: [RunSpec; 9] = [
         run().args(&["kit", "hello", "x"]),
         run().env(&["A=1"]),
         run().stdin("x"),
@@ -74,6 +74,7 @@ async fn another_spec_under_the_same_key_is_a_conflict() {
         run().label("a", "b"),
         run().detach(),
         run().change(|spec| spec.open_stdin = true),
+        run().change(|spec| spec.keep_output = Some(false)),
     ];
     for other in others {
         daemon

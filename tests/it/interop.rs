@@ -40,7 +40,13 @@ fn is_there(tool: &str) -> bool {
 
 /// A Python with `tests/interop/requirements.txt`, in `.cache/venv`.
 pub(crate) async fn python() -> Option<PathBuf> {
-    let venv = guests::root().join(".cache/venv");
+    let requirements = guests::root().join("tests/interop/requirements.txt");
+    venv("venv", &["-r", requirements.to_str().unwrap()]).await
+}
+
+/// A Python in a folder of `.cache`, with what the arguments of pip say.
+pub(crate) async fn venv(folder: &str, packages: &[&str]) -> Option<PathBuf> {
+    let venv = guests::root().join(".cache").join(folder);
     let python = venv.join("bin/python");
     if !python.exists() {
         if !is_there("python3") {
@@ -52,18 +58,12 @@ pub(crate) async fn python() -> Option<PathBuf> {
     }
     let mut install = Command::new(&python);
     install
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-        ])
-        .arg(guests::root().join("tests/interop/requirements.txt"));
+        .args(["-m", "pip", "install", "--quiet"])
+        .arg("--disable-pip-version-check")
+        .args(packages);
     let installed = output(install).await;
     if !installed.status.success() {
-        skipped("tests/interop/requirements.txt", &installed);
+        skipped(&packages.join(" "), &installed);
         return None;
     }
     Some(python)
@@ -98,7 +98,15 @@ async fn python_grpcio_talks_to_it_over_tcp_and_a_unix_socket() {
         .args(["-m", "grpc_tools.protoc", "-Iproto"])
         .arg(format!("--python_out={}", stubs.path().display()))
         .arg(format!("--grpc_python_out={}", stubs.path().display()));
-    for file in ["sandbox_service", "spec", "result", "event", "module"] {
+    for file in [
+        "sandbox_service",
+        "spec",
+        "result",
+        "event",
+        "execution",
+        "file",
+        "module",
+    ] {
         generate.arg(format!("proto/ringfence/v1/{file}.proto"));
     }
     succeeded(&output(generate).await, "grpc_tools.protoc");
@@ -248,7 +256,7 @@ async fn grpcurl_shows_why_it_is_refused_and_all_that_is_served() {
         }
         let health = call(&["grpc.health.v1.Health/List"]).await;
         let health = succeeded(&health, "grpcurl Health/List");
-        assert_eq!(health.matches("\"SERVING\"").count(), 5, "{health}");
+        assert_eq!(health.matches("\"SERVING\"").count(), 6, "{health}");
         let data = r#"{"spec": {"wasm": "AA==", "resources": {"memory_pages": 70000}}}"#;
         let refused = call(&["-d", data, "ringfence.v1.SandboxService/Run"]).await;
         assert!(!refused.status.success());

@@ -102,14 +102,15 @@ impl Line {
             ["duration_us", "cpu_us", "waited_us"].map(|it| self.number(it));
         let [exit_code, fuel] = ["exit_code", "fuel"].map(|it| self.number(it));
         let memory_denied = self.flag("memory_denied");
+        let trace_id = self.text("trace_id").map(display);
         match self.message.as_str() {
             "run ended" => tracing::info!(
                 target: "ringfence::run", run_id, tenant, digest, outcome, exit_code, cause, trap, duration_us, cpu_us,
                 waited_us, fuel, memory = self.number("memory"), memory_denied, stdout = self.number("stdout"),
-                stderr = self.number("stderr"), "run ended"
+                stderr = self.number("stderr"), trace_id, "run ended"
             ),
             "run refused" => tracing::info!(
-                target: "ringfence::run", run_id, tenant, digest, reason, field, "run refused"
+                target: "ringfence::run", run_id, tenant, digest, reason, field, trace_id, "run refused"
             ),
             "" => {
                 let [caller, event, decision, method] =
@@ -123,16 +124,17 @@ impl Line {
                         memory_bytes = number("memory_bytes"), fuel, stack_bytes = number("stack_bytes"),
                         output_bytes = number("output_bytes"), timeout_us = number("timeout_us"),
                         detached = flag("detached"), wasi = flag("wasi"), clock = flag("clock"),
-                        network = flag("network"), mounts, host_functions,
+                        network = flag("network"), mounts, host_functions, trace_id,
                     ),
                     ("admission", Some("refused")) => tracing::info!(
                         target: "ringfence::audit", run_id, tenant, caller, digest, event, decision, method, waited_us,
-                        reason, field,
+                        reason, field, trace_id,
                     ),
                     ("end", None) => tracing::info!(
                         target: "ringfence::audit", run_id, tenant, caller, digest, event, outcome, exit_code, cause,
                         trap, waited_us, duration_us, cpu_us, fuel, memory_bytes = number("memory_bytes"),
                         memory_denied, stdout_bytes = number("stdout_bytes"), stderr_bytes = number("stderr_bytes"),
+                        trace_id,
                     ),
                     other => panic!("{other:?}"),
                 }
@@ -267,20 +269,33 @@ async fn run(client: &mut Client, spec: RunSpec) -> Result<(), tonic::Status> {
     client.run(RunRequest { spec: Some(spec) }).await.map(drop)
 }
 
+/// The trace that some runs belong to.
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+/// A message of a call that belongs to a trace.
+fn in_trace<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    let metadata = request.metadata_mut();
+    metadata.insert("traceparent", parent.parse().unwrap());
+    request
+}
+
 /// Has runs of every ending, two that are refused, and one that its caller leaves, until the audit tells of it.
 async fn have_runs(daemon: &Served, audit: &Path) {
     let mut client = connect(&daemon.addr).await;
     for (_, spec) in endings() {
         run(&mut client, spec).await.unwrap();
     }
-    run(&mut client, nothing().entry("missing"))
-        .await
-        .unwrap_err();
+    let missing = Some(nothing().entry("missing"));
+    let refused = client.run(in_trace(RunRequest { spec: missing })).await;
+    refused.unwrap_err();
     run(&mut client, nothing().timeout(Duration::from_secs(1 << 20)))
         .await
         .unwrap_err();
     let spec = Some(spec("(module (func (export \"_start\") (loop br 0)))"));
-    let stream = client.run_stream(RunStreamRequest { spec }).await.unwrap();
+    let request = in_trace(RunStreamRequest { spec });
+    let stream = client.run_stream(request).await.unwrap();
     drop(stream);
     let start = Instant::now();
     while !std::fs::read_to_string(audit)
@@ -314,6 +329,11 @@ fn are_all_told(lines: &[Line]) {
     assert!(told("memory_denied").contains(&"true"));
     assert_eq!(told("field"), ["spec.entry_point", "spec.timeout"]);
     assert!(told("reason").contains(&"LIMIT_ABOVE_MAXIMUM"));
+    // Of the runs that belong to one, and of no others.
+    let with_trace = lines.iter().filter(|it| it.text("trace_id").is_some());
+    let runs: std::collections::BTreeSet<_> = with_trace.map(|it| it.text("run_id")).collect();
+    assert_eq!(runs.len(), 2);
+    assert!(told("trace_id").iter().all(|it| *it == TRACE));
     assert!(lines.iter().all(|it| it.text("run_id").is_some()));
 }
 

@@ -22,6 +22,7 @@ macro_rules! cases {
 }
 
 mod bombs;
+mod collector;
 #[path = "../floods/wire.rs"]
 #[expect(
     dead_code,
@@ -36,6 +37,7 @@ mod scripted;
 
 mod admin;
 mod answers;
+mod archive;
 mod artifacts;
 mod attach;
 mod audit;
@@ -44,8 +46,10 @@ mod bad_input;
 mod cancel;
 mod cancel_runs;
 mod cli;
+mod cli_forget;
 mod cli_input;
 mod cli_kill;
+mod cli_languages;
 mod cli_pipes;
 mod cli_runs;
 mod cli_values;
@@ -60,8 +64,11 @@ mod deployed;
 mod directories;
 mod durable;
 mod endings;
+mod execution;
 mod file_calls;
 mod file_times;
+mod files;
+mod forget;
 mod habit;
 mod hardening;
 mod history;
@@ -80,10 +87,13 @@ mod machines_logs;
 mod machines_network;
 mod machines_volumes;
 mod manners;
+mod mcp;
+mod mcp_files;
 mod metered;
 mod modules;
 mod monitoring;
 mod objects;
+mod otlp;
 mod outcomes;
 mod page;
 mod places;
@@ -94,6 +104,7 @@ mod registries;
 mod returned_memory;
 mod runs;
 mod send_input;
+mod sessions;
 mod settings;
 mod shapes;
 mod signals;

@@ -15,8 +15,8 @@ use ringfence::api::health_proto::health_client::HealthClient as OurHealthClient
 use ringfence::api::health_proto::{HealthListRequest, health_check_response};
 use ringfence::api::proto::run_info::End;
 use ringfence::api::proto::{
-    CancelCause, CancelRunsRequest, CancelRunsResponse, ListRunsRequest, Outcome, RunRequest,
-    RunResponse, RunSpec, RunState,
+    CancelCause, CancelRunsRequest, CancelRunsResponse, ExecuteRequest, ExecutionSpec,
+    ListRunsRequest, Outcome, RunRequest, RunResponse, RunSpec, RunState,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -287,11 +287,15 @@ async fn http_1_is_hung_up_on_and_nothing_runs() {
 }
 
 /// Methods of every service.
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 13] = [
     RUN,
     "/ringfence.v1.SandboxService/RunStream",
     "/ringfence.v1.SandboxService/LoadModule",
     "/ringfence.v1.SandboxService/Health",
+    "/ringfence.v1.ExecutionService/Execute",
+    "/ringfence.v1.ExecutionService/ExecuteStream",
+    "/ringfence.v1.ExecutionService/ListLanguages",
+    "/ringfence.v1.ExecutionService/ListSessions",
     "/ringfence.v1.RunService/ListRuns",
     "/ringfence.v1.ModuleService/ListModules",
     "/ringfence.v1.StatsService/GetStats",
@@ -300,7 +304,8 @@ const METHODS: [&str; 9] = [
 ];
 
 /// Methods whose answers or requests are streams, and those that ask for what has to be there.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 16] = [
+    "/ringfence.v1.ExecutionService/CloseSession",
     "/ringfence.v1.RunService/GetRun",
     "/ringfence.v1.ModuleService/GetModule",
     "/ringfence.v1.ModuleService/DeleteModule",
@@ -310,6 +315,7 @@ const OTHERS: [&str; 14] = [
     "/ringfence.v1.StatsService/WatchStats",
     "/ringfence.v1.RunService/CancelRun",
     "/ringfence.v1.RunService/CancelRuns",
+    "/ringfence.v1.RunService/DeleteRuns",
     "/ringfence.v1.RunService/SendInput",
     "/ringfence.v1.ModuleService/UploadModule",
     "/grpc.health.v1.Health/Watch",
@@ -327,6 +333,14 @@ fn any_call(path: &str) -> Request<Full<Bytes>> {
         "Run" | "RunStream" => {
             let spec = Some(spec(NOTHING));
             call(path, &RunRequest { spec })
+        }
+        "Execute" | "ExecuteStream" => {
+            let spec = Some(ExecutionSpec {
+                language: "wat".to_owned(),
+                code: NOTHING.to_owned(),
+                ..ExecutionSpec::default()
+            });
+            call(path, &ExecuteRequest { spec })
         }
         "LoadModule" => call(path, &crate::harness::load(NOTHING)),
         _ => call(path, &ListRunsRequest::default()),
@@ -573,6 +587,7 @@ async fn health_lists_every_service_and_says_who_may_ask() {
     let mut names: Vec<_> = listed.statuses.keys().map(String::as_str).collect();
     names.sort_unstable();
     let services = [
+        "ExecutionService",
         "ModuleService",
         "RunService",
         "SandboxService",

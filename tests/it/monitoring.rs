@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::admin::{ask, value};
+use crate::collector::{Collector, Received, told as attributes_of};
 use crate::guests;
 use crate::harness::{Daemon, PATIENCE, SpecExt, by_digest, kit};
 use crate::interop::{npm, output, succeeded};
@@ -36,6 +37,19 @@ fn has_prometheus() -> bool {
     there
 }
 
+/// A daemon that has all metrics: it archives runs in a folder, and sends traces and output to a collector.
+async fn daemon_with_all(collector: &Collector, folder: &TempDir) -> Daemon {
+    let archive = format!("file://{}/archive", folder.path().display());
+    let url = collector.url();
+    let set = [
+        ADMIN,
+        ("runs.archive", archive.as_str()),
+        ("telemetry.otlp_endpoint", &url),
+        ("telemetry.export_output", "true"),
+    ];
+    Daemon::with(&set).await
+}
+
 async fn metrics(daemon: &Daemon) -> String {
     ask(&daemon.admin, "GET", "/metrics", &[]).await.body
 }
@@ -45,9 +59,10 @@ async fn promtool_finds_no_fault_with_metrics_and_rules() {
     if !has_prometheus() {
         return;
     }
-    let daemon = Daemon::with(&[ADMIN]).await;
-    daemon.ran(kit(&["hello"])).await.exited(0);
     let folder = TempDir::new().unwrap();
+    let collector = Collector::start().await;
+    let daemon = daemon_with_all(&collector, &folder).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
     let path = folder.path().join("metrics");
     std::fs::write(&path, metrics(&daemon).await).unwrap();
     let mut check = Command::new("promtool");
@@ -82,26 +97,46 @@ fn series(metrics: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-#[tokio::test]
-async fn rules_and_panels_select_metrics_that_there_are() {
+/// What the expressions of rules and dashboards select, by the parsers of those who read them; `None` where those cannot
+/// be had.
+async fn selections(files: &[&str]) -> Option<Vec<Value>> {
     let packages = [
         "@prometheus-io/lezer-promql@0.315.0",
+        "@grafana/lezer-logql@0.4.2",
+        "@grafana/lezer-traceql@1.0.0",
         "@lezer/common@1.5.5",
         "@lezer/highlight@1.2.5",
-        "@lezer/lr@1.4.12",
+        "@lezer/lr@1.4.10",
         "yaml@2.9.1",
     ];
-    let Some(there) = npm("promql", "@prometheus-io/lezer-promql", &packages).await else {
-        return;
-    };
+    let there = npm("queries", "@grafana/lezer-traceql", &packages).await?;
     let mut node = Command::new("node");
     node.env("NODE_PATH", there.parent().unwrap().parent().unwrap())
         .arg(guests::root().join("tests/interop/promql.js"))
-        .arg(deploy("prometheus/rules.yaml"))
-        .arg(deploy("grafana/ringfence.json"));
+        .args(files.iter().map(|file| deploy(file)));
     let told = succeeded(&output(node).await, "promql.js");
+    let lines = told.lines().filter(|line| line.starts_with('{'));
+    Some(
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
+    )
+}
+
+#[tokio::test]
+async fn rules_and_panels_select_metrics_that_there_are() {
+    let files = [
+        "prometheus/rules.yaml",
+        "grafana/ringfence.json",
+        "grafana/runs.json",
+    ];
+    let Some(selections) = selections(&files).await else {
+        return;
+    };
     let page = std::fs::read_to_string(guests::root().join("docs/metrics.md")).unwrap();
-    let daemon = Daemon::with(&[ADMIN]).await;
+    let folder = TempDir::new().unwrap();
+    let collector = Collector::start().await;
+    let daemon = daemon_with_all(&collector, &folder).await;
     let mut there = series(&metrics(&daemon).await);
     // Prometheus' own.
     there.insert("up".to_owned());
@@ -113,9 +148,10 @@ async fn rules_and_panels_select_metrics_that_there_are() {
         .filter_map(|line| line.trim().strip_prefix("- record: "));
     there.extend(recorded.map(str::to_owned));
     let mut count = 0;
-    for line in told.lines().filter(|line| line.starts_with('{')) {
-        let selected: Value = serde_json::from_str(line).unwrap();
-        let metric = selected["metric"].as_str().unwrap();
+    for selected in &selections {
+        let Some(metric) = selected["metric"].as_str() else {
+            continue;
+        };
         assert!(there.contains(metric), "{metric} is no metric");
         count += 1;
         let family = ["_bucket", "_sum", "_count"]
@@ -132,7 +168,108 @@ async fn rules_and_panels_select_metrics_that_there_are() {
             assert!(known, "{metric} has no label {label}");
         }
     }
-    assert!(count > 50, "{told}");
+    assert!(count > 80, "{selections:?}");
+}
+
+/// Names that a dashboard has for fields of its tables.
+fn fields(dashboard: &Value) -> Vec<&str> {
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let overrides = panels.filter_map(|panel| panel["fieldConfig"]["overrides"].as_array());
+    overrides
+        .flatten()
+        .map(|it| it["matcher"]["options"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn panels_of_output_and_traces_select_what_is_exported() {
+    let Some(selections) = selections(&["grafana/runs.json"]).await else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let collector = Collector::start().await;
+    let daemon = daemon_with_all(&collector, &folder).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let mut refused = kit(&["hello"]);
+    refused.entry_point = "nowhere".to_owned();
+    let request = RunRequest {
+        spec: Some(refused),
+    };
+    daemon.client.clone().run(request).await.unwrap_err();
+    let has = |received: &Received, key: &str| {
+        let mut spans = received.spans.iter();
+        spans.any(|span| attributes_of(&span.attributes).contains_key(key))
+    };
+    collector
+        .until(|it| has(it, "ringfence.reason") && has(it, "ringfence.outcome"))
+        .await;
+    collector.until(|it| !it.logs.is_empty()).await;
+    let received = collector.received();
+    let resource = received.resource.keys();
+    let spans = received.spans.iter();
+    let spans = spans.flat_map(|span| attributes_of(&span.attributes).into_keys());
+    let spans: BTreeSet<String> = spans
+        .map(|key| format!("span.{key}"))
+        .chain(resource.clone().map(|key| format!("resource.{key}")))
+        .collect();
+    let logs = received.logs.iter();
+    let logs = logs.flat_map(|record| attributes_of(&record.attributes).into_keys());
+    // A test of `otlp` has the first, and the second is Loki's name for the trace of a record. Loki writes "_" for all
+    // that labels of Prometheus cannot have.
+    let more = ["ringfence.output.dropped_bytes", "trace_id"].map(str::to_owned);
+    let logs: BTreeSet<String> = logs
+        .chain(resource.cloned())
+        .chain(more)
+        .map(|key| key.replace('.', "_"))
+        .collect();
+    for (kind, sent) in [("spans", &spans), ("logs", &logs)] {
+        let selected = selections.iter().filter_map(|it| it[kind].as_array());
+        let selected: Vec<&str> = selected.flatten().filter_map(Value::as_str).collect();
+        assert!(selected.len() > 5, "{selected:?}");
+        for name in selected {
+            assert!(sent.contains(name), "{name} is not among {sent:?}");
+        }
+    }
+    let dashboard = std::fs::read_to_string(deploy("grafana/runs.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    for name in fields(&dashboard) {
+        let is_sent = logs.contains(name) || spans.contains(&format!("span.{name}"));
+        assert!(is_sent || !name.starts_with("ringfence"), "{name}");
+    }
+}
+
+#[test]
+fn links_of_dashboards_lead_to_dashboards_and_choose_by_their_variables() {
+    let read = |file: &str| -> Value {
+        let text = std::fs::read_to_string(deploy(&format!("grafana/{file}.json"))).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let dashboards = [read("ringfence"), read("runs")];
+    let mut links = 0;
+    for dashboard in &dashboards {
+        let text = dashboard.to_string();
+        for link in text.split("\"/d/").skip(1) {
+            links += 1;
+            let link = link.split('"').next().unwrap();
+            let (uid, chosen) = link.split_once('?').unwrap_or((link, ""));
+            let target = dashboards.iter().find(|it| it["uid"] == uid);
+            let target = target.unwrap_or_else(|| panic!("{link}"));
+            let variables = target["templating"]["list"].as_array().unwrap();
+            let is_variable = |name: &str| variables.iter().any(|it| it["name"] == name);
+            for part in chosen.split('&').filter(|part| !part.is_empty()) {
+                let name = match part.strip_prefix("var-") {
+                    Some(choice) => choice.split('=').next().unwrap(),
+                    None => part
+                        .trim_matches(['$', '{', '}'])
+                        .split(':')
+                        .next()
+                        .unwrap(),
+                };
+                assert!(is_variable(name) || name == "__url_time_range", "{link}");
+            }
+        }
+    }
+    assert!(links > 6, "{links}");
 }
 
 /// A port that is free, for a program that cannot choose one by itself.

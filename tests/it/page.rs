@@ -110,6 +110,45 @@ fn expected<'a>(file: PageFile, length: &'a str, etag: &'a str) -> BTreeMap<&'a 
     ])
 }
 
+/// They are data of the operator's, unlike the files, so that a caller is known first.
+#[tokio::test]
+async fn the_page_is_told_its_settings() {
+    const URL: &str = "https://traces.example.com/t/{trace_id}?from=\"ringfence\"";
+    let archive = TempDir::new().unwrap();
+    let archive = format!("file://{}", archive.path().display());
+    let set = [
+        ADMIN,
+        ("admin.trace_url", URL),
+        ("runs.archive", archive.as_str()),
+    ];
+    let (daemon, _alpha, _beta, _folder) = two("", "", &set).await;
+    let unknown = get(&daemon, "/page.json", &[]).await;
+    assert_eq!(unknown.status, 401, "{unknown:?}");
+    assert!(!unknown.body.contains("traces.example.com"));
+    let bearer = format!("Bearer {}", token("b"));
+    let known = [("authorization", bearer.as_str())];
+    let told = get(&daemon, "/page.json", &known).await;
+    assert_eq!(told.status, 200, "{told:?}");
+    assert_eq!(told.headers["content-type"], "application/json");
+    let told: serde_json::Value = serde_json::from_str(&told.body).unwrap();
+    assert_eq!(
+        told,
+        serde_json::json!({ "trace_url": URL, "archive": true })
+    );
+    let written = ask(&daemon.admin, "POST", "/page.json", &known).await;
+    assert_eq!(written.status, 405);
+
+    let plain = Daemon::with(&[ADMIN]).await;
+    let told = get(&plain, "/page.json", &[]).await;
+    let told: serde_json::Value = serde_json::from_str(&told.body).unwrap();
+    assert_eq!(
+        told,
+        serde_json::json!({ "trace_url": "", "archive": false })
+    );
+    let hidden = Daemon::with(&[ADMIN, ("admin.page", "false")]).await;
+    assert_eq!(get(&hidden, "/page.json", &[]).await.status, 404);
+}
+
 #[tokio::test]
 async fn every_file_is_served_as_it_was_built() {
     let daemon = Daemon::with(&[ADMIN]).await;

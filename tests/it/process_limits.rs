@@ -94,7 +94,7 @@ fn what_is_lower_than_the_configuration_needs_is_told() {
         ),
         (
             "ulimit -v 20000000",
-            &["WARN", "RLIMIT_AS", "a pool of 256 slots"],
+            &["WARN", "RLIMIT_AS", "a pool of 320 slots"],
         ),
         (
             "ulimit -d 1000000",

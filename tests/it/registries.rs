@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use ringfence::api::proto::execution_service_client::ExecutionServiceClient;
+use ringfence::api::proto::{ExecuteRequest, ExecutionSpec};
 use ringfence::model::request::Digest;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Daemon, by_digest};
+use crate::harness::{Daemon, by_digest, channel};
 use crate::modules::saying;
 use crate::places::{pull, refused};
 use crate::process::ringfence;
@@ -105,6 +107,34 @@ async fn says(daemon: &Daemon, reference: &str, text: &str) -> String {
 async fn stranger(server: &Scripted) -> Daemon {
     let allowed = format!("[\"http://{}\"]", server.host);
     Daemon::with(&[("oci.registries", &allowed)]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_module_of_a_language_is_pulled_when_the_daemon_starts() {
+    let mut shelf = Shelf::default();
+    let digest = shelf.module("1", "interpreted", WASM);
+    let server = Scripted::start(move |asked| shelf.answer(asked));
+    let allowed = format!("[\"http://{}\"]", server.host);
+    let expected = Digest::of(&saying("interpreted", 0)).to_string();
+    for place in ["lang:1".to_owned(), format!("lang@{digest}")] {
+        let languages = format!(
+            "{{ x = {{ module = \"oci://{}/{place}\", digest = \"{expected}\", protocol = \"stdin\", args = [\"x\"] }} }}",
+            server.host
+        );
+        let set = [
+            ("oci.registries", allowed.as_str()),
+            ("languages", &languages),
+        ];
+        let daemon = Daemon::with(&set).await;
+        let mut client = ExecutionServiceClient::new(channel(&daemon.addr).await);
+        let spec = Some(ExecutionSpec {
+            language: "x".to_owned(),
+            code: "anything".to_owned(),
+            ..ExecutionSpec::default()
+        });
+        let answer = client.execute(ExecuteRequest { spec }).await.unwrap();
+        assert_eq!(answer.into_inner().stdout, "interpreted");
+    }
 }
 
 /// A daemon that may pull from there, with a file of credentials.

@@ -357,7 +357,7 @@ fn an_empty_variable_is_unset() {
 }
 
 /// Variables that are refused, and what is told of each.
-const VARIABLES: [(&str, &str, &str); 30] = [
+const VARIABLES: [(&str, &str, &str); 33] = [
     (
         "RINGFENCE_ADMISSION__SLOTS",
         "many",
@@ -382,6 +382,21 @@ const VARIABLES: [(&str, &str, &str); 30] = [
         "RINGFENCE_ADMISSION__SLOTS",
         "0",
         "admission.slots = 0: must be from 1 to 10000",
+    ),
+    (
+        "RINGFENCE_POLICY__MAX_FILES",
+        "100001",
+        "policy.max_files = 100001: must be from 0 to 100000",
+    ),
+    (
+        "RINGFENCE_POLICY__MAX_COLLECT_FILES",
+        "10001",
+        "policy.max_collect_files = 10001: must be from 0 to 10000",
+    ),
+    (
+        "RINGFENCE_POLICY__MAX_COLLECT_BYTES",
+        "1GiB",
+        "half of what a tenant's answers may hold of server.inflight_answer_bytes",
     ),
     (
         "RINGFENCE_ADMISSION__MEMORY_SHARE",
@@ -785,6 +800,42 @@ fn what_is_for_grpc_web_alone_needs_it() {
             let wrong = format!("{table}.{key} = {value}: must be {allowed}");
             refused(&given, &[&wrong]);
         }
+    }
+}
+
+#[test]
+fn the_url_of_traces_is_one_of_a_web_page_and_has_a_place_for_the_id() {
+    for value in [
+        "https://traces.example.com/",
+        "https://traces.example.com/{traceid}",
+        "traces.example.com/{trace_id}",
+        "javascript:alert({trace_id})",
+        "ftp://traces.example.com/{trace_id}",
+        "//traces.example.com/{trace_id}",
+        "https:///{trace_id}:x",
+        " https://traces.example.com/{trace_id}",
+    ] {
+        let set = format!("admin.trace_url={value:?}");
+        let given = Given {
+            flags: &[&set],
+            ..Given::default()
+        };
+        let wrong = "must be a URL of http:// or https:// with {trace_id}";
+        refused(&given, &["admin.trace_url", wrong]);
+    }
+    for value in [
+        "",
+        "http://localhost:16686/trace/{trace_id}",
+        "https://traces.example.com/?q={trace_id}#{trace_id}",
+        "https://{trace_id}.traces.example.com/",
+    ] {
+        let set = format!("admin.trace_url={value:?}");
+        let given = Given {
+            flags: &[&set],
+            ..Given::default()
+        };
+        let expected = toml::Value::from(value);
+        assert_eq!(in_force(&given, "admin.trace_url"), expected);
     }
 }
 

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use ringfence::api::proto::execution_service_client::ExecutionServiceClient;
 use ringfence::api::proto::module_service_client::ModuleServiceClient;
 use ringfence::api::proto::run_service_client::RunServiceClient;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::stats_service_client::StatsServiceClient;
 use ringfence::api::proto::{
-    AttachRunRequest, CancelRunRequest, CancelRunsRequest, DeleteModuleRequest, GetModuleRequest,
-    GetRunRequest, GetStatsRequest, HealthRequest, InteractRequest, ListModulesRequest,
-    ListRunsRequest, LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState,
-    RunStreamRequest, SendInputRequest, Stats, StreamEvent, WatchRunsRequest, WatchStatsRequest,
-    interact_request, upload_module_request, watch_runs_response,
+    AttachRunRequest, CancelRunRequest, CancelRunsRequest, CloseSessionRequest,
+    DeleteModuleRequest, DeleteRunsRequest, ExecuteRequest, ExecuteStreamRequest, ExecutionSpec,
+    GetModuleRequest, GetRunRequest, GetStatsRequest, HealthRequest, InteractRequest,
+    ListLanguagesRequest, ListModulesRequest, ListRunsRequest, ListSessionsRequest,
+    LoadModuleResponse, RunRequest, RunResponse, RunSpec, RunState, RunStreamRequest,
+    SendInputRequest, Stats, StreamEvent, WatchRunsRequest, WatchStatsRequest, interact_request,
+    upload_module_request, watch_runs_response,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -51,6 +54,7 @@ pub(crate) struct Tenant {
     pub(crate) runs: RunServiceClient<Link>,
     pub(crate) modules: ModuleServiceClient<Link>,
     pub(crate) stats: StatsServiceClient<Link>,
+    pub(crate) executions: ExecutionServiceClient<Link>,
 }
 
 impl Tenant {
@@ -62,6 +66,7 @@ impl Tenant {
             runs: RunServiceClient::new(link()),
             modules: ModuleServiceClient::new(link()),
             stats: StatsServiceClient::new(link()),
+            executions: ExecutionServiceClient::new(link()),
         }
     }
 
@@ -179,6 +184,12 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
         tenant.modules.clone(),
     );
     let spec = Some(hello(&digest));
+    let program = Some(ExecutionSpec {
+        // A run of its own would be among the figures, of which "b" is to have none.
+        language: "none".to_owned(),
+        code: "x".to_owned(),
+        ..ExecutionSpec::default()
+    });
     let told = |it: &dyn std::fmt::Debug| format!("{it:?}");
     Ok(match method {
         "SandboxService/Run" => told(&sandbox.run(RunRequest { spec }).await?.into_inner()),
@@ -264,6 +275,19 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
             };
             told(&runs.cancel_runs(request).await?.into_inner())
         }
+        "RunService/DeleteRuns" => {
+            let by_id = DeleteRunsRequest {
+                run_ids: vec![run_id],
+                ..DeleteRunsRequest::default()
+            };
+            let by_label = DeleteRunsRequest {
+                labels: [("of".to_owned(), "anybody".to_owned())].into(),
+                ..DeleteRunsRequest::default()
+            };
+            let by_id = runs.delete_runs(by_id).await?.into_inner();
+            let by_label = runs.delete_runs(by_label).await?.into_inner();
+            told(&(by_id, by_label))
+        }
         "RunService/SendInput" => {
             let request = SendInputRequest {
                 run_id,
@@ -296,6 +320,38 @@ async fn ask(tenant: &Tenant, method: &str, target: &Target) -> Result<String, S
             let answer = tenant.stats.clone().watch_stats(request).await?;
             let told = answer.into_inner().message().await?.unwrap();
             runs_told(&told.stats.unwrap())
+        }
+        // The program is the caller's own, and so is what becomes of it.
+        "ExecutionService/Execute" => {
+            let request = ExecuteRequest { spec: program };
+            let answer = tenant.executions.clone().execute(request).await?;
+            let result = answer.into_inner().result.unwrap();
+            format!("exit code: {:?}", result.exit_code)
+        }
+        "ExecutionService/ExecuteStream" => {
+            let request = ExecuteStreamRequest { spec: program };
+            let mut executions = tenant.executions.clone();
+            let mut stream = executions.execute_stream(request).await?.into_inner();
+            let first = stream.message().await?.unwrap();
+            format!("seq: {}", first.seq)
+        }
+        "ExecutionService/ListLanguages" => {
+            let mut executions = tenant.executions.clone();
+            let listed = executions.list_languages(ListLanguagesRequest {}).await?;
+            told(&listed.into_inner())
+        }
+        "ExecutionService/ListSessions" => {
+            let mut executions = tenant.executions.clone();
+            let listed = executions.list_sessions(ListSessionsRequest {}).await?;
+            told(&listed.into_inner())
+        }
+        "ExecutionService/CloseSession" => {
+            let mut executions = tenant.executions.clone();
+            let name = "session".to_owned();
+            let closed = executions
+                .close_session(CloseSessionRequest { name })
+                .await?;
+            told(&closed.into_inner())
         }
         new => panic!("{new} is new: say here what it must not show of another tenant"),
     })

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -154,6 +154,9 @@ pub(crate) fn sources() -> PathBuf {
 
 /// Makes a folder, where it is not there, under another name until it is whole.
 fn once(to: &Path, make: impl FnOnce(&Path) -> Result<(), Unreachable>) -> Result<(), Unreachable> {
+    // Two tests may need the same package.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if to.is_dir() {
         return Ok(());
     }

@@ -314,23 +314,7 @@ pub(crate) const QUICK: [Program; 18] = [
     Program {
         name: "lua",
         what: "Lua 5.4, whose errors are exceptions",
-        recipe: Recipe::Zig(
-            "cc",
-            "c/lua.c",
-            &[
-                "-mcpu=generic+exception_handling",
-                "-mllvm",
-                "-wasm-enable-sjlj",
-                "-mllvm",
-                "-wasm-use-legacy-eh=false",
-                "-D_WASI_EMULATED_SIGNAL",
-                "-D_WASI_EMULATED_PROCESS_CLOCKS",
-                "-lwasi-emulated-signal",
-                "-lwasi-emulated-process-clocks",
-                "-lm",
-            ],
-            Some(LUA),
-        ),
+        recipe: LUA_RECIPE,
         refused: Some("FEATURE_NOT_ENABLED"),
         settings: &[("engine.features", "[\"exceptions\"]")],
         calls: &[
@@ -429,6 +413,29 @@ const QUICKJS: OfCrate = OfCrate {
     folder: "rquickjs-sys/quickjs",
     names: &["libregexp", "libunicode", "quickjs", "dtoa"],
 };
+
+const LUA_RECIPE: Recipe = Recipe::Zig(
+    "cc",
+    "c/lua.c",
+    &[
+        "-mcpu=generic+exception_handling",
+        "-mllvm",
+        "-wasm-enable-sjlj",
+        "-mllvm",
+        "-wasm-use-legacy-eh=false",
+        "-D_WASI_EMULATED_SIGNAL",
+        "-D_WASI_EMULATED_PROCESS_CLOCKS",
+        "-lwasi-emulated-signal",
+        "-lwasi-emulated-process-clocks",
+        "-lm",
+    ],
+    Some(LUA),
+);
+
+/// How Lua is built.
+pub(crate) fn lua() -> Recipe {
+    LUA_RECIPE
+}
 
 const LUA: OfCrate = OfCrate {
     spec: "lua-src@551.1.0",

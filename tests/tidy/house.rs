@@ -374,13 +374,14 @@ fn flatten(tree: &syn::UseTree, before: &mut Vec<String>, leaves: &mut Vec<Vec<S
 
 /// The rooms of `src`, each with those that it may use. A room may only name rooms
 /// further down, and `sync` is everybody's.
-const ROOMS: [(&str, &[&str]); 25] = [
+const ROOMS: [(&str, &[&str]); 28] = [
     ("main", &["cli"]),
     (
         "cli",
         &[
             "app",
             "api",
+            "language",
             "sandbox",
             "signals",
             "hardening",
@@ -414,7 +415,9 @@ const ROOMS: [(&str, &[&str]); 25] = [
         "app",
         &[
             "admin",
+            "archive",
             "api",
+            "language",
             "library",
             "run",
             "sandbox",
@@ -426,6 +429,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
             "host_limit",
             "metrics",
             "telemetry",
+            "otlp",
             "model",
         ],
     ),
@@ -433,24 +437,30 @@ const ROOMS: [(&str, &[&str]); 25] = [
     (
         "api",
         &[
+            "language",
+            "archive",
             "library",
             "run",
             "sandbox",
             "config",
             "auth",
             "event_log",
+            "otlp",
             "metrics",
             "model",
         ],
     ),
+    ("language", &["model"]),
     ("library", &["run", "sandbox", "store", "model"]),
     (
         "run",
         &[
             "sandbox",
+            "archive",
             "telemetry",
             "store",
             "event_log",
+            "otlp",
             "metrics",
             "model",
         ],
@@ -461,6 +471,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
             "telemetry",
             "store",
             "event_log",
+            "otlp",
             "host_limit",
             "metrics",
             "model",
@@ -472,8 +483,10 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("telemetry", &["config", "metrics", "model"]),
     ("config", &["auth", "store", "model"]),
     ("auth", &["trust_store", "model"]),
+    ("archive", &["store", "metrics", "model"]),
     ("store", &["host_limit", "trust_store", "metrics", "model"]),
     ("event_log", &["metrics", "model"]),
+    ("otlp", &["trust_store", "metrics", "model"]),
     ("host_limit", &["model"]),
     ("heap", &[]),
     ("trust_store", &[]),

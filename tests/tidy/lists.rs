@@ -64,7 +64,7 @@ fn every_limit_of_a_run_is_asked_for_told_and_tested() {
             continue;
         }
         limits += 1;
-        stands_in(name, &["src/cli/run.rs", "src/cli/ending.rs"]);
+        stands_in(name, &["src/cli/limit_args.rs", "src/cli/ending.rs"]);
         stands_in(name, &["tests/it/limits.rs"]);
         if line.starts_with("optional ") {
             let spoken = ["config/ringfence.toml", "tests/it/spec.rs"];

@@ -106,8 +106,6 @@ pub(in crate::api) struct BodyRules {
     pub(in crate::api) kind: RequestKind,
     /// The cap on each message.
     pub(in crate::api) cap: MessageCap,
-    /// The most bytes that all requests together may hold.
-    pub(in crate::api) budget: u64,
     /// How long the next bytes of a message may take to arrive.
     pub(in crate::api) stall: Duration,
 }
@@ -117,7 +115,6 @@ pub(in crate::api) struct MeteredBody<B> {
     body: B,
     charge: RequestCharge,
     cap: MessageCap,
-    budget: u64,
     state: Framing,
     kind: RequestKind,
     /// Whether anything has been charged yet.
@@ -142,17 +139,11 @@ impl<B> MeteredBody<B> {
         charge: RequestCharge,
         input: Option<ClientStreamingCallGuard>,
     ) -> Self {
-        let BodyRules {
-            kind,
-            cap,
-            budget,
-            stall,
-        } = rules;
+        let BodyRules { kind, cap, stall } = rules;
         Self {
             body,
             charge,
             cap,
-            budget,
             state: Framing::Prefix([0; PREFIX], 0),
             kind,
             charged: false,
@@ -222,7 +213,7 @@ impl<B> MeteredBody<B> {
         // What the later messages may hold is charged now, before the run starts.
         let hint = "a piece of standard input has 64 KiB";
         self.cap = MessageCap::fixed(INPUT_MESSAGE, hint);
-        self.charge.add(INTERACT_HOLDS, self.budget)
+        self.charge.add(INTERACT_HOLDS)
     }
 
     /// Charges `bytes` that arrived, of the `first` message or of others. For an upload, what all
@@ -238,7 +229,7 @@ impl<B> MeteredBody<B> {
             | RequestKind::Health => return Ok(()),
         };
         self.charged = true;
-        self.charge.add(holds, self.budget)
+        self.charge.add(holds)
     }
 
     /// Reports whether the first message is not there as a whole.

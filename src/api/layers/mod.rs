@@ -13,3 +13,4 @@ pub(super) mod response_body;
 pub(super) mod response_budget;
 pub(super) mod response_data_rate;
 pub(super) mod response_watchdog;
+mod run_response;

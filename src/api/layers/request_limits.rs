@@ -83,7 +83,11 @@ impl RequestLimits {
 
     /// Creates a charge of `tenant` that holds nothing yet.
     fn new_charge(&self, tenant: Option<Arc<Tenant>>) -> RequestCharge {
-        RequestCharge::new(Arc::clone(&self.inflight_bytes), tenant)
+        RequestCharge::new(
+            Arc::clone(&self.inflight_bytes),
+            self.settings.inflight_request_bytes,
+            tenant,
+        )
     }
 
     /// Returns the rules that the body of a request has to keep to.
@@ -95,7 +99,6 @@ impl RequestLimits {
         BodyRules {
             kind: contract.request,
             cap: contract.cap.resolve(caps),
-            budget: self.settings.inflight_request_bytes,
             stall: self.settings.stall_timeout,
         }
     }
@@ -119,7 +122,7 @@ impl RequestLimits {
         let rules = self.rules(&method.contract());
         let body = MeteredBody::new(body, rules, charge.clone(), None);
         let message = only_message(body).await?;
-        let entries = |bytes| charge.add(bytes, self.settings.inflight_request_bytes);
+        let entries = |bytes| charge.add(bytes);
         let message = codec::decoded_charged(message, entries);
         Ok((message?, charge))
     }
@@ -183,8 +186,7 @@ where
                 return Box::pin(async move { Ok(Status::from(&refusal).into_http()) });
             }
         };
-        let charge_of_decoding =
-            Some((charge.clone(), self.limits.settings.inflight_request_bytes));
+        let charge_of_decoding = Some(charge.clone());
         request.extensions_mut().insert(ChargeExtension {
             charge: Some(charge.clone()),
         });

@@ -12,10 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use http_body::{Body as _, Frame};
-use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use slab::Slab;
 use tonic::Status;
 use tonic::body::Body;
@@ -24,7 +22,8 @@ use super::response_budget::{
     BudgetedBytes, ReservationExtension, ResponseBudget, ResponseCharge, ResponseKind,
 };
 use super::response_data_rate::{DataRateMonitor, MinResponseDataRate};
-use crate::api::{proto, status};
+use super::run_response::with_output;
+use crate::api::status;
 use crate::event_log::CapturedOutput;
 use crate::metrics::{MetricSource, MetricWriter, Unit};
 use crate::model::refusal::{Reason, Refusal};
@@ -41,13 +40,6 @@ const PIECE: usize = 64 << 10;
 const MAX_UNWRITTEN_FRAME: usize = 16 << 10;
 /// How often all answers are checked for being taken too slowly.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// The bytes of a gRPC message's prefix: a flag and a length.
-const PREFIX: usize = 5;
-/// The number of the field of a `RunResponse` that has the standard output.
-const STDOUT: u32 = 2;
-/// The number of the field of a `RunResponse` that has the standard error.
-const STDERR: u32 = 3;
-
 /// The watchdog over all answers on their way out. Clones share its state.
 #[derive(Clone, Debug)]
 pub struct ResponseWatchdog(Arc<WatchdogShared>);
@@ -202,7 +194,7 @@ impl ResponseWatchdog {
     pub(in crate::api) fn watch_run_response(
         &self,
         tenant: &Arc<Tenant>,
-        message: &proto::RunResponse,
+        message: &impl prost::Message,
         output: CapturedOutput,
         reservation: Option<ResponseReservation>,
         pending_response: Option<PendingResponse>,
@@ -344,59 +336,6 @@ async fn whole(body: &mut Body) -> Result<VecDeque<Bytes>, Status> {
     // The pieces are copies, since a slice would keep the whole message for as long as it is
     // queued.
     Ok(data.chunks(PIECE).map(Bytes::copy_from_slice).collect())
-}
-
-/// Encodes `message` in its frame, with `output` after its other fields, in the pieces that the
-/// output was captured in.
-fn with_output(
-    message: &proto::RunResponse,
-    output: CapturedOutput,
-) -> Result<VecDeque<Bytes>, Refusal> {
-    const UNCOMPRESSED: u8 = 0;
-    let fields = [(STDOUT, output.stdout), (STDERR, output.stderr)].map(|(field, pieces)| {
-        let bytes = pieces.iter().map(Bytes::len).sum::<usize>();
-        (field, pieces, bytes)
-    });
-    let (mut length, mut room) = (message.encoded_len(), PREFIX);
-    room += length;
-    for (field, pieces, bytes) in &fields {
-        if *bytes > 0 {
-            let head = key_len(*field) + encoded_len_varint(*bytes as u64);
-            length += head + bytes;
-            room += head + if is_short(pieces) { *bytes } else { 0 };
-        }
-    }
-    let length =
-        u32::try_from(length).map_err(|_| Refusal::internal("an answer is above 4 GiB"))?;
-    let mut queue = VecDeque::new();
-    // This is a `Vec`, because prost writes most bytes one by one, and each is a call into
-    // `BytesMut`.
-    let mut piece = Vec::with_capacity(room);
-    piece.put_u8(UNCOMPRESSED);
-    piece.put_u32(length);
-    message.encode_raw(&mut piece);
-    for (field, pieces, bytes) in fields {
-        if bytes == 0 {
-            continue;
-        }
-        encode_key(field, WireType::LengthDelimited, &mut piece);
-        encode_varint(bytes as u64, &mut piece);
-        if is_short(&pieces) {
-            pieces.iter().for_each(|only| piece.put_slice(only));
-        } else {
-            queue.push_back(Bytes::from(std::mem::take(&mut piece)));
-            queue.extend(pieces);
-        }
-    }
-    if !piece.is_empty() {
-        queue.push_back(Bytes::from(piece));
-    }
-    Ok(queue)
-}
-
-/// Reports whether output is so little that it is copied into the piece with the message.
-fn is_short(output: &[Bytes]) -> bool {
-    matches!(output, [only] if only.len() <= MAX_UNWRITTEN_FRAME)
 }
 
 impl RemainingBody {

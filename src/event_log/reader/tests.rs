@@ -13,7 +13,7 @@ fn captured(bytes: usize) -> CapturedOutput {
     let mut buffers = [CaptureBuffer::default(), CaptureBuffer::default()];
     buffers[0].extend(&vec![0; bytes / 2]);
     buffers[1].extend(&vec![0; bytes - bytes / 2]);
-    CapturedOutput::new(buffers)
+    CapturedOutput::new(buffers, Vec::new())
 }
 
 /// One run as a test expects it: all that was ever written to its log.
@@ -119,6 +119,7 @@ impl Expected {
                 assert_eq!(first_seq + count, first);
                 assert!(*count > 0 && !(self.is_owed && which == 0), "it was owed");
             }
+            EventPayload::File { .. } => unreachable!("nothing writes files"),
             EventPayload::Output(stream, bytes) => {
                 assert!(wanted >= first);
                 assert_eq!(seq, wanted);
@@ -137,7 +138,10 @@ impl Expected {
         }
         let after = match payload {
             EventPayload::Lost { .. } => first,
-            EventPayload::Started | EventPayload::Output(..) | EventPayload::End(_) => wanted + 1,
+            EventPayload::Started
+            | EventPayload::Output(..)
+            | EventPayload::File { .. }
+            | EventPayload::End(_) => wanted + 1,
         };
         assert_eq!(reader.next_seq(), after);
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::time::{Duration, SystemTime};
 
 use super::hex;
 use crate::model::refusal::{Refusal, quote};
@@ -10,6 +11,8 @@ use crate::model::refusal::{Refusal, quote};
 const DIGITS: usize = 32;
 /// The most bytes of an instance's name, which the setting `server.instance` keeps to as well.
 const MAX_INSTANCE: usize = 64;
+/// The bits of a number after its time, which is in milliseconds since 1970 (UUIDv7).
+const BITS_AFTER_TIME: u32 = 80;
 /// The most bytes of an id as text.
 const TEXT: usize = DIGITS + 1 + MAX_INSTANCE;
 
@@ -76,6 +79,29 @@ impl RunId {
     /// have larger numbers.
     pub fn number(&self) -> u128 {
         self.number
+    }
+
+    /// Returns the time of the id, in whole milliseconds since 1970.
+    pub fn millis(&self) -> u64 {
+        // The time has 48 bits.
+        u64::try_from(self.number >> BITS_AFTER_TIME).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the smallest number of an id of this time, in milliseconds since 1970. A time that
+    /// ids cannot have counts as the last that they can.
+    pub fn first_number_at(millis: u64) -> u128 {
+        let last = u128::MAX >> BITS_AFTER_TIME;
+        u128::from(millis).min(last) << BITS_AFTER_TIME
+    }
+
+    /// Returns the time at which the run was asked for, which is `now` or little before. Ids have
+    /// the time of another look at the clock, or a later one where the clock was turned back. So
+    /// `now` is moved into the millisecond of the id, and whoever selects by time finds the run by
+    /// the time that is told of it.
+    pub fn time_asked(&self, now: SystemTime) -> SystemTime {
+        let first = SystemTime::UNIX_EPOCH + Duration::from_millis(self.millis());
+        let last = first + Duration::from_nanos(999_999);
+        now.clamp(first, last)
     }
 
     /// Returns the name of the instance that holds the run.
@@ -184,6 +210,31 @@ mod tests {
             let refusal = RunId::parse("run_id", &text).unwrap_err();
             assert_eq!(refusal.field(), Some("run_id"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_time_of_a_run_is_in_the_millisecond_of_its_id() {
+        let at = |nanos: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
+        let id = RunId::of(RunId::first_number_at(7) | 0xabc, "test");
+        assert_eq!(id.millis(), 7);
+        for (now, asked) in [
+            (7_000_000, 7_000_000),
+            (7_123_456, 7_123_456),
+            (7_999_999, 7_999_999),
+            (8_000_000, 7_999_999),
+            (6_999_999, 7_000_000),
+            (0, 7_000_000),
+        ] {
+            assert_eq!(id.time_asked(at(now)), at(asked), "{now}");
+        }
+        let before = SystemTime::now();
+        let id = RunId::new("test");
+        let asked = id.time_asked(SystemTime::now());
+        assert!(before <= asked && asked <= SystemTime::now());
+        assert_eq!(
+            RunId::first_number_at(u64::MAX) >> BITS_AFTER_TIME,
+            u128::MAX >> BITS_AFTER_TIME
+        );
     }
 
     #[test]

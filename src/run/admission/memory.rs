@@ -8,7 +8,7 @@ use std::path::Path;
 pub fn share_of_memory(share: f64) -> u64 {
     let host = meminfo().unwrap_or(u64::MAX);
     let most = cgroup_limit().map_or(host, |limit| limit.min(host));
-    part(most, share)
+    share_of(most, share)
 }
 
 /// Returns the fraction `share`, from 0 to 1, of `bytes`.
@@ -18,7 +18,7 @@ pub fn share_of_memory(share: f64) -> u64 {
     clippy::cast_precision_loss,
     reason = "a share of memory need not be exact, is positive, and less than the whole"
 )]
-fn part(bytes: u64, share: f64) -> u64 {
+pub fn share_of(bytes: u64, share: f64) -> u64 {
     (bytes as f64 * share) as u64
 }
 

@@ -27,7 +27,7 @@ use crate::sandbox::CompileLane;
 
 pub use self::fair_queue::Permit;
 pub use self::load::QueueLoad;
-pub use self::memory::share_of_memory;
+pub use self::memory::{share_of, share_of_memory};
 pub use self::quota::Quota;
 pub(super) use self::quota::{ChargedCompile, QuotaUsage, RunQuotaGuard};
 

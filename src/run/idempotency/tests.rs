@@ -6,6 +6,7 @@ use super::*;
 use crate::event_log::{EventLog, EventLogBudget};
 use crate::model::request::Labels;
 use crate::run::origin::Origin;
+use crate::run::record::RunTerms;
 
 const WINDOW: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_nanos(1);
@@ -16,18 +17,17 @@ fn run_by(method: RunMethod, key: &str) -> Arc<Run> {
         method,
         caller: "a test".into(),
         tenant: "a tenant".into(),
+        trace: Default::default(),
     };
     let log = EventLog::new(0, EventLogBudget::new(0));
     let id = RunId::new("here");
-    Run::new(
-        id,
-        origin,
-        Labels::default(),
-        true,
-        Some(key.into()),
-        log,
-        None,
-    )
+    let terms = RunTerms {
+        labels: Labels::default(),
+        detached: true,
+        key: Some(key.into()),
+        keeps_output: true,
+    };
+    Run::new(id, origin, terms, log, None)
 }
 
 fn run(key: &str) -> Arc<Run> {

@@ -13,16 +13,16 @@ use crate::model::outcome::{Outcome, RunReport, Stream, Written};
 use crate::model::refusal::{Reason, Refusal};
 use crate::run::hold::Hold;
 use crate::run::origin::{Origin, RunMethod};
-use crate::run::record::Holder;
+use crate::run::record::{Holder, RunTerms};
 use crate::run::tenant::Tenant;
 use crate::sync::lock;
 
 const RUNS: usize = 8;
-const BYTES: usize = 20 << 10;
+const BYTES: usize = 23 << 10;
 
 /// Returns a tenant of a daemon that has little room for history. The guard makes sure that one
 /// test at a time has it.
-fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
+pub(super) fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
     static DAEMON: OnceLock<(Runtime, BenchDaemon)> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = lock(&TURN);
@@ -31,7 +31,7 @@ fn tenant() -> (&'static Arc<Tenant>, MutexGuard<'static, ()>) {
         let context = runtime.enter();
         let set = [
             ("runs.history", "8"),
-            ("runs.history_bytes", "20KiB"),
+            ("runs.history_bytes", "23KiB"),
             ("runs.log_budget", "1MiB"),
             ("runs.log_bytes", "128KiB"),
             ("admission.slots", "1"),
@@ -60,18 +60,40 @@ fn clear(registry: &Registry) {
     drop(live);
 }
 
-fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
+pub(super) fn asked(tenant: &Arc<Tenant>, key: Option<String>) -> Arc<Run> {
+    asked_with(tenant, key, &[], true)
+}
+
+/// Creates a run of `tenant` with labels, whose output is kept or not.
+pub(super) fn asked_with(
+    tenant: &Arc<Tenant>,
+    key: Option<String>,
+    labels: &[(&str, &str)],
+    keeps_output: bool,
+) -> Arc<Run> {
     let origin = Origin {
         method: RunMethod::Run,
         caller: "a test".into(),
         tenant: Arc::clone(&tenant.name),
+        trace: Default::default(),
     };
     let id = RunId::new(&tenant.registry.instance);
     let log = tenant.new_log();
-    Run::new(id, origin, Labels::default(), true, key, log, None)
+    let terms = RunTerms {
+        labels: labelled(labels),
+        detached: true,
+        key,
+        keeps_output,
+    };
+    Run::new(id, origin, terms, log, None)
 }
 
-fn exited(code: u32) -> RunEnd {
+fn labelled(labels: &[(&str, &str)]) -> Labels {
+    let owned = labels.iter().map(|(k, v)| ((*k).into(), (*v).into()));
+    Labels::new("labels", owned).unwrap()
+}
+
+pub(super) fn exited(code: u32) -> RunEnd {
     Ok(RunReport {
         outcome: Outcome::Exited(code),
         trap: None,
@@ -85,12 +107,14 @@ fn exited(code: u32) -> RunEnd {
         stdin_read: 0,
         stdout: Written::default(),
         stderr: Written::default(),
+        uncollected: None,
+        session: None,
     })
 }
 
 /// Checks that the index and the places agree, that everything is within its bounds, and that the
 /// list and the changes name each run once.
-fn check(tenant: &Tenant) {
+pub(super) fn check(tenant: &Tenant) {
     let registry = &tenant.registry;
     let inner = registry.lock();
     let Inner {
@@ -112,7 +136,7 @@ fn check(tenant: &Tenant) {
     assert!(ended.len() + refused.len() <= RUNS && refused.len() <= RUNS.div_ceil(10));
     assert!(ended.bytes() + refused.bytes() <= BYTES && refused.bytes() <= BYTES / 10);
     for ring in [ended, refused] {
-        let changes: Vec<u64> = ring.after(|_| false).map(|(_, it)| it.change).collect();
+        let changes: Vec<u64> = ring.after(0).map(|(_, change, _)| change).collect();
         assert!(changes.is_sorted_by(|a, b| a < b));
     }
     drop(inner);
@@ -120,7 +144,7 @@ fn check(tenant: &Tenant) {
     let mut listed = Vec::new();
     let mut before = None;
     loop {
-        let (page, next) = registry.list(&Selector::default(), before, 3);
+        let (page, next) = registry.list(&Selector::default(), TimeRange::default(), before, 3);
         listed.extend(page.iter().map(|record| record.id.number()));
         before = next;
         if before.is_none() {
@@ -145,25 +169,36 @@ fn check(tenant: &Tenant) {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Ask { key: bool, held: bool },
+    Ask {
+        key: bool,
+        held: bool,
+        keeps: bool,
+    },
     Start(usize),
     Write(usize, usize),
     Change(usize),
     End(usize),
     Let(usize),
     View(usize),
+    /// Deletes a run by its number, which may go on.
+    Delete(usize),
+    /// Deletes all runs of a label that have ended.
+    DeleteLabelled(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let at = 0..16_usize;
     prop_oneof![
-        3 => any::<(bool, bool)>().prop_map(|(key, held)| Step::Ask { key, held }),
+        3 => any::<(bool, bool, bool)>()
+            .prop_map(|(key, held, keeps)| Step::Ask { key, held, keeps }),
         2 => at.clone().prop_map(Step::Start),
         2 => (at.clone(), 1..200_000_usize).prop_map(|(at, size)| Step::Write(at, size)),
         1 => at.clone().prop_map(Step::Change),
         3 => at.clone().prop_map(Step::End),
         2 => at.clone().prop_map(Step::Let),
-        2 => at.prop_map(Step::View),
+        2 => at.clone().prop_map(Step::View),
+        2 => at.prop_map(Step::Delete),
+        1 => any::<bool>().prop_map(Step::DeleteLabelled),
     ]
 }
 
@@ -185,9 +220,10 @@ impl World {
         }
     }
 
-    fn ask(&mut self, key: bool, held: bool) {
+    fn ask(&mut self, key: bool, held: bool, keeps: bool) {
         let key = key.then(|| self.ids.len().to_string());
-        let run = asked(self.tenant, key);
+        let labels = [("keeps", if keeps { "yes" } else { "no" })];
+        let run = asked_with(self.tenant, key, &labels, keeps);
         if held {
             self.holds
                 .push(Hold::new(&self.tenant.registry, &run, Holder::Caller));
@@ -217,9 +253,45 @@ impl World {
         }
     }
 
+    fn delete(&self, id: RunId) {
+        let registry = &self.tenant.registry;
+        let found = registry.find(&id);
+        let is_ended = matches!(found, Some(FoundRun::Ended(_)));
+        let expected = DeletedBatch {
+            deleted: if is_ended {
+                vec![id.number()]
+            } else {
+                Vec::new()
+            },
+            unfinished: u64::from(matches!(found, Some(FoundRun::Live(_)))),
+            next: None,
+        };
+        let numbers = [id.number()];
+        // A dry run says the same, and changes nothing.
+        let size = registry.size();
+        assert_eq!(registry.delete_numbers(&numbers, true), expected);
+        assert_eq!(registry.size(), size);
+        assert_eq!(registry.delete_numbers(&numbers, false), expected);
+        assert_eq!(registry.find(&id).is_some(), expected.unfinished > 0);
+    }
+
+    fn delete_labelled(&self, keeps: bool) {
+        let registry = &self.tenant.registry;
+        let labels = labelled(&[("keeps", if keeps { "yes" } else { "no" })]);
+        let all = TimeRange::default();
+        let end = registry.end_number();
+        let planned = registry.delete_matching(&labels, all, end, true);
+        assert_eq!(registry.delete_matching(&labels, all, end, false), planned);
+        let left = registry.delete_matching(&labels, all, end, true);
+        assert_eq!(
+            (left.deleted, left.unfinished),
+            (Vec::new(), planned.unfinished)
+        );
+    }
+
     fn take(&mut self, step: &Step) {
         match *step {
-            Step::Ask { key, held } => self.ask(key, held),
+            Step::Ask { key, held, keeps } => self.ask(key, held, keeps),
             Step::Start(at) => {
                 if let Some(run) = self.going.get(at) {
                     run.log.start(SystemTime::now());
@@ -247,6 +319,12 @@ impl World {
                     self.view(id);
                 }
             }
+            Step::Delete(at) => {
+                if let Some(id) = self.ids.iter().rev().nth(at).copied() {
+                    self.delete(id);
+                }
+            }
+            Step::DeleteLabelled(keeps) => self.delete_labelled(keeps),
         }
     }
 }
@@ -273,9 +351,11 @@ proptest! {
         }
         check(tenant);
         let inner = registry.lock();
-        let past = inner.ended.after(|_| false).chain(inner.refused.after(|_| false));
-        for (_, past) in past {
+        let past = inner.ended.after(0).chain(inner.refused.after(0));
+        for (_, _, past) in past {
             prop_assert!(past.whole.as_ref().is_none_or(|run| !run.may_be_packed()));
+            let keeps = past.run.labels().get("keeps") == Some("yes");
+            prop_assert!(keeps || !past.kept.is_held() && past.whole.is_none());
         }
         drop(inner);
         clear(registry);
@@ -329,6 +409,6 @@ fn what_is_packed_is_read_as_it_was_written() {
     let refused = registry.view(&id, |run| run.log.view(99).map(drop));
     assert_eq!(refused.unwrap().unwrap_err(), before.next_seq - 1);
     let inner = registry.lock();
-    let mut past = inner.ended.after(|_| false);
-    assert!(past.next().unwrap().1.whole.is_none(), "nobody holds it");
+    let mut past = inner.ended.after(0);
+    assert!(past.next().unwrap().2.whole.is_none(), "nobody holds it");
 }

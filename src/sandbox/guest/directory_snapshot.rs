@@ -17,9 +17,12 @@ use wasmtime_wasi::p1::types::Filetype;
 use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
 use wasmtime_wasi::p2::{FsError, FsResult};
 
+use super::host_call_pacer::HostCallPacer;
+use super::memory_fs::{NodeId, NodeKind, SharedFs};
 use super::memory_limiter::MemoryLimiter;
 use super::stop_signal::{StopSignal, Stopped};
 use crate::sandbox::schedule::file_threads::FileCalls;
+use crate::sync::lock;
 
 /// The size of the buffer that the kernel fills at once, in bytes. An entry that does not fit
 /// fails: the longest names of any file system are a few hundred bytes.
@@ -44,8 +47,8 @@ const CHUNK_OVERHEAD: usize = 2 * size_of::<SnapshotChunk>() + 32;
 /// what it names; wasmtime fails the whole listing for it.
 #[derive(Debug)]
 pub(in crate::sandbox) struct DirectorySnapshot {
-    /// The descriptor through which the directory was read, which this does not keep open.
-    dir: Weak<File>,
+    /// The directory that was read.
+    dir: ListedDirectory,
     /// The directory's own serial number.
     serial: u64,
     chunks: Vec<SnapshotChunk>,
@@ -56,6 +59,15 @@ pub(in crate::sandbox) struct DirectorySnapshot {
     /// Where the last requested entry begins, since the next request is usually for the one after
     /// it.
     cursor: SnapshotCursor,
+}
+
+/// The directory of a listing, by which its descriptors are recognized.
+#[derive(Debug)]
+enum ListedDirectory {
+    /// The descriptor through which it was read, which this does not keep open.
+    Host(Weak<File>),
+    /// A directory of the run's memory file system.
+    Memory(NodeId),
 }
 
 /// The records of one piece. Each has a serial number (8 bytes), a file type (1), the length of the
@@ -98,15 +110,7 @@ impl DirectorySnapshot {
         memory_limiter: &mut MemoryLimiter,
         stop: &StopSignal,
     ) -> FsResult<Self> {
-        let mut listing = Self {
-            dir: Arc::downgrade(&dir),
-            serial: 0,
-            chunks: Vec::new(),
-            entries: 0,
-            charged: 0,
-            next: 0,
-            cursor: SnapshotCursor::default(),
-        };
+        let mut listing = Self::empty(ListedDirectory::Host(Arc::downgrade(&dir)), 0);
         let read = listing.read_all(dir, files, memory_limiter, stop).await;
         match read {
             Ok(()) => Ok(listing),
@@ -114,6 +118,79 @@ impl DirectorySnapshot {
                 listing.release(memory_limiter);
                 Err(error)
             }
+        }
+    }
+
+    /// Reads all names of a directory in memory, as [`Self::read`] does.
+    ///
+    /// # Errors
+    /// Returns `InsufficientMemory` where the run may not hold that many, the error of the file
+    /// system, or a trap where the run has to stop.
+    pub(in crate::sandbox) async fn read_memory(
+        dir: NodeId,
+        fs: &SharedFs,
+        memory_limiter: &mut MemoryLimiter,
+        stop: &StopSignal,
+    ) -> FsResult<Self> {
+        let mut listing = Self::empty(ListedDirectory::Memory(dir), dir.serial());
+        let read = listing.read_all_memory(dir, fs, memory_limiter, stop).await;
+        match read {
+            Ok(()) => Ok(listing),
+            Err(error) => {
+                listing.release(memory_limiter);
+                Err(error)
+            }
+        }
+    }
+
+    fn empty(dir: ListedDirectory, serial: u64) -> Self {
+        Self {
+            dir,
+            serial,
+            chunks: Vec::new(),
+            entries: 0,
+            charged: 0,
+            next: 0,
+            cursor: SnapshotCursor::default(),
+        }
+    }
+
+    async fn read_all_memory(
+        &mut self,
+        dir: NodeId,
+        fs: &SharedFs,
+        memory_limiter: &mut MemoryLimiter,
+        stop: &StopSignal,
+    ) -> FsResult<()> {
+        self.charge(memory_limiter, LISTING_OVERHEAD)?;
+        let mut pace = HostCallPacer::new(stop);
+        let mut last: Option<String> = None;
+        loop {
+            let (mut records, mut entries) = (Vec::with_capacity(PIECE_BYTES), 0);
+            let mut reached = String::new();
+            let listed = lock(fs).list(dir, last.as_deref(), |name, node, kind| {
+                let file_type = match kind {
+                    NodeKind::File => Filetype::RegularFile,
+                    NodeKind::Directory => Filetype::Directory,
+                    NodeKind::Symlink => Filetype::SymbolicLink,
+                };
+                append_record(node.serial(), file_type, name, &mut records);
+                entries += 1;
+                name.clone_into(&mut reached);
+                records.len() < PIECE_BYTES
+            });
+            let is_last = !listed.map_err(ErrorCode::from)?;
+            let piece = SnapshotPiece {
+                records: records.into_boxed_slice(),
+                entries,
+                is_last,
+            };
+            self.append(piece, memory_limiter)?;
+            if is_last {
+                return Ok(());
+            }
+            last = Some(reached);
+            pace.checkpoint().await.map_err(FsError::trap)?;
         }
     }
 
@@ -178,6 +255,12 @@ impl DirectorySnapshot {
     pub(in crate::sandbox) fn next(&mut self) -> Option<ListedEntry<'_>> {
         let position = self.next;
         self.next = position.saturating_add(1);
+        self.entry(position)
+    }
+
+    /// Returns the entry that the last call of [`Self::next`] returned.
+    fn last_read(&mut self) -> Option<ListedEntry<'_>> {
+        let position = self.next.checked_sub(1)?;
         self.entry(position)
     }
 
@@ -294,18 +377,10 @@ impl DirectoryReader {
 
     /// Appends a record and returns true, unless a guest could not use the name.
     fn encode(&self, name: &CStr, inode: u64, file_type: Filetype, records: &mut Vec<u8>) -> bool {
-        let name = name.to_bytes();
-        let Ok(length) = u16::try_from(name.len()) else {
-            return false;
-        };
-        if matches!(name, b"." | b"..") || str::from_utf8(name).is_err() {
-            return false;
+        match name.to_str() {
+            Ok("." | "..") | Err(_) => false,
+            Ok(name) => append_record(serial(self.device, inode), file_type, name, records),
         }
-        records.extend(serial(self.device, inode).to_le_bytes());
-        records.push(file_type as u8);
-        records.extend(length.to_le_bytes());
-        records.extend(name);
-        true
     }
 
     /// Returns the type of the entry as upstream tells it, or `None` if the entry is gone. The file
@@ -334,6 +409,18 @@ impl DirectoryReader {
             FileType::Fifo | FileType::Socket | FileType::Unknown => Filetype::Unknown,
         })
     }
+}
+
+/// Appends a record and returns true, unless the name is longer than any file system has.
+fn append_record(serial: u64, file_type: Filetype, name: &str, records: &mut Vec<u8>) -> bool {
+    let Ok(length) = u16::try_from(name.len()) else {
+        return false;
+    };
+    records.extend(serial.to_le_bytes());
+    records.push(file_type as u8);
+    records.extend(length.to_le_bytes());
+    records.extend(name.as_bytes());
+    true
 }
 
 /// Returns the serial number of an open file or directory.
@@ -394,11 +481,22 @@ impl OpenListings {
     pub(in crate::sandbox) fn read_last(&mut self, dir: &Arc<File>) -> Option<ListedEntry<'_>> {
         let last = self.last;
         let listing = self.get_mut(last)?;
-        if !std::ptr::eq(listing.dir.as_ptr(), Arc::as_ptr(dir)) {
-            return None;
+        match &listing.dir {
+            ListedDirectory::Host(read) if std::ptr::eq(read.as_ptr(), Arc::as_ptr(dir)) => {}
+            ListedDirectory::Host(_) | ListedDirectory::Memory(_) => return None,
         }
-        let position = listing.next.checked_sub(1)?;
-        listing.entry(position)
+        listing.last_read()
+    }
+
+    /// Returns the last entry that was read, of all listings, if it is one of the directory `dir`
+    /// in memory.
+    pub(in crate::sandbox) fn read_last_memory(&mut self, dir: NodeId) -> Option<ListedEntry<'_>> {
+        let last = self.last;
+        let listing = self.get_mut(last)?;
+        match &listing.dir {
+            ListedDirectory::Memory(read) if *read == dir => listing.last_read(),
+            ListedDirectory::Host(_) | ListedDirectory::Memory(_) => None,
+        }
     }
 
     /// Drops the listing of a descriptor or handle, if there is one.

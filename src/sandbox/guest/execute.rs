@@ -10,20 +10,21 @@ use wasmtime::{Engine, Instance, Store, Val};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 use super::classify_end;
+use super::collect;
 use super::directory_snapshot::OpenListings;
 use super::entry::EntryPoint;
+use super::guest_directories::{GuestDirectories, guest_directories, limited};
 use super::guest_state::GuestState;
 use super::handles::{DescriptorAccount, Handles, ReplacedStdio};
-use super::memory_limiter::MemoryLimiter;
-use super::mounts::{self, MountRoots};
-use super::preempt::{FuelYields, PreemptionPolicy};
+use super::mounts::MountRoots;
+use super::preempt::PreemptionPolicy;
+use super::session::{self, KeptGuest, ResumedGuest, RunParts, SessionRun, SessionSlot};
 use super::stdin::Input;
 use super::stdio::{GuestOutput, Output};
-use super::stepped_clock::ClockKind;
-use super::stepped_clock::SteppedClock;
+use super::stepped_clock::{ClockKind, SteppedClock};
 use super::stop_signal::{StopReason, StopSignal};
 use super::wasi::{self, GuestWasi};
-use super::working_dir;
+use crate::model::collected::UncollectedFiles;
 use crate::model::limits::WASM_PAGE_BYTES;
 use crate::model::outcome::{LiveUsage, Outcome, RunReport, Stream, Trap, Value};
 use crate::model::policy::Grants;
@@ -46,7 +47,7 @@ pub struct PreparedRun {
     loaded: Arc<LoadedModule>,
     entry: EntryPoint,
     clock: ClockKind,
-    state: GuestState,
+    guest: PreparedGuest,
     /// Whether the run has directories or network access.
     has_files: bool,
     fuel: Option<u64>,
@@ -56,6 +57,19 @@ pub struct PreparedRun {
     deadline: Option<Instant>,
     output: Arc<Output>,
     usage: Arc<LiveUsage>,
+}
+
+/// What a run begins with.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every run is a fresh one, which is to allocate nothing for this"
+)]
+enum PreparedGuest {
+    /// The state of a store that is created for the run, and the session that begins with it, if
+    /// one does.
+    Fresh(GuestState, Option<Box<SessionRun>>),
+    /// An interpreter that its session has kept.
+    Kept(ResumedGuest),
 }
 
 /// What [`prepare`] needs for a run beyond its module, spec and entry point.
@@ -84,6 +98,9 @@ pub struct RunContext<'a> {
     pub max_handles: usize,
     /// The account from which the descriptors of these handles are taken.
     pub descriptors: Arc<DescriptorAccount>,
+    /// Where the session that the run belongs to keeps its interpreter; `None` where it belongs to
+    /// none.
+    pub session: Option<&'a Arc<SessionSlot>>,
 }
 
 /// Prepares a run: settles everything that can refuse it, and executes nothing.
@@ -97,60 +114,59 @@ pub fn prepare(
     entry: EntryPoint,
     ctx: RunContext<'_>,
 ) -> Result<PreparedRun, Refusal> {
-    let clock = match spec.clock {
-        true => ClockKind::Real,
-        false => ClockKind::Stepped,
-    };
+    let clock = ClockKind::of(spec.clock);
     loaded.pre_instance(clock)?;
-    let mut handles = Handles::new(ctx.max_handles, ctx.descriptors);
-    for _ in 0..working_dir::count_preopens(spec) {
-        handles.reserve().map_err(|_| mounts::no_descriptors())?;
+    if let Some((slot, kept)) = ctx.session.and_then(|slot| Some((slot, slot.take()?))) {
+        return prepare_kept(loaded, spec, (entry, clock), ctx, (slot, kept));
     }
-    let opened = mounts::open_mounts(ctx.roots, &spec.mounts)?;
-    let dirs = working_dir::preopens(ctx.roots, spec, opened)?;
-    let stream = |stream| GuestOutput {
-        output: Arc::clone(&ctx.output),
-        stream,
-        stop: Arc::clone(&ctx.stop),
-        stall_timeout: ctx.stall_timeout,
-        detached: spec.detach,
-    };
+    let [stdout, stderr] = [Stream::Stdout, Stream::Stderr].map(|it| guest_output(&ctx, spec, it));
+    let mut handles = Handles::of(ctx.max_handles, ctx.descriptors, ctx.session.is_some());
+    let GuestDirectories { dirs, memory } =
+        guest_directories(spec, &loaded, pages, &mut handles, ctx.roots, &ctx.usage)?;
     let input = guest_input(ctx.input, spec);
+    let begins = |slot| SessionRun::begin(slot, (input.as_ref(), &stdout, &stderr));
+    let (streams, session) = ctx.session.map(begins).unzip();
     let stepped = (!spec.clock).then(SteppedClock::default);
-    let module_name = [ctx.module_name, &loaded.inspection.description.name];
-    let args = entry.command_line(&spec.args, module_name);
+    let names = [ctx.module_name, &loaded.inspection.description.name];
+    let args = entry.command_line(&spec.args, names);
     let given = wasi::WasiParts {
         input: input.clone(),
-        stdout: stream(Stream::Stdout),
-        stderr: stream(Stream::Stderr),
+        stdout: stdout.clone(),
+        stderr: stderr.clone(),
+        session: streams,
         stepped: stepped.clone(),
         table_entries: handles.table_entries(),
     };
     let has_files = !dirs.is_empty() || spec.network;
-    let wasi = match has_files || spec.working_dir.is_some() {
+    let wasi = match has_files || memory.is_some() || spec.working_dir.is_some() {
         true => GuestWasi::build(spec, &args, &dirs, &ctx.grants.network, given)?,
         false => GuestWasi::plan(&args, &spec.env, given),
     };
+    let (memory_limiter, memory_files) = limited(pages, &ctx.usage, memory);
     Ok(PreparedRun {
         loaded,
         entry,
         clock,
-        state: GuestState {
-            wasi,
-            stepped_clock: stepped,
-            memory_limiter: MemoryLimiter::new(bytes_of(pages), Arc::clone(&ctx.usage)),
-            stop: Arc::clone(&ctx.stop),
-            input,
-            stdout: stream(Stream::Stdout),
-            stderr: stream(Stream::Stderr),
-            replaced_stdio: ReplacedStdio::default(),
-            handles,
-            labels: spec.labels.clone(),
-            listings: OpenListings::default(),
-            files: FileCalls::none(),
-            preemption: None,
-            instantiated: None,
-        },
+        guest: PreparedGuest::Fresh(
+            GuestState {
+                wasi,
+                stepped_clock: stepped,
+                memory_limiter,
+                stop: Arc::clone(&ctx.stop),
+                input,
+                stdout,
+                stderr,
+                replaced_stdio: ReplacedStdio::default(),
+                handles,
+                labels: spec.labels.clone(),
+                listings: OpenListings::default(),
+                memory_files,
+                files: FileCalls::none(),
+                preemption: None,
+                instantiated: None,
+            },
+            session,
+        ),
         has_files,
         fuel: spec.limits.fuel,
         timeout: spec.limits.timeout,
@@ -160,29 +176,79 @@ pub fn prepare(
     })
 }
 
-/// Returns what the guest reads: the live input, which begins with the spec's own, or only that;
-/// `None` where there is neither.
-fn guest_input(live: Option<Arc<Input>>, spec: &RunSpec) -> Option<Arc<Input>> {
-    match live {
-        Some(input) => {
-            input.begin_with(spec.stdin.clone());
-            Some(input)
-        }
-        None if spec.stdin.is_empty() => None,
-        None => Some(Arc::new(Input::whole(spec.stdin.clone()))),
+/// Prepares a run of a session whose interpreter was `kept` in `slot`.
+fn prepare_kept(
+    loaded: Arc<LoadedModule>,
+    spec: &RunSpec,
+    (entry, clock): (EntryPoint, ClockKind),
+    ctx: RunContext<'_>,
+    (slot, kept): (&Arc<SessionSlot>, Box<KeptGuest>),
+) -> Result<PreparedRun, Refusal> {
+    let parts = RunParts {
+        usage: &ctx.usage,
+        stop: &ctx.stop,
+        input: guest_input(ctx.input.clone(), spec),
+        stdout: guest_output(&ctx, spec, Stream::Stdout),
+        stderr: guest_output(&ctx, spec, Stream::Stderr),
+    };
+    let resumed = session::resume(*kept, (slot, spec), parts)?;
+    Ok(PreparedRun {
+        loaded,
+        entry,
+        clock,
+        guest: PreparedGuest::Kept(resumed),
+        has_files: spec.network,
+        fuel: spec.limits.fuel,
+        timeout: spec.limits.timeout,
+        deadline: ctx.deadline,
+        output: ctx.output,
+        usage: ctx.usage,
+    })
+}
+
+/// Creates one of the output streams of a run.
+fn guest_output(ctx: &RunContext<'_>, spec: &RunSpec, stream: Stream) -> GuestOutput {
+    GuestOutput {
+        output: Arc::clone(&ctx.output),
+        stream,
+        stop: Arc::clone(&ctx.stop),
+        stall_timeout: ctx.stall_timeout,
+        detached: spec.detach,
     }
 }
 
-/// Returns the bytes of so many pages of linear memory.
-fn bytes_of(pages: u32) -> usize {
-    // On a 64-bit host, which this is, the byte count of a `u32` number of 64 KiB pages fits.
-    usize::try_from(u64::from(pages) * WASM_PAGE_BYTES).unwrap_or(usize::MAX)
+/// Returns what the guest reads: the live input, which begins with the spec's own, or only that;
+/// `None` where there is neither.
+fn guest_input(live: Option<Arc<Input>>, spec: &RunSpec) -> Option<Arc<Input>> {
+    let input = match live {
+        Some(input) => {
+            input.begin_with(spec.stdin.clone());
+            input
+        }
+        None if spec.stdin.is_empty() => return None,
+        None => Arc::new(Input::whole(spec.stdin.clone())),
+    };
+    if spec.stdin_preface > 0 {
+        input.begin_count_after(spec.stdin_preface);
+    }
+    Some(input)
 }
 
 impl PreparedRun {
     /// Returns the module that the run executes.
     pub(in crate::sandbox) fn loaded(&self) -> Arc<LoadedModule> {
         Arc::clone(&self.loaded)
+    }
+
+    /// Returns how many bytes of memory the guest has when it begins.
+    pub(in crate::sandbox) fn memory(&self) -> u64 {
+        match &self.guest {
+            PreparedGuest::Fresh(..) => {
+                let pages = self.loaded.inspection.description.memory_minimum_pages;
+                pages * WASM_PAGE_BYTES
+            }
+            PreparedGuest::Kept(resumed) => resumed.held(),
+        }
     }
 
     /// Reports whether the run may make file system calls that block.
@@ -196,31 +262,29 @@ impl PreparedRun {
     /// # Errors
     /// Returns `INTERNAL` where the host cannot provide a store or an instance. The guest has
     /// executed nothing then.
-    pub async fn execute(mut self, files: FileCalls) -> Result<RunReport, Refusal> {
-        self.state.files = files.clone();
+    pub async fn execute(self, files: FileCalls) -> Result<RunReport, Refusal> {
         let start = Instant::now();
-        let deadline = [start.checked_add(self.timeout), self.deadline]
-            .into_iter()
-            .flatten()
-            .min();
-        let stop = Arc::clone(&self.state.stop);
+        let (mut store, mut session) = self.guest.begin(self.loaded.engine());
+        store.data_mut().files = files.clone();
+        let deadlines = [start.checked_add(self.timeout), self.deadline];
+        let deadline = deadlines.into_iter().flatten().min();
+        let stop = Arc::clone(&store.data().stop);
         if let Some(deadline) = deadline {
             stop.set_deadline(deadline);
         }
-        let (mut store, fuel_yields) = create_store(
-            self.loaded.engine(),
-            self.state,
-            PreemptionPolicy {
-                epochs: self.loaded.epochs().clone(),
-                start,
-                deadline,
-                fuel: self.fuel,
-                usage: self.usage,
-            },
-        )
-        .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
+        let policy = PreemptionPolicy {
+            epochs: self.loaded.epochs().clone(),
+            start,
+            deadline,
+            fuel: self.fuel,
+            usage: self.usage,
+        };
+        let fuel_yields = policy
+            .install(&mut store)
+            .map_err(|error| Refusal::of_host("arming a store", error.as_ref()))?;
         let (finished, cpu_time) = {
-            let call = pin!(call(&mut store, &self.loaded, self.clock, &self.entry));
+            let callee = (self.clock, &self.entry, session.as_deref_mut());
+            let call = pin!(call(&mut store, &self.loaded, callee));
             let mut call = CpuTimed::new(fuel_yields.skipped(call));
             let finished = tokio::select! {
                 biased;
@@ -231,22 +295,22 @@ impl PreparedRun {
         };
         let duration = start.elapsed();
         let denied = store.data().memory_limiter.denied();
-        if let Some(Err(error)) = &finished
-            && !denied
-            && classify_end::is_host_failure(error)
-        {
-            return Err(Refusal::of_host("instantiating", error.as_ref()));
-        }
+        check_host(finished.as_ref(), denied)?;
+        // An interpreter that was stopped, or has trapped, is in no state to go on.
+        let session = session
+            .filter(|_| stop.reason().is_none() && finished.as_ref().is_some_and(Result::is_ok));
         let (outcome, trap, values) = conclude(finished, stop.reason(), denied);
+        let (uncollected, collecting) =
+            collect_files(&mut store, (&stop, session.is_some()), &self.output).await;
         let [stdout, stderr] = self.output.written();
         let input = store.data().input.as_ref();
         let stdin_read = input.map_or(0, |input| input.read_bytes());
-        Ok(RunReport {
+        let report = RunReport {
             outcome,
             trap,
             duration,
             instantiation: store.data().instantiated.map(|at| at - start),
-            cpu_time,
+            cpu_time: cpu_time + collecting,
             fuel_consumed: self
                 .fuel
                 .map(|fuel| fuel.saturating_sub(store.get_fuel().unwrap_or_default())),
@@ -256,22 +320,75 @@ impl PreparedRun {
             stdin_read,
             stdout,
             stderr,
-        })
+            uncollected,
+            session: None,
+        };
+        if let Some(session) = session {
+            session.keep(store);
+        }
+        Ok(report)
     }
 }
 
-/// Creates a store with all of the run's limits: memory, tables, handles, fuel and time. A store
-/// gets its limits only here.
-fn create_store(
-    engine: &Engine,
-    state: GuestState,
-    policy: PreemptionPolicy,
-) -> wasmtime::Result<(Store<GuestState>, FuelYields)> {
+/// Reports a guest that the host could not instantiate, unless a limit of the run was in its way.
+fn check_host(
+    finished: Option<&wasmtime::Result<GuestReturn>>,
+    denied: bool,
+) -> Result<(), Refusal> {
+    match finished {
+        Some(Err(error)) if !denied && classify_end::is_host_failure(error) => {
+            Err(Refusal::of_host("instantiating", error.as_ref()))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+impl PreparedGuest {
+    /// Returns the store that the run executes in, and the session that it belongs to, if any.
+    fn begin(self, engine: &Engine) -> (Store<GuestState>, Option<Box<SessionRun>>) {
+        match self {
+            Self::Fresh(state, session) => (create_store(engine, state), session),
+            Self::Kept(resumed) => match resumed.begin() {
+                Some((store, session)) => (store, Some(session)),
+                // It is taken only here, and once.
+                None => (create_store(engine, GuestState::placeholder()), None),
+            },
+        }
+    }
+}
+
+/// Hands the files that the run returns over to its output, and removes its memory file system,
+/// unless that is kept. Returns what was not collected, and the processor time that this took.
+async fn collect_files(
+    store: &mut Store<GuestState>,
+    (stop, is_kept): (&StopSignal, bool),
+    output: &Output,
+) -> (Option<Box<UncollectedFiles>>, Duration) {
+    let Some(files) = store.data_mut().memory_files.take() else {
+        return (None, Duration::ZERO);
+    };
+    // Boxed, so that a run without files has no room for this.
+    let mut collecting = CpuTimed::new(Box::pin(async {
+        let (collected, uncollected) = collect::collect(&files, stop).await;
+        if is_kept {
+            return (Some(files), collected, uncollected);
+        }
+        collect::remove(*files, stop).await;
+        (None, collected, uncollected)
+    }));
+    let (files, collected, uncollected) = (&mut collecting).await;
+    store.data_mut().memory_files = files;
+    output.deliver(collected);
+    (uncollected, collecting.spent())
+}
+
+/// Creates a store with the limits of the run's memory, tables and handles. Those of fuel and time
+/// are installed with its [`PreemptionPolicy`].
+fn create_store(engine: &Engine, state: GuestState) -> Store<GuestState> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.memory_limiter);
     store.set_hostcall_fuel(HOSTCALL_FUEL);
-    let fuel_yields = policy.install(&mut store)?;
-    Ok((store, fuel_yields))
+    store
 }
 
 /// Waits until the run is asked to stop or its deadline passes, and then for [`STOP_GRACE`]. A run
@@ -302,12 +419,17 @@ enum GuestReturn {
 async fn call(
     store: &mut Store<GuestState>,
     loaded: &LoadedModule,
-    clock: ClockKind,
-    entry: &EntryPoint,
+    (clock, entry, session): (ClockKind, &EntryPoint, Option<&mut SessionRun>),
 ) -> wasmtime::Result<GuestReturn> {
     let linkage = loaded
         .pre_instance(clock)
         .map_err(|refusal| wasmtime::Error::msg(refusal.to_string()))?;
+    if let Some(session) = session {
+        // Boxed, so that a run of no session has no room for this.
+        return Box::pin(session.call(store, linkage))
+            .await
+            .map(GuestReturn::Code);
+    }
     match linkage {
         PreInstance::Component(pre) => call_component(store, pre).await.map(GuestReturn::Code),
         PreInstance::Core(pre) => {

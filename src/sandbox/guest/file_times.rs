@@ -21,8 +21,9 @@ use wiggle::{GuestMemory, GuestPtr};
 
 use super::file_types::FILESYSTEM_INTERFACE;
 use super::guest_state::{GuestState, memory};
-use super::preview1::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
-use super::preview2;
+use super::memory_files::Route;
+use super::preview1::{CALL_BYTES, WasiVersion, errno_code, is_too_long, memory_calls};
+use super::preview2::{self, memory_descriptor};
 use super::stepped_clock::{ClockKind, START};
 
 const SUCCESS: i32 = 0;
@@ -71,6 +72,17 @@ async fn core_stat(
     if path.is_some_and(|(_, _, len)| is_too_long(len)) {
         return Ok(errno_code(Errno::Nametoolong));
     }
+    let [fd] = match (caller.data().route([fd]), path) {
+        (Route::Runtime(fd), _) => fd,
+        (Route::Memory, None) => {
+            return memory_calls::fd_filestat_get(caller, version, (fd, out)).await;
+        }
+        (Route::Memory, Some((flags, path, len))) => {
+            let args = (fd, flags, path, len, out);
+            return memory_calls::path_filestat_get(caller, version, args).await;
+        }
+        (Route::Refused(errno), _) => return Ok(errno_code(errno)),
+    };
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
@@ -124,6 +136,9 @@ pub(in crate::sandbox) fn add_component(
         "[method]descriptor.stat",
         move |mut store: StoreContextMut<'_, GuestState>, (file,): (Resource<Descriptor>,)| {
             Box::new(async move {
+                if let Some(file) = memory_descriptor::memory_file(store.data_mut(), &file) {
+                    return Ok((file.stat(),));
+                }
                 let calls = store.data().files.clone();
                 let mut files = store.data_mut().filesystem();
                 let looking = HostDescriptor::stat(&mut files, file);
@@ -139,6 +154,9 @@ pub(in crate::sandbox) fn add_component(
                 let Some(path) = preview2::bounded_path(&store, &given)? else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                if let Some(dir) = memory_descriptor::memory_file(store.data_mut(), &dir) {
+                    return Ok((dir.stat_at(flags, &path),));
+                }
                 let calls = store.data().files.clone();
                 let mut files = store.data_mut().filesystem();
                 let looking = HostDescriptor::stat_at(&mut files, dir, flags, path);

@@ -4,6 +4,8 @@
 //! renamed by one guest between the check and the open of another, which then holds a thread as it
 //! would have without the check.
 
+use std::sync::Arc;
+
 use wasmtime::component::{self, Resource, WasmStr};
 use wasmtime::{Caller, Linker, StoreContextMut};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
@@ -16,8 +18,9 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::guest_state::{GuestState, memory};
-use super::preview1::{errno_code, errno_of, is_too_long};
-use super::preview2;
+use super::memory_files::Route;
+use super::preview1::{errno_code, errno_of, is_too_long, memory_open};
+use super::preview2::{self, memory_descriptor};
 use crate::model::guest_limits::PATH;
 
 /// The component interface that opens files, in the version that the runtime offers.
@@ -49,14 +52,29 @@ pub(in crate::sandbox) fn add_core(linker: &mut Linker<GuestState>) -> wasmtime:
 }
 
 async fn path_open(
-    mut caller: Caller<'_, GuestState>,
-    args: PathOpenArgs,
+    caller: Caller<'_, GuestState>,
+    mut args: PathOpenArgs,
     unstable: bool,
 ) -> wasmtime::Result<i32> {
-    let (dir, follow, path, len, how, base, inheriting, flags, out) = args;
-    if is_too_long(len) {
+    if is_too_long(args.3) {
         return Ok(errno_code(Errno::Nametoolong));
     }
+    match caller.data().route([args.0]) {
+        Route::Runtime([dir]) => {
+            args.0 = dir;
+            open_on_host(caller, args, unstable).await
+        }
+        Route::Memory => Box::pin(memory_open::path_open(caller, args)).await,
+        Route::Refused(errno) => Ok(errno_code(errno)),
+    }
+}
+
+/// Opens a file of the host, from a directory that the runtime has under the number `dir`.
+async fn open_on_host(
+    mut caller: Caller<'_, GuestState>,
+    (dir, follow, path, len, how, base, inheriting, flags, out): PathOpenArgs,
+    unstable: bool,
+) -> wasmtime::Result<i32> {
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut memory = GuestMemory::Unshared(bytes);
@@ -108,8 +126,12 @@ async fn path_open(
     };
     let errno = files.run(opening).await?;
     if errno == ERRNO_SUCCESS {
-        let fd = memory.read(GuestPtr::<u32>::new(out.cast_unsigned()))?;
+        let out = GuestPtr::<u32>::new(out.cast_unsigned());
+        let fd = memory.read(out)?;
         state.handles.bind(fd);
+        if let Some(files) = &mut state.memory_files {
+            memory.write(out, files.descriptors.add_runtime(fd))?;
+        }
     } else {
         state.handles.release_reserved();
     }
@@ -147,6 +169,13 @@ async fn open_at(
     let Some(path) = preview2::bounded_path(&store, &path)? else {
         return Ok((Err(ErrorCode::NameTooLong),));
     };
+    if let Some(dir) = memory_descriptor::memory_file(store.data_mut(), &dir) {
+        let how = (how, flags);
+        let state = store.data_mut();
+        let opened = memory_descriptor::open_at(state, &dir, follow, &path, how)?;
+        dir.sweep(Arc::clone(&store.data().stop)).await?;
+        return Ok((opened,));
+    }
     let calls = store.data().files.clone();
     let mut files = store.data_mut().filesystem();
     let again = Resource::new_borrow(dir.rep());

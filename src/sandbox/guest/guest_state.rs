@@ -8,6 +8,7 @@ use wasmtime_wasi::{WasiCtxView, WasiView};
 
 use super::directory_snapshot::OpenListings;
 use super::handles::{DescriptorBudget, Handles, ReplacedStdio};
+use super::memory_files::{MemoryFiles, Route};
 use super::memory_limiter::MemoryLimiter;
 use super::preempt::PreemptionState;
 use super::stdin::Input;
@@ -44,6 +45,8 @@ pub struct GuestState {
     pub labels: Labels,
     /// The directory listings that the guest has open.
     pub listings: OpenListings,
+    /// The run's memory file system; `None` where it has none.
+    pub(in crate::sandbox) memory_files: Option<Box<MemoryFiles>>,
     /// Makes the run's file system calls, on their own threads.
     pub(in crate::sandbox) files: FileCalls,
     /// The guest's preemption state; `None` until the store has its limits.
@@ -59,6 +62,17 @@ impl GuestState {
         match matches!(fd, 0..=2) && !self.replaced_stdio.contains(fd) {
             true => FileCalls::none(),
             false => self.files.clone(),
+        }
+    }
+}
+
+impl GuestState {
+    /// Decides where a call of a core module on the descriptors `fds` goes.
+    #[inline]
+    pub(in crate::sandbox) fn route<const N: usize>(&self, fds: [i32; N]) -> Route<N> {
+        match &self.memory_files {
+            None => Route::Runtime(fds),
+            Some(files) => files.descriptors.route(fds),
         }
     }
 }
@@ -81,6 +95,7 @@ impl GuestState {
             OutputMode::Captured,
             EventLog::new(0, EventLogBudget::new(0)),
             Arc::default(),
+            None,
         );
         let output = Arc::new(output);
         let stream = |stream| GuestOutput {
@@ -102,6 +117,7 @@ impl GuestState {
             handles: Handles::new(0, DescriptorBudget::of_process(0).account(false)),
             labels: Labels::default(),
             listings: OpenListings::default(),
+            memory_files: None,
             files: FileCalls::none(),
             preemption: None,
             instantiated: None,

@@ -111,12 +111,18 @@ pub(in crate::sandbox) enum HandlesFull {
 #[derive(Debug)]
 pub(in crate::sandbox) struct Handles {
     most: usize,
+    /// The number of descriptors that it may hold without taking from the account.
+    each: usize,
     held: usize,
+    /// The number of handles of files in memory, which take no descriptor of the process.
+    in_memory: usize,
     /// The number of `held` that were taken from the account.
     borrowed: usize,
     account: Arc<DescriptorAccount>,
     /// A bitmap of the numbers, the guest's own or a resource's, under which something is held.
     numbers: Vec<u64>,
+    /// The same of what is in memory.
+    numbers_in_memory: Vec<u64>,
 }
 
 impl Handles {
@@ -124,11 +130,28 @@ impl Handles {
     pub(in crate::sandbox) fn new(most: usize, account: Arc<DescriptorAccount>) -> Self {
         Self {
             most,
+            each: account.budget.each,
             held: 0,
+            in_memory: 0,
             borrowed: 0,
             account,
             numbers: Vec::new(),
+            numbers_in_memory: Vec::new(),
         }
+    }
+
+    /// Creates the handles of a run, which `is_kept` by a session or not. All descriptors of a
+    /// session are taken from the account, since it holds them while no run is counted for it.
+    pub(in crate::sandbox) fn of(
+        most: usize,
+        account: Arc<DescriptorAccount>,
+        is_kept: bool,
+    ) -> Self {
+        let mut handles = Self::new(most, account);
+        if is_kept {
+            handles.each = 0;
+        }
+        handles
     }
 
     /// Returns the maximum number of handles that the run may hold.
@@ -145,10 +168,10 @@ impl Handles {
     /// Reserves a handle for a descriptor that is about to be opened. If that fails, the caller
     /// releases it again.
     pub(in crate::sandbox) fn reserve(&mut self) -> Result<(), HandlesFull> {
-        if self.held >= self.most {
+        if self.held + self.in_memory >= self.most {
             return Err(HandlesFull::Run);
         }
-        if self.held >= self.account.budget.each + self.borrowed {
+        if self.held >= self.each + self.borrowed {
             if !self.account.take() {
                 return Err(HandlesFull::Process);
             }
@@ -156,6 +179,24 @@ impl Handles {
         }
         self.held += 1;
         Ok(())
+    }
+
+    /// Takes a handle for a file or directory in memory, and returns false where the run has as
+    /// many as it may have. Such a handle takes no descriptor of the process.
+    pub(in crate::sandbox) fn take_in_memory(&mut self) -> bool {
+        let has_room = self.held + self.in_memory < self.most;
+        self.in_memory += usize::from(has_room);
+        has_room
+    }
+
+    /// Records the number under which a component knows a file, directory or stream in memory.
+    pub(in crate::sandbox) fn bind_in_memory(&mut self, number: u32) {
+        set_bit(&mut self.numbers_in_memory, number);
+    }
+
+    /// Releases a handle of a file or directory in memory.
+    pub(in crate::sandbox) fn release_in_memory(&mut self) {
+        self.in_memory = self.in_memory.saturating_sub(1);
     }
 
     /// Releases a handle that was reserved and is not needed.
@@ -169,13 +210,7 @@ impl Handles {
 
     /// Records the number under which the guest knows what was opened with the reserved handle.
     pub(in crate::sandbox) fn bind(&mut self, number: u32) {
-        let (word, bit) = place_of(number);
-        if self.numbers.len() <= word {
-            self.numbers.resize(word + 1, 0);
-        }
-        if let Some(word) = self.numbers.get_mut(word) {
-            *word |= bit;
-        }
+        set_bit(&mut self.numbers, number);
     }
 
     /// Releases the handle that is held under `number`, if any. Closing a number that the guest
@@ -183,6 +218,8 @@ impl Handles {
     pub(in crate::sandbox) fn close(&mut self, number: u32) {
         if self.forget(number) {
             self.release_reserved();
+        } else if clear_bit(&mut self.numbers_in_memory, number) {
+            self.release_in_memory();
         }
     }
 
@@ -196,14 +233,29 @@ impl Handles {
     }
 
     fn forget(&mut self, number: u32) -> bool {
-        let (word, bit) = place_of(number);
-        let Some(word) = self.numbers.get_mut(word) else {
-            return false;
-        };
-        let held = *word & bit != 0;
-        *word &= !bit;
-        held
+        clear_bit(&mut self.numbers, number)
     }
+}
+
+fn set_bit(bitmap: &mut Vec<u64>, number: u32) {
+    let (word, bit) = place_of(number);
+    if bitmap.len() <= word {
+        bitmap.resize(word + 1, 0);
+    }
+    if let Some(word) = bitmap.get_mut(word) {
+        *word |= bit;
+    }
+}
+
+/// Clears a bit of a bitmap, and returns whether it was set.
+fn clear_bit(bitmap: &mut [u64], number: u32) -> bool {
+    let (word, bit) = place_of(number);
+    let Some(word) = bitmap.get_mut(word) else {
+        return false;
+    };
+    let held = *word & bit != 0;
+    *word &= !bit;
+    held
 }
 
 impl Drop for Handles {

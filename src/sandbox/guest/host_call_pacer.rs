@@ -40,11 +40,21 @@ impl<'a> HostCallPacer<'a> {
         if self.stop.must_stop(now) {
             return Err(Stopped);
         }
+        self.yield_at(now).await;
+        Ok(())
+    }
+
+    /// Yields to others if the work has gone on for long enough, also where the run has to end: for
+    /// what is still to be done when its guest has ended.
+    pub(in crate::sandbox) async fn yield_when_due(&mut self) {
+        self.yield_at(Instant::now()).await;
+    }
+
+    async fn yield_at(&mut self, now: Instant) {
         if now.duration_since(*self.last_yield.get_or_insert(now)) >= YIELD_AFTER {
             yield_once().await;
             self.last_yield = Some(Instant::now());
         }
-        Ok(())
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct InputBuffer {
     sent: u64,
     /// The number of bytes that the guest has read, of the spec's input too.
     read: u64,
+    /// The number of bytes at the beginning that do not count as read.
+    preface: u64,
     closed: bool,
     /// Whether the run has its slot, which reserves the memory of what is sent.
     is_admitted: bool,
@@ -131,9 +133,15 @@ impl InputBuffer {
         self.closed = true;
     }
 
-    /// Returns the number of bytes that the guest has read.
+    /// Counts as read only what the guest reads after the first `preface` bytes, which are not its
+    /// own input.
+    pub(super) fn begin_count_after(&mut self, preface: usize) {
+        self.preface = preface as u64;
+    }
+
+    /// Returns the number of bytes that the guest has read after the preface.
     pub(super) fn read_bytes(&self) -> u64 {
-        self.read
+        self.read.saturating_sub(self.preface)
     }
 
     /// Takes at most `size` of the bytes that come next, for the guest.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use wasmtime::ResourceLimiter;
 
+use super::memory_fs::account::FileMemoryAccount;
 use crate::model::guest_limits::{INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::model::outcome::LiveUsage;
 
@@ -11,7 +12,8 @@ use crate::model::outcome::LiveUsage;
 pub(in crate::sandbox) const POOLED_TABLE_ELEMENTS: usize = 1 << 16;
 
 /// The resource limiter of one run. It limits the run's linear memories in total, together with the
-/// directory listings that the host holds for the run, and records their peak.
+/// directory listings and the memory file system that the host holds for the run, and records their
+/// peak.
 ///
 /// A growth over the limit is denied as the WebAssembly specification says, by -1. The denial is
 /// remembered, so that a run which failed because of it is told apart from one that coped.
@@ -23,6 +25,9 @@ pub struct MemoryLimiter {
     table_elements: usize,
     denied: bool,
     usage: Arc<LiveUsage>,
+    /// What the run's memory file system holds, which counts against the same limit; `None` where
+    /// the run has none.
+    files: Option<Arc<FileMemoryAccount>>,
 }
 
 impl MemoryLimiter {
@@ -35,12 +40,40 @@ impl MemoryLimiter {
             table_elements: 0,
             denied: false,
             usage,
+            files: None,
         }
+    }
+
+    /// Begins to count for the next run of a session, which holds what is held now, and reports to
+    /// `usage`. `files` is the account of its memory file system.
+    pub(in crate::sandbox) fn renew(
+        &mut self,
+        usage: Arc<LiveUsage>,
+        files: Option<Arc<FileMemoryAccount>>,
+    ) {
+        self.peak = 0;
+        self.denied = false;
+        usage.set_memory(self.held as u64);
+        self.usage = usage;
+        self.files = files;
+    }
+
+    /// Makes the limit one of linear memory and of a memory file system together.
+    pub(in crate::sandbox) fn share_with(&mut self, files: Arc<FileMemoryAccount>) {
+        self.files = Some(files);
+    }
+
+    /// Returns how many bytes the memory file system holds.
+    fn files_held(&self) -> usize {
+        self.files.as_ref().map_or(0, |files| files.held())
     }
 
     /// Returns the largest number of bytes that were held at once.
     pub fn peak(&self) -> u64 {
-        self.peak.max(self.held) as u64
+        let own = self.peak.max(self.held);
+        self.files
+            .as_ref()
+            .map_or(own, |files| files.peak().max(own)) as u64
     }
 
     /// Returns the number of bytes held now.
@@ -50,7 +83,7 @@ impl MemoryLimiter {
 
     /// Reports whether a growth was denied.
     pub fn denied(&self) -> bool {
-        self.denied
+        self.denied || self.files.as_ref().is_some_and(|files| files.denied())
     }
 
     /// Charges for bytes that the host holds for the guest as if they were linear memory, and
@@ -58,9 +91,12 @@ impl MemoryLimiter {
     /// and returns false.
     pub(in crate::sandbox) fn charge(&mut self, bytes: usize) -> bool {
         match self.held.checked_add(bytes) {
-            Some(held) if held <= self.limit => {
+            Some(held) if held.saturating_add(self.files_held()) <= self.limit => {
                 self.held = held;
-                self.usage.set_memory(held as u64);
+                match &self.files {
+                    None => self.usage.set_memory(held as u64),
+                    Some(files) => files.set_linear(held),
+                }
                 true
             }
             _ => {
@@ -74,6 +110,9 @@ impl MemoryLimiter {
     pub(in crate::sandbox) fn release(&mut self, bytes: usize) {
         self.peak = self.peak.max(self.held);
         self.held = self.held.saturating_sub(bytes);
+        if let Some(files) = &self.files {
+            files.set_linear(self.held);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use wiggle::{GuestMemory, GuestPtr};
 use super::guest_state::{GuestState, memory};
 use super::handles::HandlesFull;
 use super::host_call_pacer::{HostCallPacer, PIECE_BYTES};
+use super::memory_files::Route;
 use super::stdin::Input;
 use super::stdio::GuestOutput;
 use super::wasi::RANDOM_PIECE;
@@ -21,8 +22,6 @@ use crate::sandbox::schedule::file_threads::FileCalls;
 
 /// How many bytes the runtime may copy for one of its own calls: a piece, or two paths.
 pub(in crate::sandbox) const CALL_BYTES: usize = PIECE_BYTES + (64 << 10);
-/// How many bytes it may copy for each subscription and event of a poll.
-const POLL_BYTES: usize = 256;
 
 /// The size of an iovec in bytes.
 const IOVEC_BYTES: u32 = 8;
@@ -51,7 +50,7 @@ macro_rules! runtime {
 
 /// Defines a function in both versions of the interface.
 macro_rules! define {
-    ($linker:expr, $name:literal, $args:ty, $function:ident $(, $more:expr)*) => {
+    ($linker:expr, $name:literal, $args:ty, $function:path $(, $more:expr)*) => {
         for (module, version) in [
             ("wasi_snapshot_preview1", WasiVersion::Preview1),
             ("wasi_unstable", WasiVersion::Unstable),
@@ -63,7 +62,24 @@ macro_rules! define {
     };
 }
 
+/// Decides where a call on descriptors goes. One that goes to the runtime goes on with the numbers
+/// that the runtime knows; one on the memory file system is answered by `$memory`.
+macro_rules! route {
+    ($caller:expr, [$($fd:ident),+] => $memory:expr) => {
+        let [$($fd),+] = match $caller.data().route([$($fd),+]) {
+            Route::Runtime(fds) => fds,
+            Route::Memory => return $memory,
+            Route::Refused(errno) => return Ok(errno_code(errno)),
+        };
+    };
+}
+
+mod descriptors;
 mod file_calls;
+pub(in crate::sandbox) mod memory_calls;
+mod memory_io;
+pub(in crate::sandbox) mod memory_open;
+mod poll;
 
 /// Reports whether a path of the length that a guest gave is too long to be looked at.
 pub(in crate::sandbox) fn is_too_long(len: i32) -> bool {
@@ -91,9 +107,15 @@ pub(in crate::sandbox) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Resu
     define!(linker, "fd_pread", PositionedIoArgs, read_at);
     define!(linker, "fd_pwrite", PositionedIoArgs, write_at);
     define!(linker, "random_get", (i32, i32), random_get);
-    define!(linker, "poll_oneoff", (i32, i32, i32, i32), poll_oneoff);
-    define!(linker, "fd_close", (i32,), fd_close);
-    define!(linker, "fd_renumber", (i32, i32), fd_renumber);
+    define!(
+        linker,
+        "poll_oneoff",
+        (i32, i32, i32, i32),
+        poll::poll_oneoff
+    );
+    define!(linker, "fd_close", (i32,), descriptors::fd_close);
+    define!(linker, "fd_renumber", (i32, i32), descriptors::fd_renumber);
+    descriptors::add(linker)?;
     file_calls::add(linker)
 }
 
@@ -116,6 +138,7 @@ async fn write_at(
     (fd, iovs, count, offset, out): PositionedIoArgs,
     version: WasiVersion,
 ) -> wasmtime::Result<i32> {
+    route!(caller, [fd] => memory_io::write(caller, (fd, iovs, count, out), Some(offset)).await);
     write_file(caller, (fd, iovs, count, out), version, Some(offset)).await
 }
 
@@ -154,6 +177,21 @@ async fn first_buffer(
 /// Reads into the first buffer that is not empty. A file is read until the buffer is full or the
 /// file ends; stdin only as far as that does not wait.
 async fn read(
+    caller: Caller<'_, GuestState>,
+    (fd, iovs, count, out): VectoredIoArgs,
+    version: WasiVersion,
+    offset: Option<i64>,
+) -> wasmtime::Result<i32> {
+    route!(caller, [fd] => {
+        let args = (fd, iovs, count, out);
+        // Boxed, so that the read of a guest without such files has no room for this one.
+        Box::pin(memory_io::read(caller, args, offset)).await
+    });
+    read_runtime(caller, (fd, iovs, count, out), version, offset).await
+}
+
+/// Reads from a descriptor of the runtime.
+async fn read_runtime(
     mut caller: Caller<'_, GuestState>,
     (fd, iovs, count, out): VectoredIoArgs,
     version: WasiVersion,
@@ -241,6 +279,9 @@ async fn write(
     version: WasiVersion,
 ) -> wasmtime::Result<i32> {
     if !matches!(fd, 1 | 2) || caller.data().replaced_stdio.contains(fd) {
+        route!(caller, [fd] => {
+            Box::pin(memory_io::write(caller, (fd, iovs, count, out), None)).await
+        });
         // This is a separate future, so that each line of output does not allocate the space that a
         // file write takes.
         return Box::pin(write_file(caller, (fd, iovs, count, out), version, None)).await;
@@ -417,68 +458,9 @@ async fn random_get(
     }
 }
 
-async fn poll_oneoff(
-    mut caller: Caller<'_, GuestState>,
-    (subs, events, count, out): (i32, i32, i32, i32),
-    version: WasiVersion,
-) -> wasmtime::Result<i32> {
-    let memory = memory(&mut caller)?;
-    let (bytes, state) = memory.data_and_store_mut(&mut caller);
-    if !may_poll(state, count) {
-        return Ok(errno_code(Errno::Inval));
-    }
-    let mut memory = GuestMemory::Unshared(bytes);
-    let wasi = state.wasi.get();
-    WasiSnapshotPreview1::set_hostcall_fuel(wasi, count.cast_unsigned() as usize * POLL_BYTES);
-    runtime!(
-        version,
-        poll_oneoff(wasi, &mut memory, subs, events, count, out)
-    )
-}
-
 /// Reports whether a guest may poll for `count` subscriptions at once. Each takes two entries of
 /// the guest's resource table for the duration of the call, and descriptors take at most a quarter
 /// of that table.
 pub(in crate::sandbox) fn may_poll(state: &GuestState, count: i32) -> bool {
     count.cast_unsigned() as usize <= state.handles.most()
-}
-
-async fn fd_close(
-    mut caller: Caller<'_, GuestState>,
-    (fd,): (i32,),
-    version: WasiVersion,
-) -> wasmtime::Result<i32> {
-    let memory = memory(&mut caller)?;
-    let (bytes, state) = memory.data_and_store_mut(&mut caller);
-    let mut memory = GuestMemory::Unshared(bytes);
-    let errno = runtime!(version, fd_close(state.wasi.get(), &mut memory, fd))?;
-    if errno == SUCCESS {
-        let number = fd.cast_unsigned();
-        state.replaced_stdio.add(fd);
-        state.handles.close(number);
-        state.listings.close(number, &mut state.memory_limiter);
-    }
-    Ok(errno)
-}
-
-async fn fd_renumber(
-    mut caller: Caller<'_, GuestState>,
-    (from, to): (i32, i32),
-    version: WasiVersion,
-) -> wasmtime::Result<i32> {
-    let memory = memory(&mut caller)?;
-    let (bytes, state) = memory.data_and_store_mut(&mut caller);
-    let mut memory = GuestMemory::Unshared(bytes);
-    let errno = runtime!(
-        version,
-        fd_renumber(state.wasi.get(), &mut memory, from, to)
-    )?;
-    if errno == SUCCESS && from != to {
-        state.replaced_stdio.add(from);
-        state.replaced_stdio.add(to);
-        let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
-        state.handles.renumber(from, to);
-        state.listings.renumber(from, to, &mut state.memory_limiter);
-    }
-    Ok(errno)
 }

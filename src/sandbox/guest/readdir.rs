@@ -24,7 +24,8 @@ use wiggle::{GuestMemory, GuestPtr};
 use super::directory_snapshot::{DirectorySnapshot, ListedEntry, serial_of};
 use super::file_types::FILESYSTEM_INTERFACE;
 use super::guest_state::{GuestState, memory};
-use super::preview2::bounded_path;
+use super::memory_files::Route;
+use super::preview2::{bounded_path, memory_descriptor};
 use super::stop_signal::{StopSignal, Stopped};
 use super::wasi::WASI_MODULES;
 use crate::sandbox::schedule::file_threads::FileCalls;
@@ -59,6 +60,11 @@ async fn fd_readdir(
     mut caller: Caller<'_, GuestState>,
     (fd, buffer, length, cookie, out): ReaddirArgs,
 ) -> wasmtime::Result<i32> {
+    let fd = match caller.data().route([fd]) {
+        Route::Runtime([fd]) => ListedDescriptor::Runtime(fd.cast_unsigned()),
+        Route::Memory => ListedDescriptor::Memory(fd),
+        Route::Refused(errno) => return Ok(i32::from(errno as u16)),
+    };
     let memory = memory(&mut caller)?;
     let (bytes, state) = memory.data_and_store_mut(&mut caller);
     let mut destination = ReaddirBuffer {
@@ -67,7 +73,10 @@ async fn fd_readdir(
         left: length.cast_unsigned(),
     };
     let filled = async {
-        let listing = listing_of(state, fd.cast_unsigned(), cookie == 0).await?;
+        let listing = match fd {
+            ListedDescriptor::Runtime(fd) => listing_of(state, fd, cookie == 0).await?,
+            ListedDescriptor::Memory(fd) => memory_listing_of(state, fd, cookie == 0).await?,
+        };
         fill(&mut destination, listing, cookie.cast_unsigned()).await?;
         let used = length.cast_unsigned() - destination.left;
         let out = GuestPtr::<u32>::new(out.cast_unsigned());
@@ -78,6 +87,44 @@ async fn fd_readdir(
         Ok(()) => Ok(0),
         Err(error) => Ok(i32::from(error.downcast()? as u16)),
     }
+}
+
+/// The descriptor of a directory that a core module lists.
+#[derive(Clone, Copy, Debug)]
+enum ListedDescriptor {
+    /// One of the runtime, by the runtime's number.
+    Runtime(u32),
+    /// One of the memory file system, by the guest's number.
+    Memory(i32),
+}
+
+/// Returns the listing of a descriptor of the memory file system, as [`listing_of`] does.
+async fn memory_listing_of(
+    state: &mut GuestState,
+    fd: i32,
+    begins: bool,
+) -> Result<StoppableSnapshot<'_>, types::Error> {
+    let GuestState {
+        memory_files,
+        memory_limiter,
+        stop,
+        ..
+    } = state;
+    let files = memory_files.as_mut().ok_or(Errno::Badf)?;
+    let descriptor = files.descriptors.memory(fd)?;
+    if !descriptor.is_directory {
+        return Err(Errno::Badf.into());
+    }
+    if begins || descriptor.listing.is_none() {
+        if let Some(listing) = descriptor.listing.take() {
+            listing.release(memory_limiter);
+        }
+        let reading =
+            DirectorySnapshot::read_memory(descriptor.node, &files.fs, memory_limiter, stop);
+        descriptor.listing = Some(reading.await?);
+    }
+    let listing = descriptor.listing.as_mut().ok_or(Errno::Badf)?;
+    Ok(StoppableSnapshot { listing, stop })
 }
 
 /// Returns the listing of a descriptor. It is read first where there is none, or where a new
@@ -269,6 +316,24 @@ async fn read_directory(
     dir: Resource<Descriptor>,
 ) -> wasmtime::Result<ReadDirectoryResult> {
     let state = store.data_mut();
+    if let Some(file) = memory_descriptor::memory_file(state, &dir) {
+        let GuestState {
+            memory_limiter,
+            stop,
+            ..
+        } = state;
+        let dir = match file.directory() {
+            Ok(dir) => dir,
+            Err(error) => return Ok((Err(error),)),
+        };
+        return match DirectorySnapshot::read_memory(dir, &file.fs, memory_limiter, stop).await {
+            Ok(listing) => {
+                let rep = state.listings.keep_new(listing);
+                Ok((Ok(Resource::new_own(rep)),))
+            }
+            Err(error) => Ok((Err(error.downcast()?),)),
+        };
+    }
     let dir = match state.filesystem().table.get(&dir)? {
         Descriptor::Dir(dir) => Arc::clone(&dir.dir),
         Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
@@ -313,6 +378,16 @@ async fn metadata_hash_at(
     let Some(path) = bounded_path(&store, &given)? else {
         return Ok((Err(ErrorCode::NameTooLong),));
     };
+    if let Some(file) = memory_descriptor::memory_file(store.data_mut(), &dir) {
+        let hash = file.metadata_hash_at(follow, &path);
+        if !matches!(hash, Err(ErrorCode::NoEntry)) {
+            return Ok((hash,));
+        }
+        let listings = &mut store.data_mut().listings;
+        let gone = listings.read_last_memory(file.node());
+        let gone = gone.filter(|entry| follow == PathFlags::empty() && entry.name == path);
+        return Ok((gone.map_or(hash, |entry| Ok(memory_descriptor::hash_of(entry.serial))),));
+    }
     let calls = store.data().files.clone();
     let mut files = store.data_mut().filesystem();
     let again = Resource::new_borrow(dir.rep());

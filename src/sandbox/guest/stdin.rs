@@ -153,7 +153,12 @@ impl Input {
         changed
     }
 
-    /// Returns the number of bytes that the guest has read.
+    /// Counts as read only what the guest reads after the first `preface` bytes.
+    pub(in crate::sandbox) fn begin_count_after(&self, preface: usize) {
+        self.lock().buffer.begin_count_after(preface);
+    }
+
+    /// Returns the number of bytes that the guest has read and that count.
     pub(in crate::sandbox) fn read_bytes(&self) -> u64 {
         self.lock().buffer.read_bytes()
     }

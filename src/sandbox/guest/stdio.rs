@@ -16,8 +16,10 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 use super::host_call_pacer::HostCallPacer;
 use super::stop_signal::{StopReason, StopSignal};
 use crate::event_log::{CHUNK_BYTES, CaptureBuffer, CapturedOutput, EventLog};
+use crate::model::collected::CollectedFile;
 use crate::model::limits::{OutputMode, OutputPolicy};
 use crate::model::outcome::{CancelCause, LiveUsage, Stream, Written};
+use crate::otlp::OutputExport;
 use crate::sync::lock;
 
 /// How many bytes a guest is told that it may write in one call whenever there is any room. It is
@@ -39,6 +41,8 @@ pub struct Output {
     policy: OutputPolicy,
     log: Arc<EventLog>,
     usage: Arc<LiveUsage>,
+    /// The export to a log backend; `None` where the output is not exported.
+    export: Option<Box<OutputExport>>,
     inner: Mutex<Inner>,
 }
 
@@ -46,6 +50,8 @@ pub struct Output {
 struct Inner {
     written: [Written; 2],
     captured: Option<[CaptureBuffer; 2]>,
+    /// The files that the run returns, where its output is captured.
+    files: Vec<CollectedFile>,
 }
 
 /// The error that ends a guest which exceeded its output limit.
@@ -62,22 +68,25 @@ impl std::error::Error for OutputExceeded {}
 
 impl Output {
     /// Creates the output of a run. Each stream may take `limit` bytes (`None` means no limit), and
-    /// both go to `log`.
+    /// both go to `log` and, if there is one, to `export`.
     pub fn new(
         limit: Option<u64>,
         policy: OutputPolicy,
         delivery: OutputMode,
         log: Arc<EventLog>,
         usage: Arc<LiveUsage>,
+        export: Option<OutputExport>,
     ) -> Self {
         Self {
             limit,
             policy,
             log,
             usage,
+            export: export.map(Box::new),
             inner: Mutex::new(Inner {
                 written: Default::default(),
                 captured: (delivery == OutputMode::Captured).then(Default::default),
+                files: Vec::new(),
             }),
         }
     }
@@ -85,6 +94,13 @@ impl Output {
     /// Returns how much was written to each stream so far, and whether it was truncated.
     pub fn written(&self) -> [Written; 2] {
         self.lock().written
+    }
+
+    /// Exports what is left to be exported of the output, if it is exported at all.
+    pub fn finish_export(&self) {
+        if let Some(export) = &self.export {
+            export.finish();
+        }
     }
 
     /// Returns how many bytes may be written in one piece now; 0 means that the guest has to wait
@@ -97,8 +113,23 @@ impl Output {
     /// Takes the captured output, or returns `None` if the run's output is not captured or was
     /// taken before.
     pub fn take_captured(&self) -> Option<CapturedOutput> {
-        let captured = self.lock().captured.take();
-        captured.map(CapturedOutput::new)
+        let mut inner = self.lock();
+        let captured = inner.captured.take()?;
+        let files = std::mem::take(&mut inner.files);
+        drop(inner);
+        Some(CapturedOutput::new(captured, files))
+    }
+
+    /// Delivers the files that the run returns, after all of its output: to the log, and where the
+    /// output is captured, with that.
+    pub(in crate::sandbox) fn deliver(&self, files: Vec<CollectedFile>) {
+        for file in &files {
+            self.log.write_file(file);
+        }
+        let mut inner = self.lock();
+        if inner.captured.is_some() {
+            inner.files = files;
+        }
     }
 
     /// Hands the captured output over to the run's log, and returns how many bytes that is; `None`
@@ -133,6 +164,9 @@ impl Output {
         }
         drop(inner);
         self.log.write(stream, bytes);
+        if let Some(export) = &self.export {
+            export.write(stream, bytes);
+        }
         if over && self.policy == OutputPolicy::Stop {
             return Err(OutputExceeded);
         }

@@ -16,6 +16,16 @@ pub enum ClockKind {
     Stepped,
 }
 
+impl ClockKind {
+    /// Returns the clock of a guest that has the real one, or not.
+    pub(in crate::sandbox) fn of(is_real: bool) -> Self {
+        match is_real {
+            true => Self::Real,
+            false => Self::Stepped,
+        }
+    }
+}
+
 /// The time at which the clock starts, 2022-01-01T00:00:00Z, as the duration since the Unix epoch.
 pub(in crate::sandbox) const START: Duration = Duration::from_secs(1_640_995_200);
 /// How far one reading advances the clock.

@@ -10,6 +10,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiView};
 
 use super::mounts::{Preopen, no_descriptors};
+use super::session_streams::SessionStreams;
 use super::stdin::{GuestInput, Input};
 use super::stdio::GuestOutput;
 use super::stepped_clock::SteppedClock;
@@ -32,6 +33,8 @@ pub(in crate::sandbox) struct WasiParts {
     pub(in crate::sandbox) stdout: GuestOutput,
     /// The guest's stderr stream.
     pub(in crate::sandbox) stderr: GuestOutput,
+    /// The streams of the session in place of these three; `None` where the run is of no session.
+    pub(in crate::sandbox) session: Option<SessionStreams>,
     /// The deterministic clock; `None` where the guest has the real one.
     pub(in crate::sandbox) stepped: Option<SteppedClock>,
     /// The maximum number of entries in the context's resource table.
@@ -147,12 +150,19 @@ fn builder(given: WasiParts) -> WasiCtxBuilder {
         .allow_blocking_current_thread(false)
         // This limits one piece: a guest's own calls are split into pieces of this size.
         .max_random_size(u64::from(RANDOM_PIECE))
-        .stdin(GuestInput(input))
-        .stdout(given.stdout)
-        .stderr(given.stderr)
         .allow_ip_name_lookup(false)
         .allow_tcp(false)
         .allow_udp(false);
+    match given.session {
+        None => builder
+            .stdin(GuestInput(input))
+            .stdout(given.stdout)
+            .stderr(given.stderr),
+        Some(streams) => builder
+            .stdin(streams.stdin)
+            .stdout(streams.stdout)
+            .stderr(streams.stderr),
+    };
     if let Some(stepped) = given.stepped {
         builder.wall_clock(stepped.clone()).monotonic_clock(stepped);
     }

@@ -62,7 +62,7 @@ pub(in crate::sandbox) fn variable(spec: &RunSpec) -> Option<(&'static str, &str
     const NAME: &str = "PWD";
     let dir = match &spec.working_dir {
         Some(dir) => dir.as_str(),
-        None if spec.mounts.is_empty() => return None,
+        None if spec.mounts.is_empty() && spec.files.is_none() => return None,
         None => "/",
     };
     let is_set = spec.env.iter().any(|(name, _)| name == NAME);
@@ -82,7 +82,11 @@ fn beginning_in_root(roots: &MountRoots, asked: bool, mut opened: Vec<Preopen>) 
     opened
 }
 
-fn beginning_in(
+/// Arranges the directories of a guest that starts in `dir`, which is in one of `mounts`.
+///
+/// # Errors
+/// Returns those of [`preopens`].
+pub(in crate::sandbox) fn beginning_in(
     dir: &GuestPath,
     mounts: &[Mount],
     opened: Vec<Preopen>,
@@ -120,6 +124,16 @@ fn beginning_in(
         guest: ".".to_owned(),
         read_only: place.read_only,
     };
+    let below = below(mounts, dir, &opened);
+    Ok([first].into_iter().chain(opened).chain(below).collect())
+}
+
+/// Returns the mounts below `dir`, by their names from there. `opened` are `mounts` in their order.
+pub(in crate::sandbox) fn below(
+    mounts: &[Mount],
+    dir: &GuestPath,
+    opened: &[Preopen],
+) -> Vec<Preopen> {
     let below = opened.iter().zip(mounts).filter_map(|(open, mount)| {
         let name = mount.guest.beneath(dir)?;
         (!name.is_empty()).then(|| Preopen {
@@ -127,8 +141,7 @@ fn beginning_in(
             ..open.clone()
         })
     });
-    let below: Vec<Preopen> = below.collect();
-    Ok([first].into_iter().chain(opened).chain(below).collect())
+    below.collect()
 }
 
 /// Returns the refusal for a working directory that has an entry with a mount's name. Programs that

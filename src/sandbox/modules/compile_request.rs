@@ -10,7 +10,7 @@ use super::compile::{CompileLane, CompilePermit};
 use crate::model::refusal::Refusal;
 use crate::model::request::Digest;
 use crate::model::tenant_id::TenantId;
-use crate::store::{Blob, Store};
+use crate::store::{Blob, ProvidedModule, Store};
 
 /// The source of a module's bytes, which are fetched only when they are needed.
 #[derive(Clone)]
@@ -26,6 +26,8 @@ pub enum ModuleSource {
         /// Size of the module in bytes.
         size: u64,
     },
+    /// The bytes are in a file of the operator's.
+    Provided(Arc<ProvidedModule>),
 }
 
 impl ModuleSource {
@@ -34,6 +36,7 @@ impl ModuleSource {
         match self {
             Self::Inline(blob) => blob.len(),
             Self::Stored { size, .. } => *size,
+            Self::Provided(module) => module.size(),
         }
     }
 }

@@ -83,15 +83,15 @@ impl Inner {
         artifact: Arc<Artifact>,
         inspection: Arc<Inspection>,
     ) {
-        let Some(saver) = &self.artifact_writer else {
+        let Some(writer) = &self.artifact_writer else {
             return;
         };
-        let save = ArtifactWrite {
+        let write = ArtifactWrite {
             name: self.name(digest, metered),
             artifact,
             inspection,
         };
-        if saver.try_send(save).is_err() {
+        if !writer.queue(write) {
             tracing::debug!(%digest, "compiled code is not written to disk: too much of it waits");
         }
     }

@@ -64,11 +64,10 @@ fn metered(
     let rules = BodyRules {
         kind,
         cap: MessageCap::fixed(CAP, "of a test"),
-        budget,
         stall: Duration::from_secs(600),
     };
     let total = Arc::new(AtomicU64::new(0));
-    let charge = RequestCharge::new(Arc::clone(&total), None);
+    let charge = RequestCharge::new(Arc::clone(&total), budget, None);
     (MeteredBody::new(body, rules, charge, None), total)
 }
 

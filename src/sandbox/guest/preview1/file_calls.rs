@@ -8,13 +8,18 @@ use wasmtime_wasi::p1::types::Errno;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wiggle::GuestMemory;
 
-use super::{CALL_BYTES, WasiVersion, errno_code, is_too_long};
+use super::{CALL_BYTES, WasiVersion, errno_code, is_too_long, memory_calls};
 use crate::sandbox::guest::guest_state::{GuestState, memory};
+use crate::sandbox::guest::memory_files::Route;
 
 /// Defines a function on descriptors or paths. For paths, the arguments that hold their lengths are
-/// named, so that a path that is too long is not looked at.
+/// named, so that a path that is too long is not looked at; and so are the descriptors, by which it
+/// is decided where the call goes.
 macro_rules! define_call {
-    ($linker:expr, $name:ident, ($first:ident $(, $arg:ident)*), [$($len:ident),*]) => {
+    (
+        $linker:expr, $name:ident, ($first:ident $(, $arg:ident)*), [$($len:ident),*],
+        [$($fd:ident),+]
+    ) => {
         for (module, version) in [
             ("wasi_snapshot_preview1", WasiVersion::Preview1),
             ("wasi_unstable", WasiVersion::Unstable),
@@ -29,6 +34,9 @@ macro_rules! define_call {
                         if lengths.into_iter().any(is_too_long) {
                             return Ok(errno_code(Errno::Nametoolong));
                         }
+                        route!(caller, [$($fd),+] => {
+                            memory_calls::$name(caller, version, ($first, $($arg,)*)).await
+                        });
                         let memory = memory(&mut caller)?;
                         let (bytes, state) = memory.data_and_store_mut(&mut caller);
                         let mut memory = GuestMemory::Unshared(bytes);
@@ -79,54 +87,72 @@ pub(super) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
 }
 
 fn add_descriptors(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    define_call!(linker, fd_advise, (fd, offset, size, advice), []);
-    define_call!(linker, fd_datasync, (fd), []);
-    define_call!(linker, fd_fdstat_get, (fd, out), []);
-    define_call!(linker, fd_filestat_set_size, (fd, size), []);
+    define_call!(linker, fd_advise, (fd, offset, size, advice), [], [fd]);
+    define_call!(linker, fd_datasync, (fd), [], [fd]);
+    define_call!(linker, fd_fdstat_get, (fd, out), [], [fd]);
+    define_call!(linker, fd_filestat_set_size, (fd, size), [], [fd]);
     define_call!(
         linker,
         fd_filestat_set_times,
         (fd, accessed, modified, which),
-        []
+        [],
+        [fd]
     );
-    define_call!(linker, fd_seek, (fd, offset, whence, out), []);
-    define_call!(linker, fd_sync, (fd), []);
+    define_call!(linker, fd_seek, (fd, offset, whence, out), [], [fd]);
+    define_call!(linker, fd_sync, (fd), [], [fd]);
     Ok(())
 }
 
 fn add_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    define_call!(linker, path_create_directory, (dir, path, len), [len]);
+    define_call!(
+        linker,
+        path_create_directory,
+        (dir, path, len),
+        [len],
+        [dir]
+    );
     define_call!(
         linker,
         path_filestat_set_times,
         (dir, flags, path, len, accessed, modified, which),
-        [len]
+        [len],
+        [dir]
     );
     define_call!(
         linker,
         path_link,
         (dir, flags, path, len, to_dir, to, to_len),
-        [len, to_len]
+        [len, to_len],
+        [dir, to_dir]
     );
     define_call!(
         linker,
         path_readlink,
         (dir, path, len, buf, buf_len, out),
-        [len]
+        [len],
+        [dir]
     );
-    define_call!(linker, path_remove_directory, (dir, path, len), [len]);
+    define_call!(
+        linker,
+        path_remove_directory,
+        (dir, path, len),
+        [len],
+        [dir]
+    );
     define_call!(
         linker,
         path_rename,
         (dir, path, len, to_dir, to, to_len),
-        [len, to_len]
+        [len, to_len],
+        [dir, to_dir]
     );
     define_call!(
         linker,
         path_symlink,
         (path, len, dir, to, to_len),
-        [len, to_len]
+        [len, to_len],
+        [dir]
     );
-    define_call!(linker, path_unlink_file, (dir, path, len), [len]);
+    define_call!(linker, path_unlink_file, (dir, path, len), [len], [dir]);
     Ok(())
 }

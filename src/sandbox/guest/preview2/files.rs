@@ -1,6 +1,8 @@
 //! Replaces the file functions of components: writes are made in pieces, paths have a bounded
 //! length, and what is open is counted.
 
+use std::sync::Arc;
+
 use wasmtime::component::{Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::FsResult;
@@ -10,10 +12,13 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 
 use super::file_streams::{self, WriteAt};
-use super::{CallStore, open_with_handle};
+use super::memory_descriptor::{self, MemoryFile, memory_file, memory_files};
+use super::{CallStore, memory_streams, open_in_memory, open_with_handle};
 use crate::model::guest_limits::PATH;
 use crate::sandbox::guest::guest_state::GuestState;
 use crate::sandbox::guest::host_call_pacer::{HostCallPacer, PIECE_BYTES};
+use crate::sandbox::guest::memory_fs;
+use crate::sync::lock;
 
 /// The interface whose functions are replaced, in the version that the runtime offers.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
@@ -37,6 +42,11 @@ macro_rules! define_plain {
             $name,
             |mut call: CallStore<'_>, (file, $($arg,)*): (Resource<Descriptor>, $($a,)*)| {
                 Box::new(async move {
+                    if let Some(memory) = memory_file(call.data_mut(), &file) {
+                        let result: Result<$result, ErrorCode> = memory.$method($($arg),*);
+                        memory.sweep(Arc::clone(&call.data().stop)).await?;
+                        return Ok((result,));
+                    }
                     let calls = call.data().files.clone();
                     let mut files = call.data_mut().filesystem();
                     let made = HostDescriptor::$method(&mut files, file, $($arg),*);
@@ -75,6 +85,11 @@ fn add_plain(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         "[method]descriptor.is-same-object",
         |mut call: CallStore<'_>, (one, other): (Resource<Descriptor>, Resource<Descriptor>)| {
             Box::new(async move {
+                match memory_files(call.data_mut(), &one, &other) {
+                    Some(Ok([one, other])) => return Ok((one.node() == other.node(),)),
+                    Some(Err(_)) => return Ok((false,)),
+                    None => {}
+                }
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let same = HostDescriptor::is_same_object(&mut files, one, other);
@@ -104,6 +119,11 @@ fn add_files(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     interface.func_wrap(
         "[method]descriptor.read-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            if let Some(file) = memory_file(call.data_mut(), &file) {
+                let stream = file.readable();
+                let stream = stream.map(|node| memory_streams::reader(&file.fs, node, offset));
+                return open_in_memory(call.data_mut(), stream);
+            }
             open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::read(state, &file, offset)
             })
@@ -112,6 +132,11 @@ fn add_files(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     interface.func_wrap(
         "[method]descriptor.write-via-stream",
         |mut call: CallStore<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            if let Some(file) = memory_file(call.data_mut(), &file) {
+                let (stream, at) = (file.writable(), memory_fs::WritePosition::Offset(offset));
+                let stream = stream.map(|node| memory_streams::writer(&file.fs, node, at));
+                return open_in_memory(call.data_mut(), stream);
+            }
             open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::write(state, &file, WriteAt::Offset(offset))
             })
@@ -120,6 +145,11 @@ fn add_files(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     interface.func_wrap(
         "[method]descriptor.append-via-stream",
         |mut call: CallStore<'_>, (file,): (Resource<Descriptor>,)| {
+            if let Some(file) = memory_file(call.data_mut(), &file) {
+                let (stream, at) = (file.writable(), memory_fs::WritePosition::End);
+                let stream = stream.map(|node| memory_streams::writer(&file.fs, node, at));
+                return open_in_memory(call.data_mut(), stream);
+            }
             open_with_handle(&mut call, ErrorCode::InsufficientMemory, |state| {
                 file_streams::write(state, &file, WriteAt::End)
             })
@@ -130,6 +160,9 @@ fn add_files(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         ResourceType::host::<Descriptor>(),
         |mut call: CallStore<'_>, rep| {
             let state = call.data_mut();
+            if memory_descriptor::close(state, rep)? {
+                return Ok(());
+            }
             HostDescriptor::drop(&mut state.filesystem(), Resource::new_own(rep))?;
             state.handles.close(rep);
             Ok(())
@@ -144,6 +177,9 @@ async fn write_at(
     bytes: &WasmList<u8>,
     offset: u64,
 ) -> FileCallResult<u64> {
+    if let Some(file) = memory_file(call.data_mut(), to) {
+        return write_in_memory(call, &file, bytes, offset).await;
+    }
     let calls = call.data().files.clone();
     let stop = call.data().stop.clone();
     let mut pace = HostCallPacer::new(&stop);
@@ -168,6 +204,37 @@ async fn write_at(
         }
         pace.checkpoint().await?;
     }
+}
+
+/// Writes to a file in memory as many of `bytes` as there is memory for, and returns how many.
+async fn write_in_memory(
+    call: &mut CallStore<'_>,
+    file: &MemoryFile,
+    bytes: &WasmList<u8>,
+    offset: u64,
+) -> FileCallResult<u64> {
+    let node = match file.writable() {
+        Ok(node) => node,
+        Err(error) => return Ok((Err(error),)),
+    };
+    let stop = call.data().stop.clone();
+    let mut pace = HostCallPacer::new(&stop);
+    let mut done = 0;
+    while done < bytes.len() {
+        let end = bytes.len().min(done + PIECE_BYTES);
+        let piece = &bytes.as_le_slice(&*call)[done..end];
+        let at = memory_fs::WritePosition::Offset(offset.saturating_add(done as u64));
+        match lock(&file.fs).write(node, at, piece) {
+            Ok((written, _)) => done += written,
+            Err(error) if done == 0 => return Ok((Err(error.into()),)),
+            Err(_) => break,
+        }
+        if done < end {
+            break;
+        }
+        pace.checkpoint().await?;
+    }
+    Ok((Ok(done as u64),))
 }
 
 /// Returns a path that a guest gave, or `None` if it is too long to be looked at.
@@ -195,6 +262,12 @@ macro_rules! define_path {
                     let Some(given) = bounded_path(&call, &given)? else {
                         return Ok((Err(ErrorCode::NameTooLong),));
                     };
+                    if let Some(memory) = memory_file(call.data_mut(), &dir) {
+                        let result: Result<$result, ErrorCode> =
+                            memory.$method($($before,)* given, $($after,)*);
+                        memory.sweep(Arc::clone(&call.data().stop)).await?;
+                        return Ok((result,));
+                    }
                     let calls = call.data().files.clone();
                     let mut files = call.data_mut().filesystem();
                     let made =
@@ -251,6 +324,13 @@ fn add_two_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
                 else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                match memory_files(call.data_mut(), &dir, &to_dir) {
+                    Some(Ok([dir, to_dir])) => {
+                        return Ok((dir.link_at(flags, &from, &to_dir, &to),));
+                    }
+                    Some(Err(error)) => return Ok((Err(error),)),
+                    None => {}
+                }
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::link_at(&mut files, dir, flags, from, to_dir, to);
@@ -268,6 +348,15 @@ fn add_two_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
                 else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                match memory_files(call.data_mut(), &dir, &to_dir) {
+                    Some(Ok([dir, to_dir])) => {
+                        let renamed = dir.rename_at(&from, &to_dir, &to);
+                        dir.sweep(Arc::clone(&call.data().stop)).await?;
+                        return Ok((renamed,));
+                    }
+                    Some(Err(error)) => return Ok((Err(error),)),
+                    None => {}
+                }
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::rename_at(&mut files, dir, from, to_dir, to);
@@ -275,6 +364,12 @@ fn add_two_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
             })
         },
     )?;
+    add_symlink(linker)
+}
+
+/// Defines the call that makes a symbolic link.
+fn add_symlink(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    let mut interface = linker.instance(INTERFACE)?;
     interface.func_wrap_async(
         "[method]descriptor.symlink-at",
         |mut call: CallStore<'_>, (dir, from, to): (Resource<Descriptor>, WasmStr, WasmStr)| {
@@ -284,6 +379,9 @@ fn add_two_paths(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
                 else {
                     return Ok((Err(ErrorCode::NameTooLong),));
                 };
+                if let Some(dir) = memory_file(call.data_mut(), &dir) {
+                    return Ok((dir.symlink_at(&from, &to),));
+                }
                 let calls = call.data().files.clone();
                 let mut files = call.data_mut().filesystem();
                 let made = HostDescriptor::symlink_at(&mut files, dir, from, to);

@@ -6,12 +6,15 @@
 
 mod file_streams;
 mod files;
+pub(in crate::sandbox) mod memory_descriptor;
+mod memory_streams;
 mod sockets;
 mod streams;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, WasmList};
 use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::filesystem::types::ErrorCode;
 use wasmtime_wasi::p2::bindings::io::poll;
 use wasmtime_wasi::p2::bindings::random::{insecure, random};
 use wasmtime_wasi::random::WasiRandomView;
@@ -31,6 +34,7 @@ pub(in crate::sandbox) fn add(linker: &mut Linker<GuestState>) -> wasmtime::Resu
     add_poll(linker)?;
     add_random(linker)?;
     files::add(linker)?;
+    memory_descriptor::add(linker)?;
     sockets::add(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -56,6 +60,30 @@ fn open_with_handle<T: 'static, E>(
         Err(_) => state.handles.release_reserved(),
     }
     Ok((result,))
+}
+
+/// Opens a stream on a file in memory, as [`open_with_handle`] does for others.
+fn open_in_memory<T: Send + 'static>(
+    state: &mut GuestState,
+    stream: Result<T, ErrorCode>,
+) -> wasmtime::Result<(Result<Resource<T>, ErrorCode>,)> {
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(error) => return Ok((Err(error),)),
+    };
+    if !state.handles.take_in_memory() {
+        return Ok((Err(ErrorCode::InsufficientMemory),));
+    }
+    match state.ctx().table.push(stream) {
+        Ok(resource) => {
+            state.handles.bind_in_memory(resource.rep());
+            Ok((Ok(resource),))
+        }
+        Err(error) => {
+            state.handles.release_in_memory();
+            Err(error.into())
+        }
+    }
 }
 
 fn add_poll(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {

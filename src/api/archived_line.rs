@@ -1,0 +1,351 @@
+//! The line of a run in the archive: what people's tools read of it, and its output.
+//!
+//! docs/archive.md describes the fields. What the API tells of a run comes from its summary, which
+//! is its `RunInfo`; only the output comes from here.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::proto::run_info::End;
+use super::proto::{self, RunInfo};
+use crate::event_log::{Event, EventPayload};
+use crate::model::outcome::Stream;
+
+/// Bytes of escapes that a piece of output may have in any case.
+const FEW: usize = 1024;
+
+/// A run as JSON, on one line.
+#[derive(Serialize)]
+struct Line<'a> {
+    run_id: &'a str,
+    tenant: &'a str,
+    method: &'a str,
+    caller: &'a str,
+    labels: BTreeMap<&'a str, &'a str>,
+    module_digest: &'a str,
+    trace_id: &'a str,
+    asked: String,
+    started: Option<String>,
+    ended: Option<String>,
+    /// As in the log: "exited", or "refused" for a run that has an error instead.
+    outcome: &'a str,
+    exit_code: Option<u32>,
+    trap: Option<&'a str>,
+    reason: Option<&'a str>,
+    message: Option<&'a str>,
+    duration_ms: f64,
+    cpu_ms: f64,
+    fuel: Option<u64>,
+    memory_bytes: u64,
+    stdin_bytes: u64,
+    stdout_bytes: u64,
+    stderr_bytes: u64,
+    events: Vec<LineEvent>,
+}
+
+/// The events of a line, as they are read back.
+#[derive(Deserialize)]
+struct Events {
+    events: Vec<LineEvent>,
+}
+
+/// A piece of output: of a stream as text or, if it is no UTF-8, in base64; or of a file.
+#[derive(Serialize, Deserialize)]
+struct LineEvent {
+    seq: u64,
+    time: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    stream: Option<StreamName>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    file: Option<LineFile>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    base64: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StreamName {
+    Stdout,
+    Stderr,
+}
+
+/// The file that an event has a piece of, and where in the file that begins.
+#[derive(Serialize, Deserialize)]
+struct LineFile {
+    path: String,
+    content_type: String,
+    size: u64,
+    offset: u64,
+}
+
+fn text_of(time: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(time).to_string()
+}
+
+fn time_of(time: Option<&prost_types::Timestamp>) -> Option<String> {
+    Some(text_of(SystemTime::try_from(*time?).ok()?))
+}
+
+fn millis(duration: Option<&prost_types::Duration>) -> f64 {
+    let duration = duration.and_then(|it| Duration::try_from(*it).ok());
+    duration.unwrap_or_default().as_secs_f64() * 1e3
+}
+
+/// Reports whether JSON has little to escape in `text`: base64 is shorter than much of that.
+fn is_plain(text: &str) -> bool {
+    let more = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 1,
+        0..0x20 => 5,
+        _ => 0,
+    });
+    more.sum::<usize>() <= text.len() / 3 + FEW
+}
+
+impl LineEvent {
+    /// Encodes a piece of output; `None` for any other event.
+    fn of(event: &Event) -> Option<Self> {
+        let (stream, file, bytes) = match &event.payload {
+            EventPayload::Output(Stream::Stdout, bytes) => (Some(StreamName::Stdout), None, bytes),
+            EventPayload::Output(Stream::Stderr, bytes) => (Some(StreamName::Stderr), None, bytes),
+            EventPayload::File {
+                head,
+                offset,
+                bytes,
+            } => {
+                let file = LineFile {
+                    path: head.path.clone(),
+                    content_type: head.content_type.to_owned(),
+                    size: head.size,
+                    offset: *offset,
+                };
+                (None, Some(file), bytes)
+            }
+            EventPayload::Started | EventPayload::Lost { .. } | EventPayload::End(_) => {
+                return None;
+            }
+        };
+        let text = str::from_utf8(bytes).ok().filter(|text| is_plain(text));
+        Some(Self {
+            seq: event.seq,
+            time: text_of(event.at),
+            stream,
+            file,
+            base64: text.is_none().then(|| BASE64_STANDARD.encode(bytes)),
+            text: text.map(str::to_owned),
+        })
+    }
+
+    /// Decodes the event of the wire; `None` for one that nobody wrote.
+    fn decode(self, run_id: &str) -> Option<proto::StreamEvent> {
+        use proto::stream_event::Event as Wire;
+        let data = match (self.text, self.base64) {
+            (Some(text), None) => Bytes::from(text),
+            (None, Some(base64)) => Bytes::from(BASE64_STANDARD.decode(base64).ok()?),
+            _ => return None,
+        };
+        let event = match (self.stream, self.file) {
+            (Some(StreamName::Stdout), None) => Wire::Stdout(data),
+            (Some(StreamName::Stderr), None) => Wire::Stderr(data),
+            (None, Some(file)) => Wire::File(proto::FileChunk {
+                path: file.path,
+                content_type: file.content_type,
+                size: file.size,
+                offset: file.offset,
+                data,
+            }),
+            _ => return None,
+        };
+        Some(proto::StreamEvent {
+            run_id: run_id.to_owned(),
+            seq: self.seq,
+            time: Some(humantime::parse_rfc3339(&self.time).ok()?.into()),
+            event: Some(event),
+        })
+    }
+}
+
+/// How a run ended, in the words of a line.
+struct LineEnd<'a> {
+    outcome: &'a str,
+    result: Option<&'a proto::RunResult>,
+    error: Option<&'a proto::RunError>,
+}
+
+impl<'a> LineEnd<'a> {
+    fn of(end: Option<&'a End>) -> Self {
+        match end {
+            Some(End::Result(result)) => Self {
+                outcome: outcome(result.outcome()),
+                result: Some(result),
+                error: None,
+            },
+            Some(End::Error(error)) => Self {
+                outcome: "refused",
+                result: None,
+                error: Some(error),
+            },
+            None => Self {
+                outcome: "",
+                result: None,
+                error: None,
+            },
+        }
+    }
+}
+
+/// Returns the name of an outcome, as the log has it.
+fn outcome(outcome: proto::Outcome) -> &'static str {
+    match outcome {
+        proto::Outcome::Unspecified => "",
+        proto::Outcome::Exited => "exited",
+        proto::Outcome::Trapped => "trapped",
+        proto::Outcome::MemoryExceeded => "memory_exceeded",
+        proto::Outcome::FuelExhausted => "fuel_exhausted",
+        proto::Outcome::StackOverflow => "stack_overflow",
+        proto::Outcome::TimedOut => "timed_out",
+        proto::Outcome::OutputExceeded => "output_exceeded",
+        proto::Outcome::Cancelled => "cancelled",
+    }
+}
+
+/// Encodes the line of a run of `tenant`.
+pub(super) fn encode(tenant: &str, info: &RunInfo, output: &[Event]) -> Vec<u8> {
+    let LineEnd {
+        outcome,
+        result,
+        error,
+    } = LineEnd::of(info.end.as_ref());
+    let labels = info.labels.iter();
+    let line = Line {
+        run_id: &info.run_id,
+        tenant,
+        method: &info.method,
+        caller: &info.caller,
+        labels: labels.map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        module_digest: &info.module_digest,
+        trace_id: &info.trace_id,
+        asked: time_of(info.asked.as_ref()).unwrap_or_default(),
+        started: time_of(info.started.as_ref()),
+        ended: time_of(info.ended.as_ref()),
+        outcome,
+        exit_code: result.and_then(|it| it.exit_code),
+        trap: result.and_then(|it| Some(it.trap.as_ref()?.code.as_str())),
+        reason: error.map(|it| it.reason.as_str()),
+        message: error.map(|it| it.message.as_str()),
+        duration_ms: millis(result.and_then(|it| it.duration.as_ref())),
+        cpu_ms: millis(result.and_then(|it| it.cpu_time.as_ref())),
+        fuel: result.and_then(|it| it.fuel_consumed),
+        memory_bytes: result.map_or(0, |it| it.memory_used),
+        stdin_bytes: result.map_or(0, |it| it.stdin_bytes),
+        stdout_bytes: result.map_or(0, |it| it.stdout_bytes),
+        stderr_bytes: result.map_or(0, |it| it.stderr_bytes),
+        events: output.iter().filter_map(LineEvent::of).collect(),
+    };
+    // Maps with keys that are no text, which is what could fail, are not in it.
+    serde_json::to_vec(&line).unwrap_or_default()
+}
+
+/// Decodes the output of a run from its line, in order; `None` for a line that nobody wrote.
+pub(super) fn output(run_id: &str, line: &[u8]) -> Option<Vec<proto::StreamEvent>> {
+    let Events { events } = serde_json::from_slice(line).ok()?;
+    let events = events.into_iter().map(|event| event.decode(run_id));
+    events.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::api::encode;
+    use crate::model::collected::FileHead;
+
+    fn payload() -> impl Strategy<Value = EventPayload> {
+        let bytes = prop_oneof![
+            any::<Vec<u8>>(),
+            any::<String>().prop_map(String::into_bytes),
+        ];
+        (0..3, bytes, any::<String>()).prop_map(|(kind, bytes, path)| {
+            let bytes = Bytes::from(bytes);
+            match kind {
+                0 => EventPayload::Output(Stream::Stdout, bytes),
+                1 => EventPayload::Output(Stream::Stderr, bytes),
+                _ => EventPayload::File {
+                    head: Arc::new(FileHead {
+                        path,
+                        content_type: "text/plain",
+                        size: 7,
+                    }),
+                    offset: 3,
+                    bytes,
+                },
+            }
+        })
+    }
+
+    fn wire(event: &Event) -> proto::stream_event::Event {
+        match &event.payload {
+            EventPayload::Output(stream, bytes) => encode::output(*stream, bytes.clone()),
+            EventPayload::File {
+                head,
+                offset,
+                bytes,
+            } => encode::file_chunk(head, *offset, bytes.clone()),
+            EventPayload::Started | EventPayload::Lost { .. } | EventPayload::End(_) => {
+                unreachable!("no output")
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn output_is_read_as_it_was_written(
+            payloads in proptest::collection::vec(payload(), 0..5),
+            nanos in 0..u64::MAX / 4,
+        ) {
+            let at = UNIX_EPOCH + Duration::from_nanos(nanos);
+            let events: Vec<Event> = (1..)
+                .zip(payloads)
+                .map(|(seq, payload)| Event { seq, at, payload })
+                .collect();
+            let info = RunInfo {
+                run_id: "0.x".to_owned(),
+                ..RunInfo::default()
+            };
+            let line = encode("t", &info, &events);
+            prop_assert!(!line.contains(&b'\n'));
+            let read = output(&info.run_id, &line).unwrap();
+            prop_assert_eq!(read.len(), events.len());
+            for (read, event) in read.iter().zip(&events) {
+                let time: prost_types::Timestamp = at.into();
+                prop_assert_eq!(read.seq, event.seq);
+                prop_assert_eq!(read.time, Some(time));
+                prop_assert_eq!(read.event.as_ref(), Some(&wire(event)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_no_output() {
+        for line in [
+            "",
+            "{}",
+            r#"{"events":[{"seq":1,"time":"2026-12-01T00:00:00Z","stream":"stdout"}]}"#,
+            r#"{"events":[{"seq":1,"time":"x","stream":"stdout","text":""}]}"#,
+            r#"{"events":[{"seq":1,"time":"2026-12-01T00:00:00Z","text":""}]}"#,
+            r#"{"events":[{"seq":1,"time":"2026-12-01T00:00:00Z","stream":"stdout","base64":"?"}]}"#,
+        ] {
+            assert!(output("0.x", line.as_bytes()).is_none(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The archive of runs that have ended, which outlives the daemon and which any number of daemons
+//! share: a folder, or an object store.
+//!
+//! Runs are written behind the daemon, many of them in one segment of NDJSON that zstd has
+//! compressed. What is known of a run is opaque here; its reader decodes it.
+
+mod batch;
+mod metrics;
+mod place;
+mod queue;
+mod reader;
+mod removal;
+mod segment;
+mod segment_name;
+mod spool;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, watch};
+
+use self::place::{Place, create_folder};
+use self::queue::ArchiveQueue;
+use self::segment_name::ms_of;
+use self::writer::{Encoder, Uploader, start_encoder};
+use crate::model::limits::share_of;
+use crate::model::request::RunId;
+use crate::store::StoreLocation;
+
+pub use self::place::{ArchiveError, ArchiveOpenError};
+pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
+pub use self::reader::{ArchivedEntry, ArchivedPage, AskedRange, PageRequest};
+pub use self::removal::{NAMED, Removal, Removed, Retention};
+pub use self::segment::{EncodedRun, MAX_OUTPUT};
+
+/// Requests of callers that read the archive at once, beside a deletion. Each has a few MiB of it.
+const AT_ONCE: usize = 3;
+/// How long a deletion waits for runs that are on their way into the archive.
+const DELETION_WAITS: Duration = Duration::from_secs(10);
+/// How long the end of the archive waits for what is given up to be told.
+const GIVE_UP: Duration = Duration::from_millis(500);
+/// How often the retention is seen to.
+const RETAIN_EVERY: Duration = Duration::from_secs(600);
+/// The folder for runs on their way, in an archive that is a folder.
+const SPOOL: &str = ".spool";
+
+/// The settings with which an archive is opened.
+#[derive(Clone, Debug)]
+pub struct ArchiveSettings {
+    /// The place of its segments.
+    pub location: StoreLocation,
+    /// The folder for runs on their way, where the archive is no folder; `None`: those of the last
+    /// second are lost if the daemon is killed.
+    pub spool: Option<PathBuf>,
+    /// The most bytes of runs that wait to be written.
+    pub queue: usize,
+    /// Whether a part of that is kept from any one tenant.
+    pub has_several_tenants: bool,
+    /// How long and how much is kept.
+    pub retention: Retention,
+}
+
+/// The archive of ended runs.
+#[derive(Debug)]
+pub struct Archive {
+    place: Arc<Place>,
+    queue: Arc<ArchiveQueue>,
+    gives_up: watch::Sender<bool>,
+    /// Held while runs are deleted: two deletions would each write what the other takes out.
+    deletions: Mutex<()>,
+    readers: Semaphore,
+    retention: Retention,
+}
+
+impl Archive {
+    /// Opens the archive for the daemon `instance`, and starts what writes it, on the runtime that
+    /// this is called on.
+    ///
+    /// # Errors
+    /// The place or the folder for runs on their way cannot be used, or the host has no thread.
+    pub fn open(instance: &str, settings: ArchiveSettings) -> Result<Self, ArchiveOpenError> {
+        let ArchiveSettings {
+            location,
+            spool,
+            queue,
+            has_several_tenants,
+            retention,
+        } = settings;
+        let place = Arc::new(Place::open(&location)?);
+        let spool = match location {
+            StoreLocation::Directory(folder) => Some(folder.join(SPOOL)),
+            StoreLocation::Memory | StoreLocation::Objects { .. } => spool,
+        };
+        if let Some(folder) = &spool {
+            create_folder("runs.archive_spool", folder)?;
+        }
+        let most_of_one = share_of(queue as u64, has_several_tenants);
+        let most_of_one = usize::try_from(most_of_one).unwrap_or(queue);
+        let queue = ArchiveQueue::new(queue, most_of_one);
+        let (sealed, batches) = mpsc::unbounded_channel();
+        let (gives_up, ends) = watch::channel(false);
+        let encoder = Encoder {
+            queue: Arc::clone(&queue),
+            instance: instance.into(),
+            spool,
+            sealed,
+        };
+        start_encoder(encoder).map_err(ArchiveOpenError::Host)?;
+        let uploader = Uploader {
+            queue: Arc::clone(&queue),
+            place: Arc::clone(&place),
+            sealed: batches,
+            gives_up: ends,
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "ends with the thread that encodes, which ends when the archive is closed"
+        )]
+        tokio::spawn(uploader.run());
+        Ok(Self {
+            place,
+            queue,
+            gives_up,
+            deletions: Mutex::new(()),
+            readers: Semaphore::new(AT_ONCE),
+            retention,
+        })
+    }
+
+    /// Takes on a run that has ended, or drops it where there is no room, and says so in its mark.
+    pub fn offer(&self, run: ArchivableRun) {
+        self.queue.offer(run);
+    }
+
+    /// Returns the counts of what became of runs.
+    pub fn counters(&self) -> &ArchiveCounters {
+        &self.queue.counters
+    }
+
+    /// Returns how many bytes of runs wait to be written.
+    pub fn waiting_bytes(&self) -> usize {
+        self.queue.held()
+    }
+
+    /// Returns the most bytes of runs that may wait to be written.
+    pub fn queue_capacity(&self) -> usize {
+        self.queue.most
+    }
+
+    /// Waits until every run that was taken on has been written or dropped.
+    pub async fn flush(&self) {
+        let offered = self.queue.hurry();
+        // An error says that nothing more will be written.
+        let mut settled = self.queue.settled();
+        let _ = settled.wait_for(|settled| *settled >= offered).await;
+    }
+
+    /// Takes nothing on any more, and waits for `grace` until all is written. What is not written
+    /// then stays in the folder for runs on their way, or is lost, and the log says so.
+    pub async fn close(&self, grace: Duration) {
+        self.queue.close();
+        if tokio::time::timeout(grace, self.flush()).await.is_ok() {
+            return;
+        }
+        self.gives_up.send_replace(true);
+        // What was being written is told of now.
+        let told = tokio::time::timeout(GIVE_UP, self.flush()).await;
+        if told.is_err() {
+            tracing::error!("ended runs were not written to the archive in time");
+        }
+    }
+
+    /// Deletes what is beyond the retention, again and again for as long as it is polled.
+    pub async fn run_maintenance(&self) {
+        let Retention { age, bytes } = self.retention;
+        if age.is_none() && bytes.is_none() {
+            return;
+        }
+        loop {
+            match removal::retain(&self.place, self.retention, ms_of(SystemTime::now())).await {
+                Ok(0) => {}
+                Ok(segments) => tracing::info!(segments, "old runs were deleted from the archive"),
+                Err(error) => tracing::warn!(%error, "old runs stay in the archive"),
+            }
+            tokio::time::sleep(RETAIN_EVERY).await;
+        }
+    }
+
+    /// Finds a run of a tenant by its id; `None` where the archive does not have it.
+    ///
+    /// # Errors
+    /// The archive does not answer, or the part of it that may have the run is damaged.
+    pub async fn find(
+        &self,
+        tenant: &str,
+        id: &RunId,
+    ) -> Result<Option<ArchivedEntry>, ArchiveError> {
+        let _permit = self.readers.acquire().await;
+        reader::find(&self.place, tenant, id).await
+    }
+
+    /// Reads the line of a run; `None` where it was deleted in the meantime.
+    ///
+    /// # Errors
+    /// The archive does not answer, or this part of it is damaged.
+    pub async fn line(&self, entry: &ArchivedEntry) -> Result<Option<Vec<u8>>, ArchiveError> {
+        let _permit = self.readers.acquire().await;
+        reader::line(&self.place, entry).await
+    }
+
+    /// Lists runs of a tenant whose summary `takes` accepts, the newest first.
+    ///
+    /// # Errors
+    /// The archive does not answer.
+    pub async fn list(
+        &self,
+        tenant: &str,
+        asked: PageRequest,
+        takes: impl Fn(&[u8]) -> bool,
+    ) -> Result<ArchivedPage, ArchiveError> {
+        let _permit = self.readers.acquire().await;
+        reader::list(&self.place, tenant, asked, takes).await
+    }
+
+    /// Deletes the runs of a tenant that were asked for in `range` and that `removal` takes, those
+    /// that wait to be written among them, and adds them to `removed` as they go.
+    ///
+    /// # Errors
+    /// The archive does not answer, or segments are damaged, which are passed over.
+    pub async fn remove(
+        &self,
+        tenant: &str,
+        range: AskedRange,
+        removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+        removed: &mut Removed,
+    ) -> Result<(), ArchiveError> {
+        let _turn = self.begin_deletion(removal.dry_run).await?;
+        removal::remove(&self.place, tenant, range, removal, removed).await
+    }
+
+    /// Deletes runs of a tenant that are among `ids` and that `removal` takes, those that wait to
+    /// be written among them, and adds them to `removed` as they go.
+    ///
+    /// # Errors
+    /// The archive does not answer, or segments that may have one are damaged, which are passed
+    /// over.
+    pub async fn remove_named(
+        &self,
+        tenant: &str,
+        ids: &BTreeSet<RunId>,
+        removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+        removed: &mut Removed,
+    ) -> Result<(), ArchiveError> {
+        let _turn = self.begin_deletion(removal.dry_run).await?;
+        removal::remove_named(&self.place, tenant, ids, removal, removed).await
+    }
+
+    /// Waits for the turn of a deletion, and until runs that may be meant are written.
+    ///
+    /// # Errors
+    /// They cannot be written now.
+    async fn begin_deletion(&self, dry_run: bool) -> Result<MutexGuard<'_, ()>, ArchiveError> {
+        let turn = self.deletions.lock().await;
+        if !dry_run {
+            let flushed = tokio::time::timeout(DELETION_WAITS, self.flush()).await;
+            flushed.map_err(|_| {
+                ArchiveError::Unavailable(
+                    "cannot be written, and runs wait for it that may be meant",
+                )
+            })?;
+        }
+        Ok(turn)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! Removes runs from the archive: those that somebody deletes, and those that have grown too old or
+//! too many.
+//!
+//! A segment never changes. One without the runs that are deleted is written first, and then the
+//! old one goes. Whoever is killed between the two leaves both; the deletion was not acknowledged
+//! then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::batch::asked_ms;
+use super::place::{ArchiveError, Object, Place};
+use super::reader::{AskedRange, LISTED_AGAIN, OpenedSegment, damaged, hours_of, segments_of};
+use super::segment::{EncodedRun, SegmentBuilder, read_all};
+use super::segment_name::{Hour, SegmentName, day_of, hour_of, root};
+use crate::model::request::RunId;
+
+/// The most runs of a deletion that are named.
+pub const NAMED: usize = 1000;
+
+/// What was deleted, or would be.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// How many runs were deleted.
+    pub runs: u64,
+    /// The newest of them, at most [`NAMED`].
+    pub named: BTreeSet<RunId>,
+}
+
+/// Which runs go, and whether they really do.
+#[derive(Clone, Copy, Debug)]
+pub struct Removal<F> {
+    /// Changes nothing, and counts what would go.
+    pub dry_run: bool,
+    /// Reports whether a run goes, by its id and its summary.
+    pub takes: F,
+}
+
+impl Removed {
+    fn count(&mut self, id: RunId) {
+        self.runs += 1;
+        self.named.insert(id);
+        if self.named.len() > NAMED {
+            self.named.pop_first();
+        }
+    }
+}
+
+/// Deletes the runs of an hour that `removal` takes. Segments that are damaged are left as they
+/// are, and the first of them is returned.
+///
+/// # Errors
+/// The archive does not answer.
+async fn remove_of_hour(
+    place: &Place,
+    (tenant, hour): (&str, Hour),
+    range: AskedRange,
+    removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+    removed: &mut Removed,
+) -> Result<Option<ArchiveError>, ArchiveError> {
+    let (mut seen, mut broken) = (BTreeSet::new(), None);
+    for _ in 0..LISTED_AGAIN {
+        let mut is_replaced = false;
+        for (name, object) in segments_of(place, tenant, hour).await? {
+            let is_within = name.first < range.until && name.last >= range.since;
+            if !is_within || !seen.insert(object.path.clone()) {
+                continue;
+            }
+            match remove_of_segment(place, tenant, (name, object), range, removal).await {
+                Ok(Some(gone)) => gone.into_iter().for_each(|id| removed.count(id)),
+                Ok(None) => is_replaced = true,
+                Err(error @ ArchiveError::Damaged { .. }) => broken = broken.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        // What another daemon has replaced in the meantime has another name now.
+        if !is_replaced {
+            return Ok(broken);
+        }
+    }
+    Err(ArchiveError::Unavailable(
+        "is being changed by other deletions again and again",
+    ))
+}
+
+/// Deletes the runs of a segment that `removal` takes, and returns which; `None` where the segment
+/// is not there any more, or another daemon replaces it.
+async fn remove_of_segment(
+    place: &Place,
+    tenant: &str,
+    (name, object): (SegmentName, Object),
+    range: AskedRange,
+    removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+) -> Result<Option<BTreeSet<RunId>>, ArchiveError> {
+    let Some(segment) = OpenedSegment::open(place, object, name).await? else {
+        return Ok(None);
+    };
+    let runs = segment.index.runs.iter();
+    let goes: BTreeSet<RunId> = runs
+        .filter(|run| range.has(asked_ms(run.number())))
+        .map(|run| (RunId::of(run.number(), &segment.name.instance), run))
+        .filter(|(id, run)| (removal.takes)(id, &run.summary))
+        .map(|(id, _)| id)
+        .collect();
+    if removal.dry_run || goes.is_empty() || rewrite(place, tenant, &segment, &goes).await? {
+        return Ok(Some(goes));
+    }
+    Ok(None)
+}
+
+/// Replaces a segment by one without the runs that go. Returns false where another daemon has
+/// replaced it already: then what it wrote holds, and this one goes.
+async fn rewrite(
+    place: &Place,
+    tenant: &str,
+    segment: &OpenedSegment,
+    goes: &BTreeSet<RunId>,
+) -> Result<bool, ArchiveError> {
+    let OpenedSegment { object, name, .. } = segment;
+    let Some(bytes) = place.whole(&object.path).await? else {
+        return Ok(false);
+    };
+    let read = tokio::task::spawn_blocking(move || read_all(&bytes)).await;
+    let runs = match read {
+        Ok(runs) => runs.map_err(|why| damaged(&object.path, &why))?,
+        Err(_) => return Err(ArchiveError::Unavailable("could not be unpacked")),
+    };
+    let mut kept = runs;
+    kept.retain(|run| !goes.contains(&RunId::of(run.number, &name.instance)));
+    // One without runs is written too: whoever replaces the same one at once has to find it.
+    let built = tokio::task::spawn_blocking(move || build(kept)).await;
+    let Ok(Ok(bytes)) = built else {
+        return Err(ArchiveError::Unavailable("could not be packed"));
+    };
+    let path = name.replacement().path(tenant);
+    let is_own = place.create(&path, bytes).await?;
+    place.delete(&object.path).await?;
+    Ok(is_own)
+}
+
+fn build(runs: Vec<EncodedRun>) -> std::io::Result<bytes::Bytes> {
+    let mut builder = SegmentBuilder::new()?;
+    for run in runs {
+        builder.push(run)?;
+    }
+    builder.finish()
+}
+
+/// Deletes the runs of a tenant that were asked for in `range` and that `removal` takes, and adds
+/// them to `removed` as they go.
+///
+/// # Errors
+/// The archive does not answer, or segments are damaged, which are passed over.
+pub(super) async fn remove(
+    place: &Place,
+    tenant: &str,
+    range: AskedRange,
+    removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+    removed: &mut Removed,
+) -> Result<(), ArchiveError> {
+    let mut hours = hours_of(place, tenant, range).await?;
+    let mut broken = None;
+    while let Some(hour) = hours.next(place, tenant).await? {
+        let at = (tenant, hour);
+        let found = remove_of_hour(place, at, range, removal, removed).await?;
+        broken = broken.or(found);
+    }
+    broken.map_or(Ok(()), Err)
+}
+
+/// Deletes runs of a tenant that are among `ids` and that `removal` takes, and adds them to
+/// `removed` as they go.
+///
+/// # Errors
+/// The archive does not answer, or segments that may have one are damaged, which are passed over.
+pub(super) async fn remove_named(
+    place: &Place,
+    tenant: &str,
+    ids: &BTreeSet<RunId>,
+    removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
+    removed: &mut Removed,
+) -> Result<(), ArchiveError> {
+    let mut hours: BTreeMap<Hour, AskedRange> = BTreeMap::new();
+    for id in ids {
+        let ms = asked_ms(id.number());
+        let range = hours.entry(Hour::of(ms)).or_insert(AskedRange {
+            since: ms,
+            until: ms.saturating_add(1),
+        });
+        range.since = range.since.min(ms);
+        range.until = range.until.max(ms.saturating_add(1));
+    }
+    let mut broken = None;
+    for (hour, range) in hours {
+        let at = (tenant, hour);
+        let found = remove_of_hour(place, at, range, removal, removed).await?;
+        broken = broken.or(found);
+    }
+    broken.map_or(Ok(()), Err)
+}
+
+/// How long and how much is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retention {
+    /// How long after the hour in which they were asked for; `None`: for ever.
+    pub age: Option<Duration>,
+    /// The most bytes of all segments; `None`: any number.
+    pub bytes: Option<u64>,
+}
+
+/// Deletes what is beyond the retention at `now`, in milliseconds, whole hours at a time and the
+/// oldest first. Returns how many segments that were.
+///
+/// # Errors
+/// The archive does not answer, or refuses.
+pub(super) async fn retain(
+    place: &Place,
+    retention: Retention,
+    now: u64,
+) -> Result<u64, ArchiveError> {
+    let Retention { age, bytes } = retention;
+    let oldest =
+        age.map(|age| now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+    let is_old = |hour: Hour| oldest.is_some_and(|oldest| hour.end() <= oldest);
+    let mut hours: BTreeMap<Hour, Vec<Object>> = BTreeMap::new();
+    let mut total = 0;
+    for tenant in place.folders(&root()).await? {
+        for day in place.folders(&tenant).await? {
+            // Without a bound on bytes, only days that may be too old are listed.
+            let Some(first) = day_of(&day) else { continue };
+            if bytes.is_none() && !is_old(first) {
+                continue;
+            }
+            for folder in place.folders(&day).await? {
+                let Some(hour) = hour_of(&folder) else {
+                    continue;
+                };
+                let objects = place.objects(&folder).await?;
+                total += objects.iter().map(|object| object.size).sum::<u64>();
+                hours.entry(hour).or_default().extend(objects);
+            }
+        }
+    }
+    let mut deleted = 0;
+    for (hour, objects) in hours {
+        let is_beyond = bytes.is_some_and(|bytes| total > bytes);
+        if !is_beyond && !is_old(hour) {
+            break;
+        }
+        for object in objects {
+            place.delete(&object.path).await?;
+            total -= object.size;
+            deleted += 1;
+        }
+    }
+    Ok(deleted)
+}

@@ -1,0 +1,408 @@
+//! The contents of a segment: the lines of its runs, compressed, and an index of them at its end.
+//!
+//! A segment is a file of NDJSON that zstd has compressed, one line a run, as any tool reads it. It
+//! is made of several frames, each of which can be read alone. The index is compressed too and
+//! stands in a skippable frame at the end, which other tools pass over. It has a summary of each
+//! run, so that a list of runs needs no lines. All frames have checksums.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use prost::Message;
+
+/// Bytes of lines in a frame, after which the next one begins.
+const FRAME_BYTES: usize = 256 << 10;
+/// The level of compression: the cheapest, which leaves a fifth of lines about hellos.
+const LEVEL: i32 = 1;
+/// The most bytes of a frame or an index that a reader unpacks: more than a frame has whose last
+/// line is that of a run with [`MAX_OUTPUT`] bytes of output in base64.
+const MAX_UNPACKED: usize = 64 << 20;
+/// The most bytes of a segment, and of all its lines. Those that a daemon writes have a few MiB,
+/// and what one run with much output has.
+pub(super) const MAX_SEGMENT: u64 = 128 << 20;
+/// The fewest bytes of a segment.
+pub(super) const MIN_SEGMENT: u64 = (SKIPPABLE_HEADER + TRAILER) as u64;
+/// The most bytes of output that are archived of one run.
+pub const MAX_OUTPUT: usize = 32 << 20;
+/// What the skippable frame begins with, as RFC 8878 has it.
+const SKIPPABLE: u32 = 0x184D_2A5F;
+/// What a segment ends with, the second byte of the version being 1.
+const MAGIC: [u8; 8] = *b"RFRUNS\x00\x01";
+/// Bytes of the header of a skippable frame: its mark and its length.
+const SKIPPABLE_HEADER: usize = 8;
+/// Bytes at the end of a segment: the length of the index, and the magic.
+const TRAILER: usize = 16;
+/// The bytes from the end of a segment that are read first, which have most indexes.
+pub(super) const TAIL: u64 = 64 << 10;
+
+/// An ended run as it is archived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedRun {
+    /// The number of the run's id.
+    pub number: u128,
+    /// What is known of the run, in an encoding that its reader knows.
+    pub summary: Vec<u8>,
+    /// The run with its output: one JSON object, without a line break.
+    pub line: Vec<u8>,
+}
+
+/// Why the bytes of a segment are not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct DamagedBytes(String);
+
+impl DamagedBytes {
+    /// Creates the error with what is wrong.
+    pub(super) fn new(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
+fn damaged(why: impl ToString) -> DamagedBytes {
+    DamagedBytes(why.to_string())
+}
+
+/// The index of a segment.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SegmentIndex {
+    #[prost(message, repeated, tag = "1")]
+    frames: Vec<FrameEntry>,
+    /// The runs, in the order of their lines.
+    #[prost(message, repeated, tag = "2")]
+    pub(super) runs: Vec<RunEntry>,
+}
+
+/// Where a frame is, and how many bytes of lines it has.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct FrameEntry {
+    #[prost(uint64, tag = "1")]
+    offset: u64,
+    #[prost(uint64, tag = "2")]
+    length: u64,
+    #[prost(uint64, tag = "3")]
+    unpacked: u64,
+}
+
+/// A run of a segment, and where its line is.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RunEntry {
+    #[prost(bytes = "vec", tag = "1")]
+    number: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    frame: u32,
+    /// Where the line begins among the lines of its frame.
+    #[prost(uint64, tag = "3")]
+    offset: u64,
+    #[prost(uint64, tag = "4")]
+    length: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    pub(super) summary: Vec<u8>,
+}
+
+impl RunEntry {
+    /// Returns the number of the run's id.
+    pub(super) fn number(&self) -> u128 {
+        let number = <[u8; 16]>::try_from(self.number.as_slice());
+        u128::from_be_bytes(number.unwrap_or_default())
+    }
+}
+
+/// Where the line of a run is: the bytes of its frame in the segment, and of the line in the frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinePlace {
+    /// The place of the frame among the bytes of the segment.
+    pub(super) frame: Range<u64>,
+    unpacked: usize,
+    line: Range<usize>,
+}
+
+/// Builds a segment from runs.
+pub(super) struct SegmentBuilder {
+    compressor: zstd::bulk::Compressor<'static>,
+    out: Vec<u8>,
+    lines: Vec<u8>,
+    unpacked: usize,
+    index: SegmentIndex,
+}
+
+impl SegmentBuilder {
+    /// Creates a segment without runs.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+        compressor.include_checksum(true)?;
+        Ok(Self {
+            compressor,
+            out: Vec::new(),
+            lines: Vec::new(),
+            unpacked: 0,
+            index: SegmentIndex::default(),
+        })
+    }
+
+    /// Returns how many bytes of lines and summaries the segment has so far.
+    pub(super) fn unpacked(&self) -> usize {
+        self.unpacked
+    }
+
+    /// Appends a run.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn push(&mut self, run: EncodedRun) -> std::io::Result<()> {
+        let EncodedRun {
+            number,
+            summary,
+            line,
+        } = run;
+        let frame = u32::try_from(self.index.frames.len()).unwrap_or(u32::MAX);
+        self.unpacked += line.len() + summary.len();
+        self.index.runs.push(RunEntry {
+            number: number.to_be_bytes().to_vec(),
+            frame,
+            offset: self.lines.len() as u64,
+            length: line.len() as u64,
+            summary,
+        });
+        self.lines.extend_from_slice(&line);
+        self.lines.push(b'\n');
+        if self.lines.len() >= FRAME_BYTES {
+            self.end_frame()?;
+        }
+        Ok(())
+    }
+
+    fn end_frame(&mut self) -> std::io::Result<()> {
+        let frame = self.compressor.compress(&self.lines)?;
+        self.index.frames.push(FrameEntry {
+            offset: self.out.len() as u64,
+            length: frame.len() as u64,
+            unpacked: self.lines.len() as u64,
+        });
+        self.out.extend_from_slice(&frame);
+        self.lines.clear();
+        Ok(())
+    }
+
+    /// Ends the segment, and returns its bytes.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn finish(mut self) -> std::io::Result<Bytes> {
+        if !self.lines.is_empty() {
+            self.end_frame()?;
+        }
+        let index = self.compressor.compress(&self.index.encode_to_vec())?;
+        let length = u32::try_from(index.len() + TRAILER).map_err(std::io::Error::other)?;
+        self.out.extend_from_slice(&SKIPPABLE.to_le_bytes());
+        self.out.extend_from_slice(&length.to_le_bytes());
+        self.out.extend_from_slice(&index);
+        self.out
+            .extend_from_slice(&(index.len() as u64).to_le_bytes());
+        self.out.extend_from_slice(&MAGIC);
+        Ok(self.out.into())
+    }
+}
+
+fn unpack(packed: &[u8], unpacked: usize) -> Result<Vec<u8>, DamagedBytes> {
+    if unpacked > MAX_UNPACKED {
+        return Err(damaged("a frame says that it is larger than any"));
+    }
+    zstd::bulk::decompress(packed, unpacked).map_err(damaged)
+}
+
+/// Returns the place of a segment's index among its bytes. `tail` is the end of the segment, which
+/// has `size` bytes in all.
+///
+/// # Errors
+/// The end is not that of a segment.
+pub(super) fn index_place(size: u64, tail: &[u8]) -> Result<Range<u64>, DamagedBytes> {
+    let Some((rest, magic)) = tail.split_last_chunk::<8>() else {
+        return Err(damaged("it is shorter than any segment"));
+    };
+    if *magic != MAGIC {
+        return Err(damaged("it does not end as a segment does"));
+    }
+    let Some((_, length)) = rest.split_last_chunk::<8>() else {
+        return Err(damaged("it is shorter than any segment"));
+    };
+    let end = size.saturating_sub(TRAILER as u64);
+    let begin = end.checked_sub(u64::from_le_bytes(*length));
+    begin
+        .filter(|begin| *begin >= SKIPPABLE_HEADER as u64)
+        .map(|begin| begin..end)
+        .ok_or_else(|| damaged("its index is larger than itself"))
+}
+
+impl SegmentIndex {
+    /// Decodes the index from its compressed bytes.
+    ///
+    /// # Errors
+    /// They are not those of an index.
+    pub(super) fn decode_packed(packed: &[u8]) -> Result<Self, DamagedBytes> {
+        let bound = zstd::zstd_safe::get_frame_content_size(packed);
+        let size = bound.ok().flatten().unwrap_or(u64::MAX);
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let index = Self::decode(unpack(packed, size)?.as_slice()).map_err(damaged)?;
+        if index.runs.iter().any(|run| run.number.len() != 16) {
+            return Err(damaged("a run of its index has no number"));
+        }
+        Ok(index)
+    }
+
+    /// Returns where the line of `run` is.
+    ///
+    /// # Errors
+    /// The index is not in order.
+    pub(super) fn place(&self, run: &RunEntry) -> Result<LinePlace, DamagedBytes> {
+        let frame = self.frames.get(run.frame as usize);
+        let frame = frame.ok_or_else(|| damaged("a run is in a frame that there is not"))?;
+        let unpacked = usize::try_from(frame.unpacked).map_err(damaged)?;
+        let end = run.offset.saturating_add(run.length);
+        if end > frame.unpacked {
+            return Err(damaged("a line is beyond its frame"));
+        }
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok(LinePlace {
+            frame: frame.offset..frame.offset.saturating_add(frame.length),
+            unpacked,
+            line: at(run.offset)..at(end),
+        })
+    }
+}
+
+impl LinePlace {
+    /// Reads the line from the bytes of its frame.
+    ///
+    /// # Errors
+    /// The bytes are not what was written.
+    pub(super) fn read(&self, frame: &[u8]) -> Result<Vec<u8>, DamagedBytes> {
+        let lines = unpack(frame, self.unpacked)?;
+        let line = lines.get(self.line.clone());
+        line.map(<[u8]>::to_vec)
+            .ok_or_else(|| damaged("a line is beyond its frame"))
+    }
+}
+
+/// Reads all runs of a whole segment.
+///
+/// # Errors
+/// The bytes are not what was written.
+pub(super) fn read_all(segment: &[u8]) -> Result<Vec<EncodedRun>, DamagedBytes> {
+    let part = |range: Range<u64>| {
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = segment.get(at(range.start)..at(range.end));
+        bytes.ok_or_else(|| damaged("it is shorter than its index says"))
+    };
+    let place = index_place(segment.len() as u64, segment)?;
+    let index = SegmentIndex::decode_packed(part(place)?)?;
+    let mut frames = Vec::new();
+    let unpacked = index.frames.iter().map(|frame| frame.unpacked);
+    if unpacked.fold(0, u64::saturating_add) > MAX_SEGMENT {
+        return Err(damaged("it says that it is larger than any"));
+    }
+    for frame in &index.frames {
+        let packed = part(frame.offset..frame.offset.saturating_add(frame.length))?;
+        frames.push(unpack(
+            packed,
+            usize::try_from(frame.unpacked).map_err(damaged)?,
+        )?);
+    }
+    let run = |run: &RunEntry| {
+        let place = index.place(run)?;
+        let lines = frames.get(run.frame as usize);
+        let line = lines.and_then(|lines| lines.get(place.line));
+        let line = line.ok_or_else(|| damaged("a line is beyond its frame"))?;
+        Ok(EncodedRun {
+            number: run.number(),
+            summary: run.summary.clone(),
+            line: line.to_vec(),
+        })
+    };
+    index.runs.iter().map(run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(number: u128, line: usize) -> EncodedRun {
+        EncodedRun {
+            number,
+            summary: format!("summary {number}").into_bytes(),
+            line: format!("{{\"n\":{number},\"x\":\"{}\"}}", "x".repeat(line)).into_bytes(),
+        }
+    }
+
+    fn segment(runs: &[EncodedRun]) -> Bytes {
+        let mut builder = SegmentBuilder::new().unwrap();
+        for run in runs {
+            builder.push(run.clone()).unwrap();
+        }
+        builder.finish().unwrap()
+    }
+
+    fn bytes_of(place: &Range<u64>) -> Range<usize> {
+        let at = |offset: u64| usize::try_from(offset).unwrap();
+        at(place.start)..at(place.end)
+    }
+
+    fn index(segment: &[u8]) -> Result<SegmentIndex, DamagedBytes> {
+        let place = index_place(
+            segment.len() as u64,
+            &segment[segment.len().saturating_sub(40)..],
+        )?;
+        SegmentIndex::decode_packed(&segment[bytes_of(&place)])
+    }
+
+    #[test]
+    fn every_run_is_read_as_it_was_written_whole_and_alone() {
+        // Lines that end at the frame's bound, one before and one after it, and far more than one.
+        let sizes = [
+            0,
+            1,
+            FRAME_BYTES - 14,
+            FRAME_BYTES - 13,
+            FRAME_BYTES,
+            3 * FRAME_BYTES,
+            5,
+        ];
+        let runs: Vec<_> = (1..)
+            .zip(sizes)
+            .map(|(number, size)| run(number, size))
+            .collect();
+        let segment = segment(&runs);
+        assert_eq!(read_all(&segment).unwrap(), runs);
+        let index = index(&segment).unwrap();
+        for (entry, run) in index.runs.iter().zip(&runs) {
+            let place = index.place(entry).unwrap();
+            let frame = &segment[bytes_of(&place.frame)];
+            assert_eq!(entry.number(), run.number);
+            assert_eq!(place.read(frame).unwrap(), run.line);
+        }
+    }
+
+    #[test]
+    fn other_tools_read_the_lines() {
+        let runs: Vec<_> = (0..5).map(|number| run(number, 100_000)).collect();
+        let read = zstd::stream::decode_all(&*segment(&runs)).unwrap();
+        let lines: Vec<_> = runs.iter().map(|run| run.line.clone()).collect();
+        assert_eq!(read, [lines.join(&b'\n'), b"\n".to_vec()].concat());
+    }
+
+    #[test]
+    fn a_segment_that_is_damaged_anywhere_is_found_to_be_or_reads_the_same() {
+        let runs: Vec<_> = (0..3).map(|number| run(number, 50)).collect();
+        let whole = segment(&runs);
+        for at in 0..whole.len() {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= 0x55;
+            if let Ok(read) = read_all(&bytes) {
+                assert_eq!(read, runs, "byte {at}");
+            }
+            assert!(read_all(&whole[..at]).is_err(), "the first {at} bytes");
+        }
+    }
+}
