@@ -34,13 +34,36 @@ function nameChunks(outputs) {
   return names;
 }
 
+/** Removes what a browser does not need of a stylesheet in a template. */
+function narrowStyles(template) {
+  return template
+    .replace(/([{};,`])\s*\n\s*/g, '$1')
+    .replace(/ \{/g, '{')
+    .replace(/: /g, ':')
+    .replace(/;\}/g, '}');
+}
+
 /** Removes the indentation of templates, which esbuild takes for text. */
 const narrowTemplates = {
   name: 'narrow-templates',
   setup(builder) {
     builder.onLoad({ filter: /\/src\/(app|log|pages|ui)\/.*\.ts$/ }, (args) => {
       const source = fs.readFileSync(args.path, 'utf8');
-      return { contents: source.replace(/\n +/g, '\n '), loader: 'ts' };
+      const narrowed = source.replace(/css`[^`]*`/g, narrowStyles).replace(/\n +/g, '\n ');
+      return { contents: narrowed, loader: 'ts' };
+    });
+  },
+};
+
+/** Leaves out what makes JSON of messages and messages of JSON: calls by gRPC-Web have them in binary form alone. */
+const withoutJson = {
+  name: 'without-json',
+  setup(builder) {
+    builder.onLoad({ filter: /@bufbuild\/protobuf\/dist\/esm\/(from|to)-json\.js$/ }, (args) => {
+      const source = fs.readFileSync(args.path, 'utf8');
+      const names = [...source.matchAll(/^export function (\w+)/gm)].map(([, name]) => name);
+      const none = (name) => `export function ${name}() { throw new Error('messages have no JSON here'); }`;
+      return { contents: names.map(none).join('\n') };
     });
   },
 };
@@ -55,7 +78,7 @@ export async function build({ dev = false } = {}) {
     format: 'esm',
     splitting: true,
     chunkNames: 'chunk-[hash]',
-    plugins: dev ? [] : [narrowTemplates],
+    plugins: dev ? [withoutJson] : [withoutJson, narrowTemplates],
     metafile: true,
     target: ['chrome116', 'firefox124', 'safari17.4'],
     minify: !dev,

@@ -79,6 +79,23 @@ test('what nobody knows is no page, and is told as it was written', () => {
   }
 });
 
+test('a time range stands in the address, and what is none is left out', () => {
+  const between = { since: Date.UTC(2026, 10, 30, 1, 2), until: Date.UTC(2026, 10, 30, 3) };
+  for (const [range, query] of [
+    ['week', 'last=week'],
+    [between, 'since=2026-11-30T01%3A02%3A00.000Z&until=2026-11-30T03%3A00%3A00.000Z'],
+    [{ since: undefined, until: undefined }, 'since='],
+    [{ since: undefined, until: between.until }, 'since=&until=2026-11-30T03%3A00%3A00.000Z'],
+  ] as const) {
+    const route: Route = { ...HOME, page: 'runs', text: '', states: [], labels: new Map(), range };
+    assert.equal(formatRoute(route), `#/runs?${query}`);
+    assert.deepEqual(parseRoute(`#/runs?${query}`), route);
+  }
+  assert.deepEqual(parseRoute('#/runs?last=year'), HOME);
+  const none = { ...HOME, range: { since: undefined, until: undefined } };
+  assert.deepEqual(parseRoute('#/runs?since=yesterday&until=x'), none);
+});
+
 test('what is not one of the states is left out, and what is no escape stands for itself', () => {
   assert.deepEqual(parseRoute('#/runs?state=dead&state=ended'), { ...HOME, states: ['ended'] });
   assert.deepEqual(parseRoute('#/runs/%zz'), { page: 'run', id: '%zz', at: undefined });

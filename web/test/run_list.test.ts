@@ -7,7 +7,7 @@ import fc from 'fast-check';
 import { Outcome } from '../src/gen/ringfence/v1/result_pb.js';
 import { RunInfoSchema, RunState } from '../src/gen/ringfence/v1/run_pb.js';
 import { killResult, namesOfTargets } from '../src/model/kill_words.js';
-import { isOfLabels, matcher, parseLabel, type RunFilter, runStates } from '../src/model/run_filter.js';
+import { isDeletable, isOfLabels, matcher, parseLabel, type RunFilter, runStates } from '../src/model/run_filter.js';
 import { RunList } from '../src/model/run_list.js';
 import { ranFor, waitedFor } from '../src/model/run_times.js';
 
@@ -142,13 +142,70 @@ test('filters', () => {
     [{ labels: new Map([['toString', '']]) }, false],
   ];
   for (const [given, expected] of cases)
-    assert.equal(matcher(filter(given), names)(known), expected, JSON.stringify(given));
+    assert.equal(matcher(filter(given), names, 0)(known), expected, JSON.stringify(given));
 });
 
 test('the name of a module is found once it is known', () => {
   const known = run('a', RunState.RUNNING, { moduleDigest: 'sha256:1' });
-  assert.equal(matcher(filter({ text: 'kit' }), () => '')(known), false);
-  assert.equal(matcher(filter({ text: 'kit' }), () => 'kit')(known), true);
+  assert.equal(matcher(filter({ text: 'kit' }), () => '', 0)(known), false);
+  assert.equal(matcher(filter({ text: 'kit' }), () => 'kit', 0)(known), true);
+});
+
+test('a run is selected by the time at which it was asked for', () => {
+  const at = (time: number) => run('a', RunState.ENDED, { asked: timestampFromMs(time) });
+  const now = 10_000_000;
+  const selects = (range: RunFilter['range'], time: number) => matcher(filter({ range }), () => '', now)(at(time));
+  assert.equal(selects('hour', now - 3_600_000), true);
+  assert.equal(selects('hour', now - 3_600_001), false);
+  assert.equal(selects({ since: 5, until: 7 }, 4), false);
+  assert.equal(selects({ since: 5, until: 7 }, 5), true);
+  assert.equal(selects({ since: 5, until: 7 }, 6), true);
+  assert.equal(selects({ since: 5, until: 7 }, 7), false);
+  assert.equal(selects({ since: undefined, until: undefined }, 0), true);
+  assert.equal(selects(undefined, 0), true);
+});
+
+test('what is listed is there beside what a watch tells of, which knows better', () => {
+  const list = new RunList(3);
+  const ids = () => list.newest().map((it) => it.runId);
+  list.begin();
+  assert.equal(list.takeListed(run('b', RunState.ENDED)), true);
+  assert.equal(list.takeListed(run('b', RunState.ENDED)), false, 'known already');
+  assert.equal(list.takeListed(run('e')), false, 'a watch tells of what goes on');
+  list.take(run('d'), 0);
+  list.take(run('b', RunState.ENDED, { method: 'Run' }), 0);
+  assert.deepEqual(ids(), ['d', 'b']);
+  assert.equal(list.get('b')?.method, 'Run');
+  assert.equal(list.takeListed(run('d', RunState.ENDED)), false, 'known by the watch');
+  assert.equal(list.get('d')?.state, RunState.RUNNING);
+  assert.equal(list.isFull, false);
+  assert.equal(list.takeListed(run('a', RunState.ENDED)), true);
+  assert.equal(list.isFull, true);
+  assert.equal(list.takeListed(run('c', RunState.ENDED)), false, 'beyond the limit');
+  // The watch begins again, and knows none of them: what was listed stays, also what the watch knew.
+  list.begin();
+  list.synced();
+  assert.deepEqual(ids(), ['d', 'b', 'a']);
+  list.forgetListed();
+  assert.deepEqual(ids(), []);
+  assert.equal(list.isFull, false);
+});
+
+test('a daemon deletes by labels and time, and by nothing else', () => {
+  const labels = new Map([['a', 'b']]);
+  for (const [given, expected] of [
+    [{ labels }, true],
+    [{ range: 'hour' }, true],
+    [{ range: { since: 1, until: undefined }, states: ['ended'] }, true],
+    [{}, false],
+    [{ states: ['ended'] }, false],
+    [{ labels, text: 'x' }, false],
+    [{ labels, states: ['ended', 'running'] }, false],
+    [{ labels, states: ['running'] }, false],
+  ] as ReadonlyArray<readonly [Partial<RunFilter>, boolean]>) {
+    assert.equal(isDeletable(filter(given)), expected, JSON.stringify(given));
+  }
+  assert.equal(isOfLabels(filter({ labels, range: 'hour' })), false, 'no call ends runs by their time');
 });
 
 test('labels as they are typed', () => {

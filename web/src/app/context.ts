@@ -8,4 +8,8 @@ export interface PageContext {
   readonly settings: SettingsStore;
   /** Whether calls that change something are answered here: where not, their controls are not shown. */
   readonly mayChange: boolean;
+  /** Where a trace is shown, with `{trace_id}` in place of its id; empty for nowhere. */
+  readonly traceUrl: string;
+  /** Whether ended runs are archived; `undefined` where the daemon does not say. */
+  readonly hasArchive: boolean | undefined;
 }

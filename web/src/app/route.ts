@@ -1,5 +1,7 @@
 // Addresses inside the page. They stand behind the `#`, so that they work under whichever path a proxy has the page.
 
+import { readRange, type RunRange, writeRange } from '../model/run_range.js';
+
 /** A place in a run's output: bytes of one event, which mean the same however often the output is read. */
 export interface LogPosition {
   readonly seq: bigint;
@@ -18,6 +20,8 @@ export type Route =
       readonly text: string;
       readonly states: readonly StateFilter[];
       readonly labels: ReadonlyMap<string, string>;
+      /** The time in which runs were asked for; absent for what the daemon remembers. */
+      readonly range?: RunRange | undefined;
     }
   | { readonly page: 'run'; readonly id: string; readonly at: LogPosition | undefined }
   | {
@@ -47,7 +51,8 @@ export function parseRoute(hash: string): Route {
   if (parts.length > 2) return { page: 'unknown', path };
   if (page === 'runs' && item === undefined) {
     const states = STATE_FILTERS.filter((it) => params.getAll('state').includes(it));
-    return { page, text: params.get('text') ?? '', states, labels };
+    const range = readRange(params);
+    return { page, text: params.get('text') ?? '', states, labels, ...(range && { range }) };
   }
   if (page === 'runs' && item !== undefined)
     return { page: 'run', id: item, at: parsePosition(params.get('at') ?? '') };
@@ -95,6 +100,7 @@ export function formatRoute(route: Route): string {
       add('text', route.text);
       for (const state of route.states) add('state', state);
       for (const label of route.labels) add('label', formatLabel(label));
+      writeRange(route.range, params);
       break;
     case 'run':
       path = `runs/${encodeURIComponent(route.id)}`;

@@ -5,7 +5,7 @@ import { html, LitElement, nothing, type PropertyValues, type TemplateResult } f
 import { query, state } from 'lit/decorators.js';
 import { keyed } from 'lit/directives/keyed.js';
 
-import { mayChange } from '../api/access.js';
+import { mayChange, pageSettings } from '../api/access.js';
 import { Daemon, pageBase } from '../api/client.js';
 import { failureOf, isTransient } from '../api/failure.js';
 import { ServingStatus } from '../gen/ringfence/v1/sandbox_service_pb.js';
@@ -57,7 +57,8 @@ export class Shell extends LitElement {
 
   constructor() {
     super();
-    this.context = { daemon: this.#daemon, settings: this.#settings, mayChange: true };
+    const unknown = { mayChange: true, traceUrl: '', hasArchive: undefined };
+    this.context = { daemon: this.#daemon, settings: this.#settings, ...unknown };
   }
 
   override connectedCallback(): void {
@@ -151,10 +152,14 @@ export class Shell extends LitElement {
   };
 
   async #askAccess(signal: AbortSignal): Promise<void> {
-    const answer = await mayChange(this.#daemon, signal);
+    const isChanging = await mayChange(this.#daemon, signal);
+    if (isChanging === undefined) return;
+    const told = await pageSettings(this.#daemon, signal);
+    const { context } = this;
+    const next = { ...context, ...told, mayChange: isChanging };
     // The pages are not rendered anew where nothing has changed.
-    if (answer === undefined || answer === this.context.mayChange) return;
-    this.context = { ...this.context, mayChange: answer };
+    const names = ['mayChange', 'traceUrl', 'hasArchive'] as const;
+    if (names.some((it) => next[it] !== context[it])) this.context = next;
   }
 
   /** Asks what every known caller may ask, since the daemon may tell its health to anybody. */

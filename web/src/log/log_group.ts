@@ -136,19 +136,17 @@ export class LogGroup {
   step(step: 1 | -1): void {
     const { current = 0, total = 0 } = this.#panes[this.#active]?.pane.found ?? {};
     const isLast = total === 0 || (step > 0 ? current === total : current === 1);
-    if (!isLast || this.#panes.length === 1) {
-      this.#panes[this.#active]?.pane.step(step);
-      return;
-    }
-    const count = this.#panes.length;
-    for (let i = 1; i <= count; i++) {
+    const count = isLast ? this.#panes.length : 0;
+    for (let i = 1; i < count; i++) {
       const next = (((this.#active + i * step) % count) + count) % count;
       const pane = this.#panes[next]?.pane;
       if (pane === undefined || pane.found.total === 0) continue;
-      if (next !== this.#active) this.#panes[this.#active]?.pane.leaveMatch();
+      this.#panes[this.#active]?.pane.leaveMatch();
       this.#active = next;
       pane.step(step, { fromEnd: true });
       return;
     }
+    // Its own first match where no other has any, or the one that it has yet to find.
+    this.#panes[this.#active]?.pane.step(step);
   }
 }

@@ -52,6 +52,8 @@ export class LogPane {
   #since = 0;
   /** The line to hold in sight once the filter has got there. */
   #held: LogLine | undefined;
+  /** Goes to the match that was asked for before it was found. */
+  #stepLater: (() => void) | undefined;
 
   /**
    * Shows in `view` what comes from `input`, after lines that came before. `changed` is called, not too often, when a
@@ -164,6 +166,7 @@ export class LogPane {
     }
     this.#counter = matcher === undefined ? undefined : new SearchCounter(matcher);
     this.#place = undefined;
+    this.#stepLater = undefined;
     this.view.highlight(matcher, undefined);
   }
 
@@ -187,6 +190,9 @@ export class LogPane {
     const line = fromEnd ? (step > 0 ? 0 : this.lines.length) : inSight;
     const here = (fromEnd ? undefined : this.#matchPlace()) ?? { line, match: step > 0 ? -1 : 0 };
     const place = counter.step(this.lines, here, step);
+    // A key that is pressed before the frame that counts is not lost.
+    const isLater = place === undefined && !counter.isComplete(this.lines);
+    this.#stepLater = isLater ? () => this.step(step, { fromEnd }) : undefined;
     if (place === undefined) return;
     const found = this.lines[place.line]!;
     this.#place = { line: found, match: place.match };
@@ -233,6 +239,7 @@ export class LogPane {
     else this.view.apply(changes);
     for (const change of changes) this.#counter?.apply(change);
     const isCounted = this.#counter?.advance(this.lines, isLate) ?? true;
+    this.#stepLater?.();
     this.#holdInSight();
     if (!this.#shown.isComplete || !isCounted) this.#advanceSoon();
     if (changes.length > 0 || this.#isPaused || this.#counter !== undefined) this.#tell();

@@ -2,7 +2,8 @@
 
 import type { StateFilter } from '../app/route.js';
 import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
-import { endOf } from './run_end.js';
+import { askedAt, endOf } from './run_end.js';
+import { boundsOf, isWithin, type RunRange } from './run_range.js';
 
 /** What runs are selected by. */
 export interface RunFilter {
@@ -12,6 +13,8 @@ export interface RunFilter {
   readonly states: readonly StateFilter[];
   /** Labels all of which a run has. */
   readonly labels: ReadonlyMap<string, string>;
+  /** When it was asked for; absent for what the daemon remembers. */
+  readonly range?: RunRange | undefined;
 }
 
 const STATES: Readonly<Record<StateFilter, RunState>> = {
@@ -26,17 +29,23 @@ export function runStates(states: readonly StateFilter[]): RunState[] {
   return states.map((it) => STATES[it]);
 }
 
-/** Creates the test whether a run is selected. `nameOf` returns the name of a module. */
-export function matcher(filter: RunFilter, nameOf: (digest: string) => string): (run: RunInfo) => boolean {
+/** Creates the test whether a run is selected at `now`. `nameOf` returns the name of a module. */
+export function matcher(
+  filter: RunFilter,
+  nameOf: (digest: string) => string,
+  now: number,
+): (run: RunInfo) => boolean {
   const words = filter.text
     .toLowerCase()
     .split(/\s+/)
     .filter((it) => it !== '');
   const states = new Set(runStates(filter.states));
   const labels = [...filter.labels];
+  const bounds = boundsOf(filter.range, now);
   return (run) => {
     if (states.size > 0 && !states.has(run.state)) return false;
     if (labels.some(([key, value]) => !Object.hasOwn(run.labels, key) || run.labels[key] !== value)) return false;
+    if (!isWithin(askedAt(run) ?? now, bounds)) return false;
     if (words.length === 0) return true;
     const text = searched(run, nameOf(run.moduleDigest));
     return words.every((it) => text.includes(it));
@@ -65,7 +74,13 @@ export function parseLabel(text: string): { key: string; value: string } | strin
   return { key, value: text.slice(at + 1).trim() };
 }
 
-/** Tells whether everything that is selected is selected by what the daemon can select by. */
+/** Tells whether all that is selected is selected by labels, so that the daemon can end it by one call. */
 export function isOfLabels(filter: RunFilter): boolean {
-  return filter.labels.size > 0 && filter.text.trim() === '';
+  return filter.labels.size > 0 && filter.range === undefined && filter.text.trim() === '';
+}
+
+/** Tells whether all that is selected and has ended is selected by labels and time, as the daemon deletes by. */
+export function isDeletable({ text, states, labels, range }: RunFilter): boolean {
+  const isOfEnded = states.length === 0 || states.join() === 'ended';
+  return (labels.size > 0 || range !== undefined) && isOfEnded && text.trim() === '';
 }

@@ -1,4 +1,4 @@
-// The runs that a watch tells of, the newest first.
+// The runs that a watch tells of, and older ones that were listed, the newest first.
 
 import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 import { clockLead, liveSince } from './run_times.js';
@@ -17,6 +17,8 @@ interface Entry {
 /** Gathers runs and their changes, and sorts them once they are looked at. */
 export class RunList {
   readonly #entries = new Map<string, Entry>();
+  /** Ended runs of listings, which no watch needs to tell of. */
+  readonly #listed = new Map<string, RunInfo>();
   #sorted: RunInfo[] = [];
   #isSorted = true;
   #watch = 0;
@@ -27,6 +29,11 @@ export class RunList {
 
   get size(): number {
     return this.#entries.size;
+  }
+
+  /** Whether no more runs of listings are kept. */
+  get isFull(): boolean {
+    return this.#listed.size >= this.limit;
   }
 
   /** How many runs were dropped because there were too many. */
@@ -48,6 +55,22 @@ export class RunList {
     else Object.assign(known, { run, since, watch: this.#watch });
     this.#isSorted = false;
     if (this.#entries.size > this.limit * 1.1) this.#drop();
+  }
+
+  /** Takes a run of a listing, unless it goes on, which a watch tells. Returns whether it was not known. */
+  takeListed(run: RunInfo): boolean {
+    if (run.state !== RunState.ENDED || this.isFull) return false;
+    const isNew = this.get(run.runId) === undefined;
+    // Also one that is known: a watch that begins again may not tell of it any more.
+    this.#listed.set(run.runId, run);
+    this.#isSorted = false;
+    return isNew;
+  }
+
+  /** Forgets what was listed. */
+  forgetListed(): void {
+    this.#listed.clear();
+    this.#isSorted = false;
   }
 
   /** Takes what a run has used by now, unless something newer is known. */
@@ -72,14 +95,15 @@ export class RunList {
   }
 
   get(id: string): RunInfo | undefined {
-    return this.#entries.get(id)?.run;
+    return this.#entries.get(id)?.run ?? this.#listed.get(id);
   }
 
   /** Returns all runs, the newest first. What was returned before remains as it was. */
   newest(): readonly RunInfo[] {
     if (!this.#isSorted) {
       if (this.#entries.size > this.limit) this.#drop();
-      this.#sorted = [...this.#entries.values()].map((it) => it.run).sort(byNewest);
+      const listed = [...this.#listed.values()].filter((it) => !this.#entries.has(it.runId));
+      this.#sorted = [...this.#entries.values()].map((it) => it.run).concat(listed).sort(byNewest);
       this.#isSorted = true;
     }
     return this.#sorted;

@@ -8,6 +8,7 @@ import { stderrTail } from '../api/run_tail.js';
 import { startRun } from '../api/start_run.js';
 import type { PageContext } from '../app/context.js';
 import { navigate } from '../app/navigate.js';
+import { HOME } from '../app/route.js';
 import type { HealthResponse } from '../gen/ringfence/v1/sandbox_service_pb.js';
 import type { RunInfo } from '../gen/ringfence/v1/run_pb.js';
 import { asGrpcurl, asRingfence, type Command, NOT_KEPT, specToRepeat, type Target } from '../model/commands.js';
@@ -21,6 +22,7 @@ import '../ui/menu_button.js';
 import { addShortcuts } from '../ui/shortcuts.js';
 import { controls } from '../ui/styles.js';
 import { tell, tellFailure } from '../ui/toast.js';
+import { deleteEach } from './delete_runs.js';
 import { killEach } from './kill_runs.js';
 
 /** Lines of standard error in a report. */
@@ -60,6 +62,7 @@ export class RunActions extends LitElement {
     this.#gone = new AbortController();
     this.#removeShortcuts = addShortcuts([
       { keys: 'K', says: 'Kill the run that is shown', run: () => this.#kill() },
+      { keys: 'D', says: 'Delete the run that is shown', run: () => void this.#delete() },
       { keys: 'R', says: 'Run it again', run: () => void this.#again() },
       { keys: 'E', says: 'Edit and run it again', run: () => this.#edit() },
     ]);
@@ -74,6 +77,11 @@ export class RunActions extends LitElement {
   #kill(): void {
     if (!this.context.mayChange || !isLive(this.info)) return;
     void killEach(this.context.daemon, [this.info], () => this.moduleName);
+  }
+
+  async #delete(): Promise<void> {
+    if (!this.context.mayChange || isLive(this.info)) return;
+    if (await deleteEach(this.context.daemon, [this.info], () => this.moduleName)) navigate(HOME);
   }
 
   #edit(): void {
@@ -151,6 +159,11 @@ export class RunActions extends LitElement {
       ${
         mayChange && isLive(this.info)
           ? html`<button class="danger" @click=${() => this.#kill()}>Kill</button>`
+          : nothing
+      }
+      ${
+        mayChange && !isLive(this.info)
+          ? html`<button class="danger" @click=${() => void this.#delete()}>Delete</button>`
           : nothing
       }
       ${

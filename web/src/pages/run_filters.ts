@@ -1,4 +1,4 @@
-// What runs are filtered by: words, states and labels.
+// What runs are filtered by: words, states, labels and time.
 
 import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
 import { property, query, state } from 'lit/decorators.js';
@@ -6,6 +6,7 @@ import { property, query, state } from 'lit/decorators.js';
 import { STATE_FILTERS, type StateFilter } from '../app/route.js';
 import { printable } from '../model/printable.js';
 import { parseLabel, type RunFilter } from '../model/run_filter.js';
+import { type Bounds, boundsOf, fieldTime, isBackward, LAST_RANGES, readTime } from '../model/run_range.js';
 import { controls } from '../ui/styles.js';
 
 /** Fires `filter` with the new filter as its `detail`. */
@@ -75,6 +76,42 @@ export class RunFilters extends LitElement {
     this.#change({ labels: new Map([...this.filter.labels, [read.key, read.value]]) });
   };
 
+  readonly #chooseRange = (event: Event) => {
+    const { value } = event.target as HTMLSelectElement;
+    const day = boundsOf('day', Date.now());
+    this.#change({ range: value === 'between' ? day : LAST_RANGES.find((it) => it === value) });
+  };
+
+  #range(): TemplateResult {
+    const { range } = this.filter;
+    const chosen = typeof range === 'object' ? 'between' : range;
+    const option = (value: string, text: string) =>
+      html`<option value=${value} .selected=${value === (chosen ?? '')}>${text}</option>`;
+    return html`<div class="group" role="group" aria-label="Time">
+      <select aria-label="When runs were requested" @change=${this.#chooseRange}>
+        ${option('', 'All that is remembered')} ${LAST_RANGES.map((it) => option(it, `The last ${it}`))}
+        ${option('between', 'Between two times')}
+      </select>
+      ${typeof range === 'object' ? this.#bounds(range) : nothing}
+    </div>`;
+  }
+
+  #bounds(bounds: Bounds): TemplateResult {
+    const isWrong = isBackward(bounds);
+    const field = (name: keyof Bounds, label: string) =>
+      html`<label
+        >${label}
+        <input
+          type="datetime-local"
+          aria-invalid=${isWrong ? 'true' : nothing}
+          .value=${fieldTime(bounds[name])}
+          @change=${(event: Event) =>
+            this.#change({ range: { ...bounds, [name]: readTime((event.target as HTMLInputElement).value) } })}
+      /></label>`;
+    return html`${field('since', 'From')} ${field('until', 'Before')}
+    ${isWrong ? html`<span class="bad" role="alert">The second time is not after the first.</span>` : nothing}`;
+  }
+
   override render(): TemplateResult {
     const { text, states, labels } = this.filter;
     return html`
@@ -93,6 +130,7 @@ export class RunFilters extends LitElement {
             html`<button aria-pressed=${states.includes(name)} @click=${() => this.#toggle(name)}>${name}</button>`,
         )}
       </div>
+      ${this.#range()}
       <div class="group" role="group" aria-label="Labels">
         ${[...labels].map(
           ([key, value]) => html`<button

@@ -5,12 +5,14 @@ import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
 import { property } from 'lit/decorators.js';
 
 import { navigate } from '../app/navigate.js';
-import type { RunInfo } from '../gen/ringfence/v1/run_pb.js';
+import { ArchiveState, type RunInfo } from '../gen/ringfence/v1/run_pb.js';
 import type { RunSpec } from '../gen/ringfence/v1/spec_pb.js';
 import { formatAbsolute, formatRelative } from '../model/format.js';
 import { printable } from '../model/printable.js';
 import { isLive, stateName } from '../model/run_end.js';
 import { askedFor, type Fact, limitsOf, type RunSummary, summarise, type TrapSummary } from '../model/run_summary.js';
+import { traceLink } from '../model/trace_link.js';
+import { copyText } from '../ui/copy.js';
 import '../ui/elapsed.js';
 import '../ui/meter_bar.js';
 import { controls } from '../ui/styles.js';
@@ -91,6 +93,8 @@ export class RunHead extends LitElement {
   @property({ attribute: false }) moduleName = '';
   /** What this page asked for, where it started the run. */
   @property({ attribute: false }) asked: RunSpec | undefined;
+  /** Where a trace is shown, with `{trace_id}` in place of its id; empty for nowhere. */
+  @property({ attribute: false }) traceUrl = '';
   /** Since when the run executes or waits, by this browser's clock. */
   @property({ attribute: false }) since = 0;
 
@@ -118,7 +122,7 @@ export class RunHead extends LitElement {
       ${summary.trap === undefined ? nothing : this.#trap(summary.trap)} ${this.#labels()}
       <details>
         <summary>What it was</summary>
-        ${this.#facts(this.#about())}
+        ${this.#facts(this.#about())} ${this.#trace()}
       </details>
     `;
   }
@@ -191,6 +195,7 @@ export class RunHead extends LitElement {
       { name: 'Requested at', value: at(info.asked) },
       { name: 'Started at', value: at(info.started) },
       { name: 'Ended at', value: at(info.ended) },
+      { name: 'Archive', value: archiveSays(info.archive) },
       ...(this.asked === undefined ? [] : askedFor(this.asked)),
       ...limitsOf(info.granted),
     ];
@@ -203,6 +208,17 @@ export class RunHead extends LitElement {
     return facts.filter((it) => it.value !== '');
   }
 
+  #trace(): TemplateResult | typeof nothing {
+    const { traceId } = this.info;
+    if (traceId === '') return nothing;
+    const link = traceLink(this.traceUrl, traceId);
+    const id = html`<span class="mono">${printable(traceId)}</span>`;
+    return html`<p>
+      Trace ${link === undefined ? id : html`<a href=${link} target="_blank" rel="noopener noreferrer">${id}</a>`}
+      <button @click=${() => void copyText(traceId, 'The id of the trace')}>Copy the id of the trace</button>
+    </p>`;
+  }
+
   #facts(facts: readonly Fact[]): TemplateResult | typeof nothing {
     if (facts.length === 0) return nothing;
     return html`<dl>
@@ -212,6 +228,20 @@ export class RunHead extends LitElement {
             <dd>${value}</dd>`,
       )}
     </dl>`;
+  }
+}
+
+/** Says whether the archive has an ended run. */
+function archiveSays(state: ArchiveState): string {
+  switch (state) {
+    case ArchiveState.UNSPECIFIED:
+      return '';
+    case ArchiveState.QUEUED:
+      return 'waits to be written';
+    case ArchiveState.WRITTEN:
+      return 'written, so that the run outlives the daemon';
+    case ArchiveState.DROPPED:
+      return 'dropped, since it could not be written: the run is forgotten with the daemon';
   }
 }
 

@@ -9,7 +9,7 @@ import type { PageContext } from '../app/context.js';
 import { replaceRoute } from '../app/navigate.js';
 import { formatRoute, HOME, type Route } from '../app/route.js';
 import type { HealthResponse } from '../gen/ringfence/v1/sandbox_service_pb.js';
-import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
+import { ArchiveState, type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 import type { LogLinkDetail, RunEventDetail } from '../log/events.js';
 import '../log/ringfence_log.js';
 import { instanceOf, shortDigest, shortRunId } from '../model/format.js';
@@ -133,11 +133,12 @@ export class RunPage extends LitElement {
     void this.#askHealth(signal);
   }
 
-  /** Asks for the run until it has ended, or is not known. */
+  /** Asks for the run until it has ended and is in the archive, or is not known. */
   async #follow(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       if (document.visibilityState === 'visible') await this.#ask(signal);
-      const isOver = this.info !== undefined && !isLive(this.info);
+      // What waits for the archive becomes something else soon.
+      const isOver = this.info !== undefined && !isLive(this.info) && this.info.archive !== ArchiveState.QUEUED;
       if (isOver || (this.failure !== undefined && !isTransient(this.failure))) return;
       await new Promise((resolve) => setTimeout(resolve, ASK_EVERY_MS));
     }
@@ -182,7 +183,7 @@ export class RunPage extends LitElement {
   override render(): TemplateResult {
     const { info, failure } = this;
     if (info === undefined && failure !== undefined) return this.#notThere(failure);
-    const { daemon, settings, mayChange } = this.context;
+    const { daemon, settings, mayChange, traceUrl } = this.context;
     const name = this.#name();
     const shownName = name || shortDigest(info?.moduleDigest ?? '') || 'Run';
     return html`
@@ -209,6 +210,7 @@ export class RunPage extends LitElement {
                 .info=${info}
                 .moduleName=${name}
                 .asked=${specOf(info.runId)}
+                .traceUrl=${traceUrl}
                 .since=${this.#since}
               ></rf-run-head>`
           }
@@ -251,15 +253,17 @@ function whyNotThere(failure: Failure, id: string): string[] {
     case 'RUN_NOT_FOUND':
       return [
         'This run is not known here',
-        'The daemon has no such run, or no longer: it remembers ended runs for a while and up to a number, ' +
-          'and forgets all of them when it ends (runs.history, runs.history_age).',
+        'The daemon has no such run, or no longer: it was deleted, or it ended too long ago. A daemon remembers ended ' +
+          'runs for a while (runs.history, runs.history_age), and the archive keeps them longer (runs.archive_age).',
         'It may also be a run of another tenant.',
       ];
     case 'RUN_ELSEWHERE':
       return [
         `This run is on another daemon, ${printable(instance)}`,
-        'Each daemon knows its own runs only. Open the page of that daemon, with the same address behind the #.',
+        'It is in no archive that this daemon reads. Open the page of that daemon, with the same address behind the #.',
       ];
+    case 'ARCHIVE_UNAVAILABLE':
+      return ['The archive does not answer', `${sentence(failure.message)} It is asked again.`];
     case 'SPEC_INVALID':
       return ['This is not the id of a run', sentence(failure.message)];
     default:

@@ -34,6 +34,7 @@ const COLUMNS = [
 export interface RunTableEvents {
   'open-run': RunInfo;
   'kill-run': RunInfo;
+  'delete-run': RunInfo;
   'choose-run': RunInfo;
   'filter-label': { readonly key: string; readonly value: string };
 }
@@ -178,6 +179,7 @@ export class RunTable extends VirtualRows<RunInfo> {
   protected override takeKey(event: KeyboardEvent, run: RunInfo): boolean {
     if (event.key === ' ') this.#tell('choose-run', run);
     else if (event.key === 'k' && this.mayChange) this.#tell('kill-run', run);
+    else if (event.key === 'd' && this.mayChange) this.#tell('delete-run', run);
     else return false;
     return true;
   }
@@ -279,7 +281,7 @@ export class RunTable extends VirtualRows<RunInfo> {
 
   #elapsed(run: RunInfo): TemplateResult | string {
     const since = this.since(run.runId);
-    if (!isLive(run) && since !== undefined) {
+    if (!isLive(run)) {
       const ran = ranFor(run);
       return ran === undefined ? '' : formatDuration(ran);
     }
@@ -291,12 +293,14 @@ function toneOfState(run: RunInfo, tone: Tone): Tone {
   return isLive(run) ? tone : tone === 'good' ? 'dim' : tone;
 }
 
-/** Shows the time of day, which is enough in a table of an hour. */
+/** Shows the time of day, which is enough for what a daemon remembers; of another day, month and day before it. */
 function clockTime(time: number | undefined): string {
   if (time === undefined) return '';
   const two = (value: number) => String(value).padStart(2, '0');
   const date = new Date(time);
-  return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+  const clock = `${two(date.getHours())}:${two(date.getMinutes())}`;
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? `${clock}:${two(date.getSeconds())}` : `${two(date.getMonth() + 1)}-${two(date.getDate())} ${clock}`;
 }
 
 customElements.define('rf-run-table', RunTable);

@@ -1,6 +1,6 @@
 // All runs, as they come and go.
 
-import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
+import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 import { property, query, state } from 'lit/decorators.js';
 
 import { LiveStream, type StreamState } from '../api/live_stream.js';
@@ -12,16 +12,19 @@ import { type RunInfo, RunState } from '../gen/ringfence/v1/run_pb.js';
 import type { WatchRunsResponse } from '../gen/ringfence/v1/run_service_pb.js';
 import { formatCount, plural } from '../model/format.js';
 import { isLive } from '../model/run_end.js';
-import { matcher, type RunFilter, runStates } from '../model/run_filter.js';
+import { isDeletable, matcher, type RunFilter, runStates } from '../model/run_filter.js';
 import { RunList } from '../model/run_list.js';
 import { addShortcuts } from '../ui/shortcuts.js';
 import '../ui/stream_status.js';
 import { controls } from '../ui/styles.js';
+import { deleteEach, deleteMatching } from './delete_runs.js';
 import { killEach, killMatching } from './kill_runs.js';
+import { RangeRuns } from './range_runs.js';
 import './run_filters.js';
 import type { RunFilters } from './run_filters.js';
 import './run_table.js';
 import type { RunTable, RunTableEvents } from './run_table.js';
+import { runsStyles } from './runs_styles.js';
 
 /** News are gathered for this long before they are shown. */
 const SHOW_EVERY_MS = 100;
@@ -44,50 +47,7 @@ interface Hold {
 let lastOpened: string | undefined;
 
 export class RunsPage extends LitElement {
-  static override styles = [
-    controls,
-    css`
-      :host {
-        display: grid;
-        grid-template-rows: auto auto minmax(0, 1fr);
-        height: 100%;
-      }
-      .bar {
-        display: flex;
-        flex-wrap: wrap;
-        gap: var(--space-2);
-        align-items: center;
-        padding: var(--space-2) var(--space-3);
-      }
-      .bar + .bar {
-        padding-block-start: 0;
-      }
-      rf-run-filters {
-        flex: 1 1 20rem;
-      }
-      .end {
-        margin-inline-start: auto;
-        display: flex;
-        flex-wrap: wrap;
-        gap: var(--space-2);
-      }
-      .table {
-        position: relative;
-        min-height: 12rem;
-      }
-      rf-run-table {
-        position: absolute;
-        inset: 0;
-        border-block-start: 1px solid var(--line);
-      }
-      .empty {
-        position: absolute;
-        inset: 4rem var(--space-4) auto;
-        text-align: center;
-        pointer-events: none;
-      }
-    `,
-  ];
+  static override styles = [controls, runsStyles];
 
   @property({ attribute: false }) context!: PageContext;
   @property({ attribute: false }) route!: Extract<Route, { page: 'runs' }>;
@@ -101,6 +61,11 @@ export class RunsPage extends LitElement {
   readonly #list = new RunList();
   #stream: LiveStream<WatchRunsResponse> | undefined;
   #names: ModuleNames | undefined;
+  /** Lists the runs of a time, where one is chosen. */
+  readonly #range = new RangeRuns(this.#list, () => {
+    if (!this.#range.isLoading) this.#goOn();
+    this.#show();
+  });
   #shownAt = 0;
   #isShowing = false;
   #gone = new AbortController();
@@ -114,7 +79,7 @@ export class RunsPage extends LitElement {
       { keys: 'p', says: 'Pause the table of runs, or go on', run: () => this.#togglePause() },
       {
         keys: 't',
-        says: 'Go to the table of runs, where k kills, Space chooses and Enter opens',
+        says: 'Go to the table of runs, where k kills, d deletes, Space chooses and Enter opens',
         run: () => this.table.focus(),
       },
     ]);
@@ -123,6 +88,7 @@ export class RunsPage extends LitElement {
 
   override disconnectedCallback(): void {
     this.#gone.abort();
+    this.#range.stop();
     this.#stream?.stop();
     this.#stream = undefined;
     this.#removeShortcuts();
@@ -134,6 +100,7 @@ export class RunsPage extends LitElement {
     this.#names = ModuleNames.of(this.context.daemon);
     this.#names.addEventListener('change', () => this.#show(), { signal });
     this.#watch();
+    this.#listRange();
     void this.#askUsage(signal);
   }
 
@@ -142,17 +109,24 @@ export class RunsPage extends LitElement {
     if (!this.hasUpdated) this.#begin();
     const before = changed.get('route') as RunsPage['route'] | undefined;
     if (before === undefined) return;
-    this.runs = this.#matching();
     // The daemon selects by states and labels, so that what is beyond the bound of this page is found too.
     const selection = ({ states, labels }: RunFilter) => JSON.stringify([states, [...labels]]);
-    if (selection(before) !== selection(this.route)) this.#watch();
+    const isOther = selection(before) !== selection(this.route);
+    if (isOther) this.#watch();
+    if (isOther || JSON.stringify(before.range) !== JSON.stringify(this.route.range)) {
+      this.#list.forgetListed();
+      // What is asked for is to be seen, also where the table was paused.
+      this.hold = undefined;
+      this.#listRange();
+    }
+    this.runs = this.#matching();
   }
 
   #watch(): void {
     this.#stream?.stop();
     this.isSynced = false;
     const { daemon } = this.context;
-    const request = { states: runStates(this.route.states), labels: Object.fromEntries(this.route.labels) };
+    const request = this.#selection();
     this.#stream = new LiveStream({
       slots: daemon.slots,
       open: (signal, opened) => {
@@ -163,7 +137,9 @@ export class RunsPage extends LitElement {
         if (event.case === 'run') this.#take(event.value);
         if (event.case === 'synced') {
           this.#list.synced();
-          if (!this.isSynced) this.#goOn();
+          // What has ended during a break may be known to the archive alone.
+          if (this.isSynced) this.#listRange();
+          else this.#goOn();
           this.isSynced = true;
           this.#show();
           void this.#names?.list();
@@ -174,11 +150,27 @@ export class RunsPage extends LitElement {
     });
   }
 
+  #selection(): { states: RunState[]; labels: Record<string, string> } {
+    return { states: runStates(this.route.states), labels: Object.fromEntries(this.route.labels) };
+  }
+
+  #listRange(): void {
+    this.#range.begin(this.context.daemon, this.route, this.#selection());
+  }
+
+  readonly #loadMore = () => {
+    this.hold = undefined;
+    this.#range.load();
+  };
+
   /** Makes the run that was opened last the one that keys act on, once, unless the reader is elsewhere already. */
   #goOn(): void {
     const id = lastOpened;
+    const isKnown = id !== undefined && this.#list.get(id) !== undefined;
+    // It may be among those that are being loaded.
+    if (!isKnown && this.#range.isLoading) return;
     lastOpened = undefined;
-    if (id === undefined || this.#list.get(id) === undefined) return;
+    if (!isKnown) return;
     this.table.activate(id);
     const { activeElement } = document;
     const focused = activeElement?.shadowRoot?.activeElement ?? activeElement;
@@ -209,7 +201,7 @@ export class RunsPage extends LitElement {
   #matching(): readonly RunInfo[] {
     const nameOf = this.#names?.nameOf ?? (() => '');
     const all = this.hold?.runs ?? this.#list.newest();
-    return all.filter(matcher(this.route, nameOf));
+    return all.filter(matcher(this.route, nameOf, Date.now()));
   }
 
   async #askUsage(signal: AbortSignal): Promise<void> {
@@ -264,9 +256,31 @@ export class RunsPage extends LitElement {
       void killMatching(this.context.daemon, this.route, this.#stillThere(this.runs), this.#nameOf);
       return;
     }
-    const chosen = [...this.chosen].flatMap((id) => this.#list.get(id) ?? []);
-    void killEach(this.context.daemon, chosen, this.#nameOf);
+    void killEach(this.context.daemon, this.#chosenRuns(), this.#nameOf);
   };
+
+  readonly #delete = ({ detail }: CustomEvent<RunInfo>) =>
+    this.#afterDeleting(deleteEach(this.context.daemon, [detail], this.#nameOf));
+
+  readonly #deleteAll = () => {
+    const { daemon } = this.context;
+    if (this.chosen.size > 0) return this.#afterDeleting(deleteEach(daemon, this.#chosenRuns(), this.#nameOf));
+    return this.#afterDeleting(deleteMatching(daemon, this.route, this.#stillThere(this.runs), this.#nameOf));
+  };
+
+  /** Asks for all runs again where some may be gone, since a watch does not tell of that. */
+  async #afterDeleting(isDone: Promise<boolean>): Promise<void> {
+    if (!(await isDone) || this.#gone.signal.aborted) return;
+    this.hold = undefined;
+    this.chosen = new Set();
+    this.#list.forgetListed();
+    this.#watch();
+    this.#listRange();
+  }
+
+  #chosenRuns(): RunInfo[] {
+    return [...this.chosen].flatMap((id) => this.#list.get(id) ?? []);
+  }
 
   /** Returns the runs as they are now, where the table shows how they were when it was paused. */
   #stillThere(runs: readonly RunInfo[]): RunInfo[] {
@@ -299,7 +313,7 @@ export class RunsPage extends LitElement {
           @retry=${() => this.#stream?.retry()}
         ></rf-stream-status>
         <span class="dim">${this.#counts()}</span>
-        ${this.#pauseLine()}
+        ${this.#pauseLine()} ${this.#range.line(this.context.hasArchive, this.#loadMore)}
       </div>
       <div class="table">
         <rf-run-table
@@ -312,6 +326,7 @@ export class RunsPage extends LitElement {
           .heldAt=${this.hold?.at}
           @open-run=${this.#open}
           @kill-run=${this.#kill}
+          @delete-run=${this.#delete}
           @choose-run=${this.#choose}
           @filter-label=${this.#labelled}
         ></rf-run-table>
@@ -324,6 +339,7 @@ export class RunsPage extends LitElement {
     const count = this.chosen.size;
     const isTogether = count > 1 || (count === 0 && this.route.labels.size > 0);
     const isLiveShown = count > 0 || this.route.labels.size > 0 || this.runs.some(isLive);
+    const isEndedShown = count > 0 || isDeletable(this.route) || !this.runs.every(isLive);
     return html`
       <button aria-pressed=${this.hold !== undefined} @click=${() => this.#togglePause()}>Pause</button>
       ${count > 0 ? html`<button @click=${() => (this.chosen = new Set())}>Choose none</button>` : nothing}
@@ -337,8 +353,11 @@ export class RunsPage extends LitElement {
       ${
         this.context.mayChange
           ? html`<button class="danger" ?disabled=${!isLiveShown} @click=${this.#killAll}>
-            ${count > 0 ? `Kill ${formatCount(count)} chosen …` : 'Kill all that match …'}
-          </button>`
+              ${count > 0 ? `Kill ${formatCount(count)} chosen …` : 'Kill all that match …'}
+            </button>
+            <button class="danger" ?disabled=${!isEndedShown} @click=${this.#deleteAll}>
+              ${count > 0 ? `Delete ${formatCount(count)} chosen …` : 'Delete all that match …'}
+            </button>`
           : nothing
       }
     `;
@@ -359,8 +378,8 @@ export class RunsPage extends LitElement {
   }
 
   #nothingShown(): string {
-    const { text, states, labels } = this.route;
-    if (text !== '' || states.length > 0 || labels.size > 0) return 'No run matches the filter.';
+    const { text, states, labels, range } = this.route;
+    if (range !== undefined || text !== '' || states.length > 0 || labels.size > 0) return 'No run matches the filter.';
     return 'There are no runs. Start one from Modules, or by: ringfence run --server HOST:PORT MODULE';
   }
 }

@@ -32,6 +32,8 @@ async function populate(daemon: TestDaemon): Promise<readonly Place[]> {
     .catch(() => {});
   return [
     ['#/runs', /printer/],
+    ['#/runs?last=hour', /this daemon has no archive/i],
+    ['#/runs?since=2026-11-30T02:00Z&until=2026-11-30T01:00Z', /The second time is not after the first/],
     [`#/runs/${exited}`, /a warning/],
     [`#/runs/${trapped}`, /unreachable/],
     [`#/runs/${late}`, /begun/],

@@ -28,6 +28,8 @@ export interface DaemonOptions {
   readonly set?: Readonly<Record<string, string>>;
   /** Where modules are kept: in memory, or in a folder that outlives `restart`. */
   readonly store?: 'memory' | 'file';
+  /** Has ended runs written to `archive`, a folder that outlives `restart`. */
+  readonly hasArchive?: boolean;
   /** Names of tenants. Each has the token that `tokenOf` gives, and calls without one are refused. */
   readonly tenants?: readonly string[];
 }
@@ -59,6 +61,8 @@ export class TestDaemon {
   admin = 'http://127.0.0.1:0';
   /** A folder of the daemon's own, which is removed in the end. */
   readonly folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ringfence-page-'));
+  /** Where ended runs are, with `hasArchive`. */
+  readonly archive = path.join(this.folder, 'archive');
   /** Its log, as lines of JSON. */
   readonly log: string[] = [];
   readonly #options: DaemonOptions;
@@ -103,13 +107,14 @@ export class TestDaemon {
 
   /** Starts the daemon anew, at the same ports. */
   async restart(): Promise<void> {
-    const { store = 'memory', tenants = [], set = {} } = this.#options;
+    const { store = 'memory', hasArchive = false, tenants = [], set = {} } = this.#options;
     const settings: Record<string, string> = {
       'admin.listen': JSON.stringify([this.admin.replace('http://', '')]),
       'store.url': JSON.stringify(store === 'memory' ? 'memory:' : `file://${this.folder}/store`),
       'server.instance': 'test',
       'telemetry.log_format': 'json',
       'hardening.mode': 'off',
+      ...(hasArchive ? { 'runs.archive': JSON.stringify(`file://${this.archive}`) } : {}),
       ...(tenants.length > 0 ? this.#tenantSettings(tenants) : {}),
       ...set,
     };

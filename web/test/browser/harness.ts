@@ -10,9 +10,10 @@
 //     await page.getByText('hello').waitFor();
 //   });
 //
-// - `browserTest(name, options, body)` takes options of the daemon (`set`, `store: 'file'`, `tenants: ['a', 'b']`,
-//   whose tokens `tokenOf('a')` gives) and of the page (`theme: 'dark'`, `width`, `height`, `reducedMotion`), and
-//   `proxy: true` or `prefix: '/some/path'` to have a proxy between them, and `minutes`, how long it may take.
+// - `browserTest(name, options, body)` takes options of the daemon (`set`, `store: 'file'`, `hasArchive: true`,
+//   `tenants: ['a', 'b']`, whose tokens `tokenOf('a')` gives) and of the page (`theme: 'dark'`, `width`, `height`,
+//   `reducedMotion`), and `proxy: true` or `prefix: '/some/path'` to have a proxy between them, and `minutes`, how long
+//   it may take.
 // - `daemon`: `client.{sandbox,runs,modules,stats}` (connect-web in Node), `load`, `start`, `run`, `untilRun`,
 //   `untilEnded`, `kill` (as a crash) and `restart` (same ports), `drain`, `log`, the addresses `admin` and `grpc`, and
 //   `folder`.

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 
 import type { Page } from 'playwright-core';
 
-import { RunState } from '../../src/gen/ringfence/v1/run_pb.js';
+import { ArchiveState, RunState } from '../../src/gen/ringfence/v1/run_pb.js';
 import { browserTest, type Fixture, printer, type TestDaemon, until, wat } from './harness.js';
 
 /** Each has at most 128 bytes, as labels and names may have, and has EVIL in it. */
@@ -160,6 +160,21 @@ browserTest('runs, whatever they are called and print', async (fixture) => {
   const { runs } = await fixture.daemon.client.runs.listRuns({});
   assert.equal(runs.length, ids.length + 1 + 3, 'the refused ones are there too');
   await inspect(fixture, ['#/runs', ...runs.map((it) => `#/runs/${it.runId}`), `#/runs/${running}`]);
+});
+
+browserTest('runs of the archive, and the question whether to delete them', { hasArchive: true }, async (fixture) => {
+  const { daemon } = fixture;
+  const { ids, running } = await populate(daemon);
+  await daemon.client.runs.cancelRun({ runId: running });
+  for (const id of [...ids, running]) await daemon.untilRun(id, (run) => run.archive === ArchiveState.WRITTEN);
+  await daemon.kill();
+  await daemon.restart();
+  const page = await inspect(fixture, ['#/runs?last=hour', ...ids.slice(0, 4).map((it) => `#/runs/${it}`)]);
+  await go(page, '#/runs?last=hour&label=EVIL=1');
+  await page.getByText('All runs of this time are loaded.').waitFor();
+  await page.getByRole('button', { name: 'Delete all that match' }).click();
+  await page.getByRole('alertdialog').getByRole('heading', { name: /^Delete \d+ runs\?$/ }).waitFor();
+  assert.deepEqual(await faults(page), []);
 });
 
 browserTest('modules, and the form that runs them', async (fixture) => {

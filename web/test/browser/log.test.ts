@@ -166,6 +166,16 @@ browserTest('search counts, goes on, takes patterns, and says what is wrong with
   await says('1 of 11');
   await page.keyboard.press('N');
   await says('11 of 11');
+  // Enter before the frame that looks for what was typed.
+  await log.button('First').click();
+  await log.search.evaluate((field: HTMLInputElement) => {
+    field.value = 'line 98';
+    field.dispatchEvent(new Event('input'));
+    field.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
+  });
+  await says('1 of 11');
+  await log.untilLine('line 98 of them');
+  await log.search.fill('LINE 99');
   // Case, and patterns.
   await log.button('Match case').click();
   await says('Nothing matches.');

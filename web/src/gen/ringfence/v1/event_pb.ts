@@ -6,6 +6,8 @@ import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { FileChunk } from "./file_pb.js";
+import { file_ringfence_v1_file } from "./file_pb.js";
 import type { RunResult } from "./result_pb.js";
 import { file_ringfence_v1_result } from "./result_pb.js";
 import type { Resources } from "./spec_pb.js";
@@ -16,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file ringfence/v1/event.proto.
  */
 export const file_ringfence_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChhyaW5nZmVuY2UvdjEvZXZlbnQucHJvdG8SDHJpbmdmZW5jZS52MSLXAgoLU3RyZWFtRXZlbnQSDgoGcnVuX2lkGAEgASgJEgsKA3NlcRgCIAEoBBIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIrCgdzdGFydGVkGAQgASgLMhgucmluZ2ZlbmNlLnYxLlJ1blN0YXJ0ZWRIABIQCgZzdGRvdXQYBSABKAxIABIQCgZzdGRlcnIYBiABKAxIABIiCgRsb3N0GAcgASgLMhIucmluZ2ZlbmNlLnYxLkxvc3RIABInCgRleGl0GAggASgLMhcucmluZ2ZlbmNlLnYxLlJ1blJlc3VsdEgAEicKBWVycm9yGAkgASgLMhYucmluZ2ZlbmNlLnYxLlJ1bkVycm9ySAASMQoMc3RkaW5fZGVtYW5kGAogASgLMhkucmluZ2ZlbmNlLnYxLlN0ZGluRGVtYW5kSABCBwoFZXZlbnQiTQoKUnVuU3RhcnRlZBIVCg1tb2R1bGVfZGlnZXN0GAEgASgJEigKB2dyYW50ZWQYAiABKAsyFy5yaW5nZmVuY2UudjEuUmVzb3VyY2VzIjcKC1N0ZGluRGVtYW5kEhIKCnJlYWRfYnl0ZXMYASABKAQSFAoMd2FudGVkX2J5dGVzGAIgASgNIigKBExvc3QSEQoJZmlyc3Rfc2VxGAEgASgEEg0KBWNvdW50GAIgASgEIqIBCghSdW5FcnJvchIMCgRjb2RlGAEgASgFEg4KBnJlYXNvbhgCIAEoCRIPCgdtZXNzYWdlGAMgASgJEjYKCG1ldGFkYXRhGAQgAygLMiQucmluZ2ZlbmNlLnYxLlJ1bkVycm9yLk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQmIKEGNvbS5yaW5nZmVuY2UudjFQAVoYcmluZ2ZlbmNlL3YxO3JpbmdmZW5jZXYxogIDUkZOqgIMUmluZ2ZlbmNlLlYxygIMUmluZ2ZlbmNlXFYx6gINUmluZ2ZlbmNlOjpWMWIGcHJvdG8z", [file_google_protobuf_timestamp, file_ringfence_v1_result, file_ringfence_v1_spec]);
+  fileDesc(/*@__PURE__*/ btoa("\n\u0018ringfence/v1/event.proto\u0012\fringfence.v1\"\x80\u0003\n\u000bStreamEvent\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012\u000b\n\u0003seq\u0018\u0002 \u0001(\u0004\u0012(\n\u0004time\u0018\u0003 \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012+\n\u0007started\u0018\u0004 \u0001(\u000b2\u0018.ringfence.v1.RunStartedH\u0000\u0012\u0010\n\u0006stdout\u0018\u0005 \u0001(\fH\u0000\u0012\u0010\n\u0006stderr\u0018\u0006 \u0001(\fH\u0000\u0012\"\n\u0004lost\u0018\u0007 \u0001(\u000b2\u0012.ringfence.v1.LostH\u0000\u0012'\n\u0004exit\u0018\b \u0001(\u000b2\u0017.ringfence.v1.RunResultH\u0000\u0012'\n\u0005error\u0018\t \u0001(\u000b2\u0016.ringfence.v1.RunErrorH\u0000\u00121\n\fstdin_demand\u0018\n \u0001(\u000b2\u0019.ringfence.v1.StdinDemandH\u0000\u0012'\n\u0004file\u0018\u000b \u0001(\u000b2\u0017.ringfence.v1.FileChunkH\u0000B\u0007\n\u0005event\"M\n\nRunStarted\u0012\u0015\n\rmodule_digest\u0018\u0001 \u0001(\t\u0012(\n\u0007granted\u0018\u0002 \u0001(\u000b2\u0017.ringfence.v1.Resources\"7\n\u000bStdinDemand\u0012\u0012\n\nread_bytes\u0018\u0001 \u0001(\u0004\u0012\u0014\n\fwanted_bytes\u0018\u0002 \u0001(\r\"(\n\u0004Lost\u0012\u0011\n\tfirst_seq\u0018\u0001 \u0001(\u0004\u0012\r\n\u0005count\u0018\u0002 \u0001(\u0004\"\xa2\u0001\n\bRunError\u0012\f\n\u0004code\u0018\u0001 \u0001(\u0005\u0012\u000e\n\u0006reason\u0018\u0002 \u0001(\t\u0012\u000f\n\u0007message\u0018\u0003 \u0001(\t\u00126\n\bmetadata\u0018\u0004 \u0003(\u000b2$.ringfence.v1.RunError.MetadataEntry\u001a/\n\rMetadataEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001b\u0006proto3"), [file_google_protobuf_timestamp, file_ringfence_v1_file, file_ringfence_v1_result, file_ringfence_v1_spec]);
 
 /**
  * StreamEvent is one event of a run.
@@ -48,7 +50,8 @@ export type StreamEvent = Message<"ringfence.v1.StreamEvent"> & {
   time?: Timestamp | undefined;
 
   /**
-   * What happened. All output comes before exactly one terminal event, which is `exit` or `error`.
+   * What happened. All output comes before the files that the run returns, and these before exactly
+   * one terminal event, which is `exit` or `error`.
    *
    * @generated from oneof ringfence.v1.StreamEvent.event
    */
@@ -111,6 +114,14 @@ export type StreamEvent = Message<"ringfence.v1.StreamEvent"> & {
      */
     value: StdinDemand;
     case: "stdinDemand";
+  } | {
+    /**
+     * A piece of a file that the run returns (RunSpec.collect).
+     *
+     * @generated from field: ringfence.v1.FileChunk file = 11;
+     */
+    value: FileChunk;
+    case: "file";
   } | { case: undefined; value?: undefined };
 };
 

@@ -6,6 +6,8 @@ import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2"
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
+import type { UncollectedFile } from "./file_pb.js";
+import { file_ringfence_v1_file } from "./file_pb.js";
 import type { Resources } from "./spec_pb.js";
 import { file_ringfence_v1_spec } from "./spec_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -14,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file ringfence/v1/result.proto.
  */
 export const file_ringfence_v1_result: GenFile = /*@__PURE__*/
-  fileDesc("ChlyaW5nZmVuY2UvdjEvcmVzdWx0LnByb3RvEgxyaW5nZmVuY2UudjEiywQKCVJ1blJlc3VsdBIOCgZydW5faWQYASABKAkSFQoNbW9kdWxlX2RpZ2VzdBgCIAEoCRImCgdvdXRjb21lGAMgASgOMhUucmluZ2ZlbmNlLnYxLk91dGNvbWUSFgoJZXhpdF9jb2RlGAQgASgNSACIAQESLwoMY2FuY2VsX2NhdXNlGAUgASgOMhkucmluZ2ZlbmNlLnYxLkNhbmNlbENhdXNlEiAKBHRyYXAYBiABKAsyEi5yaW5nZmVuY2UudjEuVHJhcBIrCghkdXJhdGlvbhgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIrCghjcHVfdGltZRgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIaCg1mdWVsX2NvbnN1bWVkGAkgASgESAGIAQESEwoLbWVtb3J5X3VzZWQYCiABKAQSFQoNbWVtb3J5X2RlbmllZBgLIAEoCBIoCgdncmFudGVkGAwgASgLMhcucmluZ2ZlbmNlLnYxLlJlc291cmNlcxIUCgxzdGRvdXRfYnl0ZXMYDSABKAQSFAoMc3RkZXJyX2J5dGVzGA4gASgEEhgKEHN0ZG91dF90cnVuY2F0ZWQYDyABKAgSGAoQc3RkZXJyX3RydW5jYXRlZBgQIAEoCBIjCgZ2YWx1ZXMYESADKAsyEy5yaW5nZmVuY2UudjEuVmFsdWUSEwoLc3RkaW5fYnl0ZXMYEiABKARCDAoKX2V4aXRfY29kZUIQCg5fZnVlbF9jb25zdW1lZCJNCgRUcmFwEgwKBGNvZGUYASABKAkSDwoHbWVzc2FnZRgCIAEoCRImCgliYWNrdHJhY2UYAyADKAsyEy5yaW5nZmVuY2UudjEuRnJhbWUicQoFRnJhbWUSEgoKZnVuY19pbmRleBgBIAEoDRIRCglmdW5jX25hbWUYAiABKAkSEwoLbW9kdWxlX25hbWUYAyABKAkSGgoNbW9kdWxlX29mZnNldBgEIAEoBEgAiAEBQhAKDl9tb2R1bGVfb2Zmc2V0IkwKBVZhbHVlEg0KA2kzMhgBIAEoBUgAEg0KA2k2NBgCIAEoA0gAEg0KA2YzMhgDIAEoAkgAEg0KA2Y2NBgEIAEoAUgAQgcKBXZhbHVlKusBCgdPdXRjb21lEhcKE09VVENPTUVfVU5TUEVDSUZJRUQQABISCg5PVVRDT01FX0VYSVRFRBABEhMKD09VVENPTUVfVFJBUFBFRBACEhsKF09VVENPTUVfTUVNT1JZX0VYQ0VFREVEEAMSGgoWT1VUQ09NRV9GVUVMX0VYSEFVU1RFRBAEEhoKFk9VVENPTUVfU1RBQ0tfT1ZFUkZMT1cQBRIVChFPVVRDT01FX1RJTUVEX09VVBAGEhsKF09VVENPTUVfT1VUUFVUX0VYQ0VFREVEEAcSFQoRT1VUQ09NRV9DQU5DRUxMRUQQCCqiAQoLQ2FuY2VsQ2F1c2USHAoYQ0FOQ0VMX0NBVVNFX1VOU1BFQ0lGSUVEEAASGwoXQ0FOQ0VMX0NBVVNFX0NBTkNFTF9SUEMQARIcChhDQU5DRUxfQ0FVU0VfQ0FMTEVSX0dPTkUQAhIfChtDQU5DRUxfQ0FVU0VfUkVBREVSX1NUQUxMRUQQAxIZChVDQU5DRUxfQ0FVU0VfRFJBSU5JTkcQBEJiChBjb20ucmluZ2ZlbmNlLnYxUAFaGHJpbmdmZW5jZS92MTtyaW5nZmVuY2V2MaICA1JGTqoCDFJpbmdmZW5jZS5WMcoCDFJpbmdmZW5jZVxWMeoCDVJpbmdmZW5jZTo6VjFiBnByb3RvMw", [file_google_protobuf_duration, file_ringfence_v1_spec]);
+  fileDesc(/*@__PURE__*/ btoa("\n\u0019ringfence/v1/result.proto\u0012\fringfence.v1\"\xc7\u0005\n\tRunResult\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012\u0015\n\rmodule_digest\u0018\u0002 \u0001(\t\u0012&\n\u0007outcome\u0018\u0003 \u0001(\u000e2\u0015.ringfence.v1.Outcome\u0012\u0016\n\texit_code\u0018\u0004 \u0001(\rH\u0000\x88\u0001\u0001\u0012/\n\fcancel_cause\u0018\u0005 \u0001(\u000e2\u0019.ringfence.v1.CancelCause\u0012 \n\u0004trap\u0018\u0006 \u0001(\u000b2\u0012.ringfence.v1.Trap\u0012+\n\bduration\u0018\u0007 \u0001(\u000b2\u0019.google.protobuf.Duration\u0012+\n\bcpu_time\u0018\b \u0001(\u000b2\u0019.google.protobuf.Duration\u0012\u001a\n\rfuel_consumed\u0018\t \u0001(\u0004H\u0001\x88\u0001\u0001\u0012\u0013\n\u000bmemory_used\u0018\n \u0001(\u0004\u0012\u0015\n\rmemory_denied\u0018\u000b \u0001(\b\u0012(\n\u0007granted\u0018\f \u0001(\u000b2\u0017.ringfence.v1.Resources\u0012\u0014\n\fstdout_bytes\u0018\r \u0001(\u0004\u0012\u0014\n\fstderr_bytes\u0018\u000e \u0001(\u0004\u0012\u0018\n\u0010stdout_truncated\u0018\u000f \u0001(\b\u0012\u0018\n\u0010stderr_truncated\u0018\u0010 \u0001(\b\u0012#\n\u0006values\u0018\u0011 \u0003(\u000b2\u0013.ringfence.v1.Value\u0012\u0013\n\u000bstdin_bytes\u0018\u0012 \u0001(\u0004\u00122\n\u000buncollected\u0018\u0013 \u0003(\u000b2\u001d.ringfence.v1.UncollectedFile\u0012\u0019\n\u0011uncollected_total\u0018\u0014 \u0001(\u0004\u0012+\n\u0007session\u0018\u0015 \u0001(\u000b2\u001a.ringfence.v1.SessionStateB\f\n\n_exit_codeB\u0010\n\u000e_fuel_consumed\"1\n\fSessionState\u0012\u0012\n\nexecutions\u0018\u0001 \u0001(\u0004\u0012\r\n\u0005ended\u0018\u0002 \u0001(\b\"M\n\u0004Trap\u0012\f\n\u0004code\u0018\u0001 \u0001(\t\u0012\u000f\n\u0007message\u0018\u0002 \u0001(\t\u0012&\n\tbacktrace\u0018\u0003 \u0003(\u000b2\u0013.ringfence.v1.Frame\"q\n\u0005Frame\u0012\u0012\n\nfunc_index\u0018\u0001 \u0001(\r\u0012\u0011\n\tfunc_name\u0018\u0002 \u0001(\t\u0012\u0013\n\u000bmodule_name\u0018\u0003 \u0001(\t\u0012\u001a\n\rmodule_offset\u0018\u0004 \u0001(\u0004H\u0000\x88\u0001\u0001B\u0010\n\u000e_module_offset\"L\n\u0005Value\u0012\r\n\u0003i32\u0018\u0001 \u0001(\u0005H\u0000\u0012\r\n\u0003i64\u0018\u0002 \u0001(\u0003H\u0000\u0012\r\n\u0003f32\u0018\u0003 \u0001(\u0002H\u0000\u0012\r\n\u0003f64\u0018\u0004 \u0001(\u0001H\u0000B\u0007\n\u0005value*\xeb\u0001\n\u0007Outcome\u0012\u0017\n\u0013OUTCOME_UNSPECIFIED\u0010\u0000\u0012\u0012\n\u000eOUTCOME_EXITED\u0010\u0001\u0012\u0013\n\u000fOUTCOME_TRAPPED\u0010\u0002\u0012\u001b\n\u0017OUTCOME_MEMORY_EXCEEDED\u0010\u0003\u0012\u001a\n\u0016OUTCOME_FUEL_EXHAUSTED\u0010\u0004\u0012\u001a\n\u0016OUTCOME_STACK_OVERFLOW\u0010\u0005\u0012\u0015\n\u0011OUTCOME_TIMED_OUT\u0010\u0006\u0012\u001b\n\u0017OUTCOME_OUTPUT_EXCEEDED\u0010\u0007\u0012\u0015\n\u0011OUTCOME_CANCELLED\u0010\b*\xa2\u0001\n\u000bCancelCause\u0012\u001c\n\u0018CANCEL_CAUSE_UNSPECIFIED\u0010\u0000\u0012\u001b\n\u0017CANCEL_CAUSE_CANCEL_RPC\u0010\u0001\u0012\u001c\n\u0018CANCEL_CAUSE_CALLER_GONE\u0010\u0002\u0012\u001f\n\u001bCANCEL_CAUSE_READER_STALLED\u0010\u0003\u0012\u0019\n\u0015CANCEL_CAUSE_DRAINING\u0010\u0004b\u0006proto3"), [file_google_protobuf_duration, file_ringfence_v1_file, file_ringfence_v1_spec]);
 
 /**
  * RunResult says how a run ended and what it used.
@@ -93,16 +95,16 @@ export type RunResult = Message<"ringfence.v1.RunResult"> & {
   fuelConsumed?: bigint | undefined;
 
   /**
-   * The most bytes that the run held at once: its linear memory (declared size, not resident), and
-   * the directory listings that the host held for it.
+   * The most bytes that the run held at once: its linear memory (declared size, not resident), its
+   * files in memory, and the directory listings that the host held for it.
    *
    * @generated from field: uint64 memory_used = 10;
    */
   memoryUsed: bigint;
 
   /**
-   * Whether a growth of a memory or of a table, or a directory listing, was denied. The guest may
-   * have coped with that.
+   * Whether a growth of a memory or of a table, a directory listing, or memory for a file was
+   * denied. The guest may have coped with that.
    *
    * @generated from field: bool memory_denied = 11;
    */
@@ -152,11 +154,35 @@ export type RunResult = Message<"ringfence.v1.RunResult"> & {
   values: Value[];
 
   /**
-   * Bytes of standard input that the guest read. Input that it left unread does not count.
+   * Bytes of standard input that the guest read. Input that it left unread does not count. Nor does
+   * the program that an interpreter reads there.
    *
    * @generated from field: uint64 stdin_bytes = 18;
    */
   stdinBytes: bigint;
+
+  /**
+   * The files that RunSpec.collect asks for and that are not returned, with the reason: the first
+   * 16, in the order in which they were found, or fewer if their paths are longer than 4 KiB
+   * together. Left out of listings.
+   *
+   * @generated from field: repeated ringfence.v1.UncollectedFile uncollected = 19;
+   */
+  uncollected: UncollectedFile[];
+
+  /**
+   * How many files were not returned, those in `uncollected` included. Left out of listings.
+   *
+   * @generated from field: uint64 uncollected_total = 20;
+   */
+  uncollectedTotal: bigint;
+
+  /**
+   * What became of the session that executed the program. Absent without one.
+   *
+   * @generated from field: ringfence.v1.SessionState session = 21;
+   */
+  session?: SessionState | undefined;
 };
 
 /**
@@ -165,6 +191,35 @@ export type RunResult = Message<"ringfence.v1.RunResult"> & {
  */
 export const RunResultSchema: GenMessage<RunResult> = /*@__PURE__*/
   messageDesc(file_ringfence_v1_result, 0);
+
+/**
+ * SessionState says what became of a session.
+ *
+ * @generated from message ringfence.v1.SessionState
+ */
+export type SessionState = Message<"ringfence.v1.SessionState"> & {
+  /**
+   * How many programs it has executed, this one included. The first has begun it: nothing of an
+   * earlier session of that name was there.
+   *
+   * @generated from field: uint64 executions = 1;
+   */
+  executions: bigint;
+
+  /**
+   * Whether it has ended with this program, and its state is lost.
+   *
+   * @generated from field: bool ended = 2;
+   */
+  ended: boolean;
+};
+
+/**
+ * Describes the message ringfence.v1.SessionState.
+ * Use `create(SessionStateSchema)` to create a new message.
+ */
+export const SessionStateSchema: GenMessage<SessionState> = /*@__PURE__*/
+  messageDesc(file_ringfence_v1_result, 1);
 
 /**
  * Trap says what went wrong in the guest.
@@ -204,7 +259,7 @@ export type Trap = Message<"ringfence.v1.Trap"> & {
  * Use `create(TrapSchema)` to create a new message.
  */
 export const TrapSchema: GenMessage<Trap> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_result, 1);
+  messageDesc(file_ringfence_v1_result, 2);
 
 /**
  * Frame is one call on the guest's stack.
@@ -246,7 +301,7 @@ export type Frame = Message<"ringfence.v1.Frame"> & {
  * Use `create(FrameSchema)` to create a new message.
  */
 export const FrameSchema: GenMessage<Frame> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_result, 2);
+  messageDesc(file_ringfence_v1_result, 3);
 
 /**
  * Value is one result of an entry point.
@@ -299,7 +354,7 @@ export type Value = Message<"ringfence.v1.Value"> & {
  * Use `create(ValueSchema)` to create a new message.
  */
 export const ValueSchema: GenMessage<Value> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_result, 3);
+  messageDesc(file_ringfence_v1_result, 4);
 
 /**
  * Outcome says how an executed run ended. A run that was refused has an error instead.

@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file ringfence/v1/run.proto.
  */
 export const file_ringfence_v1_run: GenFile = /*@__PURE__*/
-  fileDesc("ChZyaW5nZmVuY2UvdjEvcnVuLnByb3RvEgxyaW5nZmVuY2UudjEiqQQKB1J1bkluZm8SDgoGcnVuX2lkGAEgASgJEiUKBXN0YXRlGAIgASgOMhYucmluZ2ZlbmNlLnYxLlJ1blN0YXRlEhUKDW1vZHVsZV9kaWdlc3QYAyABKAkSMQoGbGFiZWxzGAQgAygLMiEucmluZ2ZlbmNlLnYxLlJ1bkluZm8uTGFiZWxzRW50cnkSDgoGbWV0aG9kGAUgASgJEg4KBmNhbGxlchgGIAEoCRIQCghkZXRhY2hlZBgHIAEoCBIpCgVhc2tlZBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHc3RhcnRlZBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKQoFZW5kZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEigKB2dyYW50ZWQYCyABKAsyFy5yaW5nZmVuY2UudjEuUmVzb3VyY2VzEiIKBXVzYWdlGAwgASgLMhMucmluZ2ZlbmNlLnYxLlVzYWdlEhAKCG5leHRfc2VxGA0gASgEEikKBnJlc3VsdBgOIAEoCzIXLnJpbmdmZW5jZS52MS5SdW5SZXN1bHRIABInCgVlcnJvchgPIAEoCzIWLnJpbmdmZW5jZS52MS5SdW5FcnJvckgAGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCBQoDZW5kIqIBCgVVc2FnZRIqCgdlbGFwc2VkGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhoKDWZ1ZWxfY29uc3VtZWQYAiABKARIAIgBARITCgttZW1vcnlfdXNlZBgDIAEoBBIUCgxzdGRvdXRfYnl0ZXMYBCABKAQSFAoMc3RkZXJyX2J5dGVzGAUgASgEQhAKDl9mdWVsX2NvbnN1bWVkKoABCghSdW5TdGF0ZRIZChVSVU5fU1RBVEVfVU5TUEVDSUZJRUQQABIXChNSVU5fU1RBVEVfQ09NUElMSU5HEAESFAoQUlVOX1NUQVRFX1FVRVVFRBACEhUKEVJVTl9TVEFURV9SVU5OSU5HEAMSEwoPUlVOX1NUQVRFX0VOREVEEARCYgoQY29tLnJpbmdmZW5jZS52MVABWhhyaW5nZmVuY2UvdjE7cmluZ2ZlbmNldjGiAgNSRk6qAgxSaW5nZmVuY2UuVjHKAgxSaW5nZmVuY2VcVjHqAg1SaW5nZmVuY2U6OlYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_ringfence_v1_event, file_ringfence_v1_result, file_ringfence_v1_spec]);
+  fileDesc(/*@__PURE__*/ btoa("\n\u0016ringfence/v1/run.proto\u0012\fringfence.v1\"\xe8\u0004\n\u0007RunInfo\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012%\n\u0005state\u0018\u0002 \u0001(\u000e2\u0016.ringfence.v1.RunState\u0012\u0015\n\rmodule_digest\u0018\u0003 \u0001(\t\u00121\n\u0006labels\u0018\u0004 \u0003(\u000b2!.ringfence.v1.RunInfo.LabelsEntry\u0012\u000e\n\u0006method\u0018\u0005 \u0001(\t\u0012\u000e\n\u0006caller\u0018\u0006 \u0001(\t\u0012\u0010\n\bdetached\u0018\u0007 \u0001(\b\u0012)\n\u0005asked\u0018\b \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012+\n\u0007started\u0018\t \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012)\n\u0005ended\u0018\n \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012(\n\u0007granted\u0018\u000b \u0001(\u000b2\u0017.ringfence.v1.Resources\u0012\"\n\u0005usage\u0018\f \u0001(\u000b2\u0013.ringfence.v1.Usage\u0012\u0010\n\bnext_seq\u0018\r \u0001(\u0004\u0012)\n\u0006result\u0018\u000e \u0001(\u000b2\u0017.ringfence.v1.RunResultH\u0000\u0012'\n\u0005error\u0018\u000f \u0001(\u000b2\u0016.ringfence.v1.RunErrorH\u0000\u0012+\n\u0007archive\u0018\u0010 \u0001(\u000e2\u001a.ringfence.v1.ArchiveState\u0012\u0010\n\btrace_id\u0018\u0011 \u0001(\t\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001B\u0005\n\u0003end\"\xa2\u0001\n\u0005Usage\u0012*\n\u0007elapsed\u0018\u0001 \u0001(\u000b2\u0019.google.protobuf.Duration\u0012\u001a\n\rfuel_consumed\u0018\u0002 \u0001(\u0004H\u0000\x88\u0001\u0001\u0012\u0013\n\u000bmemory_used\u0018\u0003 \u0001(\u0004\u0012\u0014\n\fstdout_bytes\u0018\u0004 \u0001(\u0004\u0012\u0014\n\fstderr_bytes\u0018\u0005 \u0001(\u0004B\u0010\n\u000e_fuel_consumed*}\n\fArchiveState\u0012\u001d\n\u0019ARCHIVE_STATE_UNSPECIFIED\u0010\u0000\u0012\u0018\n\u0014ARCHIVE_STATE_QUEUED\u0010\u0001\u0012\u0019\n\u0015ARCHIVE_STATE_WRITTEN\u0010\u0002\u0012\u0019\n\u0015ARCHIVE_STATE_DROPPED\u0010\u0003*\x80\u0001\n\bRunState\u0012\u0019\n\u0015RUN_STATE_UNSPECIFIED\u0010\u0000\u0012\u0017\n\u0013RUN_STATE_COMPILING\u0010\u0001\u0012\u0014\n\u0010RUN_STATE_QUEUED\u0010\u0002\u0012\u0015\n\u0011RUN_STATE_RUNNING\u0010\u0003\u0012\u0013\n\u000fRUN_STATE_ENDED\u0010\u0004b\u0006proto3"), [file_google_protobuf_duration, file_google_protobuf_timestamp, file_ringfence_v1_event, file_ringfence_v1_result, file_ringfence_v1_spec]);
 
 /**
  * RunInfo is what the daemon knows about a run: what it has done so far, and once it has ended, how
@@ -57,7 +57,7 @@ export type RunInfo = Message<"ringfence.v1.RunInfo"> & {
   labels: { [key: string]: string };
 
   /**
-   * The method that requested it: "Run", "RunStream" or "Interact".
+   * The method that requested it: "Run", "RunStream", "Interact", "Execute" or "ExecuteStream".
    *
    * @generated from field: string method = 5;
    */
@@ -142,6 +142,21 @@ export type RunInfo = Message<"ringfence.v1.RunInfo"> & {
     value: RunError;
     case: "error";
   } | { case: undefined; value?: undefined };
+
+  /**
+   * Whether the archive has it. A run in flight is in no archive.
+   *
+   * @generated from field: ringfence.v1.ArchiveState archive = 16;
+   */
+  archive: ArchiveState;
+
+  /**
+   * The id of the trace that its call belongs to: 32 hexadecimal digits, from the `traceparent` of
+   * the call, or else a new one if the call is traced. Empty: it belongs to none.
+   *
+   * @generated from field: string trace_id = 17;
+   */
+  traceId: string;
 };
 
 /**
@@ -202,6 +217,50 @@ export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
   messageDesc(file_ringfence_v1_run, 1);
 
 /**
+ * ArchiveState says whether an ended run is in the archive, which outlives the daemon
+ * (`runs.archive`).
+ *
+ * @generated from enum ringfence.v1.ArchiveState
+ */
+export enum ArchiveState {
+  /**
+   * It is not: there is no archive, the run goes on, or it is not among those that
+   * `runs.archive_what` and `runs.archive_ratio` choose.
+   *
+   * @generated from enum value: ARCHIVE_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It waits to be written, which takes about a second.
+   *
+   * @generated from enum value: ARCHIVE_STATE_QUEUED = 1;
+   */
+  QUEUED = 1,
+
+  /**
+   * It has been written, and every daemon with this archive can read it.
+   *
+   * @generated from enum value: ARCHIVE_STATE_WRITTEN = 2;
+   */
+  WRITTEN = 2,
+
+  /**
+   * It was dropped, because as many waited to be written as may (`runs.archive_queue`), or because
+   * the archive could not be written. It is forgotten with this daemon's memory.
+   *
+   * @generated from enum value: ARCHIVE_STATE_DROPPED = 3;
+   */
+  DROPPED = 3,
+}
+
+/**
+ * Describes the enum ringfence.v1.ArchiveState.
+ */
+export const ArchiveStateSchema: GenEnum<ArchiveState> = /*@__PURE__*/
+  enumDesc(file_ringfence_v1_run, 0);
+
+/**
  * RunState is the state of a run.
  *
  * @generated from enum ringfence.v1.RunState
@@ -247,5 +306,5 @@ export enum RunState {
  * Describes the enum ringfence.v1.RunState.
  */
 export const RunStateSchema: GenEnum<RunState> = /*@__PURE__*/
-  enumDesc(file_ringfence_v1_run, 0);
+  enumDesc(file_ringfence_v1_run, 1);
 

@@ -4,8 +4,12 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { StreamEventSchema } from "./event_pb.js";
 import { file_ringfence_v1_event } from "./event_pb.js";
+import type { ExecutionSpec } from "./execution_pb.js";
+import { file_ringfence_v1_execution } from "./execution_pb.js";
 import type { RunInfo, RunState } from "./run_pb.js";
 import { file_ringfence_v1_run } from "./run_pb.js";
 import type { RunSpec } from "./spec_pb.js";
@@ -16,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file ringfence/v1/run_service.proto.
  */
 export const file_ringfence_v1_run_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch5yaW5nZmVuY2UvdjEvcnVuX3NlcnZpY2UucHJvdG8SDHJpbmdmZW5jZS52MSLKAQoPTGlzdFJ1bnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoDRISCgpwYWdlX3Rva2VuGAIgASgJEiYKBnN0YXRlcxgDIAMoDjIWLnJpbmdmZW5jZS52MS5SdW5TdGF0ZRI5CgZsYWJlbHMYBCADKAsyKS5yaW5nZmVuY2UudjEuTGlzdFJ1bnNSZXF1ZXN0LkxhYmVsc0VudHJ5Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUAoQTGlzdFJ1bnNSZXNwb25zZRIjCgRydW5zGAEgAygLMhUucmluZ2ZlbmNlLnYxLlJ1bkluZm8SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIqUBChBXYXRjaFJ1bnNSZXF1ZXN0EiYKBnN0YXRlcxgBIAMoDjIWLnJpbmdmZW5jZS52MS5SdW5TdGF0ZRI6CgZsYWJlbHMYAiADKAsyKi5yaW5nZmVuY2UudjEuV2F0Y2hSdW5zUmVxdWVzdC5MYWJlbHNFbnRyeRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBImoKEVdhdGNoUnVuc1Jlc3BvbnNlEiQKA3J1bhgBIAEoCzIVLnJpbmdmZW5jZS52MS5SdW5JbmZvSAASJgoGc3luY2VkGAIgASgLMhQucmluZ2ZlbmNlLnYxLlN5bmNlZEgAQgcKBWV2ZW50IggKBlN5bmNlZCIfCg1HZXRSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSI0Cg5HZXRSdW5SZXNwb25zZRIiCgNydW4YASABKAsyFS5yaW5nZmVuY2UudjEuUnVuSW5mbyIiChBDYW5jZWxSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSJxChFDYW5jZWxSdW5SZXNwb25zZRIlCgVmb3VuZBgBIAEoDjIWLnJpbmdmZW5jZS52MS5SdW5TdGF0ZRIRCgljYW5jZWxsZWQYAiABKAgSIgoDcnVuGAMgASgLMhUucmluZ2ZlbmNlLnYxLlJ1bkluZm8iuAEKEUNhbmNlbFJ1bnNSZXF1ZXN0EjsKBmxhYmVscxgBIAMoCzIrLnJpbmdmZW5jZS52MS5DYW5jZWxSdW5zUmVxdWVzdC5MYWJlbHNFbnRyeRImCgZzdGF0ZXMYAiADKA4yFi5yaW5nZmVuY2UudjEuUnVuU3RhdGUSDwoHZHJ5X3J1bhgDIAEoCBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlIKEkNhbmNlbFJ1bnNSZXNwb25zZRIoCgRydW5zGAEgAygLMhoucmluZ2ZlbmNlLnYxLkNhbmNlbGxlZFJ1bhISCgp1bmZpbmlzaGVkGAIgASgNIlgKDENhbmNlbGxlZFJ1bhIOCgZydW5faWQYASABKAkSJQoFZm91bmQYAiABKA4yFi5yaW5nZmVuY2UudjEuUnVuU3RhdGUSEQoJY2FuY2VsbGVkGAMgASgIIjQKEEF0dGFjaFJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJEhAKCGZyb21fc2VxGAIgASgEIuQBCg9JbnRlcmFjdFJlcXVlc3QSJgoFc3RhcnQYASABKAsyFS5yaW5nZmVuY2UudjEuUnVuU3BlY0gAEg8KBXN0ZGluGAIgASgMSAASKwoJc3RkaW5fZW9mGAMgASgLMhYucmluZ2ZlbmNlLnYxLlN0ZGluRW9mSAASJgoGY2FuY2VsGAQgASgLMhQucmluZ2ZlbmNlLnYxLkNhbmNlbEgAEjoKEXRlbGxfc3RkaW5fZGVtYW5kGAUgASgLMh0ucmluZ2ZlbmNlLnYxLlRlbGxTdGRpbkRlbWFuZEgAQgcKBWZyYW1lIgoKCFN0ZGluRW9mIggKBkNhbmNlbCIRCg9UZWxsU3RkaW5EZW1hbmQiTQoQU2VuZElucHV0UmVxdWVzdBIOCgZydW5faWQYASABKAkSDgoGb2Zmc2V0GAIgASgEEgwKBGRhdGEYAyABKAwSCwoDZW9mGAQgASgIIkoKEVNlbmRJbnB1dFJlc3BvbnNlEhAKCGFjY2VwdGVkGAEgASgEEhMKC25leHRfb2Zmc2V0GAIgASgEEg4KBmNsb3NlZBgDIAEoCDLtBAoKUnVuU2VydmljZRJJCghMaXN0UnVucxIdLnJpbmdmZW5jZS52MS5MaXN0UnVuc1JlcXVlc3QaHi5yaW5nZmVuY2UudjEuTGlzdFJ1bnNSZXNwb25zZRJOCglXYXRjaFJ1bnMSHi5yaW5nZmVuY2UudjEuV2F0Y2hSdW5zUmVxdWVzdBofLnJpbmdmZW5jZS52MS5XYXRjaFJ1bnNSZXNwb25zZTABEkMKBkdldFJ1bhIbLnJpbmdmZW5jZS52MS5HZXRSdW5SZXF1ZXN0GhwucmluZ2ZlbmNlLnYxLkdldFJ1blJlc3BvbnNlEkwKCUNhbmNlbFJ1bhIeLnJpbmdmZW5jZS52MS5DYW5jZWxSdW5SZXF1ZXN0Gh8ucmluZ2ZlbmNlLnYxLkNhbmNlbFJ1blJlc3BvbnNlEk8KCkNhbmNlbFJ1bnMSHy5yaW5nZmVuY2UudjEuQ2FuY2VsUnVuc1JlcXVlc3QaIC5yaW5nZmVuY2UudjEuQ2FuY2VsUnVuc1Jlc3BvbnNlEkgKCUF0dGFjaFJ1bhIeLnJpbmdmZW5jZS52MS5BdHRhY2hSdW5SZXF1ZXN0GhkucmluZ2ZlbmNlLnYxLlN0cmVhbUV2ZW50MAESSAoISW50ZXJhY3QSHS5yaW5nZmVuY2UudjEuSW50ZXJhY3RSZXF1ZXN0GhkucmluZ2ZlbmNlLnYxLlN0cmVhbUV2ZW50KAEwARJMCglTZW5kSW5wdXQSHi5yaW5nZmVuY2UudjEuU2VuZElucHV0UmVxdWVzdBofLnJpbmdmZW5jZS52MS5TZW5kSW5wdXRSZXNwb25zZUJiChBjb20ucmluZ2ZlbmNlLnYxUAFaGHJpbmdmZW5jZS92MTtyaW5nZmVuY2V2MaICA1JGTqoCDFJpbmdmZW5jZS5WMcoCDFJpbmdmZW5jZVxWMeoCDVJpbmdmZW5jZTo6VjFiBnByb3RvMw", [file_ringfence_v1_event, file_ringfence_v1_run, file_ringfence_v1_spec]);
+  fileDesc(/*@__PURE__*/ btoa("\n\u001eringfence/v1/run_service.proto\u0012\fringfence.v1\"\xa0\u0002\n\u000fListRunsRequest\u0012\u0011\n\tpage_size\u0018\u0001 \u0001(\r\u0012\u0012\n\npage_token\u0018\u0002 \u0001(\t\u0012&\n\u0006states\u0018\u0003 \u0003(\u000e2\u0016.ringfence.v1.RunState\u00129\n\u0006labels\u0018\u0004 \u0003(\u000b2).ringfence.v1.ListRunsRequest.LabelsEntry\u0012)\n\u0005since\u0018\u0005 \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012)\n\u0005until\u0018\u0006 \u0001(\u000b2\u001a.google.protobuf.Timestamp\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001\"a\n\u0010ListRunsResponse\u0012#\n\u0004runs\u0018\u0001 \u0003(\u000b2\u0015.ringfence.v1.RunInfo\u0012\u0017\n\u000fnext_page_token\u0018\u0002 \u0001(\t\u0012\u000f\n\u0007damaged\u0018\u0003 \u0003(\t\"\xa5\u0001\n\u0010WatchRunsRequest\u0012&\n\u0006states\u0018\u0001 \u0003(\u000e2\u0016.ringfence.v1.RunState\u0012:\n\u0006labels\u0018\u0002 \u0003(\u000b2*.ringfence.v1.WatchRunsRequest.LabelsEntry\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001\"j\n\u0011WatchRunsResponse\u0012$\n\u0003run\u0018\u0001 \u0001(\u000b2\u0015.ringfence.v1.RunInfoH\u0000\u0012&\n\u0006synced\u0018\u0002 \u0001(\u000b2\u0014.ringfence.v1.SyncedH\u0000B\u0007\n\u0005event\"\b\n\u0006Synced\"\u001f\n\rGetRunRequest\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\"4\n\u000eGetRunResponse\u0012\"\n\u0003run\u0018\u0001 \u0001(\u000b2\u0015.ringfence.v1.RunInfo\"\"\n\u0010CancelRunRequest\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\"q\n\u0011CancelRunResponse\u0012%\n\u0005found\u0018\u0001 \u0001(\u000e2\u0016.ringfence.v1.RunState\u0012\u0011\n\tcancelled\u0018\u0002 \u0001(\b\u0012\"\n\u0003run\u0018\u0003 \u0001(\u000b2\u0015.ringfence.v1.RunInfo\"\xb8\u0001\n\u0011CancelRunsRequest\u0012;\n\u0006labels\u0018\u0001 \u0003(\u000b2+.ringfence.v1.CancelRunsRequest.LabelsEntry\u0012&\n\u0006states\u0018\u0002 \u0003(\u000e2\u0016.ringfence.v1.RunState\u0012\u000f\n\u0007dry_run\u0018\u0003 \u0001(\b\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001\"R\n\u0012CancelRunsResponse\u0012(\n\u0004runs\u0018\u0001 \u0003(\u000b2\u001a.ringfence.v1.CancelledRun\u0012\u0012\n\nunfinished\u0018\u0002 \u0001(\r\"X\n\fCancelledRun\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012%\n\u0005found\u0018\u0002 \u0001(\u000e2\u0016.ringfence.v1.RunState\u0012\u0011\n\tcancelled\u0018\u0003 \u0001(\b\"\xf7\u0001\n\u0011DeleteRunsRequest\u0012\u000f\n\u0007run_ids\u0018\u0001 \u0003(\t\u0012;\n\u0006labels\u0018\u0002 \u0003(\u000b2+.ringfence.v1.DeleteRunsRequest.LabelsEntry\u0012)\n\u0005since\u0018\u0003 \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012)\n\u0005until\u0018\u0004 \u0001(\u000b2\u001a.google.protobuf.Timestamp\u0012\u000f\n\u0007dry_run\u0018\u0005 \u0001(\b\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001\"J\n\u0012DeleteRunsResponse\u0012\u000f\n\u0007deleted\u0018\u0001 \u0001(\u0004\u0012\u000f\n\u0007run_ids\u0018\u0002 \u0003(\t\u0012\u0012\n\nunfinished\u0018\u0003 \u0001(\u0004\"4\n\u0010AttachRunRequest\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012\u0010\n\bfrom_seq\u0018\u0002 \u0001(\u0004\"\x94\u0002\n\u000fInteractRequest\u0012&\n\u0005start\u0018\u0001 \u0001(\u000b2\u0015.ringfence.v1.RunSpecH\u0000\u0012\u000f\n\u0005stdin\u0018\u0002 \u0001(\fH\u0000\u0012+\n\tstdin_eof\u0018\u0003 \u0001(\u000b2\u0016.ringfence.v1.StdinEofH\u0000\u0012&\n\u0006cancel\u0018\u0004 \u0001(\u000b2\u0014.ringfence.v1.CancelH\u0000\u0012:\n\u0011tell_stdin_demand\u0018\u0005 \u0001(\u000b2\u001d.ringfence.v1.TellStdinDemandH\u0000\u0012.\n\u0007execute\u0018\u0006 \u0001(\u000b2\u001b.ringfence.v1.ExecutionSpecH\u0000B\u0007\n\u0005frame\"\n\n\bStdinEof\"\b\n\u0006Cancel\"\u0011\n\u000fTellStdinDemand\"M\n\u0010SendInputRequest\u0012\u000e\n\u0006run_id\u0018\u0001 \u0001(\t\u0012\u000e\n\u0006offset\u0018\u0002 \u0001(\u0004\u0012\f\n\u0004data\u0018\u0003 \u0001(\f\u0012\u000b\n\u0003eof\u0018\u0004 \u0001(\b\"J\n\u0011SendInputResponse\u0012\u0010\n\baccepted\u0018\u0001 \u0001(\u0004\u0012\u0013\n\u000bnext_offset\u0018\u0002 \u0001(\u0004\u0012\u000e\n\u0006closed\u0018\u0003 \u0001(\b2\xbe\u0005\n\nRunService\u0012I\n\bListRuns\u0012\u001d.ringfence.v1.ListRunsRequest\u001a\u001e.ringfence.v1.ListRunsResponse\u0012N\n\tWatchRuns\u0012\u001e.ringfence.v1.WatchRunsRequest\u001a\u001f.ringfence.v1.WatchRunsResponse0\u0001\u0012C\n\u0006GetRun\u0012\u001b.ringfence.v1.GetRunRequest\u001a\u001c.ringfence.v1.GetRunResponse\u0012O\n\nDeleteRuns\u0012\u001f.ringfence.v1.DeleteRunsRequest\u001a .ringfence.v1.DeleteRunsResponse\u0012L\n\tCancelRun\u0012\u001e.ringfence.v1.CancelRunRequest\u001a\u001f.ringfence.v1.CancelRunResponse\u0012O\n\nCancelRuns\u0012\u001f.ringfence.v1.CancelRunsRequest\u001a .ringfence.v1.CancelRunsResponse\u0012H\n\tAttachRun\u0012\u001e.ringfence.v1.AttachRunRequest\u001a\u0019.ringfence.v1.StreamEvent0\u0001\u0012H\n\bInteract\u0012\u001d.ringfence.v1.InteractRequest\u001a\u0019.ringfence.v1.StreamEvent(\u00010\u0001\u0012L\n\tSendInput\u0012\u001e.ringfence.v1.SendInputRequest\u001a\u001f.ringfence.v1.SendInputResponseb\u0006proto3"), [file_google_protobuf_timestamp, file_ringfence_v1_event, file_ringfence_v1_execution, file_ringfence_v1_run, file_ringfence_v1_spec]);
 
 /**
  * ListRunsRequest asks for one page of runs.
@@ -33,8 +37,8 @@ export type ListRunsRequest = Message<"ringfence.v1.ListRunsRequest"> & {
   pageSize: number;
 
   /**
-   * The `next_page_token` of the previous page. Empty: the first page. Any other value is
-   * SPEC_INVALID.
+   * The `next_page_token` of the previous page. The other fields should be those of that call.
+   * Empty: the first page. Any other value is SPEC_INVALID.
    *
    * @generated from field: string page_token = 2;
    */
@@ -55,6 +59,24 @@ export type ListRunsRequest = Message<"ringfence.v1.ListRunsRequest"> & {
    * @generated from field: map<string, string> labels = 4;
    */
   labels: { [key: string]: string };
+
+  /**
+   * Only runs that were asked for (RunInfo.asked) at this time or later. If this or `until` is set,
+   * runs of the archive are listed too, if there is one. A time that is none is SPEC_INVALID. Both
+   * bounds are exact to the millisecond: fractions of one are left out of the bound and of the time
+   * of the run. Absent: no bound.
+   *
+   * @generated from field: google.protobuf.Timestamp since = 5;
+   */
+  since?: Timestamp | undefined;
+
+  /**
+   * Only runs that were asked for before this time. One that is not after `since` is SPEC_INVALID.
+   * Absent: no bound.
+   *
+   * @generated from field: google.protobuf.Timestamp until = 6;
+   */
+  until?: Timestamp | undefined;
 };
 
 /**
@@ -83,6 +105,14 @@ export type ListRunsResponse = Message<"ringfence.v1.ListRunsResponse"> & {
    * @generated from field: string next_page_token = 2;
    */
   nextPageToken: string;
+
+  /**
+   * Parts of the archive that this page should have and that are damaged, each with the reason, at
+   * most 10 of them. Their runs are missing.
+   *
+   * @generated from field: repeated string damaged = 3;
+   */
+  damaged: string[];
 };
 
 /**
@@ -377,6 +407,94 @@ export const CancelledRunSchema: GenMessage<CancelledRun> = /*@__PURE__*/
   messageDesc(file_ringfence_v1_run_service, 11);
 
 /**
+ * DeleteRunsRequest selects the runs to delete: those of `run_ids`, or else those that have
+ * `labels` and were asked for between `since` and `until`.
+ *
+ * @generated from message ringfence.v1.DeleteRunsRequest
+ */
+export type DeleteRunsRequest = Message<"ringfence.v1.DeleteRunsRequest"> & {
+  /**
+   * The ids of the runs, in any order. At most 1,000 (otherwise LIMIT_ABOVE_MAXIMUM). A malformed one
+   * is SPEC_INVALID, and then nothing is deleted.
+   *
+   * @generated from field: repeated string run_ids = 1;
+   */
+  runIds: string[];
+
+  /**
+   * Only runs that have all of these labels, which follow the rules of RunSpec.labels. If `run_ids`
+   * is empty, at least one label, or `until`, is required (otherwise SPEC_INVALID), so that an empty
+   * selector does not delete every run. With `run_ids`, a label or a time is SPEC_INVALID.
+   *
+   * @generated from field: map<string, string> labels = 2;
+   */
+  labels: { [key: string]: string };
+
+  /**
+   * Only runs that were asked for at this time or later, as in ListRunsRequest.
+   *
+   * @generated from field: google.protobuf.Timestamp since = 3;
+   */
+  since?: Timestamp | undefined;
+
+  /**
+   * Only runs that were asked for before this time, as in ListRunsRequest.
+   *
+   * @generated from field: google.protobuf.Timestamp until = 4;
+   */
+  until?: Timestamp | undefined;
+
+  /**
+   * Changes nothing, and answers with what a call without this would delete now.
+   *
+   * @generated from field: bool dry_run = 5;
+   */
+  dryRun: boolean;
+};
+
+/**
+ * Describes the message ringfence.v1.DeleteRunsRequest.
+ * Use `create(DeleteRunsRequestSchema)` to create a new message.
+ */
+export const DeleteRunsRequestSchema: GenMessage<DeleteRunsRequest> = /*@__PURE__*/
+  messageDesc(file_ringfence_v1_run_service, 12);
+
+/**
+ * DeleteRunsResponse says what was deleted, or would be.
+ *
+ * @generated from message ringfence.v1.DeleteRunsResponse
+ */
+export type DeleteRunsResponse = Message<"ringfence.v1.DeleteRunsResponse"> & {
+  /**
+   * How many runs were deleted from this daemon's memory, from the archive, or from both.
+   *
+   * @generated from field: uint64 deleted = 1;
+   */
+  deleted: bigint;
+
+  /**
+   * The ids of the first 1,000 of them, the newest first.
+   *
+   * @generated from field: repeated string run_ids = 2;
+   */
+  runIds: string[];
+
+  /**
+   * How many runs match and have not ended. They are not deleted.
+   *
+   * @generated from field: uint64 unfinished = 3;
+   */
+  unfinished: bigint;
+};
+
+/**
+ * Describes the message ringfence.v1.DeleteRunsResponse.
+ * Use `create(DeleteRunsResponseSchema)` to create a new message.
+ */
+export const DeleteRunsResponseSchema: GenMessage<DeleteRunsResponse> = /*@__PURE__*/
+  messageDesc(file_ringfence_v1_run_service, 13);
+
+/**
  * AttachRunRequest names the run to attach to.
  *
  * @generated from message ringfence.v1.AttachRunRequest
@@ -404,7 +522,7 @@ export type AttachRunRequest = Message<"ringfence.v1.AttachRunRequest"> & {
  * Use `create(AttachRunRequestSchema)` to create a new message.
  */
 export const AttachRunRequestSchema: GenMessage<AttachRunRequest> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 12);
+  messageDesc(file_ringfence_v1_run_service, 14);
 
 /**
  * InteractRequest is one message from a caller to its run.
@@ -413,7 +531,8 @@ export const AttachRunRequestSchema: GenMessage<AttachRunRequest> = /*@__PURE__*
  */
 export type InteractRequest = Message<"ringfence.v1.InteractRequest"> & {
   /**
-   * Required. The first message is the only `start`. Any other order is MALFORMED_REQUEST.
+   * Required. The first message is the only `start` or `execute`. Any other order is
+   * MALFORMED_REQUEST.
    *
    * @generated from oneof ringfence.v1.InteractRequest.frame
    */
@@ -464,6 +583,15 @@ export type InteractRequest = Message<"ringfence.v1.InteractRequest"> & {
      */
     value: TellStdinDemand;
     case: "tellStdinDemand";
+  } | {
+    /**
+     * In place of `start`: the program to execute, in at most 1 MiB (otherwise MESSAGE_TOO_LARGE).
+     * The rules of `start` hold.
+     *
+     * @generated from field: ringfence.v1.ExecutionSpec execute = 6;
+     */
+    value: ExecutionSpec;
+    case: "execute";
   } | { case: undefined; value?: undefined };
 };
 
@@ -472,7 +600,7 @@ export type InteractRequest = Message<"ringfence.v1.InteractRequest"> & {
  * Use `create(InteractRequestSchema)` to create a new message.
  */
 export const InteractRequestSchema: GenMessage<InteractRequest> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 13);
+  messageDesc(file_ringfence_v1_run_service, 15);
 
 /**
  * StdinEof ends standard input.
@@ -487,7 +615,7 @@ export type StdinEof = Message<"ringfence.v1.StdinEof"> & {
  * Use `create(StdinEofSchema)` to create a new message.
  */
 export const StdinEofSchema: GenMessage<StdinEof> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 14);
+  messageDesc(file_ringfence_v1_run_service, 16);
 
 /**
  * Cancel ends the run.
@@ -502,7 +630,7 @@ export type Cancel = Message<"ringfence.v1.Cancel"> & {
  * Use `create(CancelSchema)` to create a new message.
  */
 export const CancelSchema: GenMessage<Cancel> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 15);
+  messageDesc(file_ringfence_v1_run_service, 17);
 
 /**
  * TellStdinDemand asks for `stdin_demand` events.
@@ -517,7 +645,7 @@ export type TellStdinDemand = Message<"ringfence.v1.TellStdinDemand"> & {
  * Use `create(TellStdinDemandSchema)` to create a new message.
  */
 export const TellStdinDemandSchema: GenMessage<TellStdinDemand> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 16);
+  messageDesc(file_ringfence_v1_run_service, 18);
 
 /**
  * SendInputRequest has a piece of a run's standard input. With neither `data` nor `eof`, it asks
@@ -562,7 +690,7 @@ export type SendInputRequest = Message<"ringfence.v1.SendInputRequest"> & {
  * Use `create(SendInputRequestSchema)` to create a new message.
  */
 export const SendInputRequestSchema: GenMessage<SendInputRequest> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 17);
+  messageDesc(file_ringfence_v1_run_service, 19);
 
 /**
  * SendInputResponse says what the run has now.
@@ -597,7 +725,7 @@ export type SendInputResponse = Message<"ringfence.v1.SendInputResponse"> & {
  * Use `create(SendInputResponseSchema)` to create a new message.
  */
 export const SendInputResponseSchema: GenMessage<SendInputResponse> = /*@__PURE__*/
-  messageDesc(file_ringfence_v1_run_service, 18);
+  messageDesc(file_ringfence_v1_run_service, 20);
 
 /**
  * RunService handles runs during and after their execution: list them, watch them, read their
@@ -608,6 +736,11 @@ export const SendInputResponseSchema: GenMessage<SendInputResponse> = /*@__PURE_
  * them. A forgotten run is RUN_NOT_FOUND. A run lives on the daemon that was asked for it, whose
  * name ends the run's id. Any other daemon answers RUN_ELSEWHERE. A malformed run id is
  * SPEC_INVALID.
+ *
+ * With an archive (`runs.archive`), ended runs are also written there, and GetRun, ListRuns with a
+ * time range, and AttachRun of any daemon with that archive read them, so a run that is in it is
+ * never RUN_ELSEWHERE. An archive that cannot be read is ARCHIVE_UNAVAILABLE, and a run of which a
+ * part is damaged there is ARCHIVE_DAMAGED.
  *
  * @generated from service ringfence.v1.RunService
  */
@@ -628,7 +761,7 @@ export const RunService: GenService<{
    * Changes are gathered for about 50 ms, so each run is sent in its latest state, not in every
    * state between. The stream continues until its caller leaves, its caller takes nothing for three
    * times `runs.stall_timeout`, or the daemon ends (SHUTTING_DOWN). QUEUE_FULL if `runs.viewers` is
-   * reached.
+   * reached. Ended runs that are forgotten or deleted are no news.
    *
    * @generated from rpc ringfence.v1.RunService.WatchRuns
    */
@@ -646,6 +779,25 @@ export const RunService: GenService<{
     methodKind: "unary";
     input: typeof GetRunRequestSchema;
     output: typeof GetRunResponseSchema;
+  },
+  /**
+   * DeleteRuns forgets runs that have ended, refused ones included, with their output: in this
+   * daemon's memory and in the archive. Other daemons may remember a while longer what they executed
+   * themselves. Runs that go on, and runs that are asked for after the call came, are not touched.
+   * Deleting a run that is not there is not an error. It answers when they are gone. NOT_STARTED if
+   * the caller's deadline passes first; some may be gone then.
+   *
+   * A deleted run is RUN_NOT_FOUND. A caller that is still taking the output of its own run gets all
+   * of it. Viewers that are attached get `lost` for what they have not read, and then the terminal
+   * event. An `idempotency_key` stays taken until its window ends, so that nothing is executed
+   * twice, and a retry with it is refused with RUN_NOT_FOUND.
+   *
+   * @generated from rpc ringfence.v1.RunService.DeleteRuns
+   */
+  deleteRuns: {
+    methodKind: "unary";
+    input: typeof DeleteRunsRequestSchema;
+    output: typeof DeleteRunsResponseSchema;
   },
   /**
    * CancelRun ends a run and answers when it is gone: its slot is free, and its terminal event
@@ -689,7 +841,7 @@ export const RunService: GenService<{
     output: typeof StreamEventSchema;
   },
   /**
-   * Interact executes a module once, as RunStream does, and takes its standard input while it runs.
+   * Interact executes a module or a program once, as RunStream does, and takes its standard input while it runs.
    * A message that breaks the rules ends the stream with an `error`, and ends the run as if its
    * caller had left. In a first message, it is a gRPC error.
    *

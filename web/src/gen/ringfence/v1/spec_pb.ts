@@ -6,13 +6,15 @@ import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2"
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
+import type { File } from "./file_pb.js";
+import { file_ringfence_v1_file } from "./file_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file ringfence/v1/spec.proto.
  */
 export const file_ringfence_v1_spec: GenFile = /*@__PURE__*/
-  fileDesc("ChdyaW5nZmVuY2UvdjEvc3BlYy5wcm90bxIMcmluZ2ZlbmNlLnYxIs8DCgdSdW5TcGVjEg4KBHdhc20YASABKAxIABIQCgZkaWdlc3QYAiABKAlIABITCgtlbnRyeV9wb2ludBgDIAEoCRIMCgRhcmdzGAQgAygJEgsKA2VudhgFIAMoCRINCgVzdGRpbhgGIAEoDBITCgt3b3JraW5nX2RpchgHIAEoCRIjCgZtb3VudHMYCCADKAsyEy5yaW5nZmVuY2UudjEuTW91bnQSKgoJcmVzb3VyY2VzGAkgASgLMhcucmluZ2ZlbmNlLnYxLlJlc291cmNlcxIoCghzZWN1cml0eRgKIAEoCzIWLnJpbmdmZW5jZS52MS5TZWN1cml0eRIqCgd0aW1lb3V0GAsgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjEKBmxhYmVscxgMIAMoCzIhLnJpbmdmZW5jZS52MS5SdW5TcGVjLkxhYmVsc0VudHJ5Eg4KBmRldGFjaBgNIAEoCBIXCg9pZGVtcG90ZW5jeV9rZXkYDiABKAkSEgoKb3Blbl9zdGRpbhgPIAEoCBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQggKBm1vZHVsZSJBCgVNb3VudBIRCglob3N0X3BhdGgYASABKAkSEgoKZ3Vlc3RfcGF0aBgCIAEoCRIRCglyZWFkX29ubHkYAyABKAgi5gEKCVJlc291cmNlcxIZCgxtZW1vcnlfcGFnZXMYASABKA1IAIgBARIXCgpmdWVsX2xpbWl0GAIgASgESAGIAQESFwoKc3RhY2tfc2l6ZRgDIAEoDUgCiAEBEhkKDG91dHB1dF9saW1pdBgEIAEoBEgDiAEBEjEKDW91dHB1dF9wb2xpY3kYBSABKA4yGi5yaW5nZmVuY2UudjEuT3V0cHV0UG9saWN5Qg8KDV9tZW1vcnlfcGFnZXNCDQoLX2Z1ZWxfbGltaXRCDQoLX3N0YWNrX3NpemVCDwoNX291dHB1dF9saW1pdCKYAQoIU2VjdXJpdHkSGAoLZW5hYmxlX3dhc2kYASABKAhIAIgBARIeChZhbGxvd2VkX2hvc3RfZnVuY3Rpb25zGAIgAygJEhYKDmVuYWJsZV9uZXR3b3JrGAMgASgIEhkKDGVuYWJsZV9jbG9jaxgEIAEoCEgBiAEBQg4KDF9lbmFibGVfd2FzaUIPCg1fZW5hYmxlX2Nsb2NrKmEKDE91dHB1dFBvbGljeRIdChlPVVRQVVRfUE9MSUNZX1VOU1BFQ0lGSUVEEAASFgoST1VUUFVUX1BPTElDWV9TVE9QEAESGgoWT1VUUFVUX1BPTElDWV9UUlVOQ0FURRACQmIKEGNvbS5yaW5nZmVuY2UudjFQAVoYcmluZ2ZlbmNlL3YxO3JpbmdmZW5jZXYxogIDUkZOqgIMUmluZ2ZlbmNlLlYxygIMUmluZ2ZlbmNlXFYx6gINUmluZ2ZlbmNlOjpWMWIGcHJvdG8z", [file_google_protobuf_duration]);
+  fileDesc(/*@__PURE__*/ btoa("\n\u0017ringfence/v1/spec.proto\u0012\fringfence.v1\"\xad\u0004\n\u0007RunSpec\u0012\u000e\n\u0004wasm\u0018\u0001 \u0001(\fH\u0000\u0012\u0010\n\u0006digest\u0018\u0002 \u0001(\tH\u0000\u0012\u0013\n\u000bentry_point\u0018\u0003 \u0001(\t\u0012\f\n\u0004args\u0018\u0004 \u0003(\t\u0012\u000b\n\u0003env\u0018\u0005 \u0003(\t\u0012\r\n\u0005stdin\u0018\u0006 \u0001(\f\u0012\u0013\n\u000bworking_dir\u0018\u0007 \u0001(\t\u0012#\n\u0006mounts\u0018\b \u0003(\u000b2\u0013.ringfence.v1.Mount\u0012*\n\tresources\u0018\t \u0001(\u000b2\u0017.ringfence.v1.Resources\u0012(\n\bsecurity\u0018\n \u0001(\u000b2\u0016.ringfence.v1.Security\u0012*\n\u0007timeout\u0018\u000b \u0001(\u000b2\u0019.google.protobuf.Duration\u00121\n\u0006labels\u0018\f \u0003(\u000b2!.ringfence.v1.RunSpec.LabelsEntry\u0012\u000e\n\u0006detach\u0018\r \u0001(\b\u0012\u0017\n\u000fidempotency_key\u0018\u000e \u0001(\t\u0012\u0012\n\nopen_stdin\u0018\u000f \u0001(\b\u0012!\n\u0005files\u0018\u0011 \u0003(\u000b2\u0012.ringfence.v1.File\u0012\u000f\n\u0007collect\u0018\u0012 \u0003(\t\u0012\u0018\n\u000bkeep_output\u0018\u0013 \u0001(\bH\u0001\x88\u0001\u0001\u001a-\n\u000bLabelsEntry\u0012\u000b\n\u0003key\u0018\u0001 \u0001(\t\u0012\r\n\u0005value\u0018\u0002 \u0001(\t:\u00028\u0001B\b\n\u0006moduleB\u000e\n\f_keep_output\"A\n\u0005Mount\u0012\u0011\n\thost_path\u0018\u0001 \u0001(\t\u0012\u0012\n\nguest_path\u0018\u0002 \u0001(\t\u0012\u0011\n\tread_only\u0018\u0003 \u0001(\b\"\xe6\u0001\n\tResources\u0012\u0019\n\fmemory_pages\u0018\u0001 \u0001(\rH\u0000\x88\u0001\u0001\u0012\u0017\n\nfuel_limit\u0018\u0002 \u0001(\u0004H\u0001\x88\u0001\u0001\u0012\u0017\n\nstack_size\u0018\u0003 \u0001(\rH\u0002\x88\u0001\u0001\u0012\u0019\n\foutput_limit\u0018\u0004 \u0001(\u0004H\u0003\x88\u0001\u0001\u00121\n\routput_policy\u0018\u0005 \u0001(\u000e2\u001a.ringfence.v1.OutputPolicyB\u000f\n\r_memory_pagesB\r\n\u000b_fuel_limitB\r\n\u000b_stack_sizeB\u000f\n\r_output_limit\"\x98\u0001\n\bSecurity\u0012\u0018\n\u000benable_wasi\u0018\u0001 \u0001(\bH\u0000\x88\u0001\u0001\u0012\u001e\n\u0016allowed_host_functions\u0018\u0002 \u0003(\t\u0012\u0016\n\u000eenable_network\u0018\u0003 \u0001(\b\u0012\u0019\n\fenable_clock\u0018\u0004 \u0001(\bH\u0001\x88\u0001\u0001B\u000e\n\f_enable_wasiB\u000f\n\r_enable_clock*a\n\fOutputPolicy\u0012\u001d\n\u0019OUTPUT_POLICY_UNSPECIFIED\u0010\u0000\u0012\u0016\n\u0012OUTPUT_POLICY_STOP\u0010\u0001\u0012\u001a\n\u0016OUTPUT_POLICY_TRUNCATE\u0010\u0002b\u0006proto3"), [file_google_protobuf_duration, file_ringfence_v1_file]);
 
 /**
  * RunSpec says what to run, and within which limits.
@@ -91,8 +93,8 @@ export type RunSpec = Message<"ringfence.v1.RunSpec"> & {
   stdin: Uint8Array;
 
   /**
-   * The guest directory from which relative paths start. It is absolute, and under a mount. Empty:
-   * "/".
+   * The guest directory from which relative paths start. It is absolute, and under a mount, unless
+   * the run has files in memory (`files`). Empty: "/".
    *
    * WASI has no working directory. Each language's library makes its own, so a few combinations are
    * refused. A directory other than "/" cannot be combined with a mount at "/". It also cannot
@@ -191,6 +193,63 @@ export type RunSpec = Message<"ringfence.v1.RunSpec"> & {
    * @generated from field: bool open_stdin = 15;
    */
   openStdin: boolean;
+
+  /**
+   * Files that the run begins with, in a file system in memory that is the run's own and gone with
+   * it. At most `policy.max_files`, with `policy.max_file_bytes` together. Nothing of the daemon's
+   * machine is in it.
+   *
+   * A run with `files` or `collect` has such a file system as its "/", which it may read and write
+   * everywhere, with its mounts beside it. What it holds counts against Resources.memory_pages:
+   * the bytes of files as they are allocated, names, and a fixed cost for each file and directory
+   * (about 500 bytes). At that limit a write fails with ENOSPC, and `memory_denied` is set. If the
+   * files here do not fit beside the memory that the module begins with, the run is refused with
+   * LIMIT_ABOVE_MAXIMUM.
+   *
+   * No two files may have the same path, and none may lie in another. None may lie in a mount, or
+   * be above one. At a mount's place the file system has an empty directory in which nothing can be
+   * made. With a `working_dir` other than "/", which is made if it is missing, the guest gets that
+   * directory and those that are directly in "/", but not "/" itself, so that no file here and no
+   * pattern of `collect` may be directly in "/".
+   *
+   * @generated from field: repeated ringfence.v1.File files = 17;
+   */
+  files: File[];
+
+  /**
+   * Patterns of the files to return when the run has ended, however it did: absolute paths in its
+   * file system in memory, in which "*" and "?" stand for any characters but "/", "[a-z]" for one
+   * of a set, "{a,b}" for alternatives, "**" for any directories, and "\" takes away the meaning of
+   * the character after it. At most 16, with 1,024 bytes, 64 names and 32
+   * wildcards each. The directory above the first
+   * wildcard is made before the run begins.
+   *
+   * Only regular files are returned. They come in the order of their paths, at most
+   * `policy.max_collect_files`, with `policy.max_collect_bytes` of contents and paths together.
+   * What is not returned is named in RunResult.uncollected. The run reserves
+   * `policy.max_collect_bytes` more.
+   *
+   * @generated from field: repeated string collect = 18;
+   */
+  collect: string[];
+
+  /**
+   * Remember what the guest writes and the files that the run returns, for AttachRun and the
+   * archive. Absent: true.
+   *
+   * If false, output is there for callers and viewers while the run goes on, and nothing of it is
+   * kept once all callers of the run were told of its end, or have left. For a run without a caller,
+   * such as a detached one that was left, that is the moment at which it ends. Viewers that have not
+   * read all of it by then, and those that come later, get `lost` for the rest, and then the
+   * terminal event. A retry with the same `idempotency_key` is refused with RUN_NOT_FOUND, since
+   * its output is gone.
+   *
+   * What is known of the run itself is kept: how many bytes it wrote, and its RunResult, with
+   * `values`, `trap` and the names in `uncollected`.
+   *
+   * @generated from field: optional bool keep_output = 19;
+   */
+  keepOutput?: boolean | undefined;
 };
 
 /**
@@ -248,8 +307,9 @@ export const MountSchema: GenMessage<Mount> = /*@__PURE__*/
  */
 export type Resources = Message<"ringfence.v1.Resources"> & {
   /**
-   * Linear memory in pages of 64 KiB, for all memories of the run together. While the guest has a
-   * directory listing open, the names in it (about 12 bytes more than each name) count too. Absent
+   * Linear memory in pages of 64 KiB, for all memories of the run together. Files in memory
+   * (RunSpec.files) count too, and while the guest has a directory listing open, the names in it
+   * (about 12 bytes more than each name). Absent
    * or zero: the minimum that the module declares and `defaults.memory_pages` more, up to
    * `policy.max_memory_pages`, which is also the most. Less than the module's minimum is
    * MEMORY_BELOW_MODULE_MINIMUM.
@@ -309,8 +369,8 @@ export const ResourcesSchema: GenMessage<Resources> = /*@__PURE__*/
  */
 export type Security = Message<"ringfence.v1.Security"> & {
   /**
-   * Provide the WASI imports. Absent: `policy.wasi`. If false, env, stdin, open_stdin, mounts
-   * and working_dir are SPEC_INVALID, and so are args, unless they are the parameters of the entry
+   * Provide the WASI imports. Absent: `policy.wasi`. If false, env, stdin, open_stdin, mounts,
+   * working_dir, files and collect are SPEC_INVALID, and so are args, unless they are the parameters of the entry
    * point.
    *
    * @generated from field: optional bool enable_wasi = 1;
