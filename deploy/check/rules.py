@@ -11,6 +11,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -23,9 +24,25 @@ LOG_FLOOR = 2**17
 STREAMED_FRAMES = 3 * 2**16
 # The input that calls send to a run.
 LIVE_INPUT = 2**17
+# What an answer has for each returned file besides its contents and its path.
+COLLECTED_FILE = 160
+# The most bytes of the value that a program reports.
+VALUE = 2**20
+# The compiled code of an interpreter, which stays in memory beside `engine.cache_budget`: Python's has 43.8 MB.
+LANGUAGE = 48 * 2**20
+# A request to the collector of traces or output: its records, and its bytes on their way.
+EXPORT_REQUEST = 16 * 2**20
+# What encoding and compressing a tenant's ended runs takes besides what waits: a line of JSON in the making, and the
+# lines and the compressor of the open segment.
+ARCHIVE_ENCODER = 16 * 2**20
+# A call that reads or changes the archive: the lines of a segment, unpacked, twice. As many are answered at once.
+ARCHIVE_CALL, ARCHIVE_CALLS = 48 * 2**20, 4
+# The seconds that a daemon which ends gives its archive, and the collector, to take what is left.
+ARCHIVE_GRACE, EXPORT_GRACE = 5, 2
 # The path that each probe asks for.
 PROBES = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
 POD_MONITOR = Path(__file__).parents[1] / "prometheus/podmonitor.yaml"
+README = Path(__file__).parents[1] / "README.md"
 
 problems = []
 
@@ -60,8 +77,17 @@ def restricted(pod, container):
     require(own.get("capabilities") == {"drop": ["ALL"]}, f"{name}: capabilities")
 
 
-def drain(pod, settings):
+def archives(daemon, settings):
+    """Whether there may be an archive: where the fleet's is stands in the Secret of the store."""
+    return bool(settings["runs.archive"]) or takes_secrets(daemon)
+
+
+def drain(pod, daemon, settings):
     longest = amount(settings["server.drain_delay"]) + amount(settings["server.drain_grace"]) + 2
+    if archives(daemon, settings):
+        longest += ARCHIVE_GRACE
+    if settings["telemetry.otlp_endpoint"]:
+        longest += EXPORT_GRACE
     grace = pod.get("terminationGracePeriodSeconds", 30)
     require(grace > longest, f"terminationGracePeriodSeconds {grace} kills a drain, which may take {longest} s")
 
@@ -69,6 +95,8 @@ def drain(pod, settings):
 def memory(daemon, settings):
     run = settings["policy.max_memory_pages"] * 2**16 + amount(settings["policy.max_stack_size"]) + STACK_HEADROOM
     run += 2 * amount(settings["policy.max_output"]) + LOG_FLOOR + STREAMED_FRAMES + LIVE_INPUT
+    run += min(amount(settings["policy.max_output"]), VALUE)
+    run += amount(settings["policy.max_collect_bytes"]) + COLLECTED_FILE * settings["policy.max_collect_files"]
     budgets = ["server.inflight_request_bytes", "server.inflight_answer_bytes", "engine.cache_budget", "runs.log_budget"]
     budgets.append("runs.history_bytes")
     if settings["store.url"] == "memory:":
@@ -80,9 +108,16 @@ def memory(daemon, settings):
         worst += settings["compile.max_preempted"] * amount(settings["compile.memory"])
     if amount(settings["compile.small_module"]):
         worst += amount(settings["compile.small_memory"])
+    if archives(daemon, settings):
+        worst += amount(settings["runs.archive_queue"]) + ARCHIVE_ENCODER * max(1, len(settings["tenants"]))
+        worst += ARCHIVE_CALLS * ARCHIVE_CALL
+    if settings["telemetry.otlp_endpoint"]:
+        # Spans, and output.
+        worst += 2 * (amount(settings["telemetry.otlp_queue"]) + EXPORT_REQUEST)
     # Two modules on their way into the store, one that the compile thread reads, and one being
     # checked.
     worst += 4 * amount(settings["compile.max_module"])
+    worst += LANGUAGE * sum(bool(re.fullmatch(r"languages\.[^.]+\.module", key)) for key in settings)
     limit = amount(daemon["resources"]["limits"]["memory"])
     told = f"{worst / 2**20:.0f} MiB in the worst case, limit {limit / 2**20:.0f} MiB"
     # A quarter is reserved for the daemon itself.
@@ -119,18 +154,57 @@ def secrets(pod):
     }
 
 
+def takes_secrets(container):
+    """Whether variables of a container come from a Secret as a whole."""
+    return any("secretRef" in each for each in container.get("envFrom", []))
+
+
 def has_file(pod, path, what):
     """A file that a setting names is one of a Secret that is mounted."""
     require(str(Path(path).parent) in secrets(pod), f"{what}: {path} is of no Secret that is mounted")
 
 
-def socket(pod, daemon, address):
-    """A unix socket is in a folder that the daemon can write to."""
-    folder = str(Path(address.removeprefix("unix:")).parent)
+def has_folder(pod, daemon, folder, what):
+    """A folder is an emptyDir that the daemon can write to."""
     mounts = [each for each in daemon["volumeMounts"] if each["mountPath"] == folder]
     empty = {each["name"] for each in pod["volumes"] if "emptyDir" in each}
     good = mounts and mounts[0]["name"] in empty and not mounts[0].get("readOnly")
-    require(good, f"{folder}, where the socket is, is no emptyDir that the daemon can write to")
+    require(good, f"{folder}, where {what}, is no emptyDir that the daemon can write to")
+
+
+def socket(pod, daemon, address):
+    """A unix socket is in a folder that the daemon can write to."""
+    has_folder(pod, daemon, str(Path(address.removeprefix("unix:")).parent), "the socket is")
+
+
+def archive(pod, daemon):
+    """The variables that README.md has for the Secret of the store name a bucket, and a folder for what is on its way."""
+    told = dict(re.findall(r"--from-literal=(RINGFENCE_\w+)=(\S+)", README.read_text()))
+    store, kept = told.get("RINGFENCE_STORE__URL", ""), told.get("RINGFENCE_RUNS__ARCHIVE", "")
+    one = store.split("/")[:3] == kept.split("/")[:3]
+    require(kept.startswith("s3://") and one and store != kept, f"store and archive are no two prefixes of one bucket: {told}")
+    spool = told.get("RINGFENCE_RUNS__ARCHIVE_SPOOL", "")
+    has_folder(pod, daemon, str(Path(spool).parent), "runs are on their way to the archive")
+
+
+def telemetry(policy, pod, settings):
+    """The way out to the collector is one to its pods alone, by the port that is dialled, and there is none without one."""
+    rules = [rule for rule in policy["spec"]["egress"] if not {53, 443} & {port["port"] for port in rule["ports"]}]
+    endpoint = settings["telemetry.otlp_endpoint"]
+    if not endpoint:
+        require(not rules, f"there is no collector, and a way out to {rules}")
+        return
+    port = urlsplit(endpoint).port
+    selected = [{"namespaceSelector", "podSelector"} == to.keys() for rule in rules for to in rule["to"]]
+    ports = [each["port"] for rule in rules for each in rule["ports"]]
+    if port == 443 and not rules:
+        # The way out to the bucket leads there as well.
+        return
+    only = len(rules) == 1 and selected and all(selected) and ports == [port]
+    require(only, f"the way out to the collector at {endpoint} is {rules}, not one to its pods at port {port}")
+    headers = settings["telemetry.otlp_headers_file"]
+    if headers:
+        has_file(pod, headers, "telemetry.otlp_headers_file")
 
 
 def scheme_of(settings):
@@ -185,7 +259,7 @@ def watched(policy, deployment, daemon, settings):
 
 def store(policy, daemon):
     """A fleet has one store for all, and a way out to it and to DNS; without one there is no way out at all."""
-    shared = any("secretRef" in each for each in daemon.get("envFrom", []))
+    shared = takes_secrets(daemon)
     require(shared, "the fleet has no shared store: what one replica loads the others do not run")
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])}
     require({53, 443} <= ports or not shared, f"no way out to the store and to DNS, only to ports {ports}")
@@ -249,10 +323,12 @@ def main(rendered, defaults, address, out):
             has_file(pod, settings[key], key)
     if objects.get("NetworkPolicy"):
         store(objects["NetworkPolicy"], daemon)
+        archive(pod, daemon)
+        telemetry(objects["NetworkPolicy"], pod, settings)
         watched(objects["NetworkPolicy"], deployment, daemon, settings)
     if example:
         client(objects, example, out)
-    drain(pod, settings)
+    drain(pod, daemon, settings)
     told = memory(daemon, settings)
     for number, (url, timeout) in enumerate(probes(daemon, settings, address)):
         Path(out, f"probe-{number}").write_text(f"{url}\n{timeout}\n")
