@@ -202,17 +202,6 @@ fn quantile(sorted: &[Duration], percent: usize) -> f64 {
     millis(sorted[(sorted.len() - 1) * percent / 100])
 }
 
-/// Processor time that a daemon has used so far, of all its threads.
-fn processor_time(served: &Served) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", served.0.id())).unwrap();
-    // The name, which stands in brackets, may have spaces.
-    let (_, rest) = stat.rsplit_once(')').unwrap();
-    let ticks = rest.split_whitespace().skip(11).take(2);
-    let ticks = ticks.map(|it| it.parse::<u64>().unwrap()).sum::<u64>();
-    // A hundred a second, on every architecture that we have.
-    Duration::from_millis(ticks * 10)
-}
-
 /// Measures a program by one client and then by sixteen; also returns what it wrote.
 async fn measure(served: &Served, measured: &'static Measured) -> (Figures, String) {
     let mut client = client(&served.1).await;
@@ -225,14 +214,14 @@ async fn measure(served: &Served, measured: &'static Measured) -> (Figures, Stri
         CALLS
     };
     let (mut took, mut spent, mut wrote) = (Vec::new(), Duration::ZERO, String::new());
-    let before = processor_time(served);
+    let before = served.processor_time();
     for _ in 0..calls {
         let answered = execute(&mut client, measured).await;
         took.push(answered.took);
         spent += answered.spent;
         wrote = answered.wrote;
     }
-    let processor_ms = millis(processor_time(served) - before) / calls as f64;
+    let processor_ms = millis(served.processor_time() - before) / calls as f64;
     let mean_ms = millis(took.iter().sum()) / calls as f64;
     took.sort();
     println!(

@@ -171,57 +171,13 @@ impl LineEvent {
     }
 }
 
-/// How a run ended, in the words of a line.
-struct LineEnd<'a> {
-    outcome: &'a str,
-    result: Option<&'a proto::RunResult>,
-    error: Option<&'a proto::RunError>,
-}
-
-impl<'a> LineEnd<'a> {
-    fn of(end: Option<&'a End>) -> Self {
-        match end {
-            Some(End::Result(result)) => Self {
-                outcome: outcome(result.outcome()),
-                result: Some(result),
-                error: None,
-            },
-            Some(End::Error(error)) => Self {
-                outcome: "refused",
-                result: None,
-                error: Some(error),
-            },
-            None => Self {
-                outcome: "",
-                result: None,
-                error: None,
-            },
-        }
-    }
-}
-
-/// Returns the name of an outcome, as the log has it.
-fn outcome(outcome: proto::Outcome) -> &'static str {
-    match outcome {
-        proto::Outcome::Unspecified => "",
-        proto::Outcome::Exited => "exited",
-        proto::Outcome::Trapped => "trapped",
-        proto::Outcome::MemoryExceeded => "memory_exceeded",
-        proto::Outcome::FuelExhausted => "fuel_exhausted",
-        proto::Outcome::StackOverflow => "stack_overflow",
-        proto::Outcome::TimedOut => "timed_out",
-        proto::Outcome::OutputExceeded => "output_exceeded",
-        proto::Outcome::Cancelled => "cancelled",
-    }
-}
-
-/// Encodes the line of a run of `tenant`.
-pub(super) fn encode(tenant: &str, info: &RunInfo, output: &[Event]) -> Vec<u8> {
-    let LineEnd {
-        outcome,
-        result,
-        error,
-    } = LineEnd::of(info.end.as_ref());
+/// Encodes the line of a run of `tenant`, which ended with that outcome.
+pub(super) fn encode(tenant: &str, outcome: &str, info: &RunInfo, output: &[Event]) -> Vec<u8> {
+    let (result, error) = match info.end.as_ref() {
+        Some(End::Result(result)) => (Some(&**result), None),
+        Some(End::Error(error)) => (None, Some(error)),
+        None => (None, None),
+    };
     let labels = info.labels.iter();
     let line = Line {
         run_id: &info.run_id,
@@ -322,7 +278,7 @@ mod tests {
                 run_id: "0.x".to_owned(),
                 ..RunInfo::default()
             };
-            let line = encode("t", &info, &events);
+            let line = encode("t", "exited", &info, &events);
             prop_assert!(!line.contains(&b'\n'));
             let read = output(&info.run_id, &line).unwrap();
             prop_assert_eq!(read.len(), events.len());

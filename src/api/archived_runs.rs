@@ -28,9 +28,14 @@ const RETRY: Duration = Duration::from_secs(1);
 pub fn encode_ended(ended: &EndedRun) -> EncodedRun {
     let mut info = encode::run(&ended.record);
     info.archive = proto::ArchiveState::Unspecified.into();
+    let outcome = match ended.record.end.as_ref().map(|(_, end)| &**end) {
+        Some(Ok(report)) => report.outcome.as_str(),
+        Some(Err(_)) => "refused",
+        None => "",
+    };
     EncodedRun {
         number: ended.record.id.number(),
-        line: archived_line::encode(&ended.tenant, &info, &ended.output),
+        line: archived_line::encode(&ended.tenant, outcome, &info, &ended.output),
         summary: info.encode_to_vec(),
     }
 }

@@ -17,13 +17,12 @@ use super::proto::{self, RunInfo, StreamEvent};
 use super::run_event_stream::RunEventStream;
 use super::start::attach_run_metadata;
 use super::{encode, proto::ListRunsResponse};
-use crate::archive::{Archive, ArchiveState, AskedRange, PageRequest, Removal, Removed};
+use crate::archive::{Archive, ArchiveState, PageRequest, Removal, Removed};
 use crate::model::refusal::{Reason, Refusal};
-use crate::model::request::{Labels, RunId};
-use crate::run::{DeletionReport, RunDeletion, RunState, Runner, Tenant, with_deadline};
-
-/// The most ids of deleted runs that an answer has.
-const MAX_TOLD: usize = 1_000;
+use crate::model::request::{Labels, RunId, millis_since_epoch};
+use crate::run::{
+    DeletionReport, MAX_TOLD_DELETED, RunDeletion, RunState, Runner, Tenant, with_deadline,
+};
 
 /// Runs of one tenant, wherever they are remembered.
 pub(super) struct RunLookup<'a> {
@@ -170,7 +169,7 @@ impl<'a> RunLookup<'a> {
             return Ok(answer(remembered, ListedPart::default(), *size, Vec::new()));
         };
         let request = PageRequest {
-            range: (*asked).into(),
+            range: *asked,
             before: *before,
             size: *size,
         };
@@ -203,7 +202,7 @@ impl<'a> RunLookup<'a> {
         dry_run: bool,
         deadline: Option<Instant>,
     ) -> Result<proto::DeleteRunsResponse, Refusal> {
-        let began = SystemTime::now();
+        let began = millis_since_epoch(SystemTime::now());
         let deleted = (self.runner).delete_runs(self.tenant, caller, deletion, dry_run, deadline);
         let mut report = deleted.await?;
         if let Some(archive) = self.runner.archive() {
@@ -221,7 +220,7 @@ impl<'a> RunLookup<'a> {
             report.deleted += removed.deleted;
             let mut first: BTreeSet<RunId> = removed.first.into_iter().collect();
             first.extend(report.first.drain(..));
-            report.first = first.into_iter().rev().take(MAX_TOLD).collect();
+            report.first = first.into_iter().rev().take(MAX_TOLD_DELETED).collect();
         }
         Ok(encode::deleted_runs(&report))
     }
@@ -242,8 +241,9 @@ struct ArchiveDeletion<'a> {
 }
 
 impl ArchiveDeletion<'_> {
-    /// Deletes the runs, but none that was asked for after the call `began`.
-    async fn remove(&mut self, archive: &Archive, began: SystemTime) -> Result<(), Refusal> {
+    /// Deletes the runs, but none that was asked for after the call `began`, in milliseconds since
+    /// 1970.
+    async fn remove(&mut self, archive: &Archive, began: u64) -> Result<(), Refusal> {
         let RunLookup { runner, tenant } = *self.lookup;
         let (remembered, twice) = (&self.remembered, &self.twice);
         let may_go = |id: &RunId| {
@@ -271,7 +271,7 @@ impl ArchiveDeletion<'_> {
                     info.is_some_and(|info| has_labels(&info, labels)) && may_go(id)
                 };
                 let removal = Removal { dry_run, takes };
-                let range = AskedRange::from(*asked).until_time(began);
+                let range = asked.up_to(began);
                 archive.remove(name, range, &removal, removed).await
             }
         };

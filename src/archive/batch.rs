@@ -13,6 +13,7 @@ use super::queue::{PendingRun, QueuedRun};
 use super::segment::{EncodedRun, SegmentBuilder};
 use super::segment_name::{Hour, SegmentName};
 use super::spool::{SpoolFile, SpoolRecord};
+use crate::model::request::RunId;
 
 /// Runs that ended longer than this after they were asked for have segments of their own, so that
 /// those of all others span a few seconds, and few of them have to be looked at for one run.
@@ -20,12 +21,6 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// Bytes that a run holds besides what it is encoded as.
 const REST: usize = 512;
-
-/// Returns when the run of that number was asked for, in milliseconds: the first 48 bits of a
-/// version 7 UUID.
-pub(super) fn asked_ms(number: u128) -> u64 {
-    u64::try_from(number >> 80).unwrap_or(u64::MAX)
-}
 
 /// What the runs of one segment have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -171,7 +166,7 @@ impl Batch {
         run: EncodedRun,
         pending: Option<PendingRun>,
     ) -> io::Result<()> {
-        let ms = asked_ms(run.number);
+        let ms = RunId::millis_of(run.number);
         let key = SegmentKey {
             tenant,
             instance,

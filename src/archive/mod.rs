@@ -24,16 +24,15 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, watch};
 
 use self::place::{Place, create_folder};
 use self::queue::ArchiveQueue;
-use self::segment_name::ms_of;
 use self::writer::{Encoder, Uploader, start_encoder};
 use crate::model::limits::share_of;
-use crate::model::request::RunId;
+use crate::model::request::{RunId, TimeRange, millis_since_epoch};
 use crate::store::StoreLocation;
 
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
-pub use self::reader::{ArchivedEntry, ArchivedPage, AskedRange, PageRequest};
-pub use self::removal::{NAMED, Removal, Removed, Retention};
+pub use self::reader::{ArchivedEntry, ArchivedPage, PageRequest};
+pub use self::removal::{Removal, Removed, Retention};
 pub use self::segment::{EncodedRun, MAX_OUTPUT};
 
 /// Requests of callers that read the archive at once, beside a deletion. Each has a few MiB of it.
@@ -180,7 +179,13 @@ impl Archive {
             return;
         }
         loop {
-            match removal::retain(&self.place, self.retention, ms_of(SystemTime::now())).await {
+            match removal::retain(
+                &self.place,
+                self.retention,
+                millis_since_epoch(SystemTime::now()),
+            )
+            .await
+            {
                 Ok(0) => {}
                 Ok(segments) => tracing::info!(segments, "old runs were deleted from the archive"),
                 Err(error) => tracing::warn!(%error, "old runs stay in the archive"),
@@ -233,7 +238,7 @@ impl Archive {
     pub async fn remove(
         &self,
         tenant: &str,
-        range: AskedRange,
+        range: TimeRange,
         removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
         removed: &mut Removed,
     ) -> Result<(), ArchiveError> {

@@ -1,17 +1,15 @@
 //! Reads ended runs from the archive: one by its id, or those of a time, the newest first.
 
 use std::collections::{BTreeSet, BinaryHeap};
-use std::time::SystemTime;
 
 use object_store::path::Path;
 
-use super::batch::asked_ms;
 use super::place::{ArchiveError, Object, Place};
 use super::segment::{
     DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, SegmentIndex, TAIL, index_place,
 };
 use super::segment_name::{
-    Hour, SegmentName, day_of, hour_folder, hour_of, hours_of_day, ms_of, tenant_folder,
+    Hour, SegmentName, day_of, hour_folder, hour_of, hours_of_day, tenant_folder,
 };
 use crate::model::request::{RunId, TimeRange};
 
@@ -37,47 +35,6 @@ pub struct ArchivedEntry {
     pub summary: Vec<u8>,
     segment: Path,
     line: LinePlace,
-}
-
-/// The time in which runs were asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AskedRange {
-    /// The first millisecond since 1970.
-    pub since: u64,
-    /// The first millisecond after it.
-    pub until: u64,
-}
-
-impl AskedRange {
-    /// All times.
-    pub const ALL: Self = Self {
-        since: 0,
-        until: u64::MAX,
-    };
-
-    /// Leaves out what was asked for after `time`.
-    #[must_use]
-    pub fn until_time(self, time: SystemTime) -> Self {
-        let beyond = ms_of(time).saturating_add(1);
-        Self {
-            until: self.until.min(beyond),
-            ..self
-        }
-    }
-
-    pub(super) fn has(self, ms: u64) -> bool {
-        (self.since..self.until).contains(&ms)
-    }
-}
-
-impl From<TimeRange> for AskedRange {
-    fn from(range: TimeRange) -> Self {
-        let (since, until) = range.millis();
-        Self {
-            since,
-            until: until.unwrap_or(u64::MAX),
-        }
-    }
 }
 
 /// A page of runs.
@@ -154,9 +111,9 @@ impl OpenedSegment {
     }
 
     /// Returns the runs that `range` has, in any order.
-    fn entries(&self, range: AskedRange) -> Result<Vec<ArchivedEntry>, ArchiveError> {
+    fn entries(&self, range: TimeRange) -> Result<Vec<ArchivedEntry>, ArchiveError> {
         let within = self.index.runs.iter();
-        let within = within.filter(|run| range.has(asked_ms(run.number())));
+        let within = within.filter(|run| range.has(RunId::millis_of(run.number())));
         let entry = |run| {
             let line = self.index.place(run);
             Ok(ArchivedEntry {
@@ -194,7 +151,7 @@ pub(super) async fn segments_of(
 pub(super) async fn hours_of(
     place: &Place,
     tenant: &str,
-    range: AskedRange,
+    range: TimeRange,
 ) -> Result<HourWalk, ArchiveError> {
     let (first, last) = (
         Hour::of(range.since),
@@ -228,7 +185,7 @@ pub(super) struct HourWalk {
     hours: Vec<Hour>,
     /// Days, of which the last comes first, after `hours`.
     days: Vec<Hour>,
-    range: AskedRange,
+    range: TimeRange,
 }
 
 impl Default for HourWalk {
@@ -236,7 +193,7 @@ impl Default for HourWalk {
         Self {
             hours: Vec::new(),
             days: Vec::new(),
-            range: AskedRange::ALL,
+            range: TimeRange::ALL,
         }
     }
 }
@@ -282,11 +239,8 @@ pub(super) async fn find(
     tenant: &str,
     id: &RunId,
 ) -> Result<Option<ArchivedEntry>, ArchiveError> {
-    let ms = asked_ms(id.number());
-    let at = AskedRange {
-        since: ms,
-        until: ms.saturating_add(1),
-    };
+    let ms = id.millis();
+    let at = TimeRange::at(ms);
     let mut broken = None;
     for _ in 0..LISTED_AGAIN {
         let mut is_replaced = false;
@@ -367,7 +321,7 @@ impl Ord for Candidate {
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest {
     /// When its runs were asked for.
-    pub range: AskedRange,
+    pub range: TimeRange,
     /// The run that all of its runs are older than.
     pub before: Option<RunId>,
     /// The most runs of the page.
@@ -438,14 +392,14 @@ impl<F: Fn(&[u8]) -> bool> PageBuilder<F> {
                 listings += 1;
                 let mut listed = segments_of(place, tenant, hour).await?;
                 listed.retain(|(name, object)| {
-                    let is_within = name.first < range.until && name.last >= range.since;
+                    let is_within = range.overlaps(name.first, name.last);
                     is_within && seen.insert(object.path.clone())
                 });
                 segments.extend(listed);
                 segments.sort_by_key(|(name, _)| name.last);
             }
             // A segment that is not open yet may have newer runs than all that were found.
-            let newest = found.peek().map(|it| asked_ms(it.0.id.number()));
+            let newest = found.peek().map(|it| it.0.id.millis());
             let opens = |next: &mut (SegmentName, Object)| {
                 newest.is_none_or(|newest| newest <= next.0.last)
             };
@@ -485,8 +439,7 @@ pub(super) async fn list(
     takes: impl Fn(&[u8]) -> bool,
 ) -> Result<ArchivedPage, ArchiveError> {
     if let Some(before) = asked.before {
-        let beyond = asked_ms(before.number()).saturating_add(1);
-        asked.range.until = asked.range.until.min(beyond);
+        asked.range = asked.range.up_to(before.millis());
     }
     let mut page = PageBuilder {
         asked,
@@ -513,5 +466,5 @@ pub(super) async fn list(
 
 /// Returns an id that is older than every run of `hour`, and newer than all before.
 fn before_all_of(hour: Hour) -> RunId {
-    RunId::of(u128::from(hour.begin()) << 80, "-")
+    RunId::of(RunId::first_number_at(hour.begin()), "-")
 }

@@ -8,15 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::batch::asked_ms;
 use super::place::{ArchiveError, Object, Place};
-use super::reader::{AskedRange, LISTED_AGAIN, OpenedSegment, damaged, hours_of, segments_of};
+use super::reader::{LISTED_AGAIN, OpenedSegment, damaged, hours_of, segments_of};
 use super::segment::{EncodedRun, SegmentBuilder, read_all};
 use super::segment_name::{Hour, SegmentName, day_of, hour_of, root};
-use crate::model::request::RunId;
+use crate::model::request::{RunId, TimeRange};
 
 /// The most runs of a deletion that are named.
-pub const NAMED: usize = 1000;
+const NAMED: usize = 1000;
 
 /// What was deleted, or would be.
 #[derive(Debug, Default)]
@@ -54,7 +53,7 @@ impl Removed {
 async fn remove_of_hour(
     place: &Place,
     (tenant, hour): (&str, Hour),
-    range: AskedRange,
+    range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
     removed: &mut Removed,
 ) -> Result<Option<ArchiveError>, ArchiveError> {
@@ -62,7 +61,7 @@ async fn remove_of_hour(
     for _ in 0..LISTED_AGAIN {
         let mut is_replaced = false;
         for (name, object) in segments_of(place, tenant, hour).await? {
-            let is_within = name.first < range.until && name.last >= range.since;
+            let is_within = range.overlaps(name.first, name.last);
             if !is_within || !seen.insert(object.path.clone()) {
                 continue;
             }
@@ -89,7 +88,7 @@ async fn remove_of_segment(
     place: &Place,
     tenant: &str,
     (name, object): (SegmentName, Object),
-    range: AskedRange,
+    range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
 ) -> Result<Option<BTreeSet<RunId>>, ArchiveError> {
     let Some(segment) = OpenedSegment::open(place, object, name).await? else {
@@ -97,7 +96,7 @@ async fn remove_of_segment(
     };
     let runs = segment.index.runs.iter();
     let goes: BTreeSet<RunId> = runs
-        .filter(|run| range.has(asked_ms(run.number())))
+        .filter(|run| range.has(RunId::millis_of(run.number())))
         .map(|run| (RunId::of(run.number(), &segment.name.instance), run))
         .filter(|(id, run)| (removal.takes)(id, &run.summary))
         .map(|(id, _)| id)
@@ -154,7 +153,7 @@ fn build(runs: Vec<EncodedRun>) -> std::io::Result<bytes::Bytes> {
 pub(super) async fn remove(
     place: &Place,
     tenant: &str,
-    range: AskedRange,
+    range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
     removed: &mut Removed,
 ) -> Result<(), ArchiveError> {
@@ -180,13 +179,10 @@ pub(super) async fn remove_named(
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
     removed: &mut Removed,
 ) -> Result<(), ArchiveError> {
-    let mut hours: BTreeMap<Hour, AskedRange> = BTreeMap::new();
+    let mut hours: BTreeMap<Hour, TimeRange> = BTreeMap::new();
     for id in ids {
-        let ms = asked_ms(id.number());
-        let range = hours.entry(Hour::of(ms)).or_insert(AskedRange {
-            since: ms,
-            until: ms.saturating_add(1),
-        });
+        let ms = id.millis();
+        let range = hours.entry(Hour::of(ms)).or_insert(TimeRange::at(ms));
         range.since = range.since.min(ms);
         range.until = range.until.max(ms.saturating_add(1));
     }

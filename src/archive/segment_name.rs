@@ -6,9 +6,11 @@
 //! time, leads to the few segments that may have it, and a range of time to those of its hours.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use object_store::path::Path;
+
+use crate::model::request::millis_since_epoch;
 
 /// The folder of all segments.
 const FOLDER: &str = "runs";
@@ -54,15 +56,9 @@ impl Hour {
     /// Parses the names of the two folders; `None` for any others.
     fn parse(day: &str, hour: &str) -> Option<Self> {
         let begin = humantime::parse_rfc3339(&format!("{day}T{hour}:00:00Z")).ok()?;
-        let hour = Self::of(ms_of(begin));
+        let hour = Self::of(millis_since_epoch(begin));
         (hour.folders()[0] == day).then_some(hour)
     }
-}
-
-/// Converts a time to milliseconds since 1970; earlier times are 0.
-pub(super) fn ms_of(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns the folder of all tenants.

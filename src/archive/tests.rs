@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::place::Place;
-use super::segment_name::{SegmentName, ms_of, root};
+use super::segment_name::{SegmentName, root};
 use super::spool::{SpoolFile, SpoolRecord};
 use super::*;
 
@@ -28,7 +28,7 @@ fn open(folder: &Path, instance: &str) -> Archive {
 }
 
 fn number(ms: u64, low: u64) -> u128 {
-    u128::from(ms) << 80 | u128::from(low)
+    RunId::first_number_at(ms) | u128::from(low)
 }
 
 fn line(number: u128) -> Vec<u8> {
@@ -53,7 +53,16 @@ fn offer(archive: &Archive, tenant: &str, number: u128, took: Duration) -> Arc<A
     mark
 }
 
-async fn numbers(archive: &Archive, tenant: &str, range: AskedRange, size: usize) -> Vec<u128> {
+/// Asks for the newest runs of all times.
+fn first_page(size: usize) -> PageRequest {
+    PageRequest {
+        range: TimeRange::ALL,
+        before: None,
+        size,
+    }
+}
+
+async fn numbers(archive: &Archive, tenant: &str, range: TimeRange, size: usize) -> Vec<u128> {
     let mut numbers = Vec::new();
     let mut before = None;
     loop {
@@ -100,16 +109,16 @@ async fn runs_are_listed_newest_first_by_pages_of_any_size_and_within_a_time() {
     let all = filled(folder.path()).await;
     let archive = open(folder.path(), "c");
     for size in [1, 7, 1000] {
-        assert_eq!(numbers(&archive, "t", AskedRange::ALL, size).await, all);
+        assert_eq!(numbers(&archive, "t", TimeRange::ALL, size).await, all);
     }
-    assert_eq!(numbers(&archive, "other", AskedRange::ALL, 10).await, []);
+    assert_eq!(numbers(&archive, "other", TimeRange::ALL, 10).await, []);
     for (since, until) in [
         (NOON, NOON),
         (NOON + 3 * HOUR, NOON + 5 * HOUR + 500),
         (NOON + 5 * HOUR + 500, NOON + 200 * HOUR),
         (0, NOON + 1),
     ] {
-        let range = AskedRange { since, until };
+        let range = TimeRange { since, until };
         let within = all.iter().copied();
         let within = within.filter(|run| (since..until).contains(&((run >> 80) as u64)));
         let within: Vec<u128> = within.collect();
@@ -159,8 +168,8 @@ async fn runs_are_removed_by_id_and_by_time_and_others_stay() {
     named.await.unwrap();
     assert_eq!(again.runs, 0);
     all.retain(|number| !goes.iter().any(|id| id.number() == *number));
-    assert_eq!(numbers(&archive, "t", AskedRange::ALL, 100).await, all);
-    let range = AskedRange {
+    assert_eq!(numbers(&archive, "t", TimeRange::ALL, 100).await, all);
+    let range = TimeRange {
         since: NOON + 2 * HOUR,
         until: NOON + 50 * HOUR,
     };
@@ -177,7 +186,7 @@ async fn runs_are_removed_by_id_and_by_time_and_others_stay() {
         number % 2 == 0 || !(range.since..range.until).contains(&ms)
     });
     assert_eq!(removed.runs, (before - all.len()) as u64);
-    assert_eq!(numbers(&archive, "t", AskedRange::ALL, 100).await, all);
+    assert_eq!(numbers(&archive, "t", TimeRange::ALL, 100).await, all);
     for number in &all {
         let id = RunId::of(*number, if number % 2 == 0 { "a" } else { "b" });
         let found = archive.find("t", &id).await.unwrap().expect("it stays");
@@ -197,7 +206,7 @@ async fn whole_hours_go_by_age_and_by_bytes_the_oldest_first() {
             .await
             .unwrap()
     };
-    let left = async || numbers(&archive, "t", AskedRange::ALL, 1000).await.len();
+    let left = async || numbers(&archive, "t", TimeRange::ALL, 1000).await.len();
     assert_eq!(retain(Some(HOUR), None, NOON + 2 * HOUR - 1).await, 0);
     assert_eq!(left().await, all.len());
     // The first hour is over for as long as runs are kept.
@@ -228,11 +237,7 @@ async fn a_damaged_segment_is_named_and_the_others_are_listed() {
     bytes[at] ^= 1;
     fs::write(&file, bytes).unwrap();
     let archive = open(folder.path(), "c");
-    let asked = PageRequest {
-        range: AskedRange::ALL,
-        before: None,
-        size: 1000,
-    };
+    let asked = first_page(1000);
     let page = archive.list("t", asked, |_| true).await.unwrap();
     assert_eq!(page.damaged.len(), 1);
     assert!(
@@ -275,7 +280,7 @@ async fn runs_of_a_daemon_that_was_killed_are_written_by_the_next() {
     drop(file);
     let archive = open(folder.path(), "next");
     let start = Instant::now();
-    while numbers(&archive, "t", AskedRange::ALL, 1000).await.len() < records.len() {
+    while numbers(&archive, "t", TimeRange::ALL, 1000).await.len() < records.len() {
         assert!(start.elapsed() < PATIENCE, "they do not come");
         tokio::task::yield_now().await;
     }
@@ -304,7 +309,7 @@ async fn a_place_that_cannot_be_written_holds_runs_until_they_are_given_up() {
     fs::remove_file(&tenant).unwrap();
     archive = open(folder.path(), "b");
     let start = Instant::now();
-    while numbers(&archive, "t", AskedRange::ALL, 10).await.is_empty() {
+    while numbers(&archive, "t", TimeRange::ALL, 10).await.is_empty() {
         assert!(start.elapsed() < PATIENCE, "it does not come");
         tokio::task::yield_now().await;
     }
@@ -342,7 +347,7 @@ async fn deletions_at_once_by_several_daemons_lose_and_bring_back_nothing() {
     let stays = |number: &u128| !goes.contains(number);
     let kept: Vec<u128> = all.iter().copied().filter(stays).collect();
     while !deletions.is_empty() {
-        let listed = numbers(&archives[0], "t", AskedRange::ALL, 50).await;
+        let listed = numbers(&archives[0], "t", TimeRange::ALL, 50).await;
         let listed: Vec<u128> = listed.into_iter().filter(stays).collect();
         assert_eq!(listed, kept);
         if let Some(done) = deletions.try_join_next() {
@@ -350,7 +355,7 @@ async fn deletions_at_once_by_several_daemons_lose_and_bring_back_nothing() {
         }
     }
     all.retain(stays);
-    assert_eq!(numbers(&archives[1], "t", AskedRange::ALL, 1000).await, all);
+    assert_eq!(numbers(&archives[1], "t", TimeRange::ALL, 1000).await, all);
 }
 
 #[tokio::test]
@@ -362,11 +367,7 @@ async fn objects_of_no_size_that_a_segment_has_are_damaged() {
     for bytes in [0, 1, 23, 24, 70_000] {
         fs::write(&file, vec![0; bytes]).unwrap();
         let archive = open(folder.path(), "c");
-        let asked = PageRequest {
-            range: AskedRange::ALL,
-            before: None,
-            size: 1000,
-        };
+        let asked = first_page(1000);
         let page = archive.list("t", asked, |_| true).await.unwrap();
         assert_eq!((page.damaged.len(), page.runs.len()), (1, all.len()));
         let removal = Removal {
@@ -374,7 +375,7 @@ async fn objects_of_no_size_that_a_segment_has_are_damaged() {
             takes: |_: &RunId, _: &[u8]| true,
         };
         let mut removed = Removed::default();
-        let refused = archive.remove("t", AskedRange::ALL, &removal, &mut removed);
+        let refused = archive.remove("t", TimeRange::ALL, &removal, &mut removed);
         let refused = refused.await.unwrap_err();
         assert!(matches!(refused, ArchiveError::Damaged { .. }), "{refused}");
         assert_eq!(removed.runs, all.len() as u64, "the others go all the same");
@@ -389,11 +390,7 @@ async fn a_folder_that_is_away_and_an_id_of_no_time_are_told_so() {
     let id = RunId::of(u128::MAX, "a");
     assert!(archive.find("t", &id).await.unwrap().is_none());
     fs::rename(folder.path().join("runs"), folder.path().join("away")).unwrap();
-    let asked = PageRequest {
-        range: AskedRange::ALL,
-        before: None,
-        size: 10,
-    };
+    let asked = first_page(10);
     let id = RunId::of(number(NOON, 0), "a");
     let refusals = [
         archive.find("t", &id).await.err(),
@@ -440,9 +437,4 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
     }
     assert_eq!(lines, 60);
     archive.close(PATIENCE).await;
-}
-
-#[test]
-fn times_before_1970_are_its_beginning() {
-    assert_eq!(ms_of(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), 0);
 }

@@ -29,7 +29,7 @@ pub use self::files::{
 pub use self::path_conflicts::check_path_conflicts;
 pub use self::run_id::RunId;
 pub use self::session::{MAX_SESSION_NAME, SessionName, SessionSpec};
-pub use self::time_range::TimeRange;
+pub use self::time_range::{TimeRange, millis_since_epoch};
 
 /// The most labels of a run or a module.
 pub const MAX_LABELS: usize = 32;

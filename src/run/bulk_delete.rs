@@ -3,15 +3,13 @@
 
 use std::time::Instant;
 
-use super::deletion::{DeletionReport, RunDeletion};
+use super::deletion::{DeletionReport, MAX_TOLD_DELETED, RunDeletion};
 use super::registry::{DeletedBatch, Registry};
 use super::tenant::Tenant;
 use super::{Runner, audit, with_deadline};
 use crate::model::refusal::Refusal;
 use crate::model::request::RunId;
 
-/// The most ids of deleted runs that an answer has.
-const MAX_TOLD: usize = 1_000;
 /// The most runs of [`RunDeletion::Ids`] that are looked up before the lock is released for others.
 const BATCH: usize = 64;
 
@@ -101,7 +99,7 @@ impl DeletionInProgress<'_> {
         report.numbers.extend(&batch.deleted);
         report.deleted += batch.deleted.len() as u64;
         report.unfinished += batch.unfinished;
-        let room = MAX_TOLD - report.first.len();
+        let room = MAX_TOLD_DELETED - report.first.len();
         let told = batch.deleted.iter().take(room);
         let ids = told.map(|number| RunId::of(*number, self.instance));
         report.first.extend(ids);

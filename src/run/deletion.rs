@@ -4,6 +4,8 @@ use crate::model::request::{Labels, RunId, TimeRange};
 
 /// The most runs that one call names by their ids.
 pub const MAX_DELETED_IDS: usize = 1_000;
+/// The most ids of deleted runs that an answer has.
+pub const MAX_TOLD_DELETED: usize = 1_000;
 
 /// Which runs are to be deleted, of those that have ended.
 #[derive(Clone, Debug)]
@@ -24,7 +26,7 @@ pub enum RunDeletion {
 pub struct DeletionReport {
     /// How many runs were deleted, or would be.
     pub deleted: u64,
-    /// The first of them, the newest first; at most 1,000.
+    /// The first of them, the newest first; at most [`MAX_TOLD_DELETED`].
     pub first: Vec<RunId>,
     /// The numbers of all that this daemon remembered.
     pub numbers: Vec<u128>,

@@ -71,7 +71,7 @@ pub use self::attach::RunHandle;
 pub use self::bulk_cancel::{BulkCancelReport, CancelledRun, MAX_MATCHED, MatchedRuns};
 pub use self::caller_deadline::with_deadline;
 pub use self::control::CancelReport;
-pub use self::deletion::{DeletionReport, MAX_DELETED_IDS, RunDeletion};
+pub use self::deletion::{DeletionReport, MAX_DELETED_IDS, MAX_TOLD_DELETED, RunDeletion};
 pub use self::in_flight::PendingResponse;
 pub use self::in_flight_bytes::{
     HeldBytes, InFlightLimit, RETRY_IN_FLIGHT, release_bytes, reserve_bytes,

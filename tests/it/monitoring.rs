@@ -279,7 +279,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// A process that ends with its test.
-struct Ended(std::process::Child);
+pub(crate) struct Ended(pub(crate) std::process::Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {

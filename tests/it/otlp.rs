@@ -27,7 +27,7 @@ use crate::execution::{CAT, VALUE};
 use crate::harness::{
     Daemon, PATIENCE, Ran, SpecExt, channel, kit, kit_component, read, spec, told_id,
 };
-use crate::monitoring::free_port;
+use crate::monitoring::{Ended, free_port};
 use crate::process::{Served, ringfence};
 
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
@@ -877,16 +877,6 @@ fn settings_that_fit_nothing_are_refused_by_name() {
             assert!(refused.contains(part), "{part} in {refused}");
         }
         assert!(!refused.contains("secret"), "{refused}");
-    }
-}
-
-/// A process that ends with its test.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -83,8 +83,13 @@ impl RunId {
 
     /// Returns the time of the id, in whole milliseconds since 1970.
     pub fn millis(&self) -> u64 {
+        Self::millis_of(self.number)
+    }
+
+    /// Returns the time of the id with that number, in whole milliseconds since 1970.
+    pub fn millis_of(number: u128) -> u64 {
         // The time has 48 bits.
-        u64::try_from(self.number >> BITS_AFTER_TIME).unwrap_or(u64::MAX)
+        u64::try_from(number >> BITS_AFTER_TIME).unwrap_or(u64::MAX)
     }
 
     /// Returns the smallest number of an id of this time, in milliseconds since 1970. A time that
