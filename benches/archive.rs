@@ -1,25 +1,20 @@
-//! What the archive of ended runs costs: to list a page of a million runs, of any age, and to
-//! archive a hello.
+//! How long it takes to list a page of a million archived runs, of any age.
 //!
 //! ```sh
 //! cargo bench --bench archive -- --runs 1000000
 //! ```
 //!
 //! The archive is a folder that is filled first, evenly over thirty days, as daemons fill it: a
-//! segment has a thousand runs. Each question is asked of a daemon over gRPC, twenty times. Then two
-//! daemons, one with an archive and one without, take turns at running a hello.
+//! segment has a thousand runs. Each question is asked of a daemon over gRPC, twenty times.
 
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
-    clippy::cast_precision_loss,
     reason = "a program that is looked at while it runs, and fails by panicking; its figures are for people"
 )]
 #![allow(dead_code, reason = "the helpers are shared with other benches")]
 
-#[path = "../tests/it/guests.rs"]
-mod guests;
 mod served;
 
 use std::path::Path;
@@ -29,10 +24,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use prost::Message;
 use prost_types::Timestamp;
 use ringfence::api::proto::run_service_client::RunServiceClient;
-use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::{
-    GetRunRequest, ListRunsRequest, LoadModuleRequest, RunInfo, RunRequest, RunResult, RunSpec,
-    RunState, run_info,
+    GetRunRequest, ListRunsRequest, RunInfo, RunResult, RunState, run_info,
 };
 use ringfence::archive::{
     ArchivableRun, Archive, ArchiveMark, ArchiveSettings, EncodedRun, Retention,
@@ -49,8 +42,6 @@ const SPREAD: Duration = Duration::from_secs(30 * 24 * 3600);
 const TOGETHER: u64 = 1000;
 /// How often each question is asked.
 const ASKED: usize = 20;
-/// Calls of each daemon in each round, and the rounds.
-const CALLS: [usize; 2] = [3000, 5];
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
@@ -191,59 +182,6 @@ async fn listing(addr: &str, now: SystemTime) {
     );
 }
 
-/// Processor time that a daemon has used so far, of all its threads.
-fn processor_time(served: &Served) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", served.0.id())).unwrap();
-    let (_, rest) = stat.rsplit_once(')').unwrap();
-    let ticks = rest.split_whitespace().skip(11).take(2);
-    let ticks = ticks.map(|it| it.parse::<u64>().unwrap()).sum::<u64>();
-    // A hundred a second, on every architecture that we have.
-    Duration::from_millis(ticks * 10)
-}
-
-/// Runs hellos on daemons in turn, and prints what a call costs each.
-async fn hellos(served: &[(&str, Served)]) {
-    let mut clients = Vec::new();
-    for (_, served) in served {
-        let mut client = SandboxServiceClient::new(channel(&served.1).await);
-        let module = LoadModuleRequest {
-            source: Some(ringfence::api::proto::load_module_request::Source::Wasm(
-                guests::kit(),
-            )),
-            ..LoadModuleRequest::default()
-        };
-        let loaded = client.load_module(module).await.unwrap().into_inner();
-        clients.push((client, loaded.module.unwrap().digest));
-    }
-    let mut spent = vec![Vec::new(); served.len()];
-    for _ in 0..CALLS[1] {
-        for (at, (client, digest)) in clients.iter_mut().enumerate() {
-            let before = processor_time(&served[at].1);
-            for _ in 0..CALLS[0] {
-                let spec = RunSpec {
-                    module: Some(ringfence::api::proto::run_spec::Module::Digest(
-                        digest.clone(),
-                    )),
-                    args: vec!["kit".to_owned(), "hello".to_owned()],
-                    ..RunSpec::default()
-                };
-                client.run(RunRequest { spec: Some(spec) }).await.unwrap();
-            }
-            // What is archived of the last calls belongs to them.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            let used = processor_time(&served[at].1) - before;
-            spent[at].push(used.as_secs_f64() * 1e6 / CALLS[0] as f64);
-        }
-    }
-    for ((name, _), mut spent) in served.iter().zip(spent) {
-        spent.sort_by(f64::total_cmp);
-        println!(
-            "{name:<20} {:.1} us of processor time a hello",
-            spent[CALLS[1] / 2]
-        );
-    }
-}
-
 #[tokio::main]
 async fn main() {
     let mut words = std::env::args().skip_while(|word| word != "--runs").skip(1);
@@ -258,12 +196,4 @@ async fn main() {
         let served = Served::start(&[archive]);
         listing(&served.1, now).await;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let archive = format!("runs.archive=file://{}", folder.path().display());
-    let without = Served::start(&[]);
-    hellos(&[
-        ("no archive", without),
-        ("an archive", Served::start(&[archive])),
-    ])
-    .await;
 }
