@@ -89,6 +89,7 @@ async fn fill(folder: &Path, runs: u64, now: SystemTime) {
         location: StoreLocation::Directory(folder.to_owned()),
         spool: None,
         queue: 256 << 20,
+        interval: Duration::from_secs(1),
         has_several_tenants: false,
         retention: Retention::default(),
     };

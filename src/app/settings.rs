@@ -261,6 +261,7 @@ pub(super) fn archive(config: &Config) -> Result<Option<Arc<ArchiveFeed>>, AppEr
         location: store_location(url)?,
         spool: some(&runs.archive_spool),
         queue: usize::try_from(runs.archive_queue.0).unwrap_or(usize::MAX),
+        interval: runs.archive_interval.0,
         has_several_tenants: config.all_tenants().len() > 1,
         retention: Retention {
             age: (!runs.archive_age.0.is_zero()).then_some(runs.archive_age.0),

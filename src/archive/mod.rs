@@ -56,6 +56,8 @@ pub struct ArchiveSettings {
     pub spool: Option<PathBuf>,
     /// The most bytes of runs that wait to be written.
     pub queue: usize,
+    /// How long runs gather before they are written, unless they are large.
+    pub interval: Duration,
     /// Whether a part of that is kept from any one tenant.
     pub has_several_tenants: bool,
     /// How long and how much is kept.
@@ -85,6 +87,7 @@ impl Archive {
             location,
             spool,
             queue,
+            interval,
             has_several_tenants,
             retention,
         } = settings;
@@ -104,6 +107,7 @@ impl Archive {
         let encoder = Encoder {
             queue: Arc::clone(&queue),
             instance: instance.into(),
+            interval,
             spool,
             sealed,
         };

@@ -21,6 +21,7 @@ fn open(folder: &Path, instance: &str) -> Archive {
         location: StoreLocation::Directory(folder.to_owned()),
         spool: None,
         queue: 64 << 20,
+        interval: Duration::from_secs(1),
         has_several_tenants: false,
         retention: Retention::default(),
     };

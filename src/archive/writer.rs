@@ -15,8 +15,6 @@ use super::place::Place;
 use super::queue::{ArchiveQueue, PendingRun, TakenRuns};
 use super::spool;
 
-/// How long a batch gathers runs.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of lines in a batch, about, after which it is written before that.
 const BATCH_BYTES: usize = 8 << 20;
 /// How often it is looked whether another daemon has left runs behind.
@@ -37,6 +35,8 @@ pub(super) type SentBatch = (SealedBatch, Option<Arc<()>>);
 pub(super) struct Encoder {
     pub(super) queue: Arc<ArchiveQueue>,
     pub(super) instance: Arc<str>,
+    /// How long a batch gathers runs.
+    pub(super) interval: Duration,
     /// The folder for files of runs on their way; `None`: there are no such files.
     pub(super) spool: Option<PathBuf>,
     /// Where batches go. How many wait there is bounded by what the queue holds, and so the thread
@@ -57,7 +57,7 @@ impl Encoder {
                 let wait = if has_more { NEXT_RECOVERY } else { RECOVERY };
                 recovery = Instant::now() + wait;
             }
-            let due = batch.as_ref().map(|batch| batch.opened + INTERVAL);
+            let due = batch.as_ref().map(|batch| batch.opened + self.interval);
             let taken = self.queue.take(due.unwrap_or(recovery).min(recovery));
             let TakenRuns {
                 runs,
@@ -71,7 +71,7 @@ impl Encoder {
                 }
             }
             let is_due = batch.as_ref().is_some_and(|batch| {
-                batch.opened.elapsed() >= INTERVAL || batch.unpacked() >= BATCH_BYTES
+                batch.opened.elapsed() >= self.interval || batch.unpacked() >= BATCH_BYTES
             });
             if (is_due || is_urgent || is_closed)
                 && let Some(batch) = batch.take()

@@ -1,6 +1,6 @@
 //! Checks of the archive of `[runs]`.
 
-use super::problems::{Checker, minutes};
+use super::problems::{Checker, millis, minutes};
 use super::schema::{Config, HumanDuration, RunsConfig, Size, StoreUrl};
 
 /// Checks where ended runs are archived, which of them, and how long they stay.
@@ -10,6 +10,7 @@ pub(super) fn check(c: &mut Checker, config: &Config) {
         archive_what: _,
         archive_ratio,
         archive_queue,
+        archive_interval,
         archive_spool,
         archive_age,
         archive_bytes,
@@ -23,6 +24,13 @@ pub(super) fn check(c: &mut Checker, config: &Config) {
     };
     let queue = (least, Size(1 << 40));
     c.between("runs.archive_queue", *archive_queue, queue.0, queue.1);
+    let interval = (millis(100), minutes(10));
+    c.between(
+        "runs.archive_interval",
+        *archive_interval,
+        interval.0,
+        interval.1,
+    );
     let is_kept = archive_age.0.is_zero() || *archive_age >= minutes(60);
     let allowed = "at least 1h, or 0s for ever";
     c.require(

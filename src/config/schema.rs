@@ -316,6 +316,7 @@ pub struct RunsConfig {
     pub archive_what: ArchiveWhat,
     pub archive_ratio: f64,
     pub archive_queue: Size,
+    pub archive_interval: HumanDuration,
     pub archive_spool: PathBuf,
     pub archive_age: HumanDuration,
     pub archive_bytes: Size,
