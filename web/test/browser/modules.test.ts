@@ -33,6 +33,8 @@ function fileOf({ daemon }: Pick<Fixture, 'daemon'>, name: string, bytes: Uint8A
 
 /** Drops a file that is made in the page onto its middle, as a mouse would. */
 async function drop(page: Page, name: string, bytes: Uint8Array): Promise<void> {
+  // There is something to drop onto before the page listens.
+  await page.getByText('Upload a module', { exact: true }).first().waitFor();
   const files = await page.evaluateHandle(
     ([fileName, text]) => {
       const transfer = new DataTransfer();
