@@ -103,7 +103,6 @@ async fn fill(folder: &Path, runs: u64, now: SystemTime) {
         archive.offer(ArchivableRun {
             tenant: "default".into(),
             share: Arc::clone(&share),
-            took: Duration::ZERO,
             cost: 2000,
             mark: ArchiveMark::queued(),
             encode: Box::new(move || encoded(number, at, run % 1000)),

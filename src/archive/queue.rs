@@ -63,8 +63,6 @@ pub struct ArchivableRun {
     pub tenant: Arc<str>,
     /// Bytes that wait for the archive of all runs of the tenant.
     pub share: Arc<AtomicUsize>,
-    /// How long after it was asked for it ended.
-    pub took: Duration,
     /// How many bytes it holds until it is written, about.
     pub cost: usize,
     /// What its record says of the archive.
@@ -134,7 +132,6 @@ impl Drop for PendingRun {
 /// A run that waits to be encoded.
 pub(super) struct QueuedRun {
     pub(super) tenant: Arc<str>,
-    pub(super) took: Duration,
     pub(super) encode: Box<dyn FnOnce() -> EncodedRun + Send>,
     pub(super) pending: PendingRun,
 }
@@ -229,7 +226,6 @@ impl ArchiveQueue {
         let ArchivableRun {
             tenant,
             share,
-            took,
             cost,
             mark,
             encode,
@@ -252,7 +248,6 @@ impl ArchiveQueue {
         waiting.offered += 1;
         waiting.runs.push_back(QueuedRun {
             tenant,
-            took,
             encode,
             pending: PendingRun {
                 queue: Arc::clone(self),
@@ -352,7 +347,6 @@ mod tests {
         ArchivableRun {
             tenant: "t".into(),
             share: Arc::clone(share),
-            took: Duration::ZERO,
             cost,
             mark: ArchiveMark::queued(),
             encode: Box::new(|| unreachable!("nobody encodes it")),

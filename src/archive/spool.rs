@@ -29,11 +29,9 @@ pub(super) struct SpoolRecord {
     pub(super) instance: String,
     #[prost(bytes = "vec", tag = "3")]
     pub(super) number: Vec<u8>,
-    #[prost(bool, tag = "4")]
-    pub(super) is_long: bool,
-    #[prost(bytes = "vec", tag = "5")]
+    #[prost(bytes = "vec", tag = "4")]
     pub(super) summary: Vec<u8>,
-    #[prost(bytes = "vec", tag = "6")]
+    #[prost(bytes = "vec", tag = "5")]
     pub(super) line: Vec<u8>,
 }
 
@@ -180,7 +178,6 @@ mod tests {
             tenant: "t".to_owned(),
             instance: "i".to_owned(),
             number: number.to_be_bytes().to_vec(),
-            is_long: true,
             summary: vec![1; 3],
             line: vec![b'x'; 100],
         }

@@ -37,12 +37,11 @@ fn line(number: u128) -> Vec<u8> {
 }
 
 /// Offers a run that was asked for at a time, and returns its mark.
-fn offer(archive: &Archive, tenant: &str, number: u128, took: Duration) -> Arc<ArchiveMark> {
+fn offer(archive: &Archive, tenant: &str, number: u128) -> Arc<ArchiveMark> {
     let mark = ArchiveMark::queued();
     archive.offer(ArchivableRun {
         tenant: tenant.into(),
         share: Arc::default(),
-        took,
         cost: 1000,
         mark: Arc::clone(&mark),
         encode: Box::new(move || EncodedRun {
@@ -91,8 +90,7 @@ async fn filled(folder: &Path) -> Vec<u128> {
         for hour in [5, 0, 100, 3] {
             for run in 0..40_u64 {
                 let number = number(NOON + hour * HOUR + run * 7919 % 1000, 2 * run + low);
-                let took = Duration::from_secs(run);
-                offer(&archive, "t", number, took);
+                offer(&archive, "t", number);
                 all.push(number);
             }
             archive.flush().await;
@@ -269,7 +267,6 @@ async fn runs_of_a_daemon_that_was_killed_are_written_by_the_next() {
             tenant: "t".to_owned(),
             instance: "killed".to_owned(),
             number: number(NOON, low).to_be_bytes().to_vec(),
-            is_long: low == 0,
             summary: Vec::new(),
             line: line(number(NOON, low)),
         })
@@ -299,7 +296,7 @@ async fn a_place_that_cannot_be_written_holds_runs_until_they_are_given_up() {
     // What is to be a folder is a file.
     let tenant = folder.path().join("runs/t");
     fs::write(&tenant, "x").unwrap();
-    let mark = offer(&archive, "t", number(NOON, 1), Duration::ZERO);
+    let mark = offer(&archive, "t", number(NOON, 1));
     let late = tokio::time::timeout(Duration::from_millis(1500), archive.flush()).await;
     assert!(late.is_err(), "nothing was written");
     assert_eq!(mark.state(), ArchiveState::Queued);
@@ -413,7 +410,6 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
         archive.offer(ArchivableRun {
             tenant: "t".into(),
             share: Arc::default(),
-            took: Duration::ZERO,
             cost: 1 << 20,
             mark: ArchiveMark::queued(),
             encode: Box::new(move || EncodedRun {
@@ -437,5 +433,42 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
         lines += unpacked.iter().filter(|&&byte| byte == b'\n').count();
     }
     assert_eq!(lines, 60);
+    archive.close(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn runs_that_took_long_and_end_together_are_each_in_one_narrow_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = open(folder.path(), "a");
+    // Of 200 runs, asked for over an hour, four end at a time, a quarter of an hour apart, with one
+    // that has just been asked for.
+    let mut all = Vec::new();
+    for batch in 0..50_u64 {
+        for quarter in 0..4 {
+            all.push(number(NOON + quarter * HOUR / 4 + batch * 18_000, batch));
+        }
+        all.push(number(NOON + HOUR + batch * 1000, batch));
+        for run in &all[all.len() - 5..] {
+            offer(&archive, "t", *run);
+        }
+        archive.flush().await;
+    }
+    let objects = archive.place.objects(&root()).await.unwrap();
+    let names: Vec<SegmentName> = objects
+        .iter()
+        .filter_map(|object| SegmentName::parse(&object.path))
+        .collect();
+    for run in &all {
+        let id = RunId::of(*run, "a");
+        // Those are the segments that are opened to find it.
+        let opened = names.iter().filter(|name| name.spans(id.millis()));
+        assert_eq!(opened.count(), 1, "{id}");
+        let found = archive.find("t", &id).await.unwrap().expect("it is there");
+        assert_eq!(archive.line(&found).await.unwrap(), Some(line(*run)));
+    }
+    assert_eq!(
+        numbers(&archive, "t", TimeRange::ALL, 1000).await.len(),
+        250
+    );
     archive.close(PATIENCE).await;
 }

@@ -85,9 +85,9 @@ impl Encoder {
     }
 
     fn new_batch(&self, told: &mut SpoolWarning) -> Batch {
-        Batch::new(self.spool.as_deref()).unwrap_or_else(|error| {
+        Batch::new(self.spool.as_deref(), self.interval).unwrap_or_else(|error| {
             told.warn(&error);
-            Batch::without_spool()
+            Batch::without_spool(self.interval)
         })
     }
 
@@ -106,7 +106,8 @@ impl Encoder {
             return true;
         }
         let recovered = spool::adopt(folder).and_then(|adopted| {
-            let batch = adopted.map(|(file, records)| Batch::recovered(file, records));
+            let batch =
+                adopted.map(|(file, records)| Batch::recovered(file, records, self.interval));
             batch.transpose()
         });
         match recovered {

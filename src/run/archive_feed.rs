@@ -119,13 +119,10 @@ impl ArchiveFeed {
         let output = ended.output.iter();
         let output: usize = output.map(|event| EVENT + 2 * output_bytes(event)).sum();
         let cost = REST + 2 * ended.record.weight + output;
-        let record = &ended.record;
-        let ended_at = record.end.as_ref().map_or(record.asked, |(at, _)| *at);
         let encode = self.encode;
         self.archive.offer(ArchivableRun {
             tenant: Arc::clone(&ended.tenant),
             share: Arc::clone(share),
-            took: ended_at.duration_since(record.asked).unwrap_or_default(),
             cost,
             mark,
             encode: Box::new(move || encode(&ended)),
