@@ -15,6 +15,10 @@ use crate::model::request::{RunId, TimeRange};
 
 /// The most runs that one page looks at: where few match, the page ends early.
 const LOOKED_AT: usize = 10_000;
+/// The segments that one page opens besides those that it takes to look at its first run. Whoever
+/// asks for the next page gets further in this way also where all segments have the same times, and
+/// those that are open already are opened again for each page.
+const OPENED: usize = 256;
 /// The most damaged segments that a page names.
 const DAMAGED: usize = 10;
 /// The approximate limit of one page in bytes, which a client accepts in one message.
@@ -335,6 +339,8 @@ struct PageBuilder<F> {
     page: ArchivedPage,
     last: Option<RunId>,
     looked: usize,
+    /// Segments that were opened since a run was looked at.
+    opened: usize,
     bytes: usize,
 }
 
@@ -404,6 +410,11 @@ impl<F: Fn(&[u8]) -> bool> PageBuilder<F> {
                 newest.is_none_or(|newest| newest <= next.0.last)
             };
             if let Some((name, object)) = segments.pop_if(opens) {
+                if self.opened == OPENED {
+                    self.page.next = self.last;
+                    return Ok(true);
+                }
+                self.opened += usize::from(self.looked > 0);
                 let entries = match OpenedSegment::open(place, object, name).await {
                     Ok(Some(segment)) => segment.entries(range),
                     Ok(None) => {
@@ -447,6 +458,7 @@ pub(super) async fn list(
         page: ArchivedPage::default(),
         last: None,
         looked: 0,
+        opened: 0,
         bytes: 0,
     };
     let mut hours = hours_of(place, tenant, asked.range).await?;

@@ -472,3 +472,47 @@ async fn runs_that_took_long_and_end_together_are_each_in_one_narrow_segment() {
     );
     archive.close(PATIENCE).await;
 }
+
+#[tokio::test]
+async fn a_page_opens_so_many_segments_and_the_next_one_goes_on() {
+    // Segments one after another, and segments that all have the same five seconds.
+    for (segments, apart, runs, pages) in [
+        (600, 1000, &[0][..], &[257, 257, 86][..]),
+        (300, 1, &[0, 5000], &[257, 343]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = open(folder.path(), "a");
+        for segment in 0..segments {
+            for after in runs {
+                offer(&archive, "t", number(NOON + segment * apart + after, 0));
+            }
+            archive.flush().await;
+        }
+        let (mut looked_at, mut before) = (Vec::new(), None);
+        let mut last = u128::MAX;
+        loop {
+            let asked = PageRequest {
+                before,
+                ..first_page(1000)
+            };
+            let looked = std::cell::Cell::new(0);
+            let takes = |_: &[u8]| {
+                looked.set(looked.get() + 1);
+                true
+            };
+            let page = archive.list("t", asked, takes).await.unwrap();
+            looked_at.push(looked.get());
+            for run in page.runs {
+                assert!(run.id.number() < last, "each run once, and in order");
+                last = run.id.number();
+            }
+            before = page.next;
+            if before.is_none() {
+                break;
+            }
+            assert_eq!(before.map(|it| it.number()), Some(last));
+        }
+        assert_eq!(looked_at, pages);
+        archive.close(PATIENCE).await;
+    }
+}
