@@ -13,6 +13,7 @@ mod removal;
 mod segment;
 mod segment_name;
 mod spool;
+mod staged_files;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, watch};
 
 use self::place::{Place, create_folder};
 use self::queue::ArchiveQueue;
+use self::staged_files::StagedSweep;
 use self::writer::{Encoder, Uploader, start_encoder};
 use crate::model::limits::share_of;
 use crate::model::request::{RunId, TimeRange, millis_since_epoch};
@@ -43,6 +45,9 @@ const DELETION_WAITS: Duration = Duration::from_secs(10);
 const GIVE_UP: Duration = Duration::from_millis(500);
 /// How often the retention is seen to.
 const RETAIN_EVERY: Duration = Duration::from_secs(600);
+/// How often it is looked for what daemons that were killed have left, since each look reads the
+/// names of all segments.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// The folder for runs on their way, in an archive that is a folder.
 const SPOOL: &str = ".spool";
 
@@ -176,8 +181,13 @@ impl Archive {
         }
     }
 
-    /// Deletes what is beyond the retention, again and again for as long as it is polled.
+    /// Deletes what is beyond the retention and what daemons that were killed have left, again and
+    /// again for as long as it is polled.
     pub async fn run_maintenance(&self) {
+        tokio::join!(self.retain(), self.sweep());
+    }
+
+    async fn retain(&self) {
         let Retention { age, bytes } = self.retention;
         if age.is_none() && bytes.is_none() {
             return;
@@ -195,6 +205,27 @@ impl Archive {
                 Err(error) => tracing::warn!(%error, "old runs stay in the archive"),
             }
             tokio::time::sleep(RETAIN_EVERY).await;
+        }
+    }
+
+    async fn sweep(&self) {
+        let Some(runs) = self.place.folder() else {
+            return;
+        };
+        loop {
+            let runs = runs.to_owned();
+            let swept = tokio::task::spawn_blocking(move || StagedSweep::run(&runs));
+            let StagedSweep { deleted, error } = swept.await.unwrap_or_default();
+            if deleted > 0 {
+                tracing::info!(
+                    files = deleted,
+                    "what killed daemons left in the archive was deleted"
+                );
+            }
+            if let Some(error) = error {
+                tracing::warn!(%error, "what killed daemons left may stay in the archive");
+            }
+            tokio::time::sleep(SWEEP_EVERY).await;
         }
     }
 

@@ -83,7 +83,7 @@ pub(super) struct Object {
 #[derive(Debug)]
 pub(super) struct Place {
     store: Arc<dyn ObjectStore>,
-    /// The folder, where it is one.
+    /// The folder of all segments, where the place is a folder of the host.
     folder: Option<std::path::PathBuf>,
 }
 
@@ -132,6 +132,11 @@ impl Place {
             StoreLocation::Objects { url, variables } => object_store_client(KEY, url, variables)?,
         };
         Ok(Self { store, folder })
+    }
+
+    /// Returns the folder of all segments, where the archive is a folder of the host.
+    pub(super) fn folder(&self) -> Option<&std::path::Path> {
+        self.folder.as_deref()
     }
 
     /// Writes an object, whole or not at all.

@@ -146,7 +146,12 @@ impl SegmentName {
 
     /// Parses the place of an object; `None` for one that is no segment.
     pub(super) fn parse(path: &Path) -> Option<Self> {
-        let name = path.filename()?.strip_suffix(EXTENSION)?;
+        Self::parse_file(path.filename()?)
+    }
+
+    /// Parses the name of a file, without its folders; `None` for one that is no segment.
+    pub(super) fn parse_file(name: &str) -> Option<Self> {
+        let name = name.strip_suffix(EXTENSION)?;
         let (first, rest) = name.split_once('-')?;
         let (last, rest) = rest.split_once('-')?;
         let (instance, serial) = rest.rsplit_once('-')?;

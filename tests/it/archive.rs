@@ -356,6 +356,24 @@ async fn the_end_of_a_daemon_writes_what_has_ended() {
 }
 
 #[tokio::test]
+async fn what_a_killed_daemon_was_writing_is_deleted_also_where_runs_are_kept_for_ever() {
+    let (folder, url) = folder();
+    let hour = folder.path().join("runs/default/2026-11-29/12");
+    std::fs::create_dir_all(&hour).unwrap();
+    let name = format!("1795953600000-1795953600001-a-{:032x}.ndjson.zst#1", 7);
+    let left = hour.join(name);
+    let file = std::fs::File::create(&left).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(2 * 3600);
+    file.set_modified(long_ago).unwrap();
+    let _daemon = daemon("a", &url, &[("runs.archive_age", "0s")]).await;
+    let start = Instant::now();
+    while left.exists() {
+        assert!(start.elapsed() < PATIENCE, "it stays");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn of_what_a_run_was_given_nothing_is_archived_and_of_its_output_everything_unless_refused() {
     let (folder, url) = folder();
     let mut daemon = daemon("a", &url, &[]).await;
