@@ -102,6 +102,7 @@ async fn fill(folder: &Path, runs: u64, now: SystemTime) {
         let number = ms << 80 | u128::from(run);
         archive.offer(ArchivableRun {
             tenant: "default".into(),
+            number,
             share: Arc::clone(&share),
             cost: 2000,
             mark: ArchiveMark::queued(),

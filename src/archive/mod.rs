@@ -43,6 +43,8 @@ const AT_ONCE: usize = 3;
 const DELETION_WAITS: Duration = Duration::from_secs(10);
 /// How long the end of the archive waits for what is given up to be told.
 const GIVE_UP: Duration = Duration::from_millis(500);
+/// How long whoever asks for a run waits for it to be written.
+const FIND_WAITS: Duration = Duration::from_secs(2);
 /// How often the retention is seen to.
 const RETAIN_EVERY: Duration = Duration::from_secs(600);
 /// How often it is looked for what daemons that were killed have left, since each look reads the
@@ -72,6 +74,8 @@ pub struct ArchiveSettings {
 /// The archive of ended runs.
 #[derive(Debug)]
 pub struct Archive {
+    /// The daemon whose archive this is.
+    instance: Arc<str>,
     place: Arc<Place>,
     queue: Arc<ArchiveQueue>,
     gives_up: watch::Sender<bool>,
@@ -109,9 +113,10 @@ impl Archive {
         let queue = ArchiveQueue::new(queue, most_of_one);
         let (sealed, batches) = mpsc::unbounded_channel();
         let (gives_up, ends) = watch::channel(false);
+        let instance: Arc<str> = instance.into();
         let encoder = Encoder {
             queue: Arc::clone(&queue),
-            instance: instance.into(),
+            instance: Arc::clone(&instance),
             interval,
             spool,
             sealed,
@@ -129,6 +134,7 @@ impl Archive {
         )]
         tokio::spawn(uploader.run());
         Ok(Self {
+            instance,
             place,
             queue,
             gives_up,
@@ -229,17 +235,38 @@ impl Archive {
         }
     }
 
-    /// Finds a run of a tenant by its id; `None` where the archive does not have it.
+    /// Finds a run of a tenant by its id; `None` where the archive does not have it. A run that
+    /// waits to be written is waited for.
     ///
     /// # Errors
-    /// The archive does not answer, or the part of it that may have the run is damaged.
+    /// The archive does not answer, the part of it that may have the run is damaged, or the run
+    /// cannot be written now.
     pub async fn find(
         &self,
         tenant: &str,
         id: &RunId,
     ) -> Result<Option<ArchivedEntry>, ArchiveError> {
+        if id.instance() == &*self.instance {
+            let written = self.until_written(tenant, id.number());
+            let written = tokio::time::timeout(FIND_WAITS, written).await;
+            written.map_err(|_| {
+                ArchiveError::Unavailable("has not taken this run yet, which waits to be written")
+            })?;
+        }
         let _permit = self.readers.acquire().await;
         reader::find(&self.place, tenant, id).await
+    }
+
+    /// Has a run of `tenant` written at once, if it waits, and waits until it is written or dropped.
+    async fn until_written(&self, tenant: &str, number: u128) {
+        // What is settled after the look below wakes this one.
+        let mut settled = self.queue.settled();
+        if self.queue.has(tenant, number) {
+            self.queue.hurry();
+            // An error says that nothing more will be written.
+            let is_settled = |_: &u64| !self.queue.has(tenant, number);
+            drop(settled.wait_for(is_settled).await);
+        }
     }
 
     /// Reads the line of a run; `None` where it was deleted in the meantime.

@@ -1,6 +1,6 @@
 //! What waits to be archived: the runs that have ended, within a budget of bytes.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -61,6 +61,8 @@ impl ArchiveMark {
 pub struct ArchivableRun {
     /// The tenant whose run it is.
     pub tenant: Arc<str>,
+    /// The number of the run's id.
+    pub number: u128,
     /// Bytes that wait for the archive of all runs of the tenant.
     pub share: Arc<AtomicUsize>,
     /// How many bytes it holds until it is written, about.
@@ -85,6 +87,7 @@ impl fmt::Debug for ArchivableRun {
 #[derive(Debug)]
 pub(super) struct PendingRun {
     queue: Arc<ArchiveQueue>,
+    number: u128,
     share: Arc<AtomicUsize>,
     cost: usize,
     mark: Arc<ArchiveMark>,
@@ -124,6 +127,8 @@ impl Drop for PendingRun {
             ArchiveState::Queued => 0,
         };
         self.mark.set(self.end);
+        let tenant = lock(&queue.inner).on_their_way.remove(&self.number);
+        drop(tenant);
         self.queue.release(self.cost, &self.share);
         self.queue.settled.send_modify(|settled| *settled += 1);
     }
@@ -179,6 +184,9 @@ pub(super) struct ArchiveQueue {
 #[derive(Debug, Default)]
 struct Waiting {
     runs: VecDeque<QueuedRun>,
+    /// The numbers of all runs that were taken on and are neither written nor dropped, with the
+    /// tenants whose they are.
+    on_their_way: HashMap<u128, Arc<str>>,
     /// Runs that were ever taken on.
     offered: u64,
     /// Whether somebody waits for all runs to be written.
@@ -225,6 +233,7 @@ impl ArchiveQueue {
     pub(super) fn offer(self: &Arc<Self>, run: ArchivableRun) {
         let ArchivableRun {
             tenant,
+            number,
             share,
             cost,
             mark,
@@ -246,11 +255,13 @@ impl ArchiveQueue {
             return;
         }
         waiting.offered += 1;
+        waiting.on_their_way.insert(number, Arc::clone(&tenant));
         waiting.runs.push_back(QueuedRun {
             tenant,
             encode,
             pending: PendingRun {
                 queue: Arc::clone(self),
+                number,
                 share,
                 cost,
                 mark,
@@ -273,6 +284,14 @@ impl ArchiveQueue {
     fn release(&self, bytes: usize, share: &AtomicUsize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         share.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Reports whether the run of that number was taken on, belongs to `tenant`, and is neither
+    /// written nor dropped.
+    pub(super) fn has(&self, tenant: &str, number: u128) -> bool {
+        let waiting = lock(&self.inner);
+        let owner = waiting.on_their_way.get(&number);
+        owner.is_some_and(|owner| **owner == *tenant)
     }
 
     /// Has everything that waits written at once, and returns how many runs that are, counted from
@@ -346,6 +365,7 @@ mod tests {
     fn run(cost: usize, share: &Arc<AtomicUsize>) -> ArchivableRun {
         ArchivableRun {
             tenant: "t".into(),
+            number: 7,
             share: Arc::clone(share),
             cost,
             mark: ArchiveMark::queued(),
@@ -402,10 +422,14 @@ mod tests {
             let run = run(10, &share);
             let mark = Arc::clone(&run.mark);
             queue.offer(run);
+            assert!(queue.has("t", 7) && !queue.has("t", 8));
+            assert!(!queue.has("other", 7), "it is another's");
             let mut pending = queue.take(far).runs.pop().unwrap().pending;
+            assert!(queue.has("t", 7), "until it is written");
             pending.recharge(50);
             assert_eq!((queue.held(), share.load(Ordering::Relaxed)), (50, 50));
             end(pending);
+            assert!(!queue.has("t", 7));
             assert_eq!((queue.held(), share.load(Ordering::Relaxed)), (0, 0));
             assert_eq!(mark.state(), state);
         }

@@ -41,6 +41,7 @@ fn offer(archive: &Archive, tenant: &str, number: u128) -> Arc<ArchiveMark> {
     let mark = ArchiveMark::queued();
     archive.offer(ArchivableRun {
         tenant: tenant.into(),
+        number,
         share: Arc::default(),
         cost: 1000,
         mark: Arc::clone(&mark),
@@ -409,6 +410,7 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
     for run in 0..60 {
         archive.offer(ArchivableRun {
             tenant: "t".into(),
+            number: number(NOON, run),
             share: Arc::default(),
             cost: 1 << 20,
             mark: ArchiveMark::queued(),

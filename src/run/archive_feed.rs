@@ -122,6 +122,7 @@ impl ArchiveFeed {
         let encode = self.encode;
         self.archive.offer(ArchivableRun {
             tenant: Arc::clone(&ended.tenant),
+            number: ended.record.id.number(),
             share: Arc::clone(share),
             cost,
             mark,

@@ -502,6 +502,79 @@ async fn a_tenant_sees_and_deletes_its_own_archived_runs_only() {
     Refused::new(&gone).is(Code::NotFound, "RUN_NOT_FOUND");
 }
 
+#[tokio::test]
+async fn a_run_on_its_way_that_memory_has_forgotten_is_waited_for() {
+    let (_folder, url) = folder();
+    let daemon = daemon("a", &url, &[("runs.history", "1")]).await;
+    let mut runs = daemon.runs().await;
+    for _ in 0..5 {
+        let first = daemon.ran(kit(&["hello"])).await.result.run_id;
+        let second = daemon.ran(kit(&["hello"])).await.result.run_id;
+        // Memory has the second alone, and would say of the first that it is queued.
+        let told = info(&mut runs, &first).await.unwrap();
+        assert_eq!(told.archive(), ArchiveState::Written);
+        daemon.ran(kit(&["hello"])).await;
+        let told = events(&mut runs, &second, 0).await.unwrap();
+        assert_eq!(told.len(), 3, "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_on_its_way_is_nothing_to_other_tenants() {
+    let (folder, url) = folder();
+    let archive = [("runs.archive", url.as_str()), ("server.instance", "x")];
+    let set = [&archive[..], &[("runs.history", "0")]].concat();
+    let (_daemon, mut a, mut b, _dir) = crate::tenants::two("", "", &set).await;
+    let ask = |run_id: &str| GetRunRequest {
+        run_id: run_id.to_owned(),
+    };
+    let id = a.ran(kit(&["hello"])).await.result.run_id;
+    let hidden = b.runs.get_run(ask(&id)).await.unwrap_err();
+    Refused::new(&hidden).is(Code::NotFound, "RUN_NOT_FOUND");
+    a.runs.get_run(ask(&id)).await.unwrap();
+    // Nothing more of "a" can be written: what is to be its folder is a file.
+    std::fs::remove_dir_all(folder.path().join("runs/a")).unwrap();
+    std::fs::write(folder.path().join("runs/a"), "").unwrap();
+    let id = a.ran(kit(&["hello"])).await.result.run_id;
+    let waits = a.runs.get_run(ask(&id)).await.unwrap_err();
+    assert!(waits.message().contains("waits to be written"), "{waits:?}");
+    let waits = Refused::new(&waits).is(Code::Unavailable, "ARCHIVE_UNAVAILABLE");
+    assert!(waits.retry);
+    let hidden = b.runs.get_run(ask(&id)).await.unwrap_err();
+    let never = b.runs.get_run(ask(&format!("{}.x", "0".repeat(32)))).await;
+    let never = never.unwrap_err();
+    let [hidden, never] = [&hidden, &never].map(Refused::new);
+    assert_eq!(hidden.reason, never.reason);
+    hidden.is(Code::NotFound, "RUN_NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_waits_for_a_bucket_is_told_so_until_it_is_written() {
+    let (bucket, server) = bucket();
+    bucket.lock().unwrap().way = Way::Away;
+    let served = over(&server, "a", &["--set", "runs.history=1"]);
+    let mut own = runs(&served.addr).await;
+    let first = says(&served, "hello").await;
+    says(&served, "hello").await;
+    for refused in [
+        info(&mut own, &first).await.unwrap_err(),
+        events(&mut own, &first, 0).await.unwrap_err(),
+    ] {
+        assert!(refused.message().contains("waits to be written"));
+        Refused::new(&refused).is(Code::Unavailable, "ARCHIVE_UNAVAILABLE");
+    }
+    bucket.lock().unwrap().way = Way::Works;
+    let start = Instant::now();
+    let told = loop {
+        match info(&mut own, &first).await {
+            Ok(told) => break told,
+            Err(status) => Refused::new(&status).is(Code::Unavailable, "ARCHIVE_UNAVAILABLE"),
+        };
+        assert!(start.elapsed() < PATIENCE, "it does not come");
+    };
+    assert_eq!(told.archive(), ArchiveState::Written);
+}
+
 /// A bucket that can be away, full, or give back what was not put into it.
 #[derive(Default)]
 struct Bucket {
