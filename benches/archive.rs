@@ -9,7 +9,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::print_stdout,
     reason = "a program that is looked at while it runs, and fails by panicking; its figures are for people"
 )]

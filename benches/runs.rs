@@ -11,6 +11,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
+    dead_code,
     reason = "a program that is looked at while it runs, and fails by panicking"
 )]
 
