@@ -4,16 +4,23 @@
 //! cargo bench --bench archive -- --runs 1000000
 //! ```
 //!
-//! The archive is a folder that is filled first, evenly over thirty days, as daemons fill it: a
-//! segment has a thousand runs. Each question is asked of a daemon over gRPC, twenty times.
+//! The archive is filled first, evenly over thirty days, as daemons fill it: by a thousand runs a
+//! second now and then, or, with `--together N`, by N of them. Each question is asked of a daemon
+//! over gRPC, twenty times. The archive is a folder, and then a bucket over the same files, which
+//! takes 20 ms for each answer and counts them.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::cast_precision_loss,
     reason = "a program that is looked at while it runs, and fails by panicking; its figures are for people"
 )]
 #![allow(dead_code, reason = "the helpers are shared with other benches")]
 
+#[path = "archive/bucket.rs"]
+mod bucket;
+#[path = "../tests/it/scripted.rs"]
+mod scripted;
 mod served;
 
 use std::path::Path;
@@ -33,11 +40,12 @@ use ringfence::model::request::RunId;
 use ringfence::store::StoreLocation;
 use tonic::transport::{Channel, Endpoint};
 
+use bucket::Bucket;
 use served::Served;
 
 /// The time over which the runs are spread.
 const SPREAD: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Runs of a segment.
+/// Runs of a segment, unless another number is asked for.
 const TOGETHER: u64 = 1000;
 /// How often each question is asked.
 const ASKED: usize = 20;
@@ -83,7 +91,7 @@ fn encoded(number: u128, at: SystemTime, label: u64) -> EncodedRun {
 }
 
 /// Fills an archive with runs that were asked for in the time before `now`.
-async fn fill(folder: &Path, runs: u64, now: SystemTime) {
+async fn fill(folder: &Path, runs: u64, together: u64, now: SystemTime) {
     let settings = ArchiveSettings {
         location: StoreLocation::Directory(folder.to_owned()),
         spool: None,
@@ -107,7 +115,7 @@ async fn fill(folder: &Path, runs: u64, now: SystemTime) {
             mark: ArchiveMark::queued(),
             encode: Box::new(move || encoded(number, at, run % 1000)),
         });
-        if run % TOGETHER == TOGETHER - 1 {
+        if run % together == together - 1 {
             archive.flush().await;
         }
     }
@@ -119,9 +127,50 @@ async fn channel(addr: &str) -> Channel {
     endpoint.connect().await.unwrap()
 }
 
+/// A daemon with the archive, and the bucket that it is in, unless it is a folder.
+struct Subject {
+    served: Served,
+    bucket: Option<Bucket>,
+}
+
+impl Subject {
+    fn over_folder(folder: &Path) -> Self {
+        let archive = format!("runs.archive=file://{}", folder.display());
+        Self {
+            served: Served::start(&[archive]),
+            bucket: None,
+        }
+    }
+
+    fn over_bucket(folder: &Path) -> Self {
+        let bucket = Bucket::serve(folder);
+        let endpoint = format!("http://{}", bucket.host);
+        let env = [
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cretkey"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ];
+        let settings = [
+            "runs.archive=s3://bucket".to_owned(),
+            "runs.archive_age=0s".to_owned(),
+        ];
+        Self {
+            served: Served::with(&settings, &env),
+            bucket: Some(bucket),
+        }
+    }
+
+    /// How many requests the bucket was sent so far.
+    fn requests(&self) -> usize {
+        self.bucket.as_ref().map_or(0, Bucket::requests)
+    }
+}
+
 /// Asks for a page again and again, and prints how long that took.
-async fn asks(addr: &str, what: &str, request: ListRunsRequest) {
-    let mut client = RunServiceClient::new(channel(addr).await);
+async fn asks(subject: &Subject, what: &str, request: ListRunsRequest) {
+    let mut client = RunServiceClient::new(channel(&subject.served.1).await);
+    let before = subject.requests();
     let (mut took, mut found) = (Vec::new(), 0);
     for _ in 0..ASKED {
         let begun = Instant::now();
@@ -140,32 +189,40 @@ async fn asks(addr: &str, what: &str, request: ListRunsRequest) {
         millis(took[ASKED / 2]),
         millis(took[ASKED - 1]),
     );
+    let requests = subject.requests() - before;
+    if requests > 0 {
+        println!(
+            "{:<50} {:.1} requests each",
+            "",
+            requests as f64 / ASKED as f64
+        );
+    }
 }
 
 /// Lists pages of several ages, and finds runs by id.
-async fn listing(addr: &str, now: SystemTime) {
+async fn listing(subject: &Subject, now: SystemTime) {
     let ago = |hours: u64| Some(Timestamp::from(now - Duration::from_secs(hours * 3600)));
     let between = |since, until| ListRunsRequest {
         since,
         until,
         ..ListRunsRequest::default()
     };
-    asks(addr, "the last hour", between(ago(1), None)).await;
-    asks(addr, "since ever", between(ago(24 * 365), None)).await;
-    asks(addr, "before an hour ago", between(None, ago(1))).await;
+    asks(subject, "the last hour", between(ago(1), None)).await;
+    asks(subject, "since ever", between(ago(24 * 365), None)).await;
+    asks(subject, "before an hour ago", between(None, ago(1))).await;
     asks(
-        addr,
+        subject,
         "an hour of fifteen days ago",
         between(ago(360), ago(359)),
     )
     .await;
-    asks(addr, "before 29 days ago", between(None, ago(29 * 24))).await;
+    asks(subject, "before 29 days ago", between(None, ago(29 * 24))).await;
     let labelled = ListRunsRequest {
         labels: [("shard".to_owned(), "7".to_owned())].into(),
         ..between(ago(24 * 365), None)
     };
-    asks(addr, "since ever, one of a thousand by label", labelled).await;
-    let mut client = RunServiceClient::new(channel(addr).await);
+    asks(subject, "since ever, one of a thousand by label", labelled).await;
+    let mut client = RunServiceClient::new(channel(&subject.served.1).await);
     let page = client.list_runs(between(ago(360), ago(359))).await.unwrap();
     let ids = page.into_inner().runs.into_iter().take(ASKED);
     let mut took = Vec::new();
@@ -182,18 +239,24 @@ async fn listing(addr: &str, now: SystemTime) {
     );
 }
 
+/// The number that follows a word of the command.
+fn asked(word: &str) -> Option<u64> {
+    let mut words = std::env::args().skip_while(|it| it != word).skip(1);
+    words.next().map(|number| number.parse().unwrap())
+}
+
 #[tokio::main]
 async fn main() {
-    let mut words = std::env::args().skip_while(|word| word != "--runs").skip(1);
-    let runs = words.next().map_or(1_000_000, |word| word.parse().unwrap());
+    let runs = asked("--runs").unwrap_or(1_000_000);
+    let together = asked("--together").unwrap_or(TOGETHER);
     let now = SystemTime::now();
     for runs in [runs / 100, runs] {
         let folder = tempfile::tempdir().unwrap();
         let begun = Instant::now();
-        fill(folder.path(), runs, now).await;
+        fill(folder.path(), runs, together, now).await;
         println!("{runs} runs in {:.1} s", begun.elapsed().as_secs_f64());
-        let archive = format!("runs.archive=file://{}", folder.path().display());
-        let served = Served::start(&[archive]);
-        listing(&served.1, now).await;
+        listing(&Subject::over_folder(folder.path()), now).await;
+        println!("in a bucket");
+        listing(&Subject::over_bucket(folder.path()), now).await;
     }
 }

@@ -9,9 +9,15 @@ pub(crate) struct Served(pub(crate) Child, pub(crate) String);
 
 impl Served {
     pub(crate) fn start(set: &[String]) -> Self {
+        Self::with(set, &[])
+    }
+
+    /// With variables of the environment too.
+    pub(crate) fn with(set: &[String], env: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(set.iter().flat_map(|set| ["--set", set]))
+            .envs(env.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

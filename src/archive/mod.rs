@@ -6,6 +6,8 @@
 
 mod batch;
 mod metrics;
+mod opened_segment;
+mod page;
 mod place;
 mod queue;
 mod reader;
@@ -31,9 +33,11 @@ use crate::model::limits::share_of;
 use crate::model::request::{RunId, TimeRange, millis_since_epoch};
 use crate::store::StoreLocation;
 
+pub use self::opened_segment::ArchivedEntry;
+pub use self::page::{ArchivedPage, PageRequest};
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
-pub use self::reader::{ArchivedEntry, ArchivedPage, PageRequest};
+
 pub use self::removal::{Removal, Removed, Retention};
 pub use self::segment::{EncodedRun, MAX_OUTPUT};
 
@@ -289,7 +293,7 @@ impl Archive {
         takes: impl Fn(&[u8]) -> bool,
     ) -> Result<ArchivedPage, ArchiveError> {
         let _permit = self.readers.acquire().await;
-        reader::list(&self.place, tenant, asked, takes).await
+        page::list(&self.place, tenant, asked, takes).await
     }
 
     /// Deletes the runs of a tenant that were asked for in `range` and that `removal` takes, those

@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::opened_segment::{Opened, OpenedSegment, SegmentOpener, damaged};
 use super::place::{ArchiveError, Object, Place};
-use super::reader::{LISTED_AGAIN, OpenedSegment, damaged, hours_of, segments_of};
+use super::reader::{LISTED_AGAIN, hours_of, segments_of};
 use super::segment::{EncodedRun, SegmentBuilder, read_all};
-use super::segment_name::{Hour, SegmentName, day_of, hour_of, root};
+use super::segment_name::{Hour, day_of, hour_of, root};
 use crate::model::request::{RunId, TimeRange};
 
 /// The most runs of a deletion that are named.
@@ -58,18 +59,21 @@ async fn remove_of_hour(
     removed: &mut Removed,
 ) -> Result<Option<ArchiveError>, ArchiveError> {
     let (mut seen, mut broken) = (BTreeSet::new(), None);
+    let mut opener = SegmentOpener::default();
     for _ in 0..LISTED_AGAIN {
         let mut is_replaced = false;
-        for (name, object) in segments_of(place, tenant, hour).await? {
-            let is_within = range.overlaps(name.first, name.last);
-            if !is_within || !seen.insert(object.path.clone()) {
-                continue;
-            }
-            match remove_of_segment(place, tenant, (name, object), range, removal).await {
-                Ok(Some(gone)) => gone.into_iter().for_each(|id| removed.count(id)),
-                Ok(None) => is_replaced = true,
-                Err(error @ ArchiveError::Damaged { .. }) => broken = broken.or(Some(error)),
-                Err(error) => return Err(error),
+        let mut segments = segments_of(place, tenant, hour).await?;
+        segments.retain(|(name, object)| {
+            range.overlaps(name.first, name.last) && seen.insert(object.path.clone())
+        });
+        while !segments.is_empty() {
+            for opened in opener.open_last(place, &mut segments, usize::MAX).await {
+                match remove_of_segment(place, tenant, opened, range, removal).await {
+                    Ok(Some(gone)) => gone.into_iter().for_each(|id| removed.count(id)),
+                    Ok(None) => is_replaced = true,
+                    Err(error @ ArchiveError::Damaged { .. }) => broken = broken.or(Some(error)),
+                    Err(error) => return Err(error),
+                }
             }
         }
         // What another daemon has replaced in the meantime has another name now.
@@ -87,11 +91,11 @@ async fn remove_of_hour(
 async fn remove_of_segment(
     place: &Place,
     tenant: &str,
-    (name, object): (SegmentName, Object),
+    opened: Opened,
     range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
 ) -> Result<Option<BTreeSet<RunId>>, ArchiveError> {
-    let Some(segment) = OpenedSegment::open(place, object, name).await? else {
+    let Some(segment) = opened? else {
         return Ok(None);
     };
     let runs = segment.index.runs.iter();

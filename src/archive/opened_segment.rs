@@ -1,0 +1,152 @@
+//! Opens segments: reads their indexes, of several at once where many are needed.
+
+use futures_util::future::join_all;
+use object_store::path::Path;
+
+use super::place::{ArchiveError, Object, Place};
+use super::segment::{
+    DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, SegmentIndex, TAIL, index_place,
+};
+use super::segment_name::SegmentName;
+use crate::model::request::{RunId, TimeRange};
+
+/// The most segments that are opened at once.
+const AT_ONCE: usize = 16;
+/// Bytes of segments that are opened at once, about, unless one alone has more: their indexes are in
+/// memory together.
+const BYTES_AT_ONCE: u64 = 4 << 20;
+
+/// A run that was found in the archive.
+#[derive(Clone, Debug)]
+pub struct ArchivedEntry {
+    /// The id of the run.
+    pub id: RunId,
+    /// What is known of it, as it was encoded.
+    pub summary: Vec<u8>,
+    pub(super) segment: Path,
+    pub(super) line: LinePlace,
+}
+
+/// The error of a part that could not be unpacked for want of a thread or of memory.
+pub(super) const UNREADABLE: ArchiveError = ArchiveError::Unavailable("could not be unpacked");
+
+/// A segment and its index.
+pub(super) struct OpenedSegment {
+    pub(super) object: Object,
+    pub(super) name: SegmentName,
+    pub(super) index: SegmentIndex,
+}
+
+/// Returns the error for a segment that is not what was written.
+pub(super) fn damaged(path: &Path, why: &DamagedBytes) -> ArchiveError {
+    ArchiveError::Damaged {
+        name: path.to_string(),
+        why: why.to_string(),
+    }
+}
+
+impl OpenedSegment {
+    /// Reads the index of a segment; `None` where it is not there any more.
+    ///
+    /// # Errors
+    /// The archive does not answer, or the segment is damaged.
+    pub(super) async fn open(
+        place: &Place,
+        object: Object,
+        name: SegmentName,
+    ) -> Result<Option<Self>, ArchiveError> {
+        let (path, size) = (&object.path, object.size);
+        let broken = |why: &'static str| damaged(path, &DamagedBytes::new(why));
+        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) {
+            return Err(broken("no segment has its size"));
+        }
+        let begin = size.saturating_sub(TAIL);
+        let Some(tail) = place.part(path, begin..size).await? else {
+            return Ok(None);
+        };
+        if tail.len() as u64 != size - begin {
+            return Err(broken("it has another size than was listed"));
+        }
+        let range = index_place(size, &tail).map_err(|why| damaged(path, &why))?;
+        let packed = if range.start >= begin {
+            let at = |offset: u64| usize::try_from(offset - begin).unwrap_or(usize::MAX);
+            let packed = tail.get(at(range.start)..at(range.end));
+            let packed = packed.ok_or_else(|| broken("its index is larger than itself"))?;
+            tail.slice_ref(packed)
+        } else {
+            match place.part(path, range).await? {
+                Some(packed) => packed,
+                None => return Ok(None),
+            }
+        };
+        let index = tokio::task::spawn_blocking(move || SegmentIndex::decode_packed(&packed));
+        let index = index.await.map_err(|_| UNREADABLE)?;
+        let index = index.map_err(|why| damaged(path, &why))?;
+        Ok(Some(Self {
+            object,
+            name,
+            index,
+        }))
+    }
+
+    /// Returns the runs that `range` has, in any order.
+    pub(super) fn entries(&self, range: TimeRange) -> Result<Vec<ArchivedEntry>, ArchiveError> {
+        let within = self.index.runs.iter();
+        let within = within.filter(|run| range.has(RunId::millis_of(run.number())));
+        let entry = |run| {
+            let line = self.index.place(run);
+            Ok(ArchivedEntry {
+                id: RunId::of(run.number(), &self.name.instance),
+                summary: run.summary.clone(),
+                segment: self.object.path.clone(),
+                line: line.map_err(|why| damaged(&self.object.path, &why))?,
+            })
+        };
+        within.map(entry).collect()
+    }
+}
+
+/// Opens segments one after the other, and the more of them at once the more are needed: the first
+/// often suffices, and an object store takes its time for each.
+#[derive(Debug)]
+pub(super) struct SegmentOpener {
+    at_once: usize,
+}
+
+impl Default for SegmentOpener {
+    fn default() -> Self {
+        Self { at_once: 1 }
+    }
+}
+
+/// A segment as it was opened; `None` where it is not there any more.
+pub(super) type Opened = Result<Option<OpenedSegment>, ArchiveError>;
+
+impl SegmentOpener {
+    /// Takes the last of `segments`, and some before it, but at most `most`, and opens them.
+    pub(super) async fn open_last(
+        &mut self,
+        place: &Place,
+        segments: &mut Vec<(SegmentName, Object)>,
+        most: usize,
+    ) -> Vec<Opened> {
+        let some = segments.split_off(segments.len() - self.count(segments, most));
+        self.at_once = (self.at_once * 2).min(AT_ONCE);
+        let opened = some
+            .into_iter()
+            .rev()
+            .map(|(name, object)| OpenedSegment::open(place, object, name));
+        join_all(opened).await
+    }
+
+    /// Returns how many are opened now, the last alone at least.
+    fn count(&self, segments: &[(SegmentName, Object)], most: usize) -> usize {
+        let newest = segments.iter().rev().take(self.at_once.min(most));
+        let mut bytes = 0_u64;
+        let fit = newest.take_while(|(_, object)| {
+            bytes = bytes.saturating_add(object.size);
+            bytes <= BYTES_AT_ONCE
+        });
+        fit.count().max(1).min(segments.len())
+    }
+}
