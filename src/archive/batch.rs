@@ -15,9 +15,9 @@ use super::segment_name::{Hour, SegmentName};
 use super::spool::{SpoolFile, SpoolRecord};
 use crate::model::request::RunId;
 
-/// The widest span of the times at which a segment's runs were asked for. Runs end together that were
-/// asked for hours apart; a segment that has such runs would have to be looked at for every run in
-/// between.
+/// The widest span of the times at which a segment's runs were asked for. Runs end together that
+/// were asked for hours apart; a segment that has such runs would have to be looked at for every
+/// run in between.
 const WIDEST_SPAN: Duration = Duration::from_secs(10);
 /// How many times the time that a batch gathers runs that span is at the least, so that the short
 /// runs of a batch are one segment.
@@ -63,8 +63,8 @@ impl AskedSpan {
     }
 
     /// Chooses the segment that a run joins among those that are open: the nearest in time that
-    /// stays narrow, or the nearest of all where no more may be opened. Returns `None` where the run
-    /// opens another.
+    /// stays narrow, or the nearest of all where no more may be opened. Returns `None` where the
+    /// run opens another.
     fn choose(
         open: impl ExactSizeIterator<Item = Self> + Clone,
         ms: u64,
@@ -307,8 +307,8 @@ mod tests {
     /// The widest span of a batch of a second.
     const WIDEST: u64 = 10_000;
 
-    /// Seals a batch with a run of each time after noon, and returns the segments' spans after noon,
-    /// each with the times of its runs, in order.
+    /// Seals a batch with a run of each time after noon, and returns the segments' spans after
+    /// noon, each with the times of its runs, in order.
     fn sealed(times: &[u64], interval: Duration) -> Vec<((u64, u64), Vec<u64>)> {
         let mut batch = Batch::without_spool(interval);
         for (low, after) in (0_u128..).zip(times) {

@@ -261,7 +261,8 @@ impl Archive {
         reader::find(&self.place, tenant, id).await
     }
 
-    /// Has a run of `tenant` written at once, if it waits, and waits until it is written or dropped.
+    /// Has a run of `tenant` written at once, if it waits, and waits until it is written or
+    /// dropped.
     async fn until_written(&self, tenant: &str, number: u128) {
         // What is settled after the look below wakes this one.
         let mut settled = self.queue.settled();
