@@ -9,7 +9,7 @@ use super::RunId;
 /// range of time is exactly a range of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The first millisecond.
+    /// The first millisecond that is in it.
     pub since: u64,
     /// The first millisecond after it; `u64::MAX`, which no id can have, stands for no end.
     pub until: u64,
