@@ -130,23 +130,66 @@ impl SegmentOpener {
         segments: &mut Vec<(SegmentName, Object)>,
         most: usize,
     ) -> Vec<Opened> {
-        let some = segments.split_off(segments.len() - self.count(segments, most));
-        self.at_once = (self.at_once * 2).min(AT_ONCE);
-        let opened = some
-            .into_iter()
-            .rev()
-            .map(|(name, object)| OpenedSegment::open(place, object, name));
+        let some = self.take_last(segments, most).into_iter().rev();
+        let opened = some.map(|(name, object)| OpenedSegment::open(place, object, name));
         join_all(opened).await
     }
 
-    /// Returns how many are opened now, the last alone at least.
-    fn count(&self, segments: &[(SegmentName, Object)], most: usize) -> usize {
+    /// Takes those that are opened now, the last alone at least.
+    fn take_last(
+        &mut self,
+        segments: &mut Vec<(SegmentName, Object)>,
+        most: usize,
+    ) -> Vec<(SegmentName, Object)> {
         let newest = segments.iter().rev().take(self.at_once.min(most));
         let mut bytes = 0_u64;
         let fit = newest.take_while(|(_, object)| {
             bytes = bytes.saturating_add(object.size);
             bytes <= BYTES_AT_ONCE
         });
-        fit.count().max(1).min(segments.len())
+        let taken = fit.count().max(1).min(segments.len());
+        self.at_once = (self.at_once * 2).min(AT_ONCE);
+        segments.split_off(segments.len() - taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(sizes: &[u64]) -> Vec<(SegmentName, Object)> {
+        let sizes = sizes.iter();
+        let segment = |size: &u64| {
+            let name = SegmentName::new(1, 2, &"a".into());
+            let path = name.path("t");
+            (name, Object { path, size: *size })
+        };
+        sizes.map(segment).collect()
+    }
+
+    #[test]
+    fn the_more_segments_are_needed_the_more_are_opened_at_once() {
+        let mut opener = SegmentOpener::default();
+        let mut left = segments(&[1000; 60]);
+        let last = left.last().unwrap().1.path.clone();
+        let first = opener.take_last(&mut left, usize::MAX);
+        assert_eq!(first[0].1.path, last, "the newest is needed first");
+        let mut taken = vec![first.len()];
+        while !left.is_empty() {
+            taken.push(opener.take_last(&mut left, usize::MAX).len());
+        }
+        assert_eq!(taken, [1, 2, 4, 8, 16, 16, 13]);
+    }
+
+    #[test]
+    fn large_segments_are_opened_alone_and_never_more_than_may_be() {
+        let mut opener = SegmentOpener { at_once: AT_ONCE };
+        let half = BYTES_AT_ONCE / 2;
+        let mut left = segments(&[1, half, half, half + 1, BYTES_AT_ONCE * 9, 5, 5, 5]);
+        let mut taken = vec![opener.take_last(&mut left, 2).len()];
+        while !left.is_empty() {
+            taken.push(opener.take_last(&mut left, usize::MAX).len());
+        }
+        assert_eq!(taken, [2, 1, 1, 1, 2, 1]);
     }
 }
