@@ -110,7 +110,7 @@ pub(super) fn deleted(tenant: &str, caller: &str, deletion: &RunDeletion, report
         RunDeletion::Ids(ids) => ("ids", Some(ids.len() as u64), None, None),
         RunDeletion::Matching { labels, asked } => {
             let count = labels.iter().count() as u64;
-            ("selector", None, Some(count), Some(asked.millis()))
+            ("selector", None, Some(count), Some(*asked))
         }
     };
     let ids = report.first.iter().take(MAX_IDS).map(RunId::as_str);
@@ -123,8 +123,8 @@ pub(super) fn deleted(tenant: &str, caller: &str, deletion: &RunDeletion, report
         by = by,
         named = named,
         labels = labels,
-        since_ms = asked.map(|(since, _)| since),
-        until_ms = asked.and_then(|(_, until)| until),
+        since_ms = asked.map(|asked| asked.since),
+        until_ms = asked.and_then(|asked| asked.end()),
         deleted = report.deleted,
         unfinished = report.unfinished,
         run_ids = Unquoted(&ids),

@@ -70,6 +70,11 @@ impl TimeRange {
         first < self.until && last >= self.since
     }
 
+    /// Returns the first millisecond after the range; `None` where the range has no end.
+    pub fn end(&self) -> Option<u64> {
+        (self.until != u64::MAX).then_some(self.until)
+    }
+
     /// Returns the smallest number that the id of a run in the range may have.
     pub fn first_number(&self) -> u128 {
         RunId::first_number_at(self.since)
@@ -78,7 +83,7 @@ impl TimeRange {
     /// Returns the number that the ids of all runs in the range are smaller than; `None` where the
     /// range has no end.
     pub fn end_number(&self) -> Option<u128> {
-        (self.until != u64::MAX).then(|| RunId::first_number_at(self.until))
+        self.end().map(RunId::first_number_at)
     }
 }
 
