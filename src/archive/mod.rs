@@ -6,6 +6,7 @@
 
 mod batch;
 mod metrics;
+mod packed_line;
 mod place;
 mod queue;
 mod reader;
@@ -29,6 +30,7 @@ use crate::model::limits::share_of;
 use crate::model::request::{RunId, TimeRange, millis_since_epoch};
 use crate::store::StoreLocation;
 
+pub use self::packed_line::PackedLine;
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
 pub use self::reader::{ArchivedEntry, ArchivedPage, PageRequest};
@@ -207,11 +209,11 @@ impl Archive {
         reader::find(&self.place, tenant, id).await
     }
 
-    /// Reads the line of a run; `None` where it was deleted in the meantime.
+    /// Reads the line of a run, which stays packed; `None` where it was deleted in the meantime.
     ///
     /// # Errors
-    /// The archive does not answer, or this part of it is damaged.
-    pub async fn line(&self, entry: &ArchivedEntry) -> Result<Option<Vec<u8>>, ArchiveError> {
+    /// The archive does not answer.
+    pub async fn line(&self, entry: &ArchivedEntry) -> Result<Option<PackedLine>, ArchiveError> {
         let _permit = self.readers.acquire().await;
         reader::line(&self.place, entry).await
     }

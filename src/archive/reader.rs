@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 
 use object_store::path::Path;
 
+use super::packed_line::PackedLine;
 use super::place::{ArchiveError, Object, Place};
 use super::segment::{
     DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, SegmentIndex, TAIL, index_place,
@@ -35,6 +36,14 @@ pub struct ArchivedEntry {
     pub summary: Vec<u8>,
     segment: Path,
     line: LinePlace,
+}
+
+impl ArchivedEntry {
+    /// Returns the most bytes of memory that it takes to read the line of the run and to decode it
+    /// into no more than its own length.
+    pub fn line_memory(&self) -> u64 {
+        self.line.memory()
+    }
 }
 
 /// A page of runs.
@@ -274,24 +283,17 @@ pub(super) async fn find(
     broken.map_or(Ok(None), Err)
 }
 
-/// Reads the line of a run; `None` where it was deleted in the meantime.
+/// Reads the line of a run, which stays packed; `None` where it was deleted in the meantime.
 ///
 /// # Errors
-/// The archive does not answer, or this part of it is damaged.
+/// The archive does not answer.
 pub(super) async fn line(
     place: &Place,
     entry: &ArchivedEntry,
-) -> Result<Option<Vec<u8>>, ArchiveError> {
+) -> Result<Option<PackedLine>, ArchiveError> {
     let at = entry.line.clone();
-    let Some(frame) = place.part(&entry.segment, at.frame.clone()).await? else {
-        return Ok(None);
-    };
-    let read = tokio::task::spawn_blocking(move || at.read(&frame)).await;
-    match read {
-        Ok(Ok(line)) => Ok(Some(line)),
-        Ok(Err(why)) => Err(damaged(&entry.segment, &why)),
-        Err(_) => Err(UNREADABLE),
-    }
+    let frame = place.part(&entry.segment, at.frame.clone()).await?;
+    Ok(frame.map(|frame| PackedLine::new(entry.segment.clone(), at, frame)))
 }
 
 /// A run among those that a page has found, which are taken the newest first.
