@@ -4,12 +4,15 @@
 //! is its `RunInfo`; only the output comes from here.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::BufRead;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::proto::run_info::End;
 use super::proto::{self, RunInfo};
@@ -48,11 +51,8 @@ struct Line<'a> {
     events: Vec<LineEvent>,
 }
 
-/// The events of a line, as they are read back.
-#[derive(Deserialize)]
-struct Events {
-    events: Vec<LineEvent>,
-}
+/// The name of the field that has the events.
+const EVENTS: &str = "events";
 
 /// A piece of output: of a stream as text or, if it is no UTF-8, in base64; or of a file.
 #[derive(Serialize, Deserialize)]
@@ -142,8 +142,8 @@ impl LineEvent {
         })
     }
 
-    /// Decodes the event of the wire; `None` for one that nobody wrote.
-    fn decode(self, run_id: &str) -> Option<proto::StreamEvent> {
+    /// Decodes the event of the wire, without the id of its run; `None` for one that nobody wrote.
+    fn decode(self) -> Option<proto::StreamEvent> {
         use proto::stream_event::Event as Wire;
         let data = match (self.text, self.base64) {
             (Some(text), None) => Bytes::from(text),
@@ -163,7 +163,7 @@ impl LineEvent {
             _ => return None,
         };
         Some(proto::StreamEvent {
-            run_id: run_id.to_owned(),
+            run_id: String::new(),
             seq: self.seq,
             time: Some(humantime::parse_rfc3339(&self.time).ok()?.into()),
             event: Some(event),
@@ -208,11 +208,82 @@ pub(super) fn encode(tenant: &str, outcome: &str, info: &RunInfo, output: &[Even
     serde_json::to_vec(&line).unwrap_or_default()
 }
 
-/// Decodes the output of a run from its line, in order; `None` for a line that nobody wrote.
-pub(super) fn output(run_id: &str, line: &[u8]) -> Option<Vec<proto::StreamEvent>> {
-    let Events { events } = serde_json::from_slice(line).ok()?;
-    let events = events.into_iter().map(|event| event.decode(run_id));
-    events.collect()
+/// Decodes the output of a run from its line, and hands each event to `take` in order, without the
+/// id of the run. Reports false for a line that nobody wrote, some of whose events may be taken.
+pub(super) fn read_output(line: impl BufRead, take: &mut dyn FnMut(proto::StreamEvent)) -> bool {
+    let mut line = serde_json::Deserializer::from_reader(line);
+    let read = LineReader { take }.deserialize(&mut line);
+    read.and_then(|()| line.end()).is_ok()
+}
+
+/// Reads a line for its events, which are decoded one by one: all of them at once would take as
+/// much memory as the line.
+struct LineReader<'a> {
+    take: &'a mut dyn FnMut(proto::StreamEvent),
+}
+
+impl<'de> DeserializeSeed<'de> for LineReader<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for LineReader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an archived run")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        let mut has_events = false;
+        while let Some(name) = fields.next_key::<String>()? {
+            if name != EVENTS {
+                fields.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            if has_events {
+                return Err(A::Error::duplicate_field(EVENTS));
+            }
+            has_events = true;
+            fields.next_value_seed(EventsReader { take: self.take })?;
+        }
+        match has_events {
+            true => Ok(()),
+            false => Err(A::Error::missing_field(EVENTS)),
+        }
+    }
+}
+
+/// Reads the list of a line's events.
+struct EventsReader<'a> {
+    take: &'a mut dyn FnMut(proto::StreamEvent),
+}
+
+impl<'de> DeserializeSeed<'de> for EventsReader<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EventsReader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the events of a run")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<(), A::Error> {
+        while let Some(event) = events.next_element::<LineEvent>()? {
+            let event = event.decode();
+            (self.take)(event.ok_or_else(|| A::Error::custom("no event of a daemon"))?);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +294,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::api::archived_output::ArchivedOutput;
     use crate::api::encode;
     use crate::model::collected::FileHead;
 
@@ -247,6 +319,11 @@ mod tests {
                 },
             }
         })
+    }
+
+    fn read(line: &[u8]) -> Option<Vec<proto::StreamEvent>> {
+        let mut events = Vec::new();
+        read_output(line, &mut |event| events.push(event)).then_some(events)
     }
 
     fn wire(event: &Event) -> proto::stream_event::Event {
@@ -280,7 +357,11 @@ mod tests {
             };
             let line = encode("t", "exited", &info, &events);
             prop_assert!(!line.contains(&b'\n'));
-            let read = output(&info.run_id, &line).unwrap();
+            let read = read(&line).unwrap();
+            let mut packed = ArchivedOutput::default();
+            read.iter().for_each(|event| packed.push(event));
+            // The memory that it takes to read a line is charged by the line.
+            prop_assert!(packed.bytes() <= line.len() as u64);
             prop_assert_eq!(read.len(), events.len());
             for (read, event) in read.iter().zip(&events) {
                 let time: prost_types::Timestamp = at.into();
@@ -300,8 +381,11 @@ mod tests {
             r#"{"events":[{"seq":1,"time":"x","stream":"stdout","text":""}]}"#,
             r#"{"events":[{"seq":1,"time":"2026-12-01T00:00:00Z","text":""}]}"#,
             r#"{"events":[{"seq":1,"time":"2026-12-01T00:00:00Z","stream":"stdout","base64":"?"}]}"#,
+            r#"{"events":[],"events":[]}"#,
+            r#"{"events":[]} {"events":[]}"#,
+            r#"[{"events":[]}]"#,
         ] {
-            assert!(output("0.x", line.as_bytes()).is_none(), "{line}");
+            assert!(read(line.as_bytes()).is_none(), "{line}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! type goes further than this module.
 
 mod archived_line;
+mod archived_output;
 mod archived_runs;
 mod browser_answers;
 mod call_counters;

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
 use tonic::{Response, Status};
 
-use super::archived_runs::{self, ArchivedStream};
+use super::archived_runs::{self, ArchivedStream, ReplayRequest};
 use super::decode_runs::RunPage;
+use super::layers::response_watchdog::ResponseWatchdog;
 use super::proto::{self, RunInfo, StreamEvent};
 use super::run_event_stream::RunEventStream;
 use super::start::attach_run_metadata;
@@ -28,6 +30,7 @@ use crate::run::{
 pub(super) struct RunLookup<'a> {
     runner: &'a Runner,
     tenant: &'a Arc<Tenant>,
+    responses: &'a ResponseWatchdog,
 }
 
 /// The stream that answers `AttachRun`: of a run in this daemon's memory, or of one in the archive.
@@ -35,7 +38,7 @@ pub enum AttachedStream {
     /// The run is in memory, and may go on.
     Remembered(RunEventStream),
     /// The run has ended, and is read from the archive.
-    Archived(ArchivedStream),
+    Archived(Box<ArchivedStream>),
 }
 
 impl Stream for AttachedStream {
@@ -60,9 +63,18 @@ fn has_labels(info: &RunInfo, labels: &Labels) -> bool {
 }
 
 impl<'a> RunLookup<'a> {
-    /// Creates the lookup for the runs of `tenant`.
-    pub(super) fn new(runner: &'a Runner, tenant: &'a Arc<Tenant>) -> Self {
-        Self { runner, tenant }
+    /// Creates the lookup for the runs of `tenant`. What is read of the archive for a viewer is
+    /// charged to the budget of `responses`.
+    pub(super) fn new(
+        runner: &'a Runner,
+        tenant: &'a Arc<Tenant>,
+        responses: &'a ResponseWatchdog,
+    ) -> Self {
+        Self {
+            runner,
+            tenant,
+            responses,
+        }
     }
 
     /// Returns the archive where a run that is not found for the reason `refusal` may be in it.
@@ -93,7 +105,8 @@ impl<'a> RunLookup<'a> {
     /// Attaches a viewer that reads a run from event `from` on.
     ///
     /// # Errors
-    /// Those of [`Self::get`]; `QUEUE_FULL`; `SPEC_INVALID` where the run has not come as far.
+    /// Those of [`Self::get`]; `QUEUE_FULL`, and `CAPACITY_EXCEEDED` for output of the archive for
+    /// which there is never room; `SPEC_INVALID` where the run has not come as far.
     pub(super) async fn attach(
         &self,
         id: &RunId,
@@ -102,7 +115,7 @@ impl<'a> RunLookup<'a> {
         let refusal = match self.runner.attach(self.tenant, id, from) {
             Ok(attached) => {
                 if attached.has_lost()
-                    && let Some(archived) = self.archived_instead(id, from).await
+                    && let Some(archived) = self.archived_instead(id, from).await?
                 {
                     return Ok(archived);
                 }
@@ -111,19 +124,34 @@ impl<'a> RunLookup<'a> {
             Err(refusal) => refusal,
         };
         let archive = self.archive_instead(&refusal)?;
-        let replayed = self.replay(archive, id, from).await?;
+        let permit = self.runner.acquire_viewer(self.tenant)?;
+        let replayed = self.replay(archive, id, from, permit).await?;
         replayed.ok_or(refusal)
     }
 
     /// Attaches to the archive's copy of a run whose output is not in memory any more; `None` where
     /// the archive does not give it.
-    async fn archived_instead(&self, id: &RunId, from: u64) -> Option<Response<AttachedStream>> {
-        let record = self.runner.find(self.tenant, id).ok()?;
-        if !record.keeps_output || record.archive != Some(ArchiveState::Written) {
-            return None;
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` where there is no room for the output now: whoever tries again gets all of it.
+    async fn archived_instead(
+        &self,
+        id: &RunId,
+        from: u64,
+    ) -> Result<Option<Response<AttachedStream>>, Refusal> {
+        let is_archived = self.runner.find(self.tenant, id).is_ok_and(|record| {
+            record.keeps_output && record.archive == Some(ArchiveState::Written)
+        });
+        let archive = self.runner.archive().filter(|_| is_archived);
+        let permit = self.runner.acquire_viewer(self.tenant).ok();
+        let (Some(archive), Some(permit)) = (archive, permit) else {
+            return Ok(None);
+        };
+        match self.replay(archive, id, from, permit).await {
+            Ok(replayed) => Ok(replayed),
+            Err(refusal) if refusal.reason() == Reason::QueueFull => Err(refusal),
+            Err(_) => Ok(None),
         }
-        let archive = self.runner.archive()?;
-        self.replay(archive, id, from).await.ok()?
     }
 
     /// Builds the answer that replays a run of the archive; `None` where the archive does not have
@@ -133,15 +161,19 @@ impl<'a> RunLookup<'a> {
         archive: &Archive,
         id: &RunId,
         from: u64,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Option<Response<AttachedStream>>, Refusal> {
-        let permit = self.runner.acquire_viewer(self.tenant)?;
+        let request = ReplayRequest {
+            archive,
+            responses: self.responses,
+            tenant: self.tenant,
+            from,
+        };
         let _turn = self.tenant.acquire_archive().await;
-        let read = archived_runs::read(archive, &self.tenant.name, id).await?;
-        let Some((info, output)) = read else {
+        let Some(stream) = request.read(id, permit).await? else {
             return Ok(None);
         };
-        let stream = ArchivedStream::new(info, output, from, permit)?;
-        let mut response = Response::new(AttachedStream::Archived(stream));
+        let mut response = Response::new(AttachedStream::Archived(Box::new(stream)));
         attach_run_metadata(&mut response, id, None);
         Ok(Some(response))
     }
@@ -244,7 +276,7 @@ impl ArchiveDeletion<'_> {
     /// Deletes the runs, but none that was asked for after the call `began`, in milliseconds since
     /// 1970.
     async fn remove(&mut self, archive: &Archive, began: u64) -> Result<(), Refusal> {
-        let RunLookup { runner, tenant } = *self.lookup;
+        let RunLookup { runner, tenant, .. } = *self.lookup;
         let (remembered, twice) = (&self.remembered, &self.twice);
         let may_go = |id: &RunId| {
             if id.instance() != runner.instance() {
@@ -297,7 +329,7 @@ impl Drop for ArchiveDeletion<'_> {
     fn drop(&mut self) {
         let report = self.report();
         if !self.dry_run && report.deleted > 0 {
-            let RunLookup { runner, tenant } = *self.lookup;
+            let RunLookup { runner, tenant, .. } = *self.lookup;
             runner.audit_deletion(tenant, self.caller, self.deletion, &report);
         }
     }

@@ -7,6 +7,7 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::layers::auth::tenant_of;
+use super::layers::response_watchdog::ResponseWatchdog;
 use super::listen::Peer;
 use super::proto::run_service_server::RunService;
 use super::proto::watch_runs_response::Event;
@@ -15,19 +16,33 @@ use super::run_lookup::{AttachedStream, RunLookup};
 use super::{decode, decode_runs, encode, interact, proto};
 use crate::language::Catalogue;
 use crate::model::request::RunId;
-use crate::run::{CancelReport, RunUpdate, Runner, Watch};
+use crate::run::{CancelReport, RunUpdate, Runner, Tenant, Watch};
 
 /// The implementation of `RunService`.
 pub struct RunApi {
     runner: Arc<Runner>,
     catalogue: Arc<Catalogue>,
+    responses: ResponseWatchdog,
 }
 
 impl RunApi {
     /// Creates the service, which hands its requests to `runner`. Interactions may execute programs
-    /// in the languages of `catalogue`.
-    pub fn new(runner: Arc<Runner>, catalogue: Arc<Catalogue>) -> Self {
-        Self { runner, catalogue }
+    /// in the languages of `catalogue`. `responses` watches over its answers.
+    pub fn new(
+        runner: Arc<Runner>,
+        catalogue: Arc<Catalogue>,
+        responses: ResponseWatchdog,
+    ) -> Self {
+        Self {
+            runner,
+            catalogue,
+            responses,
+        }
+    }
+
+    /// Returns the lookup for the runs of `tenant`.
+    fn lookup<'a>(&'a self, tenant: &'a Arc<Tenant>) -> RunLookup<'a> {
+        RunLookup::new(&self.runner, tenant, &self.responses)
     }
 }
 
@@ -64,7 +79,7 @@ impl RunService for RunApi {
     ) -> Result<Response<proto::ListRunsResponse>, Status> {
         let tenant = tenant_of(&request)?;
         let page = decode_runs::run_page(request.into_inner())?;
-        let runs = RunLookup::new(&self.runner, &tenant);
+        let runs = self.lookup(&tenant);
         Ok(Response::new(runs.list(&page).await?))
     }
 
@@ -86,7 +101,7 @@ impl RunService for RunApi {
         let tenant = tenant_of(&request)?;
         let proto::GetRunRequest { run_id } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let run = RunLookup::new(&self.runner, &tenant).get(&id).await?;
+        let run = self.lookup(&tenant).get(&id).await?;
         let run = Some(run);
         Ok(Response::new(proto::GetRunResponse { run }))
     }
@@ -137,7 +152,7 @@ impl RunService for RunApi {
         let peer = request.extensions().get::<Peer>();
         let caller = peer.map_or_else(|| "unknown".into(), Peer::name);
         let (deletion, dry_run) = decode_runs::delete_runs(request.into_inner())?;
-        let runs = RunLookup::new(&self.runner, &tenant);
+        let runs = self.lookup(&tenant);
         let deleted = runs.delete(&caller, &deletion, dry_run, deadline).await?;
         Ok(Response::new(deleted))
     }
@@ -160,7 +175,7 @@ impl RunService for RunApi {
         let tenant = tenant_of(&request)?;
         let proto::AttachRunRequest { run_id, from_seq } = request.into_inner();
         let id = self::run_id(&run_id)?;
-        let runs = RunLookup::new(&self.runner, &tenant);
+        let runs = self.lookup(&tenant);
         Ok(runs.attach(&id, from_seq).await?)
     }
 

@@ -487,7 +487,8 @@ fn routes(app: &App, phase: watch::Receiver<DaemonPhase>) -> Result<Routes, AppE
         hardening::protections_in_force(),
     );
     let modules = ModuleApi::new(Arc::clone(library));
-    let runs = RunApi::new(Arc::clone(runner), Arc::clone(&app.catalogue));
+    let responses = app.request_limits.response_watchdog().clone();
+    let runs = RunApi::new(Arc::clone(runner), Arc::clone(&app.catalogue), responses);
     let stats = StatsApi::new(Arc::clone(runner), phase.clone());
     let executions = ExecutionApi::new(Arc::clone(runner), Arc::clone(&app.catalogue));
     let mut routes = Routes::builder();

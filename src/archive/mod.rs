@@ -7,6 +7,7 @@
 mod batch;
 mod metrics;
 mod opened_segment;
+mod packed_line;
 mod page;
 mod place;
 mod queue;
@@ -34,10 +35,10 @@ use crate::model::request::{RunId, TimeRange, millis_since_epoch};
 use crate::store::StoreLocation;
 
 pub use self::opened_segment::ArchivedEntry;
+pub use self::packed_line::PackedLine;
 pub use self::page::{ArchivedPage, PageRequest};
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
-
 pub use self::removal::{Removal, Removed, Retention};
 pub use self::segment::{EncodedRun, MAX_OUTPUT};
 
@@ -274,11 +275,11 @@ impl Archive {
         }
     }
 
-    /// Reads the line of a run; `None` where it was deleted in the meantime.
+    /// Reads the line of a run, which stays packed; `None` where it was deleted in the meantime.
     ///
     /// # Errors
-    /// The archive does not answer, or this part of it is damaged.
-    pub async fn line(&self, entry: &ArchivedEntry) -> Result<Option<Vec<u8>>, ArchiveError> {
+    /// The archive does not answer.
+    pub async fn line(&self, entry: &ArchivedEntry) -> Result<Option<PackedLine>, ArchiveError> {
         let _permit = self.readers.acquire().await;
         reader::line(&self.place, entry).await
     }

@@ -27,8 +27,16 @@ pub struct ArchivedEntry {
     pub(super) line: LinePlace,
 }
 
+impl ArchivedEntry {
+    /// Returns the most bytes of memory that it takes to read the line of the run and to decode it
+    /// into no more than its own length.
+    pub fn line_memory(&self) -> u64 {
+        self.line.memory()
+    }
+}
+
 /// The error of a part that could not be unpacked for want of a thread or of memory.
-pub(super) const UNREADABLE: ArchiveError = ArchiveError::Unavailable("could not be unpacked");
+const UNREADABLE: ArchiveError = ArchiveError::Unavailable("could not be unpacked");
 
 /// A segment and its index.
 pub(super) struct OpenedSegment {

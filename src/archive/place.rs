@@ -12,12 +12,21 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use crate::store::{ObjectStoreError, StoreLocation, cannot_create_only, object_store_client};
+use crate::store::{
+    ClientTimes, ObjectStoreError, StoreLocation, cannot_create_only, object_store_client,
+};
 
 /// The longest that one request may take, without what it writes.
 const REQUEST: Duration = Duration::from_secs(15);
 /// The bytes that a request may write in a second at the slowest.
 const SLOWEST: u64 = 64 << 10;
+/// The times of the client, which end no request here: each has a limit of its own. A client that
+/// waits for the answer to a large segment for a shorter time gives the segment up while it is
+/// still being sent, again and again.
+const CLIENT: ClientTimes = ClientTimes {
+    request: Duration::from_secs(3600),
+    read: Duration::from_secs(3600),
+};
 /// The mode of folders that the daemon creates: what guests wrote is nobody else's.
 const PRIVATE: u32 = 0o700;
 /// The folder of an archive that has all of its segments.
@@ -129,7 +138,9 @@ impl Place {
                 folder = Some(runs);
                 Arc::new(LocalFileSystem::new_with_prefix(path)?.with_automatic_cleanup(true))
             }
-            StoreLocation::Objects { url, variables } => object_store_client(KEY, url, variables)?,
+            StoreLocation::Objects { url, variables } => {
+                object_store_client(KEY, url, variables, CLIENT)?
+            }
         };
         Ok(Self { store, folder })
     }

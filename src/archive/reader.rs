@@ -2,7 +2,8 @@
 
 use object_store::path::Path;
 
-use super::opened_segment::{ArchivedEntry, OpenedSegment, UNREADABLE, damaged};
+use super::opened_segment::{ArchivedEntry, OpenedSegment};
+use super::packed_line::PackedLine;
 use super::place::{ArchiveError, Object, Place};
 use super::segment_name::{
     Hour, SegmentName, day_of, hour_folder, hour_of, hours_of_day, tenant_folder,
@@ -161,22 +162,15 @@ pub(super) async fn find(
     broken.map_or(Ok(None), Err)
 }
 
-/// Reads the line of a run; `None` where it was deleted in the meantime.
+/// Reads the line of a run, which stays packed; `None` where it was deleted in the meantime.
 ///
 /// # Errors
-/// The archive does not answer, or this part of it is damaged.
+/// The archive does not answer.
 pub(super) async fn line(
     place: &Place,
     entry: &ArchivedEntry,
-) -> Result<Option<Vec<u8>>, ArchiveError> {
+) -> Result<Option<PackedLine>, ArchiveError> {
     let at = entry.line.clone();
-    let Some(frame) = place.part(&entry.segment, at.frame.clone()).await? else {
-        return Ok(None);
-    };
-    let read = tokio::task::spawn_blocking(move || at.read(&frame)).await;
-    match read {
-        Ok(Ok(line)) => Ok(Some(line)),
-        Ok(Err(why)) => Err(damaged(&entry.segment, &why)),
-        Err(_) => Err(UNREADABLE),
-    }
+    let frame = place.part(&entry.segment, at.frame.clone()).await?;
+    Ok(frame.map(|frame| PackedLine::new(entry.segment.clone(), at, frame)))
 }

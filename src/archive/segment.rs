@@ -5,6 +5,7 @@
 //! stands in a skippable frame at the end, which other tools pass over. It has a summary of each
 //! run, so that a list of runs needs no lines. All frames have checksums.
 
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -17,6 +18,12 @@ const LEVEL: i32 = 1;
 /// The most bytes of a frame or an index that a reader unpacks: more than a frame has whose last
 /// line is that of a run with [`MAX_OUTPUT`] bytes of output in base64.
 const MAX_UNPACKED: usize = 64 << 20;
+/// The largest window of a frame that is unpacked piece by piece, as a power of two: what the
+/// format recommends that every reader takes. Frames that a daemon writes have 512 KiB.
+const MAX_WINDOW_LOG: u32 = 23;
+/// The most memory, about, that unpacking a frame piece by piece takes: the window, what zstd needs
+/// besides, and a piece of output in each form that it passes through.
+const UNPACKING: u64 = 1 << 20;
 /// The most bytes of a segment, and of all its lines. Those that a daemon writes have a few MiB,
 /// and what one run with much output has.
 pub(super) const MAX_SEGMENT: u64 = 128 << 20;
@@ -130,7 +137,7 @@ impl SegmentBuilder {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
         compressor.include_checksum(true)?;
         Ok(Self {
@@ -151,7 +158,7 @@ impl SegmentBuilder {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn push(&mut self, run: EncodedRun) -> std::io::Result<()> {
+    pub(super) fn push(&mut self, run: EncodedRun) -> io::Result<()> {
         let EncodedRun {
             number,
             summary,
@@ -174,7 +181,7 @@ impl SegmentBuilder {
         Ok(())
     }
 
-    fn end_frame(&mut self) -> std::io::Result<()> {
+    fn end_frame(&mut self) -> io::Result<()> {
         let frame = self.compressor.compress(&self.lines)?;
         self.index.frames.push(FrameEntry {
             offset: self.out.len() as u64,
@@ -190,12 +197,12 @@ impl SegmentBuilder {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn finish(mut self) -> std::io::Result<Bytes> {
+    pub(super) fn finish(mut self) -> io::Result<Bytes> {
         if !self.lines.is_empty() {
             self.end_frame()?;
         }
         let index = self.compressor.compress(&self.index.encode_to_vec())?;
-        let length = u32::try_from(index.len() + TRAILER).map_err(std::io::Error::other)?;
+        let length = u32::try_from(index.len() + TRAILER).map_err(io::Error::other)?;
         self.out.extend_from_slice(&SKIPPABLE.to_le_bytes());
         self.out.extend_from_slice(&length.to_le_bytes());
         self.out.extend_from_slice(&index);
@@ -259,6 +266,9 @@ impl SegmentIndex {
     pub(super) fn place(&self, run: &RunEntry) -> Result<LinePlace, DamagedBytes> {
         let frame = self.frames.get(run.frame as usize);
         let frame = frame.ok_or_else(|| damaged("a run is in a frame that there is not"))?;
+        if frame.length > MAX_SEGMENT || frame.unpacked > MAX_UNPACKED as u64 {
+            return Err(damaged("a frame says that it is larger than any"));
+        }
         let unpacked = usize::try_from(frame.unpacked).map_err(damaged)?;
         let end = run.offset.saturating_add(run.length);
         if end > frame.unpacked {
@@ -274,15 +284,57 @@ impl SegmentIndex {
 }
 
 impl LinePlace {
-    /// Reads the line from the bytes of its frame.
+    /// Returns the most bytes of memory that it takes to decode the line into no more than its own
+    /// length: its frame, what it is decoded into, and what unpacking takes.
+    pub(super) fn memory(&self) -> u64 {
+        let frame = self.frame.end.saturating_sub(self.frame.start);
+        let unpacking = UNPACKING.min(self.unpacked as u64);
+        frame
+            .saturating_add(self.line.len() as u64)
+            .saturating_add(unpacking)
+    }
+
+    /// Decodes the line with `decode`, for which the bytes of its frame are unpacked piece by
+    /// piece, so that the line is never in memory as a whole.
     ///
     /// # Errors
-    /// The bytes are not what was written.
-    pub(super) fn read(&self, frame: &[u8]) -> Result<Vec<u8>, DamagedBytes> {
-        let lines = unpack(frame, self.unpacked)?;
-        let line = lines.get(self.line.clone());
-        line.map(<[u8]>::to_vec)
-            .ok_or_else(|| damaged("a line is beyond its frame"))
+    /// The bytes are not what was written. What `decode` made of them is dropped then.
+    pub(super) fn decode<T>(
+        &self,
+        frame: &[u8],
+        decode: impl FnOnce(&mut dyn BufRead) -> T,
+    ) -> Result<T, DamagedBytes> {
+        let mut unpacked = zstd::stream::read::Decoder::with_buffer(frame).map_err(damaged)?;
+        unpacked.window_log_max(MAX_WINDOW_LOG).map_err(damaged)?;
+        let [before, length, after] = [
+            self.line.start,
+            self.line.len(),
+            self.unpacked.saturating_sub(self.line.end),
+        ]
+        .map(|bytes| bytes as u64);
+        skip(&mut unpacked, before)?;
+        let mut line = BufReader::new(unpacked.by_ref().take(length));
+        let decoded = decode(&mut line);
+        let unread = line.into_inner().limit();
+        skip(&mut unpacked, unread)?;
+        skip(&mut unpacked, after)?;
+        // The checksum is compared where the frame ends.
+        match unpacked.read(&mut [0]).map_err(damaged)? {
+            0 => Ok(decoded),
+            _ => Err(damaged("a frame is longer than its index says")),
+        }
+    }
+}
+
+/// Reads `bytes` that nobody needs.
+///
+/// # Errors
+/// There are fewer, or they are not what was written.
+fn skip(from: &mut impl Read, bytes: u64) -> Result<(), DamagedBytes> {
+    let skipped = io::copy(&mut from.take(bytes), &mut io::sink()).map_err(damaged)?;
+    match skipped == bytes {
+        true => Ok(()),
+        false => Err(damaged("a frame is shorter than its index says")),
     }
 }
 
@@ -380,8 +432,46 @@ mod tests {
             let place = index.place(entry).unwrap();
             let frame = &segment[bytes_of(&place.frame)];
             assert_eq!(entry.number(), run.number);
-            assert_eq!(place.read(frame).unwrap(), run.line);
+            assert_eq!(place.decode(frame, whole).unwrap(), run.line);
+            assert_eq!(place.decode(frame, some).unwrap(), &run.line[..3]);
+            assert!(place.memory() >= (frame.len() + run.line.len()) as u64);
         }
+    }
+
+    fn whole(line: &mut dyn BufRead) -> Vec<u8> {
+        let mut read = Vec::new();
+        line.read_to_end(&mut read).unwrap();
+        read
+    }
+
+    fn some(line: &mut dyn BufRead) -> [u8; 3] {
+        let mut read = [0; 3];
+        line.read_exact(&mut read).unwrap();
+        read
+    }
+
+    #[test]
+    fn a_frame_that_is_damaged_anywhere_gives_no_line_or_the_same() {
+        let runs: Vec<_> = (0..3).map(|number| run(number, 50)).collect();
+        let segment = segment(&runs);
+        let index = index(&segment).unwrap();
+        let place = index.place(&index.runs[1]).unwrap();
+        let frame = &segment[bytes_of(&place.frame)];
+        let decode = |frame: &[u8]| {
+            place.decode(frame, |line| {
+                let mut read = Vec::new();
+                line.read_to_end(&mut read).map(|_| read)
+            })
+        };
+        for at in 0..frame.len() {
+            let mut bytes = frame.to_vec();
+            bytes[at] ^= 0x55;
+            if let Ok(read) = decode(&bytes) {
+                assert_eq!(read.unwrap(), runs[1].line, "byte {at}");
+            }
+            assert!(decode(&frame[..at]).is_err(), "the first {at} bytes");
+        }
+        assert!(decode(&[frame, frame].concat()).is_err(), "twice as long");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod language_check;
 mod layers;
 mod listeners;
 mod log_format;
+mod mount_check;
 mod policy;
 mod policy_check;
 mod problems;

@@ -1,9 +1,9 @@
 //! Checks of the keys in `[policy]` and `[defaults]`, which say what runs may ask for and reach,
 //! for all tenants or for one.
 
-use super::language_check;
 use super::problems::{Checker, KnownNames, Problem, millis, minutes};
 use super::schema::{Config, Size};
+use super::{language_check, mount_check};
 use crate::model::limits::{MIN_STACK, StackClass, share_of};
 
 /// Upper bound of `policy.max_args` and of `policy.max_env`: each entry takes at least a byte, and
@@ -146,19 +146,5 @@ fn grants(c: &mut Checker, config: &Config, known: &KnownNames) {
         known.host_functions,
     );
     language_check::check_grants(c, config);
-    for (i, mount) in config.policy.mounts.iter().enumerate() {
-        let plain = mount.host.is_absolute()
-            && mount.host.components().all(|part| {
-                matches!(
-                    part,
-                    std::path::Component::RootDir | std::path::Component::Normal(_)
-                )
-            });
-        c.require(
-            plain && mount.host.is_dir(),
-            format!("policy.mounts[{i}].host"),
-            mount.host.display(),
-            "an absolute path without \".\" or \"..\" to a directory that exists",
-        );
-    }
+    mount_check::check(c, config);
 }

@@ -48,7 +48,9 @@ pub use self::blob::{Blob, BlobAssembler, Spool, UploadSlot};
 pub use self::change::NewModule;
 pub use self::docker_auth::{DockerAuthError, DockerConfigError, check_credentials};
 pub use self::module_entry::{ModuleEntry, ModuleRecord};
-pub use self::objects::{ObjectStoreError, accepts_variable, check_variables, object_store_client};
+pub use self::objects::{
+    ClientTimes, ObjectStoreError, accepts_variable, check_variables, object_store_client,
+};
 pub use self::oci::{OCI_SCHEME, OciPuller, OciRegistry, Pulled};
 pub use self::provided::{ProvidedModule, ProvidedModuleError};
 pub(crate) use self::provider_error::cannot_create_only;

@@ -35,7 +35,7 @@ const REQUEST: Duration = Duration::from_secs(600);
 /// Longest that a small request may take.
 const SMALL: Duration = Duration::from_secs(15);
 /// Longest wait for the next bytes of an answer.
-const READ: &str = "15s";
+const READ: Duration = Duration::from_secs(15);
 /// Longest that opening a connection may take.
 const CONNECT: &str = "3s";
 /// Longest that a failed request is retried.
@@ -130,12 +130,26 @@ impl ObjectStoreBackend {
         url: &url::Url,
         variables: &[(String, String)],
     ) -> Result<Self, ObjectStoreError> {
+        let times = ClientTimes {
+            request: REQUEST,
+            read: READ,
+        };
         Ok(Self {
-            store: object_store_client("store.url", url, variables)?,
+            store: object_store_client("store.url", url, variables, times)?,
             in_memory: false,
             creates_by_replacing: AtomicBool::new(false),
         })
     }
+}
+
+/// How long a client of an object store waits.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTimes {
+    /// The longest that a whole request may take, with its body.
+    pub request: Duration,
+    /// The longest wait for the next bytes of an answer. The first wait begins with the request, so
+    /// that no body may take longer to be sent.
+    pub read: Duration,
 }
 
 /// Creates the client of the object store at `url`, which the setting `key` names. Credentials and
@@ -148,18 +162,19 @@ pub fn object_store_client(
     key: &'static str,
     url: &url::Url,
     variables: &[(String, String)],
+    times: ClientTimes,
 ) -> Result<Arc<dyn ObjectStore>, ObjectStoreError> {
     let retry = RetryConfig {
         max_retries: RETRIES,
         retry_timeout: RETRYING,
         ..RetryConfig::default()
     };
-    let whole = format!("{}s", REQUEST.as_secs());
+    let [request, read] = [times.request, times.read].map(|it| format!("{}s", it.as_secs()));
     // The options are set one by one, because setting all at once would replace what the
     // environment says.
     let options = [
-        (ClientConfigKey::Timeout, whole.as_str()),
-        (ClientConfigKey::ReadTimeout, READ),
+        (ClientConfigKey::Timeout, request.as_str()),
+        (ClientConfigKey::ReadTimeout, read.as_str()),
         (ClientConfigKey::ConnectTimeout, CONNECT),
     ];
     let store = match url.scheme() {

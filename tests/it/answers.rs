@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 const LEFT: u64 = 80 << 10;
 
 /// A connection that makes room for `window` bytes of each answer before its caller reads.
-async fn deaf(addr: &str, window: u32) -> Channel {
+pub(crate) async fn deaf(addr: &str, window: u32) -> Channel {
     Endpoint::from_shared(format!("http://{addr}"))
         .unwrap()
         .initial_stream_window_size(window)
@@ -38,7 +38,7 @@ async fn deaf(addr: &str, window: u32) -> Channel {
 }
 
 /// Calls `method`, and reads no more of the answer than its headers: the status of one that is refused, else its body.
-async fn call<M: Message>(
+pub(crate) async fn call<M: Message>(
     channel: Channel,
     tenant: Option<&str>,
     method: &str,
@@ -77,7 +77,7 @@ async fn call_with(
 }
 
 /// Waits until `holds`, asking for health meanwhile.
-async fn until(daemon: &Daemon, holds: impl Fn() -> bool) {
+pub(crate) async fn until(daemon: &Daemon, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(
@@ -399,7 +399,7 @@ async fn a_stream_that_has_nothing_to_say_is_never_too_slow() {
 }
 
 /// Calls `method` of tenant "a" without reading until one is refused: how many are held, and the refusal.
-async fn until_refused<M: Message>(
+pub(crate) async fn until_refused<M: Message>(
     channel: &Channel,
     method: &str,
     message: &M,

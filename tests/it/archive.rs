@@ -23,23 +23,27 @@ use crate::process::Served;
 use crate::scripted::{Asked, Reply, Scripted};
 
 /// A daemon of that name with the archive, and with `more` settings.
-async fn daemon(name: &str, archive: &str, more: &[(&str, &str)]) -> Daemon {
+pub(crate) async fn daemon(name: &str, archive: &str, more: &[(&str, &str)]) -> Daemon {
     let own = [("server.instance", name), ("runs.archive", archive)];
     Daemon::with(&[&own, more].concat()).await
 }
 
-fn folder() -> (TempDir, String) {
+pub(crate) fn folder() -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
     let url = format!("file://{}", folder.path().display());
     (folder, url)
 }
 
-fn now() -> Option<Timestamp> {
+pub(crate) fn now() -> Option<Timestamp> {
     Some(SystemTime::now().into())
 }
 
 /// Every run that was asked for since then, by pages.
-async fn all_since(runs: &mut Runs, since: Option<Timestamp>, page_size: u32) -> Vec<RunInfo> {
+pub(crate) async fn all_since(
+    runs: &mut Runs,
+    since: Option<Timestamp>,
+    page_size: u32,
+) -> Vec<RunInfo> {
     let mut all = Vec::new();
     let mut request = ListRunsRequest {
         since,
@@ -62,13 +66,17 @@ async fn all_since(runs: &mut Runs, since: Option<Timestamp>, page_size: u32) ->
     }
 }
 
-async fn info(runs: &mut Runs, run_id: &str) -> Result<RunInfo, Status> {
+pub(crate) async fn info(runs: &mut Runs, run_id: &str) -> Result<RunInfo, Status> {
     let run_id = run_id.to_owned();
     let answer = runs.get_run(GetRunRequest { run_id }).await?;
     Ok(answer.into_inner().run.unwrap())
 }
 
-async fn events(runs: &mut Runs, run_id: &str, from_seq: u64) -> Result<Vec<StreamEvent>, Status> {
+pub(crate) async fn events(
+    runs: &mut Runs,
+    run_id: &str,
+    from_seq: u64,
+) -> Result<Vec<StreamEvent>, Status> {
     let run_id = run_id.to_owned();
     let request = AttachRunRequest { run_id, from_seq };
     let mut stream = runs.attach_run(request).await?.into_inner();
@@ -80,7 +88,7 @@ async fn events(runs: &mut Runs, run_id: &str, from_seq: u64) -> Result<Vec<Stre
 }
 
 /// Waits until a run is archived, or whatever else is asked.
-async fn until_archived(runs: &mut Runs, run_id: &str, state: ArchiveState) -> RunInfo {
+pub(crate) async fn until_archived(runs: &mut Runs, run_id: &str, state: ArchiveState) -> RunInfo {
     let start = Instant::now();
     loop {
         let info = info(runs, run_id).await.unwrap();
@@ -99,7 +107,7 @@ fn anywhere(mut info: RunInfo) -> RunInfo {
 }
 
 /// The files below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder)
         .unwrap()
         .map(|it| it.unwrap().path());
@@ -127,7 +135,7 @@ fn unpacked(folder: &Path) -> Vec<u8> {
     all
 }
 
-fn has(bytes: &[u8], needle: &str) -> bool {
+pub(crate) fn has(bytes: &[u8], needle: &str) -> bool {
     let mut windows = bytes.windows(needle.len());
     windows.any(|window| window == needle.as_bytes())
 }
@@ -577,13 +585,13 @@ async fn a_run_that_waits_for_a_bucket_is_told_so_until_it_is_written() {
 
 /// A bucket that can be away, full, or give back what was not put into it.
 #[derive(Default)]
-struct Bucket {
+pub(crate) struct Bucket {
     objects: BTreeMap<String, Vec<u8>>,
-    way: Way,
+    pub(crate) way: Way,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Way {
+pub(crate) enum Way {
     #[default]
     Works,
     Away,
@@ -593,9 +601,9 @@ enum Way {
     IsAWebPage,
 }
 
-type SharedBucket = Arc<Mutex<Bucket>>;
+pub(crate) type SharedBucket = Arc<Mutex<Bucket>>;
 
-fn failing(status: u16, code: &str) -> Reply {
+pub(crate) fn failing(status: u16, code: &str) -> Reply {
     let body = format!("<Error><Code>{code}</Code><Message>It is so.</Message></Error>");
     Reply::new(status, body).with("content-type", "application/xml")
 }
@@ -658,43 +666,45 @@ fn object(asked: &Asked, bytes: &[u8]) -> Reply {
 fn bucket() -> (SharedBucket, Scripted) {
     let bucket = SharedBucket::default();
     let shared = Arc::clone(&bucket);
-    let server = Scripted::start(move |asked| {
-        let way = shared.lock().unwrap().way;
-        match way {
-            Way::Away => return failing(503, "ServiceUnavailable"),
-            Way::Full if asked.method == "PUT" => return failing(507, "XMinioStorageFull"),
-            Way::IsAWebPage => return Reply::new(200, "<html>welcome</html>"),
-            Way::Slow => std::thread::sleep(Duration::from_millis(300)),
-            Way::Works | Way::Full | Way::Damages => {}
+    (bucket, Scripted::start(move |asked| answer(asked, &shared)))
+}
+
+/// What a bucket answers.
+pub(crate) fn answer(asked: &Asked, shared: &SharedBucket) -> Reply {
+    let way = shared.lock().unwrap().way;
+    match way {
+        Way::Away => return failing(503, "ServiceUnavailable"),
+        Way::Full if asked.method == "PUT" => return failing(507, "XMinioStorageFull"),
+        Way::IsAWebPage => return Reply::new(200, "<html>welcome</html>"),
+        Way::Slow => std::thread::sleep(Duration::from_millis(300)),
+        Way::Works | Way::Full | Way::Damages => {}
+    }
+    let mut bucket = shared.lock().unwrap();
+    let key = asked.path().strip_prefix("/bucket").unwrap_or_default();
+    let key = key.trim_start_matches('/').to_owned();
+    match asked.method.as_str() {
+        _ if key.is_empty() => listing(asked, &bucket),
+        "PUT" => {
+            bucket.objects.insert(key, asked.body.clone());
+            Reply::new(200, "").with("etag", "\"x\"")
         }
-        let mut bucket = shared.lock().unwrap();
-        let key = asked.path().strip_prefix("/bucket").unwrap_or_default();
-        let key = key.trim_start_matches('/').to_owned();
-        match asked.method.as_str() {
-            _ if key.is_empty() => listing(asked, &bucket),
-            "PUT" => {
-                bucket.objects.insert(key, asked.body.clone());
-                Reply::new(200, "").with("etag", "\"x\"")
-            }
-            "DELETE" => {
-                bucket.objects.remove(&key);
-                Reply::new(204, "")
-            }
-            _ => match bucket.objects.get(&key) {
-                Some(bytes) if way == Way::Damages => {
-                    let damaged: Vec<u8> = bytes.iter().map(|byte| byte ^ 0x20).collect();
-                    object(asked, &damaged)
-                }
-                Some(bytes) => object(asked, bytes),
-                None => failing(404, "NoSuchKey"),
-            },
+        "DELETE" => {
+            bucket.objects.remove(&key);
+            Reply::new(204, "")
         }
-    });
-    (bucket, server)
+        _ => match bucket.objects.get(&key) {
+            Some(bytes) if way == Way::Damages => {
+                let damaged: Vec<u8> = bytes.iter().map(|byte| byte ^ 0x20).collect();
+                object(asked, &damaged)
+            }
+            Some(bytes) => object(asked, bytes),
+            None => failing(404, "NoSuchKey"),
+        },
+    }
 }
 
 /// A daemon of its own process, whose archive is the bucket.
-fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
+pub(crate) fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
     let endpoint = format!("http://{}", server.host);
     let env = [
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -714,7 +724,7 @@ fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
     served
 }
 
-async fn says(served: &Served, text: &str) -> String {
+pub(crate) async fn says(served: &Served, text: &str) -> String {
     let spec = spec(saying(text, 0));
     let request = RunRequest { spec: Some(spec) };
     let ran = connect(&served.addr).await.run(request).await;

@@ -13,7 +13,7 @@ use crate::harness::{Client, PATIENCE, SpecExt, by_digest, connect, load, read};
 use crate::process::Served;
 
 /// The lines of an audit, once there are as many.
-async fn lines(path: &Path, count: usize) -> Vec<Value> {
+pub(crate) async fn lines(path: &Path, count: usize) -> Vec<Value> {
     let start = Instant::now();
     loop {
         let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -38,6 +38,8 @@ mod scripted;
 mod admin;
 mod answers;
 mod archive;
+mod archive_away;
+mod archive_replay;
 mod artifacts;
 mod attach;
 mod audit;

@@ -756,6 +756,85 @@ fn what_is_wrong_in_a_file_is_told_with_its_place() {
     }
 }
 
+/// What belongs to all tenants is in no guest's reach.
+#[test]
+fn no_mount_reaches_the_archive_or_the_modules() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join(path).display().to_string();
+    for folder in ["own/folder/in", "data"] {
+        std::fs::create_dir_all(at(folder)).unwrap();
+    }
+    std::os::unix::fs::symlink("../own", at("data/link")).unwrap();
+    let variables = &[
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "s3cretkey"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    let check = |mount: &str, is_tenants: bool, rest: &str| {
+        let mounts = format!("mounts = [{{ host = {:?}, access = \"read\" }}]", at(mount));
+        let file = match is_tenants {
+            true => {
+                format!("{rest}[[tenants]]\nname = \"a\"\nuids = [1]\npolicy = {{ {mounts} }}\n")
+            }
+            false => format!("{rest}[policy]\n{mounts}\n"),
+        };
+        let given = Given {
+            file: Some(&file),
+            variables,
+            ..Given::default()
+        };
+        ask("check", &given)
+    };
+    let own = at("own/folder");
+    for (key, rest, line) in [
+        (
+            "runs.archive",
+            format!("[runs]\narchive = \"file://{own}\"\n"),
+            2,
+        ),
+        ("store.url", format!("[store]\nurl = \"file://{own}\"\n"), 2),
+        (
+            "runs.archive_spool",
+            format!("[runs]\narchive = \"s3://bucket/x\"\narchive_spool = {own:?}\n"),
+            3,
+        ),
+    ] {
+        for (mount, is_tenants) in [
+            ("own/folder", false),
+            ("own/folder", true),
+            ("own/folder/in", false),
+            ("own", true),
+            ("", false),
+            ("data/link", false),
+            ("data/link/folder/in", true),
+        ] {
+            let told = check(mount, is_tenants, &rest);
+            assert_eq!(told.code, 1, "{key} {mount}: {}", told.stdout);
+            is_plain(&told.stderr);
+            let policy = if is_tenants {
+                "tenants[0].policy"
+            } else {
+                "policy"
+            };
+            for part in [
+                format!("{policy}.mounts[0].host = {}: must be", at(mount)),
+                format!("not the folder of {key}, is not in it and does not contain it"),
+                format!("{key} is set by {}:{line}:", told.file),
+            ] {
+                assert!(told.stderr.contains(&part), "{part} in {}", told.stderr);
+            }
+        }
+        for is_tenants in [false, true] {
+            let told = check("data", is_tenants, &rest);
+            assert_eq!(told.code, 0, "{key}: {}", told.stderr);
+        }
+    }
+    // A folder that is to be made when the daemon starts.
+    let later = format!("[runs]\narchive = \"file://{}\"\n", at("data/link/later"));
+    assert_eq!(check("own", false, &later).code, 1);
+    assert_eq!(check("own/folder", false, &later).code, 0);
+}
+
 /// They would be taken for a wall that is not there.
 #[test]
 fn what_is_for_grpc_web_alone_needs_it() {

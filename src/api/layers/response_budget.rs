@@ -90,6 +90,42 @@ impl ResponseBudget {
         charge.grow_to(kind.in_advance())?;
         Ok(charge)
     }
+
+    /// Charges `tenant` for the `bytes` that the replay of an archived run takes besides what its
+    /// stream is charged in advance.
+    ///
+    /// # Errors
+    /// `QUEUE_FULL` if there is no room now; `CAPACITY_EXCEEDED` if it is more than a tenant may
+    /// ever hold, together with its stream.
+    pub(in crate::api) fn reserve_replay(
+        self: &Arc<Self>,
+        tenant: Arc<Tenant>,
+        bytes: u64,
+    ) -> Result<BudgetedBytes, Refusal> {
+        let asked = bytes.saturating_add(ResponseKind::Streaming.in_advance());
+        let share = share_of(self.bytes, tenant.has_neighbours);
+        if asked > share {
+            let message = format!(
+                "to read the archived output takes {asked} bytes, above the {share} that a tenant's answers may hold together ({SETTING})"
+            );
+            return Err(over_share(message, asked, share));
+        }
+        let mut charge = BudgetedBytes {
+            budget: Arc::clone(self),
+            tenant: Some(tenant),
+            bytes: 0,
+        };
+        charge.grow_to(bytes)?;
+        Ok(charge)
+    }
+}
+
+/// Creates the refusal of an answer that would hold more than the share of its tenant.
+fn over_share(message: String, asked: u64, share: u64) -> Refusal {
+    Refusal::new(Reason::CapacityExceeded, message)
+        .with("asked", asked)
+        .with("allowed", share)
+        .with("limit", SETTING)
 }
 
 /// Bytes that are taken from the budget. Dropping this gives them back.
@@ -121,10 +157,7 @@ impl BudgetedBytes {
             let message = format!(
                 "the answer of {bytes} bytes is above the {share} that a tenant's answers may hold together ({SETTING}): ask for less at once"
             );
-            return Err(Refusal::new(Reason::CapacityExceeded, message)
-                .with("asked", bytes)
-                .with("allowed", share)
-                .with("limit", SETTING));
+            return Err(over_share(message, bytes, share));
         }
         const ANSWERS: InFlightLimit = InFlightLimit {
             of: "answers that were not taken yet",
@@ -141,6 +174,11 @@ impl BudgetedBytes {
         reserve_bytes(more, Some(share), budget, ANSWERS)?;
         self.bytes += more;
         Ok(())
+    }
+
+    /// Gives back all that this holds but `bytes`.
+    pub(in crate::api) fn shrink_to(&mut self, bytes: u64) {
+        self.release(self.bytes.saturating_sub(bytes));
     }
 
     /// Gives back `bytes`, or all that this holds if that is less.

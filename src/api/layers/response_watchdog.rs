@@ -142,6 +142,19 @@ impl ResponseWatchdog {
         self.0.budget.reserve(kind, tenant)
     }
 
+    /// Charges `tenant` for the `bytes` that the replay of an archived run takes besides its
+    /// stream.
+    ///
+    /// # Errors
+    /// The errors of [`ResponseBudget::reserve_replay`].
+    pub(in crate::api) fn reserve_replay(
+        &self,
+        tenant: Arc<Tenant>,
+        bytes: u64,
+    ) -> Result<BudgetedBytes, Refusal> {
+        self.0.budget.reserve_replay(tenant, bytes)
+    }
+
     /// Charges an answer for what it holds, and watches over it. If there is no room for an answer,
     /// it becomes a refusal.
     pub(in crate::api) async fn watch_response(
