@@ -12,8 +12,8 @@ use crate::model::request::{RunId, TimeRange};
 
 /// The most segments that are opened at once.
 const AT_ONCE: usize = 16;
-/// Bytes of segments that are opened at once, about, unless one alone has more: their indexes are in
-/// memory together.
+/// Bytes of segments that are opened at once, unless one alone has more: all their indexes are in
+/// memory then.
 const BYTES_AT_ONCE: u64 = 4 << 20;
 
 /// A run that was found in the archive.
