@@ -23,23 +23,27 @@ use crate::process::Served;
 use crate::scripted::{Asked, Reply, Scripted};
 
 /// A daemon of that name with the archive, and with `more` settings.
-async fn daemon(name: &str, archive: &str, more: &[(&str, &str)]) -> Daemon {
+pub(crate) async fn daemon(name: &str, archive: &str, more: &[(&str, &str)]) -> Daemon {
     let own = [("server.instance", name), ("runs.archive", archive)];
     Daemon::with(&[&own, more].concat()).await
 }
 
-fn folder() -> (TempDir, String) {
+pub(crate) fn folder() -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
     let url = format!("file://{}", folder.path().display());
     (folder, url)
 }
 
-fn now() -> Option<Timestamp> {
+pub(crate) fn now() -> Option<Timestamp> {
     Some(SystemTime::now().into())
 }
 
 /// Every run that was asked for since then, by pages.
-async fn all_since(runs: &mut Runs, since: Option<Timestamp>, page_size: u32) -> Vec<RunInfo> {
+pub(crate) async fn all_since(
+    runs: &mut Runs,
+    since: Option<Timestamp>,
+    page_size: u32,
+) -> Vec<RunInfo> {
     let mut all = Vec::new();
     let mut request = ListRunsRequest {
         since,
@@ -62,13 +66,17 @@ async fn all_since(runs: &mut Runs, since: Option<Timestamp>, page_size: u32) ->
     }
 }
 
-async fn info(runs: &mut Runs, run_id: &str) -> Result<RunInfo, Status> {
+pub(crate) async fn info(runs: &mut Runs, run_id: &str) -> Result<RunInfo, Status> {
     let run_id = run_id.to_owned();
     let answer = runs.get_run(GetRunRequest { run_id }).await?;
     Ok(answer.into_inner().run.unwrap())
 }
 
-async fn events(runs: &mut Runs, run_id: &str, from_seq: u64) -> Result<Vec<StreamEvent>, Status> {
+pub(crate) async fn events(
+    runs: &mut Runs,
+    run_id: &str,
+    from_seq: u64,
+) -> Result<Vec<StreamEvent>, Status> {
     let run_id = run_id.to_owned();
     let request = AttachRunRequest { run_id, from_seq };
     let mut stream = runs.attach_run(request).await?.into_inner();
@@ -80,7 +88,7 @@ async fn events(runs: &mut Runs, run_id: &str, from_seq: u64) -> Result<Vec<Stre
 }
 
 /// Waits until a run is archived, or whatever else is asked.
-async fn until_archived(runs: &mut Runs, run_id: &str, state: ArchiveState) -> RunInfo {
+pub(crate) async fn until_archived(runs: &mut Runs, run_id: &str, state: ArchiveState) -> RunInfo {
     let start = Instant::now();
     loop {
         let info = info(runs, run_id).await.unwrap();
@@ -99,7 +107,7 @@ fn anywhere(mut info: RunInfo) -> RunInfo {
 }
 
 /// The files below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder)
         .unwrap()
         .map(|it| it.unwrap().path());
@@ -114,20 +122,23 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// All bytes of an archive, unpacked, with the summaries in its indexes.
 fn unpacked(folder: &Path) -> Vec<u8> {
-    let mut all = Vec::new();
-    for file in files(folder) {
-        let bytes = std::fs::read(&file).unwrap();
-        all.extend(zstd::stream::decode_all(&*bytes).unwrap());
-        // The index is a frame of its own in a skippable one, whose length is before the magic.
-        let end = bytes.len() - 16;
-        let length = u64::from_le_bytes(bytes[end..end + 8].try_into().unwrap());
-        let begin = end - usize::try_from(length).unwrap();
-        all.extend(zstd::stream::decode_all(&bytes[begin..end]).unwrap());
-    }
+    let segments = files(folder).into_iter();
+    let segments = segments.map(|file| unpacked_segment(&std::fs::read(file).unwrap()));
+    segments.collect::<Vec<_>>().concat()
+}
+
+/// The lines of a segment, and the summaries in its index.
+pub(crate) fn unpacked_segment(bytes: &[u8]) -> Vec<u8> {
+    let mut all = zstd::stream::decode_all(bytes).unwrap();
+    // The index is a frame of its own in a skippable one, whose length is before the magic.
+    let end = bytes.len() - 16;
+    let length = u64::from_le_bytes(bytes[end..end + 8].try_into().unwrap());
+    let begin = end - usize::try_from(length).unwrap();
+    all.extend(zstd::stream::decode_all(&bytes[begin..end]).unwrap());
     all
 }
 
-fn has(bytes: &[u8], needle: &str) -> bool {
+pub(crate) fn has(bytes: &[u8], needle: &str) -> bool {
     let mut windows = bytes.windows(needle.len());
     windows.any(|window| window == needle.as_bytes())
 }
@@ -334,7 +345,7 @@ async fn only_runs_that_are_chosen_are_archived() {
     }
 }
 
-fn unpacked_lines(folder: &Path) -> usize {
+pub(crate) fn unpacked_lines(folder: &Path) -> usize {
     let count = |file: PathBuf| {
         let bytes = std::fs::read(file).unwrap();
         let lines = zstd::stream::decode_all(&*bytes).unwrap();
@@ -486,13 +497,13 @@ async fn a_tenant_sees_and_deletes_its_own_archived_runs_only() {
 
 /// A bucket that can be away, full, or give back what was not put into it.
 #[derive(Default)]
-struct Bucket {
-    objects: BTreeMap<String, Vec<u8>>,
-    way: Way,
+pub(crate) struct Bucket {
+    pub objects: BTreeMap<String, Vec<u8>>,
+    pub way: Way,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Way {
+pub(crate) enum Way {
     #[default]
     Works,
     Away,
@@ -502,7 +513,7 @@ enum Way {
     IsAWebPage,
 }
 
-type SharedBucket = Arc<Mutex<Bucket>>;
+pub(crate) type SharedBucket = Arc<Mutex<Bucket>>;
 
 fn failing(status: u16, code: &str) -> Reply {
     let body = format!("<Error><Code>{code}</Code><Message>It is so.</Message></Error>");
@@ -564,7 +575,7 @@ fn object(asked: &Asked, bytes: &[u8]) -> Reply {
     dated(Reply::new(206, &bytes[first..=last])).with("content-range", &range)
 }
 
-fn bucket() -> (SharedBucket, Scripted) {
+pub(crate) fn bucket() -> (SharedBucket, Scripted) {
     let bucket = SharedBucket::default();
     let shared = Arc::clone(&bucket);
     let server = Scripted::start(move |asked| {
@@ -603,7 +614,14 @@ fn bucket() -> (SharedBucket, Scripted) {
 }
 
 /// A daemon of its own process, whose archive is the bucket.
-fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
+pub(crate) fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
+    let mut served = over_with_log(server, name, more);
+    served.drain_log();
+    served
+}
+
+/// The same, whose log nobody reads yet.
+pub(crate) fn over_with_log(server: &Scripted, name: &str, more: &[&str]) -> Served {
     let endpoint = format!("http://{}", server.host);
     let env = [
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -618,12 +636,10 @@ fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
         "--set",
         "runs.archive=s3://bucket/fleet",
     ];
-    let mut served = Served::with(&[&own, more].concat(), &env);
-    served.drain_log();
-    served
+    Served::with(&[&own, more].concat(), &env)
 }
 
-async fn says(served: &Served, text: &str) -> String {
+pub(crate) async fn says(served: &Served, text: &str) -> String {
     let spec = spec(saying(text, 0));
     let request = RunRequest { spec: Some(spec) };
     let ran = connect(&served.addr).await.run(request).await;

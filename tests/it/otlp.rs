@@ -31,7 +31,7 @@ use crate::monitoring::{Ended, free_port};
 use crate::process::{Served, ringfence};
 
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const OTHER: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "b7ad6b7169203331";
 
@@ -43,7 +43,7 @@ async fn exporting(collector: &Collector, set: &[(&str, &str)]) -> Daemon {
 }
 
 /// A message of a call that is a part of a span of its caller, who records it or not.
-fn traced<T>(message: T, trace_id: &str, flags: &str) -> Request<T> {
+pub(crate) fn traced<T>(message: T, trace_id: &str, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
     let parent = format!("00-{trace_id}-{SPAN}-{flags}");
     let metadata = request.metadata_mut();
