@@ -1,21 +1,34 @@
 //! What is recorded of ended runs, in the archive and at a collector at once: behind all walls, over stores that are slow
 //! or never answer, for as long as the settings say, in figures, and to the last byte.
 
+use std::io::{BufRead, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use ringfence::api::proto::{ArchiveState, HealthRequest, RunRequest};
+use prost_types::Timestamp;
+use ringfence::api::proto::{ArchiveState, HealthRequest, ListRunsRequest, RunRequest, run_info};
+use ringfence::archive::{
+    ArchivableRun, Archive, ArchiveMark, ArchiveSettings, EncodedRun, Retention,
+};
+use ringfence::metrics::MetricRegistry;
+use ringfence::store::StoreLocation;
+use tempfile::TempDir;
+use tonic::Code;
 
 use crate::admin::{ask, value};
 use crate::archive::{
-    bucket, daemon, folder, has, info, now, over, says, unpacked_lines, until_archived,
+    Way, all_since, bucket, daemon, events, files, folder, has, info, now, over, over_with_log,
+    says, unpacked_lines, until_archived,
 };
-use crate::cli_forget::is;
-use crate::cli_runs::told;
+use crate::cli_forget::{is, listed};
+use crate::cli_runs::{text, told};
 use crate::collector::{Collector, body};
-use crate::harness::{PATIENCE, Ran, SpecExt, connect, kit, runs, spec};
+use crate::harness::{PATIENCE, Ran, Refused, SpecExt, connect, kit, read, runs, spec};
 use crate::machine::{is_root, open_folder, until};
 use crate::otlp::{TRACE, traced};
-use crate::process::Served;
+use crate::process::{Served, ringfence};
+use crate::scripted::Scripted;
 
 const REQUIRED: [&str; 2] = ["hardening.mode=require", "hardening.user=65534:65534"];
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
@@ -148,4 +161,339 @@ async fn behind_all_walls_runs_reach_a_bucket_and_a_collector() {
     is_recorded(&served, &collector).await;
     assert_eq!(bucket.lock().unwrap().objects.len(), 1);
     assert_eq!(ended(served).0, Some(0));
+}
+
+/// How long the answers of a server take.
+#[derive(Clone, Copy, Debug)]
+enum Delay {
+    None,
+    By(Duration),
+    Forever,
+}
+
+/// A way to a server on which its answers can be held up.
+struct SlowWay {
+    /// The server, at the beginning of the way.
+    server: Scripted,
+    delay: Arc<(Mutex<Delay>, Condvar)>,
+}
+
+impl SlowWay {
+    fn to(server: &Scripted) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut front = server.clone();
+        front.host = listener.local_addr().unwrap().to_string();
+        let way = Self {
+            server: front,
+            delay: Arc::new((Mutex::new(Delay::None), Condvar::new())),
+        };
+        let (to, delay) = (server.host.clone(), Arc::clone(&way.delay));
+        std::thread::spawn(move || {
+            for asking in listener.incoming() {
+                let asking = asking.unwrap();
+                let asked = TcpStream::connect(&to).unwrap();
+                let questions = [&asking, &asked].map(|it| it.try_clone().unwrap());
+                std::thread::spawn(move || pass_on(questions, || {}));
+                let delay = Arc::clone(&delay);
+                std::thread::spawn(move || pass_on([asked, asking], || wait(&delay)));
+            }
+        });
+        way
+    }
+
+    /// Holds up answers like this from now on, those that are held up already too.
+    fn delay(&self, delay: Delay) {
+        let (now, changed) = &*self.delay;
+        *now.lock().unwrap() = delay;
+        changed.notify_all();
+    }
+}
+
+fn wait((delay, changed): &(Mutex<Delay>, Condvar)) {
+    let begun = Instant::now();
+    let mut delay = delay.lock().unwrap();
+    loop {
+        delay = match *delay {
+            Delay::None => return,
+            Delay::Forever => changed.wait(delay).unwrap(),
+            Delay::By(whole) => match whole.saturating_sub(begun.elapsed()) {
+                Duration::ZERO => return,
+                left => changed.wait_timeout(delay, left).unwrap().0,
+            },
+        };
+    }
+}
+
+/// Passes on what comes from one to the other, each piece of it after `first`.
+fn pass_on([mut from, mut to]: [TcpStream; 2], first: impl Fn()) {
+    let mut piece = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut piece) {
+        first();
+        if to.write_all(&piece[..length]).is_err() {
+            break;
+        }
+    }
+    // The other may have gone.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Longer than twenty hellos take, by far.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Says hello twenty times, and returns the ids and how long all took.
+async fn twenty(served: &Served) -> (Vec<String>, Duration) {
+    let begun = Instant::now();
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(says(served, "hello").await);
+    }
+    (ids, begun.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_run_waits_for_a_bucket_that_takes_seconds_or_never_answers() {
+    let (_bucket, server) = bucket();
+    let way = SlowWay::to(&server);
+    let served = over(&way.server, "a", &[]);
+    let mut own = runs(&served.addr).await;
+    let (ids, usual) = twenty(&served).await;
+    until_archived(&mut own, &ids[19], ArchiveState::Written).await;
+    for delay in [Delay::By(LATE), Delay::Forever] {
+        way.delay(delay);
+        let (ids, took) = twenty(&served).await;
+        let last = info(&mut own, &ids[19]).await.unwrap();
+        assert_eq!(last.archive(), ArchiveState::Queued);
+        // Where each run waited for the archive, that would be a hundred seconds and more.
+        assert!(took < usual + LATE, "{took:?} instead of {usual:?}");
+        if matches!(delay, Delay::Forever) {
+            // However long it is: what is asked of this daemon's memory needs no archive.
+            for id in &ids {
+                let told = info(&mut own, id).await.unwrap();
+                assert_eq!(told.archive(), ArchiveState::Queued);
+                assert_eq!(events(&mut own, id, 0).await.unwrap().len(), 3);
+            }
+            way.delay(Delay::None);
+        }
+        for id in &ids {
+            until_archived(&mut own, id, ArchiveState::Written).await;
+        }
+    }
+    let other = over(&server, "b", &[]);
+    let mut other = runs(&other.addr).await;
+    for id in &ids {
+        let told = events(&mut other, id, 0).await.unwrap();
+        assert_eq!(told, events(&mut own, id, 0).await.unwrap());
+    }
+}
+
+/// The sum of what the lines of a log with `text` say of `key`.
+fn sum_logged(log: &str, text: &str, key: &str) -> u64 {
+    let lines = log.lines().filter(|line| line.contains(text));
+    let numbers = lines.map(|line| {
+        let (_, rest) = line.split_once(&format!(" {key}=")).unwrap();
+        let number = rest.split_whitespace().next().unwrap();
+        number.parse::<u64>().unwrap_or_else(|_| panic!("{line}"))
+    });
+    numbers.sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_ends_in_time_and_tells_what_a_bucket_that_never_answers_does_not_get() {
+    let (bucket, server) = bucket();
+    let way = SlowWay::to(&server);
+    let folder = TempDir::new().unwrap();
+    let spool = format!("runs.archive_spool={}", folder.path().display());
+    let (lost, stay) = ("ended runs are lost", "ended runs stay beside the archive");
+    for (name, set, [were_lost, stayed]) in [
+        ("forgetful", &[][..], [3, 0]),
+        ("careful", &["--set", &spool], [0, 3]),
+    ] {
+        way.delay(Delay::Forever);
+        let mut served = over_with_log(&way.server, name, set);
+        let log = served.drain_log();
+        let mut own = runs(&served.addr).await;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(says(&served, name).await);
+        }
+        for id in &ids {
+            let told = info(&mut own, id).await.unwrap();
+            assert_eq!(told.archive(), ArchiveState::Queued);
+        }
+        drop(own);
+        let (code, took) = ended(served);
+        assert_eq!(code, Some(0));
+        // It waits for five seconds.
+        assert!(took < PATIENCE / 4, "{took:?}");
+        let log = log.join().unwrap();
+        let told = [lost, stay].map(|text| sum_logged(&log, text, "runs"));
+        assert_eq!(told, [were_lost, stayed], "{log}");
+        assert_eq!(log.contains(" ERROR "), were_lost > 0, "{log}");
+        // What was on its way may have arrived, but nobody was told so.
+        bucket.lock().unwrap().objects.clear();
+        way.delay(Delay::None);
+        let next = over(&server, "next", set);
+        let mut other = runs(&next.addr).await;
+        let start = Instant::now();
+        while stayed > 0 && info(&mut other, &ids[2]).await.is_err() {
+            assert!(start.elapsed() < PATIENCE, "it does not come");
+        }
+        for id in ids {
+            let found = info(&mut other, &id).await;
+            let found = found.map(|run| run.archive()).map_err(|it| it.code());
+            let expected = match stayed {
+                0 => Err(Code::FailedPrecondition),
+                _ => Ok(ArchiveState::Written),
+            };
+            assert_eq!(found, expected);
+        }
+    }
+}
+
+/// An archive in the bucket of a server, as a daemon of that name opens it.
+fn opened(server: &Scripted, instance: &str) -> Arc<Archive> {
+    let location = StoreLocation::Objects {
+        url: url::Url::parse("s3://bucket/fleet").unwrap(),
+        variables: [
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cretkey"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ENDPOINT_URL", &format!("http://{}", server.host)),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
+    };
+    archive_at(location, instance)
+}
+
+fn archive_at(location: StoreLocation, instance: &str) -> Arc<Archive> {
+    let settings = ArchiveSettings {
+        location,
+        spool: None,
+        queue: 64 << 20,
+        interval: Duration::from_secs(1),
+        has_several_tenants: false,
+        retention: Retention::default(),
+    };
+    Arc::new(Archive::open(instance, settings).unwrap())
+}
+
+/// Offers a run to an archive: of whom it is, how much it costs while it waits, and what is written of it.
+fn offer(archive: &Archive, tenant: &str, cost: usize, run: EncodedRun) -> Arc<ArchiveMark> {
+    let mark = ArchiveMark::queued();
+    archive.offer(ArchivableRun {
+        tenant: tenant.into(),
+        share: Arc::default(),
+        took: Duration::ZERO,
+        cost,
+        mark: Arc::clone(&mark),
+        encode: Box::new(move || run),
+    });
+    mark
+}
+
+/// A daemon that gives runs up ends in the same moment, so that nobody sees this in its metrics: here is its archive alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_that_an_archive_gives_up_at_its_end_are_counted_as_failed() {
+    let (_bucket, server) = bucket();
+    let way = SlowWay::to(&server);
+    way.delay(Delay::Forever);
+    let archive = opened(&way.server, "a");
+    let mut metrics = MetricRegistry::default();
+    metrics.add(archive.clone());
+    let metrics = || metrics.encode(false, None).unwrap();
+    let failed = "ringfence_archive_runs_dropped_total{reason=\"failed\"}";
+    let marks: Vec<_> = (1..=3)
+        .map(|number| {
+            let run = EncodedRun {
+                number,
+                summary: Vec::new(),
+                line: b"{}".to_vec(),
+            };
+            offer(&archive, "t", 1000, run)
+        })
+        .collect();
+    let waits = value(&metrics(), "ringfence_archive_queue_bytes");
+    assert!(waits > 0.0, "{waits}");
+    assert_eq!(value(&metrics(), failed), 0.0);
+    archive.close(Duration::from_millis(100)).await;
+    assert_eq!(value(&metrics(), failed), 3.0);
+    assert_eq!(value(&metrics(), "ringfence_archive_queue_bytes"), 0.0);
+    assert_eq!(value(&metrics(), "ringfence_archive_runs_total"), 0.0);
+    let dropped =
+        |mark: &Arc<ArchiveMark>| mark.state() == ringfence::archive::ArchiveState::Dropped;
+    assert!(marks.iter().all(dropped), "{marks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_go_on_beside_a_bucket_that_returns_damaged_objects() {
+    let (bucket, server) = bucket();
+    bucket.lock().unwrap().way = Way::Damages;
+    let (first, second) = (over(&server, "first", &[]), over(&server, "second", &[]));
+    let (mut own, mut other) = (runs(&first.addr).await, runs(&second.addr).await);
+    let since = now();
+    let list = || ListRunsRequest {
+        since,
+        ..ListRunsRequest::default()
+    };
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(says(&first, "hello").await);
+        // Daemons that read what is damaged take runs as ever.
+        own.list_runs(list()).await.unwrap();
+        other.list_runs(list()).await.unwrap();
+        says(&second, "beside it").await;
+    }
+    for id in &ids {
+        until_archived(&mut own, id, ArchiveState::Written).await;
+        let refused = info(&mut other, id).await.unwrap_err();
+        Refused::new(&refused).is(Code::DataLoss, "ARCHIVE_DAMAGED");
+    }
+    let listed = other.list_runs(list()).await.unwrap().into_inner();
+    assert!(!listed.damaged.is_empty());
+    bucket.lock().unwrap().way = Way::Works;
+    for id in &ids {
+        let told = events(&mut other, id, 0).await.unwrap();
+        assert_eq!(told, events(&mut own, id, 0).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_run_whose_line_is_damaged_is_told_of_by_the_index_that_is_whole() {
+    let (folder, url) = folder();
+    let first = daemon("first", &url, &[]).await;
+    let ran = first.ran(kit(&["hello"])).await.exited(0);
+    let id = &ran.result.run_id;
+    let mut own = first.runs().await;
+    let since = now();
+    until_archived(&mut own, id, ArchiveState::Written).await;
+    let segments = files(&folder.path().join("runs"));
+    let [segment] = &segments[..] else {
+        panic!("{segments:?}");
+    };
+    let whole = std::fs::read(segment).unwrap();
+    // The lines come first: this is one of the first of their bytes.
+    let mut damaged = whole.clone();
+    damaged[20] ^= 1;
+    std::fs::write(segment, damaged).unwrap();
+    let second = daemon("second", &url, &[]).await;
+    let mut other = second.runs().await;
+    let told = info(&mut other, id).await.unwrap();
+    assert_eq!(told.archive(), ArchiveState::Written);
+    assert!(matches!(told.end, Some(run_info::End::Result(_))));
+    let long_ago = Some(Timestamp::default());
+    assert_eq!(all_since(&mut other, long_ago, 10).await.len(), 1);
+    let refused = events(&mut other, id, 0).await.unwrap_err();
+    let refused = Refused::new(&refused).is(Code::DataLoss, "ARCHIVE_DAMAGED");
+    let name = segment.strip_prefix(folder.path()).unwrap();
+    refused.with("segment", name.display());
+    // The daemon that executed it remembers it all the same.
+    assert_eq!(events(&mut own, id, 0).await.unwrap().len(), 3);
+    // And so it goes on.
+    let after = second.ran(kit(&["hello"])).await.exited(0);
+    until_archived(&mut other, &after.result.run_id, ArchiveState::Written).await;
+    assert_eq!(all_since(&mut other, since, 10).await.len(), 1);
+    std::fs::write(segment, whole).unwrap();
+    let told = events(&mut other, id, 0).await.unwrap();
+    assert_eq!(told, events(&mut own, id, 0).await.unwrap());
 }
