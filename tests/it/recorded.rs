@@ -24,7 +24,9 @@ use crate::archive::{
 use crate::cli_forget::{is, listed};
 use crate::cli_runs::{text, told};
 use crate::collector::{Collector, body};
-use crate::harness::{PATIENCE, Ran, Refused, SpecExt, connect, kit, read, runs, spec};
+use crate::harness::{
+    Daemon, PATIENCE, Ran, Refused, SpecExt, connect, kit, read, runs, spec, told_id,
+};
 use crate::machine::{is_root, open_folder, until};
 use crate::otlp::{TRACE, traced};
 use crate::process::{Served, ringfence};
@@ -496,4 +498,112 @@ async fn a_run_whose_line_is_damaged_is_told_of_by_the_index_that_is_whole() {
     std::fs::write(segment, whole).unwrap();
     let told = events(&mut other, id, 0).await.unwrap();
     assert_eq!(told, events(&mut own, id, 0).await.unwrap());
+}
+
+const RUNS: &str = "ringfence_archive_runs_total";
+const FULL: &str = "ringfence_archive_runs_dropped_total{reason=\"queue_full\"}";
+const FAILED: &str = "ringfence_archive_runs_dropped_total{reason=\"failed\"}";
+const SEGMENTS: &str = "ringfence_archive_segments_total";
+const WRITTEN: &str = "ringfence_archive_written_bytes_total";
+const QUEUE: &str = "ringfence_archive_queue_bytes";
+const CAPACITY: &str = "ringfence_archive_queue_capacity_bytes";
+
+/// Waits until series have these values, all at once.
+async fn until_measured(admin: &str, expected: &[(&str, f64)]) {
+    let begun = Instant::now();
+    loop {
+        let text = metrics(admin).await;
+        let told = expected.iter().map(|(series, _)| {
+            assert!(text.contains(&format!("\n{series} ")), "no {series}");
+            (*series, value(&text, series))
+        });
+        let told: Vec<(&str, f64)> = told.collect();
+        if told == expected {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_to_an_archive_is_measured_to_the_byte() {
+    let (folder, url) = folder();
+    let daemon = daemon("a", &url, &[ADMIN, ("runs.archive_queue", "3MiB")]).await;
+    let nothing = [RUNS, FULL, FAILED, FAILED_WRITES, SEGMENTS, WRITTEN, QUEUE];
+    let nothing = nothing.map(|series| (series, 0.0));
+    let capacity = (CAPACITY, f64::from(3 << 20));
+    until_measured(&daemon.admin, &[&nothing[..], &[capacity]].concat()).await;
+    let mut own = daemon.runs().await;
+    for _ in 0..2 {
+        for _ in 0..7 {
+            daemon.ran(kit(&["hello"])).await.exited(0);
+        }
+        let refused = kit(&["hello"]).entry("nobody");
+        let refused = daemon.run(refused).await.unwrap_err();
+        let last = told_id(refused.metadata());
+        until_archived(&mut own, &last, ArchiveState::Written).await;
+    }
+    let segments = files(&folder.path().join("runs"));
+    let sizes = segments.iter().map(|it| it.metadata().unwrap().len());
+    let written = sizes.sum::<u64>() as f64;
+    assert!(segments.len() >= 2 && written > 0.0, "{segments:?}");
+    let expected = [
+        (RUNS, 16.0),
+        (SEGMENTS, segments.len() as f64),
+        (WRITTEN, written),
+        (FULL, 0.0),
+        (FAILED, 0.0),
+        (FAILED_WRITES, 0.0),
+        (QUEUE, 0.0),
+        capacity,
+    ];
+    until_measured(&daemon.admin, &expected).await;
+    // Whoever has no archive has no figures of one.
+    let without = Daemon::with(&[ADMIN]).await;
+    let told = metrics(&without.admin).await;
+    assert!(told.contains("ringfence_runs_total") && !told.contains("ringfence_archive"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_bucket_fails_or_is_dropped_is_measured() {
+    let (bucket, server) = bucket();
+    bucket.lock().unwrap().way = Way::Away;
+    let folder = TempDir::new().unwrap();
+    let admin = format!("unix:{}", folder.path().join("admin").display());
+    let set = [
+        format!("admin.listen=[{admin:?}]"),
+        "runs.archive_queue=2MiB".to_owned(),
+    ];
+    let served = over(&server, "a", &settings(&set));
+    let mut own = runs(&served.addr).await;
+    let mut client = connect(&served.addr).await;
+    let mut dropped = 0.0;
+    for _ in 0..20 {
+        let spec = Some(kit(&["echo"]).stdin(vec![b'x'; 500_000]));
+        let ran = client.run(RunRequest { spec }).await.unwrap().into_inner();
+        let told = info(&mut own, &ran.result.unwrap().run_id).await.unwrap();
+        dropped += f64::from(u8::from(told.archive() == ArchiveState::Dropped));
+    }
+    assert!((1.0..20.0).contains(&dropped), "{dropped}");
+    let fixed = [
+        (FULL, dropped),
+        (FAILED, 0.0),
+        (CAPACITY, f64::from(2 << 20)),
+    ];
+    let nothing = [(RUNS, 0.0), (SEGMENTS, 0.0), (WRITTEN, 0.0)];
+    until_measured(&admin, &[&fixed[..], &nothing].concat()).await;
+    let failed = until_series(&admin, FAILED_WRITES, |failed| failed > 0.0).await;
+    // Each has half a MiB of output, and is charged with no less.
+    let waits = value(&metrics(&admin).await, QUEUE);
+    assert!(waits > 500_000.0 * (20.0 - dropped), "{waits}");
+    assert!(waits <= f64::from(2 << 20), "{waits}");
+    bucket.lock().unwrap().way = Way::Works;
+    let written = (RUNS, 20.0 - dropped);
+    until_measured(&admin, &[&fixed[..], &[written, (QUEUE, 0.0)]].concat()).await;
+    let objects = std::mem::take(&mut bucket.lock().unwrap().objects);
+    let bytes = objects.values().map(Vec::len).sum::<usize>();
+    let segments = [(SEGMENTS, objects.len() as f64), (WRITTEN, bytes as f64)];
+    until_measured(&admin, &segments).await;
+    let text = metrics(&admin).await;
+    assert!(value(&text, FAILED_WRITES) >= failed);
 }
