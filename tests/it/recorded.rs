@@ -1,17 +1,26 @@
 //! What is recorded of ended runs, in the archive and at a collector at once: behind all walls, over stores that are slow
 //! or never answer, for as long as the settings say, in figures, and to the last byte.
 
-use std::io::{BufRead, Read, Write};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{ChildStderr, Stdio};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::{Duration, Instant, SystemTime};
 
+use prost::Message;
 use prost_types::Timestamp;
-use ringfence::api::proto::{ArchiveState, HealthRequest, ListRunsRequest, RunRequest, run_info};
+use ringfence::api::proto::{
+    ArchiveState, HealthRequest, ListRunsRequest, RunInfo, RunRequest, RunResult, RunState,
+    run_info,
+};
 use ringfence::archive::{
     ArchivableRun, Archive, ArchiveMark, ArchiveSettings, EncodedRun, Retention,
 };
 use ringfence::metrics::MetricRegistry;
+use ringfence::model::request::RunId;
 use ringfence::store::StoreLocation;
 use tempfile::TempDir;
 use tonic::Code;
@@ -21,11 +30,12 @@ use crate::archive::{
     Way, all_since, bucket, daemon, events, files, folder, has, info, now, over, over_with_log,
     says, unpacked_lines, until_archived,
 };
+use crate::auth::problem;
 use crate::cli_forget::{is, listed};
 use crate::cli_runs::{text, told};
 use crate::collector::{Collector, body};
 use crate::harness::{
-    Daemon, PATIENCE, Ran, Refused, SpecExt, connect, kit, read, runs, spec, told_id,
+    Daemon, PATIENCE, Ran, Refused, Runs, SpecExt, connect, kit, read, runs, spec, told_id,
 };
 use crate::machine::{is_root, open_folder, until};
 use crate::otlp::{TRACE, traced};
@@ -606,4 +616,302 @@ async fn what_waits_for_a_bucket_fails_or_is_dropped_is_measured() {
     until_measured(&admin, &segments).await;
     let text = metrics(&admin).await;
     assert!(value(&text, FAILED_WRITES) >= failed);
+}
+
+/// A run that a daemon called "filler" has archived: whose it was, how long ago it was asked for, and its label.
+#[derive(Clone, Copy)]
+struct Filled {
+    tenant: &'static str,
+    ago: Duration,
+    label: &'static str,
+    /// Bytes besides, which cannot be compressed.
+    bytes: usize,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(60 * count)
+}
+
+impl Filled {
+    fn of(tenant: &'static str, ago: Duration) -> Self {
+        Self {
+            tenant,
+            ago,
+            label: "filled",
+            bytes: 0,
+        }
+    }
+
+    /// What a daemon writes of a run that says hello.
+    fn encoded(self, number: u128, asked: SystemTime) -> EncodedRun {
+        let run_id = RunId::of(number, "filler").to_string();
+        let at = Some(Timestamp::from(asked));
+        let result = RunResult {
+            run_id: run_id.clone(),
+            outcome: ringfence::api::proto::Outcome::Exited.into(),
+            exit_code: Some(0),
+            stdout_bytes: 6,
+            ..RunResult::default()
+        };
+        let info = RunInfo {
+            run_id: run_id.clone(),
+            state: RunState::Ended.into(),
+            labels: [("job".to_owned(), self.label.to_owned())].into(),
+            method: "Run".to_owned(),
+            asked: at,
+            started: at,
+            ended: at,
+            // Its start, its output and its end.
+            next_seq: 3,
+            end: Some(run_info::End::Result(Box::new(result))),
+            ..RunInfo::default()
+        };
+        let mut random = number | 1;
+        let digits = (0..self.bytes / 16).map(|_| {
+            random = random.wrapping_mul(0xda94_2042_e4dd_58b5).rotate_left(41);
+            format!("{random:032x}")
+        });
+        let line = serde_json::json!({
+            "run_id": run_id,
+            "filler": digits.collect::<String>(),
+            "events": [{
+                "seq": 1,
+                "time": humantime::format_rfc3339_nanos(asked).to_string(),
+                "stream": "stdout",
+                "text": "hello\n",
+            }],
+        });
+        EncodedRun {
+            number,
+            summary: info.encode_to_vec(),
+            line: serde_json::to_vec(&line).unwrap(),
+        }
+    }
+}
+
+/// Writes runs to the archive in a folder, and returns their ids.
+async fn fill(folder: &Path, runs: &[Filled]) -> Vec<String> {
+    let archive = archive_at(StoreLocation::Directory(folder.to_owned()), "filler");
+    let mut ids = Vec::new();
+    for (low, run) in (0..).zip(runs) {
+        let asked = SystemTime::now() - run.ago;
+        let since = asked.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let millis = u64::try_from(since.as_millis()).unwrap();
+        let number = RunId::first_number_at(millis) | low;
+        let encoded = run.encoded(number, asked);
+        offer(&archive, run.tenant, 1000 + run.bytes, encoded);
+        ids.push(RunId::of(number, "filler").to_string());
+    }
+    archive.close(PATIENCE).await;
+    ids
+}
+
+/// A daemon with the archive in a folder, once it has deleted so many segments because of what is set.
+fn pruning(folder: &Path, set: &[&str], segments: u64) -> Served {
+    let archive = format!("runs.archive=file://{}", folder.display());
+    let mut child = ringfence()
+        .args(["serve", "--listen", "127.0.0.1:0", "--set", &archive])
+        .args(settings(set))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (empty, _) = std::io::pipe().unwrap();
+    let mut served = Served {
+        child,
+        addr: String::new(),
+        log: BufReader::new(ChildStderr::from(OwnedFd::from(empty))),
+    };
+    // It is read to its end, so that none of it is dropped, and waited for no longer than anything else.
+    let (lines, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in log.lines() {
+            let _ = lines.send(line.unwrap());
+        }
+    });
+    let deleted = "old runs were deleted from the archive";
+    let (mut is_serving, mut is_pruned) = (false, false);
+    while !(is_serving && is_pruned) {
+        let line = told.recv_timeout(PATIENCE).expect("it deletes nothing");
+        if let Some((_, address)) = line.split_once("address=") {
+            served.addr = address.to_owned();
+        }
+        if line.contains(deleted) {
+            assert_eq!(sum_logged(&line, deleted, "segments"), segments, "{line}");
+            is_pruned = true;
+        }
+        is_serving |= line.ends_with(" serving");
+    }
+    served
+}
+
+/// Asks for runs that another daemon has archived: those that are to be there are, and those that are not are nowhere.
+async fn are_there(own: &mut Runs, ids: &[String], expected: &[bool]) {
+    for (id, is_there) in ids.iter().zip(expected) {
+        let found = info(own, id).await;
+        let found = found.map(|run| run.archive()).map_err(|it| it.code());
+        let expected = match is_there {
+            true => Ok(ArchiveState::Written),
+            false => Err(Code::FailedPrecondition),
+        };
+        assert_eq!(found, expected, "{id} of {ids:?}");
+    }
+    let long_ago = Some(Timestamp::default());
+    let listed = all_since(own, long_ago, 100).await;
+    let listed: BTreeSet<&String> = listed.iter().map(|run| &run.run_id).collect();
+    let there = ids.iter().zip(expected).filter(|(_, is_there)| **is_there);
+    let there: BTreeSet<&String> = there.map(|(id, _)| id).collect();
+    assert_eq!(listed, there);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_leave_the_archive_at_the_age_that_is_set() {
+    let folder = TempDir::new().unwrap();
+    let ages = [24 * 40 * HOUR, 24 * 29 * HOUR, 3 * HOUR, 2 * HOUR];
+    let ages = ages.into_iter().chain([minutes(1), Duration::ZERO]);
+    let filled: Vec<Filled> = ages.map(|ago| Filled::of("default", ago)).collect();
+    let ids = fill(folder.path(), &filled).await;
+    // Thirty days, unless something else is set.
+    let served = pruning(folder.path(), &[], 1);
+    let mut own = runs(&served.addr).await;
+    let there = [false, true, true, true, true, true];
+    are_there(&mut own, &ids, &there).await;
+    // An hour after the end of the hour in which they were asked for, as two hours ago surely is.
+    let served = pruning(folder.path(), &["runs.archive_age=1h"], 3);
+    let mut own = runs(&served.addr).await;
+    let there = [false, false, false, false, true, true];
+    are_there(&mut own, &ids, &there).await;
+    assert_eq!(events(&mut own, &ids[5], 0).await.unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_runs_of_all_tenants_leave_an_archive_of_more_bytes_than_are_set() {
+    let folder = TempDir::new().unwrap();
+    let tenants = ["other", "default", "other", "default"];
+    let filled = [5, 4, 3, 2].map(|hours| hours * HOUR);
+    let filled = filled.into_iter().zip(tenants);
+    let filled: Vec<Filled> = filled
+        .map(|(ago, tenant)| Filled {
+            bytes: 400_000,
+            ..Filled::of(tenant, ago)
+        })
+        .collect();
+    let ids = fill(folder.path(), &filled).await;
+    let segments = || files(&folder.path().join("runs"));
+    let bytes = || -> u64 {
+        let segments = segments();
+        let sizes = segments.iter().map(|it| it.metadata().unwrap().len());
+        sizes.sum()
+    };
+    // What three of them take is more, and what two of them take is not.
+    assert!((1_500_000..2_000_000).contains(&bytes()), "{}", bytes());
+    let set = ["runs.archive_bytes=1MiB", "runs.archive_age=0s"];
+    let served = pruning(folder.path(), &set, 2);
+    let mut own = runs(&served.addr).await;
+    assert_eq!(segments().len(), 2);
+    assert!(bytes() <= 1 << 20, "{}", bytes());
+    let own_ids = [ids[1].clone(), ids[3].clone()];
+    are_there(&mut own, &own_ids, &[false, true]).await;
+    let others = folder.path().join("runs/other");
+    assert_eq!(files(&others).len(), 1, "the younger one of the other's");
+}
+
+#[test]
+fn settings_of_the_archive_that_fit_nothing_are_refused_by_name() {
+    let folder = "runs.archive=file:///var/lib/archive";
+    let bucket = "runs.archive=s3://bucket/fleet";
+    let spool = "runs.archive_spool=/var/spool/archive";
+    for (set, parts) in [
+        (
+            &["runs.archive_ratio=1.01"][..],
+            &["runs.archive_ratio = 1.01", "from 0 to 1"][..],
+        ),
+        (
+            &["runs.archive_ratio=-0.1"],
+            &["runs.archive_ratio = -0.1", "from 0 to 1"],
+        ),
+        (
+            &["runs.archive_ratio=nan"],
+            &["runs.archive_ratio = nan", "a number"],
+        ),
+        (
+            &[folder, "runs.archive_queue=2047KiB"],
+            &["runs.archive_queue", "from 2MiB to 1024GiB"],
+        ),
+        (
+            &[folder, "runs.log_bytes=40MiB"],
+            &["runs.archive_queue = 64MiB", "from 80MiB to 1024GiB"],
+        ),
+        (
+            &["runs.archive_queue=2TiB"],
+            &["runs.archive_queue = 2048GiB", "from 0B to 1024GiB"],
+        ),
+        (
+            &["runs.archive_interval=99ms"],
+            &["runs.archive_interval = 99ms", "from 100ms to 10m"],
+        ),
+        (
+            &["runs.archive_interval=11m"],
+            &["runs.archive_interval = 11m", "from 100ms to 10m"],
+        ),
+        (
+            &["runs.archive_age=59m"],
+            &["runs.archive_age = 59m", "at least 1h, or 0s for ever"],
+        ),
+        (
+            &["runs.archive_bytes=1023KiB"],
+            &["runs.archive_bytes", "at least 1MiB, or 0B"],
+        ),
+        (
+            &[bucket, "runs.archive_spool=spool"],
+            &["runs.archive_spool = spool", "an absolute path"],
+        ),
+        (
+            &[folder, spool],
+            &[
+                "runs.archive_spool",
+                "unless runs.archive is an object store",
+            ],
+        ),
+        (
+            &[spool],
+            &[
+                "runs.archive_spool",
+                "unless runs.archive is an object store",
+            ],
+        ),
+        (
+            &["runs.archive=memory:"],
+            &["runs.archive", "\"file:///folder\"", "or \"\""],
+        ),
+        (
+            &["runs.archive=s3://key:s3cret@bucket/fleet"],
+            &["runs.archive", "without credentials"],
+        ),
+        (
+            &["runs.archive_what=some"],
+            &["runs.archive_what", "all", "labelled", "failed"],
+        ),
+    ] {
+        let told = problem(set);
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+    for set in [
+        &["runs.archive_ratio=0", "runs.archive_age=0s"][..],
+        &["runs.archive_ratio=1", "runs.archive_age=1h"],
+        &[folder, "runs.archive_queue=2MiB"],
+        &["runs.archive_queue=0B", "runs.archive_bytes=1MiB"],
+        &[bucket, spool],
+        &["runs.archive=", "runs.archive_bytes=0B"],
+        &["runs.archive_interval=100ms"],
+        &["runs.archive_interval=10m"],
+    ] {
+        let mut command = ringfence();
+        command.args(["config", "check"]).args(settings(set));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{set:?} {output:?}");
+    }
 }
