@@ -1,7 +1,7 @@
 //! What is recorded of ended runs, in the archive and at a collector at once: behind all walls, over stores that are slow
 //! or never answer, for as long as the settings say, in figures, and to the last byte.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 use prost::Message;
 use prost_types::Timestamp;
 use ringfence::api::proto::{
-    ArchiveState, HealthRequest, ListRunsRequest, RunInfo, RunRequest, RunResult, RunState,
-    run_info,
+    ArchiveState, HealthRequest, ListRunsRequest, RunInfo, RunRequest, RunResult, RunSpec,
+    RunState, RunStreamRequest, run_info,
 };
 use ringfence::archive::{
     ArchivableRun, Archive, ArchiveMark, ArchiveSettings, EncodedRun, Retention,
@@ -27,8 +27,8 @@ use tonic::Code;
 
 use crate::admin::{ask, value};
 use crate::archive::{
-    Way, all_since, bucket, daemon, events, files, folder, has, info, now, over, over_with_log,
-    says, unpacked_lines, until_archived,
+    Bucket, Way, all_since, bucket, daemon, events, files, folder, has, info, now, over,
+    over_with_log, says, unpacked_lines, unpacked_segment, until_archived,
 };
 use crate::auth::problem;
 use crate::cli_forget::{is, listed};
@@ -914,4 +914,202 @@ fn settings_of_the_archive_that_fit_nothing_are_refused_by_name() {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{set:?} {output:?}");
     }
+}
+
+/// What is given to a run or comes of it, each with a canary of its own.
+const KINDS: [&str; 9] = [
+    "argument",
+    "environment",
+    "input",
+    "path",
+    "label",
+    "stdout",
+    "stderr",
+    "function",
+    "entry",
+];
+
+fn canary(kind: &str, run: &str) -> String {
+    format!("canary-{kind}-of-{run}")
+}
+
+/// A run that writes canaries and then traps in a function that is called by one, and that is given others.
+fn with_canaries(run: &str) -> RunSpec {
+    let [stdout, stderr, function] = ["stdout", "stderr", "function"].map(|kind| canary(kind, run));
+    let write = |fd: u32, at: u32, text: &str| {
+        let length = text.len();
+        format!(
+            "(i32.store (i32.const 0) (i32.const {at})) (i32.store (i32.const 4) (i32.const {length}))
+             (drop (call $write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8)))"
+        )
+    };
+    let (out, err) = (write(1, 100, &stdout), write(2, 300, &stderr));
+    let module = format!(
+        "(module (import \"wasi_snapshot_preview1\" \"fd_write\"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export \"memory\") 1)
+        (data (i32.const 100) \"{stdout}\") (data (i32.const 300) \"{stderr}\")
+        (func ${function} unreachable)
+        (func (export \"_start\") {out} {err} (call ${function})))"
+    );
+    spec(module)
+        .args(&["main", &canary("argument", run)])
+        .env(&[&format!("NAME={}", canary("environment", run))])
+        .stdin(canary("input", run))
+        .label("canary", &canary("label", run))
+        .change(|spec| spec.collect.push(format!("/in/{}", canary("path", run))))
+}
+
+/// What a daemon tells of runs: their records, and their events.
+async fn told_of(addr: &str, ids: &[String]) -> [Vec<u8>; 2] {
+    let mut own = runs(addr).await;
+    let (mut records, mut streams) = (Vec::new(), Vec::new());
+    for id in ids {
+        records.extend(info(&mut own, id).await.unwrap().encode_to_vec());
+        for event in events(&mut own, id, 0).await.unwrap() {
+            streams.extend(event.encode_to_vec());
+        }
+    }
+    [records, streams]
+}
+
+/// All bytes of a bucket, as they are and unpacked.
+fn all_of(bucket: &Mutex<Bucket>) -> Vec<u8> {
+    let bucket = bucket.lock().unwrap();
+    let objects = bucket.objects.iter();
+    let objects = objects.map(|(key, bytes)| {
+        assert!(key.ends_with(".ndjson.zst"), "{key}");
+        [key.as_bytes(), bytes, &unpacked_segment(bytes)].concat()
+    });
+    objects.collect::<Vec<_>>().concat()
+}
+
+/// All bytes of files, once all of these texts are among them.
+async fn read_until(folder: &Path, texts: &[String]) -> Vec<u8> {
+    let start = Instant::now();
+    loop {
+        let bytes = files(folder)
+            .into_iter()
+            .map(|it| std::fs::read(it).unwrap());
+        let bytes = bytes.collect::<Vec<_>>().concat();
+        if texts.iter().all(|text| has(&bytes, text)) {
+            return bytes;
+        }
+        assert!(start.elapsed() < PATIENCE, "they do not come");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The places in which the canary of each kind is, of those runs; kinds that are nowhere are left out.
+fn whereabouts<'a>(
+    places: &BTreeMap<&'a str, Vec<u8>>,
+    run: &str,
+) -> BTreeMap<&'static str, BTreeSet<&'a str>> {
+    let found = KINDS.map(|kind| {
+        let canary = canary(kind, run);
+        let places = places.iter().filter(|(_, bytes)| has(bytes, &canary));
+        (kind, places.map(|(place, _)| *place).collect())
+    });
+    let is_somewhere = |(_, places): &(_, BTreeSet<_>)| !places.is_empty();
+    found.into_iter().filter(is_somewhere).collect()
+}
+
+/// Runs each kind of run in every way, the refused ones among them, and returns their ids.
+async fn run_with_canaries(served: &Served) -> Vec<String> {
+    let mut client = connect(&served.addr).await;
+    let mut ids = Vec::new();
+    for (run, keeps) in [("unkept", false), ("refused", false), ("kept", true)] {
+        let spec = with_canaries(run).change(|spec| spec.keep_output = Some(keeps));
+        let spec = match run {
+            "refused" => spec.entry(&canary("entry", run)),
+            _ => spec,
+        };
+        let request = RunRequest {
+            spec: Some(spec.clone()),
+        };
+        let streamed = RunStreamRequest { spec: Some(spec) };
+        if run == "refused" {
+            let refusals = [
+                client.run(request).await.unwrap_err(),
+                client.run_stream(streamed).await.unwrap_err(),
+            ];
+            ids.extend(refusals.map(|status| {
+                let refused = Refused::new(&status);
+                assert_eq!(refused.reason, "ENTRY_POINT_NOT_FOUND");
+                told_id(status.metadata())
+            }));
+            continue;
+        }
+        let ran = client.run(request).await.unwrap().into_inner();
+        let ran = Ran::new(ran);
+        assert_eq!(ran.trap_code(), "unreachable");
+        assert_eq!(ran.out(), canary("stdout", run));
+        ids.push(ran.result.run_id);
+        let answer = client.run_stream(streamed).await.unwrap();
+        ids.push(told_id(answer.metadata()));
+        let story = read(answer.into_inner()).await;
+        assert_eq!(story.stderr, canary("stderr", run).as_bytes());
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canaries_of_runs_are_where_they_are_said_to_be_and_nowhere_else() {
+    let collector = Collector::start().await;
+    let (bucket, server) = bucket();
+    bucket.lock().unwrap().way = Way::Away;
+    let [spool, other_spool] = [(); 2].map(|()| TempDir::new().unwrap());
+    let audit = spool.path().join("audit");
+    let set = [
+        format!("runs.archive_spool={}", spool.path().display()),
+        format!("telemetry.otlp_endpoint={}", collector.url()),
+        "telemetry.export_output=true".to_owned(),
+        format!("telemetry.audit_file={}", audit.display()),
+        "telemetry.log_level=debug".to_owned(),
+    ];
+    let mut served = over_with_log(&server, "a", &settings(&set));
+    let log = served.drain_log();
+    let ids = run_with_canaries(&served).await;
+    let mut places = BTreeMap::new();
+    // While the bucket is away, all of them are in the files of runs on their way.
+    places.insert("spool", read_until(spool.path(), &ids).await);
+    let [record, stream] = told_of(&served.addr, &ids).await;
+    bucket.lock().unwrap().way = Way::Works;
+    let mut own = runs(&served.addr).await;
+    for id in &ids {
+        until_archived(&mut own, id, ArchiveState::Written).await;
+    }
+    places.insert("bucket", all_of(&bucket));
+    let other_spool = format!("runs.archive_spool={}", other_spool.path().display());
+    let other = over(&server, "b", &["--set", &other_spool]);
+    let [archived_record, archived_stream] = told_of(&other.addr, &ids).await;
+    places.insert("GetRun", [record, archived_record].concat());
+    places.insert("AttachRun", [stream, archived_stream].concat());
+    // Two lines of each run whose output is kept, which were the last.
+    for id in &ids[4..] {
+        collector.logs(id, |logs| logs.len() == 2).await;
+    }
+    drop(own);
+    assert_eq!(ended(served).0, Some(0));
+    places.insert("collector", collector.received().wire.clone());
+    places.insert("log", log.join().unwrap().into_bytes());
+    places.insert("audit", std::fs::read(audit).unwrap());
+    for id in &ids {
+        let not_told = places.iter().filter(|(_, bytes)| !has(bytes, id));
+        let not_told: Vec<&&str> = not_told.map(|(place, _)| place).collect();
+        assert_eq!(not_told, Vec::<&&str>::new(), "{id} is told of everywhere");
+    }
+
+    let record = BTreeSet::from(["spool", "bucket", "GetRun", "AttachRun"]);
+    let label = BTreeSet::from(["spool", "bucket", "GetRun"]);
+    let output = BTreeSet::from(["spool", "bucket", "collector", "AttachRun"]);
+    let of_any_run = [("label", label)];
+    let of_any_end = [("function", record.clone()), ("path", record.clone())];
+    let unkept = of_any_run.iter().chain(&of_any_end).cloned();
+    assert_eq!(whereabouts(&places, "unkept"), unkept.collect());
+    let kept = ["stdout", "stderr"].map(|kind| (kind, output.clone()));
+    let kept = of_any_run.iter().chain(&of_any_end).chain(&kept).cloned();
+    assert_eq!(whereabouts(&places, "kept"), kept.collect());
+    let refused = of_any_run.into_iter().chain([("entry", record)]);
+    assert_eq!(whereabouts(&places, "refused"), refused.collect());
 }
