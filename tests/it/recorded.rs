@@ -12,9 +12,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use prost::Message;
 use prost_types::Timestamp;
+use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
-    ArchiveState, HealthRequest, ListRunsRequest, RunInfo, RunRequest, RunResult, RunSpec,
-    RunState, RunStreamRequest, run_info,
+    ArchiveState, AttachRunRequest, HealthRequest, ListRunsRequest, RunInfo, RunRequest, RunResult,
+    RunSpec, RunState, RunStreamRequest, run_info,
 };
 use ringfence::archive::{
     ArchivableRun, Archive, ArchiveMark, ArchiveSettings, EncodedRun, Retention,
@@ -1112,4 +1113,109 @@ async fn canaries_of_runs_are_where_they_are_said_to_be_and_nowhere_else() {
     assert_eq!(whereabouts(&places, "kept"), kept.collect());
     let refused = of_any_run.into_iter().chain([("entry", record)]);
     assert_eq!(whereabouts(&places, "refused"), refused.collect());
+}
+
+#[tokio::test]
+async fn nobody_attaches_to_archived_runs_of_other_tenants() {
+    let (_folder, url) = folder();
+    // Nothing is remembered, so that the archive has to be asked.
+    let set = [("runs.archive", url.as_str()), ("runs.history", "0")];
+    let (_daemon, mut a, mut b, _dir) = crate::tenants::two("", "", &set).await;
+    let id = a.ran(kit(&["hello"])).await.exited(0).result.run_id;
+    let request = || AttachRunRequest {
+        run_id: id.clone(),
+        from_seq: 0,
+    };
+    let start = Instant::now();
+    let mut stream = loop {
+        match a.runs.attach_run(request()).await {
+            Ok(answer) => break answer.into_inner(),
+            Err(_) => assert!(start.elapsed() < PATIENCE, "it is not archived"),
+        }
+    };
+    let started = stream.message().await.unwrap().unwrap();
+    assert_eq!((started.seq, &started.run_id), (0, &id));
+    let hidden = b.runs.attach_run(request()).await.unwrap_err();
+    Refused::new(&hidden).is(Code::NotFound, "RUN_NOT_FOUND");
+    // It is as one that never was.
+    let never = AttachRunRequest {
+        run_id: format!("{}.test", "0".repeat(32)),
+        from_seq: 0,
+    };
+    let never = b.runs.attach_run(never).await.unwrap_err();
+    let [hidden, never] = [hidden, never].map(|it| it.message().replace(&id, "ID"));
+    assert_eq!(
+        hidden,
+        never.replace(&format!("{}.test", "0".repeat(32)), "ID")
+    );
+}
+
+#[tokio::test]
+async fn of_runs_half_are_archived_by_chance_and_their_records_tell_which() {
+    let (folder, url) = folder();
+    let mut daemon = daemon("a", &url, &[("runs.archive_ratio", "0.5")]).await;
+    let mut ids = Vec::new();
+    for _ in 0..400 {
+        let ran = daemon.ran(kit(&["hello"])).await.exited(0);
+        ids.push(ran.result.run_id);
+    }
+    let mut own = daemon.runs().await;
+    let mut written = BTreeSet::new();
+    for id in &ids {
+        let told = info(&mut own, id).await.unwrap();
+        if told.archive() != ArchiveState::Unspecified {
+            until_archived(&mut own, id, ArchiveState::Written).await;
+            written.insert(id.clone());
+        }
+    }
+    // Eight standard deviations to either side.
+    assert!((120..=280).contains(&written.len()), "{}", written.len());
+    drop(own);
+    daemon.drain();
+    daemon.ended().await.unwrap();
+    let other = crate::archive::daemon("b", &url, &[]).await;
+    let mut other = other.runs().await;
+    let archived = all_since(&mut other, Some(Timestamp::default()), 1000).await;
+    let archived: BTreeSet<String> = archived.into_iter().map(|run| run.run_id).collect();
+    assert_eq!(archived, written);
+    assert_eq!(unpacked_lines(&folder.path().join("runs")), written.len());
+}
+
+#[tokio::test]
+async fn refused_runs_are_archived_as_failed_ones() {
+    for (what, label, expected) in [
+        ("all", None, ArchiveState::Written),
+        ("failed", None, ArchiveState::Written),
+        ("labelled", None, ArchiveState::Unspecified),
+        ("labelled", Some("x"), ArchiveState::Written),
+    ] {
+        let (folder, url) = folder();
+        let daemon = daemon("a", &url, &[("runs.archive_what", what)]).await;
+        let spec = kit(&["hello"]).entry("nobody");
+        let spec = match label {
+            Some(label) => spec.label("job", label),
+            None => spec,
+        };
+        let refused = daemon.run(spec).await.unwrap_err();
+        let id = told_id(refused.metadata());
+        let mut own = daemon.runs().await;
+        until_archived(&mut own, &id, expected).await;
+        let runs = unpacked_lines(&folder.path().join("runs"));
+        assert_eq!(runs == 1, expected == ArchiveState::Written, "{what}");
+        if runs == 0 {
+            continue;
+        }
+        let other = crate::archive::daemon("b", &url, &[]).await;
+        let mut other = other.runs().await;
+        let archived = info(&mut other, &id).await.unwrap();
+        let Some(run_info::End::Error(error)) = archived.end else {
+            panic!("{archived:?}");
+        };
+        assert_eq!(error.reason, "ENTRY_POINT_NOT_FOUND");
+        let told = events(&mut other, &id, 0).await.unwrap();
+        let [event] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert!(matches!(event.event, Some(Event::Error(_))), "{event:?}");
+    }
 }
