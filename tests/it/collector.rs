@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -44,6 +45,8 @@ pub(crate) enum Reply {
     Fail(Code),
     /// It takes all but so many spans or log records of each request, for good.
     Reject(i64),
+    /// It takes everything, but only after so long.
+    Late(Duration),
     /// It never answers.
     Never,
 }
@@ -211,6 +214,10 @@ impl Services {
             Reply::Take => Ok(0),
             Reply::Fail(code) => Err(Status::new(code, "as a test says")),
             Reply::Reject(records) => Ok(records),
+            Reply::Late(after) => {
+                tokio::time::sleep(after).await;
+                Ok(0)
+            }
             Reply::Never => std::future::pending().await,
         }
     }

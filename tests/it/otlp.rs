@@ -367,7 +367,7 @@ fn spec_of(code: &str) -> RunSpec {
 }
 
 /// A guest that makes these writes, each to standard output (1) or error (2).
-fn writes(writes: &[(u32, &str)]) -> RunSpec {
+pub(crate) fn writes(writes: &[(u32, &str)]) -> RunSpec {
     let (mut data, mut code, mut at) = (String::new(), String::new(), 1024);
     for (fd, text) in writes {
         let bytes: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
@@ -557,7 +557,7 @@ async fn nothing_of_a_run_is_exported_but_output_and_that_only_if_it_is_asked_fo
 }
 
 /// A daemon whose collector is at `url`, with a small queue.
-async fn without_collector(url: &str) -> Daemon {
+pub(crate) async fn without_collector(url: &str) -> Daemon {
     let set = [
         ("telemetry.otlp_endpoint", url),
         ("telemetry.otlp_queue", "64KiB"),
@@ -567,23 +567,29 @@ async fn without_collector(url: &str) -> Daemon {
     Daemon::with(&set).await
 }
 
-/// Runs guests until spans and output were dropped, and then ends the daemon, which does not wait for its collector.
-async fn notices_nothing(daemon: Daemon) {
-    let spans = "ringfence_otlp_dropped_total{signal=\"spans\",reason=\"queue_full\"}";
-    let output = "ringfence_otlp_dropped_output_bytes_total";
+/// Runs guests until spans and output were dropped for a reason, and then ends the daemon, which does not wait for its
+/// collector.
+pub(crate) async fn notices_nothing(daemon: Daemon, reason: &str) {
     let begun = Instant::now();
     loop {
         let ran = daemon.ran(kit(&["count", "100", "100"])).await.exited(0);
         assert_eq!(ran.stdout.len(), 100 * 101);
         let metrics = metrics(&daemon).await;
-        for signal in ["spans", "log_records"] {
+        let dropped = ["spans", "log_records"].map(|signal| {
+            let of_signal = format!("signal=\"{signal}\"");
             let held = value(
                 &metrics,
-                &format!("ringfence_otlp_queue_bytes{{signal=\"{signal}\"}}"),
+                &format!("ringfence_otlp_queue_bytes{{{of_signal}}}"),
             );
             assert!(held <= f64::from(64 << 10), "{signal}: {held}");
-        }
-        if value(&metrics, spans) > 0.0 && value(&metrics, output) > 0.0 {
+            let dropped =
+                format!("ringfence_otlp_dropped_total{{{of_signal},reason=\"{reason}\"}}");
+            value(&metrics, &dropped)
+        });
+        // What has found no room is told in bytes too.
+        let bytes = value(&metrics, "ringfence_otlp_dropped_output_bytes_total");
+        let is_told = reason != "queue_full" || bytes > 0.0;
+        if dropped.iter().all(|count| *count > 0.0) && is_told {
             break;
         }
         assert!(begun.elapsed() < PATIENCE, "nothing is dropped");
@@ -603,7 +609,7 @@ async fn a_collector_that_is_not_there_is_nobodys_concern() {
     let failures = "ringfence_otlp_export_failures_total{signal=\"spans\"}";
     daemon.ran(kit(&["hello"])).await.exited(0);
     until_measured(&daemon, failures, |count| count > 0.0).await;
-    notices_nothing(daemon).await;
+    notices_nothing(daemon, "queue_full").await;
 }
 
 #[tokio::test]
@@ -611,7 +617,7 @@ async fn a_collector_that_never_answers_is_nobodys_concern() {
     let collector = Collector::start().await;
     collector.reply(Reply::Never);
     let daemon = without_collector(&collector.url()).await;
-    notices_nothing(daemon).await;
+    notices_nothing(daemon, "queue_full").await;
     assert!(collector.received().spans.is_empty());
 }
 

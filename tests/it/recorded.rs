@@ -34,12 +34,12 @@ use crate::archive::{
 use crate::auth::problem;
 use crate::cli_forget::{is, listed};
 use crate::cli_runs::{text, told};
-use crate::collector::{Collector, body};
+use crate::collector::{Collector, Reply, body};
 use crate::harness::{
     Daemon, PATIENCE, Ran, Refused, Runs, SpecExt, connect, kit, read, runs, spec, told_id,
 };
 use crate::machine::{is_root, open_folder, until};
-use crate::otlp::{TRACE, traced};
+use crate::otlp::{TRACE, notices_nothing, traced, without_collector};
 use crate::process::{Served, ringfence};
 use crate::scripted::Scripted;
 
@@ -1217,5 +1217,35 @@ async fn refused_runs_are_archived_as_failed_ones() {
             panic!("{told:?}");
         };
         assert!(matches!(event.event, Some(Event::Error(_))), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_answers_late_is_nobodys_concern() {
+    let collector = Collector::start().await;
+    collector.reply(Reply::Late(Duration::from_secs(2)));
+    let daemon = without_collector(&collector.url()).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let exported = |signal: &str| format!("ringfence_otlp_exported_total{{signal=\"{signal}\"}}");
+    let [spans, lines] = ["spans", "log_records"].map(exported);
+    until_measured(&daemon.admin, &[(&spans, 6.0), (&lines, 1.0)]).await;
+    notices_nothing(daemon, "queue_full").await;
+    let received = collector.received();
+    assert!(received.spans.len() >= 6 && !received.logs.is_empty());
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_for_a_while_or_for_good_is_nobodys_concern() {
+    for (code, reason) in [
+        (Code::Unavailable, "queue_full"),
+        (Code::PermissionDenied, "rejected"),
+    ] {
+        let collector = Collector::start().await;
+        collector.reply(Reply::Fail(code));
+        let daemon = without_collector(&collector.url()).await;
+        notices_nothing(daemon, reason).await;
+        let received = collector.received();
+        assert!(!received.headers.is_empty(), "it was asked");
+        assert!(received.spans.is_empty() && received.logs.is_empty());
     }
 }
