@@ -1249,3 +1249,82 @@ async fn a_collector_that_refuses_for_a_while_or_for_good_is_nobodys_concern() {
         assert!(received.spans.is_empty() && received.logs.is_empty());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_list_show_and_delete_runs_that_only_the_archive_has() {
+    let folder = TempDir::new().unwrap();
+    let filled = [
+        ("old", minutes(200)),
+        ("old", minutes(95)),
+        ("new", minutes(90)),
+        ("old", minutes(85)),
+        ("old", minutes(30)),
+    ];
+    let filled = filled.map(|(label, ago)| Filled {
+        label,
+        ..Filled::of("default", ago)
+    });
+    let mut ids = fill(folder.path(), &filled).await;
+    let archive = format!("runs.archive=file://{}", folder.path().display());
+    let served = Served::start(&["--set", &archive, "--set", "server.instance=here"]);
+    let addr = served.addr.as_str();
+    ids.push(says(&served, "hello").await);
+    let newest_first = |at: &[usize]| -> Vec<String> {
+        let found = at.iter().rev().map(|at| ids[*at].clone());
+        found.collect()
+    };
+    let hour = ["--since", "2h", "--until", "1h"];
+    assert_eq!(listed(addr, &hour), newest_first(&[1, 2, 3]));
+    assert_eq!(
+        listed(addr, &["--since", "2h"]),
+        newest_first(&[1, 2, 3, 4, 5])
+    );
+    assert_eq!(
+        listed(addr, &["--since", "4h"]),
+        newest_first(&[0, 1, 2, 3, 4, 5])
+    );
+    assert_eq!(
+        listed(addr, &["--until", "1h"]),
+        newest_first(&[0, 1, 2, 3])
+    );
+    let old = [&hour[..], &["--label", "job=old"]].concat();
+    assert_eq!(listed(addr, &old), newest_first(&[1, 3]));
+    let newest = [&hour[..], &["--limit", "2"]].concat();
+    assert_eq!(listed(addr, &newest), newest_first(&[2, 3]));
+    // Without a time it is the daemon's memory that is asked.
+    assert_eq!(listed(addr, &["--all"]), newest_first(&[5]));
+    is(&told(addr, &["logs", &ids[2]]), 0, "hello\n", "");
+
+    let [oldest, younger] = [&ids[0], &ids[4]];
+    let one = format!("{oldest}\n");
+    is(&told(addr, &["rm", "--dry-run", oldest]), 0, &one, "");
+    assert_eq!(listed(addr, &["--since", "4h"]).len(), 6);
+    is(&told(addr, &["rm", oldest]), 0, &one, "");
+    let absent = format!("ringfence: the run {oldest} was not deleted: it is not there\n");
+    is(&told(addr, &["rm", oldest]), 0, "", &absent);
+    assert_eq!(
+        listed(addr, &["--since", "4h"]),
+        newest_first(&[1, 2, 3, 4, 5])
+    );
+    let gone = told(addr, &["logs", oldest]);
+    assert_eq!(gone.status.code(), Some(126));
+    assert!(text(&gone.stderr).contains("RUN_ELSEWHERE"), "{gone:?}");
+
+    let matching = [&["rm", "--yes"], &old[..]].concat();
+    let both = format!("{}\n{}\n", ids[3], ids[1]);
+    is(&told(addr, &matching), 0, &both, "");
+    let none = "ringfence: no ended run matches\n";
+    is(&told(addr, &matching), 0, "", none);
+    assert_eq!(listed(addr, &["--since", "4h"]), newest_first(&[2, 4, 5]));
+    // Those of the archive and those that are remembered go by one command.
+    let all = ["rm", "--yes", "--label", "job=old", "--since", "4h"];
+    is(&told(addr, &all), 0, &format!("{younger}\n"), "");
+    is(
+        &told(addr, &["rm", &ids[5], &ids[2]]),
+        0,
+        &format!("{}\n{}\n", ids[5], ids[2]),
+        "",
+    );
+    assert_eq!(listed(addr, &["--since", "4h"]), Vec::<String>::new());
+    assert_eq!(unpacked_lines(&folder.path().join("runs")), 0);
+}
