@@ -56,6 +56,8 @@ pub(crate) enum Reply {
 pub(crate) struct Received {
     pub spans: Vec<Span>,
     pub logs: Vec<LogRecord>,
+    /// How many log records came with each request.
+    pub logs_together: Vec<usize>,
     /// The attributes of the resource of the last request.
     pub resource: BTreeMap<String, String>,
     pub headers: Vec<MetadataMap>,
@@ -234,11 +236,13 @@ impl Services {
 
     fn keep_logs(&self, request: ExportLogsServiceRequest) {
         self.keep(|received| {
+            let before = received.logs.len();
             for of_resource in request.resource_logs {
                 received.resource = told(&of_resource.resource.unwrap_or_default().attributes);
                 let scopes = of_resource.scope_logs.into_iter();
                 received.logs.extend(scopes.flat_map(|it| it.log_records));
             }
+            received.logs_together.push(received.logs.len() - before);
         });
     }
 

@@ -939,10 +939,21 @@ async fn rotel_takes_traces_and_output_and_forwards_them() {
     let spans = collector.spans(TRACE, 6).await;
     are_connected(&spans, "ringfence.v1.SandboxService/Run", SPAN);
     let logs = collector.logs(&run_id, |logs| logs.len() >= 1000).await;
-    let numbers = logs
-        .iter()
-        .map(|it| attribute(&it.attributes, "ringfence.output.line"));
-    let mut numbers: Vec<usize> = numbers.map(|it| it.parse().unwrap()).collect();
+    let number = |it: &LogRecord| -> usize {
+        let number = attribute(&it.attributes, "ringfence.output.line");
+        number.parse().unwrap()
+    };
+    // What it puts into one request is in order. Two requests may pass each other at a sink with a thread for each.
+    let mut numbers: Vec<usize> = logs.iter().map(number).collect();
+    let mut rest = &numbers[..];
+    let together = collector.received().logs_together.clone();
+    assert!(together.iter().any(|count| *count > 1), "{together:?}");
+    for together in &together {
+        let (of_request, after) = rest.split_at(*together);
+        assert!(of_request.is_sorted(), "{of_request:?}");
+        rest = after;
+    }
+    assert!(rest.is_empty(), "there is no other run");
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=1000).collect::<Vec<_>>());
     for record in &logs {
