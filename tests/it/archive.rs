@@ -122,16 +122,19 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// All bytes of an archive, unpacked, with the summaries in its indexes.
 fn unpacked(folder: &Path) -> Vec<u8> {
-    let mut all = Vec::new();
-    for file in files(folder) {
-        let bytes = std::fs::read(&file).unwrap();
-        all.extend(zstd::stream::decode_all(&*bytes).unwrap());
-        // The index is a frame of its own in a skippable one, whose length is before the magic.
-        let end = bytes.len() - 16;
-        let length = u64::from_le_bytes(bytes[end..end + 8].try_into().unwrap());
-        let begin = end - usize::try_from(length).unwrap();
-        all.extend(zstd::stream::decode_all(&bytes[begin..end]).unwrap());
-    }
+    let segments = files(folder).into_iter();
+    let segments = segments.map(|file| unpacked_segment(&std::fs::read(file).unwrap()));
+    segments.collect::<Vec<_>>().concat()
+}
+
+/// The lines of a segment, and the summaries in its index.
+pub(crate) fn unpacked_segment(bytes: &[u8]) -> Vec<u8> {
+    let mut all = zstd::stream::decode_all(bytes).unwrap();
+    // The index is a frame of its own in a skippable one, whose length is before the magic.
+    let end = bytes.len() - 16;
+    let length = u64::from_le_bytes(bytes[end..end + 8].try_into().unwrap());
+    let begin = end - usize::try_from(length).unwrap();
+    all.extend(zstd::stream::decode_all(&bytes[begin..end]).unwrap());
     all
 }
 
@@ -342,7 +345,7 @@ async fn only_runs_that_are_chosen_are_archived() {
     }
 }
 
-fn unpacked_lines(folder: &Path) -> usize {
+pub(crate) fn unpacked_lines(folder: &Path) -> usize {
     let count = |file: PathBuf| {
         let bytes = std::fs::read(file).unwrap();
         let lines = zstd::stream::decode_all(&*bytes).unwrap();
@@ -586,8 +589,8 @@ async fn a_run_that_waits_for_a_bucket_is_told_so_until_it_is_written() {
 /// A bucket that can be away, full, or give back what was not put into it.
 #[derive(Default)]
 pub(crate) struct Bucket {
-    objects: BTreeMap<String, Vec<u8>>,
-    pub(crate) way: Way,
+    pub objects: BTreeMap<String, Vec<u8>>,
+    pub way: Way,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -663,7 +666,7 @@ fn object(asked: &Asked, bytes: &[u8]) -> Reply {
     dated(Reply::new(206, &bytes[first..=last])).with("content-range", &range)
 }
 
-fn bucket() -> (SharedBucket, Scripted) {
+pub(crate) fn bucket() -> (SharedBucket, Scripted) {
     let bucket = SharedBucket::default();
     let shared = Arc::clone(&bucket);
     (bucket, Scripted::start(move |asked| answer(asked, &shared)))
@@ -705,6 +708,13 @@ pub(crate) fn answer(asked: &Asked, shared: &SharedBucket) -> Reply {
 
 /// A daemon of its own process, whose archive is the bucket.
 pub(crate) fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
+    let mut served = over_with_log(server, name, more);
+    served.drain_log();
+    served
+}
+
+/// The same, whose log nobody reads yet.
+pub(crate) fn over_with_log(server: &Scripted, name: &str, more: &[&str]) -> Served {
     let endpoint = format!("http://{}", server.host);
     let env = [
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -719,9 +729,7 @@ pub(crate) fn over(server: &Scripted, name: &str, more: &[&str]) -> Served {
         "--set",
         "runs.archive=s3://bucket/fleet",
     ];
-    let mut served = Served::with(&[&own, more].concat(), &env);
-    served.drain_log();
-    served
+    Served::with(&[&own, more].concat(), &env)
 }
 
 pub(crate) async fn says(served: &Served, text: &str) -> String {

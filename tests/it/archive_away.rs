@@ -307,3 +307,29 @@ async fn a_deletion_that_fails_halfway_tells_the_audit_what_it_has_deleted() {
 async fn a_deletion_whose_caller_leaves_tells_the_audit_what_it_has_deleted() {
     is_told_to_the_audit(Halfway::TheCallerLeaves).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_gather_for_as_long_as_the_operator_says_and_are_there_all_the_while() {
+    let (bucket, server) = crate::archive::bucket();
+    let served = over(&server, "a", &["--set", "runs.archive_interval=10m"]);
+    let mut own = runs(&served.addr).await;
+    let first = says(&served, "first\n").await;
+    // Time is what this is about: after a second, it would be written by default.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let told = info(&mut own, &first).await.unwrap();
+    assert_eq!(told.archive(), ArchiveState::Queued);
+    let second = says(&served, "second\n").await;
+    assert!(bucket.lock().unwrap().objects.is_empty());
+    let (code, _) = tokio::task::block_in_place(|| served.end());
+    assert_eq!(code, 0);
+    assert_eq!(
+        bucket.lock().unwrap().objects.len(),
+        1,
+        "one segment has both"
+    );
+    let other = over(&server, "b", &[]);
+    let mut others = runs(&other.addr).await;
+    for id in [first, second] {
+        info(&mut others, &id).await.unwrap();
+    }
+}

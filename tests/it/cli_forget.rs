@@ -10,20 +10,20 @@ use crate::cli_runs::{detached, lines, on_a_terminal, text, told, told_until};
 use crate::process::Served;
 
 #[track_caller]
-fn is(output: &Output, code: i32, out: &str, err: &str) {
+pub(crate) fn is(output: &Output, code: i32, out: &str, err: &str) {
     let said = (text(&output.stdout), text(&output.stderr));
     assert_eq!((said, output.status.code()), ((out, err), Some(code)));
 }
 
 /// Runs the kit to its end, and returns the id of the run.
-fn ended(addr: &str, args: &[&str]) -> String {
+pub(crate) fn ended(addr: &str, args: &[&str]) -> String {
     let id = detached(addr, args);
     told(addr, &["attach", &id]);
     id
 }
 
 /// The ids of runs that `ps` lists, the newest first.
-fn listed(addr: &str, args: &[&str]) -> Vec<String> {
+pub(crate) fn listed(addr: &str, args: &[&str]) -> Vec<String> {
     let output = told(addr, &[&["ps", "--output", "json"], args].concat());
     assert_eq!(
         (text(&output.stderr), output.status.code()),

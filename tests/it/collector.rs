@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -44,6 +45,8 @@ pub(crate) enum Reply {
     Fail(Code),
     /// It takes all but so many spans or log records of each request, for good.
     Reject(i64),
+    /// It takes everything, but only after so long.
+    Late(Duration),
     /// It never answers.
     Never,
 }
@@ -53,6 +56,8 @@ pub(crate) enum Reply {
 pub(crate) struct Received {
     pub spans: Vec<Span>,
     pub logs: Vec<LogRecord>,
+    /// How many log records came with each request.
+    pub logs_together: Vec<usize>,
     /// The attributes of the resource of the last request.
     pub resource: BTreeMap<String, String>,
     pub headers: Vec<MetadataMap>,
@@ -211,6 +216,10 @@ impl Services {
             Reply::Take => Ok(0),
             Reply::Fail(code) => Err(Status::new(code, "as a test says")),
             Reply::Reject(records) => Ok(records),
+            Reply::Late(after) => {
+                tokio::time::sleep(after).await;
+                Ok(0)
+            }
             Reply::Never => std::future::pending().await,
         }
     }
@@ -227,11 +236,13 @@ impl Services {
 
     fn keep_logs(&self, request: ExportLogsServiceRequest) {
         self.keep(|received| {
+            let before = received.logs.len();
             for of_resource in request.resource_logs {
                 received.resource = told(&of_resource.resource.unwrap_or_default().attributes);
                 let scopes = of_resource.scope_logs.into_iter();
                 received.logs.extend(scopes.flat_map(|it| it.log_records));
             }
+            received.logs_together.push(received.logs.len() - before);
         });
     }
 

@@ -102,6 +102,7 @@ mod places;
 mod process_limits;
 mod processor_time;
 mod protos;
+mod recorded;
 mod registries;
 mod returned_memory;
 mod runs;

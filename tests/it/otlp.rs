@@ -31,7 +31,7 @@ use crate::monitoring::{Ended, free_port};
 use crate::process::{Served, ringfence};
 
 const ADMIN: (&str, &str) = ("admin.listen", "[\"127.0.0.1:0\"]");
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const OTHER: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "b7ad6b7169203331";
 
@@ -43,7 +43,7 @@ async fn exporting(collector: &Collector, set: &[(&str, &str)]) -> Daemon {
 }
 
 /// A message of a call that is a part of a span of its caller, who records it or not.
-fn traced<T>(message: T, trace_id: &str, flags: &str) -> Request<T> {
+pub(crate) fn traced<T>(message: T, trace_id: &str, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
     let parent = format!("00-{trace_id}-{SPAN}-{flags}");
     let metadata = request.metadata_mut();
@@ -367,7 +367,7 @@ fn spec_of(code: &str) -> RunSpec {
 }
 
 /// A guest that makes these writes, each to standard output (1) or error (2).
-fn writes(writes: &[(u32, &str)]) -> RunSpec {
+pub(crate) fn writes(writes: &[(u32, &str)]) -> RunSpec {
     let (mut data, mut code, mut at) = (String::new(), String::new(), 1024);
     for (fd, text) in writes {
         let bytes: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
@@ -557,7 +557,7 @@ async fn nothing_of_a_run_is_exported_but_output_and_that_only_if_it_is_asked_fo
 }
 
 /// A daemon whose collector is at `url`, with a small queue.
-async fn without_collector(url: &str) -> Daemon {
+pub(crate) async fn without_collector(url: &str) -> Daemon {
     let set = [
         ("telemetry.otlp_endpoint", url),
         ("telemetry.otlp_queue", "64KiB"),
@@ -567,23 +567,29 @@ async fn without_collector(url: &str) -> Daemon {
     Daemon::with(&set).await
 }
 
-/// Runs guests until spans and output were dropped, and then ends the daemon, which does not wait for its collector.
-async fn notices_nothing(daemon: Daemon) {
-    let spans = "ringfence_otlp_dropped_total{signal=\"spans\",reason=\"queue_full\"}";
-    let output = "ringfence_otlp_dropped_output_bytes_total";
+/// Runs guests until spans and output were dropped for a reason, and then ends the daemon, which does not wait for its
+/// collector.
+pub(crate) async fn notices_nothing(daemon: Daemon, reason: &str) {
     let begun = Instant::now();
     loop {
         let ran = daemon.ran(kit(&["count", "100", "100"])).await.exited(0);
         assert_eq!(ran.stdout.len(), 100 * 101);
         let metrics = metrics(&daemon).await;
-        for signal in ["spans", "log_records"] {
+        let dropped = ["spans", "log_records"].map(|signal| {
+            let of_signal = format!("signal=\"{signal}\"");
             let held = value(
                 &metrics,
-                &format!("ringfence_otlp_queue_bytes{{signal=\"{signal}\"}}"),
+                &format!("ringfence_otlp_queue_bytes{{{of_signal}}}"),
             );
             assert!(held <= f64::from(64 << 10), "{signal}: {held}");
-        }
-        if value(&metrics, spans) > 0.0 && value(&metrics, output) > 0.0 {
+            let dropped =
+                format!("ringfence_otlp_dropped_total{{{of_signal},reason=\"{reason}\"}}");
+            value(&metrics, &dropped)
+        });
+        // What has found no room is told in bytes too.
+        let bytes = value(&metrics, "ringfence_otlp_dropped_output_bytes_total");
+        let is_told = reason != "queue_full" || bytes > 0.0;
+        if dropped.iter().all(|count| *count > 0.0) && is_told {
             break;
         }
         assert!(begun.elapsed() < PATIENCE, "nothing is dropped");
@@ -603,7 +609,7 @@ async fn a_collector_that_is_not_there_is_nobodys_concern() {
     let failures = "ringfence_otlp_export_failures_total{signal=\"spans\"}";
     daemon.ran(kit(&["hello"])).await.exited(0);
     until_measured(&daemon, failures, |count| count > 0.0).await;
-    notices_nothing(daemon).await;
+    notices_nothing(daemon, "queue_full").await;
 }
 
 #[tokio::test]
@@ -611,7 +617,7 @@ async fn a_collector_that_never_answers_is_nobodys_concern() {
     let collector = Collector::start().await;
     collector.reply(Reply::Never);
     let daemon = without_collector(&collector.url()).await;
-    notices_nothing(daemon).await;
+    notices_nothing(daemon, "queue_full").await;
     assert!(collector.received().spans.is_empty());
 }
 
@@ -933,10 +939,21 @@ async fn rotel_takes_traces_and_output_and_forwards_them() {
     let spans = collector.spans(TRACE, 6).await;
     are_connected(&spans, "ringfence.v1.SandboxService/Run", SPAN);
     let logs = collector.logs(&run_id, |logs| logs.len() >= 1000).await;
-    let numbers = logs
-        .iter()
-        .map(|it| attribute(&it.attributes, "ringfence.output.line"));
-    let mut numbers: Vec<usize> = numbers.map(|it| it.parse().unwrap()).collect();
+    let number = |it: &LogRecord| -> usize {
+        let number = attribute(&it.attributes, "ringfence.output.line");
+        number.parse().unwrap()
+    };
+    // What it puts into one request is in order. Two requests may pass each other at a sink with a thread for each.
+    let mut numbers: Vec<usize> = logs.iter().map(number).collect();
+    let mut rest = &numbers[..];
+    let together = collector.received().logs_together.clone();
+    assert!(together.iter().any(|count| *count > 1), "{together:?}");
+    for together in &together {
+        let (of_request, after) = rest.split_at(*together);
+        assert!(of_request.is_sorted(), "{of_request:?}");
+        rest = after;
+    }
+    assert!(rest.is_empty(), "there is no other run");
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=1000).collect::<Vec<_>>());
     for record in &logs {
