@@ -147,7 +147,7 @@ impl ReplayRequest<'_> {
     }
 }
 
-/// Unpacks the output of a run whose numbers are in `wanted`; `None` for a line that nobody wrote.
+/// Decodes the output of a run whose numbers are in `wanted`; `None` for a line that nobody wrote.
 fn unpack(line: PackedLine, wanted: Range<u64>) -> Result<Option<ArchivedOutput>, ArchiveError> {
     let mut output = ArchivedOutput::default();
     let is_read = line.decode(|line| {
