@@ -487,10 +487,7 @@ async fn runs_that_took_long_and_end_together_are_each_in_one_narrow_segment() {
 #[tokio::test]
 async fn a_page_opens_so_many_segments_and_the_next_one_goes_on() {
     // Segments one after another, and segments that all have the same five seconds.
-    for (segments, apart, runs, pages) in [
-        (600, 1000, &[0][..], &[257, 257, 86][..]),
-        (300, 1, &[0, 5000], &[257, 343]),
-    ] {
+    for (segments, apart, runs, pages) in [(600, 1000, &[0][..], 3), (300, 1, &[0, 5000], 2)] {
         let folder = tempfile::tempdir().unwrap();
         let archive = open(folder.path(), "a");
         for segment in 0..segments {
@@ -523,7 +520,12 @@ async fn a_page_opens_so_many_segments_and_the_next_one_goes_on() {
             }
             assert_eq!(before.map(|it| it.number()), Some(last));
         }
-        assert_eq!(looked_at, pages);
+        // A page has a run of each segment that it may open, and of those that it opens together
+        // for its first run.
+        assert!((257..257 + 16).contains(&looked_at[0]), "{looked_at:?}");
+        assert_eq!(looked_at.len(), pages, "{looked_at:?}");
+        let all = segments as usize * runs.len();
+        assert_eq!(looked_at.iter().sum::<usize>(), all, "{looked_at:?}");
         archive.close(PATIENCE).await;
     }
 }
