@@ -313,12 +313,12 @@ async fn runs_gather_for_as_long_as_the_operator_says_and_are_there_all_the_whil
     let (bucket, server) = crate::archive::bucket();
     let served = over(&server, "a", &["--set", "runs.archive_interval=10m"]);
     let mut own = runs(&served.addr).await;
-    let first = says(&served, "first\n").await;
+    let first = says(&served, "first").await;
     // Time is what this is about: after a second, it would be written by default.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let told = info(&mut own, &first).await.unwrap();
     assert_eq!(told.archive(), ArchiveState::Queued);
-    let second = says(&served, "second\n").await;
+    let second = says(&served, "second").await;
     assert!(bucket.lock().unwrap().objects.is_empty());
     let (code, _) = tokio::task::block_in_place(|| served.end());
     assert_eq!(code, 0);
