@@ -524,8 +524,8 @@ async fn a_page_opens_so_many_segments_and_the_next_one_goes_on() {
         // for its first run.
         assert!((257..257 + 16).contains(&looked_at[0]), "{looked_at:?}");
         assert_eq!(looked_at.len(), pages, "{looked_at:?}");
-        let all = segments as usize * runs.len();
-        assert_eq!(looked_at.iter().sum::<usize>(), all, "{looked_at:?}");
+        let all = segments * runs.len() as u64;
+        assert_eq!(looked_at.iter().sum::<usize>() as u64, all, "{looked_at:?}");
         archive.close(PATIENCE).await;
     }
 }
