@@ -23,7 +23,7 @@ const NAMED: usize = 1000;
 pub struct Removed {
     /// How many runs were deleted.
     pub runs: u64,
-    /// The newest of them, at most [`NAMED`].
+    /// The newest of them, at most a thousand.
     pub named: BTreeSet<RunId>,
 }
 
