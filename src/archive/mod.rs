@@ -204,13 +204,8 @@ impl Archive {
             return;
         }
         loop {
-            match removal::retain(
-                &self.place,
-                self.retention,
-                millis_since_epoch(SystemTime::now()),
-            )
-            .await
-            {
+            let now = millis_since_epoch(SystemTime::now());
+            match removal::retain(&self.place, self.retention, now).await {
                 Ok(0) => {}
                 Ok(segments) => tracing::info!(segments, "old runs were deleted from the archive"),
                 Err(error) => tracing::warn!(%error, "old runs stay in the archive"),

@@ -1,5 +1,7 @@
 //! Finds ended runs in the archive by their ids, and the hours and segments of a time.
 
+use std::ops::RangeInclusive;
+
 use object_store::path::Path;
 
 use super::opened_segment::{ArchivedEntry, OpenedSegment};
@@ -41,29 +43,27 @@ pub(super) async fn hours_of(
     tenant: &str,
     range: TimeRange,
 ) -> Result<HourWalk, ArchiveError> {
-    let (first, last) = (
-        Hour::of(range.since),
-        Hour::of(range.until.saturating_sub(1)),
-    );
+    let last = range.until.saturating_sub(1);
+    let mut walk = HourWalk {
+        hours: Vec::new(),
+        days: Vec::new(),
+        within: Hour::of(range.since)..=Hour::of(last),
+    };
     if range.since >= range.until {
-        return Ok(HourWalk::default());
+        return Ok(walk);
     }
-    if last.0 - first.0 < FEW_HOURS {
-        return Ok(HourWalk {
-            hours: (first.0..=last.0).map(Hour).collect(),
-            days: Vec::new(),
-            range,
-        });
+    let (first, last) = (walk.within.start().0, walk.within.end().0);
+    if last - first < FEW_HOURS {
+        walk.hours = (first..=last).map(Hour).collect();
+        return Ok(walk);
     }
     let folders = place.folders(&tenant_folder(tenant)).await?;
-    let mut days: Vec<Hour> = folders.iter().filter_map(day_of).collect();
-    days.retain(|day| hours_of_day(*day).any(|hour| (first..=last).contains(&hour)));
-    days.sort();
-    Ok(HourWalk {
-        hours: Vec::new(),
-        days,
-        range,
-    })
+    walk.days = folders.iter().filter_map(day_of).collect();
+    let within = &walk.within;
+    let is_within = |day: &Hour| hours_of_day(*day).any(|hour| within.contains(&hour));
+    walk.days.retain(is_within);
+    walk.days.sort();
+    Ok(walk)
 }
 
 /// The hours of a tenant that are still to be looked at.
@@ -73,17 +73,8 @@ pub(super) struct HourWalk {
     hours: Vec<Hour>,
     /// Days, of which the last comes first, after `hours`.
     days: Vec<Hour>,
-    range: TimeRange,
-}
-
-impl Default for HourWalk {
-    fn default() -> Self {
-        Self {
-            hours: Vec::new(),
-            days: Vec::new(),
-            range: TimeRange::ALL,
-        }
-    }
+    /// The hours that are asked for.
+    within: RangeInclusive<Hour>,
 }
 
 impl HourWalk {
@@ -96,11 +87,6 @@ impl HourWalk {
         place: &Place,
         tenant: &str,
     ) -> Result<Option<Hour>, ArchiveError> {
-        let range = self.range;
-        let (first, last) = (
-            Hour::of(range.since),
-            Hour::of(range.until.saturating_sub(1)),
-        );
         loop {
             if let Some(hour) = self.hours.pop() {
                 return Ok(Some(hour));
@@ -112,7 +98,7 @@ impl HourWalk {
             let day = folder.parts().take(3);
             let folders = place.folders(&Path::from_iter(day)).await?;
             self.hours = folders.iter().filter_map(hour_of).collect();
-            self.hours.retain(|hour| (first..=last).contains(hour));
+            self.hours.retain(|hour| self.within.contains(hour));
             self.hours.sort();
         }
     }
