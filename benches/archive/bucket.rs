@@ -68,13 +68,6 @@ fn gather(root: &Path, folder: &Path, sizes: &mut BTreeMap<String, u64>) {
     }
 }
 
-fn query(asked: &Asked, name: &str) -> Option<String> {
-    let url = url::Url::parse(&format!("http://s3{}", asked.target)).unwrap();
-    let mut pairs = url.query_pairs();
-    let found = pairs.find(|(key, _)| key == name);
-    found.map(|(_, value)| value.into_owned())
-}
-
 impl Objects {
     fn answer(&self, asked: &Asked) -> Reply {
         let key = asked.path().strip_prefix("/bucket").unwrap_or_default();
@@ -86,28 +79,16 @@ impl Objects {
             let body = "<Error><Code>NoSuchKey</Code></Error>";
             return Reply::new(404, body).with("content-type", "application/xml");
         };
-        let range = asked
-            .header("range")
-            .and_then(|it| it.strip_prefix("bytes="));
-        let reply = match range.and_then(|it| it.split_once('-')) {
-            Some((first, last)) => {
-                let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-                let last = last.min(bytes.len() - 1);
-                let range = format!("bytes {first}-{last}/{}", bytes.len());
-                Reply::new(206, &bytes[first..=last]).with("content-range", &range)
-            }
-            None => Reply::new(200, bytes),
-        };
-        reply
-            .with("last-modified", "Sat, 28 Nov 2026 20:00:00 GMT")
-            .with("etag", "\"x\"")
+        Reply::object(asked, &bytes)
     }
 
     /// A page of a listing, of folders too where a delimiter is given.
     fn listing(&self, asked: &Asked) -> Reply {
-        let prefix = query(asked, "prefix").unwrap_or_default();
-        let divides = query(asked, "delimiter").is_some();
-        let mut next = query(asked, "continuation-token").unwrap_or_else(|| prefix.clone());
+        let prefix = asked.query("prefix").unwrap_or_default();
+        let divides = asked.query("delimiter").is_some();
+        let mut next = asked
+            .query("continuation-token")
+            .unwrap_or_else(|| prefix.clone());
         let (mut listed, mut entries, mut is_whole) = (0, String::new(), true);
         loop {
             let from = (Bound::Included(next.clone()), Bound::Unbounded);

@@ -611,17 +611,10 @@ pub(crate) fn failing(status: u16, code: &str) -> Reply {
     Reply::new(status, body).with("content-type", "application/xml")
 }
 
-fn query(asked: &Asked, name: &str) -> Option<String> {
-    let url = url::Url::parse(&format!("http://s3{}", asked.target)).unwrap();
-    let mut pairs = url.query_pairs();
-    let found = pairs.find(|(key, _)| key == name);
-    found.map(|(_, value)| value.into_owned())
-}
-
 /// A listing, of folders too where a delimiter is given.
 fn listing(asked: &Asked, bucket: &Bucket) -> Reply {
-    let prefix = query(asked, "prefix").unwrap_or_default();
-    let divides = query(asked, "delimiter").is_some();
+    let prefix = asked.query("prefix").unwrap_or_default();
+    let divides = asked.query("delimiter").is_some();
     let mut folders = std::collections::BTreeSet::new();
     let mut entries = String::new();
     for (key, object) in &bucket.objects {
@@ -646,24 +639,6 @@ fn listing(asked: &Asked, bucket: &Bucket) -> Reply {
     let body =
         format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
     Reply::new(200, body).with("content-type", "application/xml")
-}
-
-fn object(asked: &Asked, bytes: &[u8]) -> Reply {
-    let dated = |reply: Reply| {
-        reply
-            .with("last-modified", "Sat, 28 Nov 2026 20:00:00 GMT")
-            .with("etag", "\"x\"")
-    };
-    let range = asked
-        .header("range")
-        .and_then(|it| it.strip_prefix("bytes="));
-    let Some((first, last)) = range.and_then(|it| it.split_once('-')) else {
-        return dated(Reply::new(200, bytes));
-    };
-    let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-    let last = last.min(bytes.len() - 1);
-    let range = format!("bytes {first}-{last}/{}", bytes.len());
-    dated(Reply::new(206, &bytes[first..=last])).with("content-range", &range)
 }
 
 pub(crate) fn bucket() -> (SharedBucket, Scripted) {
@@ -698,9 +673,9 @@ pub(crate) fn answer(asked: &Asked, shared: &SharedBucket) -> Reply {
         _ => match bucket.objects.get(&key) {
             Some(bytes) if way == Way::Damages => {
                 let damaged: Vec<u8> = bytes.iter().map(|byte| byte ^ 0x20).collect();
-                object(asked, &damaged)
+                Reply::object(asked, &damaged)
             }
-            Some(bytes) => object(asked, bytes),
+            Some(bytes) => Reply::object(asked, bytes),
             None => failing(404, "NoSuchKey"),
         },
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
@@ -20,17 +20,8 @@ use tonic::{Code, Status};
 
 use crate::harness::{Daemon, Refused, by_digest, connect, load};
 use crate::modules::saying;
+use crate::monitoring::Ended;
 use crate::process::{Served, ringfence};
-
-/// A process that ends with this.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// What stands between clients and a server, and can be taken away.
 struct Door {
@@ -128,7 +119,7 @@ async fn replicas_share_a_bucket_and_outlive_its_absence() {
     BufReader::new(moto.stdout.take().unwrap())
         .read_line(&mut told)
         .unwrap();
-    let _moto = Ends(moto);
+    let _moto = Ended(moto);
     let port: u16 = told.trim().parse().expect("moto tells its port");
     let mut door = Door::to(port).await;
     let endpoint = format!("http://127.0.0.1:{}", door.port);
@@ -190,7 +181,7 @@ async fn replicas_share_a_bucket_and_outlive_its_absence() {
 
 /// A registry of its own, with a folder that tests can reach into.
 struct Registry {
-    _process: Ends,
+    _process: Ended,
     host: String,
     dir: tempfile::TempDir,
 }
@@ -239,7 +230,7 @@ impl Registry {
         // What it goes on to say is nobody's to read.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Some(Self {
-            _process: Ends(process),
+            _process: Ended(process),
             host,
             dir,
         })

@@ -24,6 +24,14 @@ impl Asked {
     pub(crate) fn path(&self) -> &str {
         self.target.split('?').next().unwrap()
     }
+
+    /// The value of a name of the query, decoded.
+    pub(crate) fn query(&self, name: &str) -> Option<String> {
+        let url = url::Url::parse(&format!("http://scripted{}", self.target)).unwrap();
+        let mut pairs = url.query_pairs();
+        let found = pairs.find(|(key, _)| key == name);
+        found.map(|(_, value)| value.into_owned())
+    }
 }
 
 /// What is answered.
@@ -46,6 +54,24 @@ impl Reply {
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// An object of S3, or the range of it that is asked for.
+    pub(crate) fn object(asked: &Asked, bytes: &[u8]) -> Self {
+        let range = asked.header("range");
+        let range = range.and_then(|it| it.strip_prefix("bytes=")?.split_once('-'));
+        let reply = match range {
+            Some((first, last)) => {
+                let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+                let last = last.min(bytes.len() - 1);
+                let range = format!("bytes {first}-{last}/{}", bytes.len());
+                Self::new(206, &bytes[first..=last]).with("content-range", &range)
+            }
+            None => Self::new(200, bytes),
+        };
+        reply
+            .with("last-modified", "Sat, 28 Nov 2026 20:00:00 GMT")
+            .with("etag", "\"x\"")
     }
 }
 
