@@ -514,7 +514,8 @@ impl Probe {
         self.0.sandbox().pooled_instances()
     }
 
-    /// Returns how many compilations were begun since the start.
+    /// Returns how many compilations were run to their end since the start, those that failed
+    /// included.
     pub fn compilations(&self) -> u64 {
         self.0.sandbox().modules().compilations()
     }

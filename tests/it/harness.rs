@@ -10,9 +10,9 @@ use ringfence::api::proto::run_spec::Module;
 use ringfence::api::proto::sandbox_service_client::SandboxServiceClient;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
-    AttachRunRequest, GetRunRequest, ListRunsRequest, ListRunsResponse, LoadModuleRequest,
-    LoadModuleResponse, Outcome, Resources, RunInfo, RunRequest, RunResponse, RunResult, RunSpec,
-    RunStreamRequest, Security, StreamEvent, load_module_request,
+    AttachRunRequest, GetRunRequest, HealthResponse, ListRunsRequest, ListRunsResponse,
+    LoadModuleRequest, LoadModuleResponse, Outcome, Resources, RunInfo, RunRequest, RunResponse,
+    RunResult, RunSpec, RunStreamRequest, Security, StreamEvent, load_module_request,
 };
 use ringfence::app;
 use ringfence::app::Probe;
@@ -548,13 +548,21 @@ pub(crate) async fn until_idle(daemon: &Daemon) {
 
 /// Waits until the daemon's health says what `holds` of runs in flight and runs that wait.
 pub(crate) async fn until(daemon: &Daemon, holds: impl Fn(u32, u32) -> bool) {
+    until_health(daemon, |health| {
+        holds(health.runs_in_flight, health.runs_queued)
+    })
+    .await;
+}
+
+/// Waits until the daemon's health is as `holds` says.
+pub(crate) async fn until_health(daemon: &Daemon, holds: impl Fn(&HealthResponse) -> bool) {
     let mut client = daemon.client.clone();
     let start = Instant::now();
     loop {
         assert!(start.elapsed() < PATIENCE, "it does not come to be");
         let health = client.health(ringfence::api::proto::HealthRequest {}).await;
         let health = health.expect("health answers").into_inner();
-        if holds(health.runs_in_flight, health.runs_queued) {
+        if holds(&health) {
             return;
         }
         tokio::task::yield_now().await;

@@ -14,7 +14,8 @@ use tonic_health::pb::health_check_response::ServingStatus as Probed;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{
-    Daemon, Refused, SpecExt, Story, by_digest, kit, read, spec, until, until_idle, within,
+    Daemon, Refused, SpecExt, Story, by_digest, kit, read, spec, until, until_health, until_idle,
+    within,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -393,15 +394,13 @@ async fn a_drain_refuses_at_once_what_still_compiles() {
     let mut client = daemon.client.clone();
     let request = crate::harness::load(big_module(16_000));
     let busy = tokio::spawn(async move { client.load_module(request).await });
-    while daemon.probe.compilations() < 2 {
-        until(&daemon, |_, _| true).await;
-    }
+    until_health(&daemon, |health| health.compiles_in_flight == 1).await;
     let mut client = daemon.client.clone();
     let request = RunRequest {
         spec: Some(spec(big_module(100)).label("waits", "yes")),
     };
     let call = tokio::spawn(async move { client.run(request).await });
-    while daemon.labelled("waits", "yes").await.is_empty() {}
+    until_health(&daemon, |health| health.compiles_queued == 1).await;
     daemon.drain();
     let status = call.await.unwrap().unwrap_err();
     assert!(
