@@ -104,7 +104,7 @@ impl OpenSegment {
         })
     }
 
-    /// Ends the segment. Its runs are dropped where that fails.
+    /// Ends the segment. Its runs are given up where that fails.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -126,8 +126,10 @@ pub(super) struct Batch {
     /// The widest span of a segment, in milliseconds.
     widest: u64,
     segments: HashMap<SegmentKey, Vec<OpenSegment>>,
-    /// Has the same runs, until they are written.
+    /// Has the same runs, but for those that it could not take, until they are written.
     spool: Option<SpoolFile>,
+    /// Whether some runs are in the file alone.
+    is_partial: bool,
 }
 
 /// A segment that is ready to be written.
@@ -140,11 +142,34 @@ pub(super) struct SealedSegment {
     pub(super) pending: Vec<PendingRun>,
 }
 
+impl SealedSegment {
+    /// Ends the way of a segment that could not be written while the daemon was there. Each of its
+    /// runs is told as what it knows of itself: it is in the file beside the archive, or is lost.
+    pub(super) fn give_up(self) {
+        let spooled = self.pending.iter().filter(|run| run.is_spooled()).count();
+        // Runs that another daemon left are in its file.
+        let lost = self.pending.len() - spooled;
+        let kept = self.runs.saturating_sub(lost as u64);
+        if kept > 0 {
+            tracing::warn!(
+                runs = kept,
+                "ended runs stay beside the archive until a daemon with this archive starts"
+            );
+        }
+        if lost > 0 {
+            tracing::error!(
+                runs = lost,
+                "ended runs are lost, because the archive could not be written"
+            );
+        }
+    }
+}
+
 /// A batch that is ready to be written.
 #[derive(Debug)]
 pub(super) struct SealedBatch {
     pub(super) segments: Vec<SealedSegment>,
-    /// Has the same runs, until they are written.
+    /// Has the same runs, but for those that it could not take, until they are written.
     pub(super) spool: Option<SpoolFile>,
     /// Whether some runs are in the file alone, as they could not be compressed.
     pub(super) is_partial: bool,
@@ -171,6 +196,7 @@ impl Batch {
             widest: u64::try_from(widest.as_millis()).unwrap_or(u64::MAX),
             segments: HashMap::new(),
             spool: None,
+            is_partial: false,
         }
     }
 
@@ -214,7 +240,8 @@ impl Batch {
     /// Encodes runs of `instance`, and takes them into their segments and into the file.
     ///
     /// # Errors
-    /// Some of them could not be written to the file. All are in the segments even so.
+    /// Some of them could not be written to the file. All are in the segments even so, and those
+    /// that are in the file know it.
     pub(super) fn add(&mut self, instance: &Arc<str>, runs: Vec<QueuedRun>) -> io::Result<()> {
         let mut spooled = Ok(());
         for run in runs {
@@ -237,10 +264,14 @@ impl Batch {
                     summary: run.summary.clone(),
                     line: run.line.clone(),
                 });
+                if spooled.is_ok() {
+                    pending.note_spooled();
+                }
             }
             let whose = (tenant, Arc::clone(instance));
             if let Err(error) = self.push(whose, run, Some(pending)) {
                 tracing::error!(%error, "an ended run could not be compressed");
+                self.is_partial = true;
             }
         }
         spooled
@@ -270,12 +301,12 @@ impl Batch {
         segment.builder.push(run)
     }
 
-    /// Ends the segments. Runs of one that cannot be compressed are dropped.
+    /// Ends the segments. Runs of one that cannot be compressed stay in the file, or are dropped.
     pub(super) fn seal(self) -> SealedBatch {
         let mut batch = SealedBatch {
             segments: Vec::new(),
             spool: self.spool,
-            is_partial: false,
+            is_partial: self.is_partial,
         };
         for (key, open) in self.segments {
             for segment in open {
@@ -297,6 +328,7 @@ impl Batch {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::queue::{ArchivableRun, ArchiveMark, ArchiveQueue, ArchiveState};
     use super::super::segment::read_all;
     use super::*;
 
@@ -372,6 +404,49 @@ mod tests {
         // Runs of other hours have segments of their own.
         let more = [&minutes[..], &[HOUR, HOUR + 20_000]].concat();
         assert_eq!(spans(&more).len(), 10);
+    }
+
+    /// Takes a run on that was asked for at noon, and adds it to the batch.
+    fn added(batch: &mut Batch, queue: &Arc<ArchiveQueue>, low: u128) -> (Arc<ArchiveMark>, bool) {
+        let mark = ArchiveMark::queued();
+        let number = RunId::first_number_at(NOON) | low;
+        queue.offer(ArchivableRun {
+            tenant: "t".into(),
+            number,
+            share: Arc::default(),
+            cost: 10,
+            mark: Arc::clone(&mark),
+            encode: Box::new(move || EncodedRun {
+                number,
+                summary: Vec::new(),
+                line: b"{}".to_vec(),
+            }),
+        });
+        let runs = queue.take(Instant::now()).runs;
+        (mark, batch.add(&"i".into(), runs).is_ok())
+    }
+
+    #[test]
+    fn a_run_that_the_file_could_not_take_is_lost_when_it_is_given_up_and_the_others_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = ArchiveQueue::new(1 << 20, 1 << 20);
+        let mut batch = Batch::new(Some(folder.path()), SECOND).unwrap();
+        let (kept, is_spooled) = added(&mut batch, &queue, 1);
+        assert!(is_spooled);
+        batch.spool.as_mut().unwrap().refuse_more();
+        let (lost, is_spooled) = added(&mut batch, &queue, 2);
+        assert!(!is_spooled);
+        let sealed = batch.seal();
+        let runs: u64 = sealed.segments.iter().map(|segment| segment.runs).sum();
+        assert_eq!(runs, 2, "they can be written while the daemon is there");
+        sealed.segments.into_iter().for_each(SealedSegment::give_up);
+        assert_eq!(kept.state(), ArchiveState::Queued);
+        assert_eq!(lost.state(), ArchiveState::Dropped);
+        let dropped = &queue.counters.dropped_failed;
+        assert_eq!(dropped.load(std::sync::atomic::Ordering::Relaxed), 1);
+        drop(sealed.spool);
+        let (_, records) = super::super::spool::adopt(folder.path()).unwrap().unwrap();
+        assert_eq!(records.len(), 1);
     }
 
     proptest! {

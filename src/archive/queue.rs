@@ -83,7 +83,8 @@ impl fmt::Debug for ArchivableRun {
 }
 
 /// A guard for the bytes of a run that is on its way into the archive. Wherever it is dropped, the
-/// bytes are given back, and a run that was not written is told as dropped.
+/// bytes are given back, and a run that is neither written nor in a file beside the archive is told
+/// as dropped.
 #[derive(Debug)]
 pub(super) struct PendingRun {
     queue: Arc<ArchiveQueue>,
@@ -109,9 +110,15 @@ impl PendingRun {
         self.end = ArchiveState::Written;
     }
 
-    /// Ends the way of a run that is in a file beside the archive, and will be written from there.
-    pub(super) fn spooled(mut self) {
+    /// Notes that the run is in a file beside the archive, from which it will be written if it is
+    /// not written before.
+    pub(super) fn note_spooled(&mut self) {
         self.end = ArchiveState::Queued;
+    }
+
+    /// Reports whether the run is in a file beside the archive.
+    pub(super) fn is_spooled(&self) -> bool {
+        self.end == ArchiveState::Queued
     }
 }
 
@@ -415,7 +422,7 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(60);
         let ends: [(fn(PendingRun), ArchiveState); 3] = [
             (PendingRun::written, ArchiveState::Written),
-            (PendingRun::spooled, ArchiveState::Queued),
+            (|mut run| run.note_spooled(), ArchiveState::Queued),
             (drop, ArchiveState::Dropped),
         ];
         for (end, state) in ends {

@@ -173,6 +173,15 @@ fn adopt_file(path: PathBuf) -> io::Result<Option<(SpoolFile, Vec<SpoolRecord>)>
 mod tests {
     use super::*;
 
+    impl SpoolFile {
+        /// Lets every later record fail, as a full disk does.
+        pub(in crate::archive) fn refuse_more(&mut self) {
+            let read_only = File::open(&self.path).unwrap();
+            drop(std::mem::replace(&mut self.file, read_only));
+            self.file.try_lock().unwrap();
+        }
+    }
+
     fn record(number: u128) -> SpoolRecord {
         SpoolRecord {
             tenant: "t".to_owned(),

@@ -158,9 +158,8 @@ impl Uploader {
                 spool,
                 is_partial,
             } = batch;
-            let is_spooled = spool.is_some();
             let written = stream::iter(segments)
-                .map(|segment| self.write(segment, is_spooled))
+                .map(|segment| self.write(segment))
                 .buffer_unordered(AT_ONCE);
             let all = written.fold(!is_partial, async |all, one| all && one).await;
             if let (true, Some(spool)) = (all, spool)
@@ -173,7 +172,7 @@ impl Uploader {
     }
 
     /// Writes a segment, and reports whether it is in the archive.
-    async fn write(&self, segment: SealedSegment, is_spooled: bool) -> bool {
+    async fn write(&self, segment: SealedSegment) -> bool {
         let mut gives_up = self.gives_up.clone();
         let mut told: Option<Instant> = None;
         let mut wait = RETRY[0];
@@ -184,7 +183,7 @@ impl Uploader {
                 put = put => put,
                 // An error says that the archive is gone.
                 _ = gives_up.wait_for(|gives_up| *gives_up) => {
-                    give_up(segment, is_spooled);
+                    segment.give_up();
                     return false;
                 }
             };
@@ -196,7 +195,7 @@ impl Uploader {
             }
             let ends = gives_up.wait_for(|gives_up| *gives_up);
             if tokio::time::timeout(wait, ends).await.is_ok() {
-                give_up(segment, is_spooled);
+                segment.give_up();
                 return false;
             }
             wait = (wait * 2).min(RETRY[1]);
@@ -206,23 +205,6 @@ impl Uploader {
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         segment.pending.into_iter().for_each(PendingRun::written);
         true
-    }
-}
-
-/// Ends the way of a segment that could not be written while the daemon was there.
-fn give_up(segment: SealedSegment, is_spooled: bool) {
-    let runs = segment.runs;
-    if is_spooled {
-        tracing::warn!(
-            runs,
-            "ended runs stay beside the archive until a daemon with this archive starts"
-        );
-        segment.pending.into_iter().for_each(PendingRun::spooled);
-    } else {
-        tracing::error!(
-            runs,
-            "ended runs are lost, because the archive could not be written"
-        );
     }
 }
 
