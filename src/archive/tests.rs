@@ -11,21 +11,26 @@ use super::segment_name::{SegmentName, root};
 use super::spool::{SpoolFile, SpoolRecord};
 use super::*;
 
+mod on_their_way;
+
 const HOUR: u64 = 3_600_000;
 /// 2026-12-01T12:00:00Z.
 const NOON: u64 = 1_796_126_400_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn open(folder: &Path, instance: &str) -> Archive {
-    let settings = ArchiveSettings {
+fn settings(folder: &Path) -> ArchiveSettings {
+    ArchiveSettings {
         location: StoreLocation::Directory(folder.to_owned()),
         spool: None,
         queue: 64 << 20,
         interval: Duration::from_secs(1),
         has_several_tenants: false,
         retention: Retention::default(),
-    };
-    Archive::open(instance, settings).unwrap()
+    }
+}
+
+fn open(folder: &Path, instance: &str) -> Archive {
+    Archive::open(instance, settings(folder)).unwrap()
 }
 
 fn number(ms: u64, low: u64) -> u128 {
