@@ -175,7 +175,12 @@ impl Place {
             Ok(_) => Ok(true),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
             // The server cannot create only what is absent.
-            Err(error) if cannot_create_only(&error) => self.put(path, bytes).await.map(|()| true),
+            Err(error) if cannot_create_only(&error) => {
+                if present(asked_raw(self.store.head(path)).await)?.is_some() {
+                    return Ok(false);
+                }
+                self.put(path, bytes).await.map(|()| true)
+            }
             Err(error) => Err(told("write", &error)),
         }
     }

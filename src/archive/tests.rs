@@ -11,6 +11,7 @@ use super::segment_name::{SegmentName, root};
 use super::spool::{SpoolFile, SpoolRecord};
 use super::*;
 
+mod deletion_steps;
 mod on_their_way;
 
 const HOUR: u64 = 3_600_000;
