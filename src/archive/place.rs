@@ -1,5 +1,6 @@
 //! Where segments are: a folder of the host, or an object store.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
@@ -174,8 +175,10 @@ impl Place {
         match asked_within(limit, put).await? {
             Ok(_) => Ok(true),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
-            // The server cannot create only what is absent.
-            Err(error) if cannot_create_only(&error) => {
+            // The server, or the file system, cannot create only what is absent.
+            Err(error)
+                if cannot_create_only(&error) || self.folder.is_some() && has_no_links(&error) =>
+            {
                 if present(asked_raw(self.store.head(path)).await)?.is_some() {
                     return Ok(false);
                 }
@@ -263,6 +266,20 @@ impl Place {
     pub(super) async fn delete(&self, path: &Path) -> Result<(), ArchiveError> {
         present(asked_raw(self.store.delete(path)).await).map(drop)
     }
+}
+
+/// Reports whether an error may be that of a file system without hard links, with which a folder
+/// creates what is absent.
+fn has_no_links(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let error_of_host = error.downcast_ref::<std::io::Error>();
+        if let Some(kind) = error_of_host.map(std::io::Error::kind) {
+            return matches!(kind, ErrorKind::PermissionDenied | ErrorKind::Unsupported);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The outcome of a request: an answer of the library, or why there is none.

@@ -100,6 +100,12 @@ pub(super) fn hours_of_day(first: Hour) -> impl Iterator<Item = Hour> {
     (0..DAY_HOURS).rev().map(move |hour| Hour(first.0 + hour))
 }
 
+fn serial_of(hash: blake3::Hash) -> u128 {
+    let mut serial = [0; 16];
+    serial.copy_from_slice(&hash.as_bytes()[..16]);
+    u128::from_be_bytes(serial)
+}
+
 /// What the name of a segment says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SegmentName {
@@ -124,14 +130,27 @@ impl SegmentName {
         }
     }
 
+    /// Creates the name of a segment whose runs `origin` is a hash of, or of where they come from,
+    /// which is always the same.
+    pub(super) fn derived(
+        first: u64,
+        last: u64,
+        instance: &Arc<str>,
+        origin: blake3::Hash,
+    ) -> Self {
+        Self {
+            first,
+            last,
+            instance: Arc::clone(instance),
+            serial: serial_of(origin),
+        }
+    }
+
     /// Returns the name of the segment that replaces this one when some of its runs are deleted. It
     /// is always the same, so that of two daemons that replace it at once, one learns of the other.
     pub(super) fn replacement(&self) -> Self {
-        let hash = blake3::hash(&self.serial.to_be_bytes());
-        let mut serial = [0; 16];
-        serial.copy_from_slice(&hash.as_bytes()[..16]);
         Self {
-            serial: u128::from_be_bytes(serial),
+            serial: serial_of(blake3::hash(&self.serial.to_be_bytes())),
             ..self.clone()
         }
     }

@@ -285,6 +285,7 @@ async fn runs_of_a_daemon_that_was_killed_are_written_by_the_next() {
             number: number(NOON, low).to_be_bytes().to_vec(),
             summary: Vec::new(),
             line: line(number(NOON, low)),
+            segment: None,
         })
         .collect();
     let mut file = SpoolFile::create(&spool).unwrap();

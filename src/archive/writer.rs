@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, watch};
 
 use super::batch::{Batch, SealedBatch, SealedSegment};
-use super::place::Place;
+use super::place::{ArchiveError, Place};
 use super::queue::{ArchiveQueue, PendingRun};
 use super::spool;
 
@@ -65,15 +65,22 @@ impl Encoder {
         let mut recovered = Weak::new();
         // Each batch on its way has a clone.
         let way = Arc::new(());
-        let mut is_urgent = false;
+        let (mut is_urgent, mut asked) = (false, 0);
         loop {
             if Instant::now() >= recovery {
                 let has_more = self.recover(&mut recovered, &mut told);
+                if !has_more {
+                    self.queue.note_recovered(asked);
+                }
                 let wait = if has_more { NEXT_RECOVERY } else { RECOVERY };
                 recovery = Instant::now() + wait;
             }
             let due = batch.as_ref().map(|batch| self.due(batch, is_urgent));
             let taken = self.queue.take(due.unwrap_or(recovery).min(recovery));
+            if taken.recovery > asked {
+                asked = taken.recovery;
+                recovery = Instant::now();
+            }
             let runs = taken.runs;
             if !runs.is_empty() {
                 let batch = batch.get_or_insert_with(|| self.new_batch(&mut told));
@@ -95,7 +102,8 @@ impl Encoder {
             }
             is_urgent &= batch.is_some();
             if taken.is_closed {
-                return;
+                // Nobody is to wait for what nobody does any more.
+                return self.queue.note_recovered(u64::MAX);
             }
         }
     }
@@ -192,14 +200,33 @@ impl Uploader {
         }
     }
 
+    /// Puts a segment into the archive once. One that may have been there before may have been
+    /// replaced since, because some of its runs were deleted: then it is not written once more, and
+    /// the other holds.
+    ///
+    /// # Errors
+    /// It was not written, as far as is known.
+    async fn put(&self, segment: &SealedSegment, is_new: bool) -> Result<(), ArchiveError> {
+        let (path, bytes) = (&segment.path, segment.bytes.clone());
+        if is_new {
+            return self.place.put(path, bytes).await;
+        }
+        self.place.create(path, bytes).await?;
+        if self.place.whole(&segment.tombstone).await?.is_some() {
+            self.place.delete(path).await?;
+        }
+        Ok(())
+    }
+
     /// Writes a segment, and reports whether it is in the archive.
     async fn write(&self, segment: SealedSegment) -> bool {
         let mut gives_up = self.gives_up.clone();
         let mut told: Option<Instant> = None;
         let mut wait = RETRY[0];
+        let mut is_new = !segment.is_recovered;
         let counters = &self.queue.counters;
         loop {
-            let put = self.place.put(&segment.path, segment.bytes.clone());
+            let put = self.put(&segment, is_new);
             let put = tokio::select! {
                 put = put => put,
                 // An error says that the archive is gone.
@@ -209,6 +236,8 @@ impl Uploader {
                 }
             };
             let Err(error) = put else { break };
+            // It may have been written although there was no answer.
+            is_new = false;
             counters.failed_writes.fetch_add(1, Ordering::Relaxed);
             if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
                 tracing::warn!(%error, runs = segment.runs, "ended runs wait, because the archive cannot be written");
