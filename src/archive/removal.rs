@@ -302,3 +302,6 @@ pub(super) async fn retain(
     }
     Ok(deleted)
 }
+
+#[cfg(test)]
+mod tests;

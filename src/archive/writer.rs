@@ -266,3 +266,6 @@ pub(super) fn start_encoder(encoder: Encoder) -> io::Result<std::thread::JoinHan
     let builder = std::thread::Builder::new().name("archive".to_owned());
     builder.spawn(move || encoder.run())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,11 @@
 //! Deletions that stop between two of their steps, as those of a daemon that is killed do.
 
+use std::path::Path;
+
 use bytes::Bytes;
 
-use super::super::place::Object;
-use super::super::reader::HourListing;
-use super::super::segment::{SegmentBuilder, read_all};
-use super::super::segment_name::Hour;
+use super::super::Archive;
+use super::super::tests::{HOUR, NOON, PATIENCE, number, numbers, offer, open};
 use super::*;
 
 const RUNS: u64 = 5;
@@ -146,7 +146,7 @@ async fn tombstones_go_with_their_hour_and_are_no_segments() {
         bytes: None,
     };
     let late = NOON + 2 * HOUR;
-    let deleted = removal::retain(&archive.place, retention, late).await;
+    let deleted = retain(&archive.place, retention, late).await;
     assert_eq!(deleted.unwrap(), 1, "segments are counted");
     let left = archive.place.objects(&root()).await.unwrap();
     let left: Vec<&Object> = left

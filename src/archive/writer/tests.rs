@@ -1,9 +1,16 @@
 //! Runs on their way into an archive that cannot be written for a while, or of a daemon that was
 //! killed.
 
-use super::super::batch::Batch;
-use super::super::spool::adopt;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::super::segment_name::root;
+use super::super::spool::{SpoolFile, SpoolRecord, adopt};
+use super::super::tests::{HOUR, NOON, PATIENCE, line, number, numbers, offer, open, settings};
+use super::super::{Archive, ArchiveSettings, Removal, Removed, SPOOL};
 use super::*;
+use crate::model::request::{RunId, TimeRange};
 
 /// The files for runs on their way, and the bytes that they have.
 fn spooled(folder: &Path) -> (usize, u64) {
