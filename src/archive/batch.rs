@@ -34,6 +34,24 @@ struct SegmentKey {
     tenant: Arc<str>,
     instance: Arc<str>,
     hour: Hour,
+    /// Whether they are in the file: those that it could not take are not to be in one segment with
+    /// them, or whoever recovers the file would make another one under the same name.
+    is_spooled: bool,
+}
+
+impl SegmentKey {
+    /// Returns the hash of where the runs of a segment come from, which is number `at` of this key
+    /// in the file of that name.
+    fn origin(&self, file: &str, at: usize) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for text in [file, &*self.tenant, &*self.instance] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.update(&self.hour.0.to_le_bytes());
+        hasher.update(&(at as u64).to_le_bytes());
+        hasher.finalize()
+    }
 }
 
 /// The times at which the oldest and the newest run of a segment were asked for, in milliseconds.
@@ -104,18 +122,24 @@ impl OpenSegment {
         })
     }
 
-    /// Ends the segment. Its runs are dropped where that fails.
+    /// Ends the segment, whose runs come from `origin` if they are in a file. Its runs are given up
+    /// where that fails.
     ///
     /// # Errors
     /// There is no memory for it.
-    fn seal(self, key: &SegmentKey) -> io::Result<SealedSegment> {
+    fn seal(self, key: &SegmentKey, origin: Option<blake3::Hash>) -> io::Result<SealedSegment> {
         let AskedSpan { first, last } = self.span;
-        let name = SegmentName::new(first, last, &key.instance);
+        let name = match origin {
+            Some(origin) => SegmentName::derived(first, last, &key.instance, origin),
+            None => SegmentName::new(first, last, &key.instance),
+        };
         Ok(SealedSegment {
             path: name.path(&key.tenant),
+            tombstone: name.tombstone(&key.tenant),
             bytes: self.builder.finish()?,
             runs: self.runs,
             pending: self.pending,
+            is_recovered: false,
         })
     }
 }
@@ -126,25 +150,56 @@ pub(super) struct Batch {
     /// The widest span of a segment, in milliseconds.
     widest: u64,
     segments: HashMap<SegmentKey, Vec<OpenSegment>>,
-    /// Has the same runs, until they are written.
+    /// Has the same runs, but for those that it could not take, until they are written.
     spool: Option<SpoolFile>,
+    /// Whether some runs are in the file alone.
+    is_partial: bool,
+    /// Whether a daemon that was killed left the runs, and may have written some segments of them.
+    is_recovered: bool,
 }
 
 /// A segment that is ready to be written.
 #[derive(Debug)]
 pub(super) struct SealedSegment {
     pub(super) path: object_store::path::Path,
+    /// The place of its tombstone, which is there if it was written before, and then replaced.
+    pub(super) tombstone: object_store::path::Path,
     pub(super) bytes: Bytes,
     pub(super) runs: u64,
     /// The runs that came out of the queue.
     pub(super) pending: Vec<PendingRun>,
+    /// Whether it may have been written before.
+    pub(super) is_recovered: bool,
+}
+
+impl SealedSegment {
+    /// Ends the way of a segment that could not be written while the daemon was there. Each of its
+    /// runs is told as what it knows of itself: it is in the file beside the archive, or is lost.
+    pub(super) fn give_up(self) {
+        let spooled = self.pending.iter().filter(|run| run.is_spooled()).count();
+        // Runs that another daemon left are in its file.
+        let lost = self.pending.len() - spooled;
+        let kept = self.runs.saturating_sub(lost as u64);
+        if kept > 0 {
+            tracing::warn!(
+                runs = kept,
+                "ended runs stay beside the archive until a daemon with this archive starts"
+            );
+        }
+        if lost > 0 {
+            tracing::error!(
+                runs = lost,
+                "ended runs are lost, because the archive could not be written"
+            );
+        }
+    }
 }
 
 /// A batch that is ready to be written.
 #[derive(Debug)]
 pub(super) struct SealedBatch {
     pub(super) segments: Vec<SealedSegment>,
-    /// Has the same runs, until they are written.
+    /// Has the same runs, but for those that it could not take, until they are written.
     pub(super) spool: Option<SpoolFile>,
     /// Whether some runs are in the file alone, as they could not be compressed.
     pub(super) is_partial: bool,
@@ -171,6 +226,8 @@ impl Batch {
             widest: u64::try_from(widest.as_millis()).unwrap_or(u64::MAX),
             segments: HashMap::new(),
             spool: None,
+            is_partial: false,
+            is_recovered: false,
         }
     }
 
@@ -185,6 +242,7 @@ impl Batch {
     ) -> io::Result<Self> {
         let mut batch = Self::without_spool(interval);
         batch.spool = Some(file);
+        batch.is_recovered = true;
         for record in records {
             let SpoolRecord {
                 tenant,
@@ -192,6 +250,7 @@ impl Batch {
                 number,
                 summary,
                 line,
+                segment,
             } = record;
             let number = u128::from_be_bytes(number.try_into().unwrap_or_default());
             let run = EncodedRun {
@@ -199,7 +258,18 @@ impl Batch {
                 summary,
                 line,
             };
-            batch.push((tenant.into(), instance.into()), run, None)?;
+            let ms = RunId::millis_of(number);
+            let key = SegmentKey {
+                tenant: tenant.into(),
+                instance: instance.into(),
+                hour: Hour::of(ms),
+                is_spooled: true,
+            };
+            let at = match segment {
+                Some(at) => at as usize,
+                None => batch.choose(&key, ms),
+            };
+            batch.push(key, at, run, None)?;
         }
         Ok(batch)
     }
@@ -214,7 +284,8 @@ impl Batch {
     /// Encodes runs of `instance`, and takes them into their segments and into the file.
     ///
     /// # Errors
-    /// Some of them could not be written to the file. All are in the segments even so.
+    /// Some of them could not be written to the file. All are in the segments even so, and those
+    /// that are in the file know it.
     pub(super) fn add(&mut self, instance: &Arc<str>, runs: Vec<QueuedRun>) -> io::Result<()> {
         let mut spooled = Ok(());
         for run in runs {
@@ -227,42 +298,68 @@ impl Batch {
             let encoded = catch_unwind(AssertUnwindSafe(encode));
             let Ok(run) = encoded else { continue };
             pending.recharge(REST + run.summary.len() + run.line.len());
-            if let Some(spool) = &mut self.spool
-                && spooled.is_ok()
-            {
-                spooled = spool.append(&SpoolRecord {
-                    tenant: tenant.to_string(),
-                    instance: instance.to_string(),
-                    number: run.number.to_be_bytes().to_vec(),
-                    summary: run.summary.clone(),
-                    line: run.line.clone(),
-                });
+            let ms = RunId::millis_of(run.number);
+            let mut key = SegmentKey {
+                tenant,
+                instance: Arc::clone(instance),
+                hour: Hour::of(ms),
+                is_spooled: self.spool.is_some() && spooled.is_ok(),
+            };
+            if key.is_spooled {
+                spooled = self.spool(&key, &run);
+                key.is_spooled = spooled.is_ok();
             }
-            let whose = (tenant, Arc::clone(instance));
-            if let Err(error) = self.push(whose, run, Some(pending)) {
+            if key.is_spooled {
+                pending.note_spooled();
+            }
+            let at = self.choose(&key, ms);
+            if let Err(error) = self.push(key, at, run, Some(pending)) {
                 tracing::error!(%error, "an ended run could not be compressed");
+                self.is_partial = true;
             }
         }
         spooled
     }
 
+    /// Writes a run to the file, before it is taken into its segment.
+    ///
+    /// # Errors
+    /// It was not written.
+    fn spool(&mut self, key: &SegmentKey, run: &EncodedRun) -> io::Result<()> {
+        let at = self.choose(key, RunId::millis_of(run.number));
+        let Some(spool) = &mut self.spool else {
+            return Ok(());
+        };
+        spool.append(&SpoolRecord {
+            tenant: key.tenant.to_string(),
+            instance: key.instance.to_string(),
+            number: run.number.to_be_bytes().to_vec(),
+            summary: run.summary.clone(),
+            line: run.line.clone(),
+            segment: u32::try_from(at).ok(),
+        })
+    }
+
+    /// Chooses which of the segments of `key` a run of that time joins, or is the first of.
+    fn choose(&self, key: &SegmentKey, ms: u64) -> usize {
+        let open = self.segments.get(key).map_or(&[][..], Vec::as_slice);
+        let spans = open.iter().map(|segment| segment.span);
+        AskedSpan::choose(spans, ms, self.widest).unwrap_or(open.len())
+    }
+
+    /// Takes a run into segment `at` of those of `key`, or into one more.
     fn push(
         &mut self,
-        (tenant, instance): (Arc<str>, Arc<str>),
+        key: SegmentKey,
+        at: usize,
         run: EncodedRun,
         pending: Option<PendingRun>,
     ) -> io::Result<()> {
         let ms = RunId::millis_of(run.number);
-        let key = SegmentKey {
-            tenant,
-            instance,
-            hour: Hour::of(ms),
-        };
         let open = self.segments.entry(key).or_default();
-        let spans = open.iter().map(|segment| segment.span);
-        let segment = match AskedSpan::choose(spans, ms, self.widest) {
-            Some(at) => &mut open[at],
-            None => open.push_mut(OpenSegment::new(ms)?),
+        let segment = match at < open.len() {
+            true => &mut open[at],
+            false => open.push_mut(OpenSegment::new(ms)?),
         };
         segment.span = segment.span.with(ms);
         segment.runs += 1;
@@ -270,18 +367,26 @@ impl Batch {
         segment.builder.push(run)
     }
 
-    /// Ends the segments. Runs of one that cannot be compressed are dropped.
+    /// Ends the segments. Runs of one that cannot be compressed stay in the file, or are dropped.
     pub(super) fn seal(self) -> SealedBatch {
         let mut batch = SealedBatch {
             segments: Vec::new(),
             spool: self.spool,
-            is_partial: false,
+            is_partial: self.is_partial,
         };
+        // Whoever recovers a file of which some runs are in no segment makes others of it.
+        let file = batch.spool.as_ref().filter(|_| !self.is_partial);
+        let file = file.map(|file| file.name().into_owned());
+        let is_recovered = self.is_recovered;
         for (key, open) in self.segments {
-            for segment in open {
+            let file = file.as_deref().filter(|_| key.is_spooled);
+            for (at, segment) in open.into_iter().enumerate() {
                 let runs = segment.runs;
-                match segment.seal(&key) {
-                    Ok(segment) => batch.segments.push(segment),
+                match segment.seal(&key, file.map(|file| key.origin(file, at))) {
+                    Ok(segment) => batch.segments.push(SealedSegment {
+                        is_recovered,
+                        ..segment
+                    }),
                     Err(error) => {
                         tracing::error!(%error, runs, "ended runs could not be compressed");
                         batch.is_partial = true;
@@ -294,121 +399,4 @@ impl Batch {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::segment::read_all;
-    use super::*;
-
-    /// 2026-12-01T12:00:00Z, with which an hour begins.
-    const NOON: u64 = 1_796_126_400_000;
-    const HOUR: u64 = 3_600_000;
-    const SECOND: Duration = Duration::from_secs(1);
-    /// The widest span of a batch of a second.
-    const WIDEST: u64 = 10_000;
-
-    /// Seals a batch with a run of each time after noon, and returns the segments' spans after
-    /// noon, each with the times of its runs, in order.
-    fn sealed(times: &[u64], interval: Duration) -> Vec<((u64, u64), Vec<u64>)> {
-        let mut batch = Batch::without_spool(interval);
-        for (low, after) in (0_u128..).zip(times) {
-            let run = EncodedRun {
-                number: RunId::first_number_at(NOON + after) | low,
-                summary: Vec::new(),
-                line: b"{}".to_vec(),
-            };
-            batch.push(("t".into(), "i".into()), run, None).unwrap();
-        }
-        let sealed = batch.seal();
-        assert!(!sealed.is_partial);
-        let segment = |sealed: SealedSegment| {
-            let name = SegmentName::parse(&sealed.path).unwrap();
-            let runs = read_all(&sealed.bytes).unwrap();
-            assert_eq!(sealed.runs, runs.len() as u64);
-            let times = runs.iter().map(|run| RunId::millis_of(run.number) - NOON);
-            let mut times: Vec<u64> = times.collect();
-            times.sort_unstable();
-            ((name.first - NOON, name.last - NOON), times)
-        };
-        let mut segments: Vec<_> = sealed.segments.into_iter().map(segment).collect();
-        segments.sort();
-        segments
-    }
-
-    fn spans(times: &[u64]) -> Vec<(u64, u64)> {
-        sealed(times, SECOND)
-            .into_iter()
-            .map(|(span, _)| span)
-            .collect()
-    }
-
-    #[test]
-    fn a_segment_spans_ten_seconds_and_no_more() {
-        assert_eq!(spans(&[5000, 0, 10_000]), [(0, 10_000)]);
-        assert_eq!(spans(&[0, 10_001]), [(0, 0), (10_001, 10_001)]);
-        // The nearer one is too wide with it already.
-        assert_eq!(
-            spans(&[0, 9000, 14_000, 11_000]),
-            [(0, 9000), (11_000, 14_000)]
-        );
-        // Of two that it fits into, it joins the nearer.
-        assert_eq!(spans(&[0, 12_000, 7000]), [(0, 0), (7000, 12_000)]);
-        // Runs that gather for a minute span more.
-        let minute = sealed(&[0, 120_000, 120_001], 60 * SECOND);
-        assert_eq!(minute.len(), 2);
-        assert_eq!(minute[0].0, (0, 120_000));
-    }
-
-    #[test]
-    fn segments_that_no_more_may_be_opened_beside_take_what_is_nearest() {
-        let minutes: Vec<u64> = (0..8).map(|minute| minute * 60_000).collect();
-        let before: Vec<(u64, u64)> = minutes.iter().map(|ms| (*ms, *ms)).collect();
-        assert_eq!(spans(&minutes), before);
-        let mut after = before.clone();
-        after[7].1 = 3_000_000;
-        after[2].0 = 95_000;
-        let more = [&minutes[..], &[3_000_000, 95_000]].concat();
-        assert_eq!(spans(&more), after);
-        // Runs of other hours have segments of their own.
-        let more = [&minutes[..], &[HOUR, HOUR + 20_000]].concat();
-        assert_eq!(spans(&more).len(), 10);
-    }
-
-    proptest! {
-        #[test]
-        fn runs_of_a_few_moments_are_divided_by_them_in_any_order(
-            times in Just(
-                (0..8)
-                    .flat_map(|moment| (0..5).map(move |run| moment * 400_000 + run * 2500))
-                    .collect::<Vec<u64>>()
-            )
-            .prop_shuffle()
-        ) {
-            let moments: Vec<(u64, u64)> =
-                (0..8).map(|moment| (moment * 400_000, moment * 400_000 + 10_000)).collect();
-            prop_assert_eq!(spans(&times), moments);
-        }
-
-        #[test]
-        fn segments_are_few_and_narrow_unless_there_may_be_no_more(
-            times in prop::collection::vec(0..HOUR, 1..60),
-            within in prop::sample::select(vec![5000, 40_000, HOUR]),
-        ) {
-            let mut times: Vec<u64> = times.into_iter().map(|ms| ms % within).collect();
-            let segments = sealed(&times, SECOND);
-            prop_assert!(segments.len() <= MOST_OPEN);
-            for ((first, last), runs) in &segments {
-                prop_assert_eq!((Some(first), Some(last)), (runs.first(), runs.last()));
-                prop_assert!(last - first <= WIDEST || segments.len() == MOST_OPEN);
-            }
-            // Two that are next to each other would not fit into one.
-            for pair in segments.windows(2) {
-                prop_assert!(pair[1].0.1 - pair[0].0.0 > WIDEST);
-            }
-            let mut all: Vec<u64> = segments.into_iter().flat_map(|(_, runs)| runs).collect();
-            all.sort_unstable();
-            times.sort_unstable();
-            prop_assert_eq!(all, times);
-        }
-    }
-}
+mod tests;

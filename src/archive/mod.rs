@@ -326,6 +326,15 @@ impl Archive {
         removal::remove_named(&self.place, tenant, ids, removal, removed).await
     }
 
+    /// Waits until all runs that killed daemons have left in the folder for runs on their way are
+    /// written.
+    async fn until_recovered(&self) {
+        let asked = self.queue.ask_recovery();
+        let mut recovered = self.queue.recovered();
+        // An error says that nothing more will be written.
+        let _ = recovered.wait_for(|recovered| *recovered >= asked).await;
+    }
+
     /// Waits for the turn of a deletion, and until runs that may be meant are written.
     ///
     /// # Errors
@@ -333,8 +342,9 @@ impl Archive {
     async fn begin_deletion(&self, dry_run: bool) -> Result<MutexGuard<'_, ()>, ArchiveError> {
         let turn = self.deletions.lock().await;
         if !dry_run {
-            let flushed = tokio::time::timeout(DELETION_WAITS, self.flush()).await;
-            flushed.map_err(|_| {
+            let written = async { tokio::join!(self.flush(), self.until_recovered()) };
+            let written = tokio::time::timeout(DELETION_WAITS, written).await;
+            written.map_err(|_| {
                 ArchiveError::Unavailable(
                     "cannot be written, and runs wait for it that may be meant",
                 )

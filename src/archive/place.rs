@@ -1,5 +1,6 @@
 //! Where segments are: a folder of the host, or an object store.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
@@ -27,6 +28,8 @@ const CLIENT: ClientTimes = ClientTimes {
     request: Duration::from_secs(3600),
     read: Duration::from_secs(3600),
 };
+/// How often it is tried to create an object that is said to be there, and is not.
+const CREATED_AGAIN: usize = 3;
 /// The mode of folders that the daemon creates: what guests wrote is nobody else's.
 const PRIVATE: u32 = 0o700;
 /// The folder of an archive that has all of its segments.
@@ -167,17 +170,49 @@ impl Place {
     /// It was not written, as far as is known.
     pub(super) async fn create(&self, path: &Path, bytes: Bytes) -> Result<bool, ArchiveError> {
         let limit = REQUEST + Duration::from_secs(bytes.len() as u64 / SLOWEST);
-        let mode = PutOptions::from(PutMode::Create);
-        let put = self
-            .store
-            .put_opts(path, PutPayload::from(bytes.clone()), mode);
-        match asked_within(limit, put).await? {
-            Ok(_) => Ok(true),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
-            // The server cannot create only what is absent.
-            Err(error) if cannot_create_only(&error) => self.put(path, bytes).await.map(|()| true),
-            Err(error) => Err(told("write", &error)),
+        for _ in 0..CREATED_AGAIN {
+            let mode = PutOptions::from(PutMode::Create);
+            let payload = PutPayload::from(bytes.clone());
+            let put = self.store.put_opts(path, payload, mode);
+            match asked_within(limit, put).await? {
+                Ok(_) => return Ok(true),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
+                // The server, or the file system, cannot create only what is absent.
+                Err(error) if cannot_create_only(&error) || self.has_no_links(&error) => {
+                    if self.has(path).await? {
+                        return Ok(false);
+                    }
+                    return self.put(path, bytes).await.map(|()| true);
+                }
+                Err(error) => return Err(told("write", &error)),
+            }
+            // A server also says so while somebody else writes or deletes it, who may not succeed.
+            if self.has(path).await? {
+                return Ok(false);
+            }
         }
+        Err(ArchiveError::Unavailable(
+            "is being changed by others again and again",
+        ))
+    }
+
+    async fn has(&self, path: &Path) -> Result<bool, ArchiveError> {
+        let found = present(asked_raw(self.store.head(path)).await)?;
+        Ok(found.is_some())
+    }
+
+    /// Reports whether an error may be that of a file system without hard links, with which a
+    /// folder creates what is absent.
+    fn has_no_links(&self, error: &Error) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let (Some(error), true) = (cause, self.folder.is_some()) {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                let kinds = [ErrorKind::PermissionDenied, ErrorKind::Unsupported];
+                return kinds.contains(&error.kind());
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// Reads a part of an object; `None` where there is none.

@@ -83,7 +83,8 @@ impl fmt::Debug for ArchivableRun {
 }
 
 /// A guard for the bytes of a run that is on its way into the archive. Wherever it is dropped, the
-/// bytes are given back, and a run that was not written is told as dropped.
+/// bytes are given back, and a run that is neither written nor in a file beside the archive is told
+/// as dropped.
 #[derive(Debug)]
 pub(super) struct PendingRun {
     queue: Arc<ArchiveQueue>,
@@ -109,9 +110,15 @@ impl PendingRun {
         self.end = ArchiveState::Written;
     }
 
-    /// Ends the way of a run that is in a file beside the archive, and will be written from there.
-    pub(super) fn spooled(mut self) {
+    /// Notes that the run is in a file beside the archive, from which it will be written if it is
+    /// not written before.
+    pub(super) fn note_spooled(&mut self) {
         self.end = ArchiveState::Queued;
+    }
+
+    /// Reports whether the run is in a file beside the archive.
+    pub(super) fn is_spooled(&self) -> bool {
+        self.end == ArchiveState::Queued
     }
 }
 
@@ -178,6 +185,8 @@ pub(super) struct ArchiveQueue {
     most_of_one: usize,
     /// How many runs that were taken on have been written or dropped.
     settled: watch::Sender<u64>,
+    /// The last time that somebody asked for a recovery, by its number, after which none was left.
+    recovered: watch::Sender<u64>,
     pub(super) counters: ArchiveCounters,
 }
 
@@ -191,6 +200,10 @@ struct Waiting {
     offered: u64,
     /// Whether somebody waits for all runs to be written.
     is_urgent: bool,
+    /// How often it was asked for what killed daemons left to be written.
+    recovery: u64,
+    /// Whether that was asked for since the last turn.
+    is_recovery_new: bool,
     is_closed: bool,
 }
 
@@ -200,6 +213,8 @@ pub(super) struct TakenRuns {
     pub(super) runs: Vec<QueuedRun>,
     /// Whether they are to be written at once.
     pub(super) is_urgent: bool,
+    /// How often it was asked for what killed daemons left to be written.
+    pub(super) recovery: u64,
     /// Whether no more will come.
     pub(super) is_closed: bool,
 }
@@ -215,6 +230,7 @@ impl ArchiveQueue {
             most,
             most_of_one,
             settled: watch::Sender::new(0),
+            recovered: watch::Sender::new(0),
             counters: ArchiveCounters::default(),
         })
     }
@@ -305,6 +321,32 @@ impl ArchiveQueue {
         offered
     }
 
+    /// Has what killed daemons left looked for at once, and returns the number to wait for.
+    pub(super) fn ask_recovery(&self) -> u64 {
+        let mut waiting = lock(&self.inner);
+        waiting.recovery += 1;
+        waiting.is_recovery_new = true;
+        let asked = waiting.recovery;
+        drop(waiting);
+        self.wake.notify_one();
+        asked
+    }
+
+    /// Notes that all which killed daemons had left was written, after it was asked for `asked`
+    /// times.
+    pub(super) fn note_recovered(&self, asked: u64) {
+        self.recovered.send_if_modified(|recovered| {
+            let is_news = *recovered < asked;
+            *recovered = asked.max(*recovered);
+            is_news
+        });
+    }
+
+    /// Returns the number up to which whoever asked for a recovery has it, to be watched.
+    pub(super) fn recovered(&self) -> watch::Receiver<u64> {
+        self.recovered.subscribe()
+    }
+
     /// Takes nothing on any more.
     pub(super) fn close(&self) {
         lock(&self.inner).is_closed = true;
@@ -314,7 +356,8 @@ impl ArchiveQueue {
     /// Waits for runs, until `deadline` at the longest, and takes some of those that there are.
     pub(super) fn take(&self, deadline: Instant) -> TakenRuns {
         let idle = |waiting: &mut Waiting| {
-            waiting.runs.is_empty() && !waiting.is_urgent && !waiting.is_closed
+            let is_asked = waiting.is_urgent || waiting.is_recovery_new || waiting.is_closed;
+            waiting.runs.is_empty() && !is_asked
         };
         let waiting = self.wait_while(lock(&self.inner), deadline, idle);
         let gathered = Instant::now() + GATHER;
@@ -332,9 +375,11 @@ impl ArchiveQueue {
         let is_urgent = waiting.is_urgent;
         let is_empty = waiting.runs.is_empty();
         waiting.is_urgent &= !is_empty;
+        waiting.is_recovery_new = false;
         TakenRuns {
             runs,
             is_urgent,
+            recovery: waiting.recovery,
             is_closed: waiting.is_closed && is_empty,
         }
     }
@@ -415,7 +460,7 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(60);
         let ends: [(fn(PendingRun), ArchiveState); 3] = [
             (PendingRun::written, ArchiveState::Written),
-            (PendingRun::spooled, ArchiveState::Queued),
+            (|mut run| run.note_spooled(), ArchiveState::Queued),
             (drop, ArchiveState::Dropped),
         ];
         for (end, state) in ends {

@@ -1,5 +1,6 @@
 //! Finds ended runs in the archive by their ids, and the hours and segments of a time.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use object_store::path::Path;
@@ -14,10 +15,78 @@ use crate::model::request::{RunId, TimeRange};
 
 /// How often an hour is listed at the most, where segments of it are replaced while it is read.
 pub(super) const LISTED_AGAIN: usize = 5;
+/// How often an hour is listed at the most, where the list misses a segment.
+const LISTED_FOR_MISSED: usize = 3;
 /// The longest range whose hours are asked for one by one, without looking which there are.
 const FEW_HOURS: u64 = 2;
 
-/// Lists the segments of an hour.
+/// The segments of an hour, with their names.
+#[derive(Debug, Default)]
+pub(super) struct HourListing {
+    /// Those that hold.
+    pub(super) segments: Vec<(SegmentName, Object)>,
+    /// Those that others have replaced. They hold nothing any more, and are still there because who
+    /// replaced them has not deleted them yet or was killed, or because somebody slow has written
+    /// them once more and has not deleted them yet.
+    pub(super) replaced: Vec<(SegmentName, Object)>,
+}
+
+impl HourListing {
+    /// Divides objects into segments that hold and those that were replaced. Returns also whether
+    /// the list misses a segment: with each tombstone there is what replaced its segment, or that
+    /// one's tombstone, unless it came while the list was being made.
+    fn new(objects: Vec<Object>) -> (Self, bool) {
+        let mut listed = Vec::new();
+        let mut gone = BTreeSet::new();
+        for object in objects {
+            match SegmentName::parse(&object.path) {
+                Some(name) => listed.push((name, object)),
+                None => gone.extend(SegmentName::parse_tombstone(&object.path)),
+            }
+        }
+        if gone.is_empty() {
+            let segments = listed;
+            return (
+                Self {
+                    segments,
+                    ..Self::default()
+                },
+                false,
+            );
+        }
+        let all: BTreeSet<&SegmentName> = listed.iter().map(|(name, _)| name).collect();
+        let is_missed = gone.iter().any(|name| {
+            let next = name.replacement();
+            !all.contains(&next) && !gone.contains(&next)
+        });
+        let holds = |(name, _): &(SegmentName, Object)| !gone.contains(name);
+        let (segments, replaced) = listed.into_iter().partition(holds);
+        (Self { segments, replaced }, is_missed)
+    }
+
+    /// Lists the segments of an hour.
+    ///
+    /// # Errors
+    /// The archive does not answer.
+    pub(super) async fn read(
+        place: &Place,
+        tenant: &str,
+        hour: Hour,
+    ) -> Result<Self, ArchiveError> {
+        let folder = hour_folder(tenant, hour);
+        let mut listed = 1;
+        loop {
+            let (listing, is_missed) = Self::new(place.objects(&folder).await?);
+            // Nothing comes any more where the retention was stopped within an hour.
+            if !is_missed || listed == LISTED_FOR_MISSED {
+                return Ok(listing);
+            }
+            listed += 1;
+        }
+    }
+}
+
+/// Lists the segments of an hour, without those that others have replaced.
 ///
 /// # Errors
 /// The archive does not answer.
@@ -26,12 +95,8 @@ pub(super) async fn segments_of(
     tenant: &str,
     hour: Hour,
 ) -> Result<Vec<(SegmentName, Object)>, ArchiveError> {
-    let objects = place.objects(&hour_folder(tenant, hour)).await?;
-    let named = objects.into_iter().filter_map(|object| {
-        let name = SegmentName::parse(&object.path)?;
-        Some((name, object))
-    });
-    Ok(named.collect())
+    let listing = HourListing::read(place, tenant, hour).await?;
+    Ok(listing.segments)
 }
 
 /// Returns the hours of a tenant that there are in `range`, the latest first.

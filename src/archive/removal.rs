@@ -1,18 +1,41 @@
 //! Removes runs from the archive: those that somebody deletes, and those that have grown too old or
 //! too many.
 //!
-//! A segment never changes. One without the runs that are deleted is written first, and then the
-//! old one goes. Whoever is killed between the two leaves both; the deletion was not acknowledged
-//! then.
+//! A segment never changes. To delete runs of a segment N, its replacement R, which is N without
+//! them and whose name follows from N's, is created unless it is there; then N's tombstone is
+//! written, which has a hash of N; then N is deleted. Any number of daemons do so at once, stop
+//! between any two steps, or are slow. What holds all the while:
+//!
+//! - A tombstone of N is written only after R was there. So with it there is R, or R's tombstone,
+//!   and so on to a segment that has none: the runs that stay are always in one that holds. Nobody
+//!   removes a tombstone but the retention, with all of its hour.
+//! - N is deleted only after its tombstone is there. So whoever is slow, and creates R once more
+//!   after it was replaced and deleted, finds R's tombstone, and deletes R again, which may have
+//!   runs that others deleted in the meantime. Until then, or for good if they are killed, no
+//!   listing takes R for a segment, because of its tombstone. The next deletion in the hour deletes
+//!   such a segment.
+//! - The first to create R may find R's tombstone as well, where R was replaced at once. The
+//!   tombstone has the hash of the R that it is of, which tells the two apart.
+//! - A deletion is acknowledged when each segment of a listing that holds has none of its runs, or
+//!   was replaced by one without them. A run can come back only in the first R of an N that held
+//!   then, and this is what the deletion has written itself.
+//! - Whoever finds R there, or its tombstone, has deleted none of their own runs. They finish what
+//!   the other began (N's tombstone, and N), list again, and find the runs in what replaced N.
+//! - Whoever is killed before N's tombstone leaves N and R, which both hold: the deletion was not
+//!   acknowledged, and a run that is in both is told of once.
+//!
+//! Where a store cannot create only what is absent, the name is looked for before it is written.
+//! Then deletions of runs of one segment that create its replacement in the same moment, and only
+//! those, may undo each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::opened_segment::{Opened, OpenedSegment, SegmentOpener, damaged};
 use super::place::{ArchiveError, Object, Place};
-use super::reader::{LISTED_AGAIN, hours_of, segments_of};
+use super::reader::{HourListing, LISTED_AGAIN, hours_of};
 use super::segment::{EncodedRun, SegmentBuilder, read_all};
-use super::segment_name::{Hour, day_of, hour_of, root};
+use super::segment_name::{Hour, SegmentName, day_of, hour_of, root};
 use crate::model::request::{RunId, TimeRange};
 
 /// The most runs of a deletion that are named.
@@ -62,10 +85,18 @@ async fn remove_of_hour(
     let mut opener = SegmentOpener::default();
     for _ in 0..LISTED_AGAIN {
         let mut is_replaced = false;
-        let mut segments = segments_of(place, tenant, hour).await?;
+        let HourListing {
+            mut segments,
+            mut replaced,
+        } = HourListing::read(place, tenant, hour).await?;
         segments.retain(|(name, object)| {
             range.overlaps(name.first, name.last) && seen.insert(object.path.clone())
         });
+        // Runs that are deleted may be in one that somebody has left so.
+        replaced.retain(|(name, _)| range.overlaps(name.first, name.last) && !removal.dry_run);
+        for (_, object) in replaced {
+            place.delete(&object.path).await?;
+        }
         while !segments.is_empty() {
             for opened in opener.open_last(place, &mut segments, usize::MAX).await {
                 match remove_of_segment(place, tenant, opened, range, removal).await {
@@ -112,7 +143,8 @@ async fn remove_of_segment(
 }
 
 /// Replaces a segment by one without the runs that go. Returns false where another daemon has
-/// replaced it already: then what it wrote holds, and this one goes.
+/// replaced it already: then what it wrote holds, this one goes, and the hour is to be looked at
+/// again. The module's description has the reasons for each step.
 async fn rewrite(
     place: &Place,
     tenant: &str,
@@ -123,6 +155,7 @@ async fn rewrite(
     let Some(bytes) = place.whole(&object.path).await? else {
         return Ok(false);
     };
+    let replaced = blake3::hash(&bytes);
     let read = tokio::task::spawn_blocking(move || read_all(&bytes)).await;
     let runs = match read {
         Ok(runs) => runs.map_err(|why| damaged(&object.path, &why))?,
@@ -135,8 +168,19 @@ async fn rewrite(
     let Ok(Ok(bytes)) = built else {
         return Err(ArchiveError::Unavailable("could not be packed"));
     };
-    let path = name.replacement().path(tenant);
-    let is_own = place.create(&path, bytes).await?;
+    let next = name.replacement();
+    let own = blake3::hash(&bytes);
+    let is_own = place.create(&next.path(tenant), bytes).await?
+        && match place.whole(&next.tombstone(tenant)).await? {
+            None => true,
+            Some(hash) => {
+                place.delete(&next.path(tenant)).await?;
+                *hash == *own.as_bytes()
+            }
+        };
+    // The first tombstone is of the first segment of that name, and stays.
+    let hash = bytes::Bytes::copy_from_slice(replaced.as_bytes());
+    place.create(&name.tombstone(tenant), hash).await?;
     place.delete(&object.path).await?;
     Ok(is_own)
 }
@@ -247,11 +291,17 @@ pub(super) async fn retain(
         if !is_beyond && !is_old(hour) {
             break;
         }
-        for object in objects {
+        // A tombstone goes after all that it tells of.
+        let is_segment = |object: &Object| SegmentName::parse(&object.path).is_some();
+        let (segments, rest): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_segment);
+        deleted += segments.len() as u64;
+        for object in segments.into_iter().chain(rest) {
             place.delete(&object.path).await?;
             total -= object.size;
-            deleted += 1;
         }
     }
     Ok(deleted)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,9 @@
 //! daemon, that were asked for in one hour of UTC. FIRST and LAST are the times of its oldest and
 //! its newest run, in milliseconds since 1970 and 13 digits. So a run's id, which begins with its
 //! time, leads to the few segments that may have it, and a range of time to those of its hours.
+//!
+//! The name of a segment with `.gone` after it is that of its tombstone, which says that another
+//! segment has replaced it.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,6 +19,8 @@ use crate::model::request::millis_since_epoch;
 const FOLDER: &str = "runs";
 /// What the name of a segment ends with.
 const EXTENSION: &str = ".ndjson.zst";
+/// What the name of a tombstone has after the segment's.
+const GONE: &str = ".gone";
 /// Milliseconds of an hour.
 const HOUR_MS: u64 = 3_600_000;
 /// The last hour that has a text: the last one of the year 9999.
@@ -95,8 +100,14 @@ pub(super) fn hours_of_day(first: Hour) -> impl Iterator<Item = Hour> {
     (0..DAY_HOURS).rev().map(move |hour| Hour(first.0 + hour))
 }
 
+fn serial_of(hash: blake3::Hash) -> u128 {
+    let mut serial = [0; 16];
+    serial.copy_from_slice(&hash.as_bytes()[..16]);
+    u128::from_be_bytes(serial)
+}
+
 /// What the name of a segment says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SegmentName {
     /// The time of the oldest run, in milliseconds.
     pub(super) first: u64,
@@ -119,14 +130,27 @@ impl SegmentName {
         }
     }
 
+    /// Creates the name of a segment whose runs `origin` is a hash of, or of where they come from,
+    /// which is always the same.
+    pub(super) fn derived(
+        first: u64,
+        last: u64,
+        instance: &Arc<str>,
+        origin: blake3::Hash,
+    ) -> Self {
+        Self {
+            first,
+            last,
+            instance: Arc::clone(instance),
+            serial: serial_of(origin),
+        }
+    }
+
     /// Returns the name of the segment that replaces this one when some of its runs are deleted. It
     /// is always the same, so that of two daemons that replace it at once, one learns of the other.
     pub(super) fn replacement(&self) -> Self {
-        let hash = blake3::hash(&self.serial.to_be_bytes());
-        let mut serial = [0; 16];
-        serial.copy_from_slice(&hash.as_bytes()[..16]);
         Self {
-            serial: u128::from_be_bytes(serial),
+            serial: serial_of(blake3::hash(&self.serial.to_be_bytes())),
             ..self.clone()
         }
     }
@@ -144,13 +168,28 @@ impl SegmentName {
         Path::from_iter([FOLDER, tenant, &day, &hour, &name])
     }
 
+    /// Returns the place of the segment's tombstone.
+    pub(super) fn tombstone(&self, tenant: &str) -> Path {
+        Path::from(format!("{}{GONE}", self.path(tenant)))
+    }
+
+    /// Parses the place of a tombstone to the name of its segment; `None` for any other object.
+    pub(super) fn parse_tombstone(path: &Path) -> Option<Self> {
+        Self::parse_file(path.filename()?.strip_suffix(GONE)?)
+    }
+
+    /// Parses the name of a segment's file or of its tombstone; `None` for any other.
+    pub(super) fn parse_either_file(name: &str) -> Option<Self> {
+        Self::parse_file(name.strip_suffix(GONE).unwrap_or(name))
+    }
+
     /// Parses the place of an object; `None` for one that is no segment.
     pub(super) fn parse(path: &Path) -> Option<Self> {
         Self::parse_file(path.filename()?)
     }
 
     /// Parses the name of a file, without its folders; `None` for one that is no segment.
-    pub(super) fn parse_file(name: &str) -> Option<Self> {
+    fn parse_file(name: &str) -> Option<Self> {
         let name = name.strip_suffix(EXTENSION)?;
         let (first, rest) = name.split_once('-')?;
         let (last, rest) = rest.split_once('-')?;
@@ -190,7 +229,12 @@ mod tests {
                     .starts_with(hour_folder(tenant, Hour::of(NOON)).as_ref())
             );
             assert!(path.as_ref().starts_with(tenant_folder(tenant).as_ref()));
-            assert_eq!(SegmentName::parse(&path), Some(name));
+            assert_eq!(SegmentName::parse(&path), Some(name.clone()));
+            let gone = name.tombstone(tenant);
+            assert_eq!(gone.as_ref(), format!("{path}.gone"));
+            assert_eq!(SegmentName::parse(&gone), None);
+            assert_eq!(SegmentName::parse_tombstone(&path), None);
+            assert_eq!(SegmentName::parse_tombstone(&gone), Some(name));
         }
     }
 

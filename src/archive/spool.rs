@@ -4,6 +4,8 @@
 //! A file has records, each with its length and a checksum before it. A daemon keeps its file
 //! locked, and so knows a file without an owner by its lock. What was written in part is left out.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -33,6 +35,10 @@ pub(super) struct SpoolRecord {
     pub(super) summary: Vec<u8>,
     #[prost(bytes = "vec", tag = "5")]
     pub(super) line: Vec<u8>,
+    /// Which of the segments of its tenant and hour in its batch it is in, counted from zero, so
+    /// that whoever recovers it makes the same segments of the file.
+    #[prost(uint32, optional, tag = "6")]
+    pub(super) segment: Option<u32>,
 }
 
 /// A file of records, which is locked while it is open.
@@ -61,6 +67,12 @@ impl SpoolFile {
             path,
             length: 0,
         })
+    }
+
+    /// Returns the name of the file, which no other file has.
+    pub(super) fn name(&self) -> Cow<'_, str> {
+        let name = self.path.file_name();
+        name.map(OsStr::to_string_lossy).unwrap_or_default()
     }
 
     /// Appends a record.
@@ -173,6 +185,15 @@ fn adopt_file(path: PathBuf) -> io::Result<Option<(SpoolFile, Vec<SpoolRecord>)>
 mod tests {
     use super::*;
 
+    impl SpoolFile {
+        /// Lets every later record fail, as a full disk does.
+        pub(in crate::archive) fn refuse_more(&mut self) {
+            let read_only = File::open(&self.path).unwrap();
+            drop(std::mem::replace(&mut self.file, read_only));
+            self.file.try_lock().unwrap();
+        }
+    }
+
     fn record(number: u128) -> SpoolRecord {
         SpoolRecord {
             tenant: "t".to_owned(),
@@ -180,6 +201,7 @@ mod tests {
             number: number.to_be_bytes().to_vec(),
             summary: vec![1; 3],
             line: vec![b'x'; 100],
+            segment: Some(0),
         }
     }
 

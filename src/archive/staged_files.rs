@@ -81,13 +81,13 @@ impl StagedSweep {
     }
 }
 
-/// Reports whether a file of that name is the staged one of a segment.
+/// Reports whether a file of that name is the staged one of a segment or of a tombstone.
 fn is_staged(name: &str) -> bool {
     let Some((segment, number)) = name.split_once('#') else {
         return false;
     };
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    is_number && SegmentName::parse_file(segment).is_some()
+    is_number && SegmentName::parse_either_file(segment).is_some()
 }
 
 #[cfg(test)]
@@ -118,9 +118,11 @@ mod tests {
         for number in ["#1", "#2", "#10"] {
             write(&hour.join(format!("{SEGMENT}{number}")), 61);
         }
+        write(&hour.join(format!("{SEGMENT}.gone#1")), 61);
         let stays = [
             (format!("{SEGMENT}#3"), 59),
             (SEGMENT.to_owned(), 100_000),
+            (format!("{SEGMENT}.gone"), 100_000),
             (format!("{SEGMENT}#"), 61),
             (format!("{SEGMENT}#1x"), 61),
             (format!("{SEGMENT}#1#1"), 61),
@@ -133,7 +135,7 @@ mod tests {
             write(path, *minutes);
         }
         let sweep = StagedSweep::run(runs.path());
-        assert_eq!((sweep.deleted, sweep.error.is_none()), (3, true));
+        assert_eq!((sweep.deleted, sweep.error.is_none()), (4, true));
         for (path, _) in &stays {
             assert!(path.exists(), "{}", path.display());
         }

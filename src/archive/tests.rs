@@ -11,33 +11,36 @@ use super::segment_name::{SegmentName, root};
 use super::spool::{SpoolFile, SpoolRecord};
 use super::*;
 
-const HOUR: u64 = 3_600_000;
+pub(super) const HOUR: u64 = 3_600_000;
 /// 2026-12-01T12:00:00Z.
-const NOON: u64 = 1_796_126_400_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const NOON: u64 = 1_796_126_400_000;
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn open(folder: &Path, instance: &str) -> Archive {
-    let settings = ArchiveSettings {
+pub(super) fn settings(folder: &Path) -> ArchiveSettings {
+    ArchiveSettings {
         location: StoreLocation::Directory(folder.to_owned()),
         spool: None,
         queue: 64 << 20,
         interval: Duration::from_secs(1),
         has_several_tenants: false,
         retention: Retention::default(),
-    };
-    Archive::open(instance, settings).unwrap()
+    }
 }
 
-fn number(ms: u64, low: u64) -> u128 {
+pub(super) fn open(folder: &Path, instance: &str) -> Archive {
+    Archive::open(instance, settings(folder)).unwrap()
+}
+
+pub(super) fn number(ms: u64, low: u64) -> u128 {
     RunId::first_number_at(ms) | u128::from(low)
 }
 
-fn line(number: u128) -> Vec<u8> {
+pub(super) fn line(number: u128) -> Vec<u8> {
     format!("{{\"number\":\"{number}\"}}").into_bytes()
 }
 
 /// Offers a run that was asked for at a time, and returns its mark.
-fn offer(archive: &Archive, tenant: &str, number: u128) -> Arc<ArchiveMark> {
+pub(super) fn offer(archive: &Archive, tenant: &str, number: u128) -> Arc<ArchiveMark> {
     let mark = ArchiveMark::queued();
     archive.offer(ArchivableRun {
         tenant: tenant.into(),
@@ -63,7 +66,12 @@ fn first_page(size: usize) -> PageRequest {
     }
 }
 
-async fn numbers(archive: &Archive, tenant: &str, range: TimeRange, size: usize) -> Vec<u128> {
+pub(super) async fn numbers(
+    archive: &Archive,
+    tenant: &str,
+    range: TimeRange,
+    size: usize,
+) -> Vec<u128> {
     let mut numbers = Vec::new();
     let mut before = None;
     loop {
@@ -279,6 +287,7 @@ async fn runs_of_a_daemon_that_was_killed_are_written_by_the_next() {
             number: number(NOON, low).to_be_bytes().to_vec(),
             summary: Vec::new(),
             line: line(number(NOON, low)),
+            segment: None,
         })
         .collect();
     let mut file = SpoolFile::create(&spool).unwrap();

@@ -120,9 +120,16 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     files.filter(|file| file.extension().is_some()).collect()
 }
 
+/// The segments below a folder.
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let mut files = files(folder);
+    files.retain(|file| file.to_string_lossy().ends_with(".ndjson.zst"));
+    files
+}
+
 /// All bytes of an archive, unpacked, with the summaries in its indexes.
 fn unpacked(folder: &Path) -> Vec<u8> {
-    let segments = files(folder).into_iter();
+    let segments = segments(folder).into_iter();
     let segments = segments.map(|file| unpacked_segment(&std::fs::read(file).unwrap()));
     segments.collect::<Vec<_>>().concat()
 }
@@ -351,7 +358,7 @@ pub(crate) fn unpacked_lines(folder: &Path) -> usize {
         let lines = zstd::stream::decode_all(&*bytes).unwrap();
         lines.iter().filter(|byte| **byte == b'\n').count()
     };
-    files(folder).into_iter().map(count).sum()
+    segments(folder).into_iter().map(count).sum()
 }
 
 #[tokio::test]
@@ -662,6 +669,9 @@ pub(crate) fn answer(asked: &Asked, shared: &SharedBucket) -> Reply {
     let key = key.trim_start_matches('/').to_owned();
     match asked.method.as_str() {
         _ if key.is_empty() => listing(asked, &bucket),
+        "PUT" if asked.header("if-none-match").is_some() && bucket.objects.contains_key(&key) => {
+            failing(412, "PreconditionFailed")
+        }
         "PUT" => {
             bucket.objects.insert(key, asked.body.clone());
             Reply::new(200, "").with("etag", "\"x\"")

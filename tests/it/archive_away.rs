@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tonic::Code;
 
 use crate::archive::{
     SharedBucket, all_since, answer, events, failing, files, has, info, now, over, says,
-    until_archived,
+    unpacked_segment, until_archived,
 };
 use crate::archive_replay::noise;
 use crate::audit::lines;
@@ -306,6 +307,74 @@ async fn a_deletion_that_fails_halfway_tells_the_audit_what_it_has_deleted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deletion_whose_caller_leaves_tells_the_audit_what_it_has_deleted() {
     is_told_to_the_audit(Halfway::TheCallerLeaves).await;
+}
+
+/// Deletes a run, and returns how many were deleted.
+async fn deleted(runs: &mut Runs, run_id: &str) -> u64 {
+    let request = DeleteRunsRequest {
+        run_ids: vec![run_id.to_owned()],
+        ..DeleteRunsRequest::default()
+    };
+    let answer = runs.delete_runs(request).await.unwrap();
+    answer.into_inner().deleted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_deletion_brings_back_nothing_that_others_have_deleted() {
+    let (bucket, gate) = (SharedBucket::default(), Arc::new(Gate::default()));
+    let (shared, held) = (Arc::clone(&bucket), Arc::clone(&gate));
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let armed = Arc::clone(&is_armed);
+    let server = Scripted::start(move |asked| {
+        // The first replacement that is to be created comes late.
+        let creates = asked.method == "PUT" && asked.header("if-none-match").is_some();
+        if creates && armed.swap(false, Ordering::SeqCst) {
+            held.pass();
+        }
+        answer(asked, &shared)
+    });
+    let since = now();
+    let kept_for_ever = ["--set", "runs.archive_age=0s"];
+    let gathering = [&kept_for_ever[..], &["--set", "runs.archive_interval=10m"]].concat();
+    let first = over(&server, "first", &gathering);
+    let mut ids = Vec::new();
+    for text in ["x", "y", "z", "stays"] {
+        ids.push(says(&first, text).await);
+    }
+    // All are in one segment.
+    let (code, _) = tokio::task::block_in_place(|| first.end());
+    assert_eq!(code, 0);
+    let slow = over(&server, "slow", &kept_for_ever);
+    let other = over(&server, "other", &kept_for_ever);
+    let (mut slows, mut others) = (runs(&slow.addr).await, runs(&other.addr).await);
+    gate.set_closed(true);
+    is_armed.store(true, Ordering::SeqCst);
+    let deleting = {
+        let (mut slows, x) = (slows.clone(), ids[0].clone());
+        tokio::spawn(async move { deleted(&mut slows, &x).await })
+    };
+    gate.until_somebody_waits().await;
+    // The first of these creates what the slow one is about to create, and the second replaces it.
+    for gone in &ids[1..3] {
+        assert_eq!(deleted(&mut others, gone).await, 1);
+    }
+    gate.set_closed(false);
+    assert_eq!(deleting.await.unwrap(), 1);
+    for runs in [&mut slows, &mut others] {
+        let listed = all_since(runs, since, 100).await;
+        let listed: Vec<String> = listed.into_iter().map(|run| run.run_id).collect();
+        assert_eq!(listed, ids[3..]);
+        for gone in &ids[..3] {
+            let missing = info(runs, gone).await.unwrap_err();
+            Refused::new(&missing).is(Code::FailedPrecondition, "RUN_ELSEWHERE");
+        }
+    }
+    let bucket = bucket.lock().unwrap();
+    let segments = bucket.objects.iter();
+    let segments = segments.filter(|(key, _)| key.ends_with(".ndjson.zst"));
+    let bytes: Vec<u8> = segments.flat_map(|(_, it)| unpacked_segment(it)).collect();
+    assert!(has(&bytes, &ids[3]));
+    assert!(ids[..3].iter().all(|id| !has(&bytes, id)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
