@@ -40,7 +40,7 @@ pub use self::page::{ArchivedPage, PageRequest};
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
 pub use self::removal::{Removal, Removed, Retention};
-pub use self::segment::{EncodedRun, MAX_OUTPUT};
+pub use self::segment::{EncodedRun, MAX_LINE, MAX_OUTPUT};
 
 /// Requests of callers that read the archive at once, beside a deletion. Each has a few MiB of it.
 const AT_ONCE: usize = 3;

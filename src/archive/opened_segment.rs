@@ -5,7 +5,7 @@ use object_store::path::Path;
 
 use super::place::{ArchiveError, Object, Place};
 use super::segment::{
-    DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, SegmentIndex, TAIL, index_place,
+    DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, RunEntry, SegmentIndex, TAIL, index_place,
 };
 use super::segment_name::SegmentName;
 use crate::model::request::{RunId, TimeRange};
@@ -97,20 +97,30 @@ impl OpenedSegment {
         }))
     }
 
-    /// Returns the runs that `range` has, in any order.
-    pub(super) fn entries(&self, range: TimeRange) -> Result<Vec<ArchivedEntry>, ArchiveError> {
+    /// Returns the runs that `range` has, in any order. Those whose lines nobody can read are left
+    /// out, and the error for the first of them is returned too.
+    pub(super) fn entries(&self, range: TimeRange) -> (Vec<ArchivedEntry>, Option<ArchiveError>) {
         let within = self.index.runs.iter();
         let within = within.filter(|run| range.has(RunId::millis_of(run.number())));
-        let entry = |run| {
-            let line = self.index.place(run);
-            Ok(ArchivedEntry {
-                id: RunId::of(run.number(), &self.name.instance),
-                summary: run.summary.clone(),
-                segment: self.object.path.clone(),
-                line: line.map_err(|why| damaged(&self.object.path, &why))?,
-            })
+        let mut broken = None;
+        let entry = |run: &RunEntry| {
+            let id = RunId::of(run.number(), &self.name.instance);
+            match self.index.place(run) {
+                Ok(line) => Some(ArchivedEntry {
+                    id,
+                    summary: run.summary.clone(),
+                    segment: self.object.path.clone(),
+                    line,
+                }),
+                Err(why) => {
+                    let why = DamagedBytes::new(&format!("the run {id}: {why}"));
+                    broken.get_or_insert_with(|| damaged(&self.object.path, &why));
+                    None
+                }
+            }
         };
-        within.map(entry).collect()
+        let entries = within.filter_map(entry).collect();
+        (entries, broken)
     }
 }
 

@@ -15,9 +15,11 @@ use prost::Message;
 const FRAME_BYTES: usize = 256 << 10;
 /// The level of compression: the cheapest, which leaves a fifth of lines about hellos.
 const LEVEL: i32 = 1;
-/// The most bytes of a frame or an index that a reader unpacks: more than a frame has whose last
-/// line is that of a run with [`MAX_OUTPUT`] bytes of output in base64.
+/// The most bytes of a frame that a reader unpacks.
 const MAX_UNPACKED: usize = 64 << 20;
+/// The most bytes of the line of a run: with the lines before it, it is still in a frame that is
+/// read. It is more than [`MAX_OUTPUT`] bytes of output take in base64.
+pub const MAX_LINE: usize = MAX_UNPACKED - FRAME_BYTES;
 /// The largest window of a frame that is unpacked piece by piece, as a power of two: what the
 /// format recommends that every reader takes. Frames that a daemon writes have 512 KiB.
 const MAX_WINDOW_LOG: u32 = 23;
@@ -436,6 +438,26 @@ mod tests {
             assert_eq!(place.decode(frame, some).unwrap(), &run.line[..3]);
             assert!(place.memory() >= (frame.len() + run.line.len()) as u64);
         }
+    }
+
+    #[test]
+    fn the_longest_line_is_read_behind_as_many_bytes_as_may_be_before_it() {
+        let long = |number, bytes| EncodedRun {
+            number,
+            summary: Vec::new(),
+            line: vec![b'x'; bytes],
+        };
+        // With the line break, one byte less than ends the frame.
+        let before = long(1, FRAME_BYTES - 2);
+        let segment_of = |bytes| segment(&[before.clone(), long(2, bytes)]);
+        let longest = segment_of(MAX_LINE);
+        let read = index(&longest).unwrap();
+        let place = read.place(&read.runs[1]).unwrap();
+        let frame = &longest[bytes_of(&place.frame)];
+        assert!(place.decode(frame, whole).unwrap() == vec![b'x'; MAX_LINE]);
+        assert_eq!(read_all(&longest).unwrap().len(), 2);
+        let longer = index(&segment_of(MAX_LINE + 1)).unwrap();
+        assert!(longer.place(&longer.runs[1]).is_err());
     }
 
     fn whole(line: &mut dyn BufRead) -> Vec<u8> {

@@ -268,6 +268,46 @@ async fn a_damaged_segment_is_named_and_the_others_are_listed() {
 }
 
 #[tokio::test]
+async fn a_run_whose_line_is_too_long_hides_no_other_of_its_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = open(folder.path(), "a");
+    let long = number(NOON, 1);
+    archive.offer(ArchivableRun {
+        tenant: "t".into(),
+        number: long,
+        share: Arc::default(),
+        cost: 1000,
+        mark: ArchiveMark::queued(),
+        encode: Box::new(move || EncodedRun {
+            number: long,
+            summary: Vec::new(),
+            line: vec![b'x'; MAX_LINE + (1 << 20)],
+        }),
+    });
+    let short = number(NOON, 2);
+    offer(&archive, "t", short);
+    archive.flush().await;
+    let objects = archive.place.objects(&root()).await.unwrap();
+    let names = objects.iter();
+    let names = names.filter_map(|object| SegmentName::parse(&object.path));
+    assert_eq!(names.count(), 1, "both are in one segment");
+    let page = archive.list("t", first_page(9), |_| true).await.unwrap();
+    let [long, short] = [long, short].map(|number| RunId::of(number, "a"));
+    assert!(page.runs.iter().map(|run| run.id).eq([short]), "{page:?}");
+    assert_eq!(page.damaged.len(), 1);
+    assert!(page.damaged[0].contains(long.as_str()), "{page:?}");
+    let found = archive
+        .find("t", &short)
+        .await
+        .unwrap()
+        .expect("it is there");
+    assert_eq!(read_line(&archive, &found).await, line(short.number()));
+    let refused = archive.find("t", &long).await.unwrap_err();
+    assert!(matches!(refused, ArchiveError::Damaged { .. }), "{refused}");
+    archive.close(PATIENCE).await;
+}
+
+#[tokio::test]
 async fn runs_of_a_daemon_that_was_killed_are_written_by_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().join(SPOOL);
