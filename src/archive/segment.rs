@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 /// Bytes of lines in a frame, after which the next one begins.
 const FRAME_BYTES: usize = 256 << 10;
@@ -20,6 +21,18 @@ const MAX_UNPACKED: usize = 64 << 20;
 /// The most bytes of the line of a run: with the lines before it, it is still in a frame that is
 /// read. It is more than [`MAX_OUTPUT`] bytes of output take in base64.
 pub const MAX_LINE: usize = MAX_UNPACKED - FRAME_BYTES;
+/// The most bytes of an index that a reader unpacks. A batch of a daemon has 8 MiB of lines and
+/// summaries when its last turn begins, which adds 4 MiB and a run, and so has at most 12 MiB and
+/// the summary of a run.
+const MAX_INDEX: u64 = 32 << 20;
+/// The most bytes of an index as it is stored: a bit more than unpacked, where it cannot be
+/// compressed.
+const MAX_PACKED_INDEX: u64 = MAX_INDEX + (1 << 20);
+/// The most runs of an index that a reader decodes, which take several times their bytes then. What
+/// a daemon writes of the smallest run has more than 600 bytes, of which a batch has 21,000.
+const MAX_RUNS: usize = 128 << 10;
+/// The fewest bytes of a run in the index: its number, with what is before it.
+const MIN_RUN: usize = 18;
 /// The largest window of a frame that is unpacked piece by piece, as a power of two: what the
 /// format recommends that every reader takes. Frames that a daemon writes have 512 KiB.
 const MAX_WINDOW_LOG: u32 = 23;
@@ -238,11 +251,56 @@ pub(super) fn index_place(size: u64, tail: &[u8]) -> Result<Range<u64>, DamagedB
         return Err(damaged("it is shorter than any segment"));
     };
     let end = size.saturating_sub(TRAILER as u64);
-    let begin = end.checked_sub(u64::from_le_bytes(*length));
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_PACKED_INDEX {
+        return Err(damaged("its index says that it is larger than any"));
+    }
+    let begin = end.checked_sub(length);
     begin
         .filter(|begin| *begin >= SKIPPABLE_HEADER as u64)
         .map(|begin| begin..end)
         .ok_or_else(|| damaged("its index is larger than itself"))
+}
+
+/// Returns how many bytes an index has once it is unpacked, by its compressed bytes.
+///
+/// # Errors
+/// They are not those of an index.
+pub(super) fn unpacked_index(packed: &[u8]) -> Result<u64, DamagedBytes> {
+    let size = zstd::zstd_safe::get_frame_content_size(packed);
+    let size = size.ok().flatten();
+    let size = size.ok_or_else(|| damaged("its index does not say how large it is"))?;
+    match size <= MAX_INDEX {
+        true => Ok(size),
+        false => Err(damaged("its index says that it is larger than any")),
+    }
+}
+
+/// Checks that an index has no more entries than its bytes have room for, since an entry without
+/// bytes takes as much memory as any.
+///
+/// # Errors
+/// It has more, or is no index.
+fn check_entries(index: &[u8]) -> Result<(), DamagedBytes> {
+    let (mut rest, mut frames, mut runs) = (index, 0_usize, 0_usize);
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).map_err(damaged)?;
+        let before = rest.len();
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(damaged)?;
+        match tag {
+            1 => frames += 1,
+            2 if before - rest.len() <= MIN_RUN => {
+                return Err(damaged("a run of its index has no number"));
+            }
+            2 => runs += 1,
+            _ => {}
+        }
+    }
+    // Each frame has a line at least.
+    match runs <= MAX_RUNS && frames <= runs {
+        true => Ok(()),
+        false => Err(damaged("its index has more entries than any")),
+    }
 }
 
 impl SegmentIndex {
@@ -251,10 +309,10 @@ impl SegmentIndex {
     /// # Errors
     /// They are not those of an index.
     pub(super) fn decode_packed(packed: &[u8]) -> Result<Self, DamagedBytes> {
-        let bound = zstd::zstd_safe::get_frame_content_size(packed);
-        let size = bound.ok().flatten().unwrap_or(u64::MAX);
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let index = Self::decode(unpack(packed, size)?.as_slice()).map_err(damaged)?;
+        let size = usize::try_from(unpacked_index(packed)?).map_err(damaged)?;
+        let unpacked = unpack(packed, size)?;
+        check_entries(&unpacked)?;
+        let index = Self::decode(unpacked.as_slice()).map_err(damaged)?;
         if index.runs.iter().any(|run| run.number.len() != 16) {
             return Err(damaged("a run of its index has no number"));
         }
@@ -356,6 +414,12 @@ pub(super) fn read_all(segment: &[u8]) -> Result<Vec<EncodedRun>, DamagedBytes> 
     let unpacked = index.frames.iter().map(|frame| frame.unpacked);
     if unpacked.fold(0, u64::saturating_add) > MAX_SEGMENT {
         return Err(damaged("it says that it is larger than any"));
+    }
+    // Lines that overlap would be in memory as often as they are named.
+    let lines = index.runs.iter().map(|run| run.length);
+    let unpacked = index.frames.iter().map(|frame| frame.unpacked);
+    if lines.fold(0, u64::saturating_add) > unpacked.sum::<u64>() {
+        return Err(damaged("its lines are longer than its frames"));
     }
     for frame in &index.frames {
         let packed = part(frame.offset..frame.offset.saturating_add(frame.length))?;
@@ -494,6 +558,79 @@ mod tests {
             assert!(decode(&frame[..at]).is_err(), "the first {at} bytes");
         }
         assert!(decode(&[frame, frame].concat()).is_err(), "twice as long");
+    }
+
+    /// A segment of one run whose index is another one.
+    fn forged(index: &[u8]) -> Vec<u8> {
+        let honest = segment(&[run(1, 50)]);
+        let place = index_place(honest.len() as u64, &honest).unwrap();
+        let frames = bytes_of(&place).start - SKIPPABLE_HEADER;
+        let mut bytes = honest[..frames].to_vec();
+        let index = zstd::bulk::compress(index, LEVEL).unwrap();
+        let length = u32::try_from(index.len() + TRAILER).unwrap();
+        bytes.extend_from_slice(&SKIPPABLE.to_le_bytes());
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&index);
+        bytes.extend_from_slice(&(index.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&MAGIC);
+        bytes
+    }
+
+    /// An index of so many runs, all of which have this frame and this line.
+    fn overlapping(runs: usize, frame: FrameEntry, length: u64) -> Vec<u8> {
+        let entry = RunEntry {
+            number: vec![7; 16],
+            frame: 0,
+            offset: 0,
+            length,
+            summary: Vec::new(),
+        };
+        let index = SegmentIndex {
+            frames: vec![frame],
+            runs: vec![entry; runs],
+        };
+        index.encode_to_vec()
+    }
+
+    #[test]
+    fn an_index_that_would_take_far_more_memory_than_it_has_bytes_is_refused() {
+        let number = [[0x0a, 16].to_vec(), vec![7; 16]].concat();
+        let honest = [[0x12, 18].to_vec(), number].concat();
+        let no_number = "a run of its index has no number";
+        let many = "its index has more entries than any";
+        let large = "its index says that it is larger than any";
+        let most = usize::try_from(MAX_INDEX).unwrap();
+        for (bytes, refused) in [
+            ([0x12, 0].repeat(most / 2), Some(no_number)),
+            ([0x12, 0].repeat(most / 2 + 1), Some(large)),
+            ([0x0a, 0].repeat(most / 2), Some(many)),
+            ([&honest[..], &[0x0a, 0], &[0x0a, 0]].concat(), Some(many)),
+            ([&honest[..], &[0x0a, 0]].concat(), None),
+            (honest.repeat(MAX_RUNS), None),
+            (honest.repeat(MAX_RUNS + 1), Some(many)),
+            // A field that is not known is passed over.
+            ([&honest[..], &[0x1a, 1, 0]].concat(), None),
+        ] {
+            let why = index(&forged(&bytes)).err().map(|why| why.to_string());
+            assert_eq!(why.as_deref(), refused, "{} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn lines_that_overlap_are_not_read_all_at_once() {
+        let honest = segment(&[run(1, 50)]);
+        let index = index(&honest).unwrap();
+        let (frame, length) = (index.frames[0], index.runs[0].length);
+        assert_eq!(
+            read_all(&forged(&overlapping(1, frame, length)))
+                .unwrap()
+                .len(),
+            1
+        );
+        for runs in [2, 100_000] {
+            let refused = read_all(&forged(&overlapping(runs, frame, length))).unwrap_err();
+            assert_eq!(refused.to_string(), "its lines are longer than its frames");
+        }
     }
 
     #[test]

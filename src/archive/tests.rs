@@ -488,6 +488,39 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
 }
 
 #[tokio::test]
+async fn segments_whose_indexes_do_not_fit_together_are_all_looked_at() {
+    const SEGMENTS: u64 = 7;
+    let folder = tempfile::tempdir().unwrap();
+    let archive = open(folder.path(), "a");
+    for run in 0..SEGMENTS {
+        archive.offer(ArchivableRun {
+            tenant: "t".into(),
+            number: number(NOON, run),
+            share: Arc::default(),
+            cost: 1000,
+            mark: ArchiveMark::queued(),
+            encode: Box::new(move || EncodedRun {
+                number: number(NOON, run),
+                summary: vec![b'x'; 5 << 20],
+                line: line(number(NOON, run)),
+            }),
+        });
+        archive.flush().await;
+    }
+    let takes = |_: &RunId, _: &[u8]| true;
+    for (dry_run, left) in [(true, SEGMENTS), (false, 0)] {
+        let mut removed = Removed::default();
+        let removal = Removal { dry_run, takes };
+        let all = archive.remove("t", TimeRange::ALL, &removal, &mut removed);
+        all.await.unwrap();
+        assert_eq!(removed.runs, SEGMENTS);
+        let listed = numbers(&archive, "t", TimeRange::ALL, 9).await;
+        assert_eq!(listed.len() as u64, left);
+    }
+    archive.close(PATIENCE).await;
+}
+
+#[tokio::test]
 async fn runs_that_took_long_and_end_together_are_each_in_one_narrow_segment() {
     let folder = tempfile::tempdir().unwrap();
     let archive = open(folder.path(), "a");
