@@ -109,7 +109,7 @@ impl PackedSegment {
         }))
     }
 
-    /// Unpacks the index.
+    /// Decodes the index.
     ///
     /// # Errors
     /// The segment is damaged, or there is no thread for it.

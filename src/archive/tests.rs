@@ -204,6 +204,46 @@ async fn runs_are_removed_by_id_and_by_time_and_others_stay() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_in_two_segments_or_was_counted_elsewhere_is_not_counted_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let takes = |_: &RunId, _: &[u8]| true;
+    let both: BTreeSet<RunId> = ["a", "b"]
+        .map(|instance| RunId::of(number(NOON, 1), instance))
+        .into();
+    for (elsewhere, dry_run, counted) in [
+        (None, true, both.clone()),
+        (None, false, both.clone()),
+        (
+            Some("a"),
+            true,
+            BTreeSet::from([RunId::of(number(NOON, 1), "b")]),
+        ),
+        (
+            Some("a"),
+            false,
+            BTreeSet::from([RunId::of(number(NOON, 1), "b")]),
+        ),
+        (Some("c"), false, both.clone()),
+    ] {
+        // Both daemons have a run of that number, and are killed after they have written it.
+        for instance in ["a", "b", "a"] {
+            let archive = open(folder.path(), instance);
+            offer(&archive, "t", number(NOON, 1));
+            archive.close(PATIENCE).await;
+        }
+        let archive = open(folder.path(), "c");
+        let mut removed = elsewhere.map_or_else(Removed::default, |instance| {
+            Removed::beside(instance, Arc::new([number(NOON, 1)].into()))
+        });
+        let removal = Removal { dry_run, takes };
+        let all = archive.remove("t", TimeRange::ALL, &removal, &mut removed);
+        all.await.unwrap();
+        assert_eq!(removed.runs, counted.len() as u64);
+        assert_eq!(removed.named, counted);
+    }
+}
+
+#[tokio::test]
 async fn whole_hours_go_by_age_and_by_bytes_the_oldest_first() {
     let folder = tempfile::tempdir().unwrap();
     let all = filled(folder.path()).await;
@@ -381,6 +421,7 @@ async fn deletions_at_once_by_several_daemons_lose_and_bring_back_nothing() {
                 takes,
             };
             let mut removed = Removed::default();
+            let _lock = archive.lock_deletions("t").await;
             // What another daemon changes all the time may be refused, and is asked for again.
             while let Err(error) = archive
                 .remove_named("t", &ids, &removal, &mut removed)
@@ -478,7 +519,7 @@ async fn no_segment_unpacks_to_much_however_well_it_is_compressed() {
         if SegmentName::parse(&object.path).is_none() {
             continue;
         }
-        let segment = archive.place.whole(&object.path).await.unwrap().unwrap();
+        let segment = archive.place.whole(&object).await.unwrap().unwrap();
         let unpacked = zstd::stream::decode_all(&*segment).unwrap();
         assert!(unpacked.len() <= 12 << 20, "{} bytes", unpacked.len());
         lines += unpacked.iter().filter(|&&byte| byte == b'\n').count();
