@@ -129,6 +129,14 @@ impl PackedSegment {
             index,
         })
     }
+
+    /// Opens what was read, if anything was.
+    async fn open_read(read: Result<Option<Self>, ArchiveError>) -> Opened {
+        match read? {
+            Some(packed) => packed.open().await.map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 impl OpenedSegment {
@@ -137,10 +145,7 @@ impl OpenedSegment {
     /// # Errors
     /// The archive does not answer, or the segment is damaged.
     pub(super) async fn open(place: &Place, object: Object, name: SegmentName) -> Opened {
-        match PackedSegment::read(place, object, name).await? {
-            Some(packed) => packed.open().await.map(Some),
-            None => Ok(None),
-        }
+        PackedSegment::open_read(PackedSegment::read(place, object, name).await).await
     }
 
     /// Returns the runs that `range` has, in any order. Those whose lines nobody can read are left
@@ -221,10 +226,7 @@ impl SegmentOpener {
                 absent @ (Ok(None) | Err(_)) => read.push(absent),
             }
         }
-        let opened = read.into_iter().map(async |packed| match packed? {
-            Some(packed) => packed.open().await.map(Some),
-            None => Ok(None),
-        });
+        let opened = read.into_iter().map(PackedSegment::open_read);
         join_all(opened).await
     }
 
