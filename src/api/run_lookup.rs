@@ -272,9 +272,9 @@ struct ArchiveDeletion<'a> {
     removed: Removed,
 }
 
-/// Returns the last millisecond of the runs that a call deletes which `began` then and has looked at
-/// the runs in memory below `end_number`. The clock may have been turned back since those were
-/// asked for, and goes on between the two looks.
+/// Returns the last millisecond of the runs that a call deletes which `began` then, and which has
+/// looked at the runs in memory below `end_number`. The clock may have been turned back since those
+/// were asked for, and it goes on between the two looks.
 fn last_asked(began: u64, end_number: u128) -> u64 {
     began.max(RunId::millis_of(end_number.saturating_sub(1)))
 }

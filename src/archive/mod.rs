@@ -295,9 +295,9 @@ impl Archive {
         page::list(&self.place, tenant, asked, takes).await
     }
 
-    /// Acquires the lock that whoever deletes runs of a tenant holds: of two deletions at once, each
-    /// would write what the other takes out, and have to look again. Those of other tenants, and
-    /// those that only count, need no lock.
+    /// Acquires the lock that whoever deletes runs of a tenant holds: of two deletions at once,
+    /// each would write what the other takes out, and have to look again. Those of other tenants,
+    /// and those that only count, need no lock.
     pub async fn lock_deletions(&self, tenant: &str) -> OwnedMutexGuard<()> {
         // There are no more of them than tenants.
         let of_tenant = Arc::clone(lock(&self.deletions).entry(tenant.into()).or_default());
