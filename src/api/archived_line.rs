@@ -16,11 +16,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::proto::run_info::End;
 use super::proto::{self, RunInfo};
+use crate::archive::MAX_LINE;
 use crate::event_log::{Event, EventPayload};
 use crate::model::outcome::Stream;
 
 /// Bytes of escapes that a piece of output may have in any case.
 const FEW: usize = 1024;
+/// More bytes than an event has in a line besides its output and what its file is called.
+const AROUND: usize = 128;
+/// More bytes than an event has besides, where it is of a file.
+const AROUND_FILE: usize = 128;
 
 /// A run as JSON, on one line.
 #[derive(Serialize)]
@@ -98,14 +103,19 @@ fn millis(duration: Option<&prost_types::Duration>) -> f64 {
     duration.unwrap_or_default().as_secs_f64() * 1e3
 }
 
-/// Reports whether JSON has little to escape in `text`: base64 is shorter than much of that.
-fn is_plain(text: &str) -> bool {
+/// Counts the bytes that JSON needs more for `text` than it has, at the most.
+fn escapes(text: &str) -> usize {
     let more = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 1,
         0..0x20 => 5,
         _ => 0,
     });
-    more.sum::<usize>() <= text.len() / 3 + FEW
+    more.sum()
+}
+
+/// Reports whether JSON has little to escape in `text`: base64 is shorter than much of that.
+fn is_plain(text: &str) -> bool {
+    escapes(text) <= text.len() / 3 + FEW
 }
 
 impl LineEvent {
@@ -142,6 +152,32 @@ impl LineEvent {
         })
     }
 
+    /// Returns the most bytes that the event has in a line.
+    fn most_bytes(&self) -> usize {
+        let of_text = |text: &str| text.len() + escapes(text);
+        let file = self.file.as_ref().map_or(0, |file| {
+            AROUND_FILE + of_text(&file.path) + of_text(&file.content_type)
+        });
+        let text = self.text.as_deref().map_or(0, of_text);
+        let base64 = self.base64.as_ref().map_or(0, String::len);
+        AROUND + file + text + base64
+    }
+
+    /// Encodes the output that has `most` bytes in a line at the most: without its oldest events,
+    /// where all are more. What a guest writes in small pieces, or what JSON has to escape, is
+    /// several times as long in a line.
+    fn last_of(output: &[Event], most: usize) -> Vec<Self> {
+        let mut bytes = 0_usize;
+        let newest_first = output.iter().rev().filter_map(Self::of);
+        let fitting = newest_first.take_while(|event| {
+            bytes = bytes.saturating_add(event.most_bytes());
+            bytes <= most
+        });
+        let mut events: Vec<Self> = fitting.collect();
+        events.reverse();
+        events
+    }
+
     /// Decodes the event of the wire, without the id of its run; `None` for one that nobody wrote.
     fn decode(self) -> Option<proto::StreamEvent> {
         use proto::stream_event::Event as Wire;
@@ -171,7 +207,8 @@ impl LineEvent {
     }
 }
 
-/// Encodes the line of a run of `tenant`, which ended with that outcome.
+/// Encodes the line of a run of `tenant`, which ended with that outcome. The oldest output is left
+/// out where the line would be longer than any that is read.
 pub(super) fn encode(tenant: &str, outcome: &str, info: &RunInfo, output: &[Event]) -> Vec<u8> {
     let (result, error) = match info.end.as_ref() {
         Some(End::Result(result)) => (Some(&**result), None),
@@ -179,7 +216,7 @@ pub(super) fn encode(tenant: &str, outcome: &str, info: &RunInfo, output: &[Even
         None => (None, None),
     };
     let labels = info.labels.iter();
-    let line = Line {
+    let mut line = Line {
         run_id: &info.run_id,
         tenant,
         method: &info.method,
@@ -202,10 +239,13 @@ pub(super) fn encode(tenant: &str, outcome: &str, info: &RunInfo, output: &[Even
         stdin_bytes: result.map_or(0, |it| it.stdin_bytes),
         stdout_bytes: result.map_or(0, |it| it.stdout_bytes),
         stderr_bytes: result.map_or(0, |it| it.stderr_bytes),
-        events: output.iter().filter_map(LineEvent::of).collect(),
+        events: Vec::new(),
     };
     // Maps with keys that are no text, which is what could fail, are not in it.
-    serde_json::to_vec(&line).unwrap_or_default()
+    let to_json = |line: &Line<'_>| serde_json::to_vec(line).unwrap_or_default();
+    let record = to_json(&line).len();
+    line.events = LineEvent::last_of(output, MAX_LINE.saturating_sub(record));
+    to_json(&line)
 }
 
 /// Decodes the output of a run from its line, and hands each event to `take` in order, without the
@@ -357,6 +397,11 @@ mod tests {
             };
             let line = encode("t", "exited", &info, &events);
             prop_assert!(!line.contains(&b'\n'));
+            for event in &events {
+                let event = LineEvent::of(event).unwrap();
+                let bytes = serde_json::to_vec(&event).unwrap().len() + ",".len();
+                prop_assert!(bytes <= event.most_bytes());
+            }
             let read = read(&line).unwrap();
             let mut packed = ArchivedOutput::default();
             read.iter().for_each(|event| packed.push(event));
@@ -369,6 +414,54 @@ mod tests {
                 prop_assert_eq!(read.time, Some(time));
                 prop_assert_eq!(read.event.as_ref(), Some(&wire(event)));
             }
+        }
+    }
+
+    /// As many events as make a line far longer than any that is read, in which each has this.
+    fn longest(payload: impl Fn(u64) -> EventPayload) -> Vec<Event> {
+        let of_one = |seq| Event {
+            seq,
+            at: UNIX_EPOCH,
+            payload: payload(seq),
+        };
+        let one = LineEvent::of(&of_one(1)).unwrap().most_bytes();
+        let count = 2 * MAX_LINE as u64 / (one as u64);
+        (1..=count).map(of_one).collect()
+    }
+
+    #[test]
+    fn a_line_is_never_longer_than_any_that_is_read_and_has_the_newest_output() {
+        // Pieces that are escaped, but are too short for base64 to be chosen.
+        let escaped = Bytes::from(vec![1; 219]);
+        let streams = longest(|seq| {
+            let stream = [Stream::Stdout, Stream::Stderr][usize::from(seq % 2 == 0)];
+            EventPayload::Output(stream, escaped.clone())
+        });
+        let head = Arc::new(FileHead {
+            path: "\u{1}".repeat(4096),
+            content_type: "text/plain",
+            size: u64::MAX,
+        });
+        let files = longest(|offset| EventPayload::File {
+            head: Arc::clone(&head),
+            offset: u64::MAX - offset,
+            bytes: Bytes::new(),
+        });
+        let info = RunInfo {
+            labels: [("a".to_owned(), "\u{1}".repeat(9999))].into(),
+            ..RunInfo::default()
+        };
+        for events in [streams, files] {
+            let line = encode("t", "exited", &info, &events);
+            assert!(line.len() <= MAX_LINE, "{} bytes", line.len());
+            assert!(line.len() > MAX_LINE / 10 * 9, "{} bytes", line.len());
+            let read = read(&line).unwrap();
+            let last = events.iter().rev().take(read.len()).rev();
+            assert!(
+                read.iter()
+                    .map(|event| event.seq)
+                    .eq(last.map(|event| event.seq))
+            );
         }
     }
 

@@ -183,6 +183,7 @@ pub(super) fn deleted_runs(report: &DeletionReport) -> proto::DeleteRunsResponse
         first,
         numbers: _,
         unfinished,
+        end_number: _,
     } = report;
     proto::DeleteRunsResponse {
         deleted: *deleted,

@@ -1,10 +1,9 @@
 //! Looks runs up in this daemon's memory and in the archive, as if they were one.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -238,16 +237,18 @@ impl<'a> RunLookup<'a> {
         let deleted = (self.runner).delete_runs(self.tenant, caller, deletion, dry_run, deadline);
         let mut report = deleted.await?;
         if let Some(archive) = self.runner.archive() {
+            let remembered: HashSet<u128> = report.numbers.iter().copied().collect();
+            let remembered = Arc::new(remembered);
             let mut archived = ArchiveDeletion {
                 lookup: self,
                 caller,
                 deletion,
                 dry_run,
-                remembered: report.numbers.iter().copied().collect(),
-                twice: AtomicU64::new(0),
-                removed: Removed::default(),
+                removed: Removed::beside(self.runner.instance(), Arc::clone(&remembered)),
+                remembered,
             };
-            with_deadline(deadline, archived.remove(archive, began)).await?;
+            let last = last_asked(began, report.end_number);
+            with_deadline(deadline, archived.remove(archive, last)).await?;
             let removed = archived.report();
             report.deleted += removed.deleted;
             let mut first: BTreeSet<RunId> = removed.first.into_iter().collect();
@@ -266,26 +267,33 @@ struct ArchiveDeletion<'a> {
     deletion: &'a RunDeletion,
     dry_run: bool,
     /// The numbers of the runs that were deleted from this daemon's memory.
-    remembered: BTreeSet<u128>,
-    /// How many runs were deleted from both.
-    twice: AtomicU64,
+    remembered: Arc<HashSet<u128>>,
+    /// What was deleted of the archive, without those runs.
     removed: Removed,
 }
 
+/// Returns the last millisecond of the runs that a call deletes which `began` then, and which has
+/// looked at the runs in memory below `end_number`. The clock may have been turned back since those
+/// were asked for, and it goes on between the two looks.
+fn last_asked(began: u64, end_number: u128) -> u64 {
+    began.max(RunId::millis_of(end_number.saturating_sub(1)))
+}
+
 impl ArchiveDeletion<'_> {
-    /// Deletes the runs, but none that was asked for after the call `began`, in milliseconds since
-    /// 1970.
-    async fn remove(&mut self, archive: &Archive, began: u64) -> Result<(), Refusal> {
+    /// Deletes the runs, but none that was asked for after the millisecond `last`, since 1970.
+    async fn remove(&mut self, archive: &Archive, last: u64) -> Result<(), Refusal> {
         let RunLookup { runner, tenant, .. } = *self.lookup;
-        let (remembered, twice) = (&self.remembered, &self.twice);
+        let remembered = &self.remembered;
         let may_go = |id: &RunId| {
-            if id.instance() != runner.instance() {
-                return true;
-            }
-            let is_twice = remembered.contains(&id.number());
-            twice.fetch_add(u64::from(is_twice), Ordering::Relaxed);
             // A run that went on when memory was looked through has ended since: it stays.
-            is_twice || runner.find(tenant, id).is_err()
+            id.instance() != runner.instance()
+                || remembered.contains(&id.number())
+                || runner.find(tenant, id).is_err()
+        };
+        // While this waits for another deletion, the tenant's other requests have their turns.
+        let _lock = match self.dry_run {
+            true => None,
+            false => Some(archive.lock_deletions(&tenant.name).await),
         };
         let _turn = tenant.acquire_archive().await;
         let (name, dry_run) = (&*tenant.name, self.dry_run);
@@ -303,7 +311,7 @@ impl ArchiveDeletion<'_> {
                     info.is_some_and(|info| has_labels(&info, labels)) && may_go(id)
                 };
                 let removal = Removal { dry_run, takes };
-                let range = asked.up_to(began);
+                let range = asked.up_to(last);
                 archive.remove(name, range, &removal, removed).await
             }
         };
@@ -312,14 +320,9 @@ impl ArchiveDeletion<'_> {
 
     /// Reports the runs that were not in this daemon's memory.
     fn report(&self) -> DeletionReport {
-        let instance = self.lookup.runner.instance();
-        let is_own =
-            |id: &RunId| id.instance() != instance || !self.remembered.contains(&id.number());
-        let named = self.removed.named.iter().rev().copied();
-        let twice = self.twice.load(Ordering::Relaxed);
         DeletionReport {
-            deleted: self.removed.runs.saturating_sub(twice),
-            first: named.filter(is_own).collect(),
+            deleted: self.removed.runs,
+            first: self.removed.named.iter().rev().copied().collect(),
             ..DeletionReport::default()
         }
     }
@@ -459,6 +462,22 @@ mod tests {
             let answer = answer(remembered, archived, size, Vec::new());
             assert_eq!((numbers(&answer), next(&answer)), (runs, then));
         }
+    }
+
+    #[test]
+    fn what_is_deleted_from_memory_is_deleted_from_the_archive_too() {
+        let end = |millis| RunId::first_number_at(millis) | 7;
+        // Ids by selectors only, a clock that was turned back, one that went on, and no run since.
+        for (end, last) in [
+            (0, 1000),
+            (end(9000), 9000),
+            (end(1001), 1001),
+            (end(5), 1000),
+        ] {
+            assert_eq!(last_asked(1000, end), last);
+        }
+        // No run in memory is as new as the first of that millisecond.
+        assert_eq!(last_asked(1000, RunId::first_number_at(1002)), 1001);
     }
 
     #[test]

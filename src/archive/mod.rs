@@ -19,12 +19,12 @@ mod spool;
 mod staged_files;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, watch};
 
 use self::place::{Place, create_folder};
 use self::queue::ArchiveQueue;
@@ -33,6 +33,7 @@ use self::writer::{Encoder, Uploader, start_encoder};
 use crate::model::limits::share_of;
 use crate::model::request::{RunId, TimeRange, millis_since_epoch};
 use crate::store::StoreLocation;
+use crate::sync::lock;
 
 pub use self::opened_segment::ArchivedEntry;
 pub use self::packed_line::PackedLine;
@@ -40,10 +41,11 @@ pub use self::page::{ArchivedPage, PageRequest};
 pub use self::place::{ArchiveError, ArchiveOpenError};
 pub use self::queue::{ArchivableRun, ArchiveCounters, ArchiveMark, ArchiveState};
 pub use self::removal::{Removal, Removed, Retention};
-pub use self::segment::{EncodedRun, MAX_OUTPUT};
+pub use self::segment::{EncodedRun, MAX_LINE, MAX_OUTPUT};
 
-/// Requests of callers that read the archive at once, beside a deletion. Each has a few MiB of it.
-const AT_ONCE: usize = 3;
+/// Requests of callers that have parts of the archive in memory at once, a few MiB each. It is more
+/// than one tenant may have there.
+const AT_ONCE: usize = 4;
 /// How long a deletion waits for runs that are on their way into the archive.
 const DELETION_WAITS: Duration = Duration::from_secs(10);
 /// How long the end of the archive waits for what is given up to be told.
@@ -84,8 +86,8 @@ pub struct Archive {
     place: Arc<Place>,
     queue: Arc<ArchiveQueue>,
     gives_up: watch::Sender<bool>,
-    /// Held while runs are deleted: two deletions would each write what the other takes out.
-    deletions: Mutex<()>,
+    /// The locks of [`Self::lock_deletions`], by tenant.
+    deletions: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
     readers: Semaphore,
     retention: Retention,
 }
@@ -143,7 +145,7 @@ impl Archive {
             place,
             queue,
             gives_up,
-            deletions: Mutex::new(()),
+            deletions: Mutex::default(),
             readers: Semaphore::new(AT_ONCE),
             retention,
         })
@@ -293,6 +295,15 @@ impl Archive {
         page::list(&self.place, tenant, asked, takes).await
     }
 
+    /// Acquires the lock that whoever deletes runs of a tenant holds: of two deletions at once,
+    /// each would write what the other takes out, and have to look again. Those of other tenants,
+    /// and those that only count, need no lock.
+    pub async fn lock_deletions(&self, tenant: &str) -> OwnedMutexGuard<()> {
+        // There are no more of them than tenants.
+        let of_tenant = Arc::clone(lock(&self.deletions).entry(tenant.into()).or_default());
+        of_tenant.lock_owned().await
+    }
+
     /// Deletes the runs of a tenant that were asked for in `range` and that `removal` takes, those
     /// that wait to be written among them, and adds them to `removed` as they go.
     ///
@@ -305,8 +316,9 @@ impl Archive {
         removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
         removed: &mut Removed,
     ) -> Result<(), ArchiveError> {
-        let _turn = self.begin_deletion(removal.dry_run).await?;
-        removal::remove(&self.place, tenant, range, removal, removed).await
+        self.begin_deletion(removal.dry_run).await?;
+        let from = (&*self.place, &self.readers);
+        removal::remove(from, tenant, range, removal, removed).await
     }
 
     /// Deletes runs of a tenant that are among `ids` and that `removal` takes, those that wait to
@@ -322,8 +334,9 @@ impl Archive {
         removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
         removed: &mut Removed,
     ) -> Result<(), ArchiveError> {
-        let _turn = self.begin_deletion(removal.dry_run).await?;
-        removal::remove_named(&self.place, tenant, ids, removal, removed).await
+        self.begin_deletion(removal.dry_run).await?;
+        let from = (&*self.place, &self.readers);
+        removal::remove_named(from, tenant, ids, removal, removed).await
     }
 
     /// Waits until all runs that killed daemons have left in the folder for runs on their way are
@@ -335,22 +348,19 @@ impl Archive {
         let _ = recovered.wait_for(|recovered| *recovered >= asked).await;
     }
 
-    /// Waits for the turn of a deletion, and until runs that may be meant are written.
+    /// Waits until runs that may be meant by a deletion are written.
     ///
     /// # Errors
     /// They cannot be written now.
-    async fn begin_deletion(&self, dry_run: bool) -> Result<MutexGuard<'_, ()>, ArchiveError> {
-        let turn = self.deletions.lock().await;
-        if !dry_run {
-            let written = async { tokio::join!(self.flush(), self.until_recovered()) };
-            let written = tokio::time::timeout(DELETION_WAITS, written).await;
-            written.map_err(|_| {
-                ArchiveError::Unavailable(
-                    "cannot be written, and runs wait for it that may be meant",
-                )
-            })?;
+    async fn begin_deletion(&self, dry_run: bool) -> Result<(), ArchiveError> {
+        if dry_run {
+            return Ok(());
         }
-        Ok(turn)
+        let written = async { tokio::join!(self.flush(), self.until_recovered()) };
+        let written = tokio::time::timeout(DELETION_WAITS, written).await;
+        written.map(drop).map_err(|_| {
+            ArchiveError::Unavailable("cannot be written, and runs wait for it that may be meant")
+        })
     }
 }
 

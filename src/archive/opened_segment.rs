@@ -1,20 +1,24 @@
 //! Opens segments: reads their indexes, of several at once where many are needed.
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use object_store::path::Path;
 
 use super::place::{ArchiveError, Object, Place};
 use super::segment::{
-    DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, SegmentIndex, TAIL, index_place,
+    DamagedBytes, LinePlace, MAX_SEGMENT, MIN_SEGMENT, RunEntry, SegmentIndex, TAIL, index_place,
+    unpacked_index,
 };
 use super::segment_name::SegmentName;
 use crate::model::request::{RunId, TimeRange};
 
 /// The most segments that are opened at once.
 const AT_ONCE: usize = 16;
-/// Bytes of segments that are opened at once, unless one alone has more: all their indexes are in
-/// memory then.
+/// Bytes of segments that are opened at once, unless one alone has more.
 const BYTES_AT_ONCE: u64 = 4 << 20;
+/// Bytes of unpacked indexes that are in memory at once, unless one alone has more: how small they
+/// are when they are compressed says little of that.
+const INDEX_BYTES_AT_ONCE: u64 = 8 << 20;
 
 /// A run that was found in the archive.
 #[derive(Clone, Debug)]
@@ -45,6 +49,15 @@ pub(super) struct OpenedSegment {
     pub(super) index: SegmentIndex,
 }
 
+/// A segment whose index has been read, and is still compressed.
+struct PackedSegment {
+    object: Object,
+    name: SegmentName,
+    packed: Bytes,
+    /// The bytes of the index once it is unpacked.
+    unpacked: u64,
+}
+
 /// Returns the error for a segment that is not what was written.
 pub(super) fn damaged(path: &Path, why: &DamagedBytes) -> ArchiveError {
     ArchiveError::Damaged {
@@ -53,12 +66,12 @@ pub(super) fn damaged(path: &Path, why: &DamagedBytes) -> ArchiveError {
     }
 }
 
-impl OpenedSegment {
+impl PackedSegment {
     /// Reads the index of a segment; `None` where it is not there any more.
     ///
     /// # Errors
     /// The archive does not answer, or the segment is damaged.
-    pub(super) async fn open(
+    async fn read(
         place: &Place,
         object: Object,
         name: SegmentName,
@@ -87,31 +100,90 @@ impl OpenedSegment {
                 None => return Ok(None),
             }
         };
-        let index = tokio::task::spawn_blocking(move || SegmentIndex::decode_packed(&packed));
-        let index = index.await.map_err(|_| UNREADABLE)?;
-        let index = index.map_err(|why| damaged(path, &why))?;
+        let unpacked = unpacked_index(&packed).map_err(|why| damaged(path, &why))?;
         Ok(Some(Self {
             object,
             name,
-            index,
+            packed,
+            unpacked,
         }))
     }
 
-    /// Returns the runs that `range` has, in any order.
-    pub(super) fn entries(&self, range: TimeRange) -> Result<Vec<ArchivedEntry>, ArchiveError> {
+    /// Decodes the index.
+    ///
+    /// # Errors
+    /// The segment is damaged, or there is no thread for it.
+    async fn open(self) -> Result<OpenedSegment, ArchiveError> {
+        let Self {
+            object,
+            name,
+            packed,
+            unpacked: _,
+        } = self;
+        let index = tokio::task::spawn_blocking(move || SegmentIndex::decode_packed(&packed));
+        let index = index.await.map_err(|_| UNREADABLE)?;
+        let index = index.map_err(|why| damaged(&object.path, &why))?;
+        Ok(OpenedSegment {
+            object,
+            name,
+            index,
+        })
+    }
+
+    /// Opens what was read, if anything was.
+    async fn open_read(read: Result<Option<Self>, ArchiveError>) -> Opened {
+        match read? {
+            Some(packed) => packed.open().await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl OpenedSegment {
+    /// Reads the index of a segment; `None` where it is not there any more.
+    ///
+    /// # Errors
+    /// The archive does not answer, or the segment is damaged.
+    pub(super) async fn open(place: &Place, object: Object, name: SegmentName) -> Opened {
+        PackedSegment::open_read(PackedSegment::read(place, object, name).await).await
+    }
+
+    /// Returns the runs that `range` has, in any order. Those whose lines nobody can read are left
+    /// out, and the error for the first of them is returned too.
+    pub(super) fn entries(&self, range: TimeRange) -> (Vec<ArchivedEntry>, Option<ArchiveError>) {
         let within = self.index.runs.iter();
         let within = within.filter(|run| range.has(RunId::millis_of(run.number())));
-        let entry = |run| {
-            let line = self.index.place(run);
-            Ok(ArchivedEntry {
-                id: RunId::of(run.number(), &self.name.instance),
-                summary: run.summary.clone(),
-                segment: self.object.path.clone(),
-                line: line.map_err(|why| damaged(&self.object.path, &why))?,
-            })
+        let mut broken = None;
+        let entry = |run: &RunEntry| {
+            let id = RunId::of(run.number(), &self.name.instance);
+            match self.index.place(run) {
+                Ok(line) => Some(ArchivedEntry {
+                    id,
+                    summary: run.summary.clone(),
+                    segment: self.object.path.clone(),
+                    line,
+                }),
+                Err(why) => {
+                    let why = DamagedBytes::new(&format!("the run {id}: {why}"));
+                    broken.get_or_insert_with(|| damaged(&self.object.path, &why));
+                    None
+                }
+            }
         };
-        within.map(entry).collect()
+        let entries = within.filter_map(entry).collect();
+        (entries, broken)
     }
+}
+
+/// Counts the first of `sizes` that are together no more than `most`, and the very first in any
+/// case.
+fn count_fitting(sizes: impl Iterator<Item = u64>, most: u64) -> usize {
+    let mut bytes = 0_u64;
+    let fit = sizes.take_while(|size| {
+        bytes = bytes.saturating_add(*size);
+        bytes <= most
+    });
+    fit.count().max(1)
 }
 
 /// Opens segments one after the other, and the more of them at once the more are needed: the first
@@ -139,7 +211,22 @@ impl SegmentOpener {
         most: usize,
     ) -> Vec<Opened> {
         let some = self.take_last(segments, most).into_iter().rev();
-        let opened = some.map(|(name, object)| OpenedSegment::open(place, object, name));
+        let read = some.map(|(name, object)| PackedSegment::read(place, object, name));
+        let mut read = join_all(read).await;
+        let unpacked = read.iter().map(|it| match it {
+            Ok(Some(packed)) => packed.unpacked,
+            Ok(None) | Err(_) => 0,
+        });
+        let fitting = count_fitting(unpacked, INDEX_BYTES_AT_ONCE).min(read.len());
+        // Those that are left are read again.
+        let left = read.split_off(fitting);
+        for packed in left.into_iter().rev() {
+            match packed {
+                Ok(Some(packed)) => segments.push((packed.name, packed.object)),
+                absent @ (Ok(None) | Err(_)) => read.push(absent),
+            }
+        }
+        let opened = read.into_iter().map(PackedSegment::open_read);
         join_all(opened).await
     }
 
@@ -150,12 +237,8 @@ impl SegmentOpener {
         most: usize,
     ) -> Vec<(SegmentName, Object)> {
         let newest = segments.iter().rev().take(self.at_once.min(most));
-        let mut bytes = 0_u64;
-        let fit = newest.take_while(|(_, object)| {
-            bytes = bytes.saturating_add(object.size);
-            bytes <= BYTES_AT_ONCE
-        });
-        let taken = fit.count().max(1).min(segments.len());
+        let sizes = newest.map(|(_, object)| object.size);
+        let taken = count_fitting(sizes, BYTES_AT_ONCE).min(segments.len());
         self.at_once = (self.at_once * 2).min(AT_ONCE);
         segments.split_off(segments.len() - taken)
     }

@@ -154,18 +154,16 @@ impl<F: Fn(&[u8]) -> bool> PageBuilder<F> {
                     self.opened += opened.len();
                 }
                 for segment in opened {
-                    let entries = match segment {
+                    let (entries, broken) = match segment {
                         Ok(Some(segment)) => segment.entries(range),
                         Ok(None) => {
                             is_to_be_listed = listings < LISTED_AGAIN;
                             continue;
                         }
-                        Err(error) => Err(error),
+                        Err(error) => (Vec::new(), Some(error)),
                     };
-                    match entries {
-                        Ok(entries) => found.extend(entries.into_iter().map(Candidate)),
-                        Err(error) => self.note(error)?,
-                    }
+                    found.extend(entries.into_iter().map(Candidate));
+                    broken.map_or(Ok(()), |error| self.note(error))?;
                 }
                 continue;
             }

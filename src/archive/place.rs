@@ -17,9 +17,9 @@ use crate::store::{
     ClientTimes, ObjectStoreError, StoreLocation, cannot_create_only, object_store_client,
 };
 
-/// The longest that one request may take, without what it writes.
+/// The longest that one request may take, without what it reads or writes.
 const REQUEST: Duration = Duration::from_secs(15);
-/// The bytes that a request may write in a second at the slowest.
+/// The bytes that a request may read or write in a second at the slowest.
 const SLOWEST: u64 = 64 << 10;
 /// The times of the client, which end no request here: each has a limit of its own. A client that
 /// waits for the answer to a large segment for a shorter time gives the segment up while it is
@@ -158,7 +158,7 @@ impl Place {
     /// # Errors
     /// It was not written, as far as is known.
     pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> Result<(), ArchiveError> {
-        let limit = REQUEST + Duration::from_secs(bytes.len() as u64 / SLOWEST);
+        let limit = limit_for(bytes.len() as u64);
         let put = self.store.put(path, PutPayload::from(bytes));
         let put = asked_within(limit, put).await?;
         put.map(drop).map_err(|error| told("write", &error))
@@ -169,7 +169,7 @@ impl Place {
     /// # Errors
     /// It was not written, as far as is known.
     pub(super) async fn create(&self, path: &Path, bytes: Bytes) -> Result<bool, ArchiveError> {
-        let limit = REQUEST + Duration::from_secs(bytes.len() as u64 / SLOWEST);
+        let limit = limit_for(bytes.len() as u64);
         for _ in 0..CREATED_AGAIN {
             let mode = PutOptions::from(PutMode::Create);
             let payload = PutPayload::from(bytes.clone());
@@ -196,7 +196,11 @@ impl Place {
         ))
     }
 
-    async fn has(&self, path: &Path) -> Result<bool, ArchiveError> {
+    /// Reports whether there is an object.
+    ///
+    /// # Errors
+    /// The archive does not answer.
+    pub(super) async fn has(&self, path: &Path) -> Result<bool, ArchiveError> {
         let found = present(asked_raw(self.store.head(path)).await)?;
         Ok(found.is_some())
     }
@@ -224,16 +228,16 @@ impl Place {
         path: &Path,
         range: Range<u64>,
     ) -> Result<Option<Bytes>, ArchiveError> {
-        present(asked_raw(self.store.get_range(path, range)).await)
+        let limit = limit_for(range.end.saturating_sub(range.start));
+        present(asked_within(limit, self.store.get_range(path, range)).await)
     }
 
-    /// Reads an object; `None` where there is none.
+    /// Reads the bytes that an object had when it was listed; `None` where there is none now.
     ///
     /// # Errors
     /// The archive does not answer.
-    pub(super) async fn whole(&self, path: &Path) -> Result<Option<Bytes>, ArchiveError> {
-        let read = async { self.store.get(path).await?.bytes().await };
-        present(asked_raw(read).await)
+    pub(super) async fn whole(&self, object: &Object) -> Result<Option<Bytes>, ArchiveError> {
+        self.part(&object.path, 0..object.size).await
     }
 
     /// Lists the objects below a folder, in any order.
@@ -304,6 +308,11 @@ async fn asked_raw<T>(request: impl Future<Output = Result<T, Error>>) -> Answer
     asked_within(REQUEST, request).await
 }
 
+/// Returns the longest that a request may take which reads or writes so many bytes.
+fn limit_for(bytes: u64) -> Duration {
+    REQUEST + Duration::from_secs(bytes / SLOWEST)
+}
+
 async fn asked_within<T>(
     limit: Duration,
     request: impl Future<Output = Result<T, Error>>,
@@ -314,7 +323,7 @@ async fn asked_within<T>(
         Ok(Err(_)) => Err(ArchiveError::Unavailable("was asked what cannot be sent")),
         Err(_) => {
             tracing::debug!(
-                seconds = REQUEST.as_secs(),
+                seconds = limit.as_secs(),
                 "no answer of the archive of runs"
             );
             Err(ArchiveError::Unavailable("does not answer"))

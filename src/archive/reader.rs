@@ -187,22 +187,21 @@ pub(super) async fn find(
             if !name.spans(ms) || &*name.instance != id.instance() {
                 continue;
             }
-            let entries = match OpenedSegment::open(place, object, name).await {
+            let (entries, error) = match OpenedSegment::open(place, object, name).await {
                 Ok(Some(segment)) => segment.entries(at),
                 Ok(None) => {
                     is_replaced = true;
                     continue;
                 }
-                Err(error) => Err(error),
+                Err(error) => (Vec::new(), Some(error)),
             };
-            match entries {
-                Ok(entries) => {
-                    if let Some(found) = entries.into_iter().find(|entry| entry.id == *id) {
-                        return Ok(Some(found));
-                    }
-                }
-                Err(error @ ArchiveError::Damaged { .. }) => broken = Some(error),
-                Err(error) => return Err(error),
+            if let Some(found) = entries.into_iter().find(|entry| entry.id == *id) {
+                return Ok(Some(found));
+            }
+            match error {
+                None => {}
+                Some(error @ ArchiveError::Damaged { .. }) => broken = Some(error),
+                Some(error) => return Err(error),
             }
         }
         // A deletion may have replaced the segment that has the run since it was listed.

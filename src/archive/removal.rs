@@ -28,8 +28,13 @@
 //! Then deletions of runs of one segment that create its replacement in the same moment, and only
 //! those, may undo each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use blake3::OUT_LEN;
 
 use super::opened_segment::{Opened, OpenedSegment, SegmentOpener, damaged};
 use super::place::{ArchiveError, Object, Place};
@@ -40,6 +45,9 @@ use crate::model::request::{RunId, TimeRange};
 
 /// The most runs of a deletion that are named.
 const NAMED: usize = 1000;
+/// The most runs of an hour that are known as counted. One that is in the archive twice is counted
+/// twice beyond that.
+const COUNTED: usize = 1 << 18;
 
 /// What was deleted, or would be.
 #[derive(Debug, Default)]
@@ -48,6 +56,12 @@ pub struct Removed {
     pub runs: u64,
     /// The newest of them, at most a thousand.
     pub named: BTreeSet<RunId>,
+    /// The numbers of the runs that were counted of the hour that is looked at, by instance: a run
+    /// may be in two segments of its hour.
+    counted: HashMap<Box<str>, HashSet<u128>>,
+    counted_runs: usize,
+    /// The runs that whoever asks has counted already.
+    elsewhere: Option<(Box<str>, Arc<HashSet<u128>>)>,
 }
 
 /// Which runs go, and whether they really do.
@@ -60,7 +74,37 @@ pub struct Removal<F> {
 }
 
 impl Removed {
+    /// Creates the count of a deletion that leaves the runs of `instance` with these numbers
+    /// uncounted, since they were counted elsewhere.
+    pub fn beside(instance: &str, numbers: Arc<HashSet<u128>>) -> Self {
+        Self {
+            elsewhere: Some((instance.into(), numbers)),
+            ..Self::default()
+        }
+    }
+
+    /// Begins the next hour, of which nothing is counted.
+    fn begin_hour(&mut self) {
+        self.counted.clear();
+        self.counted_runs = 0;
+    }
+
+    /// Counts a run that was deleted, unless it is counted already.
     fn count(&mut self, id: RunId) {
+        let (instance, number) = (id.instance(), id.number());
+        let elsewhere = self.elsewhere.as_ref();
+        if elsewhere.is_some_and(|(own, runs)| **own == *instance && runs.contains(&number)) {
+            return;
+        }
+        let of_instance = self.counted.get(instance);
+        if of_instance.is_some_and(|runs| runs.contains(&number)) {
+            return;
+        }
+        if self.counted_runs < COUNTED {
+            self.counted_runs += 1;
+            let of_instance = self.counted.entry(instance.into()).or_default();
+            of_instance.insert(number);
+        }
         self.runs += 1;
         self.named.insert(id);
         if self.named.len() > NAMED {
@@ -75,12 +119,13 @@ impl Removed {
 /// # Errors
 /// The archive does not answer.
 async fn remove_of_hour(
-    place: &Place,
+    (place, readers): (&Place, &Semaphore),
     (tenant, hour): (&str, Hour),
     range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
     removed: &mut Removed,
 ) -> Result<Option<ArchiveError>, ArchiveError> {
+    removed.begin_hour();
     let (mut seen, mut broken) = (BTreeSet::new(), None);
     let mut opener = SegmentOpener::default();
     for _ in 0..LISTED_AGAIN {
@@ -98,6 +143,8 @@ async fn remove_of_hour(
             place.delete(&object.path).await?;
         }
         while !segments.is_empty() {
+            // A few segments at a time are in memory in the turn of whoever reads the archive.
+            let _turn = readers.acquire().await;
             for opened in opener.open_last(place, &mut segments, usize::MAX).await {
                 match remove_of_segment(place, tenant, opened, range, removal).await {
                     Ok(Some(gone)) => gone.into_iter().for_each(|id| removed.count(id)),
@@ -152,7 +199,7 @@ async fn rewrite(
     goes: &BTreeSet<RunId>,
 ) -> Result<bool, ArchiveError> {
     let OpenedSegment { object, name, .. } = segment;
-    let Some(bytes) = place.whole(&object.path).await? else {
+    let Some(bytes) = place.whole(object).await? else {
         return Ok(false);
     };
     let replaced = blake3::hash(&bytes);
@@ -171,7 +218,10 @@ async fn rewrite(
     let next = name.replacement();
     let own = blake3::hash(&bytes);
     let is_own = place.create(&next.path(tenant), bytes).await?
-        && match place.whole(&next.tombstone(tenant)).await? {
+        && match place
+            .part(&next.tombstone(tenant), 0..OUT_LEN as u64)
+            .await?
+        {
             None => true,
             Some(hash) => {
                 place.delete(&next.path(tenant)).await?;
@@ -199,17 +249,18 @@ fn build(runs: Vec<EncodedRun>) -> std::io::Result<bytes::Bytes> {
 /// # Errors
 /// The archive does not answer, or segments are damaged, which are passed over.
 pub(super) async fn remove(
-    place: &Place,
+    from: (&Place, &Semaphore),
     tenant: &str,
     range: TimeRange,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
     removed: &mut Removed,
 ) -> Result<(), ArchiveError> {
+    let (place, _) = from;
     let mut hours = hours_of(place, tenant, range).await?;
     let mut broken = None;
     while let Some(hour) = hours.next(place, tenant).await? {
         let at = (tenant, hour);
-        let found = remove_of_hour(place, at, range, removal, removed).await?;
+        let found = remove_of_hour(from, at, range, removal, removed).await?;
         broken = broken.or(found);
     }
     broken.map_or(Ok(()), Err)
@@ -221,7 +272,7 @@ pub(super) async fn remove(
 /// # Errors
 /// The archive does not answer, or segments that may have one are damaged, which are passed over.
 pub(super) async fn remove_named(
-    place: &Place,
+    from: (&Place, &Semaphore),
     tenant: &str,
     ids: &BTreeSet<RunId>,
     removal: &Removal<impl Fn(&RunId, &[u8]) -> bool>,
@@ -237,7 +288,7 @@ pub(super) async fn remove_named(
     let mut broken = None;
     for (hour, range) in hours {
         let at = (tenant, hour);
-        let found = remove_of_hour(place, at, range, removal, removed).await?;
+        let found = remove_of_hour(from, at, range, removal, removed).await?;
         broken = broken.or(found);
     }
     broken.map_or(Ok(()), Err)

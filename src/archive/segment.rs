@@ -10,14 +10,29 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 /// Bytes of lines in a frame, after which the next one begins.
 const FRAME_BYTES: usize = 256 << 10;
 /// The level of compression: the cheapest, which leaves a fifth of lines about hellos.
 const LEVEL: i32 = 1;
-/// The most bytes of a frame or an index that a reader unpacks: more than a frame has whose last
-/// line is that of a run with [`MAX_OUTPUT`] bytes of output in base64.
+/// The most bytes of a frame that a reader unpacks.
 const MAX_UNPACKED: usize = 64 << 20;
+/// The most bytes of the line of a run: with the lines before it, it is still in a frame that is
+/// read. It is more than [`MAX_OUTPUT`] bytes of output take in base64.
+pub const MAX_LINE: usize = MAX_UNPACKED - FRAME_BYTES;
+/// The most bytes of an index that a reader unpacks. A batch of a daemon has 8 MiB of lines and
+/// summaries when its last turn begins, which adds 4 MiB and a run, and so has at most 12 MiB and
+/// the summary of a run.
+const MAX_INDEX: u64 = 32 << 20;
+/// The most bytes of an index as it is stored: a bit more than unpacked, where it cannot be
+/// compressed.
+const MAX_PACKED_INDEX: u64 = MAX_INDEX + (1 << 20);
+/// The most runs of an index that a reader decodes, which take several times their bytes then. What
+/// a daemon writes of the smallest run has more than 600 bytes, of which a batch has 21,000.
+const MAX_RUNS: usize = 128 << 10;
+/// The fewest bytes of a run in the index: its number, with what is before it.
+const MIN_RUN: usize = 18;
 /// The largest window of a frame that is unpacked piece by piece, as a power of two: what the
 /// format recommends that every reader takes. Frames that a daemon writes have 512 KiB.
 const MAX_WINDOW_LOG: u32 = 23;
@@ -236,11 +251,56 @@ pub(super) fn index_place(size: u64, tail: &[u8]) -> Result<Range<u64>, DamagedB
         return Err(damaged("it is shorter than any segment"));
     };
     let end = size.saturating_sub(TRAILER as u64);
-    let begin = end.checked_sub(u64::from_le_bytes(*length));
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_PACKED_INDEX {
+        return Err(damaged("its index says that it is larger than any"));
+    }
+    let begin = end.checked_sub(length);
     begin
         .filter(|begin| *begin >= SKIPPABLE_HEADER as u64)
         .map(|begin| begin..end)
         .ok_or_else(|| damaged("its index is larger than itself"))
+}
+
+/// Returns how many bytes an index has once it is unpacked, by its compressed bytes.
+///
+/// # Errors
+/// They are not those of an index.
+pub(super) fn unpacked_index(packed: &[u8]) -> Result<u64, DamagedBytes> {
+    let size = zstd::zstd_safe::get_frame_content_size(packed);
+    let size = size.ok().flatten();
+    let size = size.ok_or_else(|| damaged("its index does not say how large it is"))?;
+    match size <= MAX_INDEX {
+        true => Ok(size),
+        false => Err(damaged("its index says that it is larger than any")),
+    }
+}
+
+/// Checks that an index has no more entries than its bytes have room for, since an entry without
+/// bytes takes as much memory as any.
+///
+/// # Errors
+/// It has more, or is no index.
+fn check_entries(index: &[u8]) -> Result<(), DamagedBytes> {
+    let (mut rest, mut frames, mut runs) = (index, 0_usize, 0_usize);
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).map_err(damaged)?;
+        let before = rest.len();
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(damaged)?;
+        match tag {
+            1 => frames += 1,
+            2 if before - rest.len() <= MIN_RUN => {
+                return Err(damaged("a run of its index has no number"));
+            }
+            2 => runs += 1,
+            _ => {}
+        }
+    }
+    // Each frame has a line at least.
+    match runs <= MAX_RUNS && frames <= runs {
+        true => Ok(()),
+        false => Err(damaged("its index has more entries than any")),
+    }
 }
 
 impl SegmentIndex {
@@ -249,10 +309,10 @@ impl SegmentIndex {
     /// # Errors
     /// They are not those of an index.
     pub(super) fn decode_packed(packed: &[u8]) -> Result<Self, DamagedBytes> {
-        let bound = zstd::zstd_safe::get_frame_content_size(packed);
-        let size = bound.ok().flatten().unwrap_or(u64::MAX);
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let index = Self::decode(unpack(packed, size)?.as_slice()).map_err(damaged)?;
+        let size = usize::try_from(unpacked_index(packed)?).map_err(damaged)?;
+        let unpacked = unpack(packed, size)?;
+        check_entries(&unpacked)?;
+        let index = Self::decode(unpacked.as_slice()).map_err(damaged)?;
         if index.runs.iter().any(|run| run.number.len() != 16) {
             return Err(damaged("a run of its index has no number"));
         }
@@ -355,6 +415,12 @@ pub(super) fn read_all(segment: &[u8]) -> Result<Vec<EncodedRun>, DamagedBytes> 
     if unpacked.fold(0, u64::saturating_add) > MAX_SEGMENT {
         return Err(damaged("it says that it is larger than any"));
     }
+    // Lines that overlap would be in memory as often as they are named.
+    let lines = index.runs.iter().map(|run| run.length);
+    let unpacked = index.frames.iter().map(|frame| frame.unpacked);
+    if lines.fold(0, u64::saturating_add) > unpacked.sum::<u64>() {
+        return Err(damaged("its lines are longer than its frames"));
+    }
     for frame in &index.frames {
         let packed = part(frame.offset..frame.offset.saturating_add(frame.length))?;
         frames.push(unpack(
@@ -377,122 +443,4 @@ pub(super) fn read_all(segment: &[u8]) -> Result<Vec<EncodedRun>, DamagedBytes> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(number: u128, line: usize) -> EncodedRun {
-        EncodedRun {
-            number,
-            summary: format!("summary {number}").into_bytes(),
-            line: format!("{{\"n\":{number},\"x\":\"{}\"}}", "x".repeat(line)).into_bytes(),
-        }
-    }
-
-    fn segment(runs: &[EncodedRun]) -> Bytes {
-        let mut builder = SegmentBuilder::new().unwrap();
-        for run in runs {
-            builder.push(run.clone()).unwrap();
-        }
-        builder.finish().unwrap()
-    }
-
-    fn bytes_of(place: &Range<u64>) -> Range<usize> {
-        let at = |offset: u64| usize::try_from(offset).unwrap();
-        at(place.start)..at(place.end)
-    }
-
-    fn index(segment: &[u8]) -> Result<SegmentIndex, DamagedBytes> {
-        let place = index_place(
-            segment.len() as u64,
-            &segment[segment.len().saturating_sub(40)..],
-        )?;
-        SegmentIndex::decode_packed(&segment[bytes_of(&place)])
-    }
-
-    #[test]
-    fn every_run_is_read_as_it_was_written_whole_and_alone() {
-        // Lines that end at the frame's bound, one before and one after it, and far more than one.
-        let sizes = [
-            0,
-            1,
-            FRAME_BYTES - 14,
-            FRAME_BYTES - 13,
-            FRAME_BYTES,
-            3 * FRAME_BYTES,
-            5,
-        ];
-        let runs: Vec<_> = (1..)
-            .zip(sizes)
-            .map(|(number, size)| run(number, size))
-            .collect();
-        let segment = segment(&runs);
-        assert_eq!(read_all(&segment).unwrap(), runs);
-        let index = index(&segment).unwrap();
-        for (entry, run) in index.runs.iter().zip(&runs) {
-            let place = index.place(entry).unwrap();
-            let frame = &segment[bytes_of(&place.frame)];
-            assert_eq!(entry.number(), run.number);
-            assert_eq!(place.decode(frame, whole).unwrap(), run.line);
-            assert_eq!(place.decode(frame, some).unwrap(), &run.line[..3]);
-            assert!(place.memory() >= (frame.len() + run.line.len()) as u64);
-        }
-    }
-
-    fn whole(line: &mut dyn BufRead) -> Vec<u8> {
-        let mut read = Vec::new();
-        line.read_to_end(&mut read).unwrap();
-        read
-    }
-
-    fn some(line: &mut dyn BufRead) -> [u8; 3] {
-        let mut read = [0; 3];
-        line.read_exact(&mut read).unwrap();
-        read
-    }
-
-    #[test]
-    fn a_frame_that_is_damaged_anywhere_gives_no_line_or_the_same() {
-        let runs: Vec<_> = (0..3).map(|number| run(number, 50)).collect();
-        let segment = segment(&runs);
-        let index = index(&segment).unwrap();
-        let place = index.place(&index.runs[1]).unwrap();
-        let frame = &segment[bytes_of(&place.frame)];
-        let decode = |frame: &[u8]| {
-            place.decode(frame, |line| {
-                let mut read = Vec::new();
-                line.read_to_end(&mut read).map(|_| read)
-            })
-        };
-        for at in 0..frame.len() {
-            let mut bytes = frame.to_vec();
-            bytes[at] ^= 0x55;
-            if let Ok(read) = decode(&bytes) {
-                assert_eq!(read.unwrap(), runs[1].line, "byte {at}");
-            }
-            assert!(decode(&frame[..at]).is_err(), "the first {at} bytes");
-        }
-        assert!(decode(&[frame, frame].concat()).is_err(), "twice as long");
-    }
-
-    #[test]
-    fn other_tools_read_the_lines() {
-        let runs: Vec<_> = (0..5).map(|number| run(number, 100_000)).collect();
-        let read = zstd::stream::decode_all(&*segment(&runs)).unwrap();
-        let lines: Vec<_> = runs.iter().map(|run| run.line.clone()).collect();
-        assert_eq!(read, [lines.join(&b'\n'), b"\n".to_vec()].concat());
-    }
-
-    #[test]
-    fn a_segment_that_is_damaged_anywhere_is_found_to_be_or_reads_the_same() {
-        let runs: Vec<_> = (0..3).map(|number| run(number, 50)).collect();
-        let whole = segment(&runs);
-        for at in 0..whole.len() {
-            let mut bytes = whole.to_vec();
-            bytes[at] ^= 0x55;
-            if let Ok(read) = read_all(&bytes) {
-                assert_eq!(read, runs, "byte {at}");
-            }
-            assert!(read_all(&whole[..at]).is_err(), "the first {at} bytes");
-        }
-    }
-}
+mod tests;

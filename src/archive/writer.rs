@@ -212,7 +212,7 @@ impl Uploader {
             return self.place.put(path, bytes).await;
         }
         self.place.create(path, bytes).await?;
-        if self.place.whole(&segment.tombstone).await?.is_some() {
+        if self.place.has(&segment.tombstone).await? {
             self.place.delete(path).await?;
         }
         Ok(())

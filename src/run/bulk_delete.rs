@@ -83,7 +83,8 @@ impl DeletionInProgress<'_> {
                 }
             }
             RunDeletion::Matching { labels, asked } => {
-                let mut end = Some(registry.end_number());
+                self.report.end_number = registry.end_number();
+                let mut end = Some(self.report.end_number);
                 while let Some(number) = end {
                     let batch = registry.delete_matching(labels, *asked, number, self.dry_run);
                     self.add(&batch);

@@ -32,4 +32,6 @@ pub struct DeletionReport {
     pub numbers: Vec<u128>,
     /// How many runs matched and have not ended.
     pub unfinished: u64,
+    /// The number that the ids of all runs which were looked at by a selector are smaller than.
+    pub end_number: u128,
 }

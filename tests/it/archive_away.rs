@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ringfence::api::proto::{
-    ArchiveState, CancelRunRequest, DeleteRunsRequest, RunRequest, RunSpec, RunStreamRequest,
+    ArchiveState, CancelRunRequest, DeleteRunsRequest, GetRunRequest, RunRequest, RunSpec,
+    RunStreamRequest,
 };
 use tempfile::TempDir;
 use tonic::Code;
@@ -18,9 +19,13 @@ use crate::archive::{
 };
 use crate::archive_replay::noise;
 use crate::audit::lines;
-use crate::harness::{PATIENCE, Refused, Runs, SpecExt, connect, kit, read, runs, told_id};
+use crate::harness::{
+    PATIENCE, Refused, Runs, SpecExt, channel, connect, kit, read, runs, spec, told_id,
+};
+use crate::modules::saying;
 use crate::process::Served;
 use crate::scripted::{Asked, Scripted};
+use crate::tenants::{Tenant, token, tokens_file};
 
 /// Where requests wait while it is closed.
 #[derive(Default)]
@@ -221,6 +226,73 @@ async fn a_run_that_ends_while_others_are_deleted_stays() {
     let deleted = own.delete_runs(deletion()).await.unwrap().into_inner();
     assert_eq!((deleted.deleted, deleted.run_ids), (1, vec![live.clone()]));
     info(&mut other, &live).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_held_up_holds_up_no_other_tenant() {
+    let (bucket, gate) = (SharedBucket::default(), Arc::new(Gate::default()));
+    let held = Arc::clone(&gate);
+    let server = Scripted::start(move |asked| {
+        if asked.target.replace("%2F", "/").contains("/runs/a/") {
+            held.pass();
+        }
+        answer(asked, &bucket)
+    });
+    let dir = TempDir::new().unwrap();
+    let tokens = format!(
+        "auth.tokens_file={}",
+        tokens_file(&dir, &["a", "b"]).display()
+    );
+    let tenants = "tenants=[{ name = \"a\" }, { name = \"b\" }]";
+    // Memory forgets runs at once, so that all of them are asked of the archive.
+    let set = [tenants, &tokens, "runs.history=0", "runs.archive_age=0s"];
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", *set]).collect();
+    let served = over(&server, "own", &set);
+    let (mut a, _) = archived_of(&served, "a").await;
+    let (mut b, other) = archived_of(&served, "b").await;
+    gate.set_closed(true);
+    // The second waits for the first, and both of them may not take all of a tenant's turns.
+    let deletions = [0; 2].map(|_| {
+        let mut caller = a.runs.clone();
+        tokio::spawn(async move { caller.delete_runs(deletion()).await })
+    });
+    gate.until_somebody_waits().await;
+    b.runs.get_run(by_id(&other)).await.unwrap();
+    let deleted = b.runs.delete_runs(deletion()).await.unwrap().into_inner();
+    assert_eq!((deleted.deleted, deleted.run_ids), (1, vec![other]));
+    assert!(
+        deletions.iter().all(|it| !it.is_finished()),
+        "they were not held"
+    );
+    gate.set_closed(false);
+    let mut deleted = 0;
+    for deletion in deletions {
+        deleted += deletion.await.unwrap().unwrap().into_inner().deleted;
+    }
+    assert_eq!(deleted, 1);
+    let dry = DeleteRunsRequest {
+        dry_run: true,
+        ..deletion()
+    };
+    let left = a.runs.delete_runs(dry).await.unwrap().into_inner();
+    assert_eq!(left.deleted, 0);
+}
+
+fn by_id(id: &str) -> GetRunRequest {
+    let run_id = id.to_owned();
+    GetRunRequest { run_id }
+}
+
+/// A tenant of the daemon, and a labelled run of it that is in the archive.
+async fn archived_of(served: &Served, name: &str) -> (Tenant, String) {
+    let mut tenant = Tenant::of(channel(&served.addr).await, &token(name));
+    let ran = tenant.ran(labelled(spec(saying(name, 0)))).await;
+    let id = ran.result.run_id;
+    let start = Instant::now();
+    while tenant.runs.get_run(by_id(&id)).await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "it is not archived");
+    }
+    (tenant, id)
 }
 
 /// What becomes of a deletion after its first segment.
