@@ -409,14 +409,9 @@ impl Sessions {
         if expired.is_empty() {
             return Ok(false);
         }
-        let clear = move || {
-            for session in expired {
-                session.slot.clear();
-            }
-        };
+        let clear = move || expired.iter().for_each(|it| it.slot.clear());
         let cleared = tokio::task::spawn_blocking(clear).await;
-        cleared.map_err(Refusal::internal)?;
-        Ok(true)
+        cleared.map(|()| true).map_err(Refusal::internal)
     }
 
     /// Takes out the sessions that have not been used for too long.
