@@ -186,6 +186,7 @@ impl RunFastPath {
         pending: Option<PendingResponse>,
     ) -> Result<WatchedBody, Refusal> {
         let watchdog = self.request_limits.response_watchdog();
+        let is_truncated = result.stdout_truncated;
         let (result, reservation) = (Some(result), run.take_answer_reservation());
         match method {
             CapturedMethod::Run => {
@@ -198,7 +199,7 @@ impl RunFastPath {
             CapturedMethod::Execute => {
                 let message = proto::ExecuteResponse {
                     result,
-                    value: reported_value(&output.stdout),
+                    value: reported_value(&output.stdout, is_truncated),
                     ..proto::ExecuteResponse::default()
                 };
                 watchdog.watch_run_response(tenant, &message, output, reservation, pending)

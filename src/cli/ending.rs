@@ -150,6 +150,12 @@ pub(super) fn run_json(result: &RunResult, stdout: &[u8], stderr: &[u8]) -> Valu
             }
         }
     }
+    let uncollected = result.uncollected.iter();
+    let uncollected = uncollected.map(
+        |file| json!({ "path": file.path, "size": file.size, "reason": file.reason().as_str_name() }),
+    );
+    report["uncollected"] = uncollected.collect();
+    report["uncollected_total"] = result.uncollected_total.into();
     report
 }
 

@@ -14,6 +14,10 @@ use super::{Failure, print_to_stderr};
 use crate::api::proto::stream_event::Event;
 use crate::api::proto::{CollectedFile, RunResult, StreamEvent};
 
+/// The most bytes of output, both streams together, that are kept until the run has ended. A run
+/// with live input may have no output limit.
+const MOST_COLLECTED: usize = 64 << 20;
+
 /// What takes part in a run besides the terminal.
 #[derive(Clone, Copy, Default)]
 pub(super) struct FollowSinks<'a> {
@@ -114,8 +118,10 @@ pub(super) struct CollectedRun {
     pub(super) files: Vec<CollectedFile>,
 }
 
-/// Collects the guest's output until the run ends. The run's output limit bounds how much memory
-/// that takes.
+/// Collects the guest's output until the run ends, and at most [`MOST_COLLECTED`] bytes of it.
+///
+/// # Errors
+/// Fails where the run cannot be followed to its end, or writes more than that.
 pub(super) async fn collect(
     events: &mut Streaming<StreamEvent>,
     pump: &StdinPump,
@@ -127,8 +133,8 @@ pub(super) async fn collect(
         let event = event.map_err(|status| Failure::of_status(&status))?;
         let StreamEvent { event, .. } = event.ok_or_else(broke_off)?;
         match event {
-            Some(Event::Stdout(bytes)) => output[0].extend_from_slice(&bytes),
-            Some(Event::Stderr(bytes)) => output[1].extend_from_slice(&bytes),
+            Some(Event::Stdout(bytes)) => keep(&mut output, 0, &bytes)?,
+            Some(Event::Stderr(bytes)) => keep(&mut output, 1, &bytes)?,
             Some(Event::StdinDemand(demand)) => pump.demand(demand),
             Some(Event::Error(error)) => return Err(Failure::of_run(&error)),
             Some(Event::Exit(result)) => {
@@ -150,6 +156,20 @@ pub(super) async fn collect(
             Some(Event::Started(_) | Event::Lost(_)) | None => {}
         }
     }
+}
+
+/// Adds bytes to one of two streams of collected output, for which there has to be room.
+fn keep(output: &mut [Vec<u8>; 2], stream: usize, bytes: &[u8]) -> Result<(), Failure> {
+    let kept: usize = output.iter().map(Vec::len).sum();
+    if kept + bytes.len() > MOST_COLLECTED {
+        let most = MOST_COLLECTED >> 20;
+        return Err(Failure::new(format!(
+            "the run wrote more than {most} MiB, which is the most that is kept until a run has ended, and is cancelled; \
+             print its output as it comes, or limit it by --output-limit (and --truncate)"
+        )));
+    }
+    output[stream].extend_from_slice(bytes);
+    Ok(())
 }
 
 /// Creates the failure for a stream that ended before the run did.

@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use tonic::{Status, Streaming};
 
 use super::connect::{
@@ -18,15 +21,11 @@ use super::write_all::write;
 use super::{Failure, print, print_json};
 use crate::api::proto::interact_request::Frame;
 use crate::api::proto::{
-    ExecuteRequest, ExecuteStreamRequest, ExecutionSpec, Resources, RunRequest, RunSpec,
-    RunStreamRequest, StreamEvent,
+    ExecuteRequest, ExecuteStreamRequest, ExecutionSpec, RunRequest, RunSpec, RunStreamRequest,
+    StreamEvent,
 };
 use crate::language::reported_value;
 
-/// Output limit in bytes of each stream of a run with live input whose output is collected, unless
-/// the caller asks for another. It is the default limit of a daemon that collects the output
-/// itself.
-const COLLECTED: u64 = 1 << 20;
 /// Most bytes of the first message of an interaction. The module, or the program with its files, is
 /// part of that message if it fits.
 pub(super) const INTERACTION_START: usize = 1 << 20;
@@ -37,6 +36,15 @@ pub(super) const ENVELOPE: usize = 64;
 pub(super) enum Launch {
     Module(Box<RunSpec>),
     Program(Box<ExecutionSpec>),
+}
+
+/// The report of a program's run, with the value that the program reported as it wrote it: numbers
+/// keep all digits, and values may be nested to any depth.
+#[derive(Serialize)]
+struct ProgramReport<'a> {
+    #[serde(flatten)]
+    run: Value,
+    value: Option<&'a RawValue>,
 }
 
 /// How what is written is printed.
@@ -50,6 +58,16 @@ pub(super) enum Printing {
     Json,
     /// Not at all: only the id of the run is printed, which goes on without this command.
     Detached,
+}
+
+impl<'a> ProgramReport<'a> {
+    /// Creates the report of `run` with `value`, which is null where it is no JSON.
+    fn new(run: Value, value: &'a str) -> Self {
+        Self {
+            run,
+            value: serde_json::from_str(value).ok(),
+        }
+    }
 }
 
 impl Launch {
@@ -186,17 +204,11 @@ impl Launch {
 
     /// Executes it with live input, and collects its output until it has ended.
     async fn collected(
-        mut self,
+        self,
         channel: DaemonChannel,
         source: StdinSource,
         files: Option<&OutFolder>,
     ) -> Result<CollectedRun, Failure> {
-        let resources = match &mut self {
-            Self::Module(spec) => &mut spec.resources,
-            Self::Program(spec) => &mut spec.resources,
-        };
-        let resources: &mut Resources = resources.get_or_insert_default();
-        resources.output_limit = resources.output_limit.or(Some(COLLECTED));
         let is_program = matches!(self, Self::Program(_));
         let (mut pump, mut events) = self.interact(channel, source).await?;
         let broken = pump.take_broken();
@@ -206,7 +218,7 @@ impl Launch {
         };
         if is_program {
             let stdout = Bytes::copy_from_slice(&answer.output[0]);
-            answer.value = Some(reported_value(&[stdout]));
+            answer.value = Some(reported_value(&[stdout], answer.result.stdout_truncated));
         }
         Ok(answer)
     }
@@ -268,16 +280,37 @@ fn print_collected(answer: &CollectedRun, printing: Printing) -> Result<ExitCode
         files: _,
     } = answer;
     if printing == Printing::Json {
-        let mut report = run_json(result, stdout, stderr);
-        if let Some(value) = value {
-            // What is no JSON is not a value.
-            report["value"] = serde_json::from_str(value).unwrap_or_default();
-        }
-        print_json(&report)?;
+        let report = run_json(result, stdout, stderr);
+        match value {
+            Some(value) => print_json(&ProgramReport::new(report, value))?,
+            None => print_json(&report)?,
+        };
+        tell_uncollected(result);
         return Ok(ExitCode::from(exit_code_of(result)));
     }
     write(std::io::stdout(), stdout)?;
     write(std::io::stderr(), stderr)?;
     tell_uncollected(result);
     print_ending(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_reported_as_it_was_written() {
+        let report = |value: &str| {
+            let run = serde_json::json!({ "exit_code": 0 });
+            serde_json::to_string(&ProgramReport::new(run, value)).unwrap()
+        };
+        let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+        for value in ["18446744073709551616123", "1.50", "1e400", "\"a\"", &deep] {
+            let expected = format!(r#"{{"exit_code":0,"value":{value}}}"#);
+            assert_eq!(report(value), expected);
+        }
+        for value in ["", "{oops", "1 2"] {
+            assert_eq!(report(value), r#"{"exit_code":0,"value":null}"#, "{value}");
+        }
+    }
 }

@@ -380,8 +380,10 @@ fn print(bytes: &[u8]) -> Result<ExitCode, Failure> {
 }
 
 /// Prints a JSON value on one line.
-fn print_json(value: &serde_json::Value) -> Result<ExitCode, Failure> {
-    print(format!("{value}\n").as_bytes())
+fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+    let mut text = serde_json::to_string(value).map_err(|error| Failure::new(error.to_string()))?;
+    text.push('\n');
+    print(text.as_bytes())
 }
 
 /// Reads a whole file, or standard input where the path is "-".

@@ -305,7 +305,7 @@ impl Language {
         match protocol {
             Protocol::Runner => {
                 command.args = vec![self.file.clone()];
-                command.stdin = runner::standard_input(&program, &self.file)?;
+                command.stdin = runner::standard_input(&program, &self.file, env)?;
                 command.preface = command.stdin.len() - program.stdin.len();
                 return Ok(command);
             }

@@ -35,13 +35,17 @@ struct RunnerOptions {
     deterministic: bool,
 }
 
-/// Returns the standard input of a runner: the header of `program`, whose file is called `file`,
-/// and the program's own input.
+/// Returns the standard input of a runner: the header of `program`, whose file is called `file` and
+/// whose environment comes over `language_env`, and the program's own input.
 ///
 /// # Errors
 /// `LIMIT_ABOVE_MAXIMUM` for a header over 4 GiB.
-pub(super) fn standard_input(program: &Program, file: &str) -> Result<Bytes, Refusal> {
-    let env = program.env.iter();
+pub(super) fn standard_input(
+    program: &Program,
+    file: &str,
+    language_env: &[(String, String)],
+) -> Result<Bytes, Refusal> {
+    let env = language_env.iter().chain(&program.env);
     let header = RunnerHeader {
         protocol: PROTOCOL,
         program: &program.code,
@@ -85,7 +89,9 @@ mod tests {
             max_args: 100,
             clock: false,
         };
-        let input = standard_input(&program, "main.py").unwrap();
+        let language_env = [("A", "language's"), ("K", "language's")];
+        let language_env = language_env.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let input = standard_input(&program, "main.py", &language_env).unwrap();
         let (length, rest) = input.split_at(LENGTH);
         let length = u32::from_le_bytes(length.try_into().unwrap()) as usize;
         let header: serde_json::Value = serde_json::from_slice(&rest[..length]).unwrap();
@@ -96,7 +102,7 @@ mod tests {
                 "program": "print(\"ü\")\n",
                 "file": "main.py",
                 "args": ["a b"],
-                "env": {"K": "v=w"},
+                "env": {"A": "language's", "K": "v=w"},
                 "options": {"unbuffered": true, "deterministic": true},
             })
         );

@@ -21,7 +21,13 @@ struct ReportingObject<'a> {
 /// Returns the value, as JSON, that the last line of `stdout` reports which reports one; an empty
 /// text where there is no such line. Only the last [`MAX_VALUE_BYTES`] are looked at, so that the
 /// work is bounded whatever a program writes.
-pub fn reported_value(stdout: &[Bytes]) -> String {
+///
+/// Of standard output that was cut off at the limit (`is_truncated`), nobody knows the last line:
+/// the one at the cut may go on, and one after it may report another value. It reports none.
+pub fn reported_value(stdout: &[Bytes], is_truncated: bool) -> String {
+    if is_truncated {
+        return String::new();
+    }
     let tail = tail(stdout);
     let values = tail.rsplit(|byte| *byte == b'\n').filter_map(value_of);
     values.into_iter().next().unwrap_or_default()
@@ -64,7 +70,7 @@ mod tests {
     use super::*;
 
     fn value(stdout: &str) -> String {
-        reported_value(&[Bytes::from(stdout.to_owned())])
+        reported_value(&[Bytes::from(stdout.to_owned())], false)
     }
 
     #[test]
@@ -100,7 +106,16 @@ mod tests {
     fn lines_go_on_from_piece_to_piece() {
         let pieces =
             ["ab\n__O", "UT__:", "[1,", "2]\n", ""].map(|it| Bytes::from_static(it.as_bytes()));
-        assert_eq!(reported_value(&pieces), "[1,2]");
+        assert_eq!(reported_value(&pieces, false), "[1,2]");
+    }
+
+    #[test]
+    fn output_that_was_cut_off_reports_nothing() {
+        for stdout in ["__OUT__:12", "__OUT__:12\n", "__OUT__:1\nmore\n__OUT__:2"] {
+            let pieces = [Bytes::from_static(stdout.as_bytes())];
+            assert_eq!(reported_value(&pieces, true), "", "{stdout:?}");
+            assert_ne!(reported_value(&pieces, false), "", "{stdout:?}");
+        }
     }
 
     #[test]

@@ -263,7 +263,8 @@ impl Runner {
             None => with_deadline(deadline, Box::pin(self.compile(spec, pending))).await?,
         };
         pending.note_module_ready();
-        let session = self.claim_session(spec, pending, ready.memory_pages)?;
+        let session = self.claim_session(spec, pending, ready.memory_pages);
+        let session = session.await?;
         let method = asked.origin.method;
         let live = input.is_some();
         let bytes = reserved(spec, method, *delivery, live, ready.memory_pages);
@@ -325,7 +326,7 @@ impl Runner {
     }
 
     /// Claims the session that a run belongs to, if it belongs to one.
-    fn claim_session(
+    async fn claim_session(
         &self,
         spec: &RunSpec,
         pending: &RunEndGuard,
@@ -336,7 +337,9 @@ impl Runner {
         };
         let terms = session_terms(spec, *module, memory_pages);
         let sessions = &pending.tenant.sessions;
-        sessions.claim(asked, terms, &pending.run).map(Some)
+        // Boxed: most runs belong to no session.
+        let claimed = Box::pin(sessions.claim(asked, terms, &pending.run)).await;
+        claimed.map(Some)
     }
 
     /// Acquires the slot of a run and its `bytes` of memory, and measures how long that takes.

@@ -275,7 +275,26 @@ impl Sessions {
     /// # Errors
     /// `SESSION_BUSY`; `SESSION_NOT_FOUND` where it has to be there and is not; `SESSION_LIMIT`;
     /// `SPEC_INVALID` where it began with other terms.
-    pub(super) fn claim(
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        asked: &SessionSpec,
+        terms: SessionTerms,
+        run: &Arc<Run>,
+    ) -> Result<SessionClaim, Refusal> {
+        match self.try_claim(asked, terms.clone(), run) {
+            // Sessions that have expired are counted until they are looked for.
+            Err(refusal) if refusal.reason() == Reason::SessionLimit => {
+                match self.end_expired().await? {
+                    true => self.try_claim(asked, terms, run),
+                    false => Err(refusal),
+                }
+            }
+            claimed => claimed,
+        }
+    }
+
+    /// Claims a session as [`Self::claim`] does, with what room there is now.
+    fn try_claim(
         self: &Arc<Self>,
         asked: &SessionSpec,
         terms: SessionTerms,
@@ -295,13 +314,14 @@ impl Sessions {
             }
         }
         // One that has expired is replaced, if another may begin.
-        if let Some(expired) = by_name.remove(&asked.name) {
-            drop_later(&expired);
-        }
+        let is_replaced = by_name.contains_key(&asked.name);
         if asked.must_exist {
+            if let Some(expired) = by_name.remove(&asked.name) {
+                drop_later(&expired);
+            }
             return Err(not_found(&asked.name));
         }
-        if by_name.len() >= self.most as usize {
+        if by_name.len() - usize::from(is_replaced) >= self.most as usize {
             return Err(no_room(TENANT_LIMIT, 0, self.most.into()));
         }
         let place = self.totals.take(&self.held, terms.bytes())?;
@@ -320,7 +340,9 @@ impl Sessions {
             }),
             _place: place,
         });
-        by_name.insert(asked.name.clone(), Arc::clone(&session));
+        if let Some(expired) = by_name.insert(asked.name.clone(), Arc::clone(&session)) {
+            drop_later(&expired);
+        }
         Ok(SessionClaim::new(self, session))
     }
 
@@ -375,6 +397,25 @@ impl Sessions {
 
     /// Ends the sessions that have not been used for too long.
     pub(super) fn age(&self) {
+        for session in self.take_expired() {
+            drop_later(&session);
+        }
+    }
+
+    /// Ends the sessions that have not been used for too long, and waits until what they held is
+    /// free. Reports whether there were any.
+    async fn end_expired(&self) -> Result<bool, Refusal> {
+        let expired = self.take_expired();
+        if expired.is_empty() {
+            return Ok(false);
+        }
+        let clear = move || expired.iter().for_each(|it| it.slot.clear());
+        let cleared = tokio::task::spawn_blocking(clear).await;
+        cleared.map(|()| true).map_err(Refusal::internal)
+    }
+
+    /// Takes out the sessions that have not been used for too long.
+    fn take_expired(&self) -> Vec<Arc<Session>> {
         let idle_timeout = self.totals.limits.idle_timeout;
         let mut expired = Vec::new();
         lock(&self.by_name).retain(|_, session| {
@@ -386,8 +427,8 @@ impl Sessions {
         });
         for session in &expired {
             tracing::debug!(session = %session.name, "a session has ended unused");
-            drop_later(session);
         }
+        expired
     }
 
     /// Removes a session if it is still the one of its name.

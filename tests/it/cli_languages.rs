@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cli_runs::text;
 use crate::execution::{CAT, VALUE};
-use crate::guests::memory_files;
+use crate::guests::{kit as kit_bytes, memory_files};
 use crate::process::{Served, ringfence};
 
 /// Runs a command with `stdin`.
@@ -309,6 +309,101 @@ fn what_a_program_leaves_is_written_to_the_folder_and_nowhere_else() {
         );
         assert_eq!(std::fs::read_dir(at("elsewhere")).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1, "{flag}");
+    }
+}
+
+#[test]
+fn files_that_are_not_returned_are_told_with_any_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let kit = folder.path().join("kit.wasm");
+    std::fs::write(&kit, memory_files()).unwrap();
+    let language = format!(
+        "[languages.kit]\nmodule = {kit:?}\nprotocol = \"argument\"\nargs = [\"kit\", \"{{code}}\", \"{{args}}\"]\n\
+         [policy]\nmax_collect_files = 1\n"
+    );
+    let config = file(folder.path(), "c.toml", &language);
+    let out = folder.path().join("out");
+    let out = out.to_str().unwrap();
+    for stdin in ["--stdin=-", "--no-stdin"] {
+        for output in ["--env=K=v", "--no-stream", "--output=json"] {
+            let mut args = vec!["exec", stdin, output, "--config", &config, "--out", out];
+            args.extend(["kit", "-c", "write", "/out/a", "3", "/out/b", "5"]);
+            let ran = with_input(&args, b"");
+            assert_eq!(ran.status.code(), Some(0), "{args:?}: {ran:?}");
+            let said = text(&ran.stderr);
+            assert!(said.contains("/out/b was not returned"), "{args:?}: {said}");
+            if output == "--output=json" {
+                let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
+                let file = serde_json::json!(
+                    { "path": "/out/b", "size": 5, "reason": "UNCOLLECTED_REASON_TOO_MANY_FILES" }
+                );
+                assert_eq!(report["uncollected"], Value::Array(vec![file]));
+                assert_eq!(report["uncollected_total"], 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn output_that_is_collected_has_the_limit_of_the_daemon_unless_one_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let kit = folder.path().join("kit.wasm");
+    std::fs::write(&kit, kit_bytes()).unwrap();
+    let text_of = |policy: &str| {
+        format!(
+            "[languages.kit]\nmodule = {kit:?}\nprotocol = \"argument\"\nargs = [\"kit\", \"{{code}}\", \"{{args}}\"]\n\
+             limits = {{ output_limit = \"2KiB\" }}\n[policy]\n{policy}\n"
+        )
+    };
+    let config = file(folder.path(), "a.toml", &text_of(""));
+    let strict = file(
+        folder.path(),
+        "b.toml",
+        &text_of("max_stream_output = \"1KiB\""),
+    );
+    for (config, flags, code, limit) in [
+        (&config, &["--output=json"][..], "lines", 2048),
+        (&strict, &["--output=json"], "lines", 1024),
+        (
+            &config,
+            &["--output=json", "--output-limit=3000"],
+            "lines",
+            3000,
+        ),
+    ] {
+        let args = [&["exec", "--config", config], flags, &["kit", "-c", code]].concat();
+        let output = with_input(&args, b"one\n");
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["stdout"], "<one>\n", "{args:?}");
+        assert_eq!(report["granted"]["output_limit"], limit, "{args:?}");
+    }
+}
+
+#[test]
+fn more_output_than_is_collected_is_told_and_not_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let kit = folder.path().join("kit.wasm");
+    std::fs::write(&kit, kit_bytes()).unwrap();
+    let kit = kit.to_str().unwrap();
+    let flood = |flags: &[&str], bytes: usize| {
+        let bytes = bytes.to_string();
+        let args = [&["run"], flags, &[kit, "flood", &bytes]].concat();
+        with_input(&args, b"")
+    };
+    // "done" on standard error counts too.
+    let most = (64 << 20) - "done".len();
+    let output = flood(&["--no-stream"], most);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!((output.stdout.len(), text(&output.stderr)), (most, "done"));
+    for flags in [&["--no-stream"][..], &["--output=json"]] {
+        let output = flood(flags, most + 1);
+        assert_eq!(output.status.code(), Some(125), "{flags:?}");
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("wrote more than 64 MiB") && said.contains("--output-limit"),
+            "{said}"
+        );
     }
 }
 

@@ -9,7 +9,8 @@ use ringfence::api::proto::interact_request::Frame;
 use ringfence::api::proto::stream_event::Event;
 use ringfence::api::proto::{
     ExecuteRequest, ExecuteResponse, ExecuteStreamRequest, ExecutionSpec, File, InteractRequest,
-    ListLanguagesRequest, Outcome, RunResponse, RunState, SendInputRequest, StdinEof,
+    ListLanguagesRequest, Outcome, OutputPolicy, Resources, RunResponse, RunState,
+    SendInputRequest, StdinEof,
 };
 use ringfence::app;
 use ringfence::config::Overrides;
@@ -66,7 +67,7 @@ impl Executor {
         let (cat, kit) = (cat.display(), kit.display());
         let languages = format!(
             r#"{{
-                cat = {{ module = "{cat}", file = "main.cat", version = "1.2.3", aliases = ["kitten"] }},
+                cat = {{ module = "{cat}", file = "main.cat", version = "1.2.3", aliases = ["kitten"], env = ["A=1", "B=2"] }},
                 dump = {{ module = "{kit}", protocol = "argument", args = ["kit", "dump", "{{code}}", "{{args}}", "end"], env = ["A=1", "B=2"], limits = {{ memory_pages = 300, stack_size = "1MiB", timeout = "20s", output_limit = "2KiB" }} }},
                 echo = {{ module = "{kit}", protocol = "stdin", args = ["kit", "echo"] }},
             }}"#
@@ -125,7 +126,7 @@ async fn a_runner_reads_the_header_and_then_the_programs_own_input() {
     let executor = Executor::start(&[]).await;
     let spec = ExecutionSpec {
         args: vec!["a b".to_owned(), "ü".to_owned()],
-        env: vec!["K=v=w".to_owned()],
+        env: vec!["K=v=w".to_owned(), "B=own".to_owned()],
         stdin: Bytes::from_static(b"\0own"),
         ..program_of("cat", "the \"code\"\n")
     };
@@ -139,7 +140,7 @@ async fn a_runner_reads_the_header_and_then_the_programs_own_input() {
             "program": "the \"code\"\n",
             "file": "main.cat",
             "args": ["a b", "ü"],
-            "env": {"K": "v=w"},
+            "env": {"A": "1", "B": "own", "K": "v=w"},
             "options": {"unbuffered": true, "deterministic": false},
         })
     );
@@ -274,6 +275,38 @@ async fn a_program_that_is_a_module_runs_as_text_and_as_metadata() {
     }
     let refused = executor.refused(program_of("wat", "(module")).await;
     assert_eq!(refused.reason, "MODULE_INVALID");
+}
+
+#[tokio::test]
+async fn output_that_is_cut_off_reports_no_value() {
+    let executor = Executor::start(&[]).await;
+    // The line of the value is "__OUT__:1234567", and the one after it reports another.
+    let code = VALUE.replace(
+        r#"hello\n__OUT__:{\"a\": 1.50}\nbye\n"#,
+        r"__OUT__:1234567\n__OUT__:12345\n",
+    );
+    let bytes = 30;
+    for (output_limit, policy, reported) in [
+        (bytes, OutputPolicy::Truncate, "12345"),
+        (10, OutputPolicy::Truncate, ""),
+        (10, OutputPolicy::Stop, ""),
+        // What is cut off right after a line may report another value.
+        (16, OutputPolicy::Truncate, ""),
+    ] {
+        let resources = Resources {
+            output_limit: Some(output_limit),
+            output_policy: policy.into(),
+            ..Resources::default()
+        };
+        let spec = ExecutionSpec {
+            resources: Some(resources),
+            ..program_of("wat", &code)
+        };
+        let (ran, value) = executor.executed(spec).await;
+        assert_eq!(ran.stdout.len() as u64, output_limit);
+        assert_eq!(ran.result.stdout_truncated, output_limit < bytes);
+        assert_eq!(value, reported, "{output_limit} {policy:?}");
+    }
 }
 
 /// Encodes bytes in base64.

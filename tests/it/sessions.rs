@@ -373,6 +373,43 @@ async fn there_are_so_many_sessions_and_no_more() {
 }
 
 #[tokio::test]
+async fn sessions_that_have_expired_make_room_for_others_at_once() {
+    // A quarter of 64 MiB is room for one session of 200 pages.
+    let mut keepers = Vec::new();
+    for limit in [
+        ("policy.max_sessions", "1"),
+        ("sessions.max", "1"),
+        ("admission.memory", "64MiB"),
+    ] {
+        keepers.push((
+            limit.0,
+            Keeper::start(&[limit, ("sessions.idle_timeout", "1s")]).await,
+        ));
+    }
+    for name in ["a", "b", "b"] {
+        for (limit, keeper) in &keepers {
+            // It has expired, but nobody has looked for those.
+            let start = Instant::now();
+            while !keeper.list().await.is_empty() {
+                assert!(start.elapsed() < PATIENCE, "it stays");
+                tokio::task::yield_now().await;
+            }
+            let spec = ExecutionSpec {
+                resources: Some(Resources {
+                    memory_pages: Some(200),
+                    ..Resources::default()
+                }),
+                ..of("count", name)
+            };
+            let result = keeper.executed(spec).await;
+            assert_eq!(result.session, goes_on(1), "{limit}: {name}");
+            let listed = keeper.list().await;
+            assert_eq!((listed.len(), listed[0].name.as_str()), (1, name));
+        }
+    }
+}
+
+#[tokio::test]
 async fn all_sessions_together_hold_a_share_of_the_memory() {
     let pages = |pages: u32| ExecutionSpec {
         resources: Some(Resources {

@@ -215,6 +215,84 @@ async fn input_arguments_and_files_are_each_programs_own() {
     }
 }
 
+/// Programs that take away what the next one would be read from or write to.
+const TAKES_STREAMS: [&str; 5] = [
+    "print(len(open(0).read()))",
+    "import os\nos.close(0)\nprint(0)",
+    "import os\nos.close(0)\ntaken = open('/tmp/taken', 'w+')\nprint(0)",
+    "import os\nprint(0)\nos.close(1)",
+    "import os\nprint(0)\nos.close(2)",
+];
+
+#[tokio::test]
+async fn a_program_that_takes_the_standard_streams_ends_its_own_session() {
+    if !Interpreters::get().names().contains(&"python") {
+        return;
+    }
+    let notebook = Notebook::begin("python", "streams").await;
+    let state = |executions, ended| Some(SessionState { executions, ended });
+    for code in TAKES_STREAMS {
+        let first = notebook.execute(notebook.cell("print('begins')")).await;
+        assert_eq!(first.stdout, &b"begins\n"[..], "{code}");
+        assert_eq!(first.result.unwrap().session, state(1, false), "{code}");
+        let taking = notebook.execute(notebook.cell(code)).await;
+        let told = String::from_utf8_lossy(&taking.stderr).into_owned();
+        assert_eq!(taking.stdout, &b"0\n"[..], "{code}: {told}");
+        let result = taking.result.unwrap();
+        assert_eq!(result.outcome(), Outcome::Exited, "{code}: {told}");
+        assert_eq!(result.session, state(2, true), "{code}: {told}");
+    }
+    // What takes nothing away ends nothing.
+    let reads = "import sys\nwith open(0, closefd=False) as given:\n  given.read()\nsys.argv = sys.orig_argv = None";
+    let result = notebook.execute(notebook.cell(reads)).await.result;
+    assert_eq!(result.unwrap().session, state(1, false));
+    let spec = ExecutionSpec {
+        stdin: Bytes::from_static(b"own"),
+        args: vec!["a".to_owned()],
+        ..notebook.cell("print(sys.argv, sys.orig_argv, input())")
+    };
+    let answer = notebook.execute(spec).await;
+    let wrote = "['main.py', 'a'] ['python3', 'main.py', 'a'] own\n";
+    assert_eq!(answer.stdout, wrote.as_bytes());
+    // What is taken away from the runner itself is told to the next program, which is not executed.
+    let taking = "import os\nos.environ = None";
+    let result = notebook.execute(notebook.cell(taking)).await.result;
+    assert_eq!(result.unwrap().session, state(3, false));
+    let answer = notebook.execute(notebook.cell("print('never')")).await;
+    let told = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert!(told.contains("cannot begin this program"), "{told}");
+    assert_eq!(answer.stdout, &b""[..]);
+    let result = answer.result.unwrap();
+    assert_eq!(
+        (result.exit_code, result.session),
+        (Some(70), state(4, true))
+    );
+}
+
+#[tokio::test]
+async fn a_frozen_process_leaves_its_session_to_later_programs() {
+    if !Interpreters::get().names().contains(&"javascript") {
+        return;
+    }
+    let notebook = Notebook::begin("javascript", "frozen").await;
+    let freezes = "setTimeout(() => { throw new Error('mine') }, 1); Object.freeze(process)";
+    let result = notebook.execute(notebook.cell(freezes)).await.result;
+    assert_eq!(result.unwrap().exit_code, Some(1));
+    let spec = ExecutionSpec {
+        args: vec!["a".to_owned()],
+        ..notebook.cell("setTimeout(() => console.log(process.argv.slice(2)), 1)")
+    };
+    let answer = notebook.execute(spec).await;
+    assert_eq!(answer.stdout, &b"[ 'a' ]\n"[..]);
+    let result = answer.result.unwrap();
+    let state = SessionState {
+        executions: 2,
+        ended: false,
+    };
+    assert_eq!((result.exit_code, result.session), (Some(0), Some(state)));
+    notebook.close().await;
+}
+
 #[tokio::test]
 async fn a_program_that_is_stopped_takes_its_session_with_it() {
     for language in Interpreters::get().names() {

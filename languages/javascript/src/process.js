@@ -8,7 +8,8 @@ import { timers } from './timers.js';
 
 const PIECE = 1 << 16;
 
-const { apply, defineProperty } = Reflect;
+const { apply, defineProperty, set } = Reflect;
+const { is } = Object;
 const { removeAllListeners } = EventEmitter.prototype;
 
 // Has a stream begin again, at the input of another program.
@@ -136,6 +137,8 @@ const { isFinite } = Number;
 const { trunc } = Math;
 const toNumber = Number;
 let isExiting = false;
+// The exit code that was asked for, where the program has left no `process.exitCode` that can have it.
+let unassigned;
 let tell;
 
 // Takes what tells standard error of an error that nobody caught.
@@ -154,7 +157,7 @@ export function exit(code) {
 // Does what the program wants to do at its end, and returns its exit code, which is the one given or the one that it has
 // set.
 export function close(code) {
-  if (code !== undefined) process.exitCode = toNumber(code);
+  if (code !== undefined) assignCode(toNumber(code));
   let failed = 0;
   if (!isExiting) {
     isExiting = true;
@@ -174,9 +177,20 @@ export function close(code) {
   return asked === 0 ? failed : asked;
 }
 
+// Sets `process.exitCode`, which handlers of `exit` see and change. The program may have frozen `process`.
+function assignCode(code) {
+  unassigned = undefined;
+  try {
+    if (set(process, 'exitCode', code) && is(process.exitCode, code)) return;
+  } catch {
+    // An accessor of the program's throws.
+  }
+  unassigned = code;
+}
+
 // Returns the exit code that the program has set. What is no number is 1.
 function askedCode() {
-  const asked = toNumber(process.exitCode ?? 0);
+  const asked = toNumber(unassigned ?? process.exitCode ?? 0);
   return isFinite(asked) ? trunc(asked) & 0xff : 1;
 }
 
@@ -186,13 +200,14 @@ export let inputsBefore = 0;
 // Makes ready for another program: the end, the exit code and the standard streams are each program's own.
 export function renew() {
   isExiting = false;
+  unassigned = undefined;
   apply(removeAllListeners, process, ['beforeExit']);
   apply(removeAllListeners, process, ['exit']);
   defineProperty(process, 'exitCode', { __proto__: null, value: undefined, writable: true, enumerable: true, configurable: true });
   inputsBefore += 1;
   renewInput(stdin);
-  stdout.writable = true;
-  stderr.writable = true;
+  set(stdout, 'writable', true);
+  set(stderr, 'writable', true);
   reopenOut();
 }
 

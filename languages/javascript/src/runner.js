@@ -23,7 +23,7 @@ const MALFORMED_HEADER = 64;
 const decoder = new TextDecoder('utf-8', { fatal: true });
 
 // What is called while a program runs, when it ends and before the next one, by names that the program does not replace.
-const { apply } = Reflect;
+const { apply, set: setProperty } = Reflect;
 const { emit, listenerCount } = EventEmitter.prototype;
 const { then } = Promise.prototype;
 const { set } = Map.prototype;
@@ -248,7 +248,7 @@ function beginProgram() {
   const { file, args, env, options } = header;
   const argv = ['node', file];
   for (let at = 0; at < args.length; at += 1) argv[at + 2] = args[at];
-  process.argv = argv;
+  giveArguments(argv);
   setLive(options.unbuffered === true);
   if (executed === 1) {
     process.env = { ...env };
@@ -259,6 +259,14 @@ function beginProgram() {
   const program = header.program ?? readProgram(file);
   // Functions of programs before it may be shown, and they have the same name of file.
   if (program !== undefined) execute(file, executed === 1 ? file : `${file}[${executed}]`, program);
+}
+
+// Sets `process.argv`, of which an earlier program of the session may have left only the array: `process` may be frozen.
+function giveArguments(argv) {
+  if (setProperty(process, 'argv', argv)) return;
+  const there = process.argv;
+  there.length = 0;
+  for (let at = 0; at < argv.length; at += 1) there[at] = argv[at];
 }
 
 // Adds variables to those that the programs before have left.

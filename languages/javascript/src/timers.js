@@ -86,9 +86,12 @@ function fireFirst() {
   engine = undefined;
   awaited = undefined;
   firing = timer;
-  timer.fire();
-  firing = undefined;
-  arm();
+  try {
+    timer.fire();
+  } finally {
+    firing = undefined;
+    arm();
+  }
   if (referenced === 0) wake?.();
 }
 

@@ -44,6 +44,9 @@ MAX_HEADER = 64 << 20
 # The exit code where the header is malformed, and no program was started.
 MALFORMED_HEADER = 64
 
+# The exit code where a program of a session could not begin, for what those before it have left.
+UNPREPARED = 70
+
 # The modules that are imported when the component is built. All others come from memory when a program imports them.
 IMPORTED = """
 abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs collections collections.abc concurrent
@@ -81,32 +84,33 @@ class Session(exports.Session):
 
     def execute(self):
         """Reads one program, executes it with what those before it have left, and returns its exit code."""
-        global EXECUTED
+        global EXECUTED, DESCRIPTORS
         try:
             header = Header(read_header())
             header.check()
             header.apply(is_first=EXECUTED == 0)
+            EXECUTED += 1
+            if EXECUTED == 1:
+                DESCRIPTORS = identify_descriptors()
+            else:
+                header.begin_next()
         except MalformedHeader as error:
-            os.write(2, f'the runner of Python was given a malformed header: {error}\n'.encode())
+            WRITE(2, f'the runner of Python was given a malformed header: {error}\n'.encode())
             leave(MALFORMED_HEADER)
-        EXECUTED += 1
-        if EXECUTED > 1:
-            # Tracebacks may show functions of programs before it, which have the same name of file.
-            header.source_name = f'{header.file}[{EXECUTED}]'
-            # What the program before it has not read is not this one's.
-            given = vars(sys).get('stdin')
-            is_own = given is STDIN
-            open_stdin()
-            if not is_own:
-                sys.stdin = given
+        except BaseException as error:
+            # Programs before it may have replaced whatever the lines above rely on.
+            try:
+                tell_unprepared(error)
+            finally:
+                leave(UNPREPARED)
         code = run_program(header, MAIN.__dict__)
         try:
             flush_files()
         except BaseException:
             pass
         end = flush(code)
-        if end != code:
-            # Nothing that a later program writes would arrive.
+        if end != code or identify_descriptors() != DESCRIPTORS:
+            # A later program could not be read, or nothing that it writes would arrive.
             leave(end)
         return end & 0xFF
 
@@ -156,8 +160,8 @@ class Header:
 
     def apply(self, is_first=True):
         """Gives the process the arguments and variables of this program, and the first one fresh randomness."""
-        sys.argv[:] = [self.file, *self.args]
-        sys.orig_argv[:] = ['python3', *sys.argv]
+        set_list('argv', [self.file, *self.args])
+        set_list('orig_argv', ['python3', self.file, *self.args])
         if not is_first:
             os.environ.update(self.env)
             return
@@ -175,6 +179,47 @@ class Header:
                 random.seed(0)
             if self.options.get('unbuffered') is True:
                 STDOUT.reconfigure(line_buffering=True)
+
+
+    def begin_next(self):
+        """Makes ready for a program that is not the first of its session."""
+        # Tracebacks may show functions of programs before it, which have the same name of file.
+        self.source_name = f'{self.file}[{EXECUTED}]'
+        # What the program before it has not read is not this one's.
+        given = vars(sys).get('stdin')
+        is_own = given is STDIN
+        open_stdin()
+        if not is_own:
+            sys.stdin = given
+
+
+def set_list(name, values):
+    """Sets a list of `sys`: the one that is there, which others may hold, unless a program has left something else."""
+    there = vars(sys).get(name)
+    if type(there) is list:
+        there[:] = values
+    else:
+        setattr(sys, name, values)
+
+
+def tell_unprepared(error):
+    """Tells that a program of a session could not begin, for what those before it have left."""
+    text = f'the runner of Python cannot begin this program, for what others have left in the session: {error!r}\n'
+    WRITE(2, text.encode(errors='backslashreplace'))
+
+
+def identify_descriptors():
+    """Returns what tells the descriptors of the standard streams from others that have their numbers."""
+    return [identify(0), identify(1), identify(2)]
+
+
+def identify(descriptor):
+    """Returns what tells an open descriptor from others, or the number of the error where there is none."""
+    try:
+        about = FSTAT(descriptor)
+    except OSError as error:
+        return error.errno
+    return FILE_TYPE(about.st_mode), about.st_dev, about.st_ino
 
 
 def kind(value):
@@ -202,9 +247,9 @@ def read_header():
 
 def read_exactly(count):
     """Reads from the descriptor itself: a stream would read ahead."""
-    data = os.read(0, count)
+    data = READ(0, count)
     while len(data) < count:
-        piece = os.read(0, count - len(data))
+        piece = READ(0, count - len(data))
         if not piece:
             raise MalformedHeader(f'the input ends {count - len(data)} bytes before the header does')
         data += piece
@@ -502,7 +547,10 @@ COUNT_REFERENCES = sys.getrefcount
 LIST_OBJECTS = gc.get_objects
 FILE = io.FileIO
 STREAM = _io._IOBase
+READ = os.read
 WRITE = os.write
+FSTAT = os.fstat
+FILE_TYPE = stat.S_IFMT
 EXIT = wasi_exit.exit_with_code
 SHOW = sys.__excepthook__
 TRACEBACK = BaseException.__dict__['__traceback__'].__get__
@@ -516,6 +564,9 @@ ROOM_TO_END = 100
 
 # How many programs of a session were executed.
 EXECUTED = 0
+
+# What the descriptors of the standard streams were when the first program of a session began.
+DESCRIPTORS = []
 
 # How often programs are executed while the component is built, and which.
 WARM_UPS = 60
@@ -541,7 +592,7 @@ SCAN = json.JSONDecoder().scan_once
 # Everything that is on the stack while code of the program runs, and what its tracer could still see at the end.
 HIDDEN = [
     Run.run, Session.execute, execute, run_program, conclude, report, exit_code, finish, flush_files, flush, is_closed,
-    tell, leave, EXIT,
+    tell, leave, EXIT, identify_descriptors, identify,
 ]
 for hidden in HIDDEN:
     hide(hidden)

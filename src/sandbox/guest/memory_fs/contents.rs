@@ -132,9 +132,10 @@ impl FileChunk {
     fn truncate(&mut self, length: usize, account: &FileMemoryAccount) {
         let before = self.cost();
         match self {
-            // Not even an empty part of a request is held.
-            Self::Shared(bytes) if length == 0 => *bytes = Bytes::new(),
-            Self::Shared(bytes) => bytes.truncate(length),
+            Self::Shared(bytes) if length >= bytes.len() => {}
+            // A part would hold all that it is a part of: more than is charged, up to the whole
+            // request.
+            Self::Shared(bytes) => *self = Self::Owned(bytes[..length].to_vec()),
             Self::Owned(bytes) => {
                 bytes.truncate(length);
                 bytes.shrink_to(length.next_power_of_two().max(LEAST_CAPACITY));

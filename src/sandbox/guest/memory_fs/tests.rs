@@ -212,6 +212,34 @@ fn given_bytes_are_shared_until_they_are_written_to() {
 }
 
 #[test]
+fn a_shared_file_that_shrinks_holds_only_what_is_left() {
+    let (mut files, account) = files(16 * MIB);
+    for (size, length) in [
+        (CHUNK_BYTES, 1),
+        (CHUNK_BYTES, 0),
+        (CHUNK_BYTES, CHUNK_BYTES as u64 - 1),
+        (3 * CHUNK_BYTES, 1),
+    ] {
+        let empty = account.held();
+        let given = Bytes::from(vec![5; size]);
+        files.put_file("f", &given).expect("there is room");
+        let node = files.open_at(files.root(), "f", OPEN).expect("there");
+        let before = account.held();
+        files.set_size(node, length).expect("a file");
+        while files.sweep(1) {}
+        assert!(given.is_unique(), "{length} of {size} bytes");
+        assert!(account.held() < before, "{length} of {size} bytes");
+        files.release(node);
+        let left = read_file(&mut files, "f").expect("there");
+        assert_eq!(left, given[..left.len()]);
+        assert_eq!(left.len() as u64, length);
+        files.unlink_file_at(files.root(), "f").expect("there");
+        while files.sweep(1) {}
+        assert_eq!(account.held(), empty, "{length} of {size} bytes");
+    }
+}
+
+#[test]
 fn files_that_do_not_fit_leave_no_charge() {
     let (mut files, account) = files(MIB);
     let before = account.held();

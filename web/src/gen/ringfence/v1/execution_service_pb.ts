@@ -82,7 +82,8 @@ export type ExecuteResponse = Message<"ringfence.v1.ExecuteResponse"> & {
   /**
    * The value that the program reports, as JSON: what follows "__OUT__:" in the last line of
    * standard output that begins so, or the value of the key "__out" in the last line that is an
-   * object with that key, whichever comes last. Empty if no line reports a value as valid JSON.
+   * object with that key, whichever comes last. Empty if no line reports a value as valid JSON, and
+   * if standard output was cut off (RunResult.stdout_truncated): its last line is not known then.
    *
    * @generated from field: string value = 5;
    */
