@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::BufRead;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
@@ -18,6 +19,8 @@ use ringfence::api::proto::{
 use ringfence::app;
 use ringfence::config::Overrides;
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::{Code, Request, Status};
 
 use crate::admin::{ask, value};
@@ -794,6 +797,44 @@ async fn a_collector_is_believed_if_an_authority_of_the_host_vouches_for_it() {
         );
         assert!(collector.received().spans.is_empty());
     }
+}
+
+/// A port whose first connection is accepted and hears nothing. Those that come later reach `collector`.
+async fn silent_at_first(collector: SocketAddr) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let served = tokio::spawn(async move {
+        let _silent = listener.accept().await.unwrap();
+        let mut forwarded = JoinSet::new();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            forwarded.spawn(async move {
+                let mut server = TcpStream::connect(collector).await.unwrap();
+                // Either of them may end it.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (port, served)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_shakes_no_hands_is_connected_to_again() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("ours");
+    let trusted = folder.path().join("trusted.pem");
+    std::fs::write(&trusted, authority.pem()).unwrap();
+    let env = [("SSL_CERT_FILE", trusted.to_str().unwrap())];
+    let collector = Collector::with_tls(authority.issue(&["localhost"])).await;
+    let (port, served) = silent_at_first(collector.addr).await;
+    let set = format!("telemetry.otlp_endpoint=https://localhost:{port}");
+    let daemon = Served::with(&["--set", &set], &env);
+    let mut client = crate::harness::connect(&daemon.addr).await;
+    let spec = Some(kit(&["hello"]));
+    let answer = client.run(traced(RunRequest { spec }, TRACE, "01")).await;
+    Ran::new(answer.unwrap().into_inner()).exited(0);
+    collector.spans(TRACE, 6).await;
+    served.abort();
 }
 
 #[test]
