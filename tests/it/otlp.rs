@@ -1,10 +1,10 @@
-//! Traces and guests' output in a collector: one connected trace for each call, every line once and in order, and a
-//! collector that is away, slow or refuses is nobody's concern.
+//! Traces and guests' output in a collector: one connected trace for each call, every line in order, once where no answer
+//! is lost, and a collector that is away, slow or refuses is nobody's concern.
 
 use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -646,6 +646,62 @@ async fn what_a_collector_refuses_is_dropped_and_counted() {
     );
     assert!(rejected >= 8.0 && exported > 0.0, "{rejected} {exported}");
     assert_eq!(value(&metrics, &dropped("undelivered")), 0.0);
+}
+
+#[tokio::test]
+async fn what_a_collector_has_no_room_for_is_sent_again_when_it_says_so_and_only_then() {
+    let collector = Collector::start().await;
+    collector.reply(Reply::Fail(Code::ResourceExhausted));
+    let daemon = exporting(&collector, &[]).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let rejected = "ringfence_otlp_dropped_total{signal=\"spans\",reason=\"rejected\"}";
+    until_measured(&daemon, rejected, |count| count == 6.0).await;
+    let before = collector.received().at.len();
+    let after = Duration::from_secs(2);
+    collector.reply(Reply::Throttle(after));
+    ran_in_trace(&daemon, kit(&["hello"]), TRACE).await;
+    collector.spans(TRACE, 6).await;
+    let received = collector.received();
+    let waited = received.at[before + 1] - received.at[before];
+    assert!(waited >= after, "{waited:?}");
+    // It is told how long it may take, too.
+    assert!(
+        received
+            .headers
+            .iter()
+            .all(|it| it.contains_key("grpc-timeout"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_collector_says_of_what_it_takes_is_logged() {
+    for (rejected, parts) in [
+        (
+            2,
+            ["does not take all that is exported", "2 are rejected: "],
+        ),
+        (0, ["takes what is exported, and has a warning", ""]),
+    ] {
+        let collector = Collector::start().await;
+        collector.reply(Reply::Reject(rejected));
+        let set = format!("telemetry.otlp_endpoint={}", collector.url());
+        let mut daemon = Served::start(&["--set", &set]);
+        let mut client = crate::harness::connect(&daemon.addr).await;
+        let spec = Some(kit(&["hello"]));
+        let answer = client.run(traced(RunRequest { spec }, TRACE, "01")).await;
+        Ran::new(answer.unwrap().into_inner()).exited(0);
+        let line = tokio::task::block_in_place(|| {
+            let mut line = String::new();
+            while !line.contains("the collector of telemetry.otlp_endpoint") {
+                line.clear();
+                assert!(daemon.log.read_line(&mut line).unwrap() > 0, "it ended");
+            }
+            line
+        });
+        for part in parts.iter().chain(&["as a test says"]) {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+    }
 }
 
 #[tokio::test]
