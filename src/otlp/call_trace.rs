@@ -79,7 +79,7 @@ impl Tracer {
 
     /// Queues a record, or counts its spans as dropped where there is no room.
     fn take(&self, record: SpanRecord) {
-        if let Err(record) = self.queue.push(record, 0) {
+        if let Err(record) = self.queue.push(record) {
             let spans = record.phases().len() as u64;
             let counters = &self.counters.spans;
             counters.count_dropped(DropReason::QueueFull, spans);
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     fn tracer(ratio: f64) -> Arc<Tracer> {
-        let queue = ExportQueue::new(1 << 20, false);
+        let queue = ExportQueue::of_things(1 << 20, false);
         Arc::new(Tracer::new(ratio, queue, Arc::default()))
     }
 

@@ -45,10 +45,16 @@ pub use self::headers::HeadersError;
 pub use self::output_export::{ExportedRun, OutputExport};
 pub use self::span_record::{RunMoment, TracedCall};
 
-/// How long a connection to the collector may take to be established.
+/// How long a connection to the collector may take to be established, and how long the handshake of
+/// TLS on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many requests wait for a connection: one of each signal, since a sender has one on its way.
+/// Those that were given up are kept until there is a connection, or none, and no queue counts
+/// them.
+const BUFFERED_REQUESTS: usize = 2;
 /// After how long without an answer the collector is asked whether it is still there, and how long
-/// it may take to answer that.
+/// it may take to answer that. A peer that accepts connections and says nothing is left by that
+/// too.
 const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(10)];
 /// What the TLS library says of a host without certificate authorities. It has no type for it.
 const NO_AUTHORITIES: &str = "no native certs";
@@ -113,7 +119,7 @@ impl Exporter {
         }
         let counters = Arc::new(ExportCounters::default());
         let bytes = settings.queue_bytes;
-        let queue = ExportQueue::new(bytes, settings.has_several_tenants);
+        let queue = ExportQueue::of_things(bytes, settings.has_several_tenants);
         let tracer = Tracer::new(settings.ratio, queue, Arc::clone(&counters));
         let output = settings.exports_output.then(|| {
             let (several, labels) = (settings.has_several_tenants, settings.labels.clone());
@@ -213,12 +219,16 @@ fn endpoint(url: &str) -> Result<Endpoint, ExporterError> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(ExporterError::Endpoint)?
         .connect_timeout(CONNECT_TIMEOUT)
+        .buffer_size(BUFFERED_REQUESTS)
         .http2_keep_alive_interval(interval)
         .keep_alive_timeout(timeout);
     if !url.starts_with("https:") {
         return Ok(endpoint);
     }
-    let secured = endpoint.tls_config(ClientTlsConfig::new().with_native_roots());
+    let tls = ClientTlsConfig::new()
+        .with_native_roots()
+        .timeout(CONNECT_TIMEOUT);
+    let secured = endpoint.tls_config(tls);
     secured.map_err(|error| match root_cause(&error).contains(NO_AUTHORITIES) {
         true => ExporterError::NoTrustStore(no_trust_store()),
         false => ExporterError::Endpoint(error),

@@ -1,24 +1,30 @@
 //! The export of one run's output: divides it into lines as the guest writes it, and queues them.
 //!
-//! A guest never waits for that. A line is exported as a whole or not at all: where a part of it
-//! finds no room, the rest of it is dropped too. The last record of a run says how much was
-//! dropped.
+//! A guest never waits for that. Where a part of a line finds no room, the rest of it is dropped
+//! too, and what was queued of it before is its beginning: nothing is exported that begins within a
+//! line. The last record of a run says how much was dropped, and has bytes of the queue of its own.
 
+use std::borrow::Cow;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::call_trace::CallTrace;
 use super::counters::{DropReason, ExportCounters};
-use super::export_queue::{ExportQueue, Queued};
-use super::output_lines::{OutputPiece, OutputSource, cut};
+use super::export_queue::{Account, ExportQueue, QueueBounds};
+use super::output_lines::{OutputPiece, OutputSource, PieceText, cut};
 use crate::model::guest_limits::EXPORTED_LINE;
 use crate::model::outcome::Stream;
 use crate::model::request::{Digest, Labels, RunId};
 use crate::sync::lock;
 
-/// The part of the queue, as a fraction, in which nothing but the records waits that say how much
-/// was dropped.
-const HEADROOM_DIVISOR: u64 = 16;
+/// The part of the queue, as a fraction, that is for the records that say how much was dropped.
+const NOTICES_DIVISOR: u64 = 16;
+/// The least bytes for those records, where the queue is small: one of them has at least this much
+/// room, with all the labels that a run can have.
+const LEAST_NOTICES: u64 = 14 << 10;
+/// The part of the queue, as a fraction, that is for lines whose ends were not written yet. A run
+/// holds them for as long as it lives, and what waits has to have room all the same.
+const UNFINISHED_DIVISOR: u64 = 8;
 
 /// What all runs need whose output is exported.
 #[derive(Debug)]
@@ -27,8 +33,6 @@ pub(super) struct OutputExporter {
     pub(super) counters: Arc<ExportCounters>,
     /// The keys of the labels that log records have (`telemetry.export_labels`).
     pub(super) labels: Vec<String>,
-    /// Bytes of the queue that are for the records of what was dropped.
-    headroom: u64,
 }
 
 /// The run whose output is to be exported.
@@ -56,7 +60,8 @@ pub struct OutputExport {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The beginning of a line whose end was not written yet, of each stream. It is charged.
+    /// The beginning of a line whose end was not written yet, of each stream. It is charged as
+    /// [`Account::Unfinished`].
     partial: [Vec<u8>; 2],
     /// Whether a stream is within a line that is dropped.
     is_dropping: [bool; 2],
@@ -72,12 +77,17 @@ impl OutputExporter {
         labels: Vec<String>,
         counters: Arc<ExportCounters>,
     ) -> Self {
-        let headroom = bytes / HEADROOM_DIVISOR;
+        let notices = (bytes / NOTICES_DIVISOR).max(LEAST_NOTICES.min(bytes / 4));
+        let unfinished = bytes / UNFINISHED_DIVISOR;
+        let bounds = QueueBounds {
+            things: bytes - notices - unfinished,
+            notices,
+            unfinished,
+        };
         Self {
-            queue: ExportQueue::new(bytes - headroom, several),
+            queue: ExportQueue::new(bounds, several),
             counters,
             labels,
-            headroom,
         }
     }
 
@@ -133,13 +143,14 @@ impl OutputExport {
         }
         if state.dropped > 0 {
             let piece = OutputPiece::of_dropped(&self.source, state.dropped);
-            if self.queue().push(piece, self.exporter.headroom).is_err() {
+            if self.queue().push(piece).is_err() {
                 self.count_dropped(1);
             }
         }
     }
 
-    /// Queues the lines that end with `text`, with the beginning of the first of them.
+    /// Queues what ends with `text`, with the beginning of its first line. Where no more than the
+    /// beginning of a line is there, and finds no room, the rest of that line is dropped too.
     fn add_lines(&self, state: &mut State, stream: Stream, text: &[u8]) {
         let at = stream as usize;
         let text = match std::mem::take(&mut state.is_dropping[at]) {
@@ -147,58 +158,68 @@ impl OutputExport {
             false => text,
         };
         let partial = std::mem::take(&mut state.partial[at]);
-        let charged = partial.len() as u64;
-        let whole = [&*partial, text].concat();
-        if whole.is_empty() {
-            return;
+        let whole = match partial.is_empty() {
+            true => Cow::Borrowed(text),
+            false => Cow::Owned([&*partial, text].concat()),
+        };
+        for piece in PieceText::divide(&whole) {
+            let (source, cost) = (&self.source, piece.cost(&self.source));
+            if self.queue().charge(Account::Things, &source.tenant, cost) {
+                let piece = OutputPiece::of(source, stream, piece);
+                self.queue().add_charged(piece);
+                continue;
+            }
+            self.drop_text(state, piece.text);
+            self.count_dropped(piece.records);
+            state.is_dropping[at] = !piece.text.ends_with(b"\n");
         }
-        let piece = OutputPiece::of(&self.source, stream, whole);
-        if self.queue().charge(piece.tenant(), piece.cost() - charged) {
-            self.queue().add_charged(piece);
-            return;
-        }
-        self.queue().release(&self.source.tenant, charged);
-        state.dropped += charged + text.len() as u64;
-        let ends = text.iter().filter(|byte| **byte == b'\n').count();
-        self.count_dropped((ends as u64).max(1));
-        let counters = &self.exporter.counters;
-        counters.dropped_output.add(charged + text.len() as u64);
+        self.release_unfinished(&partial);
     }
 
     /// Drops what is left of a line of which a part was dropped, and returns what follows it.
     fn drop_line<'a>(&self, state: &mut State, text: &'a [u8]) -> &'a [u8] {
         let end = text.iter().position(|byte| *byte == b'\n');
         let (dropped, rest) = text.split_at(end.map_or(text.len(), |end| end + 1));
-        state.dropped += dropped.len() as u64;
-        self.exporter
-            .counters
-            .dropped_output
-            .add(dropped.len() as u64);
+        self.drop_text(state, dropped);
         rest
     }
 
+    fn drop_text(&self, state: &mut State, text: &[u8]) {
+        let dropped = text.len() as u64;
+        state.dropped += dropped;
+        self.exporter.counters.dropped_output.add(dropped);
+    }
+
     /// Keeps the beginning of a line until its end is written, or until it is as long as a record.
+    /// Where as much is kept as may be, it is queued at once.
     fn add_partial(&self, state: &mut State, stream: Stream, text: &[u8]) {
         let at = stream as usize;
         if state.is_dropping[at] {
             self.drop_line(state, text);
             return;
         }
-        let added = text.len() as u64;
-        if !self.queue().charge(&self.source.tenant, added) {
-            let before = std::mem::take(&mut state.partial[at]).len() as u64;
-            self.queue().release(&self.source.tenant, before);
-            state.is_dropping[at] = true;
-            state.dropped += before + added;
-            self.count_dropped(1);
-            self.exporter.counters.dropped_output.add(before + added);
+        let (tenant, added) = (&self.source.tenant, text.len() as u64);
+        if !self.queue().charge(Account::Unfinished, tenant, added) {
+            self.add_lines(state, stream, text);
             return;
         }
         state.partial[at].extend_from_slice(text);
         while state.partial[at].len() > EXPORTED_LINE.size() {
             let rest = state.partial[at].split_off(cut(&state.partial[at]));
             self.add_lines(state, stream, &[]);
+            if state.is_dropping[at] {
+                self.release_unfinished(&rest);
+                self.drop_text(state, &rest);
+                return;
+            }
             state.partial[at] = rest;
+        }
+    }
+
+    fn release_unfinished(&self, partial: &[u8]) {
+        let (tenant, bytes) = (&self.source.tenant, partial.len() as u64);
+        if bytes > 0 {
+            self.queue().release(Account::Unfinished, tenant, bytes);
         }
     }
 
@@ -226,6 +247,7 @@ impl Drop for OutputExport {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::export_queue::Charge;
     use super::super::output_lines::PieceContent;
     use super::*;
 
@@ -248,7 +270,7 @@ mod tests {
     fn taken(exporter: &OutputExporter) -> ([Vec<u8>; 2], u64) {
         let (mut texts, mut dropped) = ([Vec::new(), Vec::new()], 0);
         while let Some(piece) = exporter.queue.pop() {
-            exporter.queue.release(piece.tenant(), piece.cost());
+            exporter.queue.release_charge(&Charge::of(&piece));
             match piece.content {
                 PieceContent::Lines { stream, text, .. } => texts[stream as usize].extend(text),
                 PieceContent::Dropped(bytes) => dropped += bytes,
@@ -288,17 +310,98 @@ mod tests {
         assert_eq!(exporter.queue.held(), 0);
     }
 
+    #[test]
+    fn what_is_held_of_unfinished_lines_is_bounded_and_what_is_beyond_it_is_sent() {
+        let exporter = exporter(1 << 20);
+        let most = (1 << 20) / UNFINISHED_DIVISOR;
+        let exports: Vec<OutputExport> = (0..100).map(|_| export(&exporter)).collect();
+        for export in &exports {
+            export.write(Stream::Stderr, &[b'x'; 4000]);
+        }
+        let ([out, err], dropped) = taken(&exporter);
+        assert_eq!((out.len(), dropped), (0, 0));
+        // Nothing is left in the queue but what is kept.
+        let kept = exporter.queue.held();
+        assert!(kept <= most && kept > most - 4000, "{kept}");
+        assert_eq!(err.len() as u64 + kept, 100 * 4000);
+        // Output that comes then has all the room that it had before.
+        let other = export(&exporter);
+        let lines = b"a line\n".repeat(1000);
+        other.write(Stream::Stdout, &lines);
+        assert_eq!(taken(&exporter), ([lines, vec![]], 0));
+        drop(exports);
+        let ([_, rest], dropped) = taken(&exporter);
+        assert_eq!((rest.len() as u64, dropped), (kept, 0));
+        assert_eq!(exporter.queue.held(), 0);
+    }
+
+    #[test]
+    fn where_a_part_of_a_long_line_finds_no_room_nothing_follows_of_it() {
+        let exporter = exporter(200 << 10);
+        let export = export(&exporter);
+        let long = vec![b'x'; 400 << 10];
+        for piece in long.chunks(10_000) {
+            export.write(Stream::Stdout, piece);
+        }
+        let ([first, _], _) = taken(&exporter);
+        assert!(!first.is_empty() && first.len() < long.len());
+        // There is room again, but the line goes on.
+        export.write(Stream::Stdout, b"tail\nnext\n");
+        export.finish();
+        let rest = [b"next\n".to_vec(), vec![]];
+        let dropped = (long.len() + 5 - first.len()) as u64;
+        assert_eq!(taken(&exporter), (rest, dropped));
+        assert_eq!(exporter.queue.held(), 0);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_has_room_for_what_says_how_much_was_dropped() {
+        let labels = (0..32).map(|i| (format!("{i:0128}"), "v".repeat(128)));
+        let labels: std::collections::BTreeMap<_, _> = labels.collect();
+        let keys = labels.keys().cloned().collect();
+        // The least queue that may be configured.
+        let exporter = OutputExporter::new(64 << 10, true, keys, Arc::default());
+        let exporter = Arc::new(exporter);
+        let export = exporter.begin(ExportedRun {
+            run_id: RunId::new("here"),
+            digest: None,
+            tenant: &"tenant".into(),
+            labels: &Labels::from(labels),
+            trace: None,
+        });
+        for _ in 0..1000 {
+            export.write(Stream::Stdout, b"a line\n");
+        }
+        export.finish();
+        assert!(exporter.queue.held() <= 64 << 10);
+        let ([out, _], dropped) = taken(&exporter);
+        assert!(!out.is_empty() && dropped > 0);
+        assert_eq!(out.len() as u64 + dropped, 7000);
+    }
+
+    /// A write of a part of a line: how long it is, and whether the line ends with it.
+    fn write() -> impl Strategy<Value = (bool, usize, bool)> {
+        let length = prop_oneof![
+            8 => 0_usize..200,
+            1 => EXPORTED_LINE.size() - 20..EXPORTED_LINE.size() + 20,
+            1 => 0..5 * EXPORTED_LINE.size() / 2,
+        ];
+        (any::<bool>(), length, any::<bool>())
+    }
+
     proptest! {
         #[test]
-        fn what_arrives_are_whole_lines_and_what_does_not_is_counted(
-            writes in proptest::collection::vec((any::<bool>(), "[ab\n]{1,200}"), 1..60),
-            bytes in 2100_u64..6000,
+        fn what_arrives_are_lines_and_beginnings_of_lines_and_what_does_not_is_counted(
+            writes in proptest::collection::vec(write(), 1..60),
+            bytes in prop_oneof![2000_u64..20_000, 100_000_u64..400_000],
             taken_after in 1_usize..20,
         ) {
             let exporter = exporter(bytes);
             let export = export(&exporter);
-            let (mut given, mut got) = ([String::new(), String::new()], [Vec::new(), Vec::new()]);
-            let (mut dropped, mut told) = (0, 0);
+            // Each line begins with its number, so that it is told from all others.
+            let mut given: [Vec<String>; 2] = Default::default();
+            let mut is_within = [false; 2];
+            let (mut got, mut told) = ([Vec::new(), Vec::new()], 0);
             let mut take = |exporter: &OutputExporter| {
                 let (texts, bytes) = taken(exporter);
                 told += bytes;
@@ -306,9 +409,19 @@ mod tests {
                     got.extend(text);
                 }
             };
-            for (i, (is_stderr, text)) in writes.iter().enumerate() {
+            for (i, (is_stderr, length, is_end)) in writes.iter().enumerate() {
                 let stream = if *is_stderr { Stream::Stderr } else { Stream::Stdout };
-                given[stream as usize].push_str(text);
+                let at = stream as usize;
+                let (lines, is_within) = (&mut given[at], &mut is_within[at]);
+                let mut text = "x".repeat(*length);
+                if !std::mem::replace(is_within, !*is_end) {
+                    text.insert_str(0, &format!("<{}>", lines.len()));
+                    lines.push(String::new());
+                }
+                if *is_end {
+                    text.push('\n');
+                }
+                lines.last_mut().unwrap().push_str(&text);
                 export.write(stream, text.as_bytes());
                 prop_assert!(exporter.queue.held() <= bytes);
                 if i % taken_after == 0 {
@@ -319,12 +432,17 @@ mod tests {
             drop(export);
             take(&exporter);
             prop_assert_eq!(exporter.queue.held(), 0);
-            for (given, got) in given.iter().zip(&got) {
-                dropped += given.len() - got.len();
-                let mut lines = given.split_inclusive('\n');
+            let (mut dropped, mut before) = (0, [None; 2]);
+            for ((lines, got), before) in given.iter().zip(&got).zip(&mut before) {
                 let got = str::from_utf8(got).unwrap();
-                for line in got.split_inclusive('\n') {
-                    prop_assert!(lines.any(|given| given == line), "{line:?} of {given:?}");
+                dropped += lines.concat().len() - got.len();
+                prop_assert!(got.is_empty() || got.starts_with('<'));
+                for line in got.split('<').skip(1) {
+                    let number: usize = line.split_once('>').unwrap().0.parse().unwrap();
+                    prop_assert!(*before < Some(number), "{number} after {before:?}");
+                    *before = Some(number);
+                    let is_beginning = lines[number][1..].starts_with(line);
+                    prop_assert!(is_beginning, "a part of {number} is missing");
                 }
             }
             prop_assert_eq!(told, dropped as u64);

@@ -14,16 +14,22 @@ use tonic::{Request, Status};
 
 use super::attributes::{self, nanoseconds, number, text, text_value};
 use super::call_trace::LogTrace;
-use super::export_queue::{ExportQueue, Queued};
-use super::signal::{BATCH_BYTES, ExportBatch, Signal};
+use super::export_queue::{Account, Charge, ExportQueue, Queued};
+use super::signal::{BATCH_BYTES, ExportAnswer, ExportBatch, Signal};
 use crate::model::guest_limits::EXPORTED_LINE;
 use crate::model::outcome::Stream;
 use crate::model::request::{Digest, RunId};
 
 /// About how many bytes a log record has on the wire, besides its line and its labels.
 const LOG_RECORD_BYTES: usize = 768;
-/// What a piece of output in the queue is charged with in bytes, besides its text.
-const PIECE_COST: u64 = 128;
+/// What each log record is charged with in bytes that a piece of output becomes, besides its text.
+const RECORD_COST: u64 = 128;
+/// What a label is charged with in bytes, besides its key and its value.
+const LABEL_COST: usize = 64;
+/// What a piece of several lines is charged with at the most, in bytes, besides its run. So tenants
+/// that write much take turns often, and a small queue has room for the first lines of a large
+/// write.
+const PIECE_BYTES: usize = 16 << 10;
 
 /// The run whose output is exported, as its log records tell it.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub(super) struct OutputPiece {
     pub(super) source: Arc<OutputSource>,
     pub(super) at: SystemTime,
     pub(super) content: PieceContent,
+    /// What it is charged with, in bytes.
+    cost: u64,
 }
 
 /// What a piece of output tells.
@@ -59,27 +67,93 @@ pub(super) enum PieceContent {
     Dropped(u64),
 }
 
+/// A part of a stream's output that becomes one piece.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PieceText<'a> {
+    pub(super) text: &'a [u8],
+    /// How many log records it becomes.
+    pub(super) records: u64,
+}
+
+impl<'a> PieceText<'a> {
+    /// Divides a text into pieces of whole lines, and of what follows the last of them.
+    pub(super) fn divide(text: &'a [u8]) -> impl Iterator<Item = Self> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let piece = Self::first(rest)?;
+            rest = &rest[piece.text.len()..];
+            Some(piece)
+        })
+    }
+
+    /// Takes as many lines as one piece may have, or the first. The guest waits meanwhile, so that
+    /// lines are counted, which is fast, rather than looked at one by one.
+    fn first(text: &'a [u8]) -> Option<Self> {
+        let mut most = text.len().min(PIECE_BYTES);
+        while let Some(last) = text[..most].iter().rposition(|byte| *byte == b'\n') {
+            let lines = &text[..=last];
+            let records = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            if records * RECORD_COST + lines.len() as u64 <= PIECE_BYTES as u64 {
+                return Some(Self {
+                    text: lines,
+                    records,
+                });
+            }
+            most = lines.len() / 2;
+        }
+        let end = text.iter().position(|byte| *byte == b'\n');
+        let line = end.map_or(text, |end| &text[..=end]);
+        (!line.is_empty()).then(|| Self {
+            text: line,
+            records: records_of(line),
+        })
+    }
+
+    /// Returns what the piece is charged with, if it is of this run.
+    pub(super) fn cost(&self, source: &OutputSource) -> u64 {
+        source.cost() + self.records * RECORD_COST + self.text.len() as u64
+    }
+}
+
+impl OutputSource {
+    /// Returns what a piece of this run is charged with in bytes, besides its log records: it may
+    /// be all that still holds the run.
+    fn cost(&self) -> u64 {
+        (size_of::<Self>() + self.label_bytes()) as u64
+    }
+
+    /// Returns how many bytes the labels have, about.
+    fn label_bytes(&self) -> usize {
+        let labels = self.labels.iter();
+        labels
+            .map(|(key, value)| key.len() + value.len() + LABEL_COST)
+            .sum()
+    }
+}
+
 impl OutputPiece {
     /// Creates a piece of a stream's output, which was written just now.
-    pub(super) fn of(source: &Arc<OutputSource>, stream: Stream, text: Vec<u8>) -> Self {
+    pub(super) fn of(source: &Arc<OutputSource>, stream: Stream, piece: PieceText<'_>) -> Self {
         let content = PieceContent::Lines {
             stream,
-            text,
+            text: piece.text.to_vec(),
             sent: 0,
         };
-        Self::now(source, content)
+        Self::now(source, content, piece.cost(source))
     }
 
     /// Creates the piece that tells how many bytes of a run's output were dropped.
     pub(super) fn of_dropped(source: &Arc<OutputSource>, bytes: u64) -> Self {
-        Self::now(source, PieceContent::Dropped(bytes))
+        let cost = source.cost() + RECORD_COST;
+        Self::now(source, PieceContent::Dropped(bytes), cost)
     }
 
-    fn now(source: &Arc<OutputSource>, content: PieceContent) -> Self {
+    fn now(source: &Arc<OutputSource>, content: PieceContent, cost: u64) -> Self {
         Self {
             source: Arc::clone(source),
             at: SystemTime::now(),
             content,
+            cost,
         }
     }
 
@@ -177,6 +251,17 @@ fn first_line(text: &[u8]) -> &[u8] {
     }
 }
 
+/// Returns how many log records a line becomes, which are several where it is longer than one has.
+fn records_of(line: &[u8]) -> u64 {
+    let mut rest = line.strip_suffix(b"\n").unwrap_or(line);
+    let mut records = 1;
+    while rest.len() > EXPORTED_LINE.size() {
+        rest = &rest[cut(rest)..];
+        records += 1;
+    }
+    records
+}
+
 /// Returns where a line is cut that is longer than one record has: not within a character, where
 /// that can be told.
 pub(super) fn cut(line: &[u8]) -> usize {
@@ -193,9 +278,13 @@ impl Queued for OutputPiece {
     }
 
     fn cost(&self) -> u64 {
-        match &self.content {
-            PieceContent::Lines { text, .. } => PIECE_COST + text.len() as u64,
-            PieceContent::Dropped(_) => PIECE_COST,
+        self.cost
+    }
+
+    fn account(&self) -> Account {
+        match self.content {
+            PieceContent::Lines { .. } => Account::Things,
+            PieceContent::Dropped(_) => Account::Notices,
         }
     }
 }
@@ -216,10 +305,7 @@ impl Signal for LineSignal {
         while bytes < BATCH_BYTES
             && let Some(mut piece) = queue.pop()
         {
-            let labels = piece.source.labels.iter();
-            let labels: usize = labels
-                .map(|(key, value)| key.len() + value.len() + 64)
-                .sum();
+            let labels = piece.source.label_bytes();
             while bytes < BATCH_BYTES
                 && let Some((record, body)) = piece.next_record()
             {
@@ -227,7 +313,7 @@ impl Signal for LineSignal {
                 records.push(record);
             }
             match piece.is_sent() {
-                true => charges.push((piece.tenant().clone(), piece.cost())),
+                true => charges.push(Charge::of(&piece)),
                 // The rest is for the next request.
                 false => queue.put_back(piece),
             }
@@ -250,11 +336,16 @@ impl Signal for LineSignal {
         }
     }
 
-    async fn send(channel: Channel, request: Request<Self::Request>) -> Result<u64, Status> {
+    async fn send(
+        channel: Channel,
+        request: Request<Self::Request>,
+    ) -> Result<ExportAnswer, Status> {
         let answer = LogsServiceClient::new(channel).export(request).await?;
-        let partial = answer.into_inner().partial_success;
-        let rejected = partial.map_or(0, |partial| partial.rejected_log_records);
-        Ok(u64::try_from(rejected).unwrap_or_default())
+        let partial = answer.into_inner().partial_success.unwrap_or_default();
+        Ok(ExportAnswer::new(
+            partial.rejected_log_records,
+            partial.error_message,
+        ))
     }
 }
 
@@ -278,6 +369,55 @@ mod tests {
         let told = lines(b"one\n\ntwo\nthree");
         let told: Vec<&[u8]> = told.iter().map(Vec::as_slice).collect();
         assert_eq!(told, [&b"one\n"[..], b"\n", b"two\n", b"three"]);
+    }
+
+    #[test]
+    fn a_text_becomes_pieces_of_whole_lines_that_count_their_records() {
+        let most = EXPORTED_LINE.size();
+        let few = b"a line of some length, and another\n".repeat(10_000);
+        let empty = vec![b'\n'; 5000];
+        let long = [&b"first\n"[..], &vec![b'x'; 3 * most], b"\nlast"].concat();
+        for text in [&few, &empty, &long] {
+            let pieces: Vec<PieceText<'_>> = PieceText::divide(text).collect();
+            let texts: Vec<&[u8]> = pieces.iter().map(|it| it.text).collect();
+            assert_eq!(texts.concat(), *text);
+            for (at, piece) in pieces.iter().enumerate() {
+                let is_last = at + 1 == pieces.len();
+                assert!(is_last || piece.text.ends_with(b"\n"));
+                assert_eq!(piece.records, lines(piece.text).len() as u64);
+                let ends = piece.text.iter().filter(|byte| **byte == b'\n').count();
+                let cost = piece.text.len() as u64 + piece.records * RECORD_COST;
+                assert!(ends <= 1 || cost <= PIECE_BYTES as u64, "{cost}");
+            }
+        }
+        // Of the long line nothing is cut off into another piece.
+        let pieces = PieceText::divide(&long).map(|it| (it.text.len(), it.records));
+        let expected = [(6, 1), (3 * most + 1, 3), (4, 1)];
+        assert_eq!(pieces.collect::<Vec<_>>(), expected);
+        assert_eq!(PieceText::divide(b"").count(), 0);
+    }
+
+    #[test]
+    fn a_piece_is_charged_with_the_labels_that_it_holds() {
+        let source = |labels: Vec<(String, String)>| OutputSource {
+            run_id: RunId::new("here"),
+            digest: None,
+            tenant: "tenant".into(),
+            labels,
+            trace: None,
+            lines: AtomicU64::new(0),
+        };
+        let labels = (0..32).map(|i| (format!("{i:0128}"), "v".repeat(128)));
+        let (bare, labelled) = (source(Vec::new()), source(labels.collect()));
+        let costs = [bare, labelled].map(|source| {
+            let (source, piece) = (Arc::new(source), PieceText::divide(b"x").next().unwrap());
+            let queued = OutputPiece::of(&source, Stream::Stdout, piece);
+            assert_eq!(queued.cost(), piece.cost(&source));
+            [queued.cost(), OutputPiece::of_dropped(&source, 1).cost()]
+        });
+        for (bare, labelled) in costs[0].iter().zip(costs[1]) {
+            assert!(labelled - bare >= 32 * 256, "{bare} {labelled}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! dropped.
 
 use std::error::Error;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,20 +13,23 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Extensions, Request, Status};
+use tonic_types::{RetryInfo, StatusExt};
 
 use super::counters::{DropReason, SignalCounters};
 use super::export_queue::ExportQueue;
 use super::headers::{HeadersError, read_headers};
 use super::root_cause::root_cause;
-use super::signal::{ExportBatch, Signal};
+use super::signal::{ExportAnswer, ExportBatch, Signal};
 use crate::model::refusal::quote;
 use crate::sync::lock;
 
 /// How long things wait for others to be sent with, unless many wait.
 const BATCH_DELAY: Duration = Duration::from_millis(500);
-/// How long the collector may take to answer one request.
+/// How long the collector may take to answer one request, which it is told, the reading of the
+/// headers included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one request is tried again before it is dropped.
+/// How long one request is tried again before it is dropped, and the longest time that is waited
+/// because the collector asks for it.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 /// The time before a request is tried again for the first time, and the longest such time.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
@@ -49,7 +53,7 @@ pub(super) struct Sender<'a, S: Signal> {
     collector: &'a Collector,
     queue: &'a ExportQueue<S::Thing>,
     counters: &'a SignalCounters,
-    /// When a failure was logged the last time.
+    /// When a failure, or what the collector says, was logged the last time.
     logged: Mutex<Option<Instant>>,
 }
 
@@ -58,6 +62,8 @@ pub(super) struct Sender<'a, S: Signal> {
 enum ExportFailure {
     #[error(transparent)]
     Headers(#[from] HeadersError),
+    #[error("telemetry.otlp_headers_file is not read within {} s", ANSWER_TIMEOUT.as_secs())]
+    NoHeaders,
     #[error("it does not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
     #[error("{}: {}", code.description(), quote(message))]
@@ -66,6 +72,8 @@ enum ExportFailure {
         message: String,
         /// Whether the connection failed, rather than the collector.
         is_of_transport: bool,
+        /// When the collector wants the same again, where it says so.
+        retry: Option<RetryInfo>,
     },
 }
 
@@ -76,21 +84,23 @@ impl ExportFailure {
             code: status.code(),
             message: cause.map_or_else(|| status.message().to_owned(), root_cause),
             is_of_transport: cause.is_some(),
+            retry: status.get_details_retry_info(),
         }
     }
 
     /// Reports whether the same request may be taken later, as the protocol has it.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Headers(_) | Self::NoAnswer => true,
+            Self::Headers(_) | Self::NoHeaders | Self::NoAnswer => true,
             Self::Status {
                 is_of_transport: true,
                 ..
             } => true,
-            Self::Status { code, .. } => match code {
+            Self::Status { code, retry, .. } => match code {
+                // It may be for good, unless the collector says that it is not.
+                Code::ResourceExhausted => retry.is_some(),
                 Code::Cancelled
                 | Code::DeadlineExceeded
-                | Code::ResourceExhausted
                 | Code::Aborted
                 | Code::OutOfRange
                 | Code::Unavailable
@@ -107,6 +117,16 @@ impl ExportFailure {
                 | Code::Unauthenticated => false,
             },
         }
+    }
+
+    /// Returns how long to wait before the same request is sent again: as long as the collector
+    /// asks for, where that is longer than `backoff`.
+    fn pause(&self, backoff: Duration) -> Duration {
+        let asked = match self {
+            Self::Headers(_) | Self::NoHeaders | Self::NoAnswer => None,
+            Self::Status { retry, .. } => retry.as_ref().and_then(|retry| retry.retry_delay),
+        };
+        asked.map_or(backoff, |asked| asked.clamp(backoff, RETRY_FOR))
     }
 }
 
@@ -142,8 +162,8 @@ impl<'a, S: Signal> Sender<'a, S> {
             if batch.records > 0 {
                 self.deliver(&batch).await;
             }
-            for (tenant, bytes) in batch.charges {
-                self.queue.release(&tenant, bytes);
+            for charge in &batch.charges {
+                self.queue.release_charge(charge);
             }
         }
     }
@@ -154,17 +174,14 @@ impl<'a, S: Signal> Sender<'a, S> {
         let [mut backoff, longest] = BACKOFF;
         loop {
             let failure = match self.attempt(&batch.request).await {
-                Ok(rejected) => {
-                    let rejected = rejected.min(batch.records);
-                    self.counters.exported.add(batch.records - rejected);
-                    let reason = DropReason::Rejected;
-                    self.counters.count_dropped(reason, rejected);
+                Ok(answer) => {
+                    self.count_answer(batch.records, &answer);
                     return;
                 }
                 Err(failure) => failure,
             };
             self.counters.failures.increment();
-            self.log(&failure);
+            self.log("does not take what is exported", &failure);
             let is_over = begun.elapsed() >= RETRY_FOR || *self.collector.is_ending.borrow();
             if is_over || !failure.may_pass() {
                 let reason = match failure.may_pass() {
@@ -175,25 +192,42 @@ impl<'a, S: Signal> Sender<'a, S> {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
+                () = tokio::time::sleep(failure.pause(backoff)) => {}
                 () = self.ending() => {}
             }
             backoff = (2 * backoff).min(longest);
         }
     }
 
-    async fn attempt(&self, request: &S::Request) -> Result<u64, ExportFailure> {
-        let headers = self.collector.headers().await?;
-        let request = Request::from_parts(headers, Extensions::default(), request.clone());
+    /// Counts what the collector took and what it rejected of a request, and logs what it says.
+    fn count_answer(&self, records: u64, answer: &ExportAnswer) {
+        let rejected = answer.rejected.min(records);
+        self.counters.exported.add(records - rejected);
+        self.counters.count_dropped(DropReason::Rejected, rejected);
+        let message = quote(&answer.message);
+        if rejected > 0 {
+            let cause = format!("of {records}, {rejected} are rejected: {message}");
+            self.log("does not take all that is exported", &cause);
+        } else if !answer.message.is_empty() {
+            self.log("takes what is exported, and has a warning", &message);
+        }
+    }
+
+    async fn attempt(&self, request: &S::Request) -> Result<ExportAnswer, ExportFailure> {
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let headers = tokio::time::timeout_at(deadline, self.collector.headers()).await;
+        let headers = headers.map_err(|_elapsed| ExportFailure::NoHeaders)??;
+        let mut request = Request::from_parts(headers, Extensions::default(), request.clone());
+        request.set_timeout(ANSWER_TIMEOUT);
         let sent = S::send(self.collector.channel.clone(), request);
-        match tokio::time::timeout(ANSWER_TIMEOUT, sent).await {
+        match tokio::time::timeout_at(deadline, sent).await {
             Ok(answered) => answered.map_err(|status| ExportFailure::of(&status)),
             Err(_elapsed) => Err(ExportFailure::NoAnswer),
         }
     }
 
-    /// Logs a failure, unless one was logged lately.
-    fn log(&self, failure: &ExportFailure) {
+    /// Logs what the collector does and why, unless that was done lately.
+    fn log(&self, does: &str, cause: &dyn Display) {
         let mut logged = lock(&self.logged);
         if logged.is_some_and(|at| at.elapsed() < LOGGED_AGAIN) {
             return;
@@ -204,9 +238,9 @@ impl<'a, S: Signal> Sender<'a, S> {
         tracing::warn!(
             signal = S::NAME,
             collector = self.collector.address,
-            cause = %failure,
+            cause = %cause,
             dropped = dropped.iter().sum::<u64>(),
-            "the collector of telemetry.otlp_endpoint does not take what is exported"
+            "the collector of telemetry.otlp_endpoint {does}"
         );
     }
 

@@ -1,12 +1,10 @@
 //! What the sender needs to know of a signal, of which there are two: spans, and log records.
 
-use std::sync::Arc;
-
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::export_queue::{ExportQueue, Queued};
+use super::export_queue::{Charge, ExportQueue, Queued};
 
 /// The most bytes of one request, roughly. Collectors take 4 MiB by default.
 pub(super) const BATCH_BYTES: usize = 2 << 20;
@@ -20,7 +18,26 @@ pub(super) struct ExportBatch<R> {
     /// Whether more may have waited than it could take.
     pub(super) is_full: bool,
     /// What has been taken out of the queue for it as a whole, and is released once it is over.
-    pub(super) charges: Vec<(Arc<str>, u64)>,
+    pub(super) charges: Vec<Charge>,
+}
+
+/// What the collector says of a request that it took (`partial_success` of the protocol).
+#[derive(Debug, Default)]
+pub(super) struct ExportAnswer {
+    /// How many of its spans or log records it rejected for good.
+    pub(super) rejected: u64,
+    /// Why it did, or what it warns of where it rejected none. Empty: nothing.
+    pub(super) message: String,
+}
+
+impl ExportAnswer {
+    /// Creates the answer from what is on the wire.
+    pub(super) fn new(rejected: i64, message: String) -> Self {
+        Self {
+            rejected: u64::try_from(rejected).unwrap_or_default(),
+            message,
+        }
+    }
 }
 
 /// A signal, and the service of the collector that takes it.
@@ -36,6 +53,9 @@ pub(super) trait Signal {
     fn collect(queue: &ExportQueue<Self::Thing>, resource: &Resource)
     -> ExportBatch<Self::Request>;
 
-    /// Sends a request, and returns how many of its records the collector has rejected for good.
-    async fn send(channel: Channel, request: Request<Self::Request>) -> Result<u64, Status>;
+    /// Sends a request, and returns what the collector says of it.
+    async fn send(
+        channel: Channel,
+        request: Request<Self::Request>,
+    ) -> Result<ExportAnswer, Status>;
 }

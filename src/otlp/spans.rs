@@ -15,8 +15,8 @@ use tonic::{Request, Status};
 
 use super::attributes::{self, nanoseconds, number, text};
 use super::call_trace::fresh_span_id;
-use super::export_queue::{ExportQueue, Queued};
-use super::signal::{BATCH_BYTES, ExportBatch, Signal};
+use super::export_queue::{Charge, ExportQueue};
+use super::signal::{BATCH_BYTES, ExportAnswer, ExportBatch, Signal};
 use super::span_record::{Phase, PhaseKind, RunMoment, SpanRecord, TraceHead, TracedOutcome};
 
 /// About how many bytes a span has on the wire, besides its `tracestate`.
@@ -41,7 +41,7 @@ impl Signal for SpanSignal {
             let state = record.head.state.as_ref().map_or(0, |state| state.len());
             bytes += made.len() * (SPAN_BYTES + state);
             spans.extend(made);
-            charges.push((record.tenant().clone(), record.cost()));
+            charges.push(Charge::of(&record));
         }
         ExportBatch {
             records: spans.len() as u64,
@@ -61,11 +61,16 @@ impl Signal for SpanSignal {
         }
     }
 
-    async fn send(channel: Channel, request: Request<Self::Request>) -> Result<u64, Status> {
+    async fn send(
+        channel: Channel,
+        request: Request<Self::Request>,
+    ) -> Result<ExportAnswer, Status> {
         let answer = TraceServiceClient::new(channel).export(request).await?;
-        let partial = answer.into_inner().partial_success;
-        let rejected = partial.map_or(0, |partial| partial.rejected_spans);
-        Ok(u64::try_from(rejected).unwrap_or_default())
+        let partial = answer.into_inner().partial_success.unwrap_or_default();
+        Ok(ExportAnswer::new(
+            partial.rejected_spans,
+            partial.error_message,
+        ))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -32,6 +32,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::harness::PATIENCE;
 
@@ -43,8 +44,10 @@ pub(crate) enum Reply {
     Take,
     /// It fails with a code.
     Fail(Code),
-    /// It takes all but so many spans or log records of each request, for good.
+    /// It takes all but so many spans or log records of each request, for good. With none of them it only warns.
     Reject(i64),
+    /// It has no room for one request, and wants it again after so long. It takes everything then.
+    Throttle(Duration),
     /// It takes everything, but only after so long.
     Late(Duration),
     /// It never answers.
@@ -61,6 +64,8 @@ pub(crate) struct Received {
     /// The attributes of the resource of the last request.
     pub resource: BTreeMap<String, String>,
     pub headers: Vec<MetadataMap>,
+    /// When each request came.
+    pub at: Vec<Instant>,
     /// All requests as they were on the wire.
     pub wire: Vec<u8>,
     reply: Reply,
@@ -206,19 +211,29 @@ impl Services {
     fn receive(&self, metadata: &MetadataMap, message: &impl Message) -> Reply {
         let mut received = self.0.received.lock().unwrap();
         received.headers.push(metadata.clone());
+        received.at.push(Instant::now());
         message.encode(&mut received.wire).unwrap();
-        received.reply
+        let reply = received.reply;
+        if let Reply::Throttle(_) = reply {
+            received.reply = Reply::Take;
+        }
+        reply
     }
 
-    /// What is answered: the number of records that are rejected.
-    async fn answer(reply: Reply) -> Result<i64, Status> {
+    /// What is answered: the number of records that are rejected, where the answer says anything of that.
+    async fn answer(reply: Reply) -> Result<Option<i64>, Status> {
         match reply {
-            Reply::Take => Ok(0),
+            Reply::Take => Ok(None),
             Reply::Fail(code) => Err(Status::new(code, "as a test says")),
-            Reply::Reject(records) => Ok(records),
+            Reply::Reject(records) => Ok(Some(records)),
+            Reply::Throttle(after) => {
+                let details = ErrorDetails::with_retry_info(Some(after));
+                let (code, why) = (Code::ResourceExhausted, "as a test says");
+                Err(Status::with_error_details(code, why, details))
+            }
             Reply::Late(after) => {
                 tokio::time::sleep(after).await;
-                Ok(0)
+                Ok(None)
             }
             Reply::Never => std::future::pending().await,
         }
@@ -259,9 +274,9 @@ impl TraceService for Services {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let reply = self.receive(request.metadata(), request.get_ref());
-        let rejected_spans = Self::answer(reply).await?;
+        let rejected = Self::answer(reply).await?;
         self.keep_spans(request.into_inner());
-        let partial_success = (rejected_spans > 0).then(|| ExportTracePartialSuccess {
+        let partial_success = rejected.map(|rejected_spans| ExportTracePartialSuccess {
             rejected_spans,
             error_message: "as a test says".to_owned(),
         });
@@ -278,9 +293,9 @@ impl LogsService for Services {
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         let reply = self.receive(request.metadata(), request.get_ref());
-        let rejected_log_records = Self::answer(reply).await?;
+        let rejected = Self::answer(reply).await?;
         self.keep_logs(request.into_inner());
-        let partial_success = (rejected_log_records > 0).then(|| ExportLogsPartialSuccess {
+        let partial_success = rejected.map(|rejected_log_records| ExportLogsPartialSuccess {
             rejected_log_records,
             error_message: "as a test says".to_owned(),
         });

@@ -1,9 +1,10 @@
-//! Traces and guests' output in a collector: one connected trace for each call, every line once and in order, and a
-//! collector that is away, slow or refuses is nobody's concern.
+//! Traces and guests' output in a collector: one connected trace for each call, every line in order, once where no answer
+//! is lost, and a collector that is away, slow or refuses is nobody's concern.
 
 use std::collections::BTreeSet;
 use std::io::BufRead;
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -18,6 +19,8 @@ use ringfence::api::proto::{
 use ringfence::app;
 use ringfence::config::Overrides;
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::{Code, Request, Status};
 
 use crate::admin::{ask, value};
@@ -646,6 +649,62 @@ async fn what_a_collector_refuses_is_dropped_and_counted() {
 }
 
 #[tokio::test]
+async fn what_a_collector_has_no_room_for_is_sent_again_when_it_says_so_and_only_then() {
+    let collector = Collector::start().await;
+    collector.reply(Reply::Fail(Code::ResourceExhausted));
+    let daemon = exporting(&collector, &[]).await;
+    daemon.ran(kit(&["hello"])).await.exited(0);
+    let rejected = "ringfence_otlp_dropped_total{signal=\"spans\",reason=\"rejected\"}";
+    until_measured(&daemon, rejected, |count| count == 6.0).await;
+    let before = collector.received().at.len();
+    let after = Duration::from_secs(2);
+    collector.reply(Reply::Throttle(after));
+    ran_in_trace(&daemon, kit(&["hello"]), TRACE).await;
+    collector.spans(TRACE, 6).await;
+    let received = collector.received();
+    let waited = received.at[before + 1] - received.at[before];
+    assert!(waited >= after, "{waited:?}");
+    // It is told how long it may take, too.
+    assert!(
+        received
+            .headers
+            .iter()
+            .all(|it| it.contains_key("grpc-timeout"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_collector_says_of_what_it_takes_is_logged() {
+    for (rejected, parts) in [
+        (
+            2,
+            ["does not take all that is exported", "2 are rejected: "],
+        ),
+        (0, ["takes what is exported, and has a warning", ""]),
+    ] {
+        let collector = Collector::start().await;
+        collector.reply(Reply::Reject(rejected));
+        let set = format!("telemetry.otlp_endpoint={}", collector.url());
+        let mut daemon = Served::start(&["--set", &set]);
+        let mut client = crate::harness::connect(&daemon.addr).await;
+        let spec = Some(kit(&["hello"]));
+        let answer = client.run(traced(RunRequest { spec }, TRACE, "01")).await;
+        Ran::new(answer.unwrap().into_inner()).exited(0);
+        let line = tokio::task::block_in_place(|| {
+            let mut line = String::new();
+            while !line.contains("the collector of telemetry.otlp_endpoint") {
+                line.clear();
+                assert!(daemon.log.read_line(&mut line).unwrap() > 0, "it ended");
+            }
+            line
+        });
+        for part in parts.iter().chain(&["as a test says"]) {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_collector_that_comes_back_gets_what_waited_for_it_once() {
     let collector = Collector::start().await;
     collector.reply(Reply::Fail(Code::Unavailable));
@@ -794,6 +853,44 @@ async fn a_collector_is_believed_if_an_authority_of_the_host_vouches_for_it() {
         );
         assert!(collector.received().spans.is_empty());
     }
+}
+
+/// A port whose first connection is accepted and hears nothing. Those that come later reach `collector`.
+async fn silent_at_first(collector: SocketAddr) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let served = tokio::spawn(async move {
+        let _silent = listener.accept().await.unwrap();
+        let mut forwarded = JoinSet::new();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            forwarded.spawn(async move {
+                let mut server = TcpStream::connect(collector).await.unwrap();
+                // Either of them may end it.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (port, served)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_shakes_no_hands_is_connected_to_again() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("ours");
+    let trusted = folder.path().join("trusted.pem");
+    std::fs::write(&trusted, authority.pem()).unwrap();
+    let env = [("SSL_CERT_FILE", trusted.to_str().unwrap())];
+    let collector = Collector::with_tls(authority.issue(&["localhost"])).await;
+    let (port, served) = silent_at_first(collector.addr).await;
+    let set = format!("telemetry.otlp_endpoint=https://localhost:{port}");
+    let daemon = Served::with(&["--set", &set], &env);
+    let mut client = crate::harness::connect(&daemon.addr).await;
+    let spec = Some(kit(&["hello"]));
+    let answer = client.run(traced(RunRequest { spec }, TRACE, "01")).await;
+    Ran::new(answer.unwrap().into_inner()).exited(0);
+    collector.spans(TRACE, 6).await;
+    served.abort();
 }
 
 #[test]

@@ -18,11 +18,14 @@ const TIMEOUT_MS = 120_000;
 /** The most ids of a call. */
 const MOST_IDS = 1_000;
 
+/** What came of it: nothing was asked or the answer was no, not all could be deleted, or all are gone. */
+export type Deletion = 'no' | 'failed' | 'done';
+
 type Selection = MessageInitShape<typeof DeleteRunsRequestSchema>;
 type NameOf = (digest: string) => string;
 
-/** Deletes those of some runs that have ended. Returns whether any may be gone. */
-export async function deleteEach(daemon: Daemon, runs: readonly RunInfo[], nameOf: NameOf): Promise<boolean> {
+/** Deletes those of some runs that have ended. */
+export async function deleteEach(daemon: Daemon, runs: readonly RunInfo[], nameOf: NameOf): Promise<Deletion> {
   const ids = runs.filter((it) => !isLive(it)).map((it) => it.runId);
   const selections: Selection[] = [];
   for (let at = 0; at < ids.length; at += MOST_IDS) selections.push({ runIds: ids.slice(at, at + MOST_IDS) });
@@ -35,7 +38,7 @@ export async function deleteMatching(
   filter: RunFilter,
   shown: readonly RunInfo[],
   nameOf: NameOf,
-): Promise<boolean> {
+): Promise<Deletion> {
   if (!isDeletable(filter)) return deleteEach(daemon, shown, nameOf);
   const now = Date.now();
   const { since, until } = boundsOf(filter.range, now);
@@ -56,13 +59,13 @@ async function remove(
   selections: readonly Selection[],
   nameOfRun: NameOf,
   more: string,
-): Promise<boolean> {
+): Promise<Deletion> {
   let isAsked = false;
   try {
     const found = await callEach(daemon, selections, true);
     if (found.deleted === 0) {
       tell('No run that has ended is there to delete.');
-      return false;
+      return 'no';
     }
     const runs = plural(found.deleted, 'run');
     const targets = found.ids.map((id) => ({ id, name: nameOfRun(id) }));
@@ -76,13 +79,14 @@ async function remove(
       action: found.deleted === 1 ? 'Delete' : `Delete ${runs}`,
       isDanger: true,
     });
-    if (!isAsked) return false;
+    if (!isAsked) return 'no';
     const gone = await callEach(daemon, selections, false);
     tell(`${plural(gone.deleted, 'run')} deleted.`);
+    return 'done';
   } catch (error) {
     tellFailure(isAsked ? 'Not all of the runs could be deleted' : 'The runs could not be counted', error);
   }
-  return isAsked;
+  return isAsked ? 'failed' : 'no';
 }
 
 /** Calls for each selection. Returns how many runs are gone or would be, and the ids of the first. */

@@ -81,7 +81,9 @@ export class RunActions extends LitElement {
 
   async #delete(): Promise<void> {
     if (!this.context.mayChange || isLive(this.info)) return;
-    if (await deleteEach(this.context.daemon, [this.info], () => this.moduleName)) navigate(HOME);
+    const deletion = await deleteEach(this.context.daemon, [this.info], () => this.moduleName);
+    // Whoever has gone to another page meanwhile stays there.
+    if (deletion === 'done' && this.isConnected) navigate(HOME);
   }
 
   #edit(): void {

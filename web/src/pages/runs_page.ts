@@ -17,7 +17,7 @@ import { RunList } from '../model/run_list.js';
 import { addShortcuts } from '../ui/shortcuts.js';
 import '../ui/stream_status.js';
 import { controls } from '../ui/styles.js';
-import { deleteEach, deleteMatching } from './delete_runs.js';
+import { deleteEach, deleteMatching, type Deletion } from './delete_runs.js';
 import { killEach, killMatching } from './kill_runs.js';
 import { RangeRuns } from './range_runs.js';
 import './run_filters.js';
@@ -260,19 +260,25 @@ export class RunsPage extends LitElement {
   };
 
   readonly #delete = ({ detail }: CustomEvent<RunInfo>) =>
-    this.#afterDeleting(deleteEach(this.context.daemon, [detail], this.#nameOf));
+    this.#afterDeleting(deleteEach(this.context.daemon, [detail], this.#nameOf), [detail]);
 
   readonly #deleteAll = () => {
     const { daemon } = this.context;
-    if (this.chosen.size > 0) return this.#afterDeleting(deleteEach(daemon, this.#chosenRuns(), this.#nameOf));
-    return this.#afterDeleting(deleteMatching(daemon, this.route, this.#stillThere(this.runs), this.#nameOf));
+    const chosen = this.#chosenRuns();
+    if (this.chosen.size > 0) return this.#afterDeleting(deleteEach(daemon, chosen, this.#nameOf), chosen);
+    return this.#afterDeleting(deleteMatching(daemon, this.route, this.#stillThere(this.runs), this.#nameOf), []);
   };
 
-  /** Asks for all runs again where some may be gone, since a watch does not tell of that. */
-  async #afterDeleting(isDone: Promise<boolean>): Promise<void> {
-    if (!(await isDone) || this.#gone.signal.aborted) return;
+  /**
+   * Asks for all runs again where some may be gone, since a watch does not tell of that. Of those that are chosen,
+   * the ones stay that were not to be deleted, or had not ended.
+   */
+  async #afterDeleting(deleting: Promise<Deletion>, runs: readonly RunInfo[]): Promise<void> {
+    const gone = new Set(runs.filter((it) => !isLive(it)).map((it) => it.runId));
+    const deletion = await deleting;
+    if (deletion === 'no' || this.#gone.signal.aborted) return;
     this.hold = undefined;
-    this.chosen = new Set();
+    if (deletion === 'done') this.chosen = new Set([...this.chosen].filter((id) => !gone.has(id)));
     this.#list.forgetListed();
     this.#watch();
     this.#listRange();

@@ -297,7 +297,8 @@ browserTest('runs are deleted: one, those chosen, and all of a label and a time'
     );
   await untilCounts(page, '9 runs, 1 of them live.');
 
-  // One, by the key d; the answer is no at first.
+  // One, by the key d; the answer is no at first. What is chosen meanwhile stays so.
+  await rowOf(page, short(ids[3]!)).getByRole('checkbox').check();
   await page.keyboard.press('t');
   await page.keyboard.press('End');
   await page.keyboard.press('d');
@@ -312,14 +313,17 @@ browserTest('runs are deleted: one, those chosen, and all of a label and a time'
   await page.getByText('1 run deleted.').waitFor();
   await untilCounts(page, '8 runs, 1 of them live.');
   assert.equal(await isThere(ids[0]!), false);
+  await page.getByRole('button', { name: 'Delete 1 chosen' }).waitFor();
 
-  // Those that are chosen, of which one goes on.
-  for (const id of [ids[3]!, ids[4]!, live]) await rowOf(page, short(id)).getByRole('checkbox').check();
+  // Those that are chosen, of which one goes on and stays chosen.
+  for (const id of [ids[4]!, live]) await rowOf(page, short(id)).getByRole('checkbox').check();
   await page.getByRole('button', { name: 'Delete 3 chosen' }).click();
   await dialog.getByRole('heading', { name: 'Delete 2 runs?' }).waitFor();
   await dialog.getByRole('button', { name: 'Delete 2 runs' }).click();
   await page.getByText('2 runs deleted.').waitFor();
   await untilCounts(page, '6 runs, 1 of them live.');
+  await page.getByRole('button', { name: 'Delete 1 chosen' }).waitFor();
+  await page.getByRole('button', { name: 'Choose none' }).click();
   await page.getByRole('button', { name: 'Delete all that match' }).waitFor();
 
   // All of a label and a time, which the daemon counts: also those that the table does not show.
@@ -353,6 +357,15 @@ browserTest('runs are deleted: one, those chosen, and all of a label and a time'
   await page.keyboard.press('D');
   await dialog.getByRole('heading', { name: 'Delete this run?' }).waitFor();
   await dialog.getByRole('button', { name: 'Cancel' }).click();
+  // Where that fails, the run is still shown.
+  await page.getByRole('button', { name: 'Delete' }).click();
+  await dialog.getByRole('heading', { name: 'Delete this run?' }).waitFor();
+  await page.route('**/DeleteRuns', (route) => route.abort());
+  await dialog.getByRole('button', { name: 'Delete' }).click();
+  await page.getByText('Not all of the runs could be deleted').waitFor();
+  await page.unroute('**/DeleteRuns');
+  await page.getByText('It exited with code 0.').waitFor();
+  assert.match(page.url(), new RegExp(`#/runs/${ids[6]!}$`));
   await page.getByRole('button', { name: 'Delete' }).click();
   await dialog.getByRole('button', { name: 'Delete' }).click();
   await page.waitForURL(/#\/runs$/);
