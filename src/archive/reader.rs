@@ -23,7 +23,7 @@ const FEW_HOURS: u64 = 2;
 /// The segments of an hour, with their names.
 #[derive(Debug, Default)]
 pub(super) struct HourListing {
-    /// Those that hold.
+    /// Those that hold their runs.
     pub(super) segments: Vec<(SegmentName, Object)>,
     /// Those that others have replaced. They hold nothing any more, and are still there because who
     /// replaced them has not deleted them yet or was killed, or because somebody slow has written

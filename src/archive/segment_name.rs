@@ -157,6 +157,15 @@ impl SegmentName {
 
     /// Returns the place of the segment among the objects of the archive.
     pub(super) fn path(&self, tenant: &str) -> Path {
+        self.path_with(tenant, "")
+    }
+
+    /// Returns the place of the segment's tombstone.
+    pub(super) fn tombstone(&self, tenant: &str) -> Path {
+        self.path_with(tenant, GONE)
+    }
+
+    fn path_with(&self, tenant: &str, suffix: &str) -> Path {
         let [day, hour] = Hour::of(self.last).folders();
         let Self {
             first,
@@ -164,13 +173,8 @@ impl SegmentName {
             instance,
             serial,
         } = self;
-        let name = format!("{first:013}-{last:013}-{instance}-{serial:032x}{EXTENSION}");
+        let name = format!("{first:013}-{last:013}-{instance}-{serial:032x}{EXTENSION}{suffix}");
         Path::from_iter([FOLDER, tenant, &day, &hour, &name])
-    }
-
-    /// Returns the place of the segment's tombstone.
-    pub(super) fn tombstone(&self, tenant: &str) -> Path {
-        Path::from(format!("{}{GONE}", self.path(tenant)))
     }
 
     /// Parses the place of a tombstone to the name of its segment; `None` for any other object.
