@@ -305,14 +305,17 @@ impl Batch {
                 hour: Hour::of(ms),
                 is_spooled: self.spool.is_some() && spooled.is_ok(),
             };
+            let mut at = self.choose(&key, ms);
             if key.is_spooled {
-                spooled = self.spool(&key, &run);
-                key.is_spooled = spooled.is_ok();
+                spooled = self.spool(&key, at, &run);
+                match spooled {
+                    Ok(()) => pending.note_spooled(),
+                    Err(_) => {
+                        key.is_spooled = false;
+                        at = self.choose(&key, ms);
+                    }
+                }
             }
-            if key.is_spooled {
-                pending.note_spooled();
-            }
-            let at = self.choose(&key, ms);
             if let Err(error) = self.push(key, at, run, Some(pending)) {
                 tracing::error!(%error, "an ended run could not be compressed");
                 self.is_partial = true;
@@ -321,12 +324,11 @@ impl Batch {
         spooled
     }
 
-    /// Writes a run to the file, before it is taken into its segment.
+    /// Writes a run to the file, before it is taken into segment `at` of those of `key`.
     ///
     /// # Errors
     /// It was not written.
-    fn spool(&mut self, key: &SegmentKey, run: &EncodedRun) -> io::Result<()> {
-        let at = self.choose(key, RunId::millis_of(run.number));
+    fn spool(&mut self, key: &SegmentKey, at: usize, run: &EncodedRun) -> io::Result<()> {
         let Some(spool) = &mut self.spool else {
             return Ok(());
         };

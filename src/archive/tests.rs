@@ -93,6 +93,19 @@ pub(super) async fn numbers(
     }
 }
 
+/// Deletes a run of the tenant "t" by its id, and returns how many were deleted.
+pub(super) async fn delete_run(archive: &Archive, id: RunId) -> u64 {
+    let removal = Removal {
+        dry_run: false,
+        takes: |it: &RunId, _: &[u8]| *it == id,
+    };
+    let mut removed = Removed::default();
+    let ids = BTreeSet::from([id]);
+    let named = archive.remove_named("t", &ids, &removal, &mut removed);
+    named.await.unwrap();
+    removed.runs
+}
+
 /// Writes runs of two daemons over some hours, out of order, and returns their numbers in order.
 async fn filled(folder: &Path) -> Vec<u128> {
     let mut all = Vec::new();

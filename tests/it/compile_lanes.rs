@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use crate::compile::children;
-use crate::harness::{Client, Daemon, Refused, SpecExt, by_digest, connect, load, spec};
+use crate::harness::{
+    Client, Daemon, Refused, SpecExt, by_digest, connect, load, spec, until_health,
+};
 use crate::process::Served;
 use crate::tenants::two;
 
@@ -62,13 +64,7 @@ fn begin(client: &Client, wasm: Bytes) -> Load {
 
 /// Waits until so many modules are compiled.
 pub(crate) async fn until_compiling(client: &Client, count: u32) {
-    loop {
-        let health = client.clone().health(HealthRequest {}).await;
-        if health.unwrap().into_inner().compiles_in_flight >= count {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
+    until_health(client, |health| health.compiles_in_flight >= count).await;
 }
 
 /// It went over the budget of the large lane.

@@ -89,7 +89,7 @@ impl Daemon {
             let _ = stopped.await;
         }));
         let client = connect(&addr).await;
-        until_serving(client.clone()).await;
+        until_serving(&client).await;
         Self {
             client,
             addr,
@@ -518,15 +518,9 @@ pub(crate) fn within<T>(message: T, deadline: Duration) -> Request<T> {
 }
 
 /// Waits until it serves, by asking.
-async fn until_serving(mut client: Client) {
-    loop {
-        let health = client.health(ringfence::api::proto::HealthRequest {}).await;
-        let health = health.expect("health answers").into_inner();
-        if health.status() == ringfence::api::proto::ServingStatus::Serving {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
+async fn until_serving(client: &Client) {
+    let serving = ringfence::api::proto::ServingStatus::Serving;
+    until_health(client, |health| health.status() == serving).await;
 }
 
 /// Gives up the one call whose run waits for a slot, and returns the run's id, by the label that it has.
@@ -548,15 +542,15 @@ pub(crate) async fn until_idle(daemon: &Daemon) {
 
 /// Waits until the daemon's health says what `holds` of runs in flight and runs that wait.
 pub(crate) async fn until(daemon: &Daemon, holds: impl Fn(u32, u32) -> bool) {
-    until_health(daemon, |health| {
+    until_health(&daemon.client, |health| {
         holds(health.runs_in_flight, health.runs_queued)
     })
     .await;
 }
 
-/// Waits until the daemon's health is as `holds` says.
-pub(crate) async fn until_health(daemon: &Daemon, holds: impl Fn(&HealthResponse) -> bool) {
-    let mut client = daemon.client.clone();
+/// Waits until a daemon's health is as `holds` says.
+pub(crate) async fn until_health(client: &Client, holds: impl Fn(&HealthResponse) -> bool) {
+    let mut client = client.clone();
     let start = Instant::now();
     loop {
         assert!(start.elapsed() < PATIENCE, "it does not come to be");

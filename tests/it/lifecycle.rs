@@ -166,19 +166,14 @@ async fn probe(addr: &str) -> Probed {
 #[tokio::test]
 async fn a_drain_lets_runs_finish_refuses_new_ones_and_says_so() {
     let mut daemon = Daemon::with(&[("server.drain_grace", "60s")]).await;
-    let mut client = daemon.client.clone();
+    let client = daemon.client.clone();
     until(&daemon, |_, _| true).await;
     daemon.ran(kit(&["hello"])).await.exited(0);
     let addr = daemon.addr.clone();
     assert_eq!(probe(&addr).await, Probed::Serving);
     let (stream, story) = spinning(&daemon, Duration::from_secs(3)).await;
     daemon.drain();
-    loop {
-        let health = client.health(HealthRequest {}).await.unwrap().into_inner();
-        if health.status() == ServingStatus::Draining {
-            break;
-        }
-    }
+    until_health(&client, |health| health.status() == ServingStatus::Draining).await;
     // The admission closes right after: from then on a run is refused.
     let refused = loop {
         match daemon
@@ -394,13 +389,13 @@ async fn a_drain_refuses_at_once_what_still_compiles() {
     let mut client = daemon.client.clone();
     let request = crate::harness::load(big_module(16_000));
     let busy = tokio::spawn(async move { client.load_module(request).await });
-    until_health(&daemon, |health| health.compiles_in_flight == 1).await;
+    until_health(&daemon.client, |health| health.compiles_in_flight == 1).await;
     let mut client = daemon.client.clone();
     let request = RunRequest {
         spec: Some(spec(big_module(100)).label("waits", "yes")),
     };
     let call = tokio::spawn(async move { client.run(request).await });
-    until_health(&daemon, |health| health.compiles_queued == 1).await;
+    until_health(&daemon.client, |health| health.compiles_queued == 1).await;
     daemon.drain();
     let status = call.await.unwrap().unwrap_err();
     assert!(

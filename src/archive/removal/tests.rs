@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::super::Archive;
-use super::super::tests::{HOUR, NOON, PATIENCE, number, numbers, offer, open};
+use super::super::tests::{HOUR, NOON, PATIENCE, delete_run, number, numbers, offer, open};
 use super::*;
 
 const RUNS: u64 = 5;
@@ -59,16 +59,7 @@ async fn steps(place: &Place, name: &SegmentName, low: u64, steps: usize) {
 
 /// Deletes a run, and returns how many were deleted.
 async fn delete(archive: &Archive, low: u64) -> u64 {
-    let id = RunId::of(number(NOON, low), "a");
-    let removal = Removal {
-        dry_run: false,
-        takes: |it: &RunId, _: &[u8]| *it == id,
-    };
-    let mut removed = Removed::default();
-    let ids = BTreeSet::from([id]);
-    let named = archive.remove_named("t", &ids, &removal, &mut removed);
-    named.await.unwrap();
-    removed.runs
+    delete_run(archive, RunId::of(number(NOON, low), "a")).await
 }
 
 /// The runs that are listed, and those that are anywhere in the place, each once and the newest

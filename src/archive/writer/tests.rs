@@ -1,14 +1,15 @@
 //! Runs on their way into an archive that cannot be written for a while, or of a daemon that was
 //! killed.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use super::super::segment_name::root;
 use super::super::spool::{SpoolFile, SpoolRecord, adopt};
-use super::super::tests::{HOUR, NOON, PATIENCE, line, number, numbers, offer, open, settings};
-use super::super::{Archive, ArchiveSettings, Removal, Removed, SPOOL};
+use super::super::tests::{
+    HOUR, NOON, PATIENCE, delete_run, line, number, numbers, offer, open, settings,
+};
+use super::super::{Archive, ArchiveSettings, SPOOL};
 use super::*;
 use crate::model::request::{RunId, TimeRange};
 
@@ -85,16 +86,8 @@ fn leave(folder: &Path, hours: u64) {
 
 /// Deletes a run of the daemon that was killed, and returns how many were deleted.
 async fn delete(archive: &Archive, hour: u64) -> u64 {
-    let id = RunId::of(number(NOON + hour * HOUR, hour), "killed");
-    let removal = Removal {
-        dry_run: false,
-        takes: |it: &RunId, _: &[u8]| *it == id,
-    };
-    let mut removed = Removed::default();
-    let ids = BTreeSet::from([id]);
-    let named = archive.remove_named("t", &ids, &removal, &mut removed);
-    named.await.unwrap();
-    removed.runs
+    let number = number(NOON + hour * HOUR, hour);
+    delete_run(archive, RunId::of(number, "killed")).await
 }
 
 #[tokio::test]

@@ -180,7 +180,6 @@ class Header:
             if self.options.get('unbuffered') is True:
                 STDOUT.reconfigure(line_buffering=True)
 
-
     def begin_next(self):
         """Makes ready for a program that is not the first of its session."""
         # Tracebacks may show functions of programs before it, which have the same name of file.
